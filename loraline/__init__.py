@@ -1,0 +1,1 @@
+"""One line from data to a served LoRA adapter."""

@@ -1,0 +1,88 @@
+"""What an adapter was trained and measured with, and so must be served with."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from loraline.errors import UserError
+
+FILE = "contract.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Contract(BaseModel):
+    """Travels with the adapter; evaluation, gate, manifest and server all read it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    """Base model: hub ID or folder."""
+
+    base_revision: str
+    """Commit on the hub, or `sha256:` and the digest of a folder's config and weights."""
+
+    modality: Literal["text", "vision"]
+    architecture: str
+    """The base's class, as in its config.json."""
+
+    prompt: str
+    """Template of the user turn; `{question}` is replaced by the row's question."""
+
+    chat_template: str
+    """Jinja template that made the tokens."""
+
+    min_pixels: int | None
+    max_pixels: int | None
+    """Limits of an image in pixels after resizing; null for text."""
+
+    max_length: int
+    """Longest training row in tokens, answer included."""
+
+    max_new_tokens: int
+    """Longest answer in tokens."""
+
+    dtype: Literal["bfloat16", "float16", "float32"]
+    """Precision of the base in evaluation and serving."""
+
+    r: int
+    lora_alpha: int
+    target_modules: tuple[str, ...]
+    """Names of the adapted modules, without their path."""
+
+    trains_vision: bool
+    """Whether the adapter holds weights for the vision tower or its merger."""
+
+    adapter_sha256: str
+    """Digest of the adapter's safetensors file."""
+
+
+def write(contract: Contract, adapter: Path) -> None:
+    """Put the contract beside the adapter's weights."""
+    (adapter / FILE).write_text(contract.model_dump_json(indent=2) + "\n")
+
+
+def read(adapter: Path) -> Contract:
+    """Read the contract of an adapter folder and hold the weights against its digest."""
+    try:
+        contract = Contract.model_validate_json((adapter / FILE).read_text())
+        found = sha256(adapter / WEIGHTS)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{adapter} is not an adapter of this line: {error.filename} is missing"
+        ) from error
+    except ValidationError as error:
+        raise UserError(f"{adapter / FILE} is not a contract of this version: {error}") from error
+    if found != contract.adapter_sha256:
+        raise UserError(
+            f"{adapter / WEIGHTS} has digest {found}, its contract says {contract.adapter_sha256}"
+        )
+    return contract
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

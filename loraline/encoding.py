@@ -1,0 +1,156 @@
+"""From rows to tokens: the one place where prompts become what the model sees.
+
+Training, evaluation and the registered model all encode here, with the contract's chat template
+and pixel limits, so what was trained is what is measured.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.errors import UserError
+from loraline.models import DEFAULT_CHAT_TEMPLATE
+from loraline.records import Record
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraline.contract import Contract
+    from loraline.models import Base
+
+IGNORED = -100
+"""Label of tokens that are not predicted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded row: token IDs of the prompt and of the answer with its end token."""
+
+    prompt: list[int]
+    answer: list[int]
+    vision: dict[str, Tensor] = field(default_factory=dict)
+    """pixel_values of shape (patches, features) and image_grid_thw of shape (images, 3)."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+class Encoder:
+    """Tokenizer or processor of one base, with the chat template and pixel limits to use."""
+
+    def __init__(
+        self,
+        base: Path,
+        modality: str,
+        *,
+        chat_template: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        from transformers import AutoProcessor, AutoTokenizer
+
+        self.processor: Any = None
+        if modality == "vision":
+            self.processor = AutoProcessor.from_pretrained(base)
+            size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+            self.processor.image_processor.size = size
+            self.tokenizer = self.processor.tokenizer
+        else:
+            self.tokenizer = AutoTokenizer.from_pretrained(base)
+        own = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        self.chat_template: str = chat_template or own or DEFAULT_CHAT_TEMPLATE
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer of {base} has no end-of-sequence token")
+        self.end: int = self.tokenizer.eos_token_id
+        pad = self.tokenizer.pad_token_id
+        self.pad: int = self.end if pad is None else pad
+
+    @classmethod
+    def of(cls, contract: Contract, base: Base) -> Encoder:
+        """The encoder that an adapter's contract asks for."""
+        return cls(
+            base.path,
+            contract.modality,
+            chat_template=contract.chat_template,
+            min_pixels=contract.min_pixels,
+            max_pixels=contract.max_pixels,
+        )
+
+    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, chat_template=self.chat_template, tokenize=False, **options
+            )
+        )
+
+    def encode(self, record: Record) -> Row:
+        """Tokens of a row; the prompt and the answer are tokenised apart, as the server does it.
+
+        Raises UserError when the chat template does not render the answer after the prompt and
+        end it with the end-of-sequence token.
+        """
+        messages = record.prompt()
+        prompt = self._render(messages, add_generation_prompt=True)
+        whole = self._render([*messages, {"role": "assistant", "content": record.answer}])
+        tail = whole.removeprefix(prompt)
+        answer = self.tokenizer(tail, add_special_tokens=False).input_ids
+        if tail == whole or self.end not in answer:
+            raise UserError(
+                "the chat template must render the answer right after the prompt and end it with "
+                f"{self.tokenizer.eos_token}; it rendered {whole!r}"
+            )
+        answer = answer[: answer.index(self.end) + 1]
+        if not record.images:
+            return Row(self.tokenizer(prompt, add_special_tokens=False).input_ids, answer)
+        from PIL import Image
+
+        images = [Image.open(io.BytesIO(image)).convert("RGB") for image in record.images]
+        # The call of the server: special tokens are already in the text.
+        encoded = self.processor(
+            text=[prompt], images=images, add_special_tokens=False, return_tensors="pt"
+        )
+        vision = {key: encoded[key] for key in ("pixel_values", "image_grid_thw")}
+        return Row(encoded["input_ids"][0].tolist(), answer, vision)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def collate(self, rows: Sequence[Row], *, answers: bool, side: str) -> dict[str, Tensor]:
+        """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
+
+        `answers` appends the answers and gives labels; `side` is where the padding goes.
+        """
+        import torch
+
+        sequences = [row.prompt + row.answer if answers else row.prompt for row in rows]
+        labels = [[IGNORED] * len(row.prompt) + row.answer for row in rows] if answers else []
+        width = max(map(len, sequences))
+
+        def pad(lists: list[list[int]], value: int) -> Tensor:
+            filler = ([value] * (width - len(entries)) for entries in lists)
+            return torch.tensor(
+                [
+                    fill + entries if side == "left" else entries + fill
+                    for entries, fill in zip(lists, filler, strict=True)
+                ]
+            )
+
+        batch = {
+            "input_ids": pad(sequences, self.pad),
+            "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0),
+        }
+        if answers:
+            batch["labels"] = pad(labels, IGNORED)
+        if self.processor is not None:
+            # Marks image tokens; the model derives its three-axis positions from it.
+            image = self.processor.image_token_id
+            batch["mm_token_type_ids"] = (batch["input_ids"] == image).to(torch.int)
+            for key in ("pixel_values", "image_grid_thw"):
+                found = [row.vision[key] for row in rows if row.vision]
+                if found:
+                    batch[key] = torch.cat(found)
+        return batch

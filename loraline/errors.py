@@ -1,0 +1,16 @@
+"""The two failures that a user can act on; everything else is a bug and keeps its traceback."""
+
+
+class UserError(Exception):
+    """The user's mistake: one sentence with the bad value and the accepted ones."""
+
+    exit_code = 2
+
+
+class TryAgain(Exception):
+    """Nothing is wrong with the request, but it cannot be done now: preempted, a service away.
+
+    75 is EX_TEMPFAIL of sysexits.h; the workflow retries a step that ends with it.
+    """
+
+    exit_code = 75

@@ -1,0 +1,79 @@
+"""What every step's command line has in common: two options and the documented exit codes."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from loraline import tracking
+from loraline.errors import TryAgain, UserError
+
+
+class StepCommand(click.Command):
+    """A step: ends a user's mistake in one sentence and exit code 2, a passing trouble in 75."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(
+                ["--out-dir"],
+                type=click.Path(file_okay=False, path_type=Path),
+                default=Path("outputs"),
+                show_default=True,
+                help="Folder for the output files: run-id, and what else the step hands over.",
+            ),
+            click.Option(
+                ["--force"],
+                is_flag=True,
+                help="Do the work again even if a finished run with the same inputs exists.",
+            ),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        def stop(signum: int, frame: FrameType | None) -> None:
+            raise TryAgain(f"stopped by {signal.Signals(signum).name}; start it again")
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            return super().invoke(ctx)
+        except (UserError, TryAgain) as error:
+            end(ctx, str(error), error.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = f" at {error.filename}" if error.filename else ""
+            end(ctx, f"the disk is full{place}; free some space and run it again", 75)
+        except Exception as error:
+            if not tracking.is_outage(error):
+                raise
+            end(ctx, f"lost {tracking.uri()}: {first_line(error)}; run it again", 75)
+
+
+def end(ctx: click.Context, sentence: str, exit_code: int) -> None:
+    click.echo(f"{ctx.command.name}: {sentence}", err=True)
+    ctx.exit(exit_code)
+
+
+def first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def step(function: Callable[..., None]) -> StepCommand:
+    """Make a step out of a function; its docstring is the help, its options come from click."""
+    command = click.command(cls=StepCommand)(function)
+    assert isinstance(command, StepCommand)
+    return command
+
+
+def not_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Callback for optional flags: an empty string means "not given".
+
+    A workflow cannot leave an argument out, only pass its parameter's empty default.
+    """
+    return value or None

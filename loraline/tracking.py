@@ -1,0 +1,298 @@
+"""MLflow as the data plane: runs that know their step, their upstream run and their inputs.
+
+Lineage is a linked list. Each run names the run before it in the tag `loraline.upstream`, and a
+step's inputs and settings make a fingerprint, so that finished work is found instead of repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from loraline.errors import TryAgain, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from loraline.profiles import Profile
+
+STEP = "loraline.step"
+UPSTREAM = "loraline.upstream"
+PIPELINE = "loraline.pipeline"
+FINGERPRINT = "loraline.fingerprint"
+WORKFLOW_NAME = "loraline.workflow.name"
+WORKFLOW_UID = "loraline.workflow.uid"
+IMAGE = "loraline.image"
+GIT_SHA = "loraline.git_sha"
+PROFILE = "loraline.profile"
+MODEL_ID = "loraline.model_id"
+RESULT = "loraline.gate.result"
+REASON = "loraline.gate.reason"
+MODEL_NAME = "loraline.registered_model"
+MODEL_VERSION = "loraline.registered_version"
+
+ADAPTER = Path("artifacts", "adapter")
+"""Where a logged model keeps the adapter's files."""
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for the tracking server's port before the step ends with "try again"."""
+
+
+def uri() -> str:
+    """The tracking URI that this process uses, without credentials."""
+    from loraline.settings import Settings
+
+    parts = urlsplit(Settings().store_uri())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def connect() -> MlflowClient:
+    """Open the store and select the experiment.
+
+    Raises TryAgain when the server does not answer and UserError when the URI cannot be used.
+    """
+    from loraline.settings import Settings
+
+    settings = Settings()
+    # MLflow's own defaults retry for many minutes, which hides an absent server from its user.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    expect_answer(settings.store_uri())
+
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    # Creating a store's tables is not news to the step's user.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    mlflow.set_tracking_uri(settings.store_uri())
+    client = mlflow.MlflowClient()
+    try:
+        experiment = client.get_experiment_by_name(settings.experiment)
+        if experiment is None:
+            # A SQL store would otherwise freeze "./mlruns" of whoever came first.
+            artifacts = artifact_location(settings.store_uri())
+            client.create_experiment(settings.experiment, artifact_location=artifacts)
+        mlflow.set_experiment(settings.experiment)
+    except MlflowException as error:
+        if is_outage(error):
+            raise TryAgain(f"MLflow at {uri()} does not answer: {error}") from error
+        raise UserError(f"MLflow at {uri()} cannot be used: {error}") from error
+    except Exception as error:
+        if not type(error).__module__.startswith("sqlalchemy"):
+            raise
+        raise UserError(f"the MLflow store {uri()} cannot be opened: {error}") from error
+    return client
+
+
+def expect_answer(store_uri: str) -> None:
+    """Fail at once, in one sentence, when nobody listens at the tracking server's address."""
+    parts = urlsplit(store_uri)
+    if parts.scheme == "sqlite":
+        Path(parts.path[1:] if parts.path.startswith("//") else parts.path).parent.mkdir(
+            parents=True, exist_ok=True
+        )
+        return
+    if parts.scheme not in ("http", "https"):
+        if "+" in parts.scheme or parts.scheme in ("postgresql", "mysql", "mssql"):
+            return
+        raise UserError(
+            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: use http(s)://, sqlite:/// or another "
+            "SQL store (file stores are closed by MLflow 3)"
+        )
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise TryAgain(
+            f"MLflow at {uri()} does not answer ({error.strerror or error}); "
+            "start it or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def artifact_location(store_uri: str) -> str | None:
+    """Absolute artifact folder for a local store; a server decides for itself."""
+    from loraline.settings import local_store
+
+    if not store_uri.startswith("sqlite"):
+        return None
+    return (local_store() / "artifacts").as_uri()
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an exception means that the tracking server or its store went away."""
+    cause: BaseException | None = error
+    while cause is not None:
+        name = f"{type(cause).__module__}.{type(cause).__name__}"
+        if name.startswith(("requests.exceptions.Connection", "requests.exceptions.Timeout")):
+            return True
+        if name.startswith(("urllib3.exceptions", "botocore.exceptions.EndpointConnection")):
+            return True
+        if name.startswith("mlflow.exceptions") and "Max retries exceeded" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def upstream_run(client: MlflowClient, run_id: str, step: str) -> Run:
+    """The finished run `run_id` of `step`; a UserError says what is wrong with any other."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if is_outage(error):
+            raise
+        raise UserError(f"--run-id {run_id!r} is not a run of MLflow at {uri()}") from error
+    found = run.data.tags.get(STEP)
+    if found != step:
+        raise UserError(
+            f"--run-id {run_id} is a run of {found or 'something else'}, expected one of {step}"
+        )
+    if run.info.status != "FINISHED":
+        raise UserError(
+            f"--run-id {run_id} of {step} is {run.info.status}, expected a FINISHED run"
+        )
+    return run
+
+
+def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
+    """Follow the upstream tags from `run` back to the run of `step`."""
+    while run.data.tags.get(STEP) != step:
+        if UPSTREAM not in run.data.tags:
+            raise UserError(f"run {run.info.run_id} has no upstream run of {step}")
+        run = client.get_run(run.data.tags[UPSTREAM])
+    return run
+
+
+def fingerprint(step_file: str, inputs: Mapping[str, Any]) -> str:
+    """SHA-256 over a step's inputs and settings, its own source and the library's."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    library = Path(__file__).parent
+    for source in [Path(step_file), *sorted(library.glob("*.py"))]:
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()
+
+
+def finished_run(client: MlflowClient, step: str, fingerprint: str) -> Run | None:
+    """The latest finished run of `step` with these inputs, if there is one."""
+    from loraline.settings import Settings
+
+    experiment = client.get_experiment_by_name(Settings().experiment)
+    assert experiment is not None, "connect() creates the experiment"
+    found = client.search_runs(
+        [experiment.experiment_id],
+        f"tags.`{STEP}` = '{step}' and tags.`{FINGERPRINT}` = '{fingerprint}' "
+        "and attributes.status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return found[0] if found else None
+
+
+@contextmanager
+def open_run(
+    step: str,
+    *,
+    name: str,
+    fingerprint: str,
+    upstream: Run | None = None,
+    parent: Run | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Run]:
+    """The MLflow run of one step; an exception marks it FAILED, a signal KILLED.
+
+    `upstream` is the run handed over to the step, `parent` the run it is nested under in the UI.
+    """
+    import mlflow
+
+    from loraline.settings import Settings
+
+    settings = Settings()
+    own = {
+        STEP: step,
+        FINGERPRINT: fingerprint,
+        WORKFLOW_NAME: settings.workflow_name,
+        WORKFLOW_UID: settings.workflow_uid,
+        IMAGE: settings.image,
+        GIT_SHA: settings.git_sha or checkout_sha(),
+    }
+    if upstream is not None:
+        own[UPSTREAM] = upstream.info.run_id
+        own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
+    run = mlflow.start_run(
+        run_name=name,
+        tags={key: value for key, value in (own | dict(tags or {})).items() if value},
+        parent_run_id=parent.info.run_id if parent else None,
+        nested=parent is not None,
+    )
+    if upstream is None:
+        mlflow.set_tag(PIPELINE, settings.workflow_uid or run.info.run_id)
+    try:
+        yield run
+    except (TryAgain, KeyboardInterrupt):
+        mlflow.end_run("KILLED")
+        raise
+    except BaseException:
+        mlflow.end_run("FAILED")
+        raise
+    mlflow.end_run("FINISHED")
+
+
+def checkout_sha() -> str:
+    """Commit of the checkout that the library runs from; empty outside of one."""
+    if shutil.which("git") is None:
+        return ""
+    answer = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+    )
+    return answer.stdout.strip()
+
+
+@contextmanager
+def artifacts(client: MlflowClient, run_id: str, path: str) -> Iterator[Path]:
+    """A run's artifact folder as local files, gone after use."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(client.download_artifacts(run_id, path, folder))
+
+
+@contextmanager
+def adapter(train_run: Run) -> Iterator[Path]:
+    """The adapter folder of a training run's logged model, gone after use."""
+    import mlflow
+
+    model = f"models:/{train_run.data.tags[MODEL_ID]}"
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(mlflow.artifacts.download_artifacts(model, dst_path=folder)) / ADAPTER
+
+
+def profile(client: MlflowClient, train_run: Run) -> Profile:
+    """The resolved profile that a training run was made with."""
+    from loraline.profiles import Profile
+
+    with artifacts(client, train_run.info.run_id, "profile.json") as file:
+        return Profile.model_validate_json(file.read_text())
+
+
+def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:
+    """Write a step's outputs, one file each, the run ID last: the step's final act."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, value in [*outputs.items(), ("run-id", run_id)]:
+        part = out_dir / f".{name}.part"
+        part.write_text(value)
+        part.replace(out_dir / name)
