@@ -21,6 +21,9 @@ class Settings(BaseSettings):
     )
     """MLflow experiment that all runs of the line go to."""
 
+    s3_endpoint: str = Field("", validation_alias=AliasChoices("MLFLOW_S3_ENDPOINT_URL"))
+    """S3-compatible endpoint of MLflow's artifacts; empty means AWS, or none at all."""
+
     workflow_name: str = ""
     """Name of the Argo workflow or of the local run."""
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -54,8 +55,7 @@ def uri() -> str:
     """The tracking URI that this process uses, without credentials."""
     from loraline.settings import Settings
 
-    parts = urlsplit(Settings().store_uri())
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return re.sub(r"//[^/@]*@", "//", Settings().store_uri())
 
 
 def connect() -> MlflowClient:
@@ -79,22 +79,20 @@ def connect() -> MlflowClient:
     # Creating a store's tables is not news to the step's user.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(settings.store_uri())
-    client = mlflow.MlflowClient()
     try:
-        experiment = client.get_experiment_by_name(settings.experiment)
-        if experiment is None:
+        client = mlflow.MlflowClient()
+        if client.get_experiment_by_name(settings.experiment) is None:
             # A SQL store would otherwise freeze "./mlruns" of whoever came first.
             artifacts = artifact_location(settings.store_uri())
             client.create_experiment(settings.experiment, artifact_location=artifacts)
         mlflow.set_experiment(settings.experiment)
-    except MlflowException as error:
-        if is_outage(error):
-            raise TryAgain(f"MLflow at {uri()} does not answer: {error}") from error
-        raise UserError(f"MLflow at {uri()} cannot be used: {error}") from error
     except Exception as error:
-        if not type(error).__module__.startswith("sqlalchemy"):
-            raise
-        raise UserError(f"the MLflow store {uri()} cannot be opened: {error}") from error
+        reason = str(error).splitlines()[0]
+        if is_outage(error):
+            raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
+        if isinstance(error, MlflowException) or type(error).__module__.startswith("sqlalchemy"):
+            raise UserError(f"MLflow at {uri()} cannot be used: {reason}") from error
+        raise
     return client
 
 
@@ -102,12 +100,14 @@ def expect_answer(store_uri: str) -> None:
     """Fail at once, in one sentence, when nobody listens at the tracking server's address."""
     parts = urlsplit(store_uri)
     if parts.scheme == "sqlite":
-        Path(parts.path[1:] if parts.path.startswith("//") else parts.path).parent.mkdir(
-            parents=True, exist_ok=True
-        )
+        folder = Path(store_uri.removeprefix("sqlite:///")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"no MLflow store can be made in {folder}: {error.strerror}") from error
         return
     if parts.scheme not in ("http", "https"):
-        if "+" in parts.scheme or parts.scheme in ("postgresql", "mysql", "mssql"):
+        if parts.scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
             return
         raise UserError(
             f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: use http(s)://, sqlite:/// or another "
@@ -134,14 +134,17 @@ def artifact_location(store_uri: str) -> str | None:
 
 def is_outage(error: BaseException) -> bool:
     """Whether an exception means that the tracking server or its store went away."""
+    signs = (
+        "requests.exceptions.Connection",
+        "requests.exceptions.Timeout",
+        "urllib3.exceptions",
+        "botocore.exceptions.EndpointConnection",
+        "psycopg2.OperationalError",
+    )
     cause: BaseException | None = error
     while cause is not None:
         name = f"{type(cause).__module__}.{type(cause).__name__}"
-        if name.startswith(("requests.exceptions.Connection", "requests.exceptions.Timeout")):
-            return True
-        if name.startswith(("urllib3.exceptions", "botocore.exceptions.EndpointConnection")):
-            return True
-        if name.startswith("mlflow.exceptions") and "Max retries exceeded" in str(cause):
+        if name.startswith(signs) or "Max retries exceeded" in str(cause):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

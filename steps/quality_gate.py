@@ -1,13 +1,15 @@
 """Hold a candidate's numbers against its profile's limits; register it if it keeps them all.
 
 Reads: the metrics of the evaluate run, the limits of the training run's profile.
-Writes: `verdict.json`; for a candidate that passed, a registered version with alias `candidate`.
+Writes: `verdict.json`; for a candidate that passed, a registered version with alias `candidate`;
+`scorecard.json` in the output folder, for the table at the end of a local run.
 
     python steps/quality_gate.py --run-id "$(cat outputs/run-id)"
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -58,8 +60,10 @@ def quality_gate(run_id: str, out_dir: Path, force: bool) -> None:
     )
     done = None if force else tracking.finished_run(client, "quality_gate", fingerprint)
     if done and still_holds(client, done):
-        click.echo(f"verdict of run {done.info.run_id} (reused): {done.data.tags[tracking.RESULT]}")
-        tracking.hand_over(out_dir, done.info.run_id, result=done.data.tags[tracking.RESULT])
+        result = done.data.tags[tracking.RESULT]
+        click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
+        write_scorecard(out_dir, eval_run, done)
+        tracking.hand_over(out_dir, done.info.run_id, result=result)
         return
 
     verdicts = judge(eval_run.data.metrics, limits)
@@ -79,6 +83,7 @@ def quality_gate(run_id: str, out_dir: Path, force: bool) -> None:
         mark = "passed" if verdict.passed else "FAILED"
         click.echo(f"{verdict.metric}: {value}, limit {verdict.limit}: {mark}")
     click.echo(f"verdict: {result}")
+    write_scorecard(out_dir, eval_run, client.get_run(run.info.run_id))
     tracking.hand_over(out_dir, run.info.run_id, result=result)
 
 
@@ -140,6 +145,27 @@ def registered_version(client: MlflowClient, name: str, model_id: str) -> str | 
     versions: Sequence[Any] = client.search_model_versions(f"name = '{name}'")
     source = f"models:/{model_id}"
     return next((str(found.version) for found in versions if found.source == source), None)
+
+
+def write_scorecard(out_dir: Path, eval_run: Run, gate_run: Run) -> None:
+    """Base beside tuned, the verdict, and the version if there is one."""
+    numbers = eval_run.data.metrics
+    tags = gate_run.data.tags
+    scorecard = {
+        "metrics": {
+            name: {model: numbers.get(f"{model}_{name}") for model in ("base", "tuned")}
+            for name in ("bleu", "levenshtein", "exact_match", "perplexity")
+        },
+        "rows": numbers.get("rows"),
+        "result": tags[tracking.RESULT],
+        "reason": tags[tracking.REASON],
+        "model": tags.get(tracking.MODEL_NAME),
+        "version": tags.get(tracking.MODEL_VERSION),
+        "alias": ALIAS,
+        "store": tracking.uri(),
+    }
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / "scorecard.json").write_text(json.dumps(scorecard, indent=2) + "\n")
 
 
 def still_holds(client: MlflowClient, done: Run) -> bool:

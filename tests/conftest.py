@@ -1,0 +1,88 @@
+"""A fresh MLflow store for each test, and steps run as their command lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner, Result
+
+ROOT = Path(__file__).parent.parent
+
+# Set before torch or MLflow is imported: no hub, one thread, and no calls home.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "LORALINE_WORKFLOW_UID"):
+    os.environ.pop(name, None)
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a script by its path; steps and workflows are files to run, not packages."""
+    name = f"{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """Import a step or workflow script by its path from the repository's root."""
+    return lambda path: load_script(ROOT / path)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store with MLflow's tables and nothing else; making the tables takes seconds."""
+    import mlflow
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture
+def workplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> Iterator[Path]:
+    """An empty folder to work in, with the repository's profiles and test data and a store."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    for shared in ("lora_profiles", "test_data"):
+        (tmp_path / shared).symlink_to(ROOT / shared)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns" / "mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    yield tmp_path
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+Step = Callable[..., Result]
+
+
+@pytest.fixture
+def step(workplace: Path) -> Step:
+    """Run a step in this process; an unexpected exception is the test's failure."""
+
+    def run(name: str, *arguments: str | Path) -> Result:
+        command = getattr(load_script(ROOT / "steps" / f"{name}.py"), name)
+        result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run

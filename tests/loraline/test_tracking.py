@@ -1,0 +1,138 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from loraline import tracking
+from loraline.errors import TryAgain, UserError
+
+
+def test_a_run_knows_its_step_its_upstream_and_its_pipeline(workplace: Path) -> None:
+    client = tracking.connect()
+    with tracking.open_run("prepare_data", name="data", fingerprint="a") as first:
+        pass
+    upstream = tracking.upstream_run(client, first.info.run_id, "prepare_data")
+    with tracking.open_run(
+        "train_qlora", name="train", fingerprint="b", upstream=upstream
+    ) as second:
+        pass
+    found = tracking.upstream_run(client, second.info.run_id, "train_qlora")
+    assert found.data.tags[tracking.UPSTREAM] == first.info.run_id
+    assert found.data.tags[tracking.PIPELINE] == first.info.run_id
+    assert tracking.ancestor(client, found, "prepare_data").info.run_id == first.info.run_id
+
+
+def test_the_workflow_identity_comes_from_the_environment(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORALINE_WORKFLOW_NAME", "loraline-x7")
+    monkeypatch.setenv("LORALINE_WORKFLOW_UID", "uid-1")
+    monkeypatch.setenv("LORALINE_IMAGE", "localhost/loraline:dev")
+    monkeypatch.setenv("LORALINE_GIT_SHA", "abc")
+    client = tracking.connect()
+    with tracking.open_run("prepare_data", name="data", fingerprint="a") as run:
+        pass
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags[tracking.WORKFLOW_NAME] == "loraline-x7"
+    assert tags[tracking.WORKFLOW_UID] == tags[tracking.PIPELINE] == "uid-1"
+    assert tags[tracking.IMAGE] == "localhost/loraline:dev"
+    assert tags[tracking.GIT_SHA] == "abc"
+
+
+def test_an_unknown_run_id_is_refused(workplace: Path) -> None:
+    with pytest.raises(UserError, match=r"--run-id 'nonsense' is not a run of MLflow at sqlite"):
+        tracking.upstream_run(tracking.connect(), "nonsense", "prepare_data")
+
+
+def test_a_run_of_another_step_is_refused(workplace: Path) -> None:
+    client = tracking.connect()
+    with tracking.open_run("prepare_data", name="data", fingerprint="a") as run:
+        pass
+    with pytest.raises(UserError, match="is a run of prepare_data, expected one of evaluate"):
+        tracking.upstream_run(client, run.info.run_id, "evaluate")
+
+
+def test_a_failed_run_is_neither_handed_over_nor_reused(workplace: Path) -> None:
+    client = tracking.connect()
+    with (
+        pytest.raises(ZeroDivisionError),
+        tracking.open_run("prepare_data", name="data", fingerprint="a") as run,
+    ):
+        _ = 1 / 0
+    assert tracking.finished_run(client, "prepare_data", "a") is None
+    with pytest.raises(UserError, match="is FAILED, expected a FINISHED run"):
+        tracking.upstream_run(client, run.info.run_id, "prepare_data")
+
+
+def test_a_stopped_run_is_killed_rather_than_failed(workplace: Path) -> None:
+    client = tracking.connect()
+    with (
+        pytest.raises(TryAgain),
+        tracking.open_run("prepare_data", name="data", fingerprint="a") as run,
+    ):
+        raise TryAgain("preempted")
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+def test_the_latest_finished_run_with_the_same_inputs_is_found(workplace: Path) -> None:
+    client = tracking.connect()
+    for _ in range(2):
+        with tracking.open_run("evaluate", name="e", fingerprint="same") as run:
+            pass
+    found = tracking.finished_run(client, "evaluate", "same")
+    assert found is not None and found.info.run_id == run.info.run_id
+    assert tracking.finished_run(client, "evaluate", "other") is None
+    assert tracking.finished_run(client, "quality_gate", "same") is None
+
+
+def test_a_fingerprint_follows_inputs_and_source(tmp_path: Path) -> None:
+    source = tmp_path / "step.py"
+    source.write_text("one")
+    first = tracking.fingerprint(str(source), {"a": 1, "b": 2})
+    assert first == tracking.fingerprint(str(source), {"b": 2, "a": 1})
+    assert first != tracking.fingerprint(str(source), {"a": 1, "b": 3})
+    source.write_text("two")
+    assert first != tracking.fingerprint(str(source), {"a": 1, "b": 2})
+
+
+def test_artifacts_have_an_absolute_place(workplace: Path) -> None:
+    client = tracking.connect()
+    experiment = client.get_experiment_by_name("vllm-lora-training")
+    assert experiment is not None
+    assert experiment.artifact_location == (workplace / "mlruns" / "artifacts").as_uri()
+
+
+def test_an_absent_server_is_try_again_within_seconds(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    with pytest.raises(TryAgain, match="does not answer") as refusal:
+        tracking.connect()
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/x", "ftp://x"])
+def test_a_store_of_an_unknown_kind_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="is not accepted"):
+        tracking.connect()
+
+
+def test_a_file_that_is_no_database_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "broken.db").write_text("not a database, but long enough to be read as one" * 99)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace}/broken.db")
+    with pytest.raises(UserError, match=r"broken\.db"):
+        tracking.connect()
+
+
+def test_the_run_id_is_written_last_and_whole(tmp_path: Path) -> None:
+    tracking.hand_over(tmp_path / "out", "r1", result="passed")
+    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert files == {"run-id": "r1", "result": "passed"}
