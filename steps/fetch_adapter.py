@@ -56,13 +56,14 @@ def fetch(model: str, digest: str, out_dir: Path) -> None:
 
 
 def download(model: str, folder: Path) -> Path:
+    name, _, version = model.removeprefix("models:/").rpartition("/")
+    if not model.startswith("models:/") or not name or not version.isdecimal():
+        raise UserError(f"--model {model!r} is not of the form models:/NAME/VERSION")
+    import mlflow
     from mlflow.exceptions import MlflowException
 
     from loraline import tracking
 
-    name, _, version = model.removeprefix("models:/").rpartition("/")
-    if not model.startswith("models:/") or not name or not version.isdecimal():
-        raise UserError(f"--model {model!r} is not of the form models:/NAME/VERSION")
     client = tracking.connect()
     try:
         client.get_model_version(name, version)
@@ -72,8 +73,6 @@ def download(model: str, folder: Path) -> Path:
         raise UserError(
             f"--model {model!r} is not a registered version of MLflow at {tracking.uri()}"
         ) from error
-    import mlflow
-
     try:
         found = mlflow.artifacts.download_artifacts(f"{model}/artifacts/adapter", dst_path=folder)
     except (MlflowException, FileNotFoundError) as error:

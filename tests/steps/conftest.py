@@ -1,0 +1,96 @@
+"""A trained and measured candidate without the training: real runs, real logged model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOOD = {
+    "base_bleu": 10.0,
+    "tuned_bleu": 70.0,
+    "base_levenshtein": 0.8,
+    "tuned_levenshtein": 0.1,
+    "base_exact_match": 0.0,
+    "tuned_exact_match": 0.5,
+    "base_perplexity": 40.0,
+    "tuned_perplexity": 1.5,
+    "tuned_eval_loss": 0.405,
+    "rows": 20.0,
+}
+
+Candidate = Callable[..., str]
+
+
+def make_adapter(folder: Path, *, rank: int = 8) -> Path:
+    """An adapter folder as train_qlora leaves it, with small weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from loraline import contract
+
+    folder.mkdir(parents=True)
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {
+            f"{prefix}.lora_A.weight": torch.ones(rank, 16),
+            f"{prefix}.lora_B.weight": torch.ones(16, rank),
+        },
+        folder / contract.WEIGHTS,
+    )
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    contract.write(
+        contract.Contract(
+            base="test_data/text/base",
+            base_revision="sha256:" + "0" * 64,
+            modality="text",
+            architecture="MistralForCausalLM",
+            prompt="{question}",
+            chat_template="{{ messages }}",
+            min_pixels=None,
+            max_pixels=None,
+            max_length=40,
+            max_new_tokens=32,
+            dtype="float32",
+            r=rank,
+            lora_alpha=16,
+            target_modules=("q_proj",),
+            trains_vision=False,
+            adapter_sha256=contract.sha256(folder / contract.WEIGHTS),
+        ),
+        folder,
+    )
+    return folder
+
+
+@pytest.fixture
+def candidate(workplace: Path, script) -> Candidate:
+    """Log a training run with its adapter and an evaluate run; return the latter's ID."""
+    import mlflow
+
+    from loraline import contract, profiles, tracking
+
+    def make(profile: str = "standard", name: str = "one", **metrics: float) -> str:
+        train_step = script("steps/train_qlora.py")
+        client = tracking.connect()
+        with tracking.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
+            pass
+        with tracking.open_run(
+            "train_qlora",
+            name=f"lora-{name}",
+            fingerprint=f"t{name}",
+            upstream=client.get_run(data.info.run_id),
+            tags={tracking.PROFILE: profile},
+        ) as train:
+            mlflow.log_dict(profiles.load(profile).model_dump(mode="json"), "profile.json")
+            adapter = make_adapter(workplace / name / "adapter")
+            train_step.log_adapter(adapter, contract.read(adapter), profile)
+        train_run = client.get_run(train.info.run_id)
+        with tracking.open_run(
+            "evaluate", name="evaluate", fingerprint=f"e{name}", upstream=train_run
+        ) as run:
+            mlflow.log_metrics(GOOD | metrics)
+        return str(run.info.run_id)
+
+    return make

@@ -1,0 +1,501 @@
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from loraline import contract as contracts
+from loraline import manifest, models
+from loraline.contract import Contract
+from loraline.encoding import Encoder
+from loraline.errors import UserError
+from loraline.generation import answers
+from loraline.records import from_prompt
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+serve_local = script(ROOT / "workflows/serve_local.py")
+
+PROMPTS = {"text": "Question: {question}", "vision": "Write the formula as LaTeX."}
+QUESTIONS = ["Who are you?", "What is the capital of France?", "Name a colour."]
+ANSWER_TOKENS = 24
+PIXELS = (7056, 12544)
+VISION_TOKENS = {
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(special, **options):
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers import models as tokenizer_models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(QUESTIONS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
+
+
+def build_text_base(folder):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tokenizer = byte_tokenizer(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=1024,
+        sliding_window=None,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def build_vision_base(folder):
+    import transformers
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS.values()]
+    tokenizer = byte_tokenizer(
+        special,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=VISION_TOKENS,
+    )
+    number = tokenizer.convert_tokens_to_ids
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.1,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [4, 6, 6],
+            "mrope_interleaved": True,
+        },
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 2,
+        "patch_size": 14,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 256,
+        "initializer_range": 0.1,
+    }
+    config = transformers.Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=number("<|image_pad|>"),
+        video_token_id=number("<|video_pad|>"),
+        vision_start_token_id=number("<|vision_start|>"),
+        vision_end_token_id=number("<|vision_end|>"),
+    )
+    transformers.Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
+    transformers.Qwen3VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(patch_size=14),
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen3VLVideoProcessor(patch_size=14),
+        chat_template=CHATML,
+    ).save_pretrained(folder)
+
+
+@dataclass
+class Registered:
+    """An adapter in the model registry, and what its base gives with and without it."""
+
+    contract: Contract
+    manifest: Path
+    images: list[bytes | None]
+    tokens: dict[str, list[list[int]]]
+    """Greedy tokens by model name, one list a question."""
+
+    store: str
+
+
+def drawing(width, height):
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    pen.line((2, 2, width - 4, height - 3), fill="black", width=3)
+    pen.ellipse((width // 3, height // 4, width // 2, height // 2), outline="red", width=2)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def register(folder, modality, name):
+    """Make a base and a random adapter, log and register it as the training step does."""
+    import mlflow
+    import peft
+    import torch
+
+    from loraline import tracking
+
+    torch.manual_seed(0)
+    vision = modality == "vision"
+    (build_vision_base if vision else build_text_base)(folder / "base")
+    base = models.locate(str(folder / "base"), None)
+    model = models.load(base, modality, quantize=False, dtype="float32")
+    targets = r".*(language_model|visual).*\.(q_proj|v_proj|down_proj|qkv|linear_fc1)"
+    targets = targets if vision else ["q_proj", "v_proj", "down_proj"]
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    for key, weight in tuned.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapter = folder / "adapter"
+    tuned.save_pretrained(adapter)
+
+    pixels = PIXELS if vision else (None, None)
+    encoder = Encoder(
+        base.path, modality, min_pixels=pixels[0], max_pixels=pixels[1], chat_template=None
+    )
+    contract = Contract(
+        base=str(folder / "base"),
+        base_revision=base.revision,
+        modality=modality,
+        architecture=base.architecture,
+        prompt=PROMPTS[modality],
+        chat_template=encoder.chat_template,
+        min_pixels=pixels[0],
+        max_pixels=pixels[1],
+        max_length=128,
+        max_new_tokens=ANSWER_TOKENS,
+        dtype="float32",
+        r=4,
+        lora_alpha=8,
+        target_modules=("down_proj", "q_proj", "v_proj"),
+        trains_vision=vision,
+        adapter_sha256=contracts.sha256(adapter / contracts.WEIGHTS),
+    )
+    contracts.write(contract, adapter)
+
+    sizes = [(28, 28), (300, 200), (168, 28)]
+    images = [drawing(*size) for size in sizes] if vision else [None] * len(QUESTIONS)
+    rows = [
+        encoder.encode(from_prompt(contract.prompt, question, "an answer", image))
+        for question, image in zip(QUESTIONS, images, strict=True)
+    ]
+
+    def greedy(model):
+        found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, text: None)
+        return [answer.tokens for answer in found]
+
+    tuned.eval()
+    tokens = {name: greedy(tuned)}
+    with tuned.disable_adapter():
+        tokens["base"] = greedy(tuned)
+
+    tracking.connect()
+    code = folder / "model.py"
+    code.write_text(
+        "import mlflow\n\n\nclass Adapter(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input):\n        return []\n\n\n"
+        "mlflow.models.set_model(Adapter())\n"
+    )
+    logged = mlflow.pyfunc.log_model(
+        name="adapter",
+        python_model=str(code),
+        artifacts={"adapter": str(adapter)},
+        pip_requirements=[],
+        registered_model_name=name,
+    )
+    version = logged.registered_model_version
+    objects = manifest.render(contract, model_name=name, version=version, image="loraline:test")
+    (folder / "vllm.yaml").write_text(manifest.to_yaml(objects))
+    return Registered(
+        contract, folder / "vllm.yaml", images, tokens, os.environ["MLFLOW_TRACKING_URI"]
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("store")
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def text(store, tmp_path_factory):
+    return register(tmp_path_factory.mktemp("text"), "text", "tiny-text")
+
+
+@pytest.fixture(scope="module")
+def vision(store, tmp_path_factory):
+    return register(tmp_path_factory.mktemp("vision"), "vision", "tiny-vision")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(url, model, registered, row):
+    """Greedy tokens of one of the registered adapter's rows, without the end token."""
+    content = registered.contract.prompt.replace("{question}", QUESTIONS[row])
+    image = registered.images[row]
+    if image is not None:
+        data = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+        picture = {"type": "image_url", "image_url": {"url": data}}
+        content = [picture, {"type": "text", "text": content}]
+    choice = post(url, model, content)["choices"][0]
+    tokens = choice["token_ids"]
+    return tokens[:-1] if choice["finish_reason"] == "stop" else tokens
+
+
+def post(url, model, content):
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": ANSWER_TOKENS,
+        "return_token_ids": True,
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def assert_serves_what_was_measured(url, registered):
+    """Base and adapter, asked one by one and all at once, give their own tokens."""
+    measured = registered.tokens
+    adapter = next(name for name in measured if name != "base")
+    assert measured[adapter] != measured["base"]
+    wanted = [(name, row) for row in range(len(QUESTIONS)) for name in measured]
+    for name, row in wanted:
+        assert ask(url, name, registered, row) == measured[name][row], (name, row)
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        found = pool.map(lambda each: ask(url, each[0], registered, each[1]), wanted)
+        assert list(found) == [measured[name][row] for name, row in wanted]
+
+
+def processes_with(text):
+    """Processes whose command line or environment holds `text`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (folder / "environ").read_bytes() and folder.name != str(
+                os.getpid()
+            ):
+                found.append(folder.name)
+        except OSError:
+            continue
+    return found
+
+
+def test_text_adapter_is_served_as_measured_until_sigterm(text):
+    port = free_port()
+    command = [sys.executable, ROOT / "workflows/serve_local.py", text.manifest, "--port", port]
+    mark = f"serve-local-test-{port}"
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        env={**os.environ, "LORALINE_WORKFLOW_NAME": mark},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        curl = next((line for line in process.stdout if line.startswith("curl ")), None)
+        assert curl, "the server did not start"
+        assert_serves_what_was_measured(f"http://127.0.0.1:{port}", text)
+        answer = subprocess.run(shlex.split(curl), capture_output=True, check=True)
+        assert json.loads(answer.stdout)["model"] == "tiny-text"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert rest.endswith("stopped\n")
+    assert processes_with(mark) == []
+
+
+def test_vision_adapter_is_served_as_measured_and_fetches_no_images(vision, tmp_path):
+    image = tmp_path / "drawing.png"
+    image.write_bytes(vision.images[0])
+    with serve_local.start(vision.manifest, free_port(), tmp_path / "serve") as server:
+        assert (server.base, server.adapter) == ("base", "tiny-vision")
+        assert_serves_what_was_measured(server.url, vision)
+        body = serve_local.request(server, "", image)
+        found = post(server.url, body["model"], body["messages"][0]["content"])
+        tokens = found["choices"][0]["token_ids"]
+        assert tokens[: len(vision.tokens["tiny-vision"][0])] == vision.tokens["tiny-vision"][0]
+        remote = [{"type": "image_url", "image_url": {"url": f"{server.url}/metrics"}}]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(server.url, "tiny-vision", remote)
+        assert refused.value.code == 400
+
+
+def test_taken_port_is_named(text):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(UserError, match=f"port {port} .* choose another with --port"),
+            serve_local.start(text.manifest, port),
+        ):
+            pass
+
+
+def test_file_that_is_no_manifest_is_refused(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("kind: Pod\n")
+    with (
+        pytest.raises(UserError, match=r"other\.yaml is not a manifest of deploy_vllm"),
+        serve_local.start(other, free_port()),
+    ):
+        pass
+
+
+def edited(registered, folder, old, new):
+    copy = folder / "edited.yaml"
+    copy.write_text(registered.manifest.read_text().replace(old, new))
+    return copy
+
+
+def test_missing_base_folder_is_named_before_anything_starts(text, tmp_path):
+    copy = edited(text, tmp_path, f"- {text.contract.base}\n", "- /no/such/base\n")
+    with (
+        pytest.raises(UserError, match="base model folder '/no/such/base' of .* does not exist"),
+        serve_local.start(copy, free_port()),
+    ):
+        pass
+
+
+def test_server_that_dies_at_the_start_leaves_its_cause_in_one_sentence(text, tmp_path):
+    copy = edited(text, tmp_path, "- '8'\n", "- '4'\n")
+    started = time.monotonic()
+    with (
+        pytest.raises(UserError) as error,
+        serve_local.start(copy, free_port(), tmp_path / "serve"),
+    ):
+        pass
+    assert time.monotonic() - started < 60
+    assert "argument --max-lora-rank: invalid choice: 4" in str(error.value)
+    assert str(tmp_path / "serve/vllm.log") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_adapter_with_another_digest_is_not_served(text, tmp_path):
+    wrong = hashlib.sha256(b"another").hexdigest()
+    copy = edited(text, tmp_path, text.contract.adapter_sha256, wrong)
+    with (
+        pytest.raises(UserError) as error,
+        serve_local.start(copy, free_port(), tmp_path / "serve"),
+    ):
+        pass
+    assert f"has digest {text.contract.adapter_sha256}, expected {wrong}" in str(error.value)
+    assert not list((tmp_path / "serve/adapters").glob("*/*"))
+
+
+def fetch(model, digest, out_dir):
+    command = [sys.executable, ROOT / "steps/fetch_adapter.py", "--model", model]
+    command += ["--sha256", digest, "--out-dir", out_dir]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def test_fetched_adapter_is_whole_and_replaces_another(text, tmp_path):
+    out_dir = tmp_path / "v1"
+    out_dir.mkdir()
+    (out_dir / "leftover.txt").write_text("of another adapter")
+    ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, out_dir)
+    assert ended.returncode == 0, ended.stderr
+    assert contracts.read(out_dir) == text.contract
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+    assert not (out_dir / "leftover.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("tiny-text", "is not of the form models:/NAME/VERSION"),
+        ("models:/tiny-text@champion", "is not of the form models:/NAME/VERSION"),
+        ("models:/tiny-text/99", "is not a registered version"),
+        ("models:/nobody/1", "is not a registered version"),
+    ],
+)
+def test_version_that_does_not_exist_is_a_mistake_of_the_user(text, tmp_path, model, sentence):
+    ended = fetch(model, text.contract.adapter_sha256, tmp_path / "v1")
+    assert ended.returncode == 2
+    assert re.search(sentence, ended.stderr)
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "v1").exists()
+
+
+def test_weights_that_could_run_code_are_refused(text, tmp_path):
+    fetch_adapter = script(ROOT / "steps/fetch_adapter.py")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(text.manifest.parent / "adapter", adapter)
+    (adapter / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds adapter_model\.bin; an adapter is made of"):
+        fetch_adapter.check(adapter, "models:/tiny-text/1", text.contract.adapter_sha256)
+
+
+def test_only_the_listed_arguments_change_without_a_gpu():
+    args = ["base", "--max-loras", "1", "--gpu-memory-utilization", "0.90", "--dtype", "float32"]
+    assert serve_local.on_cpu(args) == [
+        *("base", "--max-loras", "2", "--kv-cache-memory-bytes", "1G", "--dtype", "float32")
+    ]
