@@ -220,7 +220,10 @@ def server_args(contract: Contract, name: str, path: str) -> list[str]:
     args += ["--generation-config", "vllm"]
     if vision:
         args += ["--limit-mm-per-prompt", compact({"image": 1, "video": 0})]
-        args += ["--mm-processor-kwargs", compact({"images_kwargs": {"size": image_size(contract)}})]
+        args += [
+            "--mm-processor-kwargs",
+            compact({"images_kwargs": {"size": image_size(contract)}}),
+        ]
         # A domain that cannot exist: images come in the request, the server fetches none.
         args += ["--allowed-media-domains", "data-uri-only.invalid"]
     args += ["--shutdown-timeout", str(SHUTDOWN_SECONDS), "--disable-fastapi-docs"]

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ import click
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "test_data/vision/images"
+LOG = "vllm.log"
 
 
 class OnCpu(NamedTuple):
@@ -69,9 +70,18 @@ class Server:
     folder: Path
     """Holds the adapter, the ConfigMap's files and the log."""
 
+    process: subprocess.Popen[bytes]
+
     @property
     def log(self) -> Path:
-        return self.folder / "vllm.log"
+        return self.folder / LOG
+
+    def death(self) -> str:
+        """One sentence on a server that has ended."""
+        code = self.process.returncode
+        if code < 0:
+            return f"vLLM was ended by {signal.Signals(-code).name} (log: {self.log})"
+        return f"vLLM ended with exit code {code}: {cause(self.log)} (log: {self.log})"
 
 
 @click.command()
@@ -98,12 +108,13 @@ def serve_local(
             example = server.folder / "request.json"
             example.write_text(json.dumps(body))
             click.echo(f"{server.adapter} (and {server.base}) at {server.url}; Ctrl-C stops it.\n")
-            key = "-H \"Authorization: Bearer $VLLM_API_KEY\" " if api_key() else ""
+            key = '-H "Authorization: Bearer $VLLM_API_KEY" ' if api_key() else ""
             click.echo(
                 f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
                 f"{key}-d @{example}\n"
             )
-            signal.pause()
+            server.process.wait()
+            raise UserError(server.death())
     except KeyboardInterrupt:
         click.echo("stopped")
     except (UserError, TryAgain) as error:
@@ -145,13 +156,9 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
         variables |= {name: entry.instead[0] for name, entry in CPU_ENV.items()}
     fetch([local(unescaped(arg), places) for arg in pod["initContainers"][0]["command"]])
 
-    adapter = json.loads(value_of(args, "--lora-modules"))["name"]
-    base = value_of(args, "--served-model-name")
-    server = Server(f"http://127.0.0.1:{port}", base, adapter, contract, folder)
     command = [*executable(), *args, "--host", "127.0.0.1", "--port", str(port)]
-    probe = container["startupProbe"]
-    click.echo(f"Starting vLLM, which takes a minute; its log is {server.log}")
-    with server.log.open("w") as log:
+    click.echo(f"Starting vLLM, which takes a minute; its log is {folder / LOG}")
+    with (folder / LOG).open("w") as log:
         # A session of its own: Ctrl-C reaches this process alone, which stops all of the server's.
         process = subprocess.Popen(
             command,
@@ -161,11 +168,23 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        try:
-            wait_until_ready(server, process, probe["periodSeconds"] * probe["failureThreshold"])
-            yield server
-        finally:
-            stop(process, pod["terminationGracePeriodSeconds"])
+    # Before it is ready nobody waits for an answer, and vLLM does not always heed SIGTERM.
+    grace = 3
+    try:
+        server = Server(
+            url=f"http://127.0.0.1:{port}",
+            base=value_of(args, "--served-model-name"),
+            adapter=json.loads(value_of(args, "--lora-modules"))["name"],
+            contract=contract,
+            folder=folder,
+            process=process,
+        )
+        probe = container["startupProbe"]
+        wait_until_ready(server, probe["periodSeconds"] * probe["failureThreshold"])
+        grace = pod["terminationGracePeriodSeconds"]
+        yield server
+    finally:
+        stop(process, grace)
 
 
 def read(manifest: Path) -> dict[str, Any]:
@@ -261,7 +280,9 @@ def fetch(command: list[str]) -> None:
     )
     if ended.returncode:
         reason = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-        raise UserError(f"the adapter was not fetched: {reason[-1].removeprefix('fetch-adapter: ')}")
+        raise UserError(
+            f"the adapter was not fetched: {reason[-1].removeprefix('fetch-adapter: ')}"
+        )
 
 
 def executable() -> list[str]:
@@ -274,17 +295,14 @@ def executable() -> list[str]:
     return [found, "serve"]
 
 
-def wait_until_ready(server: Server, process: subprocess.Popen[bytes], seconds: float) -> None:
+def wait_until_ready(server: Server, seconds: float) -> None:
     """Return when the adapter is served; raise UserError when the server ended or took too long."""
     from loraline.errors import UserError
 
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise UserError(
-                f"vLLM ended with exit code {process.returncode} at the start: "
-                f"{cause(server.log)} (log: {server.log})"
-            )
+        if server.process.poll() is not None:
+            raise UserError(server.death())
         if answers(server):
             return
         time.sleep(0.3)
@@ -321,14 +339,11 @@ def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     """End the server in good order, and whatever is left of it after `seconds` at once."""
     process.terminate()
     try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 

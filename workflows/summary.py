@@ -1,6 +1,6 @@
 """Print what a local run of the pipeline came to: base beside tuned, the verdict, and where it is.
 
-    python workflows/summary.py outputs/latest
+python workflows/summary.py outputs/latest
 """
 
 from __future__ import annotations

@@ -1,0 +1,31 @@
+# Every step, without a GPU: also training and evaluation of the smoke profiles.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+
+# Where pip's own index has no CPU build of torch, name one that does.
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+WORKDIR /app
+
+# The dependencies alone first: a change to the code leaves this layer as it is.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY loraline/__init__.py loraline/
+RUN pip install --constraint constraints.txt torch==2.13.0 \
+    && pip install --constraint constraints.txt .
+COPY images/cpu_repairs images/cpu_repairs
+RUN pip uninstall --yes torchaudio torchcodec \
+    && pip install --no-deps ./images/cpu_repairs
+
+COPY loraline loraline
+RUN pip install --no-deps --force-reinstall .
+COPY lora_profiles lora_profiles
+COPY steps steps
+COPY test_data test_data
+
+ARG GIT_SHA=""
+# The root file system may be read-only; whoever needs a home has it in /tmp.
+ENV HOME=/tmp PYTHONUNBUFFERED=1 LORALINE_GIT_SHA=${GIT_SHA}
+# The user has a name because Python's getpass wants one, and a number because Kubernetes does.
+RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
+USER 8737

@@ -1,0 +1,27 @@
+# train_qlora and evaluate on NVIDIA GPUs; torch comes with the base, built for its CUDA.
+ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
+FROM ${BASE}
+
+# Some bases mark their Python as the distribution's own; in an image it is ours.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+WORKDIR /app
+
+# The dependencies alone first: a change to the code leaves this layer as it is.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY loraline/__init__.py loraline/
+RUN pip install --constraint constraints.txt .
+
+COPY loraline loraline
+RUN pip install --no-deps --force-reinstall .
+COPY lora_profiles lora_profiles
+COPY steps steps
+COPY test_data test_data
+
+ARG GIT_SHA=""
+# The root file system may be read-only; whoever needs a home has it in /tmp.
+ENV HOME=/tmp PYTHONUNBUFFERED=1 LORALINE_GIT_SHA=${GIT_SHA}
+# The user has a name because Python's getpass wants one, and a number because Kubernetes does.
+RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
+USER 8737

@@ -1,0 +1,536 @@
+"""The local runner does what Argo would do with a workflow, or refuses by name to start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+Object = dict[str, Any]
+
+
+def python(code: str, **fields: Any) -> Object:
+    """A container template that runs Python code; its output is the file `out`."""
+    file = {"path": "/tmp/outputs/out", "default": "nothing"}
+    return {
+        "outputs": {"parameters": [{"name": "out", "valueFrom": file}]},
+        "container": {
+            "image": "unused",
+            "command": ["python", "-c", textwrap.dedent(code)],
+            "args": ["/tmp/outputs"],
+        },
+        **fields,
+    }
+
+
+WRITE = """
+import pathlib, sys
+pathlib.Path(sys.argv[1], "out").write_text({text!r})
+"""
+
+
+def workflow(templates: Object, tasks: list[Object], **spec: Any) -> Object:
+    named = [{"name": name, **template} for name, template in templates.items()]
+    return {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "small-"},
+        "spec": {
+            "entrypoint": "line",
+            "templates": [*named, {"name": "line", "dag": {"tasks": tasks}}],
+            **spec,
+        },
+    }
+
+
+class Ran:
+    """What a finished run left behind."""
+
+    def __init__(self, root: Path, done: subprocess.CompletedProcess[str]) -> None:
+        self.root, self.exit_code = root, done.returncode
+        self.stdout, self.stderr = done.stdout, done.stderr
+
+    @property
+    def status(self) -> Object:
+        return json.loads((self.root / "outputs/latest/status.json").read_text())["status"]
+
+    @property
+    def nodes(self) -> dict[str, Object]:
+        return {node["displayName"]: node for node in self.status["nodes"].values()}
+
+    @property
+    def phases(self) -> dict[str, str]:
+        return {name: node["phase"] for name, node in self.nodes.items()}
+
+    def output(self, name: str) -> str:
+        return self.nodes[name]["outputs"]["parameters"][0]["value"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository of its own, which holds the runner alone."""
+    (tmp_path / "workflows").mkdir()
+    shutil.copy(ROOT / "workflows/run_local.py", tmp_path / "workflows")
+    return tmp_path
+
+
+def command(root: Path, document: Object, *arguments: str) -> list[str]:
+    file = root / "workflows/small.yaml"
+    file.write_text(yaml.safe_dump(document))
+    return [sys.executable, "workflows/run_local.py", "workflows/small.yaml", *arguments]
+
+
+Runner = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(root: Path) -> Runner:
+    def run(document: Object, *arguments: str, **environment: str) -> Ran:
+        done = subprocess.run(
+            command(root, document, *arguments),
+            cwd=root,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+        return Ran(root, done)
+
+    return run
+
+
+def test_tasks_run_after_those_they_depend_on_and_outputs_are_handed_over(run: Runner, root: Path):
+    echo = python(
+        """
+        import pathlib, sys
+        pathlib.Path("order").open("a").write(sys.argv[2])
+        pathlib.Path(sys.argv[1], "out").write_text(sys.argv[2] + "\\n")
+        """,
+        inputs={"parameters": [{"name": "word"}]},
+    )
+    echo["container"]["args"].append("{{inputs.parameters.word}}")
+
+    def task(name: str, word: str, **fields: Any) -> Object:
+        arguments = {"parameters": [{"name": "word", "value": word}]}
+        return {"name": name, "template": "echo", "arguments": arguments, **fields}
+
+    tasks = [
+        task("c", "{{tasks.b.outputs.parameters.out}}c", dependencies=["a", "b"]),
+        task("b", "{{ tasks.a.outputs.parameters.out }}b", depends="a.Succeeded || a.Failed"),
+        task("a", "{{workflow.parameters.word}}"),
+    ]
+    ran = run(
+        workflow({"echo": echo}, tasks, arguments={"parameters": [{"name": "word", "value": "x"}]}),
+        *("-p", "word=y z"),
+    )
+
+    assert ran.exit_code == 0, ran.stderr
+    assert [ran.output(name) for name in "abc"] == ["y z", "y zb", "y zbc"]
+    assert (root / "order").read_text() == "y zy zby zbc"
+
+
+def test_status_is_shaped_like_argos(run: Runner):
+    one = python(WRITE.format(text="1"), inputs={"parameters": [{"name": "x", "default": "d"}]})
+    ran = run(workflow({"one": one}, [{"name": "a", "template": "one"}]))
+    node = ran.nodes["a"]
+
+    assert ran.status["phase"] == "Succeeded"
+    assert list(ran.status["nodes"]) == [node["id"]]
+    assert node["type"] == "Pod"
+    assert node["templateName"] == "one"
+    assert node["inputs"] == {"parameters": [{"name": "x", "value": "d"}]}
+    assert node["outputs"] == {"parameters": [{"name": "out", "value": "1"}], "exitCode": "0"}
+    assert node["startedAt"] <= node["finishedAt"] <= ran.status["finishedAt"]
+    assert node["startedAt"].endswith("Z")
+
+
+def test_only_the_nodes_and_the_place_of_the_status_are_printed_at_the_end(run: Runner):
+    ran = run(workflow({"one": python("")}, [{"name": "a", "template": "one"}]))
+    node, status = ran.stdout.splitlines()
+
+    assert node.split()[:2] == ["a", "Succeeded"]
+    assert status.split()[0] == "status"
+    assert (ran.root / status.split()[1]).is_file()
+    assert [line.split()[:2] for line in ran.stderr.splitlines()] == [
+        ["a", "Running"],
+        ["a", "Succeeded"],
+    ]
+    assert "\x1b" not in ran.stderr + ran.stdout
+
+
+def test_each_run_has_a_name_and_a_folder_of_its_own(run: Runner, root: Path):
+    document = workflow({"one": python("")}, [{"name": "a", "template": "one"}])
+    first = run(document).stdout
+    second = run(document).stdout
+
+    assert first.splitlines()[-1] != second.splitlines()[-1]
+    assert (root / "outputs/latest/status.json").samefile(root / second.split()[-1])
+
+
+@pytest.mark.parametrize(("verdict", "phase"), [("passed", "Succeeded"), ("failed", "Skipped")])
+def test_when_decides_whether_a_task_runs_and_skipping_is_no_failure(
+    run: Runner, verdict: str, phase: str
+):
+    gate, deploy = python(WRITE.format(text=verdict)), python(WRITE.format(text="deployed"))
+    when = "{{tasks.gate.outputs.parameters.out}} == passed"
+    ran = run(
+        workflow(
+            {"gate": gate, "deploy": deploy},
+            [
+                {"name": "gate", "template": "gate"},
+                {"name": "deploy", "template": "deploy", "depends": "gate", "when": when},
+            ],
+        )
+    )
+
+    assert ran.exit_code == 0
+    assert ran.phases == {"gate": "Succeeded", "deploy": phase}
+
+
+def test_a_skipped_task_hands_over_its_defaults(run: Runner):
+    echo = python(
+        "import pathlib, sys; pathlib.Path(sys.argv[1], 'out').write_text(sys.argv[2])",
+        inputs={"parameters": [{"name": "word"}]},
+    )
+    echo["container"]["args"].append("{{inputs.parameters.word}}")
+    word = {"name": "word", "value": "<{{tasks.a.outputs.parameters.out}}>"}
+    ran = run(
+        workflow(
+            {"one": python(WRITE.format(text="1")), "echo": echo},
+            [
+                {"name": "a", "template": "one", "when": "yes != yes"},
+                {
+                    "name": "b",
+                    "template": "echo",
+                    "depends": "a",
+                    "arguments": {"parameters": [word]},
+                },
+            ],
+        )
+    )
+
+    assert ran.phases == {"a": "Skipped", "b": "Succeeded"}
+    assert ran.output("b") == "<nothing>"
+
+
+FAIL_ONCE = """
+import pathlib, sys
+if pathlib.Path("before").exists():
+    sys.exit(0)
+pathlib.Path("before").touch()
+pathlib.Path(sys.argv[1], "out").write_text("stale")
+sys.exit({code})
+"""
+RETRY = {"limit": 2, "expression": "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) == 75"}
+
+
+def test_a_step_that_says_try_again_is_tried_again_and_leaves_no_stale_output(run: Runner):
+    step = python(FAIL_ONCE.format(code=75), retryStrategy=RETRY)
+    ran = run(workflow({"step": step}, [{"name": "a", "template": "step"}]))
+
+    assert ran.exit_code == 0
+    assert ran.phases == {"a": "Succeeded"}
+    assert ran.output("a") == "nothing"
+    assert "attempt 2 of 3" in ran.stderr
+
+
+def test_a_users_mistake_is_not_tried_again_and_keeps_its_exit_code(run: Runner):
+    step = python(FAIL_ONCE.format(code=2), retryStrategy=RETRY)
+    tasks = [
+        {"name": "a", "template": "step"},
+        {"name": "b", "template": "step", "depends": "a"},
+        {"name": "c", "template": "step", "depends": "b"},
+    ]
+    ran = run(workflow({"step": step}, tasks))
+
+    assert ran.exit_code == 2
+    assert ran.status["phase"] == "Failed"
+    assert ran.phases == {"a": "Failed", "b": "Omitted", "c": "Omitted"}
+    assert ran.nodes["a"]["message"] == "exit code 2"
+    assert ran.nodes["a"]["outputs"]["exitCode"] == "2"
+
+
+def test_retries_end_at_the_limit_with_the_steps_exit_code(run: Runner, root: Path):
+    step = python(
+        "import pathlib, sys; pathlib.Path('tries').open('a').write('.'); sys.exit(75)",
+        retryStrategy={**RETRY, "limit": "1"},
+    )
+    ran = run(workflow({"step": step}, [{"name": "a", "template": "step"}]))
+
+    assert ran.exit_code == 75
+    assert (root / "tries").read_text() == ".."
+
+
+def test_a_failure_that_a_task_waited_for_does_not_fail_the_workflow(run: Runner):
+    tasks = [
+        {"name": "a", "template": "fail"},
+        {"name": "rescue", "template": "pass", "depends": "a.Failed && !a.Succeeded"},
+    ]
+    ran = run(workflow({"fail": python("raise SystemExit(3)"), "pass": python("")}, tasks))
+
+    assert ran.exit_code == 0
+    assert ran.phases == {"a": "Failed", "rescue": "Succeeded"}
+
+
+def test_an_output_without_default_that_is_not_written_is_an_error(run: Runner):
+    step = python("")
+    del step["outputs"]["parameters"][0]["valueFrom"]["default"]
+    ran = run(workflow({"step": step}, [{"name": "a", "template": "step"}]))
+
+    assert ran.exit_code == 1
+    assert ran.phases == {"a": "Error"}
+    assert "out" in ran.nodes["a"]["message"]
+
+
+def test_an_input_outside_its_enum_is_an_error_of_its_task(run: Runner):
+    inputs = {"parameters": [{"name": "x", "value": "c", "enum": ["a", "b"]}]}
+    ran = run(workflow({"step": python("", inputs=inputs)}, [{"name": "a", "template": "step"}]))
+
+    assert ran.exit_code == 1
+    assert ran.nodes["a"]["message"] == "input x=c is none of a, b"
+
+
+def test_a_step_that_runs_too_long_is_stopped(run: Runner):
+    step = python("import time; time.sleep(60)", activeDeadlineSeconds=1)
+    ran = run(workflow({"step": step}, [{"name": "a", "template": "step"}]))
+
+    assert ran.exit_code == 128 + signal.SIGTERM
+    assert ran.nodes["a"]["message"] == "ran longer than activeDeadlineSeconds"
+
+
+def test_literal_variables_win_and_the_namespaces_come_from_the_own_environment(run: Runner):
+    step = python(
+        """
+        import os, pathlib, sys
+        words = [os.environ["LITERAL"], os.environ["FROM_MAP"]]
+        pathlib.Path(sys.argv[1], "out").write_text(" ".join(words))
+        """
+    )
+    step["container"]["env"] = [
+        {"name": "LITERAL", "value": "{{workflow.name}}"},
+        {"name": "FROM_MAP", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}},
+    ]
+    document = workflow({"step": step}, [{"name": "a", "template": "step"}])
+    ran = run(document, LITERAL="outer", FROM_MAP="mine")
+
+    name = (ran.root / "outputs/latest").readlink().name
+    assert ran.output("a") == f"{name} mine"
+
+
+def test_dry_run_prints_the_commands_and_runs_nothing(run: Runner, root: Path):
+    ran = run(workflow({"one": python("")}, [{"name": "a", "template": "one"}]), "--dry-run")
+
+    assert ran.exit_code == 0
+    assert ran.stdout.startswith(f"a: {sys.executable} -c")
+    assert not (root / "outputs").exists()
+
+
+PARAMETERS = {
+    "parameters": [{"name": "profile", "value": "one", "enum": ["one", "two"]}, {"name": "data"}]
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["-p", "data=", "-p", "profle=one"], ["profle", "data, profile"]),
+        (["-p", "data=", "-p", "profile=three"], ["profile=three", "one, two"]),
+        (["-p", "data=", "-p", "profile"], ["profile", "data, profile"]),
+        ([], ["data", "-p data=VALUE"]),
+    ],
+)
+def test_a_wrong_parameter_is_answered_with_the_accepted_ones(
+    run: Runner, root: Path, given: list[str], named: list[str]
+):
+    document = workflow(
+        {"one": python("")}, [{"name": "a", "template": "one"}], arguments=PARAMETERS
+    )
+    ran = run(document, *given)
+
+    assert ran.exit_code == 2
+    assert len(ran.stderr.splitlines()) == 1
+    for words in named:
+        assert words in ran.stderr
+    assert not (root / "outputs").exists()
+
+
+def refusal(template: Object | None = None, task: Object | None = None, **spec: Any) -> Object:
+    """A workflow that runs, but for the fields that are given."""
+    step = python("", **(template or {}))
+    return workflow({"step": step}, [{"name": "a", "template": "step", **(task or {})}], **spec)
+
+
+def with_container(**fields: Any) -> Object:
+    document = refusal()
+    document["spec"]["templates"][0]["container"] |= fields
+    return document
+
+
+REFUSED = {
+    "withItems": (refusal(task={"withItems": [1, 2]}), "template line: task a: withItems"),
+    "onExit": (refusal(onExit="step"), "spec: onExit"),
+    "sidecars": (refusal(template={"sidecars": []}), "template step: sidecars"),
+    "retryPolicy": (
+        refusal(template={"retryStrategy": {"limit": 1, "retryPolicy": "Always"}}),
+        "template step: retryStrategy: retryPolicy",
+    ),
+    "retries without end": (
+        refusal(template={"retryStrategy": {}}),
+        "template step: retryStrategy.limit",
+    ),
+    "another variable": (
+        refusal(template={"retryStrategy": {"limit": 1, "expression": "lastRetry.duration == 1"}}),
+        "template step: retryStrategy: expression has lastRetry.duration",
+    ),
+    "a function": (
+        refusal(template={"retryStrategy": {"limit": 1, "expression": "len('a') == 1"}}),
+        "template step: retryStrategy: \"len('a') == 1\"",
+    ),
+    "artifacts": (
+        refusal(template={"inputs": {"artifacts": []}}),
+        "template step: artifacts",
+    ),
+    "a script": (
+        workflow({"step": {"script": {"source": "1"}}}, [{"name": "a", "template": "step"}]),
+        "template step: name, script",
+    ),
+    "a working directory": (with_container(workingDir="/"), "template step: workingDir"),
+    "an image's command": (with_container(command=[]), "template step: the container"),
+    "an expression": (
+        with_container(args=["{{=1 + 1}}"]),
+        "template step: {{=1 + 1}}",
+    ),
+    "an output elsewhere": (
+        refusal(
+            template={
+                "outputs": {"parameters": [{"name": "x", "valueFrom": {"path": "/etc/motd"}}]}
+            }
+        ),
+        "template step: output x: path '/etc/motd'",
+    ),
+    "an output that is not waited for": (
+        workflow(
+            {"step": python("")},
+            [
+                {"name": "a", "template": "step"},
+                {
+                    "name": "b",
+                    "template": "step",
+                    "when": "{{tasks.a.outputs.parameters.out}} == x",
+                },
+            ],
+        ),
+        "template line: task b: {{tasks.a.outputs.parameters.out}}",
+    ),
+    "an unknown template": (refusal(task={"template": "stop"}), "template line: task a"),
+    "an unknown task": (refusal(task={"depends": "z"}), "template line: task a: depends on z"),
+    "a ring": (refusal(task={"depends": "a"}), "template line: tasks a"),
+    "an unknown outcome": (
+        refusal(task={"depends": "a.AnySucceeded"}),
+        "template line: task a: depends on a.AnySucceeded",
+    ),
+    "an argument without input": (
+        refusal(task={"arguments": {"parameters": [{"name": "x", "value": "1"}]}}),
+        "template line: task a: step has no input x",
+    ),
+    "an input without value": (
+        refusal(template={"inputs": {"parameters": [{"name": "x"}]}}),
+        "template line: task a: input x",
+    ),
+    "two words side by side": (refusal(task={"when": "a b"}), "template line: task a: when: 'a b'"),
+    "a comparison": (refusal(task={"when": "1 < 2"}), "template line: task a: when: '< 2'"),
+    "a name that is a path": (refusal(task={"name": "../a"}), "not '../a'"),
+    "two of a name": (
+        workflow({"step": python("")}, [{"name": "a", "template": "step"}] * 2),
+        "template line: each task",
+    ),
+    "another entrypoint": (refusal(entrypoint="step"), "spec: entrypoint step"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_run_here_is_refused_by_name_before_anything_runs(
+    script: Any, tmp_path: Path, case: str
+):
+    document, named = REFUSED[case]
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(document))
+    runner = script("workflows/run_local.py")
+
+    with pytest.raises(runner.Refused) as refused:
+        runner.read(file)
+
+    assert named in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_an_interrupted_run_leaves_no_process_behind(root: Path, signum: int, exit_code: int):
+    step = python(
+        """
+        import os, pathlib, subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        pathlib.Path("part").write_text(f"{os.getpid()} {child.pid}")
+        pathlib.Path("part").rename("pids")
+        time.sleep(60)
+        """,
+        retryStrategy=RETRY,
+    )
+    tasks = [
+        {"name": "a", "template": "step"},
+        {"name": "b", "template": "step", "depends": "a.Failed"},
+    ]
+    process = subprocess.Popen(command(root, workflow({"step": step}, tasks)), cwd=root)
+    wait_for((root / "pids").exists)
+    process.send_signal(signum)
+
+    assert process.wait(timeout=10) == exit_code
+    pids = [int(pid) for pid in (root / "pids").read_text().split()]
+    wait_for(lambda: not any(alive(pid) for pid in pids))
+    status = json.loads((root / "outputs/latest/status.json").read_text())["status"]
+    (node,) = status["nodes"].values()
+    assert (status["phase"], node["phase"], node["message"]) == ("Failed", "Failed", "interrupted")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and that nobody has asked about does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def test_the_committed_pipeline_runs_here(script: Any):
+    runner = script("workflows/run_local.py")
+    pipeline = runner.read(ROOT / "workflows/pipeline.yaml")
+
+    assert [task.name for task in pipeline.tasks] == [
+        "prepare-data",
+        "train-qlora",
+        "evaluate",
+        "quality-gate",
+        "deploy-vllm",
+    ]
