@@ -35,8 +35,13 @@ endif
 	@touch $@
 
 .PHONY: pipeline
-pipeline: install  ## Run the line on this machine: make pipeline [PROFILE=smoke-text] [DATA=folder]
+pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [PROFILE=smoke-text] [DATA=folder]
 	@$(BIN)/python workflows/run_local.py workflows/pipeline.yaml -p profile=$(PROFILE) -p data=$(DATA)
+	@$(BIN)/python workflows/summary.py outputs/latest
+
+# The workflow lists the profiles, so a new one is known at once.
+workflows/pipeline.yaml: workflows/pipeline.py $(wildcard lora_profiles/*.yaml) | install
+	@$(BIN)/python workflows/pipeline.py
 
 .PHONY: mlflow
 mlflow: install  ## Open the MLflow UI on the local store
@@ -46,7 +51,7 @@ mlflow: install  ## Open the MLflow UI on the local store
 
 .PHONY: serve
 serve: install  ## Serve the candidate of the last run with vLLM: make serve [PORT=8000]
-	@$(BIN)/python workflows/serve_local.py outputs/vllm.yaml --port $(PORT)
+	@$(BIN)/python workflows/serve_local.py outputs/latest/deploy-vllm/vllm.yaml --port $(PORT)
 
 .PHONY: test
 test: install  ## Quick, honest tests: everything but the markers below

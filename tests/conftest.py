@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -44,6 +45,21 @@ def script() -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a random tiny base of an architecture, built once a session."""
+    tiny_bases = load_script(ROOT / "test_data" / "tiny_bases.py")
+    corpus = [r"\frac{a}{b} + x^{2}", "What is the capital of France?"] * 4
+
+    @functools.cache
+    def build(architecture: str) -> Path:
+        folder = tmp_path_factory.mktemp(architecture)
+        tiny_bases.build(architecture, folder, corpus)
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store with MLflow's tables and nothing else; making the tables takes seconds."""
     import mlflow
@@ -54,9 +70,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
-) -> Iterator[Path]:
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[Path]:
     """An empty folder to work in, with the repository's profiles and test data and a store."""
     import mlflow
 

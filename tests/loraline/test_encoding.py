@@ -1,0 +1,128 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from loraline import generation, models
+from loraline.encoding import IGNORED, Encoder
+from loraline.errors import UserError
+from loraline.records import Record, from_prompt
+
+VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+ALL = ("mistral", *VISION)
+PIXELS = 28 * 28 * 6
+
+
+def modality(architecture: str) -> str:
+    return "text" if architecture == "mistral" else "vision"
+
+
+def drawing(width: int, height: int) -> bytes:
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("black", (4, 4, width // 2, height // 2))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def encoder_of(folder, architecture: str) -> Encoder:
+    if architecture == "mistral":
+        return Encoder(folder, "text")
+    return Encoder(folder, "vision", min_pixels=28 * 28, max_pixels=PIXELS)
+
+
+def some_rows(encoder: Encoder, architecture: str):
+    """Rows of different lengths, and for vision different image sizes."""
+    asked = [("One?", "a"), ("What are the two of them, then?", "b + c + d"), ("x", "yes, it is")]
+    if architecture == "mistral":
+        records = [from_prompt("{question}", *pair) for pair in asked]
+    else:
+        sizes = [(28, 28), (168, 28), (56, 84)]
+        records = [
+            from_prompt(question, "", answer, drawing(*size))
+            for (question, answer), size in zip(asked, sizes, strict=True)
+        ]
+    return [encoder.encode(record) for record in records]
+
+
+@pytest.fixture(params=ALL)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_only_the_answer_and_its_end_are_predicted(tiny_base, architecture: str) -> None:
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    rows = some_rows(encoder, architecture)
+    for side in ("left", "right"):
+        labels = encoder.collate(rows, answers=True, side=side)["labels"]
+        wanted = ["a", "b + c + d", "yes, it is"]
+        for label, answer in zip(labels.tolist(), wanted, strict=True):
+            predicted = [token for token in label if token != IGNORED]
+            assert predicted[-1] == encoder.end
+            assert encoder.decode(predicted[:-1]) == answer
+
+
+def test_prompt_and_answer_tokens_are_those_of_the_whole_conversation(
+    tiny_base, architecture: str
+) -> None:
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    row = some_rows(encoder, architecture)[0]
+    text = encoder.tokenizer.decode(row.prompt + row.answer)
+    if architecture == "mistral":
+        assert text == "<s>[INST] One? [/INST] a</s>"
+    else:
+        assert text == (
+            "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>One?<|im_end|>\n"
+            "<|im_start|>assistant\na<|im_end|>"
+        )
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_images_keep_to_the_pixel_limits(tiny_base, vision: str) -> None:
+    encoder = encoder_of(tiny_base(vision), vision)
+    huge = encoder.encode(from_prompt("q", "", "a", drawing(800, 600)))
+    grid = huge.vision["image_grid_thw"][0]
+    assert int(grid.prod()) * 14 * 14 <= PIXELS
+    assert huge.prompt.count(encoder.processor.image_token_id) == int(grid.prod()) // 4
+
+
+def test_likelihood_does_not_depend_on_batch_or_padding(tiny_base, architecture: str) -> None:
+    folder = tiny_base(architecture)
+    encoder = encoder_of(folder, architecture)
+    model = models.load(
+        models.locate(str(folder), None), modality(architecture), quantize=False, dtype="float32"
+    ).eval()
+    rows = some_rows(encoder, architecture)
+
+    def nothing(units: int, remark: str) -> None:
+        pass
+
+    together = generation.negative_log_likelihoods(model, encoder, rows, nothing)
+    alone = [generation.negative_log_likelihoods(model, encoder, [row], nothing)[0] for row in rows]
+    assert together == pytest.approx(alone, rel=1e-5)
+    for row, found in zip(rows, alone, strict=True):
+        batch = encoder.collate([row], answers=True, side="right")
+        with torch.inference_mode():
+            loss = model(**batch).loss
+        assert found == pytest.approx(float(loss) * len(row.answer), rel=1e-5)
+    answers = generation.answers(model, encoder, rows, 8, nothing)
+    assert [answer.tokens for answer in answers] == [
+        generation.answers(model, encoder, [row], 8, nothing)[0].tokens for row in rows
+    ]
+
+
+def test_a_base_without_a_chat_template_gets_one(tiny_base, tmp_path) -> None:
+    encoder = Encoder(tiny_base("mistral"), "text")
+    encoder.tokenizer.chat_template = None
+    encoder.tokenizer.save_pretrained(tmp_path)
+    bare = Encoder(tmp_path, "text")
+    row = bare.encode(from_prompt("{question}", "One?", "a"))
+    assert bare.tokenizer.decode(row.prompt) == "<s>[INST] One? [/INST]"
+
+
+def test_a_template_that_does_not_end_the_answer_is_refused(tiny_base) -> None:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    encoder = Encoder(tiny_base("mistral"), "text", chat_template=template)
+    with pytest.raises(UserError, match="end it with </s>"):
+        encoder.encode(Record((("user", "q"), ("assistant", "a"))))
