@@ -1,0 +1,201 @@
+"""The whole line with its real parts, once for text and once for vision, and what came of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TASKS = ("prepare-data", "train-qlora", "evaluate", "quality-gate", "deploy-vllm")
+MODELS = {"smoke-text": "tiny-mistral-lora", "smoke-vision": "tiny-qwen3-vl-lora"}
+
+
+@dataclass
+class Line:
+    """A finished run of the line in a folder of its own."""
+
+    profile: str
+    place: Path
+
+    @property
+    def latest(self) -> Path:
+        return (self.place / "outputs" / "latest").resolve()
+
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.place}/mlruns/mlflow.db"
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=self.place,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def pipeline(self) -> subprocess.CompletedProcess[str]:
+        runner = ("workflows/run_local.py", "workflows/pipeline.yaml")
+        return self.run(*runner, "-p", f"profile={self.profile}")
+
+    def output(self, task: str, name: str = "run-id") -> str:
+        return (self.latest / task / name).read_text()
+
+    def scorecard(self) -> dict[str, Any]:
+        return json.loads(self.output("quality-gate", "scorecard.json"))
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """Run the line once; the folder has the repository's parts and a store of its own."""
+    made = Line(request.param, tmp_path_factory.mktemp(request.param))
+    for part in ("steps", "workflows", "lora_profiles", "test_data"):
+        (made.place / part).symlink_to(ROOT / part)
+    ended = made.pipeline()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def client(line: Line) -> Iterator[Any]:
+    import mlflow
+
+    mlflow.set_tracking_uri(line.store)
+    yield mlflow.MlflowClient()
+
+
+def test_tuned_beats_base_by_twenty_bleu_and_half_the_edits(line: Line) -> None:
+    metrics = line.scorecard()["metrics"]
+    assert metrics["bleu"]["tuned"] >= metrics["bleu"]["base"] + 20
+    assert metrics["levenshtein"]["tuned"] <= metrics["levenshtein"]["base"] / 2
+    assert metrics["perplexity"]["tuned"] < metrics["perplexity"]["base"]
+
+
+def test_the_registry_holds_the_candidate(line: Line, client: Any) -> None:
+    version = client.get_model_version_by_alias(MODELS[line.profile], "candidate")
+    assert str(version.version) == "1"
+    assert version.run_id == line.output("train-qlora")
+
+
+def test_the_manifest_pins_the_version(line: Line) -> None:
+    objects = list(yaml.safe_load_all(line.output("deploy-vllm", "vllm.yaml")))
+    deployment = next(entry for entry in objects if entry["kind"] == "Deployment")
+    pinned = f"models:/{MODELS[line.profile]}/1"
+    assert deployment["metadata"]["annotations"]["loraline/registered-version"] == pinned
+    fetch = deployment["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    assert fetch[fetch.index("--model") + 1] == pinned
+
+
+def test_one_row_tells_the_candidates_story(line: Line, client: Any) -> None:
+    train = client.get_run(line.output("train-qlora"))
+    assert train.data.tags["loraline.gate.result"] == "passed"
+    assert train.data.tags["loraline.upstream"] == line.output("prepare-data")
+    assert {"loss", "eval_loss", "tuned_bleu", "base_bleu", "peak_memory_gib"} <= set(
+        train.data.metrics
+    )
+    for task in ("evaluate", "quality-gate", "deploy-vllm"):
+        nested = client.get_run(line.output(task))
+        assert nested.data.tags["mlflow.parentRunId"] == train.info.run_id
+    pictures = {entry.path for entry in client.list_artifacts(train.info.run_id)}
+    assert {"loss_curves.png", "profile.json"} <= pictures
+
+
+def test_the_registered_model_answers_as_it_was_measured(line: Line, client: Any) -> None:
+    import mlflow
+
+    rows = held_out(line, client)[:4]
+    # The contract names the base relative to where the line runs.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(line.place)
+        model = mlflow.pyfunc.load_model(f"models:/{MODELS[line.profile]}@candidate")
+        found = model.predict([row["image"] or row["asked"] for row in rows])
+    assert found == [row["tuned"] for row in rows]
+
+
+def test_the_server_answers_what_was_measured(line: Line, client: Any, script) -> None:
+    serve_local = script("workflows/serve_local.py")
+    rows = held_out(line, client)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    manifest = line.latest / "deploy-vllm" / "vllm.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(line.place)
+        with serve_local.start(manifest, port) as server:
+
+            def ask(model: str, row: dict[str, Any]) -> list[int]:
+                body = serve_local.request(server, row["asked"])
+                if row["image"]:
+                    url = f"data:image/png;base64,{row['image']}"
+                    body["messages"][0]["content"] = [
+                        {"type": "image_url", "image_url": {"url": url}},
+                        {"type": "text", "text": server.contract["prompt"]},
+                    ]
+                return tokens_of(server.url, body | {"model": model, "return_token_ids": True})
+
+            for model, column in ((server.adapter, "tuned_tokens"), (server.base, "base_tokens")):
+                with ThreadPoolExecutor(4) as pool:
+                    served = list(pool.map(lambda row, model=model: ask(model, row), rows))
+                assert served == [row[column] for row in rows]
+
+
+def held_out(line: Line, client: Any) -> list[dict[str, Any]]:
+    """The rows of the predictions table, with what was asked and the image in base64."""
+    import mlflow
+
+    from loraline import records
+
+    table = mlflow.artifacts.load_dict(f"runs:/{line.output('evaluate')}/predictions.json")
+    run_id = line.output("prepare-data")
+    file = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/dataset/test.parquet")
+    prompt = mlflow.artifacts.load_text(f"runs:/{run_id}/dataset/prompt.txt")
+    before = prompt.partition("{question}")[0]
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    for row, record in zip(rows, records.read(Path(file)), strict=True):
+        row["asked"] = record.question.removeprefix(before)
+        row["image"] = base64.b64encode(record.images[0]).decode() if record.images else None
+    return rows
+
+
+def tokens_of(url: str, body: dict[str, Any]) -> list[int]:
+    """Token IDs of a greedy answer, without the end token."""
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        choice = json.load(answer)["choices"][0]
+    tokens = choice["token_ids"]
+    return tokens[:-1] if choice["finish_reason"] == "stop" else tokens
+
+
+def test_an_unchanged_second_run_reuses_every_step(line: Line, client: Any) -> None:
+    first = {task: line.output(task) for task in TASKS}
+    count = len(client.search_runs(["1"], max_results=100))
+    assert line.pipeline().returncode == 0
+    assert {task: line.output(task) for task in TASKS} == first
+    assert len(client.search_runs(["1"], max_results=100)) == count
+
+
+def test_the_closing_table_shows_base_beside_tuned(line: Line) -> None:
+    printed = line.run("workflows/summary.py", "outputs/latest").stdout
+    for word in ("bleu", "levenshtein", "exact_match", "perplexity", "base", "tuned"):
+        assert word in printed
+    assert f"models:/{MODELS[line.profile]}/1 @candidate" in printed
+    assert "vllm.yaml" in printed
+    assert line.store in printed
