@@ -1,4 +1,4 @@
-"""What every step's command line has in common: two options and the documented exit codes."""
+"""What the command lines have in common: the documented exit codes, and two options of steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,34 @@ from loraline import tracking
 from loraline.errors import TryAgain, UserError
 
 
-class StepCommand(click.Command):
-    """A step: ends a user's mistake in one sentence and exit code 2, a passing trouble in 75."""
+class LineCommand(click.Command):
+    """Ends a user's mistake in one sentence and exit code 2, a passing trouble in 75."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        def stop(signum: int, frame: FrameType | None) -> None:
+            raise TryAgain(f"stopped by {signal.Signals(signum).name}; start it again")
+
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            return super().invoke(ctx)
+        except (UserError, TryAgain) as error:
+            end(ctx, str(error), error.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            place = f" at {error.filename}" if error.filename else ""
+            end(ctx, f"the disk is full{place}; free some space and run it again", 75)
+        except Exception as error:
+            # SQLite says it in words only.
+            if "disk is full" in str(error):
+                end(ctx, f"the disk of {tracking.uri()} is full; free some and run it again", 75)
+            if not tracking.is_outage(error):
+                raise
+            end(ctx, f"lost {tracking.uri()}: {first_line(error)}; run it again", 75)
+
+
+class StepCommand(LineCommand):
+    """A step of the line: a command with an output folder and the right to repeat its work."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -34,25 +60,6 @@ class StepCommand(click.Command):
                 help="Do the work again even if a finished run with the same inputs exists.",
             ),
         ]
-
-    def invoke(self, ctx: click.Context) -> Any:
-        def stop(signum: int, frame: FrameType | None) -> None:
-            raise TryAgain(f"stopped by {signal.Signals(signum).name}; start it again")
-
-        signal.signal(signal.SIGTERM, stop)
-        try:
-            return super().invoke(ctx)
-        except (UserError, TryAgain) as error:
-            end(ctx, str(error), error.exit_code)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            place = f" at {error.filename}" if error.filename else ""
-            end(ctx, f"the disk is full{place}; free some space and run it again", 75)
-        except Exception as error:
-            if not tracking.is_outage(error):
-                raise
-            end(ctx, f"lost {tracking.uri()}: {first_line(error)}; run it again", 75)
 
 
 def end(ctx: click.Context, sentence: str, exit_code: int) -> None:

@@ -1,4 +1,9 @@
-"""Fetch a registered adapter for a server, and nothing but the weights that were measured."""
+"""Fetch a registered adapter for a server, and nothing but the weights that were measured.
+
+The init container of the manifest runs it; by hand:
+
+    python steps/fetch_adapter.py --model models:/tiny-mistral-lora/1 --sha256 DIGEST --out-dir x
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,14 @@ from pathlib import Path
 import click
 
 from loraline.contract import WEIGHTS, sha256
-from loraline.errors import TryAgain, UserError
+from loraline.errors import UserError
+from loraline.step import LineCommand
 
 ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
 """File types of an adapter; weights in any other form could run code when they are loaded."""
 
 
-@click.command()
+@click.command(cls=LineCommand)
 @click.option("--model", required=True, metavar="models:/NAME/VERSION", help="Registered version.")
 @click.option("--sha256", "digest", required=True, help=f"Expected digest of {WEIGHTS}.")
 @click.option(
@@ -24,19 +30,9 @@ ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the adapter; it appears whole or not at all.",
 )
-@click.pass_context
-def fetch_adapter(ctx: click.Context, model: str, digest: str, out_dir: Path) -> None:
+def fetch_adapter(model: str, digest: str, out_dir: Path) -> None:
     """Download a registered adapter and hold its weights against a digest."""
-    from loraline import step, tracking
-
-    try:
-        fetch(model, digest, out_dir)
-    except (UserError, TryAgain) as error:
-        step.end(ctx, str(error), error.exit_code)
-    except Exception as error:
-        if not tracking.is_outage(error):
-            raise
-        step.end(ctx, f"lost {tracking.uri()}: {step.first_line(error)}; run it again", 75)
+    fetch(model, digest, out_dir)
     click.echo(f"{model} is in {out_dir}")
 
 

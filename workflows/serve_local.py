@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 
 import click
 
+from loraline.errors import UserError
+from loraline.step import LineCommand
+
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "test_data/vision/images"
 LOG = "vllm.log"
@@ -84,7 +87,7 @@ class Server:
         return f"vLLM ended with exit code {code}: {cause(self.log)} (log: {self.log})"
 
 
-@click.command()
+@click.command(cls=LineCommand)
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--port", default=8000, show_default=True, help="Port on 127.0.0.1.")
 @click.option("--question", default="What is this?", help="Question of the example request.")
@@ -93,13 +96,8 @@ class Server:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Image of the example request.  [default: the first one of test_data/vision]",
 )
-@click.pass_context
-def serve_local(
-    ctx: click.Context, manifest: Path, port: int, question: str, image: Path | None
-) -> None:
+def serve_local(manifest: Path, port: int, question: str, image: Path | None) -> None:
     """Serve MANIFEST, as rendered by deploy_vllm, until Ctrl-C."""
-    from loraline.errors import TryAgain, UserError
-
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with start(manifest, port) as server:
@@ -117,9 +115,6 @@ def serve_local(
             raise UserError(server.death())
     except KeyboardInterrupt:
         click.echo("stopped")
-    except (UserError, TryAgain) as error:
-        click.echo(f"serve_local: {error}", err=True)
-        ctx.exit(error.exit_code)
 
 
 @contextmanager
@@ -129,8 +124,6 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
     Files go to `folder`, or `serve/` beside the manifest. Raises UserError when the port is taken,
     the adapter cannot be fetched or the server does not come up.
     """
-    from loraline.errors import UserError
-
     objects = read(manifest)
     pod = objects["Deployment"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
@@ -191,8 +184,6 @@ def read(manifest: Path) -> dict[str, Any]:
     """The manifest's objects by kind."""
     import yaml
 
-    from loraline.errors import UserError
-
     try:
         objects = {entry["kind"]: entry for entry in yaml.safe_load_all(manifest.read_text())}
         objects["Deployment"], objects["ConfigMap"]
@@ -204,8 +195,6 @@ def read(manifest: Path) -> dict[str, Any]:
 
 
 def check_port(port: int) -> None:
-    from loraline.errors import UserError
-
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -271,8 +260,6 @@ def value_of(args: list[str], flag: str) -> str:
 
 def fetch(command: list[str]) -> None:
     """Run the init container's command in this Python, against the MLflow of this environment."""
-    from loraline.errors import UserError
-
     python, script, *options = command
     assert python == "python"
     ended = subprocess.run(
@@ -286,8 +273,6 @@ def fetch(command: list[str]) -> None:
 
 
 def executable() -> list[str]:
-    from loraline.errors import UserError
-
     beside = Path(sys.executable).with_name("vllm")
     found = str(beside) if beside.is_file() else shutil.which("vllm")
     if found is None:
@@ -297,8 +282,6 @@ def executable() -> list[str]:
 
 def wait_until_ready(server: Server, seconds: float) -> None:
     """Return when the adapter is served; raise UserError when the server ended or took too long."""
-    from loraline.errors import UserError
-
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -348,8 +331,6 @@ def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def first_image() -> Path:
-    from loraline.errors import UserError
-
     found = sorted(IMAGES.glob("*.png"))
     if not found:
         raise UserError(f"{IMAGES} holds no image for the example request; give one with --image")
