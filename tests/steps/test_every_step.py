@@ -1,0 +1,153 @@
+"""What holds for each step's command line."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraline import tracking
+
+ROOT = Path(__file__).parents[2]
+STEPS = sorted(path.stem for path in (ROOT / "steps").glob("*.py"))
+UPSTREAM = {
+    "train_qlora": ("prepare_data", ("--profile", "smoke-text")),
+    "evaluate": ("train_qlora", ()),
+    "quality_gate": ("evaluate", ()),
+    "deploy_vllm": ("quality_gate", ()),
+}
+SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
+    f"workflows/{name}.py" for name in ("pipeline", "run_local", "serve_local", "summary")
+]
+
+
+def test_the_steps_are_all_here() -> None:
+    assert set(STEPS) == {"prepare_data", *UPSTREAM, "fetch_adapter"}
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_help_answers_within_half_a_second(path: str) -> None:
+    taken = []
+    for _ in range(5):
+        started = time.monotonic()
+        printed = subprocess.run(
+            [sys.executable, ROOT / path, "--help"], capture_output=True, text=True, check=True
+        )
+        taken.append(time.monotonic() - started)
+        if min(taken) < 0.5:
+            break
+    assert "Usage:" in printed.stdout
+    assert min(taken) < 0.5
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_steps_docstring_has_a_command_that_parses(name: str, script) -> None:
+    module = script(f"steps/{name}.py")
+    lines = [line.strip() for line in module.__doc__.splitlines()]
+    command = next(line for line in lines if line.startswith(f"python steps/{name}.py"))
+    words = re.findall(r'"[^"]*"|\S+', command)[2:]
+    getattr(module, name).make_context(name, words)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "steps").glob("*.py")), ids=lambda path: path.stem)
+def test_steps_import_neither_each_other_nor_hera(path: Path) -> None:
+    assert not imported(path) & {"hera", "steps", "workflows", *STEPS}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "loraline").glob("*.py")), ids=lambda p: p.stem)
+def test_the_library_knows_neither_steps_nor_workflows(path: Path) -> None:
+    assert not imported(path) & {"hera", "steps", "workflows", *STEPS}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_an_unknown_run_id_is_refused(name: str, step, workplace: Path) -> None:
+    result = step(name, "--run-id", "0" * 32, *UPSTREAM[name][1])
+    assert result.exit_code == 2
+    assert f"--run-id '{'0' * 32}' is not a run of MLflow at sqlite" in result.stderr
+    assert not (workplace / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_a_run_of_the_wrong_step_is_refused(name: str, step, workplace: Path) -> None:
+    tracking.connect()
+    with tracking.open_run("deploy_vllm", name="deploy", fingerprint="f") as run:
+        pass
+    result = step(name, "--run-id", run.info.run_id, *UPSTREAM[name][1])
+    assert result.exit_code == 2
+    assert f"is a run of deploy_vllm, expected one of {UPSTREAM[name][0]}" in result.stderr
+    assert not (workplace / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", ["prepare_data", *UPSTREAM])
+def test_an_absent_mlflow_is_try_again(
+    name: str, step, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    arguments = ("--profile", "smoke-text")
+    if name in UPSTREAM:
+        arguments = ("--run-id", "0" * 32, *UPSTREAM[name][1])
+    result = step(name, *arguments)
+    assert result.exit_code == 75
+    assert "MLflow at http://127.0.0.1:9 does not answer (Connection refused)" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (workplace / "outputs").exists()
+
+
+def test_an_unknown_profile_is_refused_before_training(step, workplace: Path) -> None:
+    result = step("train_qlora", "--run-id", "x", "--profile", "standrad")
+    assert result.exit_code == 2
+    assert "unknown profile 'standrad'; accepted: aggressive, debug" in result.stderr
+
+
+def test_data_of_the_other_modality_is_refused(step, workplace: Path) -> None:
+    step("prepare_data", "--profile", "smoke-text")
+    run_id = (workplace / "outputs" / "run-id").read_text()
+    result = step("train_qlora", "--run-id", run_id, "--profile", "smoke-vision")
+    assert result.exit_code == 2
+    assert "does not fit modality vision" in result.stderr
+
+
+def test_sigterm_ends_training_with_try_again_and_nothing_handed_over(
+    step, workplace: Path
+) -> None:
+    step("prepare_data", "--profile", "smoke-text")
+    data = (workplace / "outputs" / "run-id").read_text()
+    command = [sys.executable, ROOT / "steps" / "train_qlora.py", "--run-id", data]
+    process = subprocess.Popen(
+        [*command, "--profile", "smoke-text", "--out-dir", "train"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    import mlflow
+
+    for _ in range(600):
+        runs = mlflow.search_runs(["1"], output_format="list")
+        if any("loss" in run.data.metrics for run in runs):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "train-qlora: stopped by SIGTERM; start it again" in printed
+    assert not (workplace / "train").exists()
+    statuses = {
+        run.info.run_name: run.info.status
+        for run in mlflow.search_runs(["1"], output_format="list")
+    }
+    assert "KILLED" in statuses.values()

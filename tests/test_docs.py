@@ -1,0 +1,98 @@
+"""The documentation names what is there, and all of it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from loraline import profiles
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of every code block and table that calls a script of ours."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        for line in re.findall(
+            r"(?:\.venv/bin/)?python (?:steps|workflows|test_data)/[^`|\n]+", text
+        ):
+            found.append((page.name, line.partition("   #")[0].strip()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_make_targets_and_files_in_the_docs_exist(page: Path) -> None:
+    text = page.read_text()
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)) <= TARGETS
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: Path) -> None:
+    words = shlex.split(command)
+    path = words[1]
+    module = script(path)
+    arguments = words[2:]
+    for word in arguments:
+        if word.endswith(("vllm.yaml", "outputs/latest")):
+            target = workplace / word
+            (target if word.endswith("latest") else target.parent).mkdir(
+                parents=True, exist_ok=True
+            )
+            if not target.exists():
+                target.write_text("")
+    (workplace / "workflows").symlink_to(ROOT / "workflows")
+    getattr(module, Path(path).stem).make_context(path, arguments)
+
+
+def test_the_docs_use_each_script_of_the_house() -> None:
+    named = {shlex.split(command)[1] for _, command in commands()}
+    steps = {f"steps/{path.name}" for path in (ROOT / "steps").glob("*.py")}
+    assert steps - {"steps/fetch_adapter.py"} <= named
+
+
+def test_each_option_of_a_step_is_documented(script) -> None:
+    text = "".join(page.read_text() for page in PAGES)
+    for path in (ROOT / "steps").glob("*.py"):
+        if path.stem == "fetch_adapter":
+            continue
+        command = getattr(script(f"steps/{path.name}"), path.stem)
+        for parameter in command.params:
+            assert f"`{parameter.opts[0]}" in text or f" {parameter.opts[0]}" in text, (
+                parameter.opts
+            )
+            assert getattr(parameter, "help", ""), parameter.opts
+
+
+def test_profiles_page_lists_every_profile_and_key() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text()
+    listed = set(re.findall(r"`([\w.-]+)`", page))
+    assert set(profiles.names(ROOT / "lora_profiles")) <= listed
+    keys = set(profiles.Profile.model_fields) - {"gate"}
+    keys |= {f"gate.{key}" for key in profiles.Gate.model_fields}
+    assert keys <= listed
+
+
+def test_profiles_page_tells_the_ladders_numbers() -> None:
+    page = (ROOT / "docs" / "profiles.md").read_text()
+    for name in profiles.names(ROOT / "lora_profiles"):
+        if not name.startswith("smoke"):
+            profile = profiles.load(name, ROOT / "lora_profiles")
+            dropout = f"{profile.lora_dropout:g}"
+            assert f"| {profile.r}, {profile.lora_alpha}, {dropout} |" in page, name
+
+
+def test_environment_variables_are_documented() -> None:
+    from loraline.settings import Settings
+
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        variable = alias.choices[0] if alias else f"LORALINE_{name.upper()}"
+        assert f"`{variable}`" in page, variable
