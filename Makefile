@@ -8,6 +8,7 @@ PORT ?= 8000
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MANIFEST := outputs/latest/deploy-vllm/vllm.yaml
 # Without a GPU, vLLM's CPU build serves; it needs the CPU build of torch and two repairs.
 SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),serve-gpu,serve-cpu)
 
@@ -51,7 +52,8 @@ mlflow: install  ## Open the MLflow UI on the local store
 
 .PHONY: serve
 serve: install  ## Serve the candidate of the last run with vLLM: make serve [PORT=8000]
-	@$(BIN)/python workflows/serve_local.py outputs/latest/deploy-vllm/vllm.yaml --port $(PORT)
+	@test -f $(MANIFEST) || { echo "serve: $(MANIFEST) does not exist; run make pipeline first (a rejected candidate has none)"; exit 2; }
+	@$(BIN)/python workflows/serve_local.py $(MANIFEST) --port $(PORT)
 
 .PHONY: test
 test: install  ## Quick, honest tests: everything but the markers below
