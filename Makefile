@@ -26,6 +26,7 @@ install: $(INSTALLED)  ## Make .venv with everything pinned; repeated only when 
 
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard images/cpu_repairs/*)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; install Python 3.11 or set PYTHON"; exit 2; }
+	@echo "Installing into $(VENV): some minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(SERVE),dev]'

@@ -45,114 +45,6 @@ PROMPTS = {"text": "Question: {question}", "vision": "Write the formula as LaTeX
 QUESTIONS = ["Who are you?", "What is the capital of France?", "Name a colour."]
 ANSWER_TOKENS = 24
 PIXELS = (7056, 12544)
-VISION_TOKENS = {
-    "vision_bos_token": "<|vision_start|>",
-    "vision_eos_token": "<|vision_end|>",
-    "image_token": "<|image_pad|>",
-    "video_token": "<|video_pad|>",
-}
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% for part in message.content %}{% if part.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer(special, **options):
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-    from tokenizers import models as tokenizer_models
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(tokenizer_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(QUESTIONS, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
-
-
-def build_text_base(folder):
-    from transformers import MistralConfig, MistralForCausalLM
-
-    tokenizer = byte_tokenizer(["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=1024,
-        sliding_window=None,
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    MistralForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def build_vision_base(folder):
-    import transformers
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS.values()]
-    tokenizer = byte_tokenizer(
-        special,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=VISION_TOKENS,
-    )
-    number = tokenizer.convert_tokens_to_ids
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "max_position_embeddings": 1024,
-        "initializer_range": 0.1,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [4, 6, 6],
-            "mrope_interleaved": True,
-        },
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_heads": 2,
-        "patch_size": 14,
-        "out_hidden_size": 64,
-        "deepstack_visual_indexes": [0],
-        "num_position_embeddings": 256,
-        "initializer_range": 0.1,
-    }
-    config = transformers.Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=number("<|image_pad|>"),
-        video_token_id=number("<|video_pad|>"),
-        vision_start_token_id=number("<|vision_start|>"),
-        vision_end_token_id=number("<|vision_end|>"),
-    )
-    transformers.Qwen3VLForConditionalGeneration(config).save_pretrained(folder)
-    transformers.Qwen3VLProcessor(
-        image_processor=transformers.Qwen2VLImageProcessor(patch_size=14),
-        tokenizer=tokenizer,
-        video_processor=transformers.Qwen3VLVideoProcessor(patch_size=14),
-        chat_template=CHATML,
-    ).save_pretrained(folder)
 
 
 @dataclass
@@ -180,7 +72,7 @@ def drawing(width, height):
     return file.getvalue()
 
 
-def register(folder, modality, name):
+def register(folder, modality, name, tiny_base):
     """Make a base and a random adapter, log and register it as the training step does."""
     import mlflow
     import peft
@@ -190,7 +82,7 @@ def register(folder, modality, name):
 
     torch.manual_seed(0)
     vision = modality == "vision"
-    (build_vision_base if vision else build_text_base)(folder / "base")
+    shutil.copytree(tiny_base("qwen3-vl" if vision else "mistral"), folder / "base")
     base = models.locate(str(folder / "base"), None)
     model = models.load(base, modality, quantize=False, dtype="float32")
     targets = r".*(language_model|visual).*\.(q_proj|v_proj|down_proj|qkv|linear_fc1)"
@@ -276,13 +168,13 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text(store, tmp_path_factory):
-    return register(tmp_path_factory.mktemp("text"), "text", "tiny-text")
+def text(store, tmp_path_factory, tiny_base):
+    return register(tmp_path_factory.mktemp("text"), "text", "tiny-text", tiny_base)
 
 
 @pytest.fixture(scope="module")
-def vision(store, tmp_path_factory):
-    return register(tmp_path_factory.mktemp("vision"), "vision", "tiny-vision")
+def vision(store, tmp_path_factory, tiny_base):
+    return register(tmp_path_factory.mktemp("vision"), "vision", "tiny-vision", tiny_base)
 
 
 def free_port():
