@@ -82,7 +82,8 @@ class Ran:
 def root(tmp_path: Path) -> Path:
     """A repository of its own, which holds the runner alone."""
     (tmp_path / "workflows").mkdir()
-    shutil.copy(ROOT / "workflows/run_local.py", tmp_path / "workflows")
+    for name in ("run_local.py", "argo_subset.py"):
+        shutil.copy(ROOT / "workflows" / name, tmp_path / "workflows")
     return tmp_path
 
 
