@@ -38,7 +38,7 @@ endif
 
 .PHONY: pipeline
 pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [PROFILE=smoke-text] [DATA=folder]
-	@$(BIN)/python workflows/run_local.py workflows/pipeline.yaml -p profile=$(PROFILE) -p data=$(DATA)
+	@$(BIN)/python workflows/run_local.py workflows/pipeline.yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)'
 	@$(BIN)/python workflows/summary.py outputs/latest
 
 # The workflow lists the profiles, so a new one is known at once.

@@ -27,6 +27,8 @@ class LineCommand(click.Command):
             return super().invoke(ctx)
         except (UserError, TryAgain) as error:
             end(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            end(ctx, "interrupted", 128 + signal.SIGINT)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -76,8 +76,8 @@ def connect() -> MlflowClient:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    # Creating a store's tables is not news to the step's user.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    # New tables are not news to the step's user, and an error is raised as well as logged.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(settings.store_uri())
     try:
         client = mlflow.MlflowClient()

@@ -1,6 +1,7 @@
 """What holds for each step's command line."""
 
 import ast
+import errno
 import os
 import re
 import signal
@@ -151,3 +152,26 @@ def test_sigterm_ends_training_with_try_again_and_nothing_handed_over(
         for run in mlflow.search_runs(["1"], output_format="list")
     }
     assert "KILLED" in statuses.values()
+
+
+def test_a_full_disk_is_try_again_in_one_sentence(
+    step, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    result = step("prepare_data", "--profile", "smoke-text")
+    assert result.exit_code == 75
+    assert "prepare-data: the disk is full at " in result.stderr
+    assert "prompt.txt; free some space and run it again" in result.stderr
+    assert not (workplace / "outputs").exists()
+
+
+def test_ctrl_c_is_no_bug(step, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tracking, "connect", interrupted)
+    result = step("prepare_data", "--profile", "smoke-text")
+    assert (result.exit_code, result.stderr) == (130, "prepare-data: interrupted\n")
