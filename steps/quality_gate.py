@@ -1,6 +1,6 @@
-"""Hold a candidate's numbers against its profile's limits; register it if it keeps them all.
+"""Hold a candidate against its profile's limits and vLLM's; register it if it keeps them all.
 
-Reads: the metrics of the evaluate run, the limits of the training run's profile.
+Reads: the metrics of the evaluate run, the limits of the training run's profile, the adapter.
 Writes: `verdict.json`; for a candidate that passed, a registered version with alias `candidate`;
 `scorecard.json` in the output folder, for the table at the end of a local run.
 
@@ -38,6 +38,8 @@ class Verdict:
     value: float | None
     limit: str
     passed: bool
+    detail: str = ""
+    """What a reviewer should know of a rule that was broken."""
 
 
 @step
@@ -66,7 +68,8 @@ def quality_gate(run_id: str, out_dir: Path, force: bool) -> None:
         tracking.hand_over(out_dir, done.info.run_id, result=result)
         return
 
-    verdicts = judge(eval_run.data.metrics, limits)
+    with tracking.adapter(train_run) as adapter:
+        verdicts = [*judge(eval_run.data.metrics, limits), servable(adapter)]
     result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
     with tracking.open_run(
         "quality_gate",
@@ -107,13 +110,27 @@ def judge(metrics: Mapping[str, float], limits: Gate) -> list[Verdict]:
     return verdicts
 
 
+def servable(adapter: Path) -> Verdict:
+    """Whether vLLM would take the adapter and apply all of it; the value counts what is wrong."""
+    from loraline import contract, preflight
+
+    agreed = contract.read(adapter)
+    found = preflight.findings(adapter, agreed.base, agreed.trains_vision)
+    told = "; ".join(map(str, found[:3])) + ("; and more" if len(found) > 3 else "")
+    return Verdict("preflight_findings", len(found), "at most 0", not found, told)
+
+
 def log_verdict(
     client: MlflowClient, verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run
 ) -> None:
     """Put the verdict where a reviewer looks: this run and the training run."""
     import mlflow
 
-    broken = [f"{v.metric} {v.value} is not {v.limit}" for v in verdicts if not v.passed]
+    broken = [
+        f"{v.metric} {v.value} is not {v.limit}" + (f" ({v.detail})" if v.detail else "")
+        for v in verdicts
+        if not v.passed
+    ]
     tags = {tracking.RESULT: result, tracking.REASON: "; ".join(broken) or "all limits kept"}
     mlflow.log_dict({"verdicts": [asdict(verdict) for verdict in verdicts], **tags}, "verdict.json")
     for target in (run, train_run):

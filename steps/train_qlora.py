@@ -8,6 +8,7 @@ Writes: the logged model `adapter`, `profile.json`, `loss_curves.png`, readable 
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def train_qlora(run_id: str, profile: str, out_dir: Path, force: bool) -> None:
         started = time.monotonic()
         sft.train()
         log_costs(sft, rows["train"], time.monotonic() - started)
-        adapter = save_adapter(sft, recipe, Path(scratch) / "adapter")
+        adapter = save_adapter(sft, recipe, base, Path(scratch) / "adapter")
         contract = write_contract(adapter, recipe, base, encoder, prompt, rows)
         log_adapter(adapter, contract, profile)
         mlflow.log_figure(loss_curves(sft.state.log_history), "loss_curves.png")
@@ -153,12 +154,15 @@ def log_costs(sft: Any, rows: Sequence[Row], seconds: float) -> None:
     )
 
 
-def save_adapter(sft: Any, recipe: Profile, folder: Path) -> Path:
-    """Write the adapter as PEFT does, in safetensors, naming its base as the profile does."""
+def save_adapter(sft: Any, recipe: Profile, base: Base, folder: Path) -> Path:
+    """Write the adapter as PEFT does, in safetensors, and the base's config beside it."""
+    from loraline.preflight import BASE_CONFIG
+
     sft.model.peft_config["default"].base_model_name_or_path = recipe.base
     sft.model.save_pretrained(folder)
     # PEFT's model card is an empty form; what it would say is in the contract.
     (folder / "README.md").unlink()
+    (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
     return folder
 
 

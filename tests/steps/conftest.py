@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,23 +24,32 @@ GOOD = {
 Candidate = Callable[..., str]
 
 
-def make_adapter(folder: Path, *, rank: int = 8) -> Path:
+def make_adapter(folder: Path, *, rank: int = 8, weight: float = 1.0) -> Path:
     """An adapter folder as train_qlora leaves it, with small weights."""
     import torch
     from safetensors.torch import save_file
 
-    from loraline import contract
+    from loraline import contract, preflight
 
     folder.mkdir(parents=True)
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
     save_file(
         {
             f"{prefix}.lora_A.weight": torch.ones(rank, 16),
-            f"{prefix}.lora_B.weight": torch.ones(16, rank),
+            f"{prefix}.lora_B.weight": torch.full((16, rank), weight),
         },
         folder / contract.WEIGHTS,
     )
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (folder / preflight.CONFIG).write_text(json.dumps(settings))
+    base = {
+        "architectures": ["MistralForCausalLM"],
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+    }
+    (folder / preflight.BASE_CONFIG).write_text(json.dumps(base))
     contract.write(
         contract.Contract(
             base="test_data/text/base",
@@ -71,7 +81,9 @@ def candidate(workplace: Path, script) -> Candidate:
 
     from loraline import contract, profiles, tracking
 
-    def make(profile: str = "standard", name: str = "one", **metrics: float) -> str:
+    def make(
+        profile: str = "standard", name: str = "one", weight: float = 1.0, **metrics: float
+    ) -> str:
         train_step = script("steps/train_qlora.py")
         client = tracking.connect()
         with tracking.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
@@ -84,7 +96,7 @@ def candidate(workplace: Path, script) -> Candidate:
             tags={tracking.PROFILE: profile},
         ) as train:
             mlflow.log_dict(profiles.load(profile).model_dump(mode="json"), "profile.json")
-            adapter = make_adapter(workplace / name / "adapter")
+            adapter = make_adapter(workplace / name / "adapter", weight=weight)
             train_step.log_adapter(adapter, contract.read(adapter), profile)
         train_run = client.get_run(train.info.run_id)
         with tracking.open_run(

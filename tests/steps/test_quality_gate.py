@@ -52,6 +52,19 @@ def test_a_bad_candidate_is_a_result_and_not_an_error(
         assert "tuned_perplexity" in tags[tracking.REASON]
 
 
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [(0.0, "all lora_B weights are zero"), (math.inf, "holds NaN or infinity")],
+)
+def test_an_adapter_that_vllm_would_serve_wrong_is_rejected(
+    step, workplace: Path, candidate, weight: float, told: str
+) -> None:
+    assert step("quality_gate", "--run-id", candidate(weight=weight)).exit_code == 0
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+    assert versions() == []
+
+
 def test_a_rejected_candidate_keeps_the_old_alias(step, candidate) -> None:
     step("quality_gate", "--run-id", candidate(name="good"))
     step("quality_gate", "--run-id", candidate(name="bad", tuned_perplexity=3.0))

@@ -1,0 +1,305 @@
+"""What vLLM would refuse, or accept and not apply, seen before anything is served.
+
+vLLM looks at an adapter only after it has loaded the base, and then takes several kinds that do
+nothing or do the wrong thing. Everything here is read from `adapter_config.json`, the safetensors
+file and the base's `config.json`, without torch, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraline.contract import WEIGHTS
+from loraline.manifest import LORA_RANKS
+
+CONFIG = "adapter_config.json"
+BASE_CONFIG = "base_config.json"
+"""The base's config.json, which training keeps beside the adapter."""
+
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+
+TEXT = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+VISION = {
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+}
+
+REFUSED_SETTINGS = {
+    "use_dora": "train without DoRA",
+    "lora_bias": "train with lora_bias: false",
+    "use_qalora": "train without QALoRA",
+    "use_bdlora": "train without BD-LoRA",
+    "layer_replication": "train without layer_replication",
+    "alora_invocation_tokens": "train a plain LoRA, not an activated one",
+    "modules_to_save": "train no whole modules, or merge the adapter into its base",
+    "trainable_token_indices": "train no tokens, or merge the adapter into its base",
+}
+"""Settings of PEFT that vLLM refuses when they are set, with the remedy."""
+
+REFUSED_INITS = ("pissa", "olora", "corda", "loftq")
+"""Initialisations that change the base's weights, so that the adapter fits another base."""
+
+Linears = dict[str, tuple[int, int]]
+"""Input and output size of each linear layer that can carry an adapter, by module path."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason not to serve an adapter."""
+
+    key: str
+    """The setting or tensor that it is about."""
+
+    rule: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.rule}; {self.remedy}"
+
+
+def findings(adapter: Path, base: str, trains_vision: bool) -> list[Finding]:
+    """Everything that speaks against serving the adapter on `base`; empty when nothing does.
+
+    `trains_vision` says whether the server will be told of tower and merger weights.
+    """
+    config = read_json(adapter / CONFIG)
+    base_config = read_json(adapter / BASE_CONFIG)
+    if config is None or base_config is None:
+        missing = CONFIG if config is None else BASE_CONFIG
+        return [Finding(missing, "is missing or no JSON object", "train the adapter anew")]
+    found = setting_findings(config, base)
+    architecture = str((base_config.get("architectures") or ["none"])[0])
+    if architecture not in TEXT | VISION:
+        known = ", ".join(sorted(TEXT | VISION))
+        return [*found, Finding(architecture, "is no known architecture", f"use one of {known}")]
+    pickles = sorted(path.name for path in adapter.iterdir() if path.suffix in (".bin", ".pt"))
+    found += [
+        Finding(name, "is a pickle, which can run code", "save it as safetensors")
+        for name in pickles
+    ]
+    try:
+        tensors = read_tensors(adapter / WEIGHTS)
+    except (OSError, ValueError) as error:
+        return [*found, Finding(WEIGHTS, f"cannot be read ({error})", "log the adapter anew")]
+    return found + weight_findings(tensors, config, linears(base_config), trains_vision)
+
+
+def setting_findings(config: Mapping[str, Any], base: str) -> list[Finding]:
+    """What is wrong with the adapter's settings alone."""
+    found = []
+    if config.get("peft_type") != "LORA":
+        found.append(
+            Finding("peft_type", f"is {config.get('peft_type')}, not LORA", "train a LoRA")
+        )
+    for key in ("r", "lora_alpha", "target_modules"):
+        if not config.get(key):
+            found.append(Finding(key, f"is {config.get(key)!r}", "set it in the profile"))
+    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    for rank in ranks:
+        if rank is not None and not (isinstance(rank, int) and 0 < rank <= LORA_RANKS[-1]):
+            rule = f"rank {rank!r} is not between 1 and {LORA_RANKS[-1]}"
+            found.append(Finding("r", rule, "choose another rank"))
+    if config.get("bias", "none") != "none":
+        found.append(Finding("bias", f"is {config['bias']!r}", "train with bias: none"))
+    found += [
+        Finding(key, f"is {config[key]!r}, which vLLM refuses", remedy)
+        for key, remedy in REFUSED_SETTINGS.items()
+        if config.get(key)
+    ]
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(REFUSED_INITS):
+        rule = f"is {init!r}, which changes the base's weights"
+        found.append(Finding("init_lora_weights", rule, "use another initialisation"))
+    named = config.get("base_model_name_or_path")
+    if named and named != base:
+        rule = f"is {named!r}, the contract says {base!r}"
+        found.append(Finding("base_model_name_or_path", rule, "serve the base it was trained on"))
+    return found
+
+
+def weight_findings(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    modules: Linears,
+    trains_vision: bool,
+) -> list[Finding]:
+    """What is wrong with the weights on a base of these linear layers."""
+    found: list[Finding] = []
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = KEY.fullmatch(key)
+        if not match:
+            found.append(Finding(key, "is no LoRA weight", "train LoRA matrices only"))
+        elif match["module"] not in modules:
+            found.append(Finding(key, "matches no linear layer of the base", hint(key, modules)))
+        else:
+            sides.setdefault(match["module"], {})[match["side"]] = tensor
+        if not tensor.finite:
+            found.append(Finding(key, "holds NaN or infinity", "train again, at a lower rate"))
+    for module, pair in sides.items():
+        if ".visual." in f".{module}" and not trains_vision:
+            rule = "is in the vision tower, whose weights the server would drop in silence"
+            remedy = "leave the tower out, or state it in the profile"
+            found.append(Finding(module, rule, remedy))
+        if set(pair) != {"A", "B"}:
+            rule = f"has lora_{min(pair)} alone"
+            found.append(Finding(module, rule, "log the adapter anew"))
+            continue
+        rank = rank_of(module, config)
+        wanted = ((rank, modules[module][0]), (modules[module][1], rank))
+        if (pair["A"].shape, pair["B"].shape) != wanted:
+            rule = f"has shapes {pair['A'].shape} and {pair['B'].shape}, the base needs "
+            rule += f"{wanted[0]} and {wanted[1]}"
+            found.append(Finding(module, rule, "serve the base that it was trained on"))
+    if not tensors:
+        found.append(Finding(WEIGHTS, "holds no tensors", "log the adapter anew"))
+    elif all("B" in pair and pair["B"].zero for pair in sides.values()):
+        rule = "all lora_B weights are zero, so the answers are the base's"
+        found.append(Finding(WEIGHTS, rule, "train it"))
+    return found
+
+
+def rank_of(module: str, config: Mapping[str, Any]) -> int:
+    """A module's rank: PEFT's rank_pattern matches the end of its path, else r holds."""
+    for pattern, rank in (config.get("rank_pattern") or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+            return int(rank)
+    return int(config.get("r") or 0)
+
+
+def hint(key: str, modules: Linears) -> str:
+    """What a key that matches nothing most likely is."""
+    layer = re.search(r"layers\.(\d+)\.", key)
+    depth = max(int(found[1]) for name in modules if (found := re.search(r"layers\.(\d+)\.", name)))
+    if "lm_head" in key or "embed_tokens" in key:
+        return "vLLM takes no adapter on the head or the embeddings; leave them out"
+    if layer and int(layer[1]) > depth:
+        return f"the base has {depth + 1} layers; serve the base that it was trained on"
+    if any(name.startswith("model.language_model.") for name in modules):
+        return "its path must go through model.language_model; save it with transformers 5"
+    return "serve the base that it was trained on"
+
+
+def linears(config: Mapping[str, Any]) -> Linears:
+    """Linear layers of a known architecture, from its config.json alone.
+
+    Configs on the hub keep the language model's sizes at the top, later ones in `text_config`.
+    """
+    architecture = config["architectures"][0]
+    text = config.get("text_config") or config
+    prefix = "model.language_model" if architecture in VISION else "model"
+    found: Linears = {}
+    for layer in range(text["num_hidden_layers"]):
+        for name, size in decoder_layer(text).items():
+            found[f"{prefix}.layers.{layer}.{name}"] = size
+    if architecture in VISION:
+        found |= vision_tower(architecture, config["vision_config"])
+    return found
+
+
+def decoder_layer(text: Mapping[str, Any]) -> Linears:
+    hidden, inner, heads = (
+        text[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+    )
+    head = text.get("head_dim") or hidden // heads
+    values = (text.get("num_key_value_heads") or heads) * head
+    return {
+        "self_attn.q_proj": (hidden, heads * head),
+        "self_attn.k_proj": (hidden, values),
+        "self_attn.v_proj": (hidden, values),
+        "self_attn.o_proj": (heads * head, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+
+
+def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
+    """Linear layers of the tower and its merger, whose input is a square of patches."""
+    first_vl = architecture == "Qwen2VLForConditionalGeneration"
+    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
+    out = vision["hidden_size"] if first_vl else vision["out_hidden_size"]
+    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
+    merged = width * vision.get("spatial_merge_size", 2) ** 2
+    block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
+    if first_vl:
+        block |= {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
+    elif architecture == "Qwen2_5_VLForConditionalGeneration":
+        block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
+        block |= {"mlp.down_proj": (inner, width)}
+    else:
+        block |= {"mlp.linear_fc1": (width, inner), "mlp.linear_fc2": (inner, width)}
+    found = {
+        f"model.visual.blocks.{layer}.{name}": size
+        for layer in range(vision["depth"])
+        for name, size in block.items()
+    }
+    if architecture != "Qwen3VLForConditionalGeneration":
+        merger = "model.visual.merger.mlp"
+        return found | {f"{merger}.0": (merged, merged), f"{merger}.2": (merged, out)}
+    mergers = ["merger"]
+    mergers += [
+        f"deepstack_merger_list.{i}" for i in range(len(vision["deepstack_visual_indexes"]))
+    ]
+    for merger in mergers:
+        found[f"model.visual.{merger}.linear_fc1"] = (merged, merged)
+        found[f"model.visual.{merger}.linear_fc2"] = (merged, out)
+    return found
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What preflight needs to know of a tensor."""
+
+    shape: tuple[int, ...]
+    finite: bool
+    zero: bool
+
+
+EXPONENTS = {"F64": ("<u8", 0x7FF << 52), "F32": ("<u4", 0xFF << 23), "F16": ("<u2", 0x1F << 10)}
+EXPONENTS["BF16"] = ("<u2", 0xFF << 7)
+"""Integer type and exponent bits of each float type: all of them set is NaN or infinity."""
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Shapes and properties of a safetensors file's tensors; ValueError if it is broken."""
+    import numpy as np
+
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    if start > len(content):
+        raise ValueError("it is cut off")
+    header = json.loads(content[8:start])
+    tensors = {}
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        integer, exponent = EXPONENTS.get(entry["dtype"], (None, 0))
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        if integer is None or end > len(content):
+            raise ValueError(f"{key} is cut off or no float tensor ({entry['dtype']})")
+        bits = np.frombuffer(content[begin:end], integer)
+        if bits.size != math.prod(entry["shape"]):
+            raise ValueError(f"{key} does not hold {entry['shape']} values")
+        tensors[key] = Tensor(
+            shape=tuple(entry["shape"]),
+            finite=bool(((bits & exponent) != exponent).all()),
+            # Minus zero is zero too, so the sign is left out.
+            zero=not (bits << 1).any(),
+        )
+    return tensors
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
