@@ -40,9 +40,9 @@ def train_qlora(run_id: str, profile: str, out_dir: Path, force: bool) -> None:
     data_run = tracking.upstream_run(client, run_id, "prepare_data")
     base = models.locate(recipe.base, recipe.base_revision)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
-    fingerprint = tracking.fingerprint(
-        __file__, {"upstream": run_id, "profile": settings, "base": base.revision}
-    )
+    # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
+    inputs = {"upstream": run_id, "profile": [profile, settings], "base": base.revision}
+    fingerprint = tracking.fingerprint(__file__, inputs)
     if not force and (done := tracking.finished_run(client, "train_qlora", fingerprint)):
         click.echo(f"adapter of run {done.info.run_id} (reused)")
         tracking.hand_over(out_dir, done.info.run_id)

@@ -1,0 +1,116 @@
+"""Training on a tiny base: what is logged, what is reused, and what the masks and rates are."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from loraline import contract, preflight, profiles, tracking, trainer
+from loraline.encoding import Encoder
+from loraline.models import locate
+from loraline.records import from_prompt
+
+QUICK = {"num_train_epochs": 1, "max_steps": 3, "warmup_steps": 1}
+
+
+@pytest.fixture
+def quick(workplace: Path):
+    """Profiles like smoke-text but for the given keys, that train three steps."""
+    kept = (workplace / "lora_profiles" / "smoke-text.yaml").read_text()
+    (workplace / "lora_profiles").unlink()
+    (workplace / "lora_profiles").mkdir()
+
+    def make(name: str, **changes: object) -> str:
+        content = yaml.safe_load(kept) | QUICK | changes
+        (workplace / "lora_profiles" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        return name
+
+    return make
+
+
+@pytest.fixture
+def data_run(step, quick, workplace: Path) -> str:
+    step("prepare_data", "--profile", quick("data"))
+    return (workplace / "outputs" / "run-id").read_text()
+
+
+def train(step, workplace: Path, data_run: str, profile: str) -> str:
+    result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+    assert result.exit_code == 0, result.output
+    return (workplace / "outputs" / "run-id").read_text()
+
+
+def test_the_adapter_travels_with_its_contract(step, workplace, data_run: str, quick) -> None:
+    run = mlflow.get_run(train(step, workplace, data_run, quick("one", r=4, lora_alpha=8)))
+    with tracking.adapter(run) as adapter:
+        agreed = contract.read(adapter)
+        assert preflight.findings(adapter, agreed.base, agreed.trains_vision) == []
+    assert (agreed.r, agreed.lora_alpha, agreed.dtype) == (4, 8, "float32")
+    assert agreed.base == "test_data/text/base"
+    assert agreed.base_revision.startswith("sha256:")
+    assert agreed.prompt == "Answer in a few words. {question}"
+    assert agreed.architecture == "MistralForCausalLM"
+    assert run.info.run_name == f"tiny-mistral-lora-one-v{run.data.params['data_version']}"
+    assert run.data.params["rows_per_step"] == "16"
+
+
+def test_the_same_inputs_are_trained_once(step, workplace, data_run: str, quick) -> None:
+    first = train(step, workplace, data_run, quick("one"))
+    assert train(step, workplace, data_run, "one") == first
+    quick("one", gate={"max_perplexity": 9.0})
+    assert train(step, workplace, data_run, "one") == first
+    quick("one", learning_rate=1e-3)
+    assert train(step, workplace, data_run, "one") != first
+    assert train(step, workplace, data_run, quick("two")) != first
+
+
+def test_rows_over_max_length_are_counted_out(step, workplace, data_run: str, quick) -> None:
+    run = mlflow.get_run(train(step, workplace, data_run, quick("one", max_length=60)))
+    assert 0 < run.data.metrics["train_rows_too_long"] < 288
+    with tracking.adapter(run) as adapter:
+        assert contract.read(adapter).max_length <= 60
+
+
+def test_a_max_length_below_every_row_is_refused(step, workplace, data_run: str, quick) -> None:
+    result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", max_length=16))
+    assert result.exit_code == 2
+    assert "every train row is longer than max_length 16; the shortest has" in result.stderr
+    assert not mlflow.search_logged_models(["1"], output_format="list")
+
+
+@pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_the_merger_learns_at_its_own_rate(tiny_base, workplace: Path, architecture: str) -> None:
+    base = locate(str(tiny_base(architecture)), None)
+    recipe = profiles.Profile(
+        base=str(base.path),
+        modality="vision",
+        r=2,
+        lora_alpha=4,
+        target_modules=["q_proj"],
+        learning_rate=1e-2,
+        merger_learning_rate=1e-3,
+        min_pixels=784,
+        max_pixels=4704,
+        warmup_steps=0,
+        lr_scheduler_type="constant",
+        max_steps=2,
+    )
+    encoder = Encoder(base.path, "vision", min_pixels=784, max_pixels=4704)
+    image = next((Path(__file__).parents[2] / "test_data/vision/images").glob("*.png"))
+    record = from_prompt("Read.", "", "x + y", image.read_bytes())
+    rows = {split: [encoder.encode(record)] * 8 for split in ("train", "validation")}
+    sft = trainer.build(recipe, base, encoder, rows, workplace)
+    tracking.connect()
+    with mlflow.start_run():
+        sft.train()
+    rates = {
+        ("visual" in name): group["lr"]
+        for group in sft.optimizer.param_groups
+        for name, parameter in sft.model.named_parameters()
+        if any(parameter is other for other in group["params"])
+    }
+    assert rates == {False: 1e-2, True: 1e-3}
+    moved = [n for n, p in sft.model.named_parameters() if "lora_B" in n and bool(p.any())]
+    assert any("visual.merger" in name for name in moved)
+    assert any("language_model" in name for name in moved)
