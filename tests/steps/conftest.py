@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 GOOD = {
     "base_bleu": 10.0,
@@ -106,3 +107,40 @@ def candidate(workplace: Path, script) -> Candidate:
         return str(run.info.run_id)
 
     return make
+
+
+QUICK = {"num_train_epochs": 1, "max_steps": 3, "warmup_steps": 1}
+
+
+@pytest.fixture
+def quick(workplace: Path):
+    """Profiles like smoke-text but for the given keys, that train three steps."""
+    kept = (workplace / "lora_profiles" / "smoke-text.yaml").read_text()
+    (workplace / "lora_profiles").unlink()
+    (workplace / "lora_profiles").mkdir()
+
+    def make(name: str, **changes: object) -> str:
+        content = yaml.safe_load(kept) | QUICK | changes
+        (workplace / "lora_profiles" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+        return name
+
+    return make
+
+
+@pytest.fixture
+def data_run(step, quick, workplace: Path) -> str:
+    """A prepare_data run of the text test data."""
+    step("prepare_data", "--profile", quick("data"))
+    return (workplace / "outputs" / "run-id").read_text()
+
+
+@pytest.fixture
+def train(step, workplace: Path) -> Callable[[str, str], str]:
+    """Train on a prepare_data run with a profile; return the training run's ID."""
+
+    def run(data_run: str, profile: str) -> str:
+        result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+        assert result.exit_code == 0, result.output
+        return (workplace / "outputs" / "run-id").read_text()
+
+    return run

@@ -4,45 +4,15 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import yaml
 
 from loraline import contract, preflight, profiles, tracking, trainer
 from loraline.encoding import Encoder
 from loraline.models import locate
 from loraline.records import from_prompt
 
-QUICK = {"num_train_epochs": 1, "max_steps": 3, "warmup_steps": 1}
 
-
-@pytest.fixture
-def quick(workplace: Path):
-    """Profiles like smoke-text but for the given keys, that train three steps."""
-    kept = (workplace / "lora_profiles" / "smoke-text.yaml").read_text()
-    (workplace / "lora_profiles").unlink()
-    (workplace / "lora_profiles").mkdir()
-
-    def make(name: str, **changes: object) -> str:
-        content = yaml.safe_load(kept) | QUICK | changes
-        (workplace / "lora_profiles" / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        return name
-
-    return make
-
-
-@pytest.fixture
-def data_run(step, quick, workplace: Path) -> str:
-    step("prepare_data", "--profile", quick("data"))
-    return (workplace / "outputs" / "run-id").read_text()
-
-
-def train(step, workplace: Path, data_run: str, profile: str) -> str:
-    result = step("train_qlora", "--run-id", data_run, "--profile", profile)
-    assert result.exit_code == 0, result.output
-    return (workplace / "outputs" / "run-id").read_text()
-
-
-def test_the_adapter_travels_with_its_contract(step, workplace, data_run: str, quick) -> None:
-    run = mlflow.get_run(train(step, workplace, data_run, quick("one", r=4, lora_alpha=8)))
+def test_the_adapter_travels_with_its_contract(train, data_run: str, quick) -> None:
+    run = mlflow.get_run(train(data_run, quick("one", r=4, lora_alpha=8)))
     with tracking.adapter(run) as adapter:
         agreed = contract.read(adapter)
         assert preflight.findings(adapter, agreed.base, agreed.trains_vision) == []
@@ -55,24 +25,24 @@ def test_the_adapter_travels_with_its_contract(step, workplace, data_run: str, q
     assert run.data.params["rows_per_step"] == "16"
 
 
-def test_the_same_inputs_are_trained_once(step, workplace, data_run: str, quick) -> None:
-    first = train(step, workplace, data_run, quick("one"))
-    assert train(step, workplace, data_run, "one") == first
+def test_the_same_inputs_are_trained_once(train, data_run: str, quick) -> None:
+    first = train(data_run, quick("one"))
+    assert train(data_run, "one") == first
     quick("one", gate={"max_perplexity": 9.0})
-    assert train(step, workplace, data_run, "one") == first
+    assert train(data_run, "one") == first
     quick("one", learning_rate=1e-3)
-    assert train(step, workplace, data_run, "one") != first
-    assert train(step, workplace, data_run, quick("two")) != first
+    assert train(data_run, "one") != first
+    assert train(data_run, quick("two")) != first
 
 
-def test_rows_over_max_length_are_counted_out(step, workplace, data_run: str, quick) -> None:
-    run = mlflow.get_run(train(step, workplace, data_run, quick("one", max_length=60)))
+def test_rows_over_max_length_are_counted_out(train, data_run: str, quick) -> None:
+    run = mlflow.get_run(train(data_run, quick("one", max_length=60)))
     assert 0 < run.data.metrics["train_rows_too_long"] < 288
     with tracking.adapter(run) as adapter:
         assert contract.read(adapter).max_length <= 60
 
 
-def test_a_max_length_below_every_row_is_refused(step, workplace, data_run: str, quick) -> None:
+def test_a_max_length_below_every_row_is_refused(step, data_run: str, quick) -> None:
     result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", max_length=16))
     assert result.exit_code == 2
     assert "every train row is longer than max_length 16; the shortest has" in result.stderr
