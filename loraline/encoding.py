@@ -7,8 +7,8 @@ and pixel limits, so what was trained is what is measured.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from loraline.models import DEFAULT_CHAT_TEMPLATE
 from loraline.records import Record
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from loraline.contract import Contract
@@ -32,8 +33,8 @@ class Row:
 
     prompt: list[int]
     answer: list[int]
-    vision: dict[str, Tensor] = field(default_factory=dict)
-    """pixel_values of shape (patches, features) and image_grid_thw of shape (images, 3)."""
+    images: tuple[bytes, ...] = ()
+    """Encoded images; a batch decodes its own, since pixels take a thousand times the memory."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -106,15 +107,11 @@ class Encoder:
         answer = answer[: answer.index(self.end) + 1]
         if not record.images:
             return Row(self.tokenizer(prompt, add_special_tokens=False).input_ids, answer)
-        from PIL import Image
-
-        images = [Image.open(io.BytesIO(image)).convert("RGB") for image in record.images]
         # The call of the server: special tokens are already in the text.
         encoded = self.processor(
-            text=[prompt], images=images, add_special_tokens=False, return_tensors="pt"
+            text=[prompt], images=opened(record.images), add_special_tokens=False
         )
-        vision = {key: encoded[key] for key in ("pixel_values", "image_grid_thw")}
-        return Row(encoded["input_ids"][0].tolist(), answer, vision)
+        return Row(list(encoded["input_ids"][0]), answer, record.images)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
@@ -122,7 +119,8 @@ class Encoder:
     def collate(self, rows: Sequence[Row], *, answers: bool, side: str) -> dict[str, Tensor]:
         """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
 
-        `answers` appends the answers and gives labels; `side` is where the padding goes.
+        `answers` appends the answers and gives labels; `side` is where the padding goes. Images
+        become pixel_values of shape (patches, features) and image_grid_thw of shape (images, 3).
         """
         import torch
 
@@ -149,8 +147,14 @@ class Encoder:
             # Marks image tokens; the model derives its three-axis positions from it.
             image = self.processor.image_token_id
             batch["mm_token_type_ids"] = (batch["input_ids"] == image).to(torch.int)
-            for key in ("pixel_values", "image_grid_thw"):
-                found = [row.vision[key] for row in rows if row.vision]
-                if found:
-                    batch[key] = torch.cat(found)
+            images = [image for row in rows for image in row.images]
+            if images:
+                batch |= self.processor.image_processor(opened(images), return_tensors="pt")
         return batch
+
+
+def opened(images: Iterable[bytes]) -> list[Image]:
+    """Encoded images as RGB pictures."""
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(image)).convert("RGB") for image in images]

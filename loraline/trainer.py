@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -117,6 +118,8 @@ def curves_to_mlflow() -> Any:
         def __init__(self) -> None:
             self.stack = ExitStack()
             self.remark = ""
+            # A training that is cut off never ends, and a bar left open hides the cursor.
+            atexit.register(self.stack.close)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.advance = self.stack.enter_context(progress.bar("train", state.max_steps))

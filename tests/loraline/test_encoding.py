@@ -82,8 +82,10 @@ def test_prompt_and_answer_tokens_are_those_of_the_whole_conversation(
 def test_images_keep_to_the_pixel_limits(tiny_base, vision: str) -> None:
     encoder = encoder_of(tiny_base(vision), vision)
     huge = encoder.encode(from_prompt("q", "", "a", drawing(800, 600)))
-    grid = huge.vision["image_grid_thw"][0]
+    batch = encoder.collate([huge], answers=False, side="left")
+    grid = batch["image_grid_thw"][0]
     assert int(grid.prod()) * 14 * 14 <= PIXELS
+    assert batch["pixel_values"].shape[0] == int(grid.prod())
     assert huge.prompt.count(encoder.processor.image_token_id) == int(grid.prod()) // 4
 
 
