@@ -57,12 +57,8 @@ serve: install  ## Serve the candidate of the last run with vLLM: make serve [PO
 	@$(BIN)/python workflows/serve_local.py $(MANIFEST) --port $(PORT)
 
 .PHONY: test
-test: install  ## Quick, honest tests: everything but the markers below
-	$(BIN)/pytest -m "not slow and not gpu and not cluster"
-
-.PHONY: test-slow
-test-slow: install  ## Tests that take minutes
-	$(BIN)/pytest -m slow
+test: install  ## Run the tests: ten minutes on two cores, nothing is fetched
+	$(BIN)/pytest
 
 .PHONY: quality
 quality: install  ## Format check, lint, types
