@@ -128,11 +128,11 @@ class KeepCheckpoints(TrainerCallback):
         control.should_training_stop |= stopped
         self.due = due and state.global_step < state.max_steps
         if self.due and state.global_step % len(options["train_dataloader"]):
-            control.should_log = control.should_save = True
+            control.should_save = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if self.due and state.global_step % len(options["train_dataloader"]) == 0:
-            control.should_log = control.should_save = True
+            control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.client is not None:

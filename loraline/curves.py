@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import atexit
 import math
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import mlflow
+from mlflow.entities import Metric
 from transformers import TrainerCallback
 
 from loraline import progress
@@ -29,6 +31,9 @@ TRACKED = {
 }
 """What the trainer reports and a reviewer looks at."""
 
+SEND_EVERY = 5.0
+"""Seconds between the calls that log the curves."""
+
 
 class CurvesToMlflow(TrainerCallback):
     """Sends the trainer's curves to the open MLflow run and to a progress bar."""
@@ -36,6 +41,8 @@ class CurvesToMlflow(TrainerCallback):
     def __init__(self, logged_to: int = 0) -> None:
         """`logged_to` is the last step that a resumed run has already logged."""
         self.logged_to = logged_to
+        self.waiting: list[Metric] = []
+        self.sent_at = time.monotonic()
         self.stack = ExitStack()
         self.remark = ""
         # A training that is cut off never ends, and a bar left open hides the cursor.
@@ -57,10 +64,30 @@ class CurvesToMlflow(TrainerCallback):
         if "loss" in logs:
             self.remark = f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,.0f} tokens/s"
         found = {key: value for key, value in logs.items() if key in TRACKED}
-        if found and state.global_step > self.logged_to:
-            mlflow.log_metrics(found, step=state.global_step)
+        if state.global_step > self.logged_to:
+            now = int(time.time() * 1000)
+            self.waiting += [Metric(k, v, now, state.global_step) for k, v in found.items()]
+        if time.monotonic() - self.sent_at > SEND_EVERY:
+            self.send()
+
+    def send(self) -> None:
+        """One call for many points: a tracking server would slow down every step."""
+        run = mlflow.active_run()
+        assert run is not None, "the step opens the run"
+        for start in range(0, len(self.waiting), 1000):
+            mlflow.MlflowClient().log_batch(run.info.run_id, self.waiting[start : start + 1000])
+        self.waiting.clear()
+        self.sent_at = time.monotonic()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.send()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Before the checkpoint is uploaded: what it continues from is then logged.
+        self.send()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.send()
         self.stack.close()
 
 

@@ -60,7 +60,7 @@ def build(
             weight_decay=0.0,
             bf16=on_gpu,
             seed=recipe.seed,
-            logging_steps=5,
+            logging_steps=1,
             logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="no",
