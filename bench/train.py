@@ -34,8 +34,8 @@ TASKS = ("text", "vision")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), default=TASKS)
 @click.option("--arm", "arms", multiple=True, type=click.Choice(ARMS), default=ARMS)
 @click.option("--steps", default=15, show_default=True, help="Optimizer steps, warm-up included.")
-@click.option("--rows-per-step", default=ROWS_PER_STEP, show_default=True)
-@click.option("--gpus", default=1, show_default=True, help="Processes of our arms, one a GPU.")
+@click.option("--rows-per-step", default=ROWS_PER_STEP, show_default=True, help="A GPU.")
+@click.option("--gpus", default=1, show_default=True, help="Run our arms on so many GPUs too.")
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
 def train(
     tasks: tuple[str, ...],
@@ -53,20 +53,17 @@ def train(
             call(__file__, "make-base", task, str(base))
             found = {}
             for arm in arms:
-                launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={gpus}"]
-                start = launcher if gpus > 1 and arm != "trl" else []
-                lines = call(
-                    *start,
-                    __file__,
-                    "run-arm",
-                    task,
-                    arm,
-                    str(base),
-                    str(steps),
-                    str(rows_per_step),
-                )
-                found[arm] = json.loads(lines.splitlines()[-1])
+                for count in (1,) if arm == "trl" else sorted({1, gpus}):
+                    name = arm if count == 1 else f"{arm}, {count} GPUs"
+                    found[name] = run(task, arm, base, steps, rows_per_step * count, count)
             report(task, found)
+
+
+def run(task: str, arm: str, base: Path, steps: int, rows: int, gpus: int) -> dict[str, float]:
+    """Figures of one arm, from processes of its own; `rows` is rows a step, all GPUs together."""
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={gpus}"] if gpus > 1 else []
+    lines = call(*launcher, __file__, "run-arm", task, arm, str(base), str(steps), str(rows))
+    return dict(json.loads(lines.splitlines()[-1]))
 
 
 def call(*arguments: str) -> str:
@@ -274,28 +271,37 @@ class Clock:
         return Steps()
 
 
+def encoder_for(base: Path, recipe: Any) -> Any:
+    from loraline.encoding import Encoder
+
+    return Encoder(
+        base, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
+    )
+
+
+def rows_for(task: str, encoder: Any, count: int) -> list[Any]:
+    """The task's questions or pictures with their answers, encoded."""
+    from loraline.encoding import Row
+    from loraline.records import from_prompt
+
+    if task == "text":
+        words = encoder.tokenizer
+        pairs = texts(count)
+        return [Row(words(q).input_ids, [*words(a).input_ids, encoder.end]) for q, a in pairs]
+    return [
+        encoder.encode(from_prompt("Read the picture.", "", answer, image))
+        for image, answer in pictures(count)
+    ]
+
+
 def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any, Any]:
     from transformers.trainer_utils import IntervalStrategy
 
     from loraline import memory, models, trainer
-    from loraline.encoding import Encoder, Row
-    from loraline.records import from_prompt
 
     recipe = recipe_for(task, base, rows_per_step, steps)
-    encoder = Encoder(
-        base, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
-    )
-    count = rows_per_step * steps
-    if task == "text":
-        words = encoder.tokenizer
-        rows = [
-            Row(words(q).input_ids, [*words(a).input_ids, encoder.end]) for q, a in texts(count)
-        ]
-    else:
-        rows = [
-            encoder.encode(from_prompt("Read the picture.", "", answer, image))
-            for image, answer in pictures(count)
-        ]
+    encoder = encoder_for(base, recipe)
+    rows = rows_for(task, encoder, rows_per_step * steps)
     found = models.locate(str(base), None)
     recipe = recipe.model_copy(update={"memory": arm})
     plan, table = memory.choose(recipe, found, rows, memory.free())
@@ -409,6 +415,9 @@ def run_arm(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> 
     """Run one arm; its figures as the last line of standard output."""
     import torch
 
+    from loraline import launch
+
+    launch.take_gpu()
     torch.cuda.reset_peak_memory_stats()
     if arm == "trl":
         made, clock = run_trl(task, base, steps, rows_per_step)

@@ -28,6 +28,14 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def take_gpu() -> None:
+    """Work on the GPU that is this process' own, from before the first allocation."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def launched() -> bool:
     """Whether this process is one of several that were started together."""
     return "RANK" in os.environ

@@ -146,7 +146,7 @@ def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrained
         base.path,
         dtype=getattr(torch, dtype),
         quantization_config=nf4 if quantize else None,
-        device_map={"": 0} if torch.cuda.is_available() else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
         use_safetensors=True,
     )
     if quantize:

@@ -64,6 +64,8 @@ def build(
             logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="no",
+            # Rows without an image leave a trained merger without gradients.
+            ddp_find_unused_parameters=recipe.merger_learning_rate is not None,
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -139,6 +141,7 @@ class PackedTrainer(Trainer):
         if checkpointing:
             self.recompute_activations()
         self.tokens_seen = 0
+        self.ran_out = False
         self.patience = patience
         self.best: dict[str, Any] = {}
         self.seconds = self.paused = 0.0
@@ -222,19 +225,26 @@ class PackedTrainer(Trainer):
         super().log(logs, *rest)
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of one optimizer step; returns this process' part of its mean loss."""
+        """Gradients of one optimizer step; returns this process' part of its mean loss.
+
+        Raises UserError when it does not fit the GPU for the second time.
+        """
         model.train()
         try:
             return self.accumulate(model, inputs)
-        except torch.OutOfMemoryError:
-            if inputs.budget > self.budget or self.budget < 256:
-                raise
+        except torch.OutOfMemoryError as error:
+            if self.ran_out:
+                raise UserError(
+                    f"a step does not fit the GPU, not even {self.budget} tokens a pass; lower "
+                    "max_length, set memory: small, or use a larger card"
+                ) from error
         # Smaller packs of the same rows: slower, but the same step.
+        self.ran_out = True
         self.budget //= 2
         self.recompute_activations()
         torch.cuda.empty_cache()
         model.zero_grad()
-        return self.accumulate(model, inputs)
+        return self.training_step(model, inputs)
 
     def accumulate(self, model: Any, step: Step) -> Tensor:
         if step.budget > self.budget:

@@ -144,6 +144,7 @@ def prepare(
 
     from loraline import memory, trainer
 
+    launch.take_gpu()
     set_seed(recipe.seed)
     plan, table = memory.choose(recipe, base, [*rows["train"], *rows["validation"]], memory.free())
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)

@@ -159,6 +159,37 @@ def test_a_training_at_work_is_not_started_twice(start: Start, step, data_run: s
     assert f"is being trained by process {process.pid}; wait for it" in result.stderr
 
 
+def test_two_processes_learn_what_one_learns(start: Start, train, data_run: str, quick) -> None:
+    alone = train(data_run, quick("alone", max_steps=6, learning_rate=1e-3))
+    process = start(quick("together", max_steps=6, learning_rate=1e-3), "--gpus", "2")
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    together = Path("outputs/run-id").read_text()
+    assert_close(weights(together), weights(alone), rtol=0, atol=1e-5)
+    for (_, step, value), (_, other_step, other) in zip(
+        losses(together), losses(alone), strict=True
+    ):
+        assert step == other_step and value == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_are_stopped_and_resumed_together(
+    start: Start, train, data_run: str, quick
+) -> None:
+    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 1e-3}
+    alone = train(data_run, quick("alone", **settings))
+    process = start(quick("together", **settings), "--gpus", "2")
+    wait_for_step(process, 4)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    process = start("together", "--gpus", "2")
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    together = Path("outputs/run-id").read_text()
+    assert_close(weights(together), weights(alone), rtol=0, atol=1e-5)
+
+
 def test_states_are_read_as_they_were_written(tmp_path: Path) -> None:
     import torch
 
