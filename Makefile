@@ -5,12 +5,13 @@ PROFILE ?= smoke-vision
 DATA ?=
 PORT ?= 8000
 
+comma := ,
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MANIFEST := outputs/latest/deploy-vllm/vllm.yaml
 # Without a GPU, vLLM's CPU build serves; it needs the CPU build of torch and two repairs.
-SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),serve-gpu,serve-cpu)
+SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu$(comma)serve-gpu,serve-cpu)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false

@@ -99,6 +99,36 @@ def logged_to(client: MlflowClient, resumed: Run | None) -> int:
     return max((point.step for point in history), default=0)
 
 
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+}
+"""Dense bf16 FLOP/s of cards by a part of their name, from their makers' data sheets."""
+
+
+def utilization(sft: PackedTrainer) -> dict[str, float]:
+    """GPU seconds, and model FLOP utilization where the card is known.
+
+    Frozen weights take two FLOPs a parameter and token forward and two backward; the vision tower
+    is left out (MFU as in PaLM, arXiv 2204.02311, appendix B).
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    figures = {"gpu_seconds": sft.seconds * sft.args.world_size}
+    card = torch.cuda.get_device_name()
+    for name, peak in PEAK_FLOPS.items():
+        if name in card:
+            rate = 4 * sft.language_parameters * sft.tokens_seen / max(sft.seconds, 1e-9)
+            return figures | {"mfu": rate / peak}
+    return figures
+
+
 def log_results(sft: PackedTrainer) -> None:
     """Log how the training ended and what it took."""
     from loraline.trainer import peak_memory
@@ -112,6 +142,7 @@ def log_results(sft: PackedTrainer) -> None:
             "train_tokens_per_second": sft.tokens_seen / max(sft.seconds, 1e-9),
             "peak_memory_gib": peak_memory() / 2**30,
         }
+        | utilization(sft)
     )
 
 

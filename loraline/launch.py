@@ -36,6 +36,14 @@ def take_gpu() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def leave() -> None:
+    """End the exchange between the processes of a training; what follows is the first one's."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def launched() -> bool:
     """Whether this process is one of several that were started together."""
     return "RANK" in os.environ

@@ -81,7 +81,7 @@ class Estimate:
             "peak": self.total,
         }
         checkpointing = "recomputed" if plan.checkpointing else "kept"
-        weights = "unpacked" if plan.dequantized else "4-bit"
+        weights = "unpacked" if plan.dequantized else "packed"
         lines = [
             f"memory: {plan.token_budget} tokens a pass, activations {checkpointing}, {weights}"
         ]
@@ -188,7 +188,7 @@ def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Es
         inputs = tokens * merged * patch * 4
     adapter = adapter_parameters(text, recipe)
     return Estimate(
-        weights=weight_bytes(base.path, plan),
+        weights=weight_bytes(base.path, plan, quantized=recipe.quantization == "nf4"),
         adapter=16 * adapter,
         activations=activations,
         working=working,
@@ -245,7 +245,7 @@ def adapter_parameters(text: Mapping[str, Any], recipe: Profile) -> int:
     return int(recipe.r * a_layer * text["num_hidden_layers"])
 
 
-def weight_bytes(folder: Path, plan: Plan) -> int:
+def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
     """Bytes of the base's weights once loaded, from the headers of its files.
 
     Projections of the language model take four bits a weight and, after double quantization, 0.127
@@ -261,6 +261,6 @@ def weight_bytes(folder: Path, plan: Plan) -> int:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 count = math.prod(weights.get_slice(name).get_shape())
                 projection = name.endswith("_proj.weight") and "visual" not in name
-                four_bit = projection and not plan.dequantized
+                four_bit = projection and quantized and not plan.dequantized
                 total += count * (4.127 / 8 if four_bit else 2)
     return int(total)

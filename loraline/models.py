@@ -155,14 +155,15 @@ def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrained
 
 
 def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
-    """The 4-bit base with a new adapter; what is computed is the same for every plan."""
+    """The frozen base with a new adapter; what is computed is the same for every plan."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     # Without a GPU, float32 is the fast type: few CPUs multiply bfloat16.
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    model = load(base, recipe.modality, quantize=True, dtype=dtype)
-    if plan.dequantized:
+    four_bit = recipe.quantization == "nf4"
+    model = load(base, recipe.modality, quantize=four_bit, dtype=dtype)
+    if four_bit and plan.dequantized:
         # The same rounded weights, unpacked once instead of in every pass.
         model = model.dequantize()
         gc.collect()  # The packed weights are in reference cycles.
@@ -173,6 +174,7 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
             r=recipe.r,
             lora_alpha=recipe.lora_alpha,
             lora_dropout=recipe.lora_dropout,
+            use_rslora=recipe.use_rslora,
             target_modules=target_modules(recipe.modality, recipe.target_modules, merger),
             task_type="CAUSAL_LM",
         ),

@@ -73,6 +73,12 @@ class Profile(Strict):
     lora_alpha: PositiveInt
     """LoRA scaling numerator: the update is scaled by lora_alpha / r."""
 
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732); vLLM serves both."""
+
+    quantization: Literal["nf4", "none"] = "nf4"
+    """Precision of the frozen base in training: 4-bit NF4, or 16-bit as it is."""
+
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout before the LoRA matrices."""
 
@@ -81,6 +87,9 @@ class Profile(Strict):
 
     merger_learning_rate: PositiveFloat | None = None
     """Also adapt the vision merger (the projector), at this learning rate; null leaves it alone."""
+
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Learning rate of B over that of A (LoRA+, arXiv 2402.12354, which proposes 16); null is 1."""
 
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ def build(
         budget=plan.token_budget,
         checkpointing=plan.checkpointing,
         merger_rate=recipe.merger_learning_rate,
+        ratio=recipe.loraplus_lr_ratio or 1.0,
         patience=recipe.early_stopping_patience,
         args=TrainingArguments(
             output_dir=str(scratch / "trainer"),
@@ -124,6 +125,7 @@ class PackedTrainer(Trainer):
         budget: int,
         checkpointing: bool,
         merger_rate: float | None,
+        ratio: float,
         patience: int | None,
         **options: Any,
     ) -> None:
@@ -134,12 +136,15 @@ class PackedTrainer(Trainer):
             **options,
         )
         self.encoder, self.rows, self.steps = encoder, rows, steps
-        self.budget, self.merger_rate = budget, merger_rate
+        self.budget, self.merger_rate, self.ratio = budget, merger_rate, ratio
         self.rope_index = getattr(model.get_base_model().model, "get_rope_index", None)
         self.attention = attention.use(model.get_base_model())
         loss.give_losses(model.get_base_model())
         if checkpointing:
             self.recompute_activations()
+        self.language_parameters = sum(
+            count for name, count in sizes(model) if models.VISION_TOWER not in name
+        )
         self.tokens_seen = 0
         self.ran_out = False
         self.patience = patience
@@ -157,22 +162,25 @@ class PackedTrainer(Trainer):
         causal.disable_input_require_grads()
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer, with the vision merger's adapter at a rate of its own."""
+        """The optimizer, with rates of their own for the vision merger and for LoRA's B."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(self.parameter_groups(), **options)
         return self.optimizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: dict[bool, list[Any]] = {False: [], True: []}
+        rates = {False: self.args.learning_rate, True: self.merger_rate or 0.0}
+        groups: dict[float, list[Any]] = {}
+        in_merger = False
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                groups[f".{models.VISION_TOWER}." in name].append(parameter)
-        if self.merger_rate is None:
-            return [{"params": groups[False] + groups[True]}]
-        if not groups[True]:
+                merger = f".{models.VISION_TOWER}." in name
+                in_merger |= merger
+                ratio = self.ratio if ".lora_B." in name else 1.0
+                groups.setdefault(rates[merger] * ratio, []).append(parameter)
+        if self.merger_rate is not None and not in_merger:
             raise UserError("merger_learning_rate is set, but this base has no known vision merger")
-        return [{"params": groups[False]}, {"params": groups[True], "lr": self.merger_rate}]
+        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         return [next(epoch_iterator)], None
@@ -335,6 +343,13 @@ class PackedTrainer(Trainer):
         if checkpoint_dir is not None:
             stem = Path(checkpoint_dir, f"random-{self.args.process_index}")
             checkpoint.set_random_state(checkpoint.read_state(stem))
+
+
+def sizes(model: Any) -> Iterator[tuple[str, int]]:
+    """Names and sizes of a model's parameters; packed 4-bit weights count as what they hold."""
+    for name, parameter in model.named_parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        yield name, math.prod(shape) if shape else parameter.numel()
 
 
 def peak_memory() -> int:

@@ -31,8 +31,20 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of prepare_data.")
 @click.option("--profile", required=True, help="Name of a file in lora_profiles/.")
 @click.option("--resume", callback=not_empty, help="Unfinished run to go on with, and no other.")
-@click.option("--checkpoint-minutes", type=click.FloatRange(0), default=10, show_default=True)
-@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="On this host.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(0),
+    default=10,
+    show_default=True,
+    help="Time between checkpoints: what a lost machine costs at most.",
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="GPUs of this machine to train on.",
+)
 def train_qlora(
     run_id: str,
     profile: str,
@@ -42,7 +54,7 @@ def train_qlora(
     out_dir: Path,
     force: bool,
 ) -> None:
-    """Train a LoRA adapter on a 4-bit NF4 base; log it and hand over the run ID."""
+    """Train a LoRA adapter on a frozen base; log it and hand over the run ID."""
     from loraline import models, profiles
 
     recipe = profiles.load(profile)
@@ -158,6 +170,7 @@ def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> None:
     sft.add_callback(keeper)
     keeper.listen()
     sft.train(resume_from_checkpoint=str(start) if start else None)
+    launch.leave()
     if keeper.stopped_early(sft.state):
         raise TryAgain(
             f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "

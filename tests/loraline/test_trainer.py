@@ -127,6 +127,30 @@ def test_training_stops_when_validation_no_longer_improves(make: Make) -> None:
     assert evaluations.index(min(evaluations)) == len(evaluations) - 3
 
 
+def test_an_unquantized_base_and_rank_stabilized_scaling_learn(make: Make) -> None:
+    sft = make(quantization="none", use_rslora=True, max_steps=12)
+    assert not any("4bit" in type(module).__name__ for module in sft.model.modules())
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert layer.scaling["default"] == 8 / 4**0.5
+    sft.train()
+    losses = curve(sft, "loss")
+    assert losses[-1] < losses[0]
+
+
+def test_lora_plus_gives_b_a_rate_of_its_own(make: Make) -> None:
+    sft = make(loraplus_lr_ratio=16)
+    groups = {group["lr"]: group["params"] for group in sft.create_optimizer().param_groups}
+    learning = {n: p for n, p in sft.model.named_parameters() if p.requires_grad}
+    for part, rate in (("lora_A", 0.01), ("lora_B", 0.16)):
+        expected = {id(p) for name, p in learning.items() if part in name}
+        assert {id(p) for p in groups[rate]} == expected
+
+
+def test_parameters_are_counted_without_packing(make: Make) -> None:
+    packed, plain = make(), make(quantization="none")
+    assert packed.language_parameters == plain.language_parameters
+
+
 def test_no_step_is_logged_twice_and_each_has_its_pace(make: Make) -> None:
     sft = make()
     sft.train()
