@@ -83,7 +83,8 @@ class Estimate:
         checkpointing = "recomputed" if plan.checkpointing else "kept"
         weights = "unpacked" if plan.dequantized else "packed"
         lines = [
-            f"memory: {plan.token_budget} tokens a pass, activations {checkpointing}, {weights}"
+            f"memory: {plan.token_budget} tokens a pass, activations {checkpointing}, "
+            f"weights {weights}"
         ]
         lines += [f"  {name:22}{size / GIB:7.2f} GiB" for name, size in entries.items()]
         return "\n".join(lines)
