@@ -11,6 +11,7 @@ from typing import Any
 
 from loraline.contract import Contract
 from loraline.errors import UserError
+from loraline.preflight import max_lora_rank
 
 SERVER_IMAGE = "vllm/vllm-openai:v0.32.0"
 PORT = 8000
@@ -18,9 +19,6 @@ PORT = 8000
 ADAPTERS = "/adapters"
 CONFIG = "/etc/loraline"
 CACHE = "/cache"
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM accepts for --max-lora-rank."""
 
 STARTUP_SECONDS = 1800
 """Budget for downloading and loading the base and for capturing CUDA graphs."""
@@ -256,14 +254,6 @@ def is_folder(contract: Contract) -> bool:
 def base_name(contract: Contract) -> str:
     """Name that clients use for the bare base."""
     return PurePosixPath(contract.base).name if is_folder(contract) else contract.base
-
-
-def max_lora_rank(rank: int) -> int:
-    """The smallest rank that vLLM accepts and the adapter fits in; slots are allocated at it."""
-    for accepted in LORA_RANKS:
-        if rank <= accepted:
-            return accepted
-    raise UserError(f"adapter rank {rank} cannot be served: vLLM accepts up to {LORA_RANKS[-1]}")
 
 
 def max_model_len(contract: Contract) -> int:

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraline import manifest
+from loraline import manifest, preflight
 from loraline.contract import Contract
 from loraline.errors import UserError
 
@@ -145,7 +145,7 @@ def test_grace_period_covers_draining_and_running_requests():
     ("rank", "accepted"), [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (257, 320), (512, 512)]
 )
 def test_rank_is_rounded_up_to_one_that_vllm_accepts(rank, accepted):
-    assert manifest.max_lora_rank(rank) == accepted
+    assert preflight.max_lora_rank(rank) == accepted
 
 
 def test_rank_above_the_highest_is_refused():
