@@ -111,6 +111,12 @@ def max_lora_rank(rank: int) -> int:
     raise UserError(f"adapter rank {rank} cannot be served: vLLM accepts up to {LORA_RANKS[-1]}")
 
 
+def highest_rank(adapter: Path) -> int:
+    """The highest rank of an adapter's modules, for which the server allocates its slots."""
+    config = read_json(adapter / CONFIG) or {}
+    return max([int(config.get("r") or 0), *(config.get("rank_pattern") or {}).values()])
+
+
 def setting_findings(
     config: Mapping[str, Any], base: str, revision: str | None, max_rank: int
 ) -> list[Finding]:

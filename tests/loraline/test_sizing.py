@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,41 +12,9 @@ from loraline import sizing
 from loraline.errors import UserError
 from loraline.sizing import GIB, Demand
 
-QWEN3_VL_8B = {
-    "architectures": ["Qwen3VLForConditionalGeneration"],
-    "tie_word_embeddings": False,
-    "text_config": {
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 262144,
-    },
-    "vision_config": {
-        "depth": 27,
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "out_hidden_size": 4096,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": [8, 16, 24],
-    },
-}
-MISTRAL_7B = {
-    "architectures": ["MistralForCausalLM"],
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 32000,
-    "max_position_embeddings": 32768,
-    "sliding_window": 4096,
-}
+BASES = Path(__file__).parent / "bases"
+QWEN3_VL_8B = json.loads((BASES / "Qwen3-VL-8B-Instruct.json").read_text())
+MISTRAL_7B = json.loads((BASES / "Mistral-7B-v0.1.json").read_text())
 SEED = Demand(QWEN3_VL_8B, "bfloat16", 262144)
 """Images and videos without limits and no adapter: a demo's first start on a 32 GB card."""
 
@@ -60,8 +29,17 @@ def test_parameters_from_the_config_are_the_models_own(tiny_base, architecture: 
     assert sum(sizing.parameters(json.loads((base / "config.json").read_text()))) == own
 
 
-@pytest.mark.parametrize(("config", "billions"), [(QWEN3_VL_8B, 8.767), (MISTRAL_7B, 7.242)])
-def test_parameters_of_published_models(config: dict, billions: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("Mistral-7B-v0.1", 7.242),
+        ("Qwen2-VL-7B-Instruct", 8.291),
+        ("Qwen2.5-VL-3B-Instruct", 3.755),
+        ("Qwen3-VL-8B-Instruct", 8.767),
+    ],
+)
+def test_parameters_of_published_models(name: str, billions: float) -> None:
+    config = json.loads((BASES / f"{name}.json").read_text())
     assert sum(sizing.parameters(config)) / 1e9 == pytest.approx(billions, abs=0.001)
 
 
