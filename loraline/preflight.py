@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraline.contract import WEIGHTS
+from loraline.contract import WEIGHTS, Contract
 from loraline.errors import UserError
 
 CONFIG = "adapter_config.json"
@@ -101,6 +101,20 @@ def findings(
     except (OSError, ValueError) as error:
         return [*found, Finding(WEIGHTS, f"cannot be read ({error})", "log the adapter anew")]
     return found + weight_findings(tensors, config, linears(base_config), trains_vision)
+
+
+def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS[-1]) -> None:
+    """Raise a UserError with what speaks against serving the adapter, the first things first."""
+    found = findings(
+        adapter,
+        agreed.base,
+        agreed.trains_vision,
+        revision=agreed.base_revision,
+        max_rank=max_rank,
+    )
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(f"{name} cannot be served: {'; '.join(map(str, found[:3]))}{more}")
 
 
 def max_lora_rank(rank: int) -> int:

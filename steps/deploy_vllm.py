@@ -41,7 +41,7 @@ PLACED = (
 )
 """Options that say where the server runs, in the words of manifest.Placement."""
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @step
@@ -152,7 +152,7 @@ class Order:
             name=name,
             version=version,
             beside=str(model.aliases[alias]) if alias else None,
-            options={**options, "calibrate": read_log(log) if log else ""},
+            options={**options, "calibrate": log.read_text(errors="replace") if log else ""},
             remembered=model.tags.get(f"{ACTIVATION}.{options['gpu']}", ""),
             image=settings.image or "localhost/loraline:dev",
             fetch=fetch_environment(settings),
@@ -164,6 +164,7 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     from loraline import contract, manifest, preflight
 
     agreed = contract.read(adapter)
+    preflight.check(adapter, agreed, f"{order.name} version {order.version}")
     base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
     ranks = [preflight.highest_rank(adapter)]
     beside = []
@@ -199,6 +200,7 @@ def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
     with tempfile.TemporaryDirectory() as folder:
         found = mlflow.artifacts.download_artifacts(f"{uri}/artifacts/adapter", dst_path=folder)
         other, rank = contract.read(Path(found)), preflight.highest_rank(Path(found))
+        preflight.check(Path(found), other, uri)
     name = f"{server.served_name(order.name)[:38].strip('-')}-{order.options['beside']}"
     adapter = server.Adapter(
         name=server.checked_name(name, "name of the adapter beside it,"),
@@ -221,6 +223,7 @@ def size(
     from loraline import server, sizing
 
     gpu, cards, fraction = (order.options[key] for key in ("gpu", "gpus", "fraction"))
+    # The follower's two spare slots count as well.
     ranks = ranks + ranks[:1] * (2 if order.options["follow"] else 0)
     wanted = server.demand(agreed, base_config, ranks, merged=order.options["merged"])
     if gpu is None:
@@ -236,13 +239,6 @@ def size(
         client.set_registered_model_tag(order.name, f"{ACTIVATION}.{gpu}", f"{revision} {gib}")
     learned = float(gib) if revision == agreed.base_revision else None
     return sizing.plan(replace(wanted, activation=learned), gpu, cards=cards, fraction=fraction)
-
-
-def read_log(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace")
-    except OSError as error:
-        raise UserError(f"--calibrate {file}: {error.strerror}") from error
 
 
 def fetch_environment(settings: Settings) -> dict[str, str]:

@@ -49,7 +49,7 @@ def fetch_adapter(
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
         check(adapter, model, digest)
-        look_through(adapter, model, max_lora_rank)
+        preflight.check(adapter, contract.read(adapter), model, max_lora_rank)
         if base:
             adapter = merge(adapter, base, Path(part, "merged"))
         (adapter / DONE).write_text(digest)
@@ -108,21 +108,6 @@ def check(adapter: Path, model: str, digest: str) -> None:
     found = sha256(adapter / WEIGHTS)
     if found != digest:
         raise UserError(f"{WEIGHTS} of {model} has digest {found}, expected {digest}")
-
-
-def look_through(adapter: Path, model: str, max_rank: int) -> None:
-    """Raise a UserError with what speaks against serving the adapter, the first things first."""
-    agreed = contract.read(adapter)
-    found = preflight.findings(
-        adapter,
-        agreed.base,
-        agreed.trains_vision,
-        revision=agreed.base_revision,
-        max_rank=max_rank,
-    )
-    if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise UserError(f"{model} cannot be served: {'; '.join(map(str, found[:3]))}{more}")
 
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:

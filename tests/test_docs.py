@@ -40,7 +40,7 @@ def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: 
     module = script(path)
     arguments = words[2:]
     for word in arguments:
-        if word.endswith(("vllm.yaml", "outputs/latest")):
+        if word.endswith(("vllm.yaml", ".log", "outputs/latest")):
             target = workplace / word
             (target if word.endswith("latest") else target.parent).mkdir(
                 parents=True, exist_ok=True

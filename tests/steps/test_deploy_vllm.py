@@ -124,6 +124,26 @@ def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_r
     assert "activations 5.14" in (workplace / "outputs" / "vllm.yaml").read_text()
 
 
+def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
+    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraline import contract, preflight
+
+    client = mlflow.MlflowClient()
+    train = tracking.ancestor(client, client.get_run(gate_run), "train_qlora")
+    logged = mlflow.get_logged_model(train.data.tags[tracking.MODEL_ID])
+    # The gate would have rejected it, so it is changed behind the gate's back.
+    adapter = Path(logged.artifact_location.removeprefix("file://")) / tracking.ADAPTER
+    settings = adapter / preflight.CONFIG
+    settings.write_text(settings.read_text().replace('"r": 8', '"r": 8, "use_dora": true'))
+    assert contract.read(adapter)
+    result = step("deploy_vllm", "--run-id", gate_run)
+    assert result.exit_code == 2
+    told = "mistral-7b-lora version 1 cannot be served: use_dora: is True, which vLLM refuses"
+    assert told in result.stderr
+    assert not (workplace / "outputs" / "vllm.yaml").exists()
+
+
 def test_the_champion_is_served_beside_the_candidate(
     step, workplace: Path, candidate, gate_run: str
 ) -> None:
