@@ -208,6 +208,7 @@ def test_verification_fails_without_the_adapter_and_with_another_one(
     assert "of the base answers" not in ended.stderr
     assert not (line.place / "verified" / "run-id").exists()
     server.post("/v1/unload_lora_adapter", {"lora_name": name})
+    server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(own)})
 
 
 def follow(line: Line, running: Any, *options: str) -> subprocess.CompletedProcess[str]:
