@@ -222,12 +222,16 @@ class Pod:
             },
         }
 
+    @property
+    def storage(self) -> str:
+        """Room for the base in its hub's cache."""
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 60
+        return f"{10 * math.ceil((1.2 * weights + 5) / 10)}Gi"
+
     def claim(self) -> list[Object]:
         """Keeps the hub's files, so that only the first start downloads the base."""
         if not self.hub:
             return []
-        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 60
-        size = 10 * math.ceil((1.2 * weights + 5) / 10)
         return [
             {
                 "apiVersion": "v1",
@@ -237,7 +241,7 @@ class Pod:
                     "accessModes": [
                         "ReadWriteOnce" if self.where.replicas == 1 else "ReadWriteMany"
                     ],
-                    "resources": {"requests": {"storage": f"{size}Gi"}},
+                    "resources": {"requests": {"storage": self.storage}},
                 },
             }
         ]
@@ -620,6 +624,11 @@ class Pod:
         skip = args.index("--chat-template")
         del args[skip : skip + 2]
         own = {"adapters", "cache", "bases", "tmp"}
+        variables, claim = self.variables(), {}
+        if self.hub:
+            # The chart makes the hub's cache a claim of its own and says where it is.
+            claim = {"pvcStorage": self.storage, "pvcAccessMode": ["ReadWriteOnce"]}
+            del variables["HF_HOME"]
         shown = [{"name": "MLFLOW_TRACKING_USERNAME"}, {"name": "MLFLOW_TRACKING_PASSWORD"}]
         shown += [{"name": "AWS_ACCESS_KEY_ID"}, {"name": "AWS_SECRET_ACCESS_KEY"}]
         keys = [secret(each["name"], "loraline", each["name"], optional=True) for each in shown]
@@ -635,17 +644,22 @@ class Pod:
             "requestMemory": self.memory,
             "requestGPU": self.plan.tensor_parallel_size if self.plan else 1,
             "requestGPUType": self.card,
+            **claim,
             "chatTemplate": "chat_template.jinja",
             "chatTemplateConfigMap": self.contract.chat_template,
             # The chart switches prefix caching off unless it is told otherwise.
             "vllmConfig": {"enablePrefixCaching": True, "extraArgs": args},
-            "env": [*environment(self.variables()), container["env"][-1]],
+            "env": [*environment(variables), container["env"][-1]],
             "initContainer": {
                 **{key: fetch[key] for key in ("name", "image", "command", "resources")},
                 "env": [*fetch["env"], *keys],
                 "extraVolumeMounts": fetch["volumeMounts"],
             },
-            "extraVolumes": [each for each in self.volumes() if each["name"] in own],
+            "extraVolumes": [
+                {"name": "cache", "emptyDir": {}} if each["name"] == "cache" else each
+                for each in self.volumes()
+                if each["name"] in own
+            ],
             "extraVolumeMounts": [
                 each for each in container["volumeMounts"] if each["name"] in own
             ],

@@ -257,6 +257,14 @@ def test_the_start_has_time_for_the_weights() -> None:
         assert spec["progressDeadlineSeconds"] > probe["failureThreshold"] * probe["periodSeconds"]
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_every_claim_is_rendered_or_named_by_the_user(name: str) -> None:
+    made = {e["metadata"]["name"] for e in ALL[name] if e.get("kind") == "PersistentVolumeClaim"}
+    text = manifest.to_yaml(ALL[name])
+    named = {line.split(": ")[1] for line in text.splitlines() if "claimName: " in line}
+    assert named == made | ({"bases"} if name == "way-base-volume" else set())
+
+
 def test_only_what_a_server_needs_is_reachable() -> None:
     policy = next(e for e in ALL["standard"] if e["kind"] == "NetworkPolicy")["spec"]
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
