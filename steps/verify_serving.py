@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraline import tracking
+from loraline.errors import UserError
 from loraline.step import step
 
 if TYPE_CHECKING:
@@ -113,12 +115,21 @@ def ask(
     found = {}
     for column, model in models.items():
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            asked = [
-                pool.submit(running.ask, model, row["record"], agreed.max_new_tokens)
-                for row in rows
-            ]
-            found[column] = [each.result() for each in asked]
+            answer = partial(attempt, running, model, agreed.max_new_tokens)
+            found[column] = list(pool.map(answer, rows, [column] * len(rows)))
     return found
+
+
+def attempt(running: Server, model: str, most: int, row: Mapping[str, Any], column: str) -> Served:
+    """A row's answer; none from a server that refuses what had no answer when it was measured."""
+    from loraline.client import Served
+
+    try:
+        return running.ask(model, row["record"], most)
+    except UserError:
+        if row[f"{column}_tokens"]:
+            raise
+        return Served([], "", [], 0.0)
 
 
 def agreements(
@@ -167,15 +178,11 @@ def other_prompts(
     from loraline import models
     from loraline.encoding import Encoder
 
-    folder = models.locate_tokenizer(agreed)
-    encoder = Encoder(
-        folder,
-        agreed.modality,
-        chat_template=agreed.chat_template,
-        min_pixels=agreed.min_pixels,
-        max_pixels=agreed.max_pixels,
-    )
+    base = models.Base(models.locate_tokenizer(agreed), agreed.base_revision, {})
+    encoder = Encoder.of(agreed, base)
     for row, answer in zip(rows, answers, strict=True):
+        if not answer.prompt:
+            continue
         wanted = encoder.encode(row["record"]).prompt
         if answer.prompt != wanted:
             return [
@@ -214,8 +221,9 @@ def latency(
 ) -> dict[str, float]:
     """Seconds of whole answers, asked one after another."""
     taken = [
-        running.ask(name, row["record"], agreed.max_new_tokens).seconds for row in rows[:SAMPLE]
-    ]
+        running.ask(name, row["record"], agreed.max_new_tokens).seconds
+        for row in [row for row in rows if row["tuned_tokens"]][:SAMPLE]
+    ] or [0.0]
     return {"latency_seconds_median": statistics.median(taken), "latency_seconds_max": max(taken)}
 
 
