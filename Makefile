@@ -62,8 +62,12 @@ test: install  ## Run the tests: ten minutes on two cores, nothing is fetched
 	$(BIN)/pytest
 
 .PHONY: test-slow
-test-slow: install  ## Run the tests that take many minutes
+test-slow: install  ## Run the tests that take minutes each
 	$(BIN)/pytest -m slow
+
+.PHONY: test-cluster
+test-cluster: install  ## Run the workflows on the cluster of KUBECONFIG, or on one started for it
+	$(BIN)/pytest -m cluster tests/cluster
 
 .PHONY: quality
 quality: install  ## Format check, lint, types
@@ -72,8 +76,13 @@ quality: install  ## Format check, lint, types
 	$(BIN)/mypy
 
 .PHONY: render
-render: install  ## Write workflows/*.yaml anew from their Hera source
+render: install  ## Write workflows/*.yaml and the manifests that tests compare with anew
 	$(BIN)/python workflows/pipeline.py
+	$(BIN)/python tests/loraline/test_manifest_goldens.py
+
+.PHONY: zoo
+zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: five minutes
+	$(BIN)/python tests/zoo/ask_vllm.py
 
 .PHONY: clean
 clean:  ## Remove what running left behind, the MLflow store included; keeps .venv

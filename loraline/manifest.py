@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import re
-from collections.abc import Mapping
-from pathlib import PurePosixPath
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
+from loraline import server
 from loraline.contract import Contract
 from loraline.errors import UserError
+from loraline.preflight import max_lora_rank
+from loraline.server import ADAPTERS, BASES, CACHE, CONFIG, PORT, SHUTDOWN_SECONDS, Adapter
+from loraline.sizing import Plan
 
 SERVER_IMAGE = "vllm/vllm-openai:v0.32.0"
-PORT = 8000
-
-ADAPTERS = "/adapters"
-CONFIG = "/etc/loraline"
-CACHE = "/cache"
-
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM accepts for --max-lora-rank."""
-
-STARTUP_SECONDS = 1800
-"""Budget for downloading and loading the base and for capturing CUDA graphs."""
 
 DRAIN_SECONDS = 10
 """Time for the Service to forget a pod before its server stops listening."""
 
-SHUTDOWN_SECONDS = 30
-"""Time for running requests to finish."""
-
 SERVER_UID = 2000
 """User `vllm` of the server image."""
 
+WAITING = 5
+"""Requests that may wait at a replica before another one is started."""
+
+SERVES = (
+    "import json,os,sys,urllib.request as u;"
+    f"r=u.Request('http://127.0.0.1:{PORT}/v1/models',"
+    "headers={'Authorization':'Bearer '+os.environ.get('VLLM_API_KEY','')});"
+    "sys.exit(not {*sys.argv[1:]}<={m['id'] for m in json.load(u.urlopen(r,timeout=4))['data']})"
+)
+"""Ends with 0 when the server lists the models that are its arguments."""
+
 Object = dict[str, Any]
+Format = Literal["deployment", "kserve", "production-stack"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how often the server runs; nothing here changes what it answers."""
+
+    format: Format = "deployment"
+    namespace: str | None = None
+    cpu: bool = False
+    """Without a GPU, by an image with vLLM's CPU build."""
+
+    fraction: float = 1.0
+    """Share of one card, by a device plugin that hands out shared ones."""
+
+    replicas: int = 1
+    """Most replicas; above one they follow the waiting requests."""
+
+    prometheus: str | None = None
+    """Address of the Prometheus that KEDA asks; without it the autoscaler is Kubernetes' own."""
+
+    monitor: bool = False
+    """Whether a ServiceMonitor tells the Prometheus operator of the server."""
+
+    base_volume: str | None = None
+    """Claim that holds the base in a folder of its name; else a hub model is cached in one."""
+
+    merged: bool = False
+    """Merge the adapter into its base at the start and serve the result."""
+
+    follow: str | None = None
+    """Alias whose later versions a sidecar loads without a restart; off unless it is named."""
+
+    server_image: str = SERVER_IMAGE
 
 
 def render(
@@ -44,280 +79,622 @@ def render(
     version: int | str,
     image: str,
     name: str | None = None,
-    namespace: str | None = None,
     fetch_env: Mapping[str, str] | None = None,
-    server_image: str = SERVER_IMAGE,
+    rank: int | None = None,
+    beside: Sequence[Adapter] = (),
+    base_config: Mapping[str, Any] | None = None,
+    plan: Plan | None = None,
+    placement: Placement | None = None,
 ) -> list[Object]:
-    """ConfigMap, Deployment and Service for version `version` of registered model `model_name`.
+    """The objects that serve version `version` of registered model `model_name`, in apply order.
 
     `name` is the model name that clients send, made of `model_name` when not given. `image` holds
     the steps; its init container fetches the adapter, with `fetch_env` (where MLflow and its
-    artifacts are) and the optional Secret `loraline` (their credentials). The optional Secret
-    named like the Deployment holds the server's `api-key` and, for gated bases, `hf-token`.
+    artifacts are) and the optional Secret `loraline` (their credentials). The Secret named like
+    the Deployment holds the server's `api-key` and, for gated bases, `hf-token`. `rank` is the
+    highest of the adapter's modules, `beside` other adapters of the same base for the same pod.
 
     Raises UserError for what Kubernetes or vLLM would refuse.
     """
-    model = model_uri(model_name, version)
-    name = served_name(model_name) if name is None else checked_name(name)
+    where = placement or Placement()
+    name = server.served_name(model_name) if name is None else server.checked_name(name)
+    adapter = Adapter(
+        name=name,
+        uri=server.model_uri(model_name, version),
+        path=f"{ADAPTERS}/{name}/v{int(version)}",
+        sha256=contract.adapter_sha256,
+        rank=rank or contract.r,
+    )
+    check(contract, where, base_config or {}, beside)
     # A Service named vllm would give every pod of the namespace a VLLM_PORT that vLLM cannot read,
     # and one that starts with a digit is refused.
-    resource = f"lora-{name}"
-    path = f"{ADAPTERS}/{name}/v{int(version)}"
-    labels = {"app.kubernetes.io/name": resource, "app.kubernetes.io/part-of": "loraline"}
-    annotations = {
-        "loraline/registered-version": model,
-        "loraline/adapter-sha256": contract.adapter_sha256,
-        "loraline/base-revision": contract.base_revision,
-    }
+    pod = Pod(contract, (adapter, *beside), f"lora-{name}", image, fetch_env or {}, where, plan)
+    if where.format == "production-stack":
+        return [pod.helm_values()]
+    made = [pod.config_map(), *pod.claim()]
+    if where.format == "kserve":
+        return [*made, pod.inference_service(), pod.network_policy()]
+    made += [pod.deployment(), pod.service(), pod.disruption_budget(), pod.network_policy()]
+    return [*made, *pod.autoscaler(), *pod.service_monitor()]
 
-    def metadata() -> Object:
-        placed = {"namespace": namespace} if namespace else {}
+
+def check(
+    contract: Contract,
+    where: Placement,
+    base_config: Mapping[str, Any],
+    beside: Sequence[Adapter],
+) -> None:
+    """Raise a UserError for what cannot be combined or would be refused later."""
+    for value, what in ((where.namespace, "namespace"), (where.base_volume, "base volume")):
+        if value is not None:
+            server.checked_name(value, what)
+    if where.prometheus and not re.fullmatch(r"https?://[\w.:/-]+", where.prometheus):
+        raise UserError(f"address {where.prometheus!r} of Prometheus is not an http(s) URL")
+    if where.follow is not None:
+        server.checked_name(where.follow, "alias to follow,")
+        if where.merged or where.replicas > 1 or where.format == "production-stack":
+            raise UserError(
+                "an alias is followed by one replica that serves adapters, as a deployment or with "
+                "KServe"
+            )
+    if where.merged and beside:
+        raise UserError("a merged model is served alone; leave out the adapter beside it")
+    if beside and where.format == "production-stack":
+        raise UserError("production-stack runs one init container; serve one adapter with it")
+    if where.replicas < 1:
+        raise UserError(f"{where.replicas} replicas serve nothing; give at least one")
+    server.check_image(where.server_image, base_config)
+    server.check_precision(contract, base_config)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One server pod and the objects around it."""
+
+    contract: Contract
+    adapters: tuple[Adapter, ...]
+    resource: str
+    """Name of all objects."""
+
+    image: str
+    fetch_env: Mapping[str, str]
+    where: Placement
+    plan: Plan | None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": self.resource, "app.kubernetes.io/part-of": "loraline"}
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        first = self.adapters[0]
+        found = {
+            "loraline/registered-version": first.uri,
+            "loraline/adapter-sha256": first.sha256,
+            "loraline/base-revision": self.contract.base_revision,
+        }
+        if len(self.adapters) > 1:
+            found["loraline/beside"] = ", ".join(each.uri for each in self.adapters[1:])
+        if self.plan:
+            cards = f"{self.plan.tensor_parallel_size} x {self.plan.gpu}"
+            found["loraline/sized-for"] = f"{cards}, {self.plan.account()}"
+        return found
+
+    @property
+    def selector(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": self.resource}
+
+    @property
+    def hub(self) -> bool:
+        """Whether the base comes from the model hub."""
+        return not server.is_folder(self.contract) and self.where.base_volume is None
+
+    @property
+    def base(self) -> str | None:
+        """The base's folder in the pod, when a claim holds it."""
+        if self.where.base_volume is None:
+            return None
+        return f"{BASES}/{server.base_name(self.contract).rpartition('/')[2]}"
+
+    @property
+    def startup_seconds(self) -> int:
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 60
+        return server.startup_seconds(weights, local_base=not self.hub)
+
+    def metadata(self) -> Object:
+        placed = {"namespace": self.where.namespace} if self.where.namespace else {}
         return {
-            "name": resource,
+            "name": self.resource,
             **placed,
-            "labels": dict(labels),
-            "annotations": dict(annotations),
+            "labels": self.labels,
+            "annotations": self.annotations,
         }
 
-    config_map = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": metadata(),
-        "data": {
-            "chat_template.jinja": contract.chat_template,
-            "contract.json": contract.model_dump_json(indent=2) + "\n",
-            "prompt.txt": contract.prompt,
-        },
-    }
-    fetch = {
-        "name": "fetch-adapter",
-        "image": image,
-        "command": [
-            *("python", "steps/fetch_adapter.py"),
-            *("--model", literal(model)),
-            *("--sha256", contract.adapter_sha256),
-            *("--out-dir", path),
-        ],
-        "env": environment({"HOME": "/tmp", **(fetch_env or {})}),
-        "envFrom": [{"secretRef": {"name": "loraline", "optional": True}}],
-        "securityContext": unprivileged(),
-        "volumeMounts": [{"name": "adapters", "mountPath": ADAPTERS}],
-    }
-    health = {"httpGet": {"path": "/health", "port": "http"}}
-    server = {
-        "name": "vllm",
-        "image": server_image,
-        "command": ["vllm", "serve"],
-        "args": [literal(arg) for arg in server_args(contract, name, path)],
-        "env": [
-            *environment(server_environment(contract)),
-            secret("VLLM_API_KEY", resource, "api-key"),
-            secret("HF_TOKEN", resource, "hf-token"),
-        ],
-        "ports": [{"name": "http", "containerPort": PORT}],
-        "resources": {
-            "requests": {"cpu": "2", "memory": "8Gi"},
-            "limits": {"nvidia.com/gpu": 1},
-        },
-        # vLLM listens only after it has loaded the adapter, so one address answers all three.
-        "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": STARTUP_SECONDS // 10},
-        "livenessProbe": {
-            **health,
-            "periodSeconds": 10,
-            "timeoutSeconds": 5,
-            "failureThreshold": 6,
-        },
-        "readinessProbe": {
-            **health,
-            "periodSeconds": 5,
-            "timeoutSeconds": 5,
-            "failureThreshold": 2,
-        },
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN_SECONDS)]}}},
-        "securityContext": unprivileged(),
-        "volumeMounts": [
-            {"name": "adapters", "mountPath": ADAPTERS, "readOnly": True},
-            {"name": "config", "mountPath": CONFIG, "readOnly": True},
-            {"name": "cache", "mountPath": CACHE},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
-    }
-    deployment = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata(),
-        "spec": {
-            "replicas": 1,
-            # A second pod would wait for the GPU that the first one holds.
-            "strategy": {"type": "Recreate"},
-            "progressDeadlineSeconds": STARTUP_SECONDS + 600,
-            "selector": {"matchLabels": {"app.kubernetes.io/name": resource}},
-            "template": {
-                "metadata": {"labels": dict(labels), "annotations": dict(annotations)},
+    def config_map(self) -> Object:
+        return {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": self.metadata(),
+            "data": {
+                "chat_template.jinja": self.contract.chat_template,
+                "contract.json": self.contract.model_dump_json(indent=2) + "\n",
+                "prompt.txt": self.contract.prompt,
+            },
+        }
+
+    @property
+    def storage(self) -> str:
+        """Room for the base in its hub's cache."""
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 60
+        return f"{10 * math.ceil((1.2 * weights + 5) / 10)}Gi"
+
+    def claim(self) -> list[Object]:
+        """Keeps the hub's files, so that only the first start downloads the base."""
+        if not self.hub:
+            return []
+        return [
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": self.metadata(),
                 "spec": {
-                    "enableServiceLinks": False,
-                    "automountServiceAccountToken": False,
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": SERVER_UID,
-                        "runAsGroup": SERVER_UID,
-                        "fsGroup": SERVER_UID,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
-                    "terminationGracePeriodSeconds": DRAIN_SECONDS + SHUTDOWN_SECONDS + 20,
-                    "tolerations": [
-                        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+                    "accessModes": [
+                        "ReadWriteOnce" if self.where.replicas == 1 else "ReadWriteMany"
                     ],
-                    "initContainers": [fetch],
-                    "containers": [server],
-                    "volumes": [
-                        {"name": "adapters", "emptyDir": {}},
-                        {"name": "config", "configMap": {"name": resource}},
-                        {"name": "cache", "emptyDir": {}},
-                        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}},
-                    ],
+                    "resources": {"requests": {"storage": self.storage}},
+                },
+            }
+        ]
+
+    def fetches(self) -> list[Object]:
+        """One init container an adapter: fetched, held against its digest and looked through."""
+        rank = max_lora_rank(max(each.rank for each in self.adapters))
+        merge = ["--merge", self.base or self.contract.base] if self.where.merged else []
+        mounts = [
+            {"name": "adapters", "mountPath": ADAPTERS},
+            {"name": "tmp", "mountPath": "/tmp"},
+            *(self.base_mounts() if merge else []),
+        ]
+        home = {"HOME": "/tmp"} | ({"HF_HOME": f"{CACHE}/huggingface"} if merge else {})
+        tokens = [secret("HF_TOKEN", self.resource, "hf-token", optional=True)] if merge else []
+        return [
+            {
+                "name": "fetch-adapter" if number == 0 else f"fetch-adapter-{number}",
+                "image": self.image,
+                "command": [
+                    *("python", "steps/fetch_adapter.py"),
+                    *("--model", literal(each.uri)),
+                    *("--sha256", each.sha256),
+                    *("--max-lora-rank", str(rank)),
+                    *map(literal, merge),
+                    *("--out-dir", each.path),
+                ],
+                "env": [*environment({**home, **self.fetch_env}), *tokens],
+                "envFrom": [{"secretRef": {"name": "loraline", "optional": True}}],
+                "resources": {
+                    "requests": {"cpu": "500m", "memory": self.memory if merge else "1Gi"}
+                },
+                "securityContext": {**unprivileged(), "readOnlyRootFilesystem": True},
+                "volumeMounts": mounts,
+            }
+            for number, each in enumerate(self.adapters)
+        ]
+
+    def base_mounts(self) -> list[Object]:
+        found: list[Object] = [{"name": "cache", "mountPath": CACHE}]
+        if self.where.base_volume:
+            found.append({"name": "bases", "mountPath": BASES, "readOnly": True})
+        return found
+
+    @property
+    def memory(self) -> str:
+        """What vLLM takes beside a quarter of the weights on their way to the card, or, to merge an
+        adapter, all of them."""
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 16.0
+        return f"{8 + math.ceil(weights / (1 if self.where.merged else 4))}Gi"
+
+    def arguments(self) -> list[str]:
+        args = server.arguments(
+            self.contract,
+            self.adapters,
+            plan=self.plan,
+            base=self.base,
+            merged=self.where.merged,
+            # The next version is loaded before the last one goes.
+            spare=2 if self.where.follow else 0,
+        )
+        return server.on_cpu(args) if self.where.cpu else args
+
+    def variables(self) -> dict[str, str]:
+        found = server.environment(
+            self.contract, local_base=not self.hub, startup_seconds=self.startup_seconds
+        )
+        if self.where.follow:
+            found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        if self.where.cpu:
+            found |= {name: entry.instead[0] for name, entry in server.CPU_ENV.items()}
+        return found
+
+    @property
+    def card(self) -> str:
+        """The resource to ask for; NVIDIA's device plugin renames cards that it hands out twice."""
+        return "nvidia.com/gpu" if self.where.fraction == 1 else "nvidia.com/gpu.shared"
+
+    def resources(self) -> Object:
+        if self.where.cpu:
+            return {"requests": {"cpu": "1", "memory": "3Gi"}}
+        requests = {"cpu": "2", "memory": self.memory}
+        return {
+            "requests": requests,
+            "limits": {self.card: self.plan.tensor_parallel_size if self.plan else 1},
+        }
+
+    def serving(self) -> Object:
+        """The container with vLLM."""
+        health = {"httpGet": {"path": "/health", "port": "http"}}
+        names = [each.name for each in self.adapters]
+        return {
+            "name": "vllm",
+            "image": self.where.server_image,
+            "command": ["vllm", "serve"],
+            "args": [literal(arg) for arg in self.arguments()],
+            "env": [
+                *environment(self.variables()),
+                secret("VLLM_API_KEY", self.resource, "api-key"),
+                secret("HF_TOKEN", self.resource, "hf-token", optional=True),
+            ],
+            "ports": [{"name": "http", "containerPort": PORT}],
+            "resources": self.resources(),
+            "startupProbe": {
+                **health,
+                "periodSeconds": 10,
+                "failureThreshold": self.startup_seconds // 10,
+            },
+            "livenessProbe": {
+                **health,
+                "periodSeconds": 10,
+                "timeoutSeconds": 5,
+                "failureThreshold": 6,
+            },
+            # A healthy server may have lost its adapters; clients must not get the base's answers.
+            "readinessProbe": {
+                "exec": {"command": ["python3", "-c", SERVES, *names]},
+                "periodSeconds": 10,
+                "timeoutSeconds": 5,
+                "failureThreshold": 2,
+            },
+            "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(DRAIN_SECONDS)]}}},
+            # The root file system stays writable: NVIDIA's container hooks write into it.
+            "securityContext": unprivileged(),
+            "volumeMounts": [
+                {"name": "adapters", "mountPath": ADAPTERS, "readOnly": True},
+                {"name": "config", "mountPath": CONFIG, "readOnly": True},
+                *self.base_mounts(),
+                {"name": "shm", "mountPath": "/dev/shm"},
+                {"name": "tmp", "mountPath": "/tmp"},
+            ],
+        }
+
+    def follower(self) -> list[Object]:
+        """The sidecar that follows an alias; it fetches as the init container does."""
+        if self.where.follow is None:
+            return []
+        fetch = self.fetches()[0]
+        rank = max_lora_rank(max(each.rank for each in self.adapters))
+        model = self.adapters[0].uri.removeprefix("models:/").rpartition("/")[0]
+        config = {"name": "config", "mountPath": CONFIG, "readOnly": True}
+        return [
+            {
+                **fetch,
+                "name": "follow-alias",
+                "command": [
+                    *("python", "steps/follow_alias.py", "--model", literal(model)),
+                    *("--alias", self.where.follow, "--url", f"http://127.0.0.1:{PORT}"),
+                    *("--contract", f"{CONFIG}/contract.json", "--adapters", ADAPTERS),
+                    *("--max-lora-rank", str(rank)),
+                ],
+                "env": [*fetch["env"], secret("VLLM_API_KEY", self.resource, "api-key")],
+                "volumeMounts": [*fetch["volumeMounts"], config],
+            }
+        ]
+
+    def volumes(self) -> list[Object]:
+        cards = self.plan.tensor_parallel_size if self.plan else 1
+        shared = "2Gi" if cards == 1 else "16Gi"
+        cache = {"persistentVolumeClaim": {"claimName": self.resource}} if self.hub else {}
+        found: list[Object] = [
+            {"name": "adapters", "emptyDir": {}},
+            {"name": "config", "configMap": {"name": self.resource}},
+            {"name": "cache", **(cache or {"emptyDir": {}})},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}},
+            {"name": "tmp", "emptyDir": {}},
+        ]
+        if self.where.base_volume:
+            claim = {"claimName": self.where.base_volume, "readOnly": True}
+            found.append({"name": "bases", "persistentVolumeClaim": claim})
+        return found
+
+    def security(self) -> Object:
+        return {
+            "runAsNonRoot": True,
+            "runAsUser": SERVER_UID,
+            "runAsGroup": SERVER_UID,
+            "fsGroup": SERVER_UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+
+    def spec(self) -> Object:
+        """The pod's specification."""
+        found: Object = {
+            "enableServiceLinks": False,
+            "automountServiceAccountToken": False,
+            "securityContext": self.security(),
+            "terminationGracePeriodSeconds": DRAIN_SECONDS + SHUTDOWN_SECONDS + 20,
+        }
+        if not self.where.cpu:
+            taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+            found["tolerations"] = [taint]
+        if self.where.replicas > 1:
+            found["topologySpreadConstraints"] = [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": self.selector},
+                }
+            ]
+        return found | {
+            "initContainers": self.fetches(),
+            "containers": [self.serving(), *self.follower()],
+            "volumes": self.volumes(),
+        }
+
+    def deployment(self) -> Object:
+        # A second pod would wait for the GPU that the first one holds.
+        strategy: Object = {"type": "Recreate"}
+        replicas: Object = {"replicas": 1}
+        if self.where.replicas > 1:
+            update = {"maxSurge": 0, "maxUnavailable": 1}
+            strategy = {"type": "RollingUpdate", "rollingUpdate": update}
+            # The number belongs to the autoscaler.
+            replicas = {}
+        return {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": self.metadata(),
+            "spec": {
+                **replicas,
+                "strategy": strategy,
+                "progressDeadlineSeconds": self.startup_seconds + 600,
+                "selector": {"matchLabels": self.selector},
+                "template": {
+                    "metadata": {"labels": self.labels, "annotations": self.annotations},
+                    "spec": self.spec(),
                 },
             },
-        },
-    }
-    service = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata(),
-        "spec": {
-            "selector": {"app.kubernetes.io/name": resource},
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
-        },
-    }
-    return [config_map, deployment, service]
+        }
 
+    def service(self) -> Object:
+        return {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": self.metadata(),
+            "spec": {
+                "selector": self.selector,
+                "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+            },
+        }
 
-def server_args(contract: Contract, name: str, path: str) -> list[str]:
-    """Arguments of `vllm serve` for the adapter `name` in folder `path`."""
-    base = base_name(contract)
-    if base == name:
-        raise UserError(
-            f"the adapter's name {name!r} is also its base's name; clients could not tell the two "
-            "apart, give the adapter another one"
-        )
-    adapter = {"name": name, "path": path, "base_model_name": base}
-    length = max_model_len(contract)
-    vision = contract.modality == "vision"
-    args = [contract.base, "--served-model-name", base]
-    if re.fullmatch(r"[0-9a-f]{40}", contract.base_revision):
-        args += ["--revision", contract.base_revision]
-    args += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(max_lora_rank(contract.r))]
-    args += ["--lora-modules", compact(adapter)]
-    if contract.trains_vision:
-        # Without it vLLM drops the tower's weights and says nothing.
-        args += ["--enable-tower-connector-lora"]
-    args += ["--dtype", contract.dtype, "--max-model-len", str(length)]
-    args += ["--gpu-memory-utilization", "0.90", "--max-num-seqs", "64"]
-    # An image's tokens are not split over steps when the step is as long as the longest prompt.
-    args += ["--max-num-batched-tokens", str(max(2048, length) if vision else 2048)]
-    args += ["--chat-template", f"{CONFIG}/chat_template.jinja"]
-    args += ["--chat-template-content-format", "openai" if vision else "string"]
-    args += ["--generation-config", "vllm"]
-    if vision:
-        args += ["--limit-mm-per-prompt", compact({"image": 1, "video": 0})]
-        args += [
-            "--mm-processor-kwargs",
-            compact({"images_kwargs": {"size": image_size(contract)}}),
+    def disruption_budget(self) -> Object:
+        """Nodes are drained one pod at a time; a single one does not block them."""
+        return {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": self.metadata(),
+            "spec": {"maxUnavailable": 1, "selector": {"matchLabels": self.selector}},
+        }
+
+    def network_policy(self) -> Object:
+        """In: the namespace's pods, since a key guards only a part of vLLM's addresses. Out: names,
+        MLflow, its artifacts and the hub, never the cloud's metadata service."""
+        urls = [value for value in self.fetch_env.values() if "://" in value]
+        ports = {port_of(url) for url in urls}
+        if self.hub or "MLFLOW_S3_ENDPOINT_URL" not in self.fetch_env:
+            ports.add(443)
+        world = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+        callers: list[Object] = [{"podSelector": {}}]
+        if self.where.monitor or self.where.prometheus:
+            name = {"kubernetes.io/metadata.name": "monitoring"}
+            callers.append({"namespaceSelector": {"matchLabels": name}})
+        chosen = self.selector
+        if self.where.format == "kserve":
+            chosen = {"serving.kserve.io/inferenceservice": self.resource}
+        return {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": self.metadata(),
+            "spec": {
+                "podSelector": {"matchLabels": chosen},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": callers, "ports": [{"port": PORT, "protocol": "TCP"}]}],
+                "egress": [
+                    {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
+                    {
+                        "to": [world],
+                        "ports": [{"port": port, "protocol": "TCP"} for port in sorted(ports)],
+                    },
+                ],
+            },
+        }
+
+    def autoscaler(self) -> list[Object]:
+        """Follows the requests that wait; a replica is kept for ten minutes after the last one."""
+        if self.where.replicas == 1:
+            return []
+        scaled = {"apiVersion": "apps/v1", "kind": "Deployment", "name": self.resource}
+        down = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+        if self.where.prometheus:
+            query = f'sum(vllm:num_requests_waiting{{service="{self.resource}"}})'
+            asked = {
+                "serverAddress": self.where.prometheus,
+                "query": query,
+                "threshold": str(WAITING),
+            }
+            return [
+                {
+                    "apiVersion": "keda.sh/v1alpha1",
+                    "kind": "ScaledObject",
+                    "metadata": self.metadata(),
+                    "spec": {
+                        "scaleTargetRef": scaled,
+                        "minReplicaCount": 1,
+                        "maxReplicaCount": self.where.replicas,
+                        "advanced": {"horizontalPodAutoscalerConfig": {"behavior": down}},
+                        "triggers": [{"type": "prometheus", "metadata": asked}],
+                    },
+                }
+            ]
+        waiting = {
+            "metric": {"name": "vllm:num_requests_waiting"},
+            "target": {"type": "AverageValue", "averageValue": str(WAITING)},
+        }
+        return [
+            {
+                "apiVersion": "autoscaling/v2",
+                "kind": "HorizontalPodAutoscaler",
+                "metadata": self.metadata(),
+                "spec": {
+                    "scaleTargetRef": scaled,
+                    "minReplicas": 1,
+                    "maxReplicas": self.where.replicas,
+                    "metrics": [{"type": "Pods", "pods": waiting}],
+                    "behavior": down,
+                },
+            }
         ]
-        # A domain that cannot exist: images come in the request, the server fetches none.
-        args += ["--allowed-media-domains", "data-uri-only.invalid"]
-    args += ["--shutdown-timeout", str(SHUTDOWN_SECONDS), "--disable-fastapi-docs"]
-    return [*args, "--disable-access-log-for-endpoints", "/health,/metrics,/ping"]
+
+    def service_monitor(self) -> list[Object]:
+        if not (self.where.monitor or self.where.prometheus):
+            return []
+        return [
+            {
+                "apiVersion": "monitoring.coreos.com/v1",
+                "kind": "ServiceMonitor",
+                "metadata": self.metadata(),
+                "spec": {
+                    "selector": {"matchLabels": self.selector},
+                    "endpoints": [{"port": "http", "path": "/metrics", "interval": "15s"}],
+                },
+            }
+        ]
+
+    def inference_service(self) -> Object:
+        """KServe's object in its plain-Deployment mode, with the same pod."""
+        container = {**self.serving(), "name": "kserve-container"}
+        predictor = {**self.spec(), "containers": [container, *self.follower()]}
+        return {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": {
+                **self.metadata(),
+                "annotations": {
+                    **self.annotations,
+                    "serving.kserve.io/deploymentMode": "RawDeployment",
+                },
+            },
+            "spec": {
+                "predictor": {
+                    "minReplicas": 1,
+                    "maxReplicas": self.where.replicas,
+                    "deploymentStrategy": self.deployment()["spec"]["strategy"],
+                    **predictor,
+                }
+            },
+        }
+
+    def helm_values(self) -> Object:
+        """Values for the chart `vllm-stack` of vLLM's production-stack."""
+        container, fetch = self.serving(), self.fetches()[0]
+        image = re.fullmatch(r"(.+?):([\w.-]+(?:@sha256:\w+)?)", self.where.server_image)
+        if image is None:
+            raise UserError(f"production-stack needs a tag in {self.where.server_image}")
+        # The chart runs `vllm serve MODEL --host ... --port ...` and has a place of its own for
+        # chat templates.
+        args = [arg.replace(f"{CONFIG}/", "/templates/") for arg in self.arguments()[1:]]
+        skip = args.index("--chat-template")
+        del args[skip : skip + 2]
+        own = {"adapters", "cache", "bases", "tmp"}
+        variables, claim = self.variables(), {}
+        if self.hub:
+            # The chart makes the hub's cache a claim of its own and says where it is.
+            claim = {"pvcStorage": self.storage, "pvcAccessMode": ["ReadWriteOnce"]}
+            del variables["HF_HOME"]
+        shown = [{"name": "MLFLOW_TRACKING_USERNAME"}, {"name": "MLFLOW_TRACKING_PASSWORD"}]
+        shown += [{"name": "AWS_ACCESS_KEY_ID"}, {"name": "AWS_SECRET_ACCESS_KEY"}]
+        keys = [secret(each["name"], "loraline", each["name"], optional=True) for each in shown]
+        model = {
+            "name": self.adapters[0].name,
+            "annotations": self.annotations,
+            "podAnnotations": self.annotations,
+            "repository": image[1],
+            "tag": image[2],
+            "modelURL": self.arguments()[0],
+            "replicaCount": 1,
+            "requestCPU": 2,
+            "requestMemory": self.memory,
+            "requestGPU": self.plan.tensor_parallel_size if self.plan else 1,
+            "requestGPUType": self.card,
+            **claim,
+            "chatTemplate": "chat_template.jinja",
+            "chatTemplateConfigMap": self.contract.chat_template,
+            # The chart switches prefix caching off unless it is told otherwise.
+            "vllmConfig": {"enablePrefixCaching": True, "extraArgs": args},
+            "env": [*environment(variables), container["env"][-1]],
+            "initContainer": {
+                **{key: fetch[key] for key in ("name", "image", "command", "resources")},
+                "env": [*fetch["env"], *keys],
+                "extraVolumeMounts": fetch["volumeMounts"],
+            },
+            "extraVolumes": [
+                {"name": "cache", "emptyDir": {}} if each["name"] == "cache" else each
+                for each in self.volumes()
+                if each["name"] in own
+            ],
+            "extraVolumeMounts": [
+                each for each in container["volumeMounts"] if each["name"] in own
+            ],
+        }
+        key = {"secretName": self.resource, "secretKey": "api-key"}
+        return {
+            "servingEngineSpec": {
+                "vllmApiKey": key,
+                "securityContext": self.security(),
+                "containerSecurityContext": unprivileged(),
+                "strategy": self.deployment()["spec"]["strategy"],
+                "startupProbe": {
+                    "initialDelaySeconds": 15,
+                    **container["startupProbe"],
+                    "httpGet": {"path": "/health", "port": PORT},
+                },
+                "tolerations": self.spec().get("tolerations", []),
+                "modelSpec": [model],
+            }
+        }
 
 
-def server_environment(contract: Contract) -> dict[str, str]:
-    """Environment of the server; its user may have no entry in the image and no home."""
-    variables = {
-        "HOME": CACHE,
-        "USER": "vllm",
-        "HF_HOME": f"{CACHE}/huggingface",
-        "TORCHINDUCTOR_CACHE_DIR": f"{CACHE}/inductor",
-        "TRITON_CACHE_DIR": f"{CACHE}/triton",
-        "VLLM_CACHE_ROOT": f"{CACHE}/vllm",
-        "VLLM_CONFIG_ROOT": f"{CACHE}/config",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(STARTUP_SECONDS),
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    if is_folder(contract):
-        variables["HF_HUB_OFFLINE"] = "1"
-    return variables
-
-
-def is_folder(contract: Contract) -> bool:
-    """Whether the base is a folder rather than a hub model."""
-    return contract.base_revision.startswith("sha256:")
-
-
-def base_name(contract: Contract) -> str:
-    """Name that clients use for the bare base."""
-    return PurePosixPath(contract.base).name if is_folder(contract) else contract.base
-
-
-def max_lora_rank(rank: int) -> int:
-    """The smallest rank that vLLM accepts and the adapter fits in; slots are allocated at it."""
-    for accepted in LORA_RANKS:
-        if rank <= accepted:
-            return accepted
-    raise UserError(f"adapter rank {rank} cannot be served: vLLM accepts up to {LORA_RANKS[-1]}")
-
-
-def max_model_len(contract: Contract) -> int:
-    """Room for the longest training row and an answer, in tokens, in steps of 256."""
-    tokens = contract.max_length + contract.max_new_tokens
-    return max(512, -(-tokens // 256) * 256)
-
-
-def image_size(contract: Contract) -> dict[str, int]:
-    """Pixel limits as the image processor takes them, where both edges are areas."""
-    if contract.min_pixels is None or contract.max_pixels is None:
-        raise UserError(
-            f"a vision adapter is served with both pixel limits, its contract has min_pixels "
-            f"{contract.min_pixels} and max_pixels {contract.max_pixels}"
-        )
-    return {"shortest_edge": contract.min_pixels, "longest_edge": contract.max_pixels}
-
-
-def model_uri(model_name: str, version: int | str) -> str:
-    """The registered version's address, refused when MLflow or a pod could not carry it."""
-    if not model_name.strip() or not model_name.isprintable() or set(model_name) & set("/:"):
-        raise UserError(
-            f"registered model name {model_name!r} is not accepted: use printable characters "
-            "without / and :"
-        )
-    if not re.fullmatch(r"[1-9][0-9]*", str(version)):
-        raise UserError(f"version {str(version)!r} of {model_name} is not a positive integer")
-    return f"models:/{model_name}/{version}"
-
-
-def served_name(model_name: str) -> str:
-    """A registered model's name as a DNS label; names that had to change keep a digest apart."""
-    slug = re.sub(r"[^a-z0-9]+", "-", model_name.lower()).strip("-")
-    if slug == model_name and len(slug) <= 50:
-        return slug
-    digest = hashlib.sha256(model_name.encode()).hexdigest()[:8]
-    return f"{slug[:40].strip('-')}-{digest}".strip("-")
-
-
-def checked_name(name: str) -> str:
-    if len(name) <= 50 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
-        return name
-    raise UserError(
-        f"name {name!r} is not accepted: use up to 50 lower-case letters, digits and hyphens, "
-        "with a letter or digit at both ends"
-    )
+def port_of(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def unprivileged() -> Object:
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def secret(variable: str, name: str, key: str) -> Object:
-    reference = {"name": name, "key": key, "optional": True}
+def secret(variable: str, name: str, key: str, *, optional: bool = False) -> Object:
+    reference: Object = {"name": name, "key": key}
+    if optional:
+        reference["optional"] = True
     return {"name": variable, "valueFrom": {"secretKeyRef": reference}}
 
 
@@ -328,10 +705,6 @@ def environment(variables: Mapping[str, str]) -> list[Object]:
 def literal(text: str) -> str:
     """Keep Kubernetes from replacing `$(NAME)`, which could print a secret."""
     return text.replace("$", "$$")
-
-
-def compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def to_yaml(objects: list[Object]) -> str:

@@ -87,7 +87,14 @@ def locate_measured(contract: Contract) -> Base:
     return found
 
 
-def fetch(base: str, revision: str | None) -> Path:
+def locate_tokenizer(contract: Contract) -> Path:
+    """The base's folder with its tokenizer and processor, without fetching weights from the hub."""
+    if contract.base_revision.startswith("sha256:"):
+        return locate_measured(contract).path
+    return fetch(contract.base, contract.base_revision, DOWNLOADED[1:])
+
+
+def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) -> Path:
     """Download a hub model; the folder is named after the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -98,7 +105,7 @@ def fetch(base: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=DOWNLOADED))
+        return Path(snapshot_download(base, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
             f"base model {base!r} (revision {revision or 'default'}) is neither a folder nor a "

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraline.contract import WEIGHTS
-from loraline.manifest import LORA_RANKS
+from loraline.contract import WEIGHTS, Contract
+from loraline.errors import UserError
 
 CONFIG = "adapter_config.json"
 BASE_CONFIG = "base_config.json"
 """The base's config.json, which training keeps beside the adapter."""
+
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Values that vLLM accepts for --max-lora-rank."""
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -43,8 +46,9 @@ REFUSED_SETTINGS = {
 }
 """Settings of PEFT that vLLM refuses when they are set, with the remedy."""
 
-REFUSED_INITS = ("pissa", "olora", "corda", "loftq")
-"""Initialisations that change the base's weights, so that the adapter fits another base."""
+ACCEPTED_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Initialisations that leave the base's weights alone; with others the adapter fits another base
+(the list of vLLM's `PEFTHelper`)."""
 
 Linears = dict[str, tuple[int, int]]
 """Input and output size of each linear layer that can carry an adapter, by module path."""
@@ -64,17 +68,25 @@ class Finding:
         return f"{self.key}: {self.rule}; {self.remedy}"
 
 
-def findings(adapter: Path, base: str, trains_vision: bool) -> list[Finding]:
+def findings(
+    adapter: Path,
+    base: str,
+    trains_vision: bool,
+    *,
+    revision: str | None = None,
+    max_rank: int = LORA_RANKS[-1],
+) -> list[Finding]:
     """Everything that speaks against serving the adapter on `base`; empty when nothing does.
 
-    `trains_vision` says whether the server will be told of tower and merger weights.
+    `trains_vision` says whether the server will be told of tower and merger weights, `revision`
+    which commit of the base it loads, `max_rank` its --max-lora-rank.
     """
     config = read_json(adapter / CONFIG)
     base_config = read_json(adapter / BASE_CONFIG)
     if config is None or base_config is None:
         missing = CONFIG if config is None else BASE_CONFIG
         return [Finding(missing, "is missing or no JSON object", "train the adapter anew")]
-    found = setting_findings(config, base)
+    found = setting_findings(config, base, revision, max_rank)
     architecture = str((base_config.get("architectures") or ["none"])[0])
     if architecture not in TEXT | VISION:
         known = ", ".join(sorted(TEXT | VISION))
@@ -91,7 +103,37 @@ def findings(adapter: Path, base: str, trains_vision: bool) -> list[Finding]:
     return found + weight_findings(tensors, config, linears(base_config), trains_vision)
 
 
-def setting_findings(config: Mapping[str, Any], base: str) -> list[Finding]:
+def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS[-1]) -> None:
+    """Raise a UserError with what speaks against serving the adapter, the first things first."""
+    found = findings(
+        adapter,
+        agreed.base,
+        agreed.trains_vision,
+        revision=agreed.base_revision,
+        max_rank=max_rank,
+    )
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(f"{name} cannot be served: {'; '.join(map(str, found[:3]))}{more}")
+
+
+def max_lora_rank(rank: int) -> int:
+    """The smallest rank that vLLM accepts and the adapter fits in; slots are allocated at it."""
+    for accepted in LORA_RANKS:
+        if rank <= accepted:
+            return accepted
+    raise UserError(f"adapter rank {rank} cannot be served: vLLM accepts up to {LORA_RANKS[-1]}")
+
+
+def highest_rank(adapter: Path) -> int:
+    """The highest rank of an adapter's modules, for which the server allocates its slots."""
+    config = read_json(adapter / CONFIG) or {}
+    return max([int(config.get("r") or 0), *(config.get("rank_pattern") or {}).values()])
+
+
+def setting_findings(
+    config: Mapping[str, Any], base: str, revision: str | None, max_rank: int
+) -> list[Finding]:
     """What is wrong with the adapter's settings alone."""
     found = []
     if config.get("peft_type") != "LORA":
@@ -101,11 +143,11 @@ def setting_findings(config: Mapping[str, Any], base: str) -> list[Finding]:
     for key in ("r", "lora_alpha", "target_modules"):
         if not config.get(key):
             found.append(Finding(key, f"is {config.get(key)!r}", "set it in the profile"))
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
-    for rank in ranks:
-        if rank is not None and not (isinstance(rank, int) and 0 < rank <= LORA_RANKS[-1]):
-            rule = f"rank {rank!r} is not between 1 and {LORA_RANKS[-1]}"
-            found.append(Finding("r", rule, "choose another rank"))
+    ranks = {"r": config.get("r"), **(config.get("rank_pattern") or {})}
+    for key, rank in ranks.items():
+        if rank is not None and not (isinstance(rank, int) and 0 < rank <= max_rank):
+            rule = f"rank {rank!r} is not between 1 and {max_rank}"
+            found.append(Finding(key, rule, "choose another rank or a higher --max-lora-rank"))
     if config.get("bias", "none") != "none":
         found.append(Finding("bias", f"is {config['bias']!r}", "train with bias: none"))
     found += [
@@ -114,13 +156,14 @@ def setting_findings(config: Mapping[str, Any], base: str) -> list[Finding]:
         if config.get(key)
     ]
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.startswith(REFUSED_INITS):
+    if isinstance(init, str) and init.lower() not in ACCEPTED_INITS:
         rule = f"is {init!r}, which changes the base's weights"
         found.append(Finding("init_lora_weights", rule, "use another initialisation"))
-    named = config.get("base_model_name_or_path")
-    if named and named != base:
-        rule = f"is {named!r}, the contract says {base!r}"
-        found.append(Finding("base_model_name_or_path", rule, "serve the base it was trained on"))
+    for key, wanted in (("base_model_name_or_path", base), ("revision", revision)):
+        named = config.get(key)
+        if named and wanted and named != wanted:
+            rule = f"is {named!r}, the contract says {wanted!r}"
+            found.append(Finding(key, rule, "serve the base it was trained on"))
     return found
 
 
@@ -144,25 +187,38 @@ def weight_findings(
         if not tensor.finite:
             found.append(Finding(key, "holds NaN or infinity", "train again, at a lower rate"))
     for module, pair in sides.items():
-        if ".visual." in f".{module}" and not trains_vision:
-            rule = "is in the vision tower, whose weights the server would drop in silence"
-            remedy = "leave the tower out, or state it in the profile"
-            found.append(Finding(module, rule, remedy))
-        if set(pair) != {"A", "B"}:
-            rule = f"has lora_{min(pair)} alone"
-            found.append(Finding(module, rule, "log the adapter anew"))
-            continue
-        rank = rank_of(module, config)
-        wanted = ((rank, modules[module][0]), (modules[module][1], rank))
-        if (pair["A"].shape, pair["B"].shape) != wanted:
-            rule = f"has shapes {pair['A'].shape} and {pair['B'].shape}, the base needs "
-            rule += f"{wanted[0]} and {wanted[1]}"
-            found.append(Finding(module, rule, "serve the base that it was trained on"))
+        found += pair_findings(module, pair, rank_of(module, config), modules, trains_vision)
+    lost = [module for module in modules if is_target(module, config) and module not in sides]
     if not tensors:
         found.append(Finding(WEIGHTS, "holds no tensors", "log the adapter anew"))
-    elif all("B" in pair and pair["B"].zero for pair in sides.values()):
-        rule = "all lora_B weights are zero, so the answers are the base's"
-        found.append(Finding(WEIGHTS, rule, "train it"))
+    elif lost:
+        rule = f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it"
+        rule += f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        found.append(Finding(lost[0], rule, "log the adapter anew, or serve the base it fits"))
+    for side in ("A", "B"):
+        if sides and all(pair[side].zero for pair in sides.values() if side in pair):
+            rule = f"all lora_{side} weights are zero, so the answers are the base's"
+            found.append(Finding(WEIGHTS, rule, "train it"))
+    return found
+
+
+def pair_findings(
+    module: str, pair: Mapping[str, Tensor], rank: int, modules: Linears, trains_vision: bool
+) -> list[Finding]:
+    """What is wrong with one module's two matrices, A of (rank, in) and B of (out, rank)."""
+    found = []
+    if ".visual." in f".{module}" and not trains_vision:
+        rule = "is in the vision tower, whose weights the server would drop in silence"
+        remedy = "leave the tower out, or state it in the profile"
+        found.append(Finding(module, rule, remedy))
+    if set(pair) != {"A", "B"}:
+        rule = f"has lora_{min(pair)} alone"
+        return [*found, Finding(module, rule, "log the adapter anew")]
+    wanted = ((rank, modules[module][0]), (modules[module][1], rank))
+    if (pair["A"].shape, pair["B"].shape) != wanted:
+        rule = f"has shapes {pair['A'].shape} and {pair['B'].shape}, the base needs "
+        rule += f"{wanted[0]} and {wanted[1]}"
+        found.append(Finding(module, rule, "serve the base that it was trained on"))
     return found
 
 
@@ -172,6 +228,27 @@ def rank_of(module: str, config: Mapping[str, Any]) -> int:
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
             return int(rank)
     return int(config.get("r") or 0)
+
+
+def is_target(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether PEFT adapts a module: by pattern, or by the ends of paths in some layers."""
+    targets = config.get("target_modules") or []
+    if matches(module, config.get("exclude_modules") or []) or not matches(module, targets):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is None or isinstance(targets, str):
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if layer := re.match(rf".*\.{pattern}\.(\d+)\.", module):
+            return int(layer[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def matches(module: str, targets: str | list[str]) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def hint(key: str, modules: Linears) -> str:
@@ -272,11 +349,12 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """Shapes and properties of a safetensors file's tensors; ValueError if it is broken."""
     import numpy as np
 
-    content = file.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
+    # Mapped, so that a gigabyte of weights is not held in memory.
+    content = np.memmap(file, np.uint8, "r")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     if start > len(content):
         raise ValueError("it is cut off")
-    header = json.loads(content[8:start])
+    header = json.loads(content[8:start].tobytes())
     tensors = {}
     for key, entry in header.items():
         if key == "__metadata__":
@@ -285,7 +363,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         begin, end = (start + offset for offset in entry["data_offsets"])
         if integer is None or end > len(content):
             raise ValueError(f"{key} is cut off or no float tensor ({entry['dtype']})")
-        bits = np.frombuffer(content[begin:end], integer)
+        bits = content[begin:end].view(integer)
         if bits.size != math.prod(entry["shape"]):
             raise ValueError(f"{key} does not hold {entry['shape']} values")
         tensors[key] = Tensor(

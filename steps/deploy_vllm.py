@@ -1,82 +1,244 @@
 """Render the vLLM server for a registered version, exactly as its contract says.
 
-Reads: the version that the quality_gate run registered, and its contract.
-Writes: `vllm.yaml` (ConfigMap, Deployment, Service) in MLflow and in the output folder.
+Reads: the version that the quality_gate run registered, its contract and its base's config.
+Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects in a cluster, with
+--git a commit in a checkout.
 
     python steps/deploy_vllm.py --run-id "$(cat outputs/run-id)"
 """
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraline import tracking
 from loraline.errors import UserError
-from loraline.step import step
+from loraline.step import not_empty, step
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from loraline.contract import Contract
+    from loraline.server import Adapter
     from loraline.settings import Settings
+    from loraline.sizing import Plan
 
 MANIFEST = "vllm.yaml"
+CPU = "cpu"
+ACTIVATION = "loraline.activation"
+"""Tag of a registered model, for each card that a log of it was learned from."""
+
+
+PLACED = (
+    *("format", "namespace", "fraction", "replicas", "prometheus", "monitor", "base_volume"),
+    *("merged", "follow", "server_image"),
+)
+"""Options that say where the server runs, in the words of manifest.Placement."""
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @step
 @click.option("--run-id", required=True, help="MLflow run of quality_gate.")
-def deploy_vllm(run_id: str, out_dir: Path, force: bool) -> None:
+@click.option("--gpu", callback=not_empty, help="Card to size for, or cpu.  [default: smallest]")
+@click.option("--gpus", default=1, show_default=True, help="Most cards of one node to use.")
+@click.option(
+    "--gpu-fraction", "fraction", default=1.0, show_default=True, help="Share of one card to use."
+)
+@click.option("--calibrate", type=FILE, help="Log of a server on --gpu to learn from.")
+@click.option("--replicas", default=1, show_default=True, help="Most replicas.")
+@click.option("--prometheus", callback=not_empty, help="Prometheus that KEDA scales by.")
+@click.option(
+    "--service-monitor", "monitor", is_flag=True, help="Let the Prometheus operator scrape it."
+)
+@click.option("--namespace", callback=not_empty, help="Namespace.  [default: the context's]")
+@click.option("--base-volume", callback=not_empty, help="Claim with the base in its folder.")
+@click.option("--server-image", callback=not_empty, help="Image of vLLM, pinned by digest.")
+@click.option("--beside", callback=not_empty, metavar="ALIAS", help="Serve this version as well.")
+@click.option("--follow", callback=not_empty, metavar="ALIAS", help="Load its later versions too.")
+@click.option("--merged", is_flag=True, help="Serve the base with the adapter merged into it.")
+@click.option(
+    "--format",
+    type=click.Choice(["deployment", "kserve", "production-stack"]),
+    default="deployment",
+    show_default=True,
+    help="Plain objects, KServe's InferenceService, or values for vLLM's Helm chart.",
+)
+@click.option("--apply", is_flag=True, help="Apply to the current context and wait until ready.")
+@click.option("--git", type=click.Path(path_type=Path), help="Folder of a checkout to commit to.")
+def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None:
     """Render the Kubernetes manifest of a vLLM server for the version that passed the gate."""
-    from loraline.settings import Settings
+    from loraline import delivery
 
+    apply, git = options.pop("apply"), options.pop("git")
     client = tracking.connect()
     gate_run = tracking.upstream_run(client, run_id, "quality_gate")
-    if gate_run.data.tags[tracking.RESULT] != "passed":
-        reason = gate_run.data.tags[tracking.REASON]
-        raise UserError(f"--run-id {run_id} rejected its candidate ({reason}): nothing to deploy")
-    settings = Settings()
-    where = {"image": settings.image, "fetch": fetch_environment(settings)}
-    fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **where})
+    order = Order.of(client, gate_run, options)
+    fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
     done = None if force else tracking.finished_run(client, "deploy_vllm", fingerprint)
     deployed = done.info.run_id if done else None
     if deployed is None:
         import mlflow
 
-        name = gate_run.data.tags[tracking.MODEL_NAME]
-        version = gate_run.data.tags[tracking.MODEL_VERSION]
         train_run = tracking.ancestor(client, gate_run, "train_qlora")
         with tracking.open_run(
             "deploy_vllm",
-            name=f"deploy {name} v{version}",
+            name=f"deploy {order.name} v{order.version}",
             fingerprint=fingerprint,
             upstream=gate_run,
             parent=train_run,
-            tags={tracking.MODEL_NAME: name, tracking.MODEL_VERSION: version},
+            tags={tracking.MODEL_NAME: order.name, tracking.MODEL_VERSION: order.version},
         ) as run:
             with tracking.adapter(train_run) as adapter:
-                mlflow.log_text(manifest(adapter, name, version, settings), MANIFEST)
-            client.set_tag(train_run.info.run_id, "loraline.deployed", f"models:/{name}/{version}")
+                text, plan = manifest(client, adapter, order)
+            mlflow.log_text(text, MANIFEST)
+            mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
+            uri = f"models:/{order.name}/{order.version}"
+            client.set_tag(train_run.info.run_id, "loraline.deployed", uri)
         deployed = run.info.run_id
     with tracking.artifacts(client, deployed, MANIFEST) as rendered:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / MANIFEST).write_bytes(rendered.read_bytes())
     click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'})")
+    if git:
+        click.echo(delivery.commit(out_dir / MANIFEST, git))
+    if apply:
+        delivery.apply(out_dir / MANIFEST, click.echo)
     tracking.hand_over(out_dir, deployed)
 
 
-def manifest(adapter: Path, name: str, version: str, settings: Settings) -> str:
-    """The server's manifest as YAML, from the contract that travels with the adapter."""
-    from loraline import contract
-    from loraline.manifest import render, to_yaml
+@dataclass(frozen=True)
+class Order:
+    """What is to be served and where: everything that the manifest's bytes depend on."""
 
-    objects = render(
-        contract.read(adapter),
-        model_name=name,
-        version=version,
-        image=settings.image or "localhost/loraline:dev",
-        fetch_env=fetch_environment(settings),
+    name: str
+    version: str
+    beside: str | None
+    """Another version of the same model."""
+
+    options: dict[str, Any]
+    """The command line's, by name."""
+
+    remembered: str
+    """What a log of this model on the card has taught: the base's revision and GiB."""
+
+    image: str
+    fetch: dict[str, str]
+
+    @classmethod
+    def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
+        from loraline.settings import Settings
+
+        tags, settings = gate_run.data.tags, Settings()
+        if tags[tracking.RESULT] != "passed":
+            raise UserError(
+                f"--run-id {gate_run.info.run_id} rejected its candidate "
+                f"({tags[tracking.REASON]}): nothing to deploy"
+            )
+        name, version = tags[tracking.MODEL_NAME], tags[tracking.MODEL_VERSION]
+        alias, log = options["beside"], options["calibrate"]
+        model = client.get_registered_model(name)
+        if alias and str(model.aliases.get(alias, version)) == version:
+            raise UserError(f"--beside {alias}: no other version of {name} has this alias")
+        if log and options["gpu"] in (None, CPU):
+            raise UserError("--calibrate needs --gpu to say which card the log is of")
+        return cls(
+            name=name,
+            version=version,
+            beside=str(model.aliases[alias]) if alias else None,
+            options={**options, "calibrate": log.read_text(errors="replace") if log else ""},
+            remembered=model.tags.get(f"{ACTIVATION}.{options['gpu']}", ""),
+            image=settings.image or "localhost/loraline:dev",
+            fetch=fetch_environment(settings),
+        )
+
+
+def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Plan | None]:
+    """The server's manifest as YAML, and the card that it is sized for, if any."""
+    from loraline import contract, manifest, preflight
+
+    agreed = contract.read(adapter)
+    preflight.check(adapter, agreed, f"{order.name} version {order.version}")
+    base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
+    ranks = [preflight.highest_rank(adapter)]
+    beside = []
+    if order.beside:
+        agreed, other = join(agreed, order)
+        beside, ranks = [other], [*ranks, other.rank]
+    given = {key: order.options[key] for key in PLACED if order.options[key] is not None}
+    where = manifest.Placement(cpu=order.options["gpu"] == CPU, **given)
+    plan = None if where.cpu else size(client, agreed, base_config, ranks, order)
+    objects = manifest.render(
+        agreed,
+        model_name=order.name,
+        version=order.version,
+        image=order.image,
+        fetch_env=order.fetch,
+        rank=ranks[0],
+        beside=beside,
+        base_config=base_config,
+        plan=plan,
+        placement=where,
     )
-    return to_yaml(objects)
+    return manifest.to_yaml(objects), plan
+
+
+def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
+    """The contract that serves both versions, and the other version; it must fit the same base."""
+    import mlflow
+
+    from loraline import contract, preflight, server
+
+    assert order.beside is not None
+    uri = server.model_uri(order.name, order.beside)
+    with tempfile.TemporaryDirectory() as folder:
+        found = mlflow.artifacts.download_artifacts(f"{uri}/artifacts/adapter", dst_path=folder)
+        other, rank = contract.read(Path(found)), preflight.highest_rank(Path(found))
+        preflight.check(Path(found), other, uri)
+    name = f"{server.served_name(order.name)[:38].strip('-')}-{order.options['beside']}"
+    adapter = server.Adapter(
+        name=server.checked_name(name, "name of the adapter beside it,"),
+        uri=uri,
+        path=f"{server.ADAPTERS}/{name}/v{order.beside}",
+        sha256=other.adapter_sha256,
+        rank=rank,
+    )
+    return server.together(agreed, other), adapter
+
+
+def size(
+    client: MlflowClient,
+    agreed: Contract,
+    base_config: dict[str, Any],
+    ranks: list[int],
+    order: Order,
+) -> Plan:
+    """The cards and arguments that fit; what a log teaches is remembered with the model."""
+    from loraline import server, sizing
+
+    gpu, cards, fraction = (order.options[key] for key in ("gpu", "gpus", "fraction"))
+    # The follower's two spare slots count as well.
+    ranks = ranks + ranks[:1] * (2 if order.options["follow"] else 0)
+    wanted = server.demand(agreed, base_config, ranks, merged=order.options["merged"])
+    if gpu is None:
+        if (cards, fraction) != (1, 1.0):
+            raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
+        return sizing.smallest(wanted)
+    if gpu not in sizing.GPUS:
+        raise UserError(f"--gpu {gpu!r} is not known; accepted: cpu, {', '.join(sizing.GPUS)}")
+    revision, _, gib = order.remembered.partition(" ")
+    if log := order.options["calibrate"]:
+        gib = str(sizing.calibrate(log, wanted, gpu, cards=cards, fraction=fraction))
+        revision = agreed.base_revision
+        client.set_registered_model_tag(order.name, f"{ACTIVATION}.{gpu}", f"{revision} {gib}")
+    learned = float(gib) if revision == agreed.base_revision else None
+    return sizing.plan(replace(wanted, activation=learned), gpu, cards=cards, fraction=fraction)
 
 
 def fetch_environment(settings: Settings) -> dict[str, str]:

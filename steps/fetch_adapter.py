@@ -1,4 +1,4 @@
-"""Fetch a registered adapter for a server, and nothing but the weights that were measured.
+"""Fetch a registered adapter for a server: the weights that were measured, and fit to be served.
 
 The init container of the manifest runs it; by hand:
 
@@ -13,42 +13,57 @@ from pathlib import Path
 
 import click
 
+from loraline import contract, preflight
 from loraline.contract import WEIGHTS, sha256
 from loraline.errors import UserError
+from loraline.preflight import LORA_RANKS
 from loraline.step import LineCommand
 
 ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
 """File types of an adapter; weights in any other form could run code when they are loaded."""
 
+DONE = ".loraline-adapter"
+"""Holds the adapter's digest in a folder that is whole."""
+
 
 @click.command(cls=LineCommand)
 @click.option("--model", required=True, metavar="models:/NAME/VERSION", help="Registered version.")
 @click.option("--sha256", "digest", required=True, help=f"Expected digest of {WEIGHTS}.")
+@click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="The server's.")
+@click.option("--merge", "base", metavar="BASE", help="Merge it into this base's copy instead.")
 @click.option(
     "--out-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder for the adapter; it appears whole or not at all.",
 )
-def fetch_adapter(model: str, digest: str, out_dir: Path) -> None:
-    """Download a registered adapter and hold its weights against a digest."""
-    fetch(model, digest, out_dir)
-    click.echo(f"{model} is in {out_dir}")
-
-
-def fetch(model: str, digest: str, out_dir: Path) -> None:
-    """Put the adapter of `models:/name/version` in `out_dir`, replacing another one there.
-
-    Raises UserError when there is no such adapter or it is not the one expected.
-    """
-    if (out_dir / WEIGHTS).is_file() and sha256(out_dir / WEIGHTS) == digest:
+def fetch_adapter(
+    model: str, digest: str, max_lora_rank: int, base: str | None, out_dir: Path
+) -> None:
+    """Download a registered adapter, hold it against its digest and look for what vLLM would
+    refuse or not apply."""
+    if is_whole(out_dir, digest, merged=base is not None):
+        click.echo(f"{model} is already in {out_dir}")
         return
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
         check(adapter, model, digest)
+        preflight.check(adapter, contract.read(adapter), model, max_lora_rank)
+        if base:
+            adapter = merge(adapter, base, Path(part, "merged"))
+        (adapter / DONE).write_text(digest)
         shutil.rmtree(out_dir, ignore_errors=True)
         adapter.rename(out_dir)
+    click.echo(f"{model} is in {out_dir}")
+
+
+def is_whole(folder: Path, digest: str, *, merged: bool) -> bool:
+    """Whether an earlier start of the pod has left the adapter, or its merged model, behind."""
+    done, weights = folder / DONE, folder / WEIGHTS
+    if not done.is_file() or done.read_text() != digest:
+        return False
+    return merged or (weights.is_file() and sha256(weights) == digest)
 
 
 def download(model: str, folder: Path) -> Path:
@@ -93,6 +108,25 @@ def check(adapter: Path, model: str, digest: str) -> None:
     found = sha256(adapter / WEIGHTS)
     if found != digest:
         raise UserError(f"{WEIGHTS} of {model} has digest {found}, expected {digest}")
+
+
+def merge(adapter: Path, base: str, folder: Path) -> Path:
+    """The base with the adapter merged into it, in the contract's precision, with its tokenizer."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    from loraline import models, server
+
+    agreed = contract.read(adapter)
+    if Path(base).is_dir() and not server.is_folder(agreed):
+        # A folder that stands in for the hub's commit has a digest of its own.
+        located = models.locate(base, None)
+    else:
+        located = models.locate_measured(agreed.model_copy(update={"base": base}))
+    loaded = models.load(located, agreed.modality, quantize=False, dtype=agreed.dtype)
+    models.attach(loaded, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
+    words = AutoProcessor if agreed.modality == "vision" else AutoTokenizer
+    words.from_pretrained(located.path).save_pretrained(folder)
+    return folder
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -126,31 +127,168 @@ def test_the_registered_model_answers_as_it_was_measured(line: Line, client: Any
     assert found == [row["tuned"] for row in rows]
 
 
-def test_the_server_answers_what_was_measured(line: Line, client: Any, script) -> None:
+@pytest.fixture(scope="module")
+def running(line: Line, script) -> Iterator[Any]:
+    """The manifest's server, with leave to change its adapters for the tests that spoil it."""
     serve_local = script("workflows/serve_local.py")
-    rows = held_out(line, client)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    manifest = line.latest / "deploy-vllm" / "vllm.yaml"
+    with pytest.MonkeyPatch.context() as patch:
+        # The contract names the base relative to where the line runs.
+        patch.chdir(line.place)
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+        with serve_local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
+            patch.undo()
+            yield server
+
+
+def test_the_server_answers_what_was_measured(
+    line: Line, client: Any, script, running: Any
+) -> None:
+    serve_local = script("workflows/serve_local.py")
+    rows = held_out(line, client)
+
+    def ask(model: str, row: dict[str, Any]) -> list[int]:
+        body = serve_local.request(running, row["asked"])
+        if row["image"]:
+            url = f"data:image/png;base64,{row['image']}"
+            body["messages"][0]["content"] = [
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": running.contract["prompt"]},
+            ]
+        return tokens_of(running.url, body | {"model": model, "return_token_ids": True})
+
+    for model, column in ((running.adapter, "tuned_tokens"), (running.base, "base_tokens")):
+        with ThreadPoolExecutor(4) as pool:
+            served = list(pool.map(lambda row, model=model: ask(model, row), rows))
+        assert served == [row[column] for row in rows]
+
+
+def verified(line: Line, url: str) -> subprocess.CompletedProcess[str]:
+    deployed = line.output("deploy-vllm")
+    command = ("--run-id", deployed, "--url", url, "--min-agreement", "1", "--out-dir", "verified")
+    return line.run("steps/verify_serving.py", *command)
+
+
+def test_verification_passes_on_the_manifests_server(line: Line, client: Any, running: Any) -> None:
+    ended = verified(line, running.url)
+    assert ended.returncode == 0, ended.stderr
+    assert "serves what was measured" in ended.stdout
+    run = client.get_run((line.place / "verified" / "run-id").read_text())
+    assert run.data.metrics["tuned_agreement"] == run.data.metrics["base_agreement"] == 1
+    assert 0 < run.data.metrics["latency_seconds_median"] < 60
+    assert run.data.tags["loraline.verified"] == "passed"
+    # Whoever starts the next one finds it by its own run, not by a file of the last.
+    (line.place / "verified" / "run-id").unlink()
+
+
+def test_verification_fails_without_the_adapter_and_with_another_one(
+    line: Line, running: Any
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from loraline.client import Server
+
+    server, name = Server(running.url), running.adapter
+    own = next((running.folder / "adapters" / name).glob("v*"))
+    server.post("/v1/unload_lora_adapter", {"lora_name": name})
+    ended = verified(line, running.url)
+    assert ended.returncode == 1
+    assert f"the server does not list {name}, only {running.base}" in ended.stderr
+
+    other = shutil.copytree(own, running.folder / "other")
+    weights = load_file(other / "adapter_model.safetensors")
+    flipped = {key: -value if "lora_B" in key else value for key, value in weights.items()}
+    save_file(flipped, other / "adapter_model.safetensors")
+    server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(other)})
+    ended = verified(line, running.url)
+    assert ended.returncode == 1
+    assert "of the tuned answers are the measured ones, below 100%; row" in ended.stderr
+    assert "of the base answers" not in ended.stderr
+    assert not (line.place / "verified" / "run-id").exists()
+    server.post("/v1/unload_lora_adapter", {"lora_name": name})
+    server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(own)})
+
+
+def follow(line: Line, running: Any, *options: str) -> subprocess.CompletedProcess[str]:
+    return line.run(
+        *("steps/follow_alias.py", "--model", MODELS[line.profile], "--alias", "candidate"),
+        *("--once", "--url", running.url, "--max-lora-rank", "64"),
+        *("--contract", str(running.folder / "config" / "contract.json")),
+        *("--adapters", str(running.folder / "adapters"), *options),
+    )
+
+
+def test_an_alias_is_followed_without_a_restart(line: Line, client: Any, running: Any) -> None:
+    from loraline.client import Server
+
+    name = f"{running.adapter}-v1"
+    ended = follow(line, running)
+    assert (ended.returncode, ended.stdout) == (0, f"loaded {name}\n"), ended.stderr
+    assert follow(line, running).stdout == "", "nothing to do the second time"
+    row = held_out(line, client)[0]
+    found = measured_answer(line, Server(running.url), name)
+    assert found == row["tuned_tokens"]
+    # A version that the server was not made for, or that the alias no longer names.
+    Server(running.url).post(
+        "/v1/load_lora_adapter",
+        {
+            "lora_name": f"{running.adapter}-v7",
+            "lora_path": str(running.folder / "adapters" / running.adapter / "v1"),
+        },
+    )
+    assert follow(line, running).stdout == f"unloaded {running.adapter}-v7\n"
+    refused = follow(line, running, "--alias", "nobody")
+    assert refused.returncode == 2 and "has no alias nobody" in refused.stderr
+
+
+def measured_answer(line: Line, server: Any, model: str) -> list[int]:
+    import mlflow
+
+    from loraline import records
+
+    dataset = f"runs:/{line.output('prepare-data')}/dataset/test.parquet"
+    record = records.read(Path(mlflow.artifacts.download_artifacts(dataset)))[0]
+    return server.ask(model, record, 400).tokens
+
+
+@pytest.mark.slow
+def test_the_benchmark_fills_its_table_and_draws_it(line: Line, client: Any, running: Any) -> None:
+    ended = line.run(
+        *("steps/benchmark_serving.py", "--run-id", line.output("deploy-vllm")),
+        *("--url", running.url, "--rate", "inf", "--prompts", "4", "--cold-start", "30"),
+        *("--out-dir", "benchmark"),
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "cold start under 60 s: 30 s, met" in ended.stdout
+    run_id = (line.place / "benchmark" / "run-id").read_text()
+    import mlflow
+
+    table = mlflow.artifacts.load_dict(f"runs:/{run_id}/benchmark.json")["table"]
+    assert len(table) == 2 * len({row["model"] for row in table})
+    assert all(row["completed"] == 4 and row["failed"] == 0 for row in table)
+    pictures = {entry.path for entry in client.list_artifacts(run_id)}
+    assert {"throughput.png", "latency.png"} <= pictures
+
+
+def test_verification_fails_on_another_template(line: Line, script) -> None:
+    if line.profile != "smoke-text":
+        pytest.skip("one template is enough")
+    serve_local = script("workflows/serve_local.py")
+    rendered = line.output("deploy-vllm", "vllm.yaml")
+    assert "[INST]" in rendered
+    copy = line.place / "other-template.yaml"
+    copy.write_text(rendered.replace("[INST]", "[ASK]"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(line.place)
-        with serve_local.start(manifest, port) as server:
-
-            def ask(model: str, row: dict[str, Any]) -> list[int]:
-                body = serve_local.request(server, row["asked"])
-                if row["image"]:
-                    url = f"data:image/png;base64,{row['image']}"
-                    body["messages"][0]["content"] = [
-                        {"type": "image_url", "image_url": {"url": url}},
-                        {"type": "text", "text": server.contract["prompt"]},
-                    ]
-                return tokens_of(server.url, body | {"model": model, "return_token_ids": True})
-
-            for model, column in ((server.adapter, "tuned_tokens"), (server.base, "base_tokens")):
-                with ThreadPoolExecutor(4) as pool:
-                    served = list(pool.map(lambda row, model=model: ask(model, row), rows))
-                assert served == [row[column] for row in rows]
+        with serve_local.start(copy, port, line.place / "other") as server:
+            ended = verified(line, server.url)
+    assert ended.returncode == 1
+    assert "another chat template, prompt or pixel limit" in ended.stderr
 
 
 def held_out(line: Line, client: Any) -> list[dict[str, Any]]:

@@ -19,43 +19,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from loraline.errors import UserError
+from loraline.server import BASES, CPU_ENV, on_cpu
 from loraline.step import LineCommand
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "test_data/vision/images"
 LOG = "vllm.log"
-
-
-class OnCpu(NamedTuple):
-    """What takes the place of an argument or variable when there is no GPU, and why."""
-
-    instead: tuple[str, ...]
-    why: str
-
-
-CPU_ARGS = {
-    "--gpu-memory-utilization": OnCpu(
-        ("--kv-cache-memory-bytes", "1G"),
-        "the share would be of all memory, and all of it would have to be free at the start",
-    ),
-    "--max-loras": OnCpu(
-        ("--max-loras", "2"),
-        "requests to the base that run beside requests to an adapter get the adapter of the last "
-        "slot; a second slot, left empty, keeps them right",
-    ),
-}
-"""Arguments with one value each."""
-
-CPU_ENV = {
-    "TORCH_COMPILE_DISABLE": OnCpu(
-        ("1",), "the first request that asks for log-probabilities would wait for a compiler"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -64,7 +38,7 @@ class Server:
 
     url: str
     base: str
-    """Model name of the bare base."""
+    """Model name of the bare base; empty when the adapter is merged into it."""
 
     adapter: str
     """Model name of the adapter."""
@@ -105,7 +79,8 @@ def serve_local(manifest: Path, port: int, question: str, image: Path | None) ->
             body = request(server, question, (image or first_image()) if vision else None)
             example = server.folder / "request.json"
             example.write_text(json.dumps(body))
-            click.echo(f"{server.adapter} (and {server.base}) at {server.url}; Ctrl-C stops it.\n")
+            both = f"{server.adapter} (and {server.base})" if server.base else server.adapter
+            click.echo(f"{both} at {server.url}; Ctrl-C stops it.\n")
             key = '-H "Authorization: Bearer $VLLM_API_KEY" ' if api_key() else ""
             click.echo(
                 f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
@@ -133,10 +108,18 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
     mounts["config"].mkdir(parents=True, exist_ok=True)
     for name, text in objects["ConfigMap"]["data"].items():
         (mounts["config"] / name).write_text(text)
-    places = {mount["mountPath"]: mounts[mount["name"]] for mount in container["volumeMounts"]}
+    places = {
+        mount["mountPath"]: mounts[mount["name"]]
+        for mount in container["volumeMounts"]
+        # This machine's own places, where a base may lie.
+        if mount["mountPath"] not in ("/tmp", "/dev/shm", BASES)
+    }
     contract = json.loads(objects["ConfigMap"]["data"]["contract.json"])
     args = [local(unescaped(arg), places) for arg in container["args"]]
-    if contract["base_revision"].startswith("sha256:") and not Path(args[0]).is_dir():
+    if args[0].startswith(f"{BASES}/"):
+        args[0] = contract["base"]
+    merged = "--lora-modules" not in args
+    if not (merged or Path(args[0]).is_dir()) and contract["base_revision"].startswith("sha256:"):
         raise UserError(f"base model folder {args[0]!r} of {manifest} does not exist here")
     variables = {
         entry["name"]: unescaped(entry["value"])
@@ -147,7 +130,8 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
     if not has_gpu():
         args = on_cpu(args)
         variables |= {name: entry.instead[0] for name, entry in CPU_ENV.items()}
-    fetch([local(unescaped(arg), places) for arg in pod["initContainers"][0]["command"]])
+    for init in pod["initContainers"]:
+        fetch([local(unescaped(arg), places) for arg in init["command"]])
 
     command = [*executable(), *args, "--host", "127.0.0.1", "--port", str(port)]
     click.echo(f"Starting vLLM, which takes a minute; its log is {folder / LOG}")
@@ -163,11 +147,12 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
         )
     # Before it is ready nobody waits for an answer, and vLLM does not always heed SIGTERM.
     grace = 3
+    served = value_of(args, "--served-model-name")
     try:
         server = Server(
             url=f"http://127.0.0.1:{port}",
-            base=value_of(args, "--served-model-name"),
-            adapter=json.loads(value_of(args, "--lora-modules"))["name"],
+            base="" if merged else served,
+            adapter=served if merged else json.loads(value_of(args, "--lora-modules"))["name"],
             contract=contract,
             folder=folder,
             process=process,
@@ -233,19 +218,6 @@ def local(arg: str, places: Mapping[str, Path]) -> str:
 def unescaped(arg: str) -> str:
     """What Kubernetes makes of an argument that names no variable."""
     return arg.replace("$$", "$")
-
-
-def on_cpu(args: list[str]) -> list[str]:
-    """The arguments with those of CPU_ARGS replaced."""
-    found: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        if arg in CPU_ARGS:
-            next(rest)
-            found += CPU_ARGS[arg].instead
-        else:
-            found.append(arg)
-    return found
 
 
 def has_gpu() -> bool:

@@ -1,13 +1,15 @@
 import json
+import re
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraline import manifest
+from loraline import manifest, preflight, server
 from loraline.contract import Contract
 from loraline.errors import UserError
+from loraline.manifest import Placement
 
 TEXT = Contract(
     base="mistralai/Mistral-7B-v0.1",
@@ -64,7 +66,7 @@ def test_text_adapter_is_served_with_what_its_contract_says():
         *("--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules"),
         '{"name":"latex-ocr","path":"/adapters/latex-ocr/v3",'
         '"base_model_name":"mistralai/Mistral-7B-v0.1"}',
-        *("--dtype", "bfloat16", "--max-model-len", "1024", "--gpu-memory-utilization", "0.90"),
+        *("--dtype", "bfloat16", "--max-model-len", "1024", "--gpu-memory-utilization", "0.9"),
         *("--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
         *("--chat-template", "/etc/loraline/chat_template.jinja"),
         *("--chat-template-content-format", "string", "--generation-config", "vllm"),
@@ -80,7 +82,7 @@ def test_vision_adapter_is_served_with_the_pixel_limits_and_the_tower_it_was_tra
         *("--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules"),
         '{"name":"latex-ocr","path":"/adapters/latex-ocr/v3","base_model_name":"base"}',
         "--enable-tower-connector-lora",
-        *("--dtype", "float32", "--max-model-len", "3072", "--gpu-memory-utilization", "0.90"),
+        *("--dtype", "float32", "--max-model-len", "3072", "--gpu-memory-utilization", "0.9"),
         *("--max-num-seqs", "64", "--max-num-batched-tokens", "3072"),
         *("--chat-template", "/etc/loraline/chat_template.jinja"),
         *("--chat-template-content-format", "openai", "--generation-config", "vllm"),
@@ -97,7 +99,7 @@ def test_init_container_fetches_the_version_whose_digest_was_measured():
     assert fetch["image"] == "loraline:test"
     assert fetch["command"] == [
         *("python", "steps/fetch_adapter.py", "--model", "models:/latex-ocr/3"),
-        *("--sha256", "ab" * 32, "--out-dir", "/adapters/latex-ocr/v3"),
+        *("--sha256", "ab" * 32, "--max-lora-rank", "8", "--out-dir", "/adapters/latex-ocr/v3"),
     ]
 
 
@@ -121,7 +123,7 @@ def test_config_map_holds_template_contract_and_prompt():
 
 
 def test_service_and_selector_find_the_pod_and_volumes_exist():
-    objects = rendered(namespace="models")
+    objects = rendered(placement=Placement(namespace="models"))
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert objects["Service"]["spec"]["selector"].items() <= labels.items()
     assert objects["Deployment"]["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -145,7 +147,7 @@ def test_grace_period_covers_draining_and_running_requests():
     ("rank", "accepted"), [(1, 1), (2, 8), (8, 8), (9, 16), (65, 128), (257, 320), (512, 512)]
 )
 def test_rank_is_rounded_up_to_one_that_vllm_accepts(rank, accepted):
-    assert manifest.max_lora_rank(rank) == accepted
+    assert preflight.max_lora_rank(rank) == accepted
 
 
 def test_rank_above_the_highest_is_refused():
@@ -158,7 +160,7 @@ def test_rank_above_the_highest_is_refused():
 )
 def test_context_holds_the_longest_row_and_an_answer(row, answer, length):
     contract = TEXT.model_copy(update={"max_length": row, "max_new_tokens": answer})
-    assert manifest.max_model_len(contract) == length
+    assert server.max_model_len(contract) == length
 
 
 def test_vision_adapter_without_pixel_limits_is_refused():
@@ -191,7 +193,7 @@ def test_version_is_a_positive_integer(version):
 
 def test_names_that_look_alike_stay_apart():
     names = ["qwen3-vl", "qwen3_vl", "Qwen3-VL", "qwen3 vl", "_", "-", "a" * 60, "a" * 61]
-    assert len({manifest.served_name(name) for name in names}) == len(names)
+    assert len({server.served_name(name) for name in names}) == len(names)
 
 
 def test_service_is_never_named_vllm():
@@ -211,7 +213,8 @@ def test_server_image_user_and_fetch_environment_reach_the_pod():
     env = {entry["name"]: entry.get("value") for entry in spec["initContainers"][0]["env"]}
     assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     own = {entry["name"]: entry for entry in spec["containers"][0]["env"]}
-    assert own["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    reference = own["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]
+    assert reference == {"name": "lora-latex-ocr", "key": "api-key"}, "no key, no server"
     assert own["VLLM_NO_USAGE_STATS"]["value"] == "1"
 
 
@@ -228,17 +231,110 @@ model_names = anything.filter(
 )
 
 
-@settings(deadline=None, max_examples=40)
-@given(model_name=model_names, prompt=anything, chat_template=anything)
-def test_hostile_texts_come_back_as_they_were(model_name, prompt, chat_template):
-    contract = VISION.model_copy(update={"prompt": prompt, "chat_template": chat_template})
-    objects = list(rendered(contract, model_name=model_name).values())
+names_and_values = st.one_of(
+    anything,
+    st.sampled_from(["a: b", "- x", "'", '"', "y", "1e3", "#", "{{x}}", "$(A)", "a" * 300]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    model_name=model_names,
+    prompt=names_and_values,
+    chat_template=names_and_values,
+    base=names_and_values.map(lambda base: "_" + base.replace("/", "_")),
+    address=names_and_values,
+    form=st.sampled_from(["deployment", "kserve", "production-stack"]),
+)
+def test_hostile_texts_come_back_as_they_were(
+    model_name, prompt, chat_template, base, address, form
+):
+    contract = VISION.model_copy(
+        update={"prompt": prompt, "chat_template": chat_template, "base": f"/bases/{base}"}
+    )
+    options = {"fetch_env": {"MLFLOW_S3_ENDPOINT_URL": address.replace("://", "")}}
+    objects = manifest.render(
+        contract,
+        model_name=model_name,
+        version=3,
+        image=address,
+        placement=Placement(format=form),
+        **options,
+    )
     text = manifest.to_yaml(objects)
     assert list(yaml.load_all(text.encode(), yaml.CSafeLoader)) == objects
+    if form != "deployment":
+        return
     found = {entry["kind"]: entry for entry in objects}
     assert found["ConfigMap"]["data"]["prompt.txt"] == prompt
+    assert server_args(found)[0] == f"/bases/{base}"
     name = found["Service"]["metadata"]["name"]
     assert len(name) <= 63
-    assert manifest.checked_name(name.removeprefix("lora-"))
+    assert server.checked_name(name.removeprefix("lora-"))
     module = json.loads(server_args(found)[server_args(found).index("--lora-modules") + 1])
     assert module["path"] == f"/adapters/{module['name']}/v3"
+
+
+accepted = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    value=names_and_values,
+    key=st.sampled_from(["namespace", "base_volume", "prometheus", "server_image"]),
+)
+def test_a_hostile_place_is_refused_or_quoted(value, key):
+    try:
+        objects = manifest.render(
+            TEXT,
+            model_name="latex-ocr",
+            version=3,
+            image="loraline:test",
+            placement=Placement(**{key: value}, replicas=2),
+        )
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert key not in ("namespace", "base_volume") or not accepted.fullmatch(value)
+        return
+    assert list(yaml.load_all(manifest.to_yaml(objects).encode(), yaml.CSafeLoader)) == objects
+    if key in ("namespace", "base_volume"):
+        assert accepted.fullmatch(value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "placement", "base_config", "told"),
+    [
+        ({}, Placement(replicas=0), {}, "0 replicas serve nothing"),
+        ({}, Placement(prometheus="prometheus"), {}, "is not an http"),
+        ({}, Placement(server_image="vllm/vllm-openai:v0.17.1"), {}, "before 0.18"),
+        ({}, Placement(), {"quant_method": "bitsandbytes"}, "cannot read; build an image"),
+        ({"dtype": "float32"}, Placement(), {"quant_method": "gptq"}, "not served in float32"),
+    ],
+)
+def test_what_would_not_start_is_refused(changes, placement, base_config, told):
+    with pytest.raises(UserError, match=told):
+        rendered(
+            TEXT.model_copy(update=changes),
+            placement=placement,
+            base_config={"quantization_config": base_config},
+        )
+
+
+def test_a_bitsandbytes_base_is_served_by_an_image_of_ones_own():
+    config = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    own = Placement(server_image="registry.local:5000/vllm-bnb:v0.32.0")
+    assert rendered(base_config=config, placement=own)["Deployment"]
+    old = Placement(server_image="vllm/vllm-openai:v0.27.1")
+    assert rendered(base_config=config, placement=old)["Deployment"]
+
+
+def test_what_does_not_go_together_is_refused():
+    other = server.Adapter("other", "models:/other/1", "/adapters/other/v1", "cd" * 32, 8)
+    with pytest.raises(UserError, match="merged model is served alone"):
+        rendered(beside=[other], placement=Placement(merged=True))
+    with pytest.raises(UserError, match="one init container"):
+        rendered(beside=[other], placement=Placement(format="production-stack"))
+    with pytest.raises(UserError, match="dtype 'bfloat16' and the one beside it has 'float32'"):
+        server.together(TEXT, TEXT.model_copy(update={"dtype": "float32"}))
+    longer = TEXT.model_copy(update={"max_length": 900})
+    assert server.together(TEXT, longer).max_length == 900

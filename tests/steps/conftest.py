@@ -49,6 +49,8 @@ def make_adapter(folder: Path, *, rank: int = 8, weight: float = 1.0) -> Path:
         "intermediate_size": 32,
         "num_attention_heads": 1,
         "num_hidden_layers": 1,
+        "vocab_size": 64,
+        "max_position_embeddings": 2048,
     }
     (folder / preflight.BASE_CONFIG).write_text(json.dumps(base))
     contract.write(

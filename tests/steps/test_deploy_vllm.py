@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import mlflow
@@ -17,7 +18,9 @@ def test_the_manifest_pins_the_registered_version(step, workplace: Path, gate_ru
     assert step("deploy_vllm", "--run-id", gate_run).exit_code == 0
     text = (workplace / "outputs" / "vllm.yaml").read_text()
     kinds = {document["kind"]: document for document in yaml.safe_load_all(text)}
-    assert set(kinds) == {"ConfigMap", "Deployment", "Service"}
+    assert set(kinds) == {
+        *("ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy")
+    }
     annotations = kinds["Deployment"]["metadata"]["annotations"]
     assert annotations["loraline/registered-version"] == "models:/mistral-7b-lora/1"
     assert "@candidate" not in text
@@ -55,6 +58,154 @@ def test_the_manifest_names_the_server_but_no_credential(
         "MLFLOW_TRACKING_URI": "http://mlflow:5000",
         "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000",
     }
+
+
+def rendered(workplace: Path) -> dict[str, dict]:
+    text = (workplace / "outputs" / "vllm.yaml").read_text()
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def container(workplace: Path) -> dict:
+    return rendered(workplace)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+
+
+def test_what_the_command_line_says_is_in_the_manifest(
+    step, workplace: Path, gate_run: str
+) -> None:
+    places = ("--namespace", "models", "--base-volume", "bases", "--replicas", "3")
+    watched = ("--service-monitor", "--prometheus", "http://prometheus:9090")
+    image = ("--server-image", "localhost/vllm:v0.32.0")
+    card = ("--gpu", "L4", "--gpus", "2")
+    assert (
+        step("deploy_vllm", "--run-id", gate_run, *places, *watched, *image, *card).exit_code == 0
+    )
+    found = rendered(workplace)
+    assert {"ScaledObject", "ServiceMonitor"} <= set(found)
+    assert {entry["metadata"]["namespace"] for entry in found.values()} == {"models"}
+    assert container(workplace)["args"][0] == "/bases/base"
+    assert container(workplace)["image"] == "localhost/vllm:v0.32.0"
+    step("deploy_vllm", "--run-id", gate_run, "--format", "production-stack", "--merged")
+    values = yaml.safe_load((workplace / "outputs" / "vllm.yaml").read_text())
+    assert "--merge" in values["servingEngineSpec"]["modelSpec"][0]["initContainer"]["command"]
+
+
+MISTAKES = {
+    ("--gpu", "GTX-1080"): "--gpu 'GTX-1080' is not known; accepted: cpu, T4,",
+    ("--gpus", "2"): "--gpus and --gpu-fraction need --gpu",
+    ("--gpu", "L4", "--gpu-fraction", "2"): "a fraction of a card is above 0 and up to 1",
+    ("--gpu", "L4", "--gpu-fraction", "0.01"): "does not fit 0.01 of one L4 (22.49 GiB x",
+    ("--calibrate", "server.log"): "--calibrate needs --gpu",
+    ("--beside", "champion"): "no other version of mistral-7b-lora has this alias",
+    ("--git", "nowhere"): "--git nowhere: git is not installed or the folder does not exist",
+    ("--format", "kserve", "--apply"): "--apply needs --format deployment",
+}
+
+
+def test_a_mistake_on_the_command_line_is_one_sentence(
+    step, workplace: Path, gate_run: str
+) -> None:
+    (workplace / "server.log").write_text("")
+    for options, told in MISTAKES.items():
+        result = step("deploy_vllm", "--run-id", gate_run, *options)
+        assert result.exit_code == 2, options
+        assert told in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_run: str) -> None:
+    log = workplace / "server.log"
+    log.write_text("Model loading took 0.1 GiB\nAvailable KV cache memory: 15.00 GiB\n")
+    card = ("--gpu", "L4")
+    step("deploy_vllm", "--run-id", gate_run, *card)
+    before = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
+    assert step("deploy_vllm", "--run-id", gate_run, *card, "--calibrate", log).exit_code == 0
+    learned = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
+    assert "activations 2.50" in before and "activations 5.14" in learned
+    step("deploy_vllm", "--run-id", gate_run, *card)
+    assert "activations 5.14" in (workplace / "outputs" / "vllm.yaml").read_text()
+
+
+def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
+    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraline import contract, preflight
+
+    client = mlflow.MlflowClient()
+    train = tracking.ancestor(client, client.get_run(gate_run), "train_qlora")
+    logged = mlflow.get_logged_model(train.data.tags[tracking.MODEL_ID])
+    # The gate would have rejected it, so it is changed behind the gate's back.
+    adapter = Path(logged.artifact_location.removeprefix("file://")) / tracking.ADAPTER
+    settings = adapter / preflight.CONFIG
+    settings.write_text(settings.read_text().replace('"r": 8', '"r": 8, "use_dora": true'))
+    assert contract.read(adapter)
+    result = step("deploy_vllm", "--run-id", gate_run)
+    assert result.exit_code == 2
+    told = "mistral-7b-lora version 1 cannot be served: use_dora: is True, which vLLM refuses"
+    assert told in result.stderr
+    assert not (workplace / "outputs" / "vllm.yaml").exists()
+
+
+def test_the_champion_is_served_beside_the_candidate(
+    step, workplace: Path, candidate, gate_run: str
+) -> None:
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
+    step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
+    second = (workplace / "outputs" / "run-id").read_text()
+    assert step("deploy_vllm", "--run-id", second, "--beside", "champion").exit_code == 0
+    models = container(workplace)["readinessProbe"]["exec"]["command"][3:]
+    assert models == ["mistral-7b-lora", "mistral-7b-lora-champion"]
+    fetches = rendered(workplace)["Deployment"]["spec"]["template"]["spec"]["initContainers"]
+    wanted = [each["command"][each["command"].index("--model") + 1] for each in fetches]
+    assert wanted == ["models:/mistral-7b-lora/2", "models:/mistral-7b-lora/1"]
+
+
+def test_a_checkout_gets_one_commit_a_version(
+    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME"):
+        monkeypatch.setenv(name, "A Developer")
+    for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "developer@example.org")
+    checkout = workplace / "cluster"
+    subprocess.run(["git", "init", "--quiet", checkout], check=True)
+    (checkout / "apps").mkdir()
+    (checkout / "other.txt").write_text("a change of someone else's")
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(["git", "-C", checkout, *arguments], text=True)
+
+    result = step("deploy_vllm", "--run-id", gate_run, "--git", checkout / "apps")
+    assert result.exit_code == 0, result.stderr
+    assert git("log", "--format=%s") == "Serve models:/mistral-7b-lora/1\n"
+    assert git("show", "--name-only", "--format=").split() == ["apps/lora-mistral-7b-lora.yaml"]
+    assert "?? other.txt" in git("status", "--porcelain")
+    again = step("deploy_vllm", "--run-id", gate_run, "--git", checkout / "apps")
+    assert "is committed already" in again.stdout
+    assert len(git("log", "--format=%s").splitlines()) == 1
+
+
+def test_without_a_cluster_apply_says_so(
+    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(workplace / "none"))
+    result = step("deploy_vllm", "--run-id", gate_run, "--apply")
+    assert result.exit_code == 2
+    assert "deploy-vllm: --apply finds no cluster" in result.stderr
+    gone = workplace / "gone"
+    server = {"server": "https://127.0.0.1:9"}
+    gone.write_text(
+        yaml.safe_dump(
+            {
+                "clusters": [{"name": "c", "cluster": server}],
+                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                "users": [{"name": "u", "user": {}}],
+                "current-context": "c",
+            }
+        )
+    )
+    monkeypatch.setenv("KUBECONFIG", str(gone))
+    result = step("deploy_vllm", "--run-id", gate_run, "--apply")
+    assert (result.exit_code, "does not answer" in result.stderr) == (75, True)
 
 
 def test_the_training_run_tells_what_is_deployed(step, workplace: Path, gate_run: str) -> None:

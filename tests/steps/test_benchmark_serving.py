@@ -1,0 +1,84 @@
+import base64
+import io
+
+import pytest
+
+from loraline.records import Record, from_prompt
+
+NAME = "tiny-lora"
+
+
+@pytest.fixture(scope="module")
+def benchmark(script):
+    return script("steps/benchmark_serving.py")
+
+
+def row(model: str, rate: float, **numbers: float) -> dict[str, object]:
+    known = {"tokens_per_second": 100.0, "ttft_median_ms": 200.0, "tpot_median_ms": 5.0}
+    known |= {"requests_per_second": 2.0, "goodput": 2.0, "completed": 4, "failed": 0}
+    return {"workload": "rows", "model": model, "rate": rate, **known, **numbers}
+
+
+def test_targets_are_met_or_not_or_not_measured(benchmark) -> None:
+    table = [row("base", 1, tpot_median_ms=99.0), row(NAME, 1), row(NAME, 4)]
+    met = benchmark.targets(table, NAME, 59.0)
+    assert list(met.values()) == ["59 s, met", "2.75 s, met", "120, met"]
+    slow = [row(NAME, 1, tpot_median_ms=10.0, requests_per_second=0.1)]
+    missed = benchmark.targets(slow, NAME, None)
+    assert list(missed.values()) == ["not measured", "5.31 s, not met", "6, not met"]
+
+
+def test_headline_is_the_adapters_at_the_highest_rate(benchmark) -> None:
+    unknown = dict.fromkeys(benchmark.KEPT.values())
+    table = [row(NAME, 1), row(NAME, 8, tokens_per_second=300.0), row("base", 16)]
+    table = [unknown | each for each in table]
+    assert benchmark.headline(table, NAME)["tokens_per_second"] == 300.0
+
+
+def test_figures_have_a_line_for_each_model(benchmark) -> None:
+    table = [row(model, rate) for model in ("base", NAME) for rate in (1, float("inf"))]
+    axes = benchmark.figure(table, ("tokens_per_second", "goodput")).axes
+    assert len(axes) == 2
+    assert [line.get_label() for line in axes[0].lines] == ["base, rows", f"{NAME}, rows"]
+
+
+def test_a_row_becomes_what_vllms_benchmark_reads(benchmark) -> None:
+    class Agreed:
+        max_new_tokens = 7
+
+    asked = benchmark.as_line(from_prompt("Q: {question}", "who?", ""), Agreed)
+    assert asked == {"output_tokens": 7, "prompt": "Q: who?"}
+    shown = benchmark.as_line(from_prompt("Read it.", "", "", picture("PNG")), Agreed)
+    kinds = [part["type"] for part in shown["content"]]
+    assert kinds == ["image_url", "text"]
+
+
+def picture(kind: str) -> bytes:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_images_are_sent_in_the_request_with_their_type(kind: str) -> None:
+    from loraline import client
+
+    image = picture(kind)
+    record = Record((("user", "a <image> b <image>"), ("assistant", "")), (image, image))
+    content = client.request(NAME, record, 5)["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "image_url", "text", "image_url"]
+    head, _, data = content[1]["image_url"]["url"].partition(",")
+    assert head == f"data:image/{kind.lower()};base64"
+    assert base64.b64decode(data) == image
+
+
+def test_a_server_that_is_no_address_or_not_there_is_said() -> None:
+    from loraline.client import Server
+    from loraline.errors import TryAgain, UserError
+
+    with pytest.raises(UserError, match="does not start with http"):
+        Server("localhost:8000")
+    with pytest.raises(TryAgain, match=r"127\.0\.0\.1:9 does not answer"):
+        Server("http://127.0.0.1:9").models()
