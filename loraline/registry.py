@@ -1,0 +1,188 @@
+"""The model registry's rules: one version a logged model, and aliases that move one at a time.
+
+`candidate` is the last version that passed the gate, `champion` the one that a person promoted.
+`previous` is what to go back to: the champion before, or, as long as nothing was promoted, the
+candidate before.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from loraline import tracking
+from loraline.errors import TryAgain
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+PREVIOUS = "previous"
+
+LOCK_SUFFIX = ".lock"
+HOLDER = "loraline.lock.holder"
+LEASE_SECONDS = 60.0
+"""A lock whose holder has not let go for so long belongs to one that died; holders take seconds."""
+
+POLL_SECONDS = 0.2
+
+
+def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points at, if there is one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # Asked for an alias that is not set, MLflow says "invalid parameter".
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def version_of_model(client: MlflowClient, name: str, model_id: str) -> str | None:
+    """The version that a logged model is registered as, if it is."""
+    found = client.search_model_versions(f"name = '{name}'")
+    versions = [int(entry.version) for entry in found if entry.source == f"models:/{model_id}"]
+    return str(min(versions)) if versions else None
+
+
+def register(client: MlflowClient, name: str, model_id: str) -> str:
+    """The version of a logged model, made if there is none; the caller holds the lock."""
+    import mlflow
+
+    version = version_of_model(client, name, model_id)
+    if version is None:
+        # Registering by model ID keeps the link from the version to the run and its metrics.
+        version = str(mlflow.register_model(f"models:/{model_id}", name).version)
+    return version
+
+
+def move_candidate(client: MlflowClient, name: str, version: str) -> None:
+    """Point `candidate` at a version; the caller holds the lock.
+
+    Every order of its writes can be cut anywhere and repeated: `previous` is written first, from
+    what `candidate` still says.
+    """
+    before = version_of(client, name, CANDIDATE)
+    if before is not None and str(before.version) == version:
+        return
+    if before is not None and version_of(client, name, CHAMPION) is None:
+        client.set_registered_model_alias(name, PREVIOUS, str(before.version))
+    client.set_registered_model_alias(name, CANDIDATE, version)
+
+
+@contextmanager
+def locked(client: MlflowClient, name: str, lease_seconds: float = LEASE_SECONDS) -> Iterator[None]:
+    """Hold the registered model's lock, on whatever machines the others are.
+
+    The lock is a registered model of its own beside it: the store lets one of several create it,
+    since names are unique. A lock whose holder died is renamed after its holder first, which one
+    of several can do, too, and then made anew. Raises TryAgain when the lock is not to be had.
+    """
+    from mlflow.exceptions import MlflowException
+
+    lock = f"{name}{LOCK_SUFFIX}"
+    holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+    acquire(client, lock, holder, lease_seconds)
+    try:
+        yield
+    finally:
+        try:
+            if holder_of(client, lock) == holder:
+                client.delete_registered_model(lock)
+            for broken in client.search_registered_models(f"name LIKE '{lock}-%'"):
+                client.delete_registered_model(broken.name)
+        except MlflowException as error:
+            if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
+                raise
+
+
+def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
+    """Create the lock's entry, waiting for another holder to delete it or to be found dead."""
+    from mlflow.exceptions import MlflowException
+
+    seen, since = None, time.monotonic()
+    deadline = since + 4 * lease_seconds
+    while time.monotonic() < deadline:
+        try:
+            client.create_registered_model(
+                lock, {HOLDER: holder}, "Held while an alias is moved; gone in seconds."
+            )
+            return
+        except MlflowException as error:
+            if not is_code(error, "RESOURCE_ALREADY_EXISTS") and not is_busy(error):
+                raise
+        found = holder_of(client, lock)
+        if found != seen:
+            seen, since = found, time.monotonic()
+        if found and (is_dead(found) or time.monotonic() - since > lease_seconds):
+            break_lock(client, lock, found)
+        else:
+            time.sleep(POLL_SECONDS)
+    raise TryAgain(f"registered model {lock.removesuffix(LOCK_SUFFIX)!r} is locked by {seen}")
+
+
+def break_lock(client: MlflowClient, lock: str, holder: str) -> None:
+    """Put a dead holder's lock out of the way; only one of several succeeds, the rest go on."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.rename_registered_model(lock, f"{lock}-{holder.rpartition(':')[2]}")
+    except MlflowException as error:
+        if not is_code(error, "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
+            raise
+
+
+def holder_of(client: MlflowClient, lock: str) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_registered_model(lock).tags.get(HOLDER))
+    except MlflowException as error:
+        if is_code(error, "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+
+
+def is_dead(holder: str) -> bool:
+    """Whether the holder was a process of this machine that has ended."""
+    host, pid, _ = holder.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def is_code(error: MlflowException, *codes: str) -> bool:
+    return error.error_code in codes
+
+
+def is_busy(error: MlflowException) -> bool:
+    """Whether SQLite refused a write because another process was at it."""
+    return "database is locked" in str(error)
+
+
+def audit(client: MlflowClient, name: str, told: str) -> None:
+    """Write one line of the registered model's history, a tag that nothing overwrites."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    client.set_registered_model_tag(name, f"{tracking.AUDIT}.{at}.{uuid.uuid4().hex[:4]}", told)
+
+
+def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersion | None:
+    """The champion, unless it is this logged model itself."""
+    found = version_of(client, name, CHAMPION)
+    return None if found is None or found.source == f"models:/{model_id}" else found
