@@ -60,6 +60,10 @@ serve: install  ## Serve the candidate of the last run with vLLM: make serve [PO
 test: install  ## Run the tests: ten minutes on two cores, nothing is fetched
 	$(BIN)/pytest
 
+.PHONY: test-slow
+test-slow: install  ## Run the tests marked slow: gates that are killed, both engines, a browser
+	$(BIN)/pytest -m slow
+
 .PHONY: quality
 quality: install  ## Format check, lint, types
 	$(BIN)/ruff format --check .

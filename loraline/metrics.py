@@ -22,6 +22,21 @@ FloatArray = NDArray[np.float64]
 LATEX_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\S")
 """A LaTeX command, an escaped character, or one visible character."""
 
+HIGHER_IS_BETTER = {
+    "bleu": True,
+    "bleu_13a": True,
+    "levenshtein": False,
+    "levenshtein_mean": False,
+    "character_error_rate": False,
+    "exact_match": True,
+    "exact_match_raw": True,
+    "eval_loss": False,
+    "perplexity": False,
+    "json_field_f1": True,
+    "grounding_f1": True,
+}
+"""Direction of each metric that an evaluation logs."""
+
 BOX = re.compile(
     r"\(\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\)\s*,\s*\(\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\)"
     r"|\[\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*,\s*(-?[\d.]+)\s*\]"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from loraline import tracking
-from loraline.errors import TryAgain
+from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 CHAMPION = "champion"
 PREVIOUS = "previous"
+
+PROMOTED = "loraline.promoted"
+ROLLED_BACK = "loraline.rolled_back"
 
 LOCK_SUFFIX = ".lock"
 HOLDER = "loraline.lock.holder"
@@ -186,3 +189,50 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersi
     """The champion, unless it is this logged model itself."""
     found = version_of(client, name, CHAMPION)
     return None if found is None or found.source == f"models:/{model_id}" else found
+
+
+def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:
+    """Make the candidate the champion and the champion before it `previous`; return its version.
+
+    `reviewed` is the version that a person looked at: another candidate is refused with a
+    UserError. The caller holds the lock. Cut anywhere, it can be repeated.
+    """
+    candidate = version_of(client, name, CANDIDATE)
+    if candidate is None:
+        raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
+    version = str(candidate.version)
+    if reviewed is not None and reviewed != version:
+        raise UserError(
+            f"the candidate of {name!r} is version {version}, not {reviewed}: review it first"
+        )
+    before = version_of(client, name, CHAMPION)
+    if before is not None and str(before.version) == version:
+        return version
+    replaced = str(before.version) if before else "none"
+    audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
+    client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
+    if before is not None:
+        client.set_registered_model_alias(name, PREVIOUS, replaced)
+    elif version_of(client, name, PREVIOUS) is not None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return version
+
+
+def roll_back(client: MlflowClient, name: str, by: str) -> str:
+    """Make `previous` the champion again; return its version.
+
+    `previous` is gone afterwards, so that a repeated call never goes back two steps. Raises
+    UserError when there is nothing to go back to. The caller holds the lock.
+    """
+    champion, previous = (version_of(client, name, alias) for alias in (CHAMPION, PREVIOUS))
+    if champion is None or previous is None:
+        missing = CHAMPION if champion is None else PREVIOUS
+        raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
+    version, replaced = str(previous.version), str(champion.version)
+    if version != replaced:
+        audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")
+        client.set_model_version_tag(name, replaced, ROLLED_BACK, f"by {by}, to {version}")
+        client.set_registered_model_alias(name, CHAMPION, version)
+    client.delete_registered_model_alias(name, PREVIOUS)
+    return version

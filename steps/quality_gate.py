@@ -127,8 +127,13 @@ def register(
         version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
         told = f"Passed the quality gate.\n\n{policy.markdown(verdicts)}\n"
         client.update_model_version(name, version, told)
-        client.set_model_version_tag(name, version, tracking.RESULT, "passed")
-        client.set_model_version_tag(name, version, tracking.REASON, policy.reasons(verdicts))
+        tags = {
+            tracking.RESULT: "passed",
+            tracking.REASON: policy.reasons(verdicts),
+            tracking.GATE_RUN: run.info.run_id,
+        }
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
         for target in (run, train_run):
             client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
             client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)

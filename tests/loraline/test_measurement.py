@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from loraline import measurement
+from loraline import measurement, metrics
 from loraline.contract import Contract
 from loraline.encoding import Encoder
 from loraline.generation import Answer
@@ -72,7 +72,10 @@ def test_a_row_that_the_server_would_refuse_is_failed_and_not_skipped() -> None:
 )
 def test_structured_answers_get_a_metric_of_their_own(answer_format: str, extra: str) -> None:
     found = measured(["yes", "no", "maybe"])
-    assert extra in measurement.scores(found, ROWS, answer_format)
+    scores = measurement.scores(found, ROWS, answer_format)
+    assert extra in scores
+    for name, metric in scores.items():
+        assert metrics.HIGHER_IS_BETTER[name] == metric.higher_is_better
     assert extra not in measurement.scores(found, ROWS, "prose")
 
 
