@@ -78,6 +78,9 @@ def start(agreed: Contract, base: Base, *, slots: int, longest: int) -> Any:
     arguments = EngineArgs.from_cli_args(known)
     arguments.tokenizer, arguments.revision = str(base.path), None
     arguments.max_loras = slots
+    if not agreed.trains_vision:
+        # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
+        arguments.lora_target_modules = list(agreed.target_modules)
     # A reference may be longer than any answer that the server would give.
     arguments.max_model_len = max(manifest.max_model_len(agreed), longest + 1)
     if not torch.cuda.is_available():

@@ -1,8 +1,8 @@
 """Measure base, adapter and champion on the held-out rows, at the precision that will serve.
 
 Reads: the logged model of the train_qlora run, `dataset/` of its prepare_data run, the champion.
-Writes: `predictions.json` (with token IDs), `measurements.json` (intervals, fingerprints), metrics
-on this run, on the training run and on the logged model.
+Writes: `predictions.json` (with token IDs), `measurements.json` (intervals, fingerprints),
+`report.html`, `contact_sheet.png`, metrics on this run, the training run and the logged model.
 
     python steps/evaluate.py --run-id "$(cat outputs/run-id)"
 """
@@ -10,6 +10,7 @@ on this run, on the training run and on the logged model.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,9 +25,11 @@ from loraline.errors import UserError
 from loraline.step import step
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
+    from loraline.evaluation_report import Evaluation
     from loraline.measurement import Comparison, Measurement
     from loraline.records import Record
 
@@ -59,10 +62,12 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         return
 
     import mlflow
+    import yaml
 
-    from loraline import contract, measurement, models, records
+    from loraline import contract, evaluation_report, measurement, models, records
     from loraline.encoding import Encoder
 
+    started = time.monotonic()
     with (
         tracking.open_run(
             "evaluate",
@@ -93,6 +98,20 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         )
         log_numbers(found, measured, run, train_run)
         log_details(found, prints, engine, recipe.answer_format)
+        engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
+        evaluation = evaluation_report.Evaluation(
+            train_run.info.run_name,
+            evaluation_report.facts(agreed, train_run, data_run),
+            held_out,
+            measured,
+            found,
+            recipe.answer_format,
+            evaluation_report.curves(client, train_run),
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+            agreed.prompt,
+            evaluation_report.costs(train_run, engine_took),
+        )
+        log_report(client, evaluation, train_run)
     print_headline(found)
     tracking.hand_over(out_dir, run.info.run_id)
 
@@ -203,6 +222,20 @@ def log_details(
         },
         "measurements.json",
     )
+
+
+def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> None:
+    """Log the page, the images' sheet, and the model card as the training run's description."""
+    import mlflow
+
+    from loraline import evaluation_report
+
+    mlflow.log_text(evaluation_report.render(evaluation), "report.html")
+    if sheet := evaluation_report.contact_sheet(evaluation):
+        mlflow.log_figure(sheet, "contact_sheet.png")
+    card = evaluation_report.model_card(evaluation)
+    mlflow.log_text(card, "model_card.md")
+    client.set_tag(train_run.info.run_id, tracking.NOTE, card)
 
 
 def print_headline(found: Comparison) -> None:

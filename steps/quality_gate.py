@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from loraline.policy import Verdict
 
-NOTE = "mlflow.note.content"
-"""Tag that MLflow's UI shows as a run's description, in Markdown."""
-
 HEADING = "\n## Quality gate\n"
 
 
@@ -112,8 +109,8 @@ def log_verdict(
     mlflow.log_dict({"verdicts": [asdict(verdict) for verdict in verdicts], **tags}, "verdict.json")
     told = f"{HEADING}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
     for target in (run, train_run):
-        card = target.data.tags.get(NOTE, "").partition(HEADING)[0]
-        for key, value in (tags | {NOTE: card + told}).items():
+        card = target.data.tags.get(tracking.NOTE, "").partition(HEADING)[0]
+        for key, value in (tags | {tracking.NOTE: card + told}).items():
             client.set_tag(target.info.run_id, key, value)
 
 
@@ -125,8 +122,8 @@ def register(
 
     with registry.locked(client, name):
         version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
-        told = f"Passed the quality gate.\n\n{policy.markdown(verdicts)}\n"
-        client.update_model_version(name, version, told)
+        card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
+        client.update_model_version(name, version, card)
         tags = {
             tracking.RESULT: "passed",
             tracking.REASON: policy.reasons(verdicts),

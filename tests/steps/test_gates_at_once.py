@@ -33,7 +33,7 @@ def processes() -> Iterator[subprocess.Popen[str]]:
     started.wait(30)
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def gates(
     request: pytest.FixtureRequest, processes, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Gates:
@@ -108,6 +108,7 @@ def test_two_gates_on_two_candidates_make_one_the_candidate_and_the_other_previo
         forget()
 
 
+@pytest.mark.slow
 def test_a_gate_killed_anywhere_and_run_again_leaves_no_trace(gates: Gates, candidate) -> None:
     old, new = candidate(name="old"), candidate(name="new")
     killed = 0
@@ -127,6 +128,7 @@ def test_a_gate_killed_anywhere_and_run_again_leaves_no_trace(gates: Gates, cand
     assert killed > 10
 
 
+@pytest.mark.slow
 def test_twenty_runs_of_a_gate_leave_one_version(gates: Gates, candidate) -> None:
     run_id = candidate()
     for _ in range(20):
