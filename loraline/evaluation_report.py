@@ -21,6 +21,7 @@ from loraline import measurement, metrics, tracking
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from PIL.Image import Image
 
     from loraline.bootstrap import Interval
     from loraline.contract import Contract
@@ -312,15 +313,18 @@ def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
 
 
 def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, int]]:
-    """What the tuned model most often writes (second) for what should stand there (first)."""
+    """What the tuned model most often writes (second) for what should stand there (first).
+
+    In words, or LaTeX commands and characters.
+    """
     from rapidfuzz.distance import Levenshtein
 
     found: Counter[tuple[str, str]] = Counter()
     for index in range(len(evaluation.held_out)):
-        reference, answer = canonical_pair(evaluation, index)
+        reference, answer = (text.split() for text in canonical_pair(evaluation, index))
         for tag, i, j, k, m in Levenshtein.opcodes(reference, answer):
             if tag != "equal":
-                found[reference[i:j], answer[k:m]] += 1
+                found[" ".join(reference[i:j]), " ".join(answer[k:m])] += 1
     return [(wanted, written, count) for (wanted, written), count in found.most_common(most)]
 
 
@@ -348,22 +352,24 @@ def curve_lines(curves: Curves) -> dict[str, Any]:
 def contact_sheet(evaluation: Evaluation) -> Any:
     """A figure of the worst rows' images with reference and answer; None without images."""
     from matplotlib.figure import Figure
-    from PIL import Image
 
     chosen = [i for i in ranked(evaluation) if evaluation.held_out[i].images][:SHEET]
     if not chosen:
         return None
     columns = 4
     lines = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4 * columns, 1.9 * lines), layout="constrained")
+    pictures = {i: data_url(evaluation.held_out[i].images[0]) for i in chosen}
+    opened = {i: picture_of(url) for i, url in pictures.items() if url}
+    tallest = max((picture.height / picture.width for picture in opened.values()), default=0.5)
+    figure = Figure(
+        figsize=(4 * columns, (4 * min(tallest, 1) + 0.5) * lines), layout="constrained"
+    )
     for place, index in enumerate(chosen, start=1):
         axes = figure.add_subplot(lines, columns, place)
         axes.set_xticks([])
         axes.set_yticks([])
-        url = data_url(evaluation.held_out[index].images[0])
-        if url:
-            picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-            axes.imshow(picture, aspect="equal")
+        if index in opened:
+            axes.imshow(opened[index], aspect="equal")
         wanted, answer = canonical_pair(evaluation, index)
         right = wanted == answer
         axes.set_title(f"row {index}: {clipped(wanted)}", fontsize=7, parse_math=False)
@@ -374,6 +380,12 @@ def contact_sheet(evaluation: Evaluation) -> Any:
             parse_math=False,
         )
     return figure
+
+
+def picture_of(url: str) -> Image:
+    from PIL.Image import open as opened
+
+    return opened(io.BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
 def clipped(text: str, longest: int = 60) -> str:

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -137,8 +138,8 @@ def test_each_answer_is_of_one_kind() -> None:
 
 
 def test_frequent_errors_are_counted_by_what_was_written_for_what() -> None:
-    evaluation = made({"reference": ["a2", "b2"], "base": ["", ""], "tuned": ["a3", "b3"]})
-    assert evaluation_report.confusions(evaluation)[0] == ("2", "3", 2)
+    evaluation = made({"reference": ["a 2", "b 2"], "base": ["", ""], "tuned": ["a 3", "b 3"]})
+    assert evaluation_report.confusions(evaluation) == [("2", "3", 2)]
 
 
 def test_a_failed_answer_and_infinite_loss_are_shown_as_such() -> None:
@@ -209,3 +210,17 @@ def test_a_browser_opens_it_without_an_error_or_a_request(kind: str, tmp_path: P
     if kind == "hostile":
         for text in HOSTILE[:4]:
             assert " ".join(text.split()) in " ".join(shown.split())
+
+
+@pytest.mark.slow
+def test_the_documentations_picture_is_drawn_by_its_script(script, tmp_path: Path) -> None:
+    pytest.importorskip("playwright")
+    if not (shutil.which("chromium") or shutil.which("google-chrome")):
+        pytest.skip("no Chromium on this machine")
+    (tmp_path / "report.html").write_text(evaluation_report.render(ordinary()), encoding="utf-8")
+    command = script("docs/screenshot.py").screenshot
+    arguments = [str(tmp_path / "report.html"), str(tmp_path / "report.png"), "--height", "300"]
+    assert CliRunner().invoke(command, arguments).exit_code == 0
+    with Image.open(tmp_path / "report.png") as drawn:
+        assert drawn.size == (1200, 300)
+        assert len(drawn.convert("L").getcolors(256) or []) > 10
