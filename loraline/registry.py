@@ -21,7 +21,6 @@ from loraline.errors import TryAgain, UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.exceptions import MlflowException
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
@@ -36,6 +35,16 @@ LEASE_SECONDS = 60.0
 """A lock whose holder has not let go for so long belongs to one that died; holders take seconds."""
 
 POLL_SECONDS = 0.2
+
+LOST_RACES = (
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    # A row that another process deleted between the store's own two statements.
+    "BAD_REQUEST",
+    # SQLite while another process writes.
+    "TEMPORARILY_UNAVAILABLE",
+)
+"""MLflow's error codes for writes that another process was quicker with."""
 
 
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -91,69 +100,59 @@ def locked(client: MlflowClient, name: str, lease_seconds: float = LEASE_SECONDS
     since names are unique. A lock whose holder died is renamed after its holder first, which one
     of several can do, too, and then made anew. Raises TryAgain when the lock is not to be had.
     """
-    from mlflow.exceptions import MlflowException
-
     lock = f"{name}{LOCK_SUFFIX}"
     holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
     acquire(client, lock, holder, lease_seconds)
     try:
         yield
     finally:
-        try:
-            if holder_of(client, lock) == holder:
+        if holder_of(client, lock) == holder:
+            with races_lost():
                 client.delete_registered_model(lock)
-            for broken in client.search_registered_models(f"name LIKE '{lock}-%'"):
+        for broken in client.search_registered_models(f"name LIKE '{lock}-%'"):
+            with races_lost():
                 client.delete_registered_model(broken.name)
-        except MlflowException as error:
-            if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
-                raise
 
 
 def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
     """Create the lock's entry, waiting for another holder to delete it or to be found dead."""
-    from mlflow.exceptions import MlflowException
-
     seen, since = None, time.monotonic()
     deadline = since + 4 * lease_seconds
     while time.monotonic() < deadline:
-        try:
+        with races_lost():
             client.create_registered_model(
                 lock, {HOLDER: holder}, "Held while an alias is moved; gone in seconds."
             )
             return
-        except MlflowException as error:
-            if not is_code(error, "RESOURCE_ALREADY_EXISTS") and not is_busy(error):
-                raise
         found = holder_of(client, lock)
         if found != seen:
             seen, since = found, time.monotonic()
         if found and (is_dead(found) or time.monotonic() - since > lease_seconds):
-            break_lock(client, lock, found)
+            # Its holder's name is free once, so of several who find it dead one renames it.
+            with races_lost():
+                client.rename_registered_model(lock, f"{lock}-{found.rpartition(':')[2]}")
         else:
             time.sleep(POLL_SECONDS)
     raise TryAgain(f"registered model {lock.removesuffix(LOCK_SUFFIX)!r} is locked by {seen}")
 
 
-def break_lock(client: MlflowClient, lock: str, holder: str) -> None:
-    """Put a dead holder's lock out of the way; only one of several succeeds, the rest go on."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.rename_registered_model(lock, f"{lock}-{holder.rpartition(':')[2]}")
-    except MlflowException as error:
-        if not is_code(error, "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
-            raise
-
-
 def holder_of(client: MlflowClient, lock: str) -> str | None:
+    """Who holds a lock; None if nobody does, or no longer by the time that is read."""
+    with races_lost():
+        return client.get_registered_model(lock).tags.get(HOLDER)
+    return None
+
+
+@contextmanager
+def races_lost() -> Iterator[None]:
+    """Go on where a lock's entry is there already, is gone, or changed under the store's hands."""
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(client.get_registered_model(lock).tags.get(HOLDER))
+        yield
     except MlflowException as error:
-        if is_code(error, "RESOURCE_DOES_NOT_EXIST"):
-            return None
-        raise
+        if error.error_code not in LOST_RACES:
+            raise
 
 
 def is_dead(holder: str) -> bool:
@@ -168,15 +167,6 @@ def is_dead(holder: str) -> bool:
     except PermissionError:
         return False
     return False
-
-
-def is_code(error: MlflowException, *codes: str) -> bool:
-    return error.error_code in codes
-
-
-def is_busy(error: MlflowException) -> bool:
-    """Whether SQLite refused a write because another process was at it."""
-    return "database is locked" in str(error)
 
 
 def audit(client: MlflowClient, name: str, told: str) -> None:
