@@ -168,9 +168,9 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 def reasons(verdicts: Sequence[Verdict]) -> str:
     """Why the candidate is rejected, in one line."""
     broken = [
-        f"{cells[0]} {cells[1]} is not {cells[2]}" + (f" ({v.detail})" if v.detail else "")
+        f"{v.metric} {'missing' if v.value is None else v.value} is not {v.limit}"
+        + (f" ({v.detail})" if v.detail else "")
         for v in verdicts
         if not v.passed
-        for cells in [v.cells()]
     ]
     return "; ".join(broken) or "all rules kept"

@@ -118,7 +118,7 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
         ({"base_bleu": math.inf}, "not finite: base_bleu"),
         ({"without": "tuned_exact_match"}, "missing or not finite: tuned_exact_match"),
         ({"tags": {f"{tracking.MEASURED}.rows": ""}}, "not finite: loraline.measured.rows"),
-        ({"rows": 3.0}, "rows 3 is not at least 20"),
+        ({"rows": 3.0}, "rows 3.0 is not at least 20"),
         (
             {"gain_over_base_levenshtein_low": -0.01},
             "gain_over_base_levenshtein_low -0.01 is not at least 0",
