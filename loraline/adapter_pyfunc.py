@@ -1,16 +1,36 @@
 """The registered model: an adapter that answers with the prompt it was trained with.
 
-MLflow runs this file to load a version (models from code), so nothing is pickled.
+MLflow runs this file to load a version (models from code), so nothing is pickled. Load it with
+`model_config={"quantize": True}` to hold the base in 4-bit NF4 as in training.
 """
 
 from __future__ import annotations
 
 import base64
+import binascii
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+# Both advise what would replace the signature below, or run the model when it is logged.
+for advice in ("Add type hints to the `predict`", "An input example was not provided"):
+    warnings.filterwarnings("ignore", f".*{advice}")
+
+CONFIG = {"quantize": False}
+"""Settings of loading, with their defaults."""
+
+
+def signature(max_new_tokens: int) -> ModelSignature:
+    """One text in, one text out; `max_new_tokens` is the contract's longest answer in tokens."""
+    text = Schema([ColSpec("string")])
+    longest = ParamSpec("max_new_tokens", "long", max_new_tokens)
+    return ModelSignature(inputs=text, outputs=text, params=ParamSchema([longest]))
 
 
 class AdapterModel(PythonModel):
@@ -20,27 +40,54 @@ class AdapterModel(PythonModel):
         from loraline import contract, models
         from loraline.encoding import Encoder
 
+        settings = CONFIG | (context.model_config or {})
         adapter = Path(context.artifacts["adapter"])
         self.contract = contract.read(adapter)
         base = models.locate_measured(self.contract)
         self.encoder = Encoder.of(self.contract, base)
-        model = models.load(base, self.contract.modality, quantize=False, dtype=self.contract.dtype)
+        model = models.load(
+            base,
+            self.contract.modality,
+            quantize=bool(settings["quantize"]),
+            dtype=self.contract.dtype,
+        )
         self.model = models.attach(model, adapter)
 
-    def predict(self, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:
-        from loraline import generation, records
+    # Type hints would replace the signature, and with it the parameters.
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Answers to a table of one column, or to a list."""
+        from loraline import generation
 
-        asked = [
-            records.from_prompt(self.contract.prompt, "", "", base64.b64decode(item))
-            if self.contract.modality == "vision"
-            else records.from_prompt(self.contract.prompt, item, "")
-            for item in model_input
-        ]
-        rows = [self.encoder.encode(record) for record in asked]
+        given = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
+        rows = [self.encoder.encode(record) for record in self.asked(given)]
+        longest = self.contract.max_new_tokens
         answers = generation.answers(
-            self.model, self.encoder, rows, self.contract.max_new_tokens, lambda units, remark: None
+            self.model,
+            self.encoder,
+            rows,
+            min((params or {}).get("max_new_tokens", longest), longest),
+            lambda units, remark: None,
         )
         return [answer.text for answer in answers]
+
+    def asked(self, given: Iterable[str]) -> list[Any]:
+        """The training's prompt around each question or image."""
+        from loraline import records
+
+        prompt = self.contract.prompt
+        if self.contract.modality == "text":
+            return [records.from_prompt(prompt, question, "") for question in given]
+        return [records.from_prompt(prompt, "", "", decoded(image)) for image in given]
+
+
+def decoded(image: str) -> bytes:
+    """The bytes of an image in base64, with or without the head of a data URL."""
+    from loraline.errors import UserError
+
+    try:
+        return base64.b64decode(image.rpartition("base64,")[2], validate=True)
+    except binascii.Error as error:
+        raise UserError(f"a vision adapter takes images in base64: {error}") from error
 
 
 mlflow.models.set_model(AdapterModel())

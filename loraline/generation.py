@@ -1,15 +1,19 @@
-"""Greedy answers and answer likelihoods of a model, base or adapted."""
+"""Greedy answers and answer likelihoods by Hugging Face, batched, with a base loaded once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.encoding import IGNORED, Encoder, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from loraline.contract import Contract
+    from loraline.models import Base
 
 BATCH = 32
 """Rows a forward pass; batches are sorted by length, so little of them is padding."""
@@ -28,9 +32,43 @@ class Answer:
     truncated: bool
     """Whether it was cut at the longest answer allowed."""
 
+    failed: bool = False
+    """Whether the model could not be asked at all; the text is empty then."""
+
+
+def measure(
+    agreed: Contract,
+    base: Base,
+    adapters: Mapping[str, Path | None],
+    encoder: Encoder,
+    rows: Sequence[Row],
+) -> dict[str, tuple[list[Answer], list[float]]]:
+    """Answers and likelihoods of the base under each adapter, in one load of the base.
+
+    `adapters` gives a name to each adapter's folder; None stands for the bare base.
+    """
+    from loraline import models, progress
+
+    loaded: Any = models.load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+    measured = {}
+    for name, adapter in adapters.items():
+        model = loaded.eval() if adapter is None else models.attach(loaded, adapter)
+        with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
+            nll = negative_log_likelihoods(model, encoder, rows, advance)
+            found = answers(model, encoder, rows, agreed.max_new_tokens, advance)
+        measured[name] = found, nll
+        if adapter is not None:
+            loaded = model.unload()
+    return measured
+
 
 def answers(
-    model: Any, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, advance: Advance
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    advance: Advance,
+    batch_size: int = BATCH,
 ) -> list[Answer]:
     """Greedy answers to the rows' prompts, in the rows' order."""
     import torch
@@ -45,7 +83,7 @@ def answers(
     # Unset fields would be taken from the base's own sampling settings.
     model.generation_config = greedy
     found: dict[int, Answer] = {}
-    for indices in batches(rows):
+    for indices in batches(rows, batch_size):
         batch = encoder.collate([rows[i] for i in indices], answers=False, side="left")
         with torch.inference_mode():
             output = model.generate(**to_device(batch, model), generation_config=greedy)
@@ -59,13 +97,17 @@ def answers(
 
 
 def negative_log_likelihoods(
-    model: Any, encoder: Encoder, rows: Sequence[Row], advance: Advance
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    advance: Advance,
+    batch_size: int = BATCH,
 ) -> list[float]:
     """Sum of -log p over each row's answer tokens, the end token included, in nats."""
     import torch
 
     found: dict[int, float] = {}
-    for indices in batches(rows):
+    for indices in batches(rows, batch_size):
         # Padded on the left, all answers end in the last column, and only their logits are built.
         batch = encoder.collate([rows[i] for i in indices], answers=True, side="left")
         kept = max(len(rows[i].answer) for i in indices)
@@ -83,11 +125,11 @@ def negative_log_likelihoods(
     return [found[index] for index in range(len(rows))]
 
 
-def batches(rows: Sequence[Row]) -> Iterator[list[int]]:
+def batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
     """Indices of rows of similar length, the longest first, so that memory fails early or never."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    for start in range(0, len(order), BATCH):
-        yield order[start : start + BATCH]
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:

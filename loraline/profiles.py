@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -45,6 +46,18 @@ class Gate(Strict):
     max_levenshtein: Annotated[float, Field(ge=0, le=1)] | None = None
     """Normalised edit distance, 0 to 1."""
 
+    min_rows: PositiveInt = 20
+    """Held-out rows; fewer say little, whatever the other numbers are."""
+
+    compare_on: Literal["levenshtein", "bleu", "exact_match", "eval_loss"] = "levenshtein"
+    """Metric of the two gains below, which are positive where the candidate is better."""
+
+    min_gain_over_base: FiniteFloat | None = 0.0
+    """Lower end of the paired interval of the gain over the base must be at least this."""
+
+    min_gain_over_champion: FiniteFloat | None = 0.0
+    """Lower end of the paired interval of the gain over the champion must be above this."""
+
 
 class Profile(Strict):
     """One training recipe. Keys are named as in PEFT and TRL where they are passed through."""
@@ -64,8 +77,8 @@ class Profile(Strict):
     data: str | None = None
     """Folder that prepare_data reads when no --data is given."""
 
-    answer_format: Literal["prose", "latex"] = "prose"
-    """How answers are canonicalised before they are compared."""
+    answer_format: Literal["prose", "latex", "json", "boxes"] = "prose"
+    """How answers are canonicalised and compared: JSON also by field, boxes also by overlap."""
 
     r: Annotated[int, Field(ge=1, le=512)]
     """LoRA rank; 512 is the largest that vLLM serves."""
@@ -174,14 +187,14 @@ def load(name: str, folder: Path = FOLDER) -> Profile:
         raise UserError(f"{path}: {'; '.join(complaints(error))}") from error
 
 
-def complaints(error: ValidationError) -> list[str]:
+def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[str]:
     """One clause for each thing wrong: the key, the value, and what is accepted."""
     clauses = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            model = Gate if key.startswith("gate.") else Profile
-            accepted = ", ".join(sorted(model.model_fields))
+            keys = Gate if key.startswith("gate.") else model
+            accepted = ", ".join(sorted(keys.model_fields))
             clauses.append(f"unknown key {key!r} (accepted: {accepted})")
         elif item["type"] == "missing":
             clauses.append(f"key {key!r} is missing")

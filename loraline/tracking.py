@@ -46,6 +46,17 @@ MODEL_VERSION = "loraline.registered_version"
 INPUTS = "loraline.inputs"
 CHECKPOINT = "loraline.checkpoint"
 PROCESS = "loraline.process"
+NOTE = "mlflow.note.content"
+"""Shown by MLflow as a run's description, in Markdown."""
+GATE_RUN = "loraline.gate.run_id"
+AUDIT = "loraline.audit"
+SELECTED = "loraline.selected"
+MEASURED = "loraline.measured"
+"""Followed by .tokenizer, .template and .rows: what must be equal before numbers are compared."""
+CHAMPION = "loraline.champion"
+"""The registered version that an evaluation compared with."""
+CHAMPION_REFUSED = "loraline.champion.refused"
+"""Why it could not be compared with the champion."""
 
 ADAPTER = Path("artifacts", "adapter")
 """Where a logged model keeps the adapter's files."""
@@ -307,11 +318,18 @@ def artifacts(client: MlflowClient, run_id: str, path: str) -> Iterator[Path]:
 @contextmanager
 def adapter(train_run: Run) -> Iterator[Path]:
     """The adapter folder of a training run's logged model, gone after use."""
+    with logged_adapter(train_run.data.tags[MODEL_ID]) as folder:
+        yield folder
+
+
+@contextmanager
+def logged_adapter(model_id: str) -> Iterator[Path]:
+    """The adapter folder of a logged model, gone after use."""
     import mlflow
 
-    model = f"models:/{train_run.data.tags[MODEL_ID]}"
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(mlflow.artifacts.download_artifacts(model, dst_path=folder)) / ADAPTER
+        model = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
+        yield Path(model) / ADAPTER
 
 
 def profile(client: MlflowClient, train_run: Run) -> Profile:

@@ -1,8 +1,8 @@
-"""Measure base and adapter on the held-out rows, at the precision that will serve.
+"""Measure base, adapter and champion on the held-out rows, at the precision that will serve.
 
-Reads: the logged model of the train_qlora run, `dataset/` of its prepare_data run.
-Writes: `predictions.json` (base beside tuned, with token IDs), metrics on this run, on the training
-run and on the logged model.
+Reads: the logged model of the train_qlora run, `dataset/` of its prepare_data run, the champion.
+Writes: `predictions.json` (with token IDs), `measurements.json` (intervals, fingerprints),
+`report.html`, `contact_sheet.png`, metrics on this run, the training run and the logged model.
 
     python steps/evaluate.py --run-id "$(cat outputs/run-id)"
 """
@@ -10,50 +10,64 @@ run and on the logged model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import metrics, tracking
+from loraline import tracking
+from loraline.errors import UserError
 from loraline.step import step
 
 if TYPE_CHECKING:
-    from loraline.contract import Contract
-    from loraline.encoding import Encoder, Row
-    from loraline.generation import Answer
-    from loraline.models import Base
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+    from loraline.evaluation_report import Evaluation
+    from loraline.measurement import Comparison, Measurement
     from loraline.records import Record
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one model did on the held-out rows."""
-
-    answers: list[Answer]
-    nll: list[float]
 
 
 @step
 @click.option("--run-id", required=True, help="MLflow run of train_qlora.")
-def evaluate(run_id: str, out_dir: Path, force: bool) -> None:
-    """Answer the held-out rows with base and adapter; log the metrics side by side."""
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "hf", "vllm"]),
+    default="auto",
+    show_default=True,
+    help="What generates: Hugging Face, or vLLM offline; auto takes vLLM where there is a GPU.",
+)
+def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
+    """Answer the held-out rows with base, adapter and champion; log the metrics side by side."""
+    from loraline import registry
+
     client = tracking.connect()
     train_run = tracking.upstream_run(client, run_id, "train_qlora")
     data_run = tracking.ancestor(client, train_run, "prepare_data")
-    fingerprint = tracking.fingerprint(__file__, {"upstream": run_id})
+    recipe = tracking.profile(client, train_run)
+    model_id = train_run.data.tags[tracking.MODEL_ID]
+    champion = registry.other_champion(client, recipe.registered_model, model_id)
+    engine = chosen(engine)
+    inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
+    fingerprint = tracking.fingerprint(__file__, inputs)
     if not force and (done := tracking.finished_run(client, "evaluate", fingerprint)):
         click.echo(f"evaluation of run {done.info.run_id} (reused)")
         tracking.hand_over(out_dir, done.info.run_id)
         return
 
     import mlflow
+    import yaml
 
-    from loraline import contract, models, records
+    from loraline import contract, evaluation_report, measurement, models, records
     from loraline.encoding import Encoder
 
+    started = time.monotonic()
     with (
         tracking.open_run(
             "evaluate",
@@ -69,60 +83,85 @@ def evaluate(run_id: str, out_dir: Path, force: bool) -> None:
         base = models.locate_measured(agreed)
         held_out = records.read(dataset / "test.parquet")
         encoder = Encoder.of(agreed, base)
-        rows = [encoder.encode(record) for record in held_out]
-        measured = measure(agreed, base, adapter, encoder, rows)
-        answer_format = tracking.profile(client, train_run).answer_format
+        prints = measurement.fingerprints(encoder, agreed, held_out)
+        mlflow.set_tags({f"{tracking.MEASURED}.{key}": print_ for key, print_ in prints.items()})
+        mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
+        with comparable_champion(champion, held_out, agreed.base_revision, prints) as other:
+            adapters = {"base": None, "tuned": adapter, **other}
+            measured = measurement.measure(engine, agreed, base, adapters, encoder, held_out)
         mlflow.log_table(predictions(held_out, measured), "predictions.json")
-        numbers = {
-            f"{model}_{name}": value
-            for model, found in measured.items()
-            for name, value in score(found, held_out, rows, answer_format).items()
-        }
-        log_numbers(client, numbers, run, train_run, rows=len(rows))
-    for name in ("bleu", "levenshtein", "exact_match", "perplexity"):
-        click.echo(
-            f"{name}: base {numbers[f'base_{name}']:.3f}, tuned {numbers[f'tuned_{name}']:.3f}"
+        found = measurement.compare(
+            {
+                model: measurement.scores(answered, held_out, recipe.answer_format)
+                for model, answered in measured.items()
+            }
         )
+        log_numbers(found, measured, run, train_run)
+        log_details(found, prints, engine, recipe.answer_format)
+        engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
+        evaluation = evaluation_report.Evaluation(
+            train_run.info.run_name,
+            evaluation_report.facts(agreed, train_run, data_run),
+            held_out,
+            measured,
+            found,
+            recipe.answer_format,
+            evaluation_report.curves(client, train_run),
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+            agreed.prompt,
+            evaluation_report.costs(train_run, engine_took),
+        )
+        log_report(client, evaluation, train_run)
+    print_headline(found)
     tracking.hand_over(out_dir, run.info.run_id)
 
 
-def measure(
-    agreed: Contract, base: Base, adapter: Path, encoder: Encoder, rows: Sequence[Row]
-) -> dict[str, Measurement]:
-    """Base and tuned, in one load of the base."""
-    from loraline import generation, models, progress
+def chosen(engine: str) -> str:
+    """The engine to use; a UserError if vLLM is asked for and not installed."""
+    installed = find_spec("vllm") is not None
+    if engine == "vllm" and not installed:
+        raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
+    if engine != "auto":
+        return engine
+    if not installed:
+        return "hf"
+    import torch
 
-    loaded: Any = models.load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
-    measured = {}
-    for name in ("base", "tuned"):
-        model = models.attach(loaded, adapter) if name == "tuned" else loaded.eval()
-        with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
-            nll = generation.negative_log_likelihoods(model, encoder, rows, advance)
-            answers = generation.answers(model, encoder, rows, agreed.max_new_tokens, advance)
-        measured[name] = Measurement(answers, nll)
-    return measured
+    return "vllm" if torch.cuda.is_available() else "hf"
 
 
-def score(
-    measured: Measurement, held_out: Sequence[Record], rows: Sequence[Row], answer_format: str
-) -> dict[str, float]:
-    """Headline metrics and counts of one model; an empty or cut answer is scored as it is."""
-    found = [answer.text for answer in measured.answers]
-    wanted = [record.answer for record in held_out]
-    tokens = [len(row.answer) for row in rows]
-    return {
-        "bleu": metrics.bleu(found, wanted, answer_format),
-        "levenshtein": metrics.levenshtein(found, wanted, answer_format),
-        "exact_match": metrics.exact_match(found, wanted, answer_format),
-        "eval_loss": metrics.eval_loss(measured.nll, tokens),
-        "perplexity": metrics.perplexity(measured.nll, tokens),
-        "empty_answers": sum(not text for text in found),
-        "truncated_answers": sum(answer.truncated for answer in measured.answers),
-    }
+@contextmanager
+def comparable_champion(
+    champion: ModelVersion | None,
+    held_out: Sequence[Record],
+    base_revision: str,
+    prints: Mapping[str, str],
+) -> Iterator[dict[str, Path]]:
+    """The champion's adapter, if its numbers on these rows can be compared; else a tag says why."""
+    import mlflow
+
+    from loraline import contract, measurement, models
+    from loraline.encoding import Encoder
+
+    if champion is None:
+        yield {}
+        return
+    mlflow.set_tag(tracking.CHAMPION, str(champion.version))
+    with tracking.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
+        agreed = contract.read(adapter)
+        if agreed.base_revision == base_revision:
+            encoder = Encoder.of(agreed, models.locate_measured(agreed))
+            theirs = measurement.fingerprints(encoder, agreed, held_out)
+            differing = [key for key, value in prints.items() if theirs[key] != value]
+        else:
+            differing = ["base"]
+        if differing:
+            mlflow.set_tag(tracking.CHAMPION_REFUSED, f"it has another {' and '.join(differing)}")
+        yield {} if differing else {"champion": adapter}
 
 
 def predictions(
-    held_out: Sequence[Record], measured: dict[str, Measurement]
+    held_out: Sequence[Record], measured: Mapping[str, Measurement]
 ) -> dict[str, list[Any]]:
     """Columns of the predictions table, one entry a held-out row."""
     table: dict[str, list[Any]] = {
@@ -133,24 +172,79 @@ def predictions(
     for model, found in measured.items():
         table[model] = [answer.text for answer in found.answers]
         table[f"{model}_tokens"] = [answer.tokens for answer in found.answers]
-        table[f"{model}_nll"] = found.nll
+        table[f"{model}_nll"] = list(found.nll)
     return table
 
 
 def log_numbers(
-    client: Any, numbers: dict[str, float], run: Any, train_run: Any, *, rows: int
+    found: Comparison, measured: Mapping[str, Measurement], run: Run, train_run: Run
 ) -> None:
-    """Log the numbers here and where a reviewer compares: the training run and the logged model."""
+    """Log all numbers here, and the headline where a reviewer compares runs and models."""
     import mlflow
 
+    from loraline import measurement
+
+    numbers = found.flat()
+    for model, answered in measured.items():
+        for name, count in measurement.counts(answered.answers).items():
+            numbers[f"{model}_{name}"] = count
     # MLflow stores infinity as the largest float, which would look like a number.
     finite = {key: value if math.isfinite(value) else math.nan for key, value in numbers.items()}
-    mlflow.log_metrics({**finite, "rows": rows}, run_id=run.info.run_id)
+    tuned = measured["tuned"]
+    sizes = {"rows": len(tuned.answers), "target_tokens": sum(tuned.tokens)}
+    mlflow.log_metrics({**finite, **sizes}, run_id=run.info.run_id)
     mlflow.log_metrics(
-        finite,
+        {
+            f"{model}_{name}": finite[f"{model}_{name}"]
+            for model in found.values
+            for name in measurement.HEADLINE
+        },
         run_id=train_run.info.run_id,
         model_id=train_run.data.tags[tracking.MODEL_ID],
     )
+
+
+def log_details(
+    found: Comparison, prints: Mapping[str, str], engine: str, answer_format: str
+) -> None:
+    """Log what the numbers mean: intervals, how they were made, what they were measured on."""
+    import mlflow
+
+    from loraline import bootstrap, metrics
+
+    mlflow.log_dict(
+        {
+            **asdict(found),
+            "interval": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
+            "bleu_signature": metrics.bleu_signature(answer_format),
+            "engine": engine,
+            "fingerprints": dict(prints),
+        },
+        "measurements.json",
+    )
+
+
+def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> None:
+    """Log the page, the images' sheet, and the model card as the training run's description."""
+    import mlflow
+
+    from loraline import evaluation_report
+
+    mlflow.log_text(evaluation_report.render(evaluation), "report.html")
+    if sheet := evaluation_report.contact_sheet(evaluation):
+        mlflow.log_figure(sheet, "contact_sheet.png")
+    card = evaluation_report.model_card(evaluation)
+    mlflow.log_text(card, "model_card.md")
+    client.set_tag(train_run.info.run_id, tracking.NOTE, card)
+
+
+def print_headline(found: Comparison) -> None:
+    from loraline import measurement
+
+    for name in measurement.HEADLINE:
+        told = ", ".join(f"{model} {row[name].value:.3f}" for model, row in found.values.items())
+        gain = found.gains["base"][name]
+        click.echo(f"{name}: {told} (gain over base {gain.low:.3f} to {gain.high:.3f})")
 
 
 if __name__ == "__main__":

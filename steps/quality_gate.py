@@ -1,6 +1,6 @@
-"""Hold a candidate against its profile's limits and vLLM's; register it if it keeps them all.
+"""Hold a candidate against a policy, its base and the champion; register it if it keeps all rules.
 
-Reads: the metrics of the evaluate run, the limits of the training run's profile, the adapter.
+Reads: the metrics of the evaluate run, the adapter, the limits of the training run's profile.
 Writes: `verdict.json`; for a candidate that passed, a registered version with alias `candidate`;
 `scorecard.json` in the output folder, for the table at the end of a local run.
 
@@ -10,66 +10,66 @@ Writes: `verdict.json`; for a candidate that passed, a registered version with a
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from loraline import tracking
-from loraline.step import step
+from loraline.step import not_empty, step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from loraline.profiles import Gate
+    from loraline.policy import Verdict
 
-ALIAS = "candidate"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One rule: a metric, its value, its limit, and whether the value keeps it."""
-
-    metric: str
-    value: float | None
-    limit: str
-    passed: bool
-    detail: str = ""
-    """What a reviewer should know of a rule that was broken."""
+HEADING = "\n## Quality gate\n"
 
 
 @step
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
-def quality_gate(run_id: str, out_dir: Path, force: bool) -> None:
-    """Compare the tuned model's metrics with the profile's limits; register it if it passes.
+@click.option(
+    "--policy",
+    callback=not_empty,
+    help="YAML file with rules that replace the profile's.  [default: the profile's gate]",
+)
+@click.option("--fail-on-reject", is_flag=True, help="End with exit code 1 when it is rejected.")
+def quality_gate(
+    run_id: str, policy: str | None, fail_on_reject: bool, out_dir: Path, force: bool
+) -> None:
+    """Judge the tuned model by the policy's rules; register it if it keeps them all.
 
-    A rejected candidate is a result, not an error: the exit code is 0 and the file `result` holds
-    `failed` instead of `passed`.
+    A rejected candidate is a result, not an error: the file `result` holds `failed` instead of
+    `passed`, and the exit code is 0 unless --fail-on-reject is given.
     """
-    from loraline import profiles
+    from loraline import policy as rules
+    from loraline import profiles, registry
 
     client = tracking.connect()
     eval_run = tracking.upstream_run(client, run_id, "evaluate")
     train_run = tracking.ancestor(client, eval_run, "train_qlora")
     # Limits are today's policy, so they come from the file and not from the training run.
     limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
+    limits = rules.load(Path(policy) if policy else None, limits)
+    name = tracking.profile(client, train_run).registered_model
+    champion = registry.other_champion(client, name, train_run.data.tags[tracking.MODEL_ID])
+    against = str(champion.version) if champion else None
     fingerprint = tracking.fingerprint(
-        __file__, {"upstream": run_id, "limits": limits.model_dump()}
+        __file__, {"upstream": run_id, "limits": limits.model_dump(), "champion": against}
     )
     done = None if force else tracking.finished_run(client, "quality_gate", fingerprint)
     if done and still_holds(client, done):
         result = done.data.tags[tracking.RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
-        write_scorecard(out_dir, eval_run, done)
-        tracking.hand_over(out_dir, done.info.run_id, result=result)
+        hand_over(out_dir, eval_run, done, fail_on_reject)
         return
 
     with tracking.adapter(train_run) as adapter:
-        verdicts = [*judge(eval_run.data.metrics, limits), servable(adapter)]
+        metrics, tags = eval_run.data.metrics, eval_run.data.tags
+        verdicts = [*rules.judge(metrics, tags, limits, against), servable(adapter)]
     result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
     with tracking.open_run(
         "quality_gate",
@@ -80,39 +80,16 @@ def quality_gate(run_id: str, out_dir: Path, force: bool) -> None:
     ) as run:
         log_verdict(client, verdicts, result, run, train_run)
         if result == "passed":
-            register(client, verdicts, run, train_run)
-    for verdict in verdicts:
-        value = "missing" if verdict.value is None else f"{verdict.value:.4g}"
-        mark = "passed" if verdict.passed else "FAILED"
-        click.echo(f"{verdict.metric}: {value}, limit {verdict.limit}: {mark}")
+            register(client, name, verdicts, run, train_run)
+    click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
-    write_scorecard(out_dir, eval_run, client.get_run(run.info.run_id))
-    tracking.hand_over(out_dir, run.info.run_id, result=result)
-
-
-def judge(metrics: Mapping[str, float], limits: Gate) -> list[Verdict]:
-    """One verdict a limit; a value that is missing or not finite keeps none."""
-    rules = [
-        ("tuned_eval_loss", "at most", limits.max_eval_loss),
-        ("tuned_perplexity", "at most", limits.max_perplexity),
-        ("tuned_bleu", "at least", limits.min_bleu),
-        ("tuned_levenshtein", "at most", limits.max_levenshtein),
-    ]
-    verdicts = []
-    for metric, direction, limit in rules:
-        if limit is None:
-            continue
-        value = metrics.get(metric)
-        kept = value is not None and math.isfinite(value)
-        if kept and value is not None:
-            kept = value <= limit if direction == "at most" else value >= limit
-        verdicts.append(Verdict(metric, value, f"{direction} {limit:g}", kept))
-    return verdicts
+    hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
 
 
 def servable(adapter: Path) -> Verdict:
     """Whether vLLM would take the adapter and apply all of it; the value counts what is wrong."""
     from loraline import contract, preflight
+    from loraline.policy import Verdict
 
     agreed = contract.read(adapter)
     found = preflight.findings(adapter, agreed.base, agreed.trains_vision)
@@ -126,48 +103,45 @@ def log_verdict(
     """Put the verdict where a reviewer looks: this run and the training run."""
     import mlflow
 
-    broken = [
-        f"{v.metric} {v.value} is not {v.limit}" + (f" ({v.detail})" if v.detail else "")
-        for v in verdicts
-        if not v.passed
-    ]
-    tags = {tracking.RESULT: result, tracking.REASON: "; ".join(broken) or "all limits kept"}
+    from loraline import policy
+
+    tags = {tracking.RESULT: result, tracking.REASON: policy.reasons(verdicts)}
     mlflow.log_dict({"verdicts": [asdict(verdict) for verdict in verdicts], **tags}, "verdict.json")
+    told = f"{HEADING}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
     for target in (run, train_run):
-        for key, value in tags.items():
+        card = target.data.tags.get(tracking.NOTE, "").partition(HEADING)[0]
+        for key, value in (tags | {tracking.NOTE: card + told}).items():
             client.set_tag(target.info.run_id, key, value)
 
 
-def register(client: MlflowClient, verdicts: Sequence[Verdict], run: Run, train_run: Run) -> None:
+def register(
+    client: MlflowClient, name: str, verdicts: Sequence[Verdict], run: Run, train_run: Run
+) -> None:
     """Register the logged model, once however often the gate runs, and point the alias at it."""
-    import mlflow
+    from loraline import policy, registry
 
-    name = tracking.profile(client, train_run).registered_model
-    model_id = train_run.data.tags[tracking.MODEL_ID]
-    version = registered_version(client, name, model_id)
-    if version is None:
-        # Registering by model ID keeps the link from the version to the run and its metrics.
-        version = str(mlflow.register_model(f"models:/{model_id}", name).version)
-    described = "\n".join(f"- {v.metric} {v.value:.4g}, limit {v.limit}" for v in verdicts)
-    client.update_model_version(name, version, f"Passed the quality gate:\n\n{described}")
-    client.set_model_version_tag(name, version, tracking.RESULT, "passed")
-    for target in (run, train_run):
-        client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
-        client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)
-    client.set_registered_model_alias(name, ALIAS, version)
-
-
-def registered_version(client: MlflowClient, name: str, model_id: str) -> str | None:
-    """The version that a logged model is registered as, if it is."""
-    versions: Sequence[Any] = client.search_model_versions(f"name = '{name}'")
-    source = f"models:/{model_id}"
-    return next((str(found.version) for found in versions if found.source == source), None)
+    with registry.locked(client, name):
+        version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
+        card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
+        client.update_model_version(name, version, card)
+        tags = {
+            tracking.RESULT: "passed",
+            tracking.REASON: policy.reasons(verdicts),
+            tracking.GATE_RUN: run.info.run_id,
+        }
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        for target in (run, train_run):
+            client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
+            client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)
+        registry.move_candidate(client, name, version)
 
 
-def write_scorecard(out_dir: Path, eval_run: Run, gate_run: Run) -> None:
-    """Base beside tuned, the verdict, and the version if there is one."""
-    numbers = eval_run.data.metrics
-    tags = gate_run.data.tags
+def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:
+    """Write the scorecard, the result and the run ID; end with 1 if a rejection is to fail."""
+    from loraline.registry import CANDIDATE
+
+    numbers, tags = eval_run.data.metrics, gate_run.data.tags
     scorecard = {
         "metrics": {
             name: {model: numbers.get(f"{model}_{name}") for model in ("base", "tuned")}
@@ -178,26 +152,24 @@ def write_scorecard(out_dir: Path, eval_run: Run, gate_run: Run) -> None:
         "reason": tags[tracking.REASON],
         "model": tags.get(tracking.MODEL_NAME),
         "version": tags.get(tracking.MODEL_VERSION),
-        "alias": ALIAS,
+        "alias": CANDIDATE,
         "store": tracking.uri(),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "scorecard.json").write_text(json.dumps(scorecard, indent=2) + "\n")
+    tracking.hand_over(out_dir, gate_run.info.run_id, result=tags[tracking.RESULT])
+    if fail_on_reject and tags[tracking.RESULT] == "failed":
+        click.get_current_context().exit(1)
 
 
 def still_holds(client: MlflowClient, done: Run) -> bool:
     """Whether an earlier verdict is still what the registry says."""
-    from mlflow.exceptions import MlflowException
+    from loraline import registry
 
     if done.data.tags[tracking.RESULT] == "failed":
         return True
-    try:
-        found = client.get_model_version_by_alias(done.data.tags[tracking.MODEL_NAME], ALIAS)
-    except MlflowException as error:
-        if tracking.is_outage(error):
-            raise
-        return False
-    return str(found.version) == done.data.tags[tracking.MODEL_VERSION]
+    found = registry.version_of(client, done.data.tags[tracking.MODEL_NAME], registry.CANDIDATE)
+    return found is not None and str(found.version) == done.data.tags[tracking.MODEL_VERSION]
 
 
 if __name__ == "__main__":

@@ -235,6 +235,8 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
         python_model=adapter_pyfunc.__file__,
         artifacts={"adapter": str(adapter)},
         code_paths=[str(Path(adapter_pyfunc.__file__).parent)],
+        signature=adapter_pyfunc.signature(contract.max_new_tokens),
+        model_config=adapter_pyfunc.CONFIG,
         pip_requirements=["torch", "transformers", "peft", "pillow", "safetensors", "pydantic"],
         metadata={"base": contract.base, "base_revision": contract.base_revision, "r": contract.r},
         tags={tracking.PROFILE: profile},

@@ -19,7 +19,7 @@ def commands() -> list[tuple[str, str]]:
     for page in PAGES:
         text = page.read_text()
         for line in re.findall(
-            r"(?:\.venv/bin/)?python (?:steps|workflows|test_data)/[^`|\n]+", text
+            r"(?:\.venv/bin/)?python (?:bench|docs|steps|workflows|test_data)/[^`|\n]+", text
         ):
             found.append((page.name, line.partition("   #")[0].strip()))
     return found
@@ -40,7 +40,7 @@ def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: 
     module = script(path)
     arguments = words[2:]
     for word in arguments:
-        if word.endswith(("vllm.yaml", ".log", "outputs/latest")):
+        if word.endswith(("vllm.yaml", ".log", "outputs/latest", "report.html")):
             target = workplace / word
             (target if word.endswith("latest") else target.parent).mkdir(
                 parents=True, exist_ok=True

@@ -71,7 +71,10 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
     ("change", "told"),
     [
         ({"dropuot": 0.1}, "unknown key 'dropuot' (accepted: answer_format, base"),
-        ({"gate": {"max_loss": 1}}, "unknown key 'gate.max_loss' (accepted: max_eval_loss"),
+        (
+            {"gate": {"max_loss": 1}},
+            "unknown key 'gate.max_loss' (accepted: compare_on, max_eval_loss",
+        ),
         ({"r": 0}, "r: 0 is refused, input should be greater than or equal to 1"),
         ({"r": 513}, "r: 513 is refused, input should be less than or equal to 512"),
         ({"lora_dropout": 1}, "lora_dropout: 1 is refused, input should be less than 1"),

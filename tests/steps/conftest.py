@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
 GOOD = {
+    "base_eval_loss": 3.69,
     "base_bleu": 10.0,
     "tuned_bleu": 70.0,
     "base_levenshtein": 0.8,
@@ -20,7 +21,12 @@ GOOD = {
     "tuned_perplexity": 1.5,
     "tuned_eval_loss": 0.405,
     "rows": 20.0,
+    "gain_over_base_levenshtein": 0.7,
+    "gain_over_base_levenshtein_low": 0.6,
+    "gain_over_base_bleu_low": 50.0,
 }
+
+MEASURED = {"tokenizer": "t", "template": "m", "rows": "r"}
 
 Candidate = Callable[..., str]
 
@@ -85,7 +91,12 @@ def candidate(workplace: Path, script) -> Candidate:
     from loraline import contract, profiles, tracking
 
     def make(
-        profile: str = "standard", name: str = "one", weight: float = 1.0, **metrics: float
+        profile: str = "standard",
+        name: str = "one",
+        weight: float = 1.0,
+        tags: Mapping[str, str] | None = None,
+        without: str = "",
+        **metrics: float,
     ) -> str:
         train_step = script("steps/train_qlora.py")
         client = tracking.connect()
@@ -105,7 +116,10 @@ def candidate(workplace: Path, script) -> Candidate:
         with tracking.open_run(
             "evaluate", name="evaluate", fingerprint=f"e{name}", upstream=train_run
         ) as run:
-            mlflow.log_metrics(GOOD | metrics)
+            measured = {key: value for key, value in (GOOD | metrics).items() if key != without}
+            mlflow.log_metrics(measured)
+            prints = {f"{tracking.MEASURED}.{key}": value for key, value in MEASURED.items()}
+            mlflow.set_tags({k: v for k, v in (prints | (tags or {})).items() if v})
         return str(run.info.run_id)
 
     return make

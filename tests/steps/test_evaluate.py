@@ -6,10 +6,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from loraline import tracking
-from loraline.encoding import Row
-from loraline.generation import Answer
-from loraline.records import from_prompt
+from loraline.errors import UserError
 
+MODEL = "tiny-mistral-lora"
 NAMES = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
 
 
@@ -22,11 +21,19 @@ def test_base_and_tuned_are_measured_side_by_side(step, workplace, data_run, qui
     model = mlflow.get_logged_model(train_run.data.tags[tracking.MODEL_ID])
     on_model = {metric.key: metric.value for metric in model.metrics}
     for key in (f"{model}_{name}" for model in ("base", "tuned") for name in NAMES):
+        low, high = (run.data.metrics[f"{key}_{end}"] for end in ("low", "high"))
+        assert low <= run.data.metrics[key] <= high
         assert run.data.metrics[key] == train_run.data.metrics[key] == on_model[key]
     assert run.data.metrics["tuned_eval_loss"] < run.data.metrics["base_eval_loss"]
     table = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/predictions.json")
     assert {"question", "reference", "base", "tuned", "tuned_tokens"} <= set(table["columns"])
     assert len(table["data"]) == run.data.metrics["rows"] == 72
+    details = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/measurements.json")
+    assert details["bleu_signature"].startswith("nrefs:1|case:mixed|eff:yes|tok:13a|")
+    for part, print_ in details["fingerprints"].items():
+        assert run.data.tags[f"{tracking.MEASURED}.{part}"] == print_
+    assert details["gains"]["base"]["eval_loss"]["low"] > 0
+    assert run.data.metrics["tuned_failed_answers"] == 0
     assert "reused" in step("evaluate", "--run-id", train_id).stdout
 
 
@@ -45,13 +52,57 @@ def test_another_base_in_its_place_is_refused(
     assert not (workplace / "evaluated").exists()
 
 
-def test_empty_and_cut_answers_count_against_the_model(script) -> None:
+def test_what_is_not_installed_is_refused(step, workplace: Path, script, monkeypatch) -> None:
     evaluate = script("steps/evaluate.py")
-    held_out = [from_prompt("{question}", "q", answer) for answer in ("yes it is so", "no")]
-    rows = [Row([1], [2, 3]), Row([1], [2])]
-    answers = [Answer("", [], False), Answer("no", [5], True)]
-    found = evaluate.score(evaluate.Measurement(answers, [2.0, 1.0]), held_out, rows, "prose")
-    assert (found["empty_answers"], found["truncated_answers"]) == (1, 1)
-    assert found["exact_match"] == 0.5
-    assert found["levenshtein"] == pytest.approx(12 / 14)
-    assert found["eval_loss"] == pytest.approx(1.0)
+    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
+    assert evaluate.chosen("auto") == "hf"
+    with pytest.raises(UserError, match="--engine vllm: vLLM is not installed here"):
+        evaluate.chosen("vllm")
+
+
+def test_without_a_gpu_auto_is_hugging_face(script) -> None:
+    assert script("steps/evaluate.py").chosen("auto") == "hf"
+
+
+@pytest.fixture
+def champion(step, workplace: Path, data_run, quick, train) -> str:
+    """A promoted model; returns its training run's ID."""
+    train_id = train(data_run, quick("one", seed=1))
+    model = mlflow.get_run(train_id).data.tags[tracking.MODEL_ID]
+    version = mlflow.register_model(f"models:/{model}", MODEL).version
+    mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", str(version))
+    return train_id
+
+
+def test_the_champion_answers_the_same_rows(
+    step, workplace: Path, data_run, quick, train, champion: str
+) -> None:
+    two = train(data_run, quick("two", seed=2))
+    assert step("evaluate", "--run-id", two).exit_code == 0
+    run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert run.data.tags[tracking.CHAMPION] == "1"
+    assert tracking.CHAMPION_REFUSED not in run.data.tags
+    gain = run.data.metrics["gain_over_champion_eval_loss"]
+    better = run.data.metrics["champion_eval_loss"] - run.data.metrics["tuned_eval_loss"]
+    assert gain == pytest.approx(better) and gain != 0
+    step("evaluate", "--run-id", champion)
+    own = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert tracking.CHAMPION not in own.data.tags
+    assert own.data.metrics["tuned_eval_loss"] == run.data.metrics["champion_eval_loss"]
+
+
+def test_a_champion_on_another_template_is_not_compared_and_the_reason_is_kept(
+    step, workplace: Path, data_run, quick, train, champion: str
+) -> None:
+    shutil.copytree(workplace / "test_data" / "text" / "base", workplace / "mine")
+    template = workplace / "mine" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("user", "User") + "{# other #}")
+    two = train(data_run, quick("two", base="mine"))
+    step("evaluate", "--run-id", two)
+    run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert run.data.tags[tracking.CHAMPION_REFUSED] == "it has another template"
+    assert "champion_bleu" not in run.data.metrics
+    step("quality_gate", "--run-id", run.info.run_id)
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    gate = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert "version 1 cannot be compared" in gate.data.tags[tracking.REASON]

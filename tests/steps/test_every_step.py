@@ -3,7 +3,7 @@
 import ast
 import errno
 import os
-import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,7 +32,8 @@ SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
 
 
 def test_the_steps_are_all_here() -> None:
-    assert set(STEPS) == {"prepare_data", *UPSTREAM, *SERVERS_OWN}
+    aside = {*SERVERS_OWN, "promote", "select_best"}
+    assert set(STEPS) == {"prepare_data", *UPSTREAM, *aside}
 
 
 @pytest.mark.parametrize("path", SCRIPTS)
@@ -55,7 +56,7 @@ def test_a_steps_docstring_has_a_command_that_parses(name: str, script) -> None:
     module = script(f"steps/{name}.py")
     lines = [line.strip() for line in module.__doc__.splitlines()]
     command = next(line for line in lines if line.startswith(f"python steps/{name}.py"))
-    words = re.findall(r'"[^"]*"|\S+', command)[2:]
+    words = shlex.split(command)[2:]
     getattr(module, name).make_context(name, words)
 
 

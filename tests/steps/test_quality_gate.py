@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from loraline import profiles, tracking
+from loraline import tracking
 
 MODEL = "mistral-7b-lora"
 
@@ -28,7 +28,7 @@ def test_a_good_candidate_is_registered_with_the_alias(step, workplace: Path, ca
     found = mlflow.MlflowClient().get_model_version(MODEL, "1")
     assert found.run_id == tracking_run(workplace, "train_qlora").info.run_id
     assert found.tags[tracking.RESULT] == "passed"
-    assert "tuned_perplexity 1.5, limit at most 2" in found.description
+    assert "| tuned_perplexity | 1.5 | at most 2 | passed |" in found.description
 
 
 def tracking_run(workplace: Path, step_name: str):
@@ -111,25 +111,164 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
     assert (workplace / "outputs" / "result").read_text() == "failed"
 
 
-def test_a_missing_metric_keeps_no_limit(script) -> None:
-    gate = script("steps/quality_gate.py")
-    verdicts = gate.judge({"tuned_eval_loss": 0.5}, profiles.Gate())
-    assert [(v.metric, v.passed) for v in verdicts] == [
-        ("tuned_eval_loss", True),
-        ("tuned_perplexity", False),
-    ]
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"tuned_perplexity": math.nan}, "not finite: tuned_perplexity"),
+        ({"base_bleu": math.inf}, "not finite: base_bleu"),
+        ({"without": "tuned_exact_match"}, "missing or not finite: tuned_exact_match"),
+        ({"tags": {f"{tracking.MEASURED}.rows": ""}}, "not finite: loraline.measured.rows"),
+        ({"rows": 3.0}, "rows 3.0 is not at least 20"),
+        (
+            {"gain_over_base_levenshtein_low": -0.01},
+            "gain_over_base_levenshtein_low -0.01 is not at least 0",
+        ),
+        (
+            {"without": "gain_over_base_levenshtein_low"},
+            "gain_over_base_levenshtein_low missing is not at least 0",
+        ),
+    ],
+)
+def test_a_run_that_says_too_little_is_refused_with_its_reason(
+    step, workplace: Path, candidate, changed: dict, told: str
+) -> None:
+    result = step("quality_gate", "--run-id", candidate(**changed))
+    assert result.exit_code == 0
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    for name in ("quality_gate", "train_qlora"):
+        tags = tracking_run(workplace, name).data.tags
+        assert told in tags[tracking.REASON]
+        assert told in tags["mlflow.note.content"]
+    assert versions() == []
 
 
-def test_a_value_on_the_limit_passes(script) -> None:
-    gate = script("steps/quality_gate.py")
-    limits = profiles.Gate(min_bleu=70, max_levenshtein=0.1)
-    metrics = {
-        "tuned_eval_loss": 1.0,
-        "tuned_perplexity": 2.0,
-        "tuned_bleu": 70.0,
-        "tuned_levenshtein": 0.1,
-    }
-    assert all(verdict.passed for verdict in gate.judge(metrics, limits))
+def test_fail_on_reject_ends_with_1_and_still_hands_over(step, workplace: Path, candidate) -> None:
+    bad = candidate(rows=3.0)
+    for _ in range(2):
+        assert step("quality_gate", "--run-id", bad, "--fail-on-reject").exit_code == 1
+        assert (workplace / "outputs" / "result").read_text() == "failed"
+    good = candidate(name="good")
+    assert step("quality_gate", "--run-id", good, "--fail-on-reject").exit_code == 0
+
+
+def test_each_rule_is_printed_with_value_limit_and_verdict(step, candidate) -> None:
+    printed = step("quality_gate", "--run-id", candidate(tuned_perplexity=2.5)).stdout
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["rule", "value", "limit", "verdict"] in lines
+    assert ["tuned_perplexity", "2.5", "at", "most", "2", "FAILED"] in lines
+    assert ["rows", "20", "at", "least", "20", "passed"] in lines
+    assert ["preflight_findings", "0", "at", "most", "0", "passed"] in lines
+    assert printed.endswith("verdict: failed\n")
+
+
+def test_a_policy_file_replaces_single_rules_of_the_profile(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
+    (workplace / "strict.yaml").write_text("min_bleu: 90\n")
+    printed = step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml").stdout
+    assert "tuned_bleu" in printed
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    assert "tuned_perplexity" in printed
+    (workplace / "lenient.yaml").write_text("min_rows: 2\nmin_gain_over_base: null\n")
+    run_id = candidate(name="few", rows=3.0, gain_over_base_levenshtein_low=-1.0)
+    step("quality_gate", "--run-id", run_id, "--policy", "lenient.yaml")
+    assert (workplace / "outputs" / "result").read_text() == "passed"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, max_eval_loss"),
+        ("min_rows: 0", "min_rows: 0 is refused"),
+        ("- a", "must hold keys and values"),
+        ("a: [", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused_in_one_sentence(
+    step, workplace: Path, candidate, content: str | None, told: str
+) -> None:
+    if content is not None:
+        (workplace / "p.yaml").write_text(content)
+    result = step("quality_gate", "--run-id", candidate(), "--policy", "p.yaml")
+    assert result.exit_code == 2
+    assert "policy p.yaml" in result.stderr and told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def promote(version: str = "1") -> None:
+    mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", version)
+
+
+def against(version: str, **more: str) -> dict[str, str]:
+    return {tracking.CHAMPION: version, **more}
+
+
+def test_the_first_candidate_needs_no_champion(step, candidate) -> None:
+    printed = step("quality_gate", "--run-id", candidate()).stdout
+    assert "there is no other champion" in printed
+    assert alias() == "1"
+
+
+@pytest.mark.parametrize(("low", "result"), [(0.01, "passed"), (0.0, "failed"), (-0.1, "failed")])
+def test_a_candidate_must_be_surely_better_than_the_champion(
+    step, workplace: Path, candidate, low: float, result: str
+) -> None:
+    step("quality_gate", "--run-id", candidate())
+    promote()
+    gain = {"gain_over_champion_levenshtein_low": low}
+    run_id = candidate(name="two", tags=against("1"), **gain)
+    step("quality_gate", "--run-id", run_id)
+    assert (workplace / "outputs" / "result").read_text() == result
+    assert alias() == ("2" if result == "passed" else "1")
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({}, "the champion is version 1, compared with none: evaluate again"),
+        (against("7"), "the champion is version 1, compared with 7: evaluate again"),
+        (
+            against("1", **{tracking.CHAMPION_REFUSED: "it has another tokenizer"}),
+            "version 1 cannot be compared: it has another tokenizer",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_compared_with_the_champion_are_refused(
+    step, workplace: Path, candidate, tags: dict[str, str], told: str
+) -> None:
+    step("quality_gate", "--run-id", candidate())
+    promote()
+    run_id = candidate(name="two", tags=tags, gain_over_champion_levenshtein_low=0.5)
+    step("quality_gate", "--run-id", run_id)
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+
+
+def test_the_champion_itself_is_not_compared_with_itself(step, workplace: Path, candidate) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    promote()
+    step("quality_gate", "--run-id", run_id, "--force")
+    assert (workplace / "outputs" / "result").read_text() == "passed"
+
+
+def test_previous_is_the_candidate_before_until_there_is_a_champion(step, candidate) -> None:
+    client = mlflow.MlflowClient()
+    for name in ("one", "two"):
+        step("quality_gate", "--run-id", candidate(name=name))
+    assert str(client.get_model_version_by_alias(MODEL, "previous").version) == "1"
+    promote("2")
+    gain = {"gain_over_champion_levenshtein_low": 0.1}
+    step("quality_gate", "--run-id", candidate(name="three", tags=against("2"), **gain))
+    assert alias() == "3"
+    assert str(client.get_model_version_by_alias(MODEL, "previous").version) == "1"
+
+
+def test_the_gate_leaves_no_lock_behind(step, candidate) -> None:
+    step("quality_gate", "--run-id", candidate())
+    assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
 
 
 def test_the_scorecard_holds_base_beside_tuned(step, workplace: Path, candidate) -> None:

@@ -1,0 +1,251 @@
+"""How much data is enough, and what LoRA and packing cost: held-out error over training rows.
+
+python bench/learning_curve.py --modality text --picture docs/images/learning_curve_text.png
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loraline.step import LineCommand
+
+if TYPE_CHECKING:
+    from loraline.bootstrap import Interval
+    from loraline.encoding import Encoder, Row
+    from loraline.models import Base
+    from loraline.records import Record
+
+DATA = Path(__file__).parents[1] / "test_data"
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ROWS_PER_STEP = 16
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to train, with its learning rate: the better of a few on the largest set."""
+
+    name: str
+    rate: float
+    rank: int | None = 16
+    """LoRA rank; None trains all weights."""
+
+    packed: bool = False
+
+
+VARIANTS = {
+    "text": (
+        Variant("LoRA, padded", 4e-3),
+        Variant("LoRA, packed", 4e-3, packed=True),
+        Variant("LoRA rank 2", 4e-3, rank=2),
+        Variant("full fine-tune", 1e-3, rank=None),
+    ),
+    "vision": (Variant("LoRA, padded", 4e-3), Variant("full fine-tune", 5e-4, rank=None)),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One training: its rows, what it reached on the held-out rows, what it took."""
+
+    variant: str
+    rows: int
+    edits: Interval
+    matches: Interval
+    seconds: float
+
+
+@click.command(cls=LineCommand)
+@click.option("--modality", type=click.Choice(["text", "vision"]), default="text")
+@click.option("--sizes", default="18,36,72,144,288", show_default=True, help="Training rows.")
+@click.option("--steps", default=144, show_default=True, help="Optimizer steps of every training.")
+@click.option("--tested", default=72, show_default=True, help="Held-out rows.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="PNG file for the curves.  [default: none is drawn]",
+)
+def learning_curve(
+    modality: str, sizes: str, steps: int, tested: int, picture: Path | None
+) -> None:
+    """Train on growing parts of the test data in several ways; print a Markdown table."""
+    from loraline import models
+    from loraline.encoding import Encoder
+
+    base = models.locate(str(DATA / modality / "base"), None)
+    limits: dict[str, Any] = (
+        {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
+    )
+    encoder = Encoder(base.path, modality, **limits)
+    train, test = split(modality, tested)
+    points = []
+    for variant in VARIANTS[modality]:
+        for size in (int(word) for word in sizes.split(",")):
+            chosen = [encoder.encode(record) for record in train[:size]]
+            started = time.monotonic()
+            model = trained(base, modality, encoder, variant, chosen, steps)
+            seconds = time.monotonic() - started
+            points.append(
+                Point(variant.name, len(chosen), *measured(model, encoder, test), seconds)
+            )
+            click.echo(row_of(points[-1]), err=True)
+    click.echo("| way | rows | edit distance | exact match | training |\n|---|---|---|---|---|")
+    for point in points:
+        click.echo(row_of(point))
+    if picture is not None:
+        draw(points, base, tested).savefig(picture, dpi=110)
+
+
+def split(modality: str, tested: int) -> tuple[list[Record], list[Record]]:
+    """Shuffled training rows, and held-out rows."""
+    from loraline.records import from_prompt
+
+    folder = DATA / modality
+    prompt = (folder / "prompt.txt").read_text()
+
+    def read(name: str) -> list[dict[str, str]]:
+        return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+    if modality == "text":
+        train, test = (
+            [from_prompt(prompt, row["question"], row["answer"]) for row in read(f"{name}.jsonl")]
+            for name in ("train", "test")
+        )
+    else:
+        rows = [
+            from_prompt(prompt, "", row["text"], (folder / row["file_name"]).read_bytes())
+            for row in read("metadata.jsonl")
+        ]
+        test, train = rows[:tested], rows[tested:]
+        held_out = {record.answer for record in test}
+        train = [record for record in train if record.answer not in held_out]
+    random.Random(0).shuffle(train)
+    return train, test[:tested]
+
+
+def trained(
+    base: Base, modality: str, encoder: Encoder, variant: Variant, rows: Sequence[Row], steps: int
+) -> Any:
+    """The base after `steps` optimizer steps of AdamW on the rows, in float32."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from loraline import models
+
+    torch.manual_seed(0)
+    model: Any = models.load(base, modality, quantize=False, dtype="float32")
+    if variant.rank is not None:
+        pattern = models.target_modules(modality, PROJECTIONS, False)
+        settings = LoraConfig(r=variant.rank, lora_alpha=2 * variant.rank, target_modules=pattern)
+        model = get_peft_model(model, settings)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=variant.rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, steps))
+    model.train()
+    for chosen in batches(rows, steps):
+        batch = (
+            pack(chosen) if variant.packed else encoder.collate(chosen, answers=True, side="right")
+        )
+        model(**batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return model.eval()
+
+
+def share(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear rise, cosine fall."""
+    rise = max(1, int(WARMUP * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def batches(rows: Sequence[Row], steps: int) -> Iterator[list[Row]]:
+    """Rows of each step: epoch after epoch, each in an order of its own."""
+    order: list[int] = []
+    shuffle = random.Random(0)
+    for _ in range(steps):
+        while len(order) < min(ROWS_PER_STEP, len(rows)):
+            epoch = list(range(len(rows)))
+            shuffle.shuffle(epoch)
+            order += epoch
+        chosen, order = order[:ROWS_PER_STEP], order[ROWS_PER_STEP:]
+        yield [rows[index] for index in chosen]
+
+
+def pack(rows: Sequence[Row]) -> dict[str, Any]:
+    """Text rows as one sequence without padding, each seeing itself alone."""
+    import torch
+
+    from loraline.encoding import IGNORED
+
+    owner = torch.tensor([i for i, row in enumerate(rows) for _ in range(len(row))])
+    position = torch.tensor([p for row in rows for p in range(len(row))])
+    seen = (owner[:, None] == owner[None, :]) & (position[:, None] >= position[None, :])
+    labels = [label for row in rows for label in [IGNORED] * len(row.prompt) + row.answer]
+    return {
+        "input_ids": torch.tensor([[token for row in rows for token in row.prompt + row.answer]]),
+        "position_ids": position[None],
+        "attention_mask": torch.zeros(seen.shape).masked_fill(~seen, -1e9)[None, None],
+        "labels": torch.tensor([labels]),
+    }
+
+
+def measured(model: Any, encoder: Encoder, test: Sequence[Record]) -> tuple[Interval, Interval]:
+    """Normalised edit distance and exact match on the held-out rows, with intervals."""
+    from loraline import bootstrap, generation, metrics
+
+    rows = [encoder.encode(record) for record in test]
+    answers = generation.answers(model, encoder, rows, 48, lambda units, remark: None)
+    found, wanted = [answer.text for answer in answers], [record.answer for record in test]
+    answer_format = "prose" if encoder.processor is None else "latex"
+    return (
+        bootstrap.interval(metrics.levenshtein(found, wanted, answer_format)),
+        bootstrap.interval(metrics.exact_match(found, wanted, answer_format)),
+    )
+
+
+def row_of(point: Point) -> str:
+    """A row of the Markdown table."""
+    cells = [point.variant, str(point.rows)]
+    for value in (point.edits, point.matches):
+        cells.append(f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})")
+    return f"| {' | '.join(cells)} | {point.seconds:.0f} s |"
+
+
+def draw(points: Sequence[Point], base: Base, tested: int) -> Any:
+    """Edit distance over training rows, a line and its 95% band for each way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(point.variant for point in points):
+        own = [point for point in points if point.variant == name]
+        at = [point.rows for point in own]
+        (line,) = axes.plot(at, [point.edits.value for point in own], marker="o", label=name)
+        low, high = [p.edits.low for p in own], [p.edits.high for p in own]
+        axes.fill_between(at, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+    at = sorted({point.rows for point in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(at, [str(rows) for rows in at])
+    axes.set(xlabel="training rows", ylabel="normalised edit distance", ylim=(0, None))
+    axes.set_title(f"{base.architecture}, {tested} held-out rows", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    learning_curve()

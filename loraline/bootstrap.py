@@ -1,0 +1,81 @@
+"""Intervals of metrics by resampling rows, and paired gains of one model over another.
+
+The bootstrap (Efron 1979) draws as many rows as there are, with replacement, and recomputes the
+metric from the drawn rows' sums. All metrics of equally many rows use the same draws, so a gain is
+the difference on the same drawn rows (paired bootstrap, Koehn 2004).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from loraline.metrics import FloatArray, Metric
+
+RESAMPLES = 1000
+LEVEL = 0.95
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and the ends of its 95% interval; NaN where the value is not finite."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interval(metric: Metric) -> Interval:
+    """The metric and its interval; `low` and `high` are NaN for a single row."""
+    return _interval(metric.value, _resampled(metric), len(metric.rows))
+
+
+def gain(metric: Metric, other: Metric) -> Interval:
+    """How much better `metric` is than `other`, in the metric's units: positive is better.
+
+    Both are the same metric on the same rows in the same order.
+    """
+    if len(metric.rows) != len(other.rows):
+        raise ValueError(f"{len(metric.rows)} rows cannot be paired with {len(other.rows)}")
+    sign = 1 if metric.higher_is_better else -1
+    with np.errstate(invalid="ignore"):
+        drawn = sign * (_resampled(metric) - _resampled(other))
+        value = sign * float(np.subtract(metric.value, other.value))
+    return _interval(value, drawn, len(metric.rows))
+
+
+def _resampled(metric: Metric) -> FloatArray:
+    with np.errstate(invalid="ignore"):
+        return metric.of_sums(_draws(len(metric.rows)) @ metric.rows)
+
+
+@functools.lru_cache(maxsize=1)
+def _draws(rows: int) -> FloatArray:
+    """How often each resample draws each row, (resamples, rows)."""
+    rng = np.random.default_rng(SEED)
+    return rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)
+
+
+def _interval(value: float, drawn: FloatArray, rows: int) -> Interval:
+    if rows < 2 or not (math.isfinite(value) and np.isfinite(drawn).all()):
+        return Interval(value, math.nan, math.nan)
+    tail = expanded_tail(rows)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def expanded_tail(rows: int) -> float:
+    """Share of resamples to leave out at each end.
+
+    Plain percentiles are too narrow for few rows; Hesterberg 2015 ("What teachers should know
+    about the bootstrap", section 5.3) widens them by Student's t and sqrt(n / (n - 1)).
+    """
+    from scipy.stats import t
+
+    quantile = float(t.ppf((1 - LEVEL) / 2, rows - 1))
+    return NormalDist().cdf(math.sqrt(rows / (rows - 1)) * quantile)

@@ -1,0 +1,176 @@
+"""The gate's rules: what a candidate must keep, as verdicts that a person can read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import yaml
+from pydantic import ValidationError
+
+from loraline import tracking
+from loraline.errors import UserError
+from loraline.profiles import Gate, complaints
+
+REQUIRED = tuple(
+    f"{model}_{name}"
+    for model in ("base", "tuned")
+    for name in ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
+)
+"""Metrics without which a candidate was not measured."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule: what it is about, its value, its limit, and whether the value keeps it."""
+
+    metric: str
+    value: float | None
+    limit: str
+    passed: bool
+    detail: str = ""
+    """What a reviewer should know of a rule that was broken, or that had nothing to judge."""
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Rule, value, limit and verdict as text."""
+        nothing = "-" if self.passed else "missing"
+        value = nothing if self.value is None else f"{self.value:.4g}"
+        return self.metric, value, self.limit, "passed" if self.passed else "FAILED"
+
+
+def load(path: Path | None, defaults: Gate) -> Gate:
+    """The profile's limits, each replaced by what the policy file says of it.
+
+    Raises UserError for a file that cannot be read, an unknown key or a value out of bounds.
+    """
+    if path is None:
+        return defaults
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"policy {path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"policy {path} must hold keys and values, found {content!r}")
+    try:
+        return Gate(**(defaults.model_dump() | content))
+    except ValidationError as error:
+        told = "; ".join(complaints(error, Gate))
+        raise UserError(f"policy {path}: {told}") from error
+
+
+def judge(
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    limits: Gate,
+    champion: str | None,
+) -> list[Verdict]:
+    """One verdict a rule, from an evaluation's metrics and tags; `champion` is today's version.
+
+    A value that is missing or not finite keeps no rule.
+    """
+    found = [measured(metrics, tags), at_least("rows", metrics, limits.min_rows)]
+    found += [
+        at_most(name, metrics, limit)
+        for name, limit in (
+            ("tuned_eval_loss", limits.max_eval_loss),
+            ("tuned_perplexity", limits.max_perplexity),
+            ("tuned_levenshtein", limits.max_levenshtein),
+        )
+        if limit is not None
+    ]
+    if limits.min_bleu is not None:
+        found.append(at_least("tuned_bleu", metrics, limits.min_bleu))
+    if limits.min_gain_over_base is not None:
+        name = f"gain_over_base_{limits.compare_on}_low"
+        found.append(at_least(name, metrics, limits.min_gain_over_base))
+    if limits.min_gain_over_champion is not None:
+        name = f"gain_over_champion_{limits.compare_on}_low"
+        margin = limits.min_gain_over_champion
+        found.append(against_champion(name, margin, metrics, tags, champion))
+    return found
+
+
+def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Verdict:
+    """Whether every metric is there and finite, and it is known what they were measured on."""
+    lacking = [name for name in REQUIRED if not is_finite(metrics.get(name))]
+    prints = [f"{tracking.MEASURED}.{part}" for part in ("tokenizer", "template", "rows")]
+    lacking += [name for name in prints if not tags.get(name)]
+    told = f"missing or not finite: {', '.join(lacking)}" if lacking else ""
+    return Verdict("unmeasured", len(lacking), "at most 0", not lacking, told)
+
+
+def at_least(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
+    value = metrics.get(name)
+    kept = is_finite(value) and value >= limit
+    return Verdict(name, value, f"at least {limit:g}", kept)
+
+
+def at_most(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
+    value = metrics.get(name)
+    kept = is_finite(value) and value <= limit
+    return Verdict(name, value, f"at most {limit:g}", kept)
+
+
+def against_champion(
+    name: str,
+    margin: float,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    champion: str | None,
+) -> Verdict:
+    """Whether the candidate is surely better than the champion by the margin.
+
+    Numbers against another version, or on another tokenizer or template, say nothing.
+    """
+    limit = f"above {margin:g}"
+    if champion is None:
+        return Verdict(name, None, limit, passed=True, detail="there is no other champion")
+    against = tags.get(tracking.CHAMPION)
+    if against != champion:
+        told = (
+            f"the champion is version {champion}, compared with {against or 'none'}: evaluate again"
+        )
+        return Verdict(name, None, limit, passed=False, detail=told)
+    if tracking.CHAMPION_REFUSED in tags:
+        told = f"version {champion} cannot be compared: {tags[tracking.CHAMPION_REFUSED]}"
+        return Verdict(name, None, limit, passed=False, detail=told)
+    value = metrics.get(name)
+    return Verdict(name, value, limit, is_finite(value) and value > margin)
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Whether a metric is there and a number; MLflow stores infinity as the largest float."""
+    return value is not None and abs(value) < sys.float_info.max
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as aligned lines, a rule each, with its detail below it."""
+    rows = [("rule", "value", "limit", "verdict"), *(verdict.cells() for verdict in verdicts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = []
+    for row, verdict in zip(rows, [None, *verdicts], strict=True):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        if verdict is not None and verdict.detail:
+            lines.append(f"  {verdict.detail}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a Markdown table."""
+    lines = ["| rule | value | limit | verdict |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(verdict.cells())} |" for verdict in verdicts)])
+
+
+def reasons(verdicts: Sequence[Verdict]) -> str:
+    """Why the candidate is rejected, in one line."""
+    broken = [
+        f"{v.metric} {'missing' if v.value is None else v.value} is not {v.limit}"
+        + (f" ({v.detail})" if v.detail else "")
+        for v in verdicts
+        if not v.passed
+    ]
+    return "; ".join(broken) or "all rules kept"

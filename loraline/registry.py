@@ -1,0 +1,228 @@
+"""The model registry's rules: one version a logged model, and aliases that move one at a time.
+
+`candidate` is the last version that passed the gate, `champion` the one that a person promoted.
+`previous` is what to go back to: the champion before, or, as long as nothing was promoted, the
+candidate before.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from loraline import tracking
+from loraline.errors import TryAgain, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+PREVIOUS = "previous"
+
+PROMOTED = "loraline.promoted"
+ROLLED_BACK = "loraline.rolled_back"
+
+LOCK_SUFFIX = ".lock"
+HOLDER = "loraline.lock.holder"
+LEASE_SECONDS = 60.0
+"""A lock whose holder has not let go for so long belongs to one that died; holders take seconds."""
+
+POLL_SECONDS = 0.2
+
+LOST_RACES = (
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    # A row that another process deleted between the store's own two statements.
+    "BAD_REQUEST",
+    # SQLite while another process writes.
+    "TEMPORARILY_UNAVAILABLE",
+)
+"""MLflow's error codes for writes that another process was quicker with."""
+
+
+def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points at, if there is one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # Asked for an alias that is not set, MLflow says "invalid parameter".
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def version_of_model(client: MlflowClient, name: str, model_id: str) -> str | None:
+    """The version that a logged model is registered as, if it is."""
+    found = client.search_model_versions(f"name = '{name}'")
+    versions = [int(entry.version) for entry in found if entry.source == f"models:/{model_id}"]
+    return str(min(versions)) if versions else None
+
+
+def register(client: MlflowClient, name: str, model_id: str) -> str:
+    """The version of a logged model, made if there is none; the caller holds the lock."""
+    import mlflow
+
+    version = version_of_model(client, name, model_id)
+    if version is None:
+        # Registering by model ID keeps the link from the version to the run and its metrics.
+        version = str(mlflow.register_model(f"models:/{model_id}", name).version)
+    return version
+
+
+def move_candidate(client: MlflowClient, name: str, version: str) -> None:
+    """Point `candidate` at a version; the caller holds the lock.
+
+    Every order of its writes can be cut anywhere and repeated: `previous` is written first, from
+    what `candidate` still says.
+    """
+    before = version_of(client, name, CANDIDATE)
+    if before is not None and str(before.version) == version:
+        return
+    if before is not None and version_of(client, name, CHAMPION) is None:
+        client.set_registered_model_alias(name, PREVIOUS, str(before.version))
+    client.set_registered_model_alias(name, CANDIDATE, version)
+
+
+@contextmanager
+def locked(client: MlflowClient, name: str, lease_seconds: float = LEASE_SECONDS) -> Iterator[None]:
+    """Hold the registered model's lock, on whatever machines the others are.
+
+    The lock is a registered model of its own beside it: the store lets one of several create it,
+    since names are unique. A lock whose holder died is renamed after its holder first, which one
+    of several can do, too, and then made anew. Raises TryAgain when the lock is not to be had.
+    """
+    lock = f"{name}{LOCK_SUFFIX}"
+    holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+    acquire(client, lock, holder, lease_seconds)
+    try:
+        yield
+    finally:
+        if holder_of(client, lock) == holder:
+            with races_lost():
+                client.delete_registered_model(lock)
+        for broken in client.search_registered_models(f"name LIKE '{lock}-%'"):
+            with races_lost():
+                client.delete_registered_model(broken.name)
+
+
+def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
+    """Create the lock's entry, waiting for another holder to delete it or to be found dead."""
+    seen, since = None, time.monotonic()
+    deadline = since + 4 * lease_seconds
+    while time.monotonic() < deadline:
+        with races_lost():
+            client.create_registered_model(
+                lock, {HOLDER: holder}, "Held while an alias is moved; gone in seconds."
+            )
+            return
+        found = holder_of(client, lock)
+        if found != seen:
+            seen, since = found, time.monotonic()
+        if found and (is_dead(found) or time.monotonic() - since > lease_seconds):
+            # Its holder's name is free once, so of several who find it dead one renames it.
+            with races_lost():
+                client.rename_registered_model(lock, f"{lock}-{found.rpartition(':')[2]}")
+        else:
+            time.sleep(POLL_SECONDS)
+    raise TryAgain(f"registered model {lock.removesuffix(LOCK_SUFFIX)!r} is locked by {seen}")
+
+
+def holder_of(client: MlflowClient, lock: str) -> str | None:
+    """Who holds a lock; None if nobody does, or no longer by the time that is read."""
+    with races_lost():
+        return client.get_registered_model(lock).tags.get(HOLDER)
+    return None
+
+
+@contextmanager
+def races_lost() -> Iterator[None]:
+    """Go on where a lock's entry is there already, is gone, or changed under the store's hands."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in LOST_RACES:
+            raise
+
+
+def is_dead(holder: str) -> bool:
+    """Whether the holder was a process of this machine that has ended."""
+    host, pid, _ = holder.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def audit(client: MlflowClient, name: str, told: str) -> None:
+    """Write one line of the registered model's history, a tag that nothing overwrites."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    client.set_registered_model_tag(name, f"{tracking.AUDIT}.{at}.{uuid.uuid4().hex[:4]}", told)
+
+
+def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersion | None:
+    """The champion, unless it is this logged model itself."""
+    found = version_of(client, name, CHAMPION)
+    return None if found is None or found.source == f"models:/{model_id}" else found
+
+
+def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:
+    """Make the candidate the champion and the champion before it `previous`; return its version.
+
+    `reviewed` is the version that a person looked at: another candidate is refused with a
+    UserError. The caller holds the lock. Cut anywhere, it can be repeated.
+    """
+    candidate = version_of(client, name, CANDIDATE)
+    if candidate is None:
+        raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
+    version = str(candidate.version)
+    if reviewed is not None and reviewed != version:
+        raise UserError(
+            f"the candidate of {name!r} is version {version}, not {reviewed}: review it first"
+        )
+    before = version_of(client, name, CHAMPION)
+    if before is not None and str(before.version) == version:
+        return version
+    replaced = str(before.version) if before else "none"
+    audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
+    client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
+    if before is not None:
+        client.set_registered_model_alias(name, PREVIOUS, replaced)
+    elif version_of(client, name, PREVIOUS) is not None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return version
+
+
+def roll_back(client: MlflowClient, name: str, by: str) -> str:
+    """Make `previous` the champion again; return its version.
+
+    `previous` is gone afterwards, so that a repeated call never goes back two steps. Raises
+    UserError when there is nothing to go back to. The caller holds the lock.
+    """
+    champion, previous = (version_of(client, name, alias) for alias in (CHAMPION, PREVIOUS))
+    if champion is None or previous is None:
+        missing = CHAMPION if champion is None else PREVIOUS
+        raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
+    version, replaced = str(previous.version), str(champion.version)
+    if version != replaced:
+        audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")
+        client.set_model_version_tag(name, replaced, ROLLED_BACK, f"by {by}, to {version}")
+        client.set_registered_model_alias(name, CHAMPION, version)
+    client.delete_registered_model_alias(name, PREVIOUS)
+    return version

@@ -1,0 +1,139 @@
+"""Answers and likelihoods by vLLM in this process, with the arguments that the server will get."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.encoding import Encoder, Row, opened
+from loraline.generation import Answer
+
+if TYPE_CHECKING:
+    from loraline.contract import Contract
+    from loraline.models import Base
+
+ENVIRONMENT = {
+    # The engine runs in this process, which ends with the step.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+ON_CPU = {"kv_cache_memory_bytes": 2**30}
+"""Without a GPU, a share of the memory would be of all there is, free at the start."""
+
+
+def measure(
+    agreed: Contract,
+    base: Base,
+    adapters: Mapping[str, Path | None],
+    encoder: Encoder,
+    rows: Sequence[Row],
+) -> dict[str, tuple[list[Answer], list[float]]]:
+    """Answers and likelihoods of the base under each adapter, in one load of the base.
+
+    `adapters` gives a name to each adapter's folder; None stands for the bare base.
+    """
+    from loraline import progress
+
+    longest = max(map(len, rows), default=0)
+    llm = start(agreed, base, slots=len(adapters), longest=longest)
+    from vllm.lora.request import LoRARequest
+
+    measured = {}
+    for number, (name, adapter) in enumerate(adapters.items(), start=1):
+        # Base and adapter requests are never in one batch: vLLM's CPU build mixes them up.
+        lora = None if adapter is None else LoRARequest(name, number, str(adapter))
+        with progress.bar(f"evaluate {name}", 2) as advance:
+            nll = negative_log_likelihoods(llm, encoder, rows, lora)
+            advance(1, "")
+            found = answers(llm, encoder, rows, agreed.max_new_tokens, lora)
+            advance(1, "")
+        measured[name] = found, nll
+    return measured
+
+
+def start(agreed: Contract, base: Base, *, slots: int, longest: int) -> Any:
+    """vLLM's offline engine with the server's arguments; `longest` is the longest row in tokens."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import torch
+
+    if not torch.cuda.is_available():
+        # The first request for log-probabilities would wait for a compiler.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from loraline import manifest, models
+
+    models.tiny_models_run_faster_on_one_thread(base)
+    _, *flags = manifest.server_args(agreed, "tuned", "")
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    known, _ = parser.parse_known_args(["--model", str(base.path), *flags])
+    arguments = EngineArgs.from_cli_args(known)
+    arguments.tokenizer, arguments.revision = str(base.path), None
+    arguments.max_loras = slots
+    if not agreed.trains_vision:
+        # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
+        arguments.lora_target_modules = list(agreed.target_modules)
+    # A reference may be longer than any answer that the server would give.
+    arguments.max_model_len = max(manifest.max_model_len(agreed), longest + 1)
+    if not torch.cuda.is_available():
+        arguments.kv_cache_memory_bytes = ON_CPU["kv_cache_memory_bytes"]
+    return LLM.from_engine_args(arguments)
+
+
+def answers(
+    llm: Any, encoder: Encoder, rows: Sequence[Row], max_new_tokens: int, lora: Any
+) -> list[Answer]:
+    """Greedy answers to the rows' prompts, in the rows' order."""
+    from vllm import SamplingParams
+
+    greedy = SamplingParams(temperature=0, max_tokens=max_new_tokens, detokenize=False)
+    prompts = [prompt(encoder, row, []) for row in rows]
+    found = []
+    for output in llm.generate(prompts, greedy, use_tqdm=False, lora_request=lora):
+        tokens = list(output.outputs[0].token_ids)
+        ended = encoder.end in tokens
+        kept = tokens[: tokens.index(encoder.end)] if ended else tokens
+        found.append(Answer(encoder.decode(kept), kept, not ended))
+    return found
+
+
+def negative_log_likelihoods(
+    llm: Any, encoder: Encoder, rows: Sequence[Row], lora: Any
+) -> list[float]:
+    """Sum of -log p over each row's answer tokens, the end token included, in nats."""
+    from vllm import SamplingParams
+
+    # The answer stands in the prompt, whose tokens vLLM scores; it has to generate one more.
+    scored = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+    prompts = [prompt(encoder, row, row.answer) for row in rows]
+    found = []
+    outputs = llm.generate(prompts, scored, use_tqdm=False, lora_request=lora)
+    for row, output in zip(rows, outputs, strict=True):
+        tail = output.prompt_logprobs[-len(row.answer) :]
+        pairs = zip(row.answer, tail, strict=True)
+        found.append(-sum(place[token].logprob for token, place in pairs))
+    return found
+
+
+def prompt(encoder: Encoder, row: Row, answer: Sequence[int]) -> dict[str, Any]:
+    """A row as vLLM takes it; vLLM expands each image's one token by itself."""
+    if not row.images:
+        return {"prompt_token_ids": [*row.prompt, *answer]}
+    tokens = collapsed(row.prompt, encoder.processor.image_token_id)
+    return {
+        "prompt_token_ids": [*tokens, *answer],
+        "multi_modal_data": {"image": opened(row.images)},
+    }
+
+
+def collapsed(tokens: Iterable[int], image: int) -> list[int]:
+    """Tokens with each run of image tokens made one."""
+    return [token for key, run in groupby(tokens) for token in ([key] if key == image else run)]

@@ -1,0 +1,57 @@
+"""Make the reviewed candidate the champion, or go back to the champion before it.
+
+Reads and moves the registered model's aliases: `candidate` to `champion`, the champion before to
+`previous`. Writes the promoted version's quality_gate run as `run-id`, for deploy_vllm.
+
+    python steps/promote.py --model tiny-mistral-lora --version 1
+    python steps/promote.py --model tiny-mistral-lora --rollback
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from loraline import tracking
+from loraline.errors import UserError
+from loraline.step import LineCommand, not_empty
+
+
+@click.command(cls=LineCommand)
+@click.option("--model", required=True, help="Registered model.")
+@click.option(
+    "--version",
+    callback=not_empty,
+    help="The version that was reviewed; another candidate is refused.  [default: any]",
+)
+@click.option("--rollback", is_flag=True, help="Make `previous` the champion again.")
+@click.option(
+    "--out-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("outputs"),
+    show_default=True,
+    help="Folder for the output files: run-id, and version.",
+)
+def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> None:
+    """Move the champion of a registered model, forward to its candidate or back."""
+    if rollback and version is not None:
+        raise UserError("--version says what to promote; --rollback takes none")
+    from loraline import registry
+    from loraline.settings import Settings
+
+    client = tracking.connect()
+    by = Settings().workflow_name or os.environ.get("USER") or f"user {os.getuid()}"
+    with registry.locked(client, model):
+        if rollback:
+            now = registry.roll_back(client, model, by)
+        else:
+            now = registry.promote(client, model, version, by)
+    gate_run = client.get_model_version(model, now).tags[tracking.GATE_RUN]
+    click.echo(f"champion models:/{model}/{now}, by {by}")
+    tracking.hand_over(out_dir, gate_run, version=now)
+
+
+if __name__ == "__main__":
+    promote()

@@ -1,0 +1,152 @@
+"""Pick the best of a sweep's evaluations that the gate would pass, for the gate to register.
+
+Reads: the metrics of evaluate runs.
+Writes: `ranking.json`, tags on the training runs; the best evaluate run as `run-id`.
+
+    python steps/select_best.py --run-ids '["RUN_ID", "RUN_ID"]' --metric levenshtein
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loraline import tracking
+from loraline.errors import UserError
+from loraline.step import step
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BEST = "loraline.selected.run_id"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member of the sweep, its metric with the interval, and why the gate would reject it."""
+
+    run_id: str
+    train_run_id: str
+    name: str
+    value: float
+    low: float
+    high: float
+    broken: str
+
+    def rank(self, higher_is_better: bool) -> tuple[bool, float]:
+        """Sorts the best first: those that pass, and of those the best at its worse end."""
+        worst = -self.low if higher_is_better else self.high
+        return bool(self.broken), worst if math.isfinite(worst) else math.inf
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
+
+
+@step
+@click.option(
+    "--run-ids", required=True, help="JSON list of evaluate runs; empty ones are skipped."
+)
+@click.option("--metric", default="levenshtein", show_default=True, help="Metric to rank by.")
+def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
+    """Rank a sweep by the worse end of a metric's interval, and hand over the best evaluation.
+
+    If none would pass the gate, the best of all is handed over, for the gate to reject.
+    """
+    from loraline import metrics
+
+    if metric not in metrics.HIGHER_IS_BETTER:
+        accepted = ", ".join(sorted(metrics.HIGHER_IS_BETTER))
+        raise UserError(f"unknown --metric {metric!r}; accepted: {accepted}")
+    members = parsed(run_ids)
+    client = tracking.connect()
+    runs = [tracking.upstream_run(client, member, "evaluate") for member in members]
+    refuse_unlike(runs)
+    entries = sorted(
+        (entry(client, run, metric) for run in runs),
+        key=lambda found: found.rank(metrics.HIGHER_IS_BETTER[metric]),
+    )
+    ranking = [asdict(found) for found in entries]
+    fingerprint = tracking.fingerprint(__file__, {"metric": metric, "ranking": ranking})
+    done = None if force else tracking.finished_run(client, "select_best", fingerprint)
+    if done is None:
+        log(client, entries, metric, fingerprint)
+    best = entries[0]
+    for place, found in enumerate(entries, start=1):
+        click.echo(f"{place}. {found.name}: {metric} {found} {found.broken or 'would pass'}")
+    tracking.hand_over(out_dir, best.run_id, result="failed" if best.broken else "passed")
+
+
+def parsed(run_ids: str) -> list[str]:
+    """The run IDs of a JSON list; members of a sweep that failed have left empty ones."""
+    try:
+        found = json.loads(run_ids)
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(member, str) for member in found):
+        raise UserError(f"--run-ids {run_ids!r} is not a JSON list of run IDs")
+    members = list(dict.fromkeys(filter(None, found)))
+    if not members:
+        raise UserError(f"--run-ids {run_ids!r} names no run: every member of the sweep failed")
+    return members
+
+
+def refuse_unlike(runs: Sequence[Run]) -> None:
+    """A UserError if the runs were not measured on one tokenizer, template and set of rows."""
+    for part in ("tokenizer", "template", "rows"):
+        values = {run.data.tags.get(f"{tracking.MEASURED}.{part}") for run in runs}
+        if len(values) > 1 or None in values:
+            raise UserError(
+                f"the runs were measured on different {part}, their numbers cannot be compared: "
+                + ", ".join(run.info.run_id for run in runs)
+            )
+
+
+def entry(client: MlflowClient, run: Run, metric: str) -> Entry:
+    """A run's place in the ranking, judged by the rules of its own profile."""
+    from loraline import policy, profiles, registry
+
+    train_run = tracking.ancestor(client, run, "train_qlora")
+    limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
+    name = tracking.profile(client, train_run).registered_model
+    champion = registry.other_champion(client, name, train_run.data.tags[tracking.MODEL_ID])
+    against = str(champion.version) if champion else None
+    verdicts = policy.judge(run.data.metrics, run.data.tags, limits, against)
+    value, low, high = (
+        run.data.metrics.get(f"tuned_{metric}{end}", math.nan) for end in ("", "_low", "_high")
+    )
+    broken = "" if all(verdict.passed for verdict in verdicts) else policy.reasons(verdicts)
+    ids = run.info.run_id, train_run.info.run_id
+    return Entry(*ids, str(train_run.info.run_name), value, low, high, broken)
+
+
+def log(client: MlflowClient, entries: Sequence[Entry], metric: str, fingerprint: str) -> None:
+    """Log the ranking in a run of its own, and each member's place on its training run."""
+    import mlflow
+
+    best = entries[0]
+    with tracking.open_run(
+        "select_best",
+        name=f"best of {len(entries)} by {metric}",
+        fingerprint=fingerprint,
+        upstream=client.get_run(best.run_id),
+        tags={BEST: best.run_id},
+    ) as run:
+        mlflow.log_dict({"metric": metric, "ranking": list(map(asdict, entries))}, "ranking.json")
+        for place, found in enumerate(entries, start=1):
+            # Intervals that overlap do not tell two members apart, and the tag says so.
+            apart = found.low > best.high or found.high < best.low
+            told = f"{place} of {len(entries)} by {metric} {found}, selection {run.info.run_id}"
+            alike = place > 1 and not apart
+            told += "; not told apart from the best" if alike else ""
+            client.set_tag(found.train_run_id, tracking.SELECTED, told)
+
+
+if __name__ == "__main__":
+    select_best()

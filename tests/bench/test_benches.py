@@ -1,0 +1,63 @@
+"""The benches run on what is here; their numbers are in the documentation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str | Path) -> str:
+    ended = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_the_ways_to_generate_are_timed_on_the_same_rows() -> None:
+    printed = run("bench/generation.py", "--rows", "16", "--new-tokens", "8").splitlines()
+    assert "tiny-text, 16 rows, up to 8 tokens" in printed[0]
+    engines = {line[:10].strip(): line.split()[-1] for line in printed[2:]}
+    assert set(engines) >= {"one by one", "batched"}
+    assert set(engines.values()) == {"16/16"}
+
+
+@pytest.mark.slow
+def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
+    sizes = ("--sizes", "4,8", "--steps", "2", "--tested", "4")
+    printed = run("bench/learning_curve.py", *sizes, "--picture", tmp_path / "curve.png")
+    rows = [line.split("|")[1:3] for line in printed.splitlines()[2:]]
+    ways = [(way.strip(), size.strip()) for way, size in rows]
+    assert len(ways) == 8
+    assert {("LoRA, packed", "8"), ("full fine-tune", "4")} <= set(ways)
+    with Image.open(tmp_path / "curve.png") as drawn:
+        assert drawn.width > 500
+
+
+def test_packed_rows_do_not_see_each_other(script) -> None:
+    import torch
+
+    from loraline import models
+    from loraline.encoding import Encoder
+
+    bench = script("bench/learning_curve.py")
+    base = models.locate(str(ROOT / "test_data" / "text" / "base"), None)
+    encoder = Encoder(base.path, "text")
+    train, _ = bench.split("text", 4)
+    rows = [encoder.encode(record) for record in train[:5]]
+    model = models.load(base, "text", quantize=False, dtype="float32").eval()
+    with torch.inference_mode():
+        packed = float(model(**bench.pack(rows)).loss)
+        padded = float(model(**encoder.collate(rows, answers=True, side="right")).loss)
+    assert packed == pytest.approx(padded, rel=1e-5)
+
+
+def test_the_learning_rate_rises_and_falls(script) -> None:
+    share = script("bench/learning_curve.py").share
+    values = [share(step, 100) for step in range(100)]
+    assert max(values) == 1 == values[10]
+    assert values == sorted(values[:10]) + sorted(values[10:], reverse=True)
+    assert values[-1] < 0.01

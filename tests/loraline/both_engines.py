@@ -1,0 +1,93 @@
+"""Measures a tiny base and two adapters with both engines; vLLM wants a process of its own.
+
+python tests/loraline/both_engines.py text FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from loraline import contract, generation, models, vllm_offline
+from loraline.encoding import Encoder
+from loraline.records import from_prompt
+
+DATA = Path(__file__).parents[2] / "test_data"
+RANK = 8
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_adapter(base: models.Base, modality: str, folder: Path, seed: int) -> Path:
+    """A random adapter that changes the base's answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = models.load(base, modality, quantize=False, dtype="float32")
+    pattern = models.target_modules(modality, PROJECTIONS, False)
+    settings = LoraConfig(
+        r=RANK, lora_alpha=RANK, target_modules=pattern, init_lora_weights=False, bias="none"
+    )
+    get_peft_model(model, settings).save_pretrained(folder)
+    return folder
+
+
+def agreed(base: models.Base, encoder: Encoder, modality: str, adapter: Path) -> contract.Contract:
+    vision = modality == "vision"
+    return contract.Contract(
+        base=str(base.path),
+        base_revision=base.revision,
+        modality=modality,
+        architecture=base.architecture,
+        prompt="{question}",
+        chat_template=encoder.chat_template,
+        min_pixels=4704 if vision else None,
+        max_pixels=4704 if vision else None,
+        max_length=128,
+        max_new_tokens=24,
+        dtype="float32",
+        r=RANK,
+        lora_alpha=RANK,
+        target_modules=PROJECTIONS,
+        trains_vision=False,
+        adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
+    )
+
+
+def rows_of(modality: str, encoder: Encoder, count: int) -> list:
+    folder = DATA / modality
+    prompt = (folder / "prompt.txt").read_text()
+    name = "test.jsonl" if modality == "text" else "metadata.jsonl"
+    found = [json.loads(line) for line in (folder / name).read_text().splitlines()[:count]]
+    if modality == "text":
+        records = [from_prompt(prompt, row["question"], row["answer"]) for row in found]
+    else:
+        records = [
+            from_prompt(prompt, "", row["text"], (folder / row["file_name"]).read_bytes())
+            for row in found
+        ]
+    return [encoder.encode(record) for record in records]
+
+
+def main(modality: str, folder: Path) -> None:
+    base = models.locate(str(DATA / modality / "base"), None)
+    limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
+    encoder = Encoder(base.path, modality, **limits)
+    one, two = (make_adapter(base, modality, folder / str(seed), seed) for seed in (1, 2))
+    settings = agreed(base, encoder, modality, one)
+    rows = rows_of(modality, encoder, 40)
+    adapters = {"base": None, "tuned": one, "champion": two}
+    found = {}
+    for engine in (generation, vllm_offline):
+        measured = engine.measure(settings, base, adapters, encoder, rows)
+        found[engine.__name__.rpartition(".")[2]] = {
+            name: {"answers": [asdict(answer) for answer in answers], "nll": nll}
+            for name, (answers, nll) in measured.items()
+        }
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,173 @@
+"""The registered model, loaded and served by MLflow alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+
+from loraline import contract, generation, models, preflight
+from loraline.encoding import Encoder
+from loraline.errors import UserError
+from loraline.records import from_prompt
+
+DATA = Path(__file__).parents[2] / "test_data"
+QUESTIONS = ["Where does Mieb Ishul live?", "Who is it?", "What is the answer to this, then?"]
+IMAGES = [DATA / "vision" / "images" / f"000{i}.png" for i in (1, 2, 3)]
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A logged adapter, what to ask it, and what it has to answer."""
+
+    uri: str
+    store: str
+    asked: list[str]
+    wanted: list[str]
+
+
+@pytest.fixture(scope="module", params=["text", "vision"])
+def logged(
+    request: pytest.FixtureRequest, script, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Logged]:
+    modality = request.param
+    place = tmp_path_factory.mktemp(modality)
+    engines, train = script("tests/loraline/both_engines.py"), script("steps/train_qlora.py")
+    base = models.locate(str(DATA / modality / "base"), None)
+    limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
+    encoder = Encoder(base.path, modality, **limits)
+    adapter = engines.make_adapter(base, modality, place / "adapter", 1)
+    agreed = engines.agreed(base, encoder, modality, adapter)
+    agreed = agreed.model_copy(update={"prompt": "Please: {question}"})
+    contract.write(agreed, adapter)
+    (adapter / preflight.BASE_CONFIG).write_text(json.dumps(base.config))
+
+    store = f"sqlite:///{place}/mlflow.db"
+    mlflow.set_tracking_uri(store)
+    experiment = mlflow.create_experiment("adapters", artifact_location=(place / "a").as_uri())
+    with mlflow.start_run(experiment_id=experiment) as run:
+        train.log_adapter(adapter, agreed, "standard")
+    model_id = mlflow.get_run(run.info.run_id).data.tags["loraline.model_id"]
+
+    if modality == "text":
+        asked = QUESTIONS
+        found = [from_prompt(agreed.prompt, question, "") for question in asked]
+    else:
+        images = [path.read_bytes() for path in IMAGES]
+        asked = [base64.b64encode(image).decode() for image in images]
+        found = [from_prompt(agreed.prompt, "", "", image) for image in images]
+    model = models.load(base, modality, quantize=False, dtype="float32")
+    answers = generation.answers(
+        models.attach(model, adapter),
+        encoder,
+        [encoder.encode(record) for record in found],
+        agreed.max_new_tokens,
+        lambda units, remark: None,
+    )
+    yield Logged(f"models:/{model_id}", store, asked, [answer.text for answer in answers])
+
+
+@pytest.fixture
+def loaded(logged: Logged) -> Any:
+    mlflow.set_tracking_uri(logged.store)
+    return mlflow.pyfunc.load_model(logged.uri)
+
+
+def test_it_answers_with_the_prompt_it_was_trained_with(logged: Logged, loaded: Any) -> None:
+    assert loaded.predict(logged.asked) == logged.wanted
+    assert loaded.predict(pd.DataFrame({"asked": logged.asked})) == logged.wanted
+    assert loaded.predict(logged.asked[0]) == logged.wanted[:1]
+    assert any(logged.wanted)
+
+
+def test_answers_can_be_cut_shorter_and_never_made_longer(logged: Logged, loaded: Any) -> None:
+    short = loaded.predict(logged.asked, params={"max_new_tokens": 1})
+    assert sum(map(len, short)) < sum(map(len, logged.wanted))
+    assert loaded.predict(logged.asked, params={"max_new_tokens": 10**6}) == logged.wanted
+
+
+def test_signature_and_parameters_are_declared(logged: Logged, loaded: Any) -> None:
+    signature = loaded.metadata.signature
+    assert [column.type.name for column in signature.inputs] == ["string"]
+    assert [column.type.name for column in signature.outputs] == ["string"]
+    (parameter,) = signature.params
+    assert (parameter.name, parameter.default) == ("max_new_tokens", 24)
+    with pytest.raises(mlflow.MlflowException, match="Invalid parameters"):
+        loaded.predict(logged.asked, params={"max_new_tokens": "many"})
+
+
+def test_it_runs_on_a_4_bit_base_as_in_training(logged: Logged) -> None:
+    mlflow.set_tracking_uri(logged.store)
+    model = mlflow.pyfunc.load_model(logged.uri, model_config={"quantize": True})
+    kinds = {type(module).__name__ for module in model.unwrap_python_model().model.modules()}
+    assert "Linear4bit" in kinds
+    assert len(model.predict(logged.asked)) == len(logged.asked)
+
+
+@pytest.mark.parametrize("logged", ["vision"], indirect=True)
+def test_an_image_may_come_as_a_data_url_and_text_is_refused(logged: Logged, loaded: Any) -> None:
+    urls = [f"data:image/png;base64,{image}" for image in logged.asked]
+    assert loaded.predict(urls) == logged.wanted
+    with pytest.raises(UserError, match="takes images in base64"):
+        loaded.predict(["What is this?"])
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it(logged: Logged) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", logged.uri]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, "--workers", "1"],
+        # MLflow looks for uvicorn on the path, as an activated environment has it.
+        env=os.environ
+        | {"MLFLOW_TRACKING_URI": logged.store}
+        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        body = {"inputs": logged.asked, "params": {"max_new_tokens": 24}}
+        assert ask(port, body, server) == {"predictions": logged.wanted}
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def ask(port: int, body: dict[str, Any], server: subprocess.Popen[bytes]) -> Any:
+    """Send one request, as soon as the server takes one."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    for _ in range(360):
+        assert server.poll() is None
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the server did not start")

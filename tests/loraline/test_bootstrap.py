@@ -1,0 +1,135 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraline import bootstrap, metrics
+from loraline.metrics import Metric
+
+
+def share(values) -> Metric:
+    """A mean of the values, higher is better."""
+    rows = np.stack([values, np.ones(len(values))], axis=1)
+    return Metric(rows, metrics.ratio, higher_is_better=True)
+
+
+def loss(nll, tokens) -> Metric:
+    return metrics.eval_loss(nll, tokens)
+
+
+def edits(rng: np.random.Generator, rows: int) -> Metric:
+    """A ratio of sums like the normalised edit distance: lengths vary, distances follow them."""
+    longest = rng.integers(5, 60, rows)
+    counts = np.stack([rng.binomial(longest, 0.3), longest], axis=1).astype(float)
+    return Metric(counts, metrics.ratio, higher_is_better=False)
+
+
+def losses(rng: np.random.Generator, rows: int) -> Metric:
+    tokens = rng.integers(3, 40, rows)
+    return metrics.eval_loss(rng.gamma(tokens, 0.5), tokens)
+
+
+def perplexities(rng: np.random.Generator, rows: int) -> Metric:
+    tokens = rng.integers(3, 40, rows)
+    return metrics.perplexity(rng.gamma(tokens, 0.5), tokens)
+
+
+def matches(rng: np.random.Generator, rows: int) -> Metric:
+    return share(rng.binomial(1, 0.6, rows).astype(float))
+
+
+TRUTH = {edits: 0.3, losses: 0.5, perplexities: math.exp(0.5), matches: 0.6}
+
+
+@pytest.mark.parametrize("rows", [50, 200])
+@pytest.mark.parametrize("draw", TRUTH, ids=lambda draw: draw.__name__)
+def test_a_95_percent_interval_covers_the_truth_95_percent_of_the_time(draw, rows: int) -> None:
+    rng = np.random.default_rng(1)
+    runs = 2000
+    inside = 0
+    for _ in range(runs):
+        found = bootstrap.interval(draw(rng, rows))
+        inside += found.low <= TRUTH[draw] <= found.high
+    assert 0.93 <= inside / runs <= 0.97
+
+
+@pytest.mark.parametrize("rows", [50, 200])
+def test_the_interval_of_a_paired_gain_covers_the_true_gain(rows: int) -> None:
+    rng = np.random.default_rng(2)
+    runs = 2000
+    inside = 0
+    for _ in range(runs):
+        tokens = rng.integers(3, 40, rows)
+        difficulty = rng.gamma(tokens, 0.5)
+        base = loss(difficulty + rng.gamma(tokens, 0.2), tokens)
+        tuned = loss(difficulty + rng.gamma(tokens, 0.1), tokens)
+        found = bootstrap.gain(tuned, base)
+        inside += found.low <= 0.1 <= found.high
+    assert 0.93 <= inside / runs <= 0.97
+
+
+def test_bleu_intervals_cover_the_corpus_that_the_rows_were_drawn_from() -> None:
+    rng = np.random.default_rng(3)
+    words = np.array(["a", "b", "c", "d"])
+    wanted = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(3000)]
+    found = [
+        " ".join(word if rng.random() < 0.8 else "x" for word in line.split()) for line in wanted
+    ]
+    population = metrics.bleu(found, wanted, "prose")
+    runs, inside = 300, 0
+    for _ in range(runs):
+        drawn = rng.choice(3000, 60, replace=False)
+        sample = Metric(population.rows[drawn], population.of_sums, higher_is_better=True)
+        interval = bootstrap.interval(sample)
+        inside += interval.low <= population.value <= interval.high
+    assert 0.93 <= inside / runs <= 0.97
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_intervals_hold_their_value_and_are_the_same_each_time(values) -> None:
+    first = bootstrap.interval(share(np.array(values)))
+    assert first == bootstrap.interval(share(np.array(values)))
+    assert first.low <= first.value + 1e-9 and first.value - 1e-9 <= first.high
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=20))
+def test_a_gain_turned_around_is_its_negative(pairs) -> None:
+    one, other = (share(np.array(values)) for values in zip(*pairs, strict=True))
+    there, back = bootstrap.gain(one, other), bootstrap.gain(other, one)
+    assert there.value == pytest.approx(-back.value)
+    assert there.low == pytest.approx(-back.high)
+
+
+def test_a_gain_is_positive_for_the_better_model_whichever_way_the_metric_points() -> None:
+    wanted = ["a b c d e f"] * 8
+    good, bad = wanted, ["a x c d e f"] * 8
+    for metric in (metrics.bleu, metrics.levenshtein, metrics.exact_match):
+        found = bootstrap.gain(metric(good, wanted, "prose"), metric(bad, wanted, "prose"))
+        assert found.low > 0
+
+
+def test_pairing_the_rows_makes_a_gain_surer_than_two_intervals() -> None:
+    rng = np.random.default_rng(4)
+    difficulty = rng.random(100)
+    one, other = share(difficulty), share(difficulty - 0.01 - 0.001 * rng.random(100))
+    paired = bootstrap.gain(one, other)
+    assert paired.low > 0
+    assert bootstrap.interval(other).high > bootstrap.interval(one).low
+
+
+def test_a_model_gains_nothing_over_itself() -> None:
+    metric = share(np.array([0.0, 1.0, 1.0]))
+    assert bootstrap.gain(metric, metric) == bootstrap.Interval(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, math.inf], [1.0, math.nan]])
+def test_what_has_no_interval_gets_none_instead_of_a_wrong_one(values: list[float]) -> None:
+    found = bootstrap.interval(loss(values, [1] * len(values)))
+    assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_rows_that_cannot_be_paired_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 rows cannot be paired with 3"):
+        bootstrap.gain(share(np.ones(2)), share(np.ones(3)))

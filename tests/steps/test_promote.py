@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from loraline import registry, tracking
+
+MODEL = "mistral-7b-lora"
+
+
+def alias(name: str) -> str | None:
+    found = registry.version_of(mlflow.MlflowClient(), MODEL, name)
+    return str(found.version) if found else None
+
+
+def aliases() -> tuple[str | None, str | None, str | None]:
+    return alias("candidate"), alias("champion"), alias("previous")
+
+
+def history() -> list[str]:
+    tags = mlflow.MlflowClient().get_registered_model(MODEL).tags
+    return [tags[key] for key in sorted(tags) if key.startswith(f"{tracking.AUDIT}.")]
+
+
+@pytest.fixture
+def passed(step, candidate, workplace: Path):
+    """Let a candidate pass the gate; return the gate's run ID."""
+
+    def make(name: str) -> str:
+        gain = {"gain_over_champion_levenshtein_low": 0.1}
+        tags = {tracking.CHAMPION: alias("champion") or ""}
+        step("quality_gate", "--run-id", candidate(name=name, tags=tags, **gain))
+        assert (workplace / "outputs" / "result").read_text() == "passed"
+        return (workplace / "outputs" / "run-id").read_text()
+
+    return make
+
+
+def test_the_candidate_becomes_the_champion_and_the_gates_run_is_handed_over(
+    step, workplace: Path, passed
+) -> None:
+    gate = passed("one")
+    result = step("promote", "--model", MODEL, "--version", "1")
+    assert result.exit_code == 0
+    assert aliases() == ("1", "1", None)
+    assert (workplace / "outputs" / "run-id").read_text() == gate
+    assert (workplace / "outputs" / "version").read_text() == "1"
+
+
+def test_the_champion_before_stays_as_previous_and_comes_back(
+    step, workplace: Path, passed
+) -> None:
+    first = passed("one")
+    step("promote", "--model", MODEL)
+    passed("two")
+    step("promote", "--model", MODEL)
+    assert aliases() == ("2", "2", "1")
+    assert step("promote", "--model", MODEL, "--rollback").exit_code == 0
+    assert aliases() == ("2", "1", None)
+    assert (workplace / "outputs" / "run-id").read_text() == first
+
+
+def test_every_move_leaves_a_trace(step, passed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "ada")
+    passed("one")
+    step("promote", "--model", MODEL)
+    passed("two")
+    step("promote", "--model", MODEL)
+    monkeypatch.setenv("LORALINE_WORKFLOW_NAME", "rollback-x7")
+    step("promote", "--model", MODEL, "--rollback")
+    assert sorted(history()) == [
+        "champion 1 -> 2: promoted by ada",
+        "champion 2 -> 1: rolled back by rollback-x7",
+        "champion none -> 1: promoted by ada",
+    ]
+    client = mlflow.MlflowClient()
+    two = client.get_model_version(MODEL, "2").tags
+    assert two[registry.PROMOTED] == "by ada, replacing 1"
+    assert two[registry.ROLLED_BACK] == "by rollback-x7, to 1"
+
+
+def test_a_repeated_promotion_changes_nothing(step, passed) -> None:
+    passed("one")
+    for _ in range(3):
+        assert step("promote", "--model", MODEL).exit_code == 0
+    assert aliases() == ("1", "1", None)
+    assert len(history()) == 1
+
+
+def test_a_first_champion_has_nothing_to_go_back_to(step, passed) -> None:
+    passed("one")
+    passed("two")
+    assert aliases() == ("2", None, "1")
+    step("promote", "--model", MODEL)
+    assert aliases() == ("2", "2", None)
+    result = step("promote", "--model", MODEL, "--rollback")
+    assert result.exit_code == 2
+    assert "has no previous: nothing to go back to" in result.stderr
+
+
+def test_a_second_rollback_does_not_go_two_steps_back(step, passed) -> None:
+    for name in ("one", "two", "three"):
+        passed(name)
+        step("promote", "--model", MODEL)
+    step("promote", "--model", MODEL, "--rollback")
+    assert step("promote", "--model", MODEL, "--rollback").exit_code == 2
+    assert alias("champion") == "2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--version", "2"), "the candidate of 'mistral-7b-lora' is version 1, not 2"),
+        (("--rollback", "--version", "1"), "--rollback takes none"),
+    ],
+)
+def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, told: str) -> None:
+    passed("one")
+    result = step("promote", "--model", MODEL, *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert alias("champion") is None
+    assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
+
+
+def test_a_model_without_a_candidate_is_refused_in_one_sentence(step, workplace: Path) -> None:
+    result = step("promote", "--model", "nothing")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "promote: registered model 'nothing' has no candidate: nothing to promote\n"
+    )
+    assert not (workplace / "outputs").exists()
+    assert mlflow.MlflowClient().search_registered_models() == []

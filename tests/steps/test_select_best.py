@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from loraline import tracking
+
+
+def edits(value: float, low: float, high: float, **more: float) -> dict[str, float]:
+    return {
+        "tuned_levenshtein": value,
+        "tuned_levenshtein_low": low,
+        "tuned_levenshtein_high": high,
+        **more,
+    }
+
+
+@pytest.fixture
+def select(step, workplace: Path):
+    def run(*run_ids: str, metric: str = "levenshtein"):
+        result = step("select_best", "--run-ids", json.dumps(run_ids), "--metric", metric)
+        assert result.exit_code == 0, result.output
+        return (workplace / "outputs" / "run-id").read_text()
+
+    return run
+
+
+def place(evaluate_run: str) -> str:
+    client = mlflow.MlflowClient()
+    train = tracking.ancestor(client, client.get_run(evaluate_run), "train_qlora")
+    return train.data.tags[tracking.SELECTED]
+
+
+def test_the_surest_good_value_wins_over_a_lucky_one(candidate, select, workplace: Path) -> None:
+    lucky = candidate(name="lucky", **edits(0.09, 0.01, 0.30))
+    sure = candidate(name="sure", **edits(0.10, 0.08, 0.12))
+    poor = candidate(name="poor", **edits(0.50, 0.45, 0.55))
+    assert select(lucky, "", sure, poor) == sure
+    assert (workplace / "outputs" / "result").read_text() == "passed"
+    assert place(sure).startswith("1 of 3 by levenshtein 0.1 (0.08 to 0.12), selection ")
+    assert place(lucky).startswith("2 of 3") and place(lucky).endswith(
+        "not told apart from the best"
+    )
+    assert place(poor).startswith("3 of 3") and "not told apart" not in place(poor)
+
+
+def test_higher_is_better_where_it_is(candidate, select) -> None:
+    numbers = {"tuned_bleu_low": 60.0, "tuned_bleu_high": 80.0}
+    one = candidate(name="one", **numbers)
+    two = candidate(name="two", **(numbers | {"tuned_bleu_low": 65.0}))
+    assert select(one, two, metric="bleu") == two
+
+
+def test_a_member_that_the_gate_would_reject_does_not_win(candidate, select) -> None:
+    best = candidate(name="best", **edits(0.01, 0.005, 0.02, tuned_perplexity=9.0))
+    good = candidate(name="good", **edits(0.10, 0.08, 0.12))
+    assert select(best, good) == good
+
+
+def test_a_sweep_in_which_none_would_pass_hands_over_the_best_for_the_gate_to_reject(
+    candidate, select, step, workplace: Path
+) -> None:
+    runs = [
+        candidate(name=name, **edits(value, value, value, tuned_perplexity=9.0))
+        for name, value in (("one", 0.2), ("two", 0.1))
+    ]
+    assert select(*runs) == runs[1]
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    step("quality_gate", "--run-id", runs[1])
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+
+
+def test_the_best_can_be_gated_at_once(candidate, select, step, workplace: Path) -> None:
+    runs = [candidate(name=n, **edits(v, v, v)) for n, v in (("one", 0.2), ("two", 0.1))]
+    select(*runs)
+    step("quality_gate", "--run-id", (workplace / "outputs" / "run-id").read_text())
+    version = mlflow.MlflowClient().get_model_version_by_alias("mistral-7b-lora", "candidate")
+    client = mlflow.MlflowClient()
+    train = tracking.ancestor(client, client.get_run(runs[1]), "train_qlora")
+    assert version.run_id == train.info.run_id
+
+
+def test_the_ranking_is_kept_in_a_run_of_its_own_and_made_once(candidate, select) -> None:
+    runs = [candidate(name=n, **edits(v, v, v)) for n, v in (("one", 0.2), ("two", 0.1))]
+    for _ in range(2):
+        select(*runs)
+    (run,) = mlflow.search_runs(
+        ["1"], f"tags.`{tracking.STEP}` = 'select_best'", output_format="list"
+    )
+    ranking = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/ranking.json")["ranking"]
+    assert [entry["run_id"] for entry in ranking] == runs[::-1]
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "template", "rows"])
+def test_runs_measured_on_something_else_are_not_compared(step, candidate, part: str) -> None:
+    runs = [candidate(name="one"), candidate(name="two", tags={f"{tracking.MEASURED}.{part}": "x"})]
+    result = step("select_best", "--run-ids", json.dumps(runs))
+    assert result.exit_code == 2
+    assert f"measured on different {part}, their numbers cannot be compared" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("run_ids", "told"),
+    [
+        ("nonsense", "is not a JSON list of run IDs"),
+        ("[1]", "is not a JSON list of run IDs"),
+        ('["", ""]', "names no run: every member of the sweep failed"),
+    ],
+)
+def test_what_is_no_list_of_runs_is_refused(step, workplace: Path, run_ids: str, told: str) -> None:
+    result = step("select_best", "--run-ids", run_ids)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones(step, workplace: Path) -> None:
+    result = step("select_best", "--run-ids", "[]", "--metric", "blue")
+    assert result.exit_code == 2
+    assert "unknown --metric 'blue'; accepted: bleu, bleu_13a" in result.stderr
