@@ -84,12 +84,23 @@ class Exact:
     exact = True
 
     def __init__(self, folder: Path, recipe: Profile) -> None:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         from loraline.encoding import Encoder
 
         self.encoder = Encoder(
             folder, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
         )
         self.image = functools.lru_cache(maxsize=4096)(self._image)
+        # What apply_chat_template calls. Its context is a copy of all globals, made for every row
+        # anew; ours is made once, which halves the time of a row.
+        self.template = _compile_jinja_template(self.encoder.chat_template)
+        self.names = {
+            **self.template.globals,
+            **self.encoder.tokenizer.special_tokens_map,
+            "tools": None,
+            "documents": None,
+        }
 
     def controls(self) -> re.Pattern[str] | None:
         """Pattern of texts that the tokenizer reads as control tokens."""
@@ -107,15 +118,19 @@ class Exact:
         """(tokens of the row, tokens of its answer) for each row."""
         if not rows:
             return []
-        tokenizer, template = self.encoder.tokenizer, self.encoder.chat_template
-        render = functools.partial(
-            tokenizer.apply_chat_template, chat_template=template, tokenize=False
+        tokenizer = self.encoder.tokenizer
+        first = tokenizer.apply_chat_template(
+            rows[0].prompt(),
+            chat_template=self.encoder.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
         )
+        assert first == self.render(rows[0].prompt(), True), "templates are rendered another way"
         prompts, tails = [], []
         for row in rows:
             messages = row.prompt()
-            prompt = render(messages, add_generation_prompt=True)
-            whole = render([*messages, {"role": "assistant", "content": row.answer}])
+            prompt = self.render(messages, True)
+            whole = self.render([*messages, {"role": "assistant", "content": row.answer}], False)
             if not whole.startswith(prompt):
                 raise UserError(
                     "the chat template must render the answer right after the prompt; "
@@ -141,6 +156,12 @@ class Exact:
                 prompt_tokens = len(encoded[index]) + sum(self.image(size) - 1 for size in shown)
             lengths.append((prompt_tokens + answer_tokens, answer_tokens))
         return lengths
+
+    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+        """Messages in the chat template."""
+        names = {**self.names, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        context = self.template.new_context(names, shared=True)
+        return "".join(self.template.root_render_func(context))
 
     def _image(self, size: Size) -> int:
         processor: Any = self.encoder.processor.image_processor

@@ -216,6 +216,19 @@ def measured(folder: Path | None, recipe: Profile) -> lengths.Lengths:
 
 def process(work: Work, part: Part) -> None:
     """Read one part, check its rows, and write what was made of it, the tally last of all."""
+    import gc
+
+    # Rows hold no cycles, and the collector would walk through all of transformers to see it.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        make(work, part)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def make(work: Work, part: Part) -> None:
     import numpy as np
     import pyarrow as pa
 
