@@ -115,6 +115,7 @@ class Counted:
             if sum(f"{e['check']} {e['action']}" == shown for e in self.examples) < EXAMPLES:
                 where = place(self.work, part, self.totals[key] + example["row"])
                 self.examples.append({**example, "place": where})
+                del self.examples[-1]["row"]
         self.totals[key] += tally["lines"]
         self.counts.update(tally["counts"])
         self.formats.update(tally["formats"])
@@ -252,10 +253,23 @@ def group_points(merged: Dataset) -> NDArray[Any]:
             ]
         )
         labels = duplicates.clusters(nodes, links)[:count]
-        least = np.full(nodes, np.inf)
-        np.minimum.at(least, labels, points)
-        points = least[labels]
+        least = np.full(nodes, np.iinfo(np.uint64).max, np.uint64)
+        np.minimum.at(least, labels, facts["group"])
+        # The least of many points would nearly always lie in train.
+        joined = least[labels] != facts["group"]
+        several = np.zeros(nodes, bool)
+        several[labels[joined]] = True
+        points = np.where(several[labels], scattered(least[labels]) / np.float64(2**64), points)
     return points
+
+
+def scattered(values: NDArray[Any]) -> NDArray[Any]:
+    """Each uint64 as another that looks unrelated: the finalizer of SplitMix64 (Steele 2014)."""
+    import numpy as np
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def repetitions(merged: Dataset) -> None:

@@ -117,8 +117,8 @@ def plan(
         target,
         place,
     )
-    own = place / f"parts-{identity(work)[:16]}"
-    own.mkdir(exist_ok=True)
+    own = place / hashlib.sha256(changed_since(work).encode()).hexdigest()[:8] / identity(work)[:32]
+    own.mkdir(parents=True, exist_ok=True)
     return replace(work, folder=own), prompt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,10 +18,10 @@ Prepare = Callable[..., Dataset]
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepare]:
+def prepare(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Prepare]:
     """Prepare sources and return what was merged; parts stay until the test ends."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     with ExitStack() as stack:
 
         def run(
@@ -35,6 +36,9 @@ def prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepare
             stop: bool = False,
             **changes: Any,
         ) -> Dataset:
+            # A folder of its own, or a repeated call would meet the first one's lock.
+            own = tempfile.mkdtemp(dir=tmp_path_factory.mktemp("tmp"))
+            monkeypatch.setattr("tempfile.tempdir", own)
             for name, value in (("TEXT_PART", size), ("VISION_PART", size)):
                 monkeypatch.setattr(workplace, name, value)
             if workers > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_data import kept, picture, write_lines
+from made_data import kept, picture, profile, write_lines
 
-from loraline import dataset, records
-from loraline.errors import UserError
+from loraline import checks, dataset, media, parts, records, workplace
+from loraline.errors import TryAgain, UserError
 
 ROWS = [
     {"question": f"What is {n}?", "answer": f"it is {n % 60}", "page": n // 5} for n in range(90)
@@ -202,53 +201,67 @@ def test_the_digest_knows_no_places(tmp_path, prepare) -> None:
     assert len(digests) == 1
 
 
-def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(
-    tmp_path, prepare, monkeypatch
-) -> None:
-    from loraline import parts
+def asked(data: Path) -> workplace.Request:
+    return workplace.Request((str(data),), None, "answer", checks.policy(), media.limits())
 
+
+def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(workplace, "TEXT_PART", 600)
     data = write_lines(tmp_path / "data.jsonl", ROWS)
-    whole = dataset.digest(prepare(data, size=600))
-    first = parts.make
-    done = []
+    make, made = parts.make, []
 
-    def cut_off(work, part) -> None:
-        if part.number == 3 and len(done) == 3:
+    def cut_off_once(work, part) -> None:
+        if part.number == 3 and 4 not in made:
+            made.append(4)
             raise KeyboardInterrupt
-        done.append(part.number)
-        first(work, part)
+        made.append(part.number)
+        make(work, part)
 
-    monkeypatch.setattr(parts, "make", cut_off)
-    again = write_lines(tmp_path / "again.jsonl", ROWS)
-    from made_data import profile
+    def run() -> dataset.Dataset:
+        with workplace.folder(asked(data), profile()) as place:
+            work, _ = workplace.plan(asked(data), profile(), None, place)
+            merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
+            assert len(kept(merged)) == 90
+            return merged
 
-    from loraline import checks, media, workplace
-
-    request = workplace.Request((str(again),), None, "answer", checks.policy(), media.limits())
-    for attempt in (1, 2):
-        try:
-            with workplace.folder(request, profile()) as place:
-                work, _ = workplace.plan(request, profile(), None, place)
-                merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
-                assert dataset.digest(merged) == whole
-        except KeyboardInterrupt:
-            assert attempt == 1
-    assert sorted(done) == list(range(len(work.parts)))
-    assert not place.exists()
+    monkeypatch.setattr(parts, "make", cut_off_once)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    made.clear()
+    made.append(4)
+    merged = run()
+    assert made == [4, *range(3, len(merged.work.parts))]
+    assert not merged.work.folder.exists()
 
 
-def test_two_runs_with_the_same_choices_do_not_meet(tmp_path, prepare) -> None:
-    from loraline.errors import TryAgain
+def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = tmp_path / "data.jsonl"
+    for rows in (ROWS, [{**row, "question": row["question"][::-1]} for row in ROWS]):
+        write_lines(data, rows)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            workplace.folder(asked(data), profile()) as place,
+        ):
+            work, _ = workplace.plan(asked(data), profile(), None, place)
+            merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
+            assert kept(merged)[0].question == rows[0]["question"]
+            raise KeyboardInterrupt
 
-    data = write_lines(tmp_path / "data.jsonl", ROWS)
-    prepare(data)
-    with pytest.raises(TryAgain, match="another prepare_data with the same choices"):
-        prepare(data)
+
+def test_two_runs_with_the_same_choices_do_not_meet(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    same = asked(tmp_path)
+    with (
+        workplace.folder(same, profile()),
+        pytest.raises(TryAgain, match="another prepare_data with the same choices"),
+        workplace.folder(same, profile()),
+    ):
+        pass
 
 
 def test_choices_that_differ_share_nothing(tmp_path, prepare) -> None:
-    data = write_lines(
-        tmp_path / "data.jsonl", [*ROWS, json.dumps({"question": "x", "answer": " "})]
-    )
+    data = write_lines(tmp_path / "data.jsonl", [*ROWS, {"question": "x", "answer": " "}])
     assert prepare(data, on=("empty=drop",)).counts == {"empty drop": 1}
     assert prepare(data).counts == {"empty fail": 1}

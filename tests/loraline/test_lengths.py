@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 LIMITS = {"min_pixels": 3136, "max_pixels": 50176}
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
 def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base) -> None:
     modality = "text" if architecture == "mistral" else "vision"
     folder = tiny_base(architecture)
@@ -29,9 +29,7 @@ def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base) ->
     encoder = Encoder(folder, modality, **(LIMITS if modality == "vision" else {}))
     rows = [
         Record((("user", "What is the capital of France?"), ("assistant", "Paris, \n they say."))),
-        Record(
-            (("user", "a"), ("assistant", "b"), ("user", "ä 漢"), ("assistant", r"\frac{a}{b}"))
-        ),
+        Record((("user", "a"), ("assistant", "b"), ("user", "ä"), ("assistant", r"\frac{a}{b}"))),
     ]
     if modality == "vision":
         shown = (picture(0, (300, 50)), picture(1, (61, 203)))
