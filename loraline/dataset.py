@@ -84,7 +84,10 @@ class Dataset:
 
 def place(work: Work, part: Part, number: int) -> str:
     source = work.sources[part.source]
-    path = f"{source.entry.uri}/{part.file}" if source.bucket else str(source.root / part.file)
+    bucket = source.bucket
+    path = (
+        f"s3://{bucket.name}/{bucket.prefix}{part.file}" if bucket else str(source.root / part.file)
+    )
     return f"{path} {'line' if path.endswith('.jsonl') else 'row'} {number}"
 
 

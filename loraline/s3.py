@@ -78,7 +78,9 @@ class Bucket:
                 response_checksum_validation="when_required",
             )
             endpoint = own or Settings().s3_endpoint or None
-            self._client = boto3.client("s3", endpoint_url=endpoint, config=config)
+            # A session of its own: the default one keeps the credentials it saw first.
+            session = boto3.session.Session()
+            self._client = session.client("s3", endpoint_url=endpoint, config=config)
         return self._client
 
     def listed(self) -> dict[str, tuple[int, str]]:
