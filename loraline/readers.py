@@ -88,6 +88,9 @@ def parse(line: bytes) -> Raw:
         return BadRow("unreadable", "is not UTF-8")
     except RecursionError:
         return BadRow("unreadable", "is nested too deeply")
+    except ValueError as error:
+        # A number of thousands of digits.
+        return BadRow("unreadable", f"is not JSON that can be read: {error}")
 
 
 class Guarded:
