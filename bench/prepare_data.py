@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ import click
 ROOT = Path(__file__).parents[1]
 SIDE = 448
 WORKERS = 2
+PAGES = [ROOT / "LICENSE", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 MAP_TEXT = """
 import sys, datasets
@@ -64,7 +66,7 @@ columns = dict(prompt="question", query=None, response="answer", history=None, s
 kind, folder = sys.argv[2], sys.argv[1]
 if kind == "images":
     columns |= dict(prompt="prompt", response="text", images="images")
-    rows = datasets.load_dataset("json", data_files=folder + "/factory.jsonl", split="train")
+    rows = datasets.load_dataset("json", data_files=folder + "/../factory.jsonl", split="train")
 else:
     rows = datasets.load_dataset("json", data_files=folder + "/data.jsonl", split="train")
 settings = SimpleNamespace(media_dir=folder, image_dir=folder)
@@ -85,8 +87,9 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
         text, pictures = place / "text", place / "images"
         make_text(text, rows)
         make_images(pictures, images)
+        make_base(place / "base")
         lay_out(place)
-        base = str(ROOT / "test_data/text/base")
+        base = str(place / "base")
         step = [sys.executable, str(ROOT / "steps/prepare_data.py"), "--workers", str(WORKERS)]
         runs = {
             "loraline, text": (rows, [*step, "--profile", "text", "--data", str(text)]),
@@ -104,20 +107,20 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
             for kind, folder, count in (("text", text, rows), ("images", pictures, images)):
                 command = [llamafactory, "-c", FACTORY, str(folder), kind]
                 runs[f"LLaMA-Factory converter (no media, no tokens), {kind}"] = (count, command)
-        print("| | rows | seconds | rows/s | peak GiB |\n|---|---|---|---|---|", flush=True)
+        print("| | rows | seconds | CPU seconds | rows/s | peak GiB |\n|---|---|---|---|---|---|")
         for name, (count, command) in runs.items():
             if count and only in name:
-                seconds, peak = measure(command, place)
+                seconds, cpu, peak = measure(command, place)
                 rate, gib = count / seconds, peak / 2**30
-                print(f"| {name} | {count} | {seconds:.1f} | {rate:,.0f} | {gib:.2f} |", flush=True)
+                numbers = f"{seconds:.1f} | {cpu:.1f} | {rate:,.0f} | {gib:.2f}"
+                print(f"| {name} | {count:,} | {numbers} |", flush=True)
 
 
 def make_text(folder: Path, rows: int) -> None:
     """Questions and answers of the length of support tickets, from the words of our own pages."""
     folder.mkdir()
     rng = random.Random(0)
-    pages = [ROOT / "LICENSE", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in pages))
+    words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in PAGES))
     after = defaultdict(list)
     for one, two in pairwise(words):
         after[one].append(two)
@@ -140,7 +143,7 @@ def make_images(folder: Path, images: int) -> None:
         list(pool.map(make_image, [folder] * images, range(images), chunksize=256))
     with (
         (folder / "metadata.jsonl").open("w") as file,
-        (folder / "factory.jsonl").open("w") as other,
+        (folder.parent / "factory.jsonl").open("w") as other,
     ):
         for number in range(images):
             name, text = f"images/{number:06d}.jpg", f"picture number {number}"
@@ -162,6 +165,27 @@ def make_image(folder: Path, number: int) -> None:
     Image.fromarray(pixels).save(folder / "images" / f"{number:06d}.jpg", quality=85)
 
 
+def make_base(folder: Path) -> None:
+    """The tiny text base with a vocabulary of its own, so that a word is about one token.
+
+    The tokenizer of the test data knows few words, and would make three times the tokens that
+    Mistral's or Qwen's make of English.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    shutil.copytree(ROOT / "test_data/text/base", folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator((page.read_text() for page in PAGES), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def lay_out(place: Path) -> None:
     """Profiles with limits that no row meets, and the bases."""
     import yaml
@@ -171,22 +195,26 @@ def lay_out(place: Path) -> None:
     for kind in ("text", "vision"):
         profile = yaml.safe_load((ROOT / f"lora_profiles/smoke-{kind}.yaml").read_text())
         profile |= {"max_length": 4096, "max_new_tokens": 1024}
+        if kind == "text":
+            profile |= {"base": "base"}
         if kind == "vision":
             profile |= {"min_pixels": 3136, "max_pixels": 1003520}
         (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
 
 
-def measure(command: list[str], place: Path) -> tuple[float, int]:
-    """Seconds, and the most memory in bytes that the process and its children held together."""
+def measure(command: list[str], place: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds, and the most memory in bytes, of a process and its children."""
     import psutil
 
-    started, peak = time.monotonic(), 0
+    started, peak, used = time.monotonic(), 0, dict[int, float]()
     process = psutil.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while process.poll() is None:
         held = 0
         for one in [process, *process.children(recursive=True)]:
             try:
                 held += one.memory_full_info().pss
+                times = one.cpu_times()
+                used[one.pid] = times.user + times.system
             except psutil.Error:
                 continue
         peak = max(peak, held)
@@ -194,7 +222,7 @@ def measure(command: list[str], place: Path) -> tuple[float, int]:
     seconds = time.monotonic() - started
     if process.returncode:
         raise click.ClickException(process.stderr.read().decode()[-2000:])
-    return seconds, peak
+    return seconds, sum(used.values()), peak
 
 
 if __name__ == "__main__":
