@@ -1,11 +1,12 @@
 """The test split as requests for `vllm bench serve`, in its `custom` or `custom_image` format.
 
-The prompts are the users' last turns; vLLM puts the chat template around them. A row with images
-names them as files beside the JSONL, relative to the folder that the benchmark is started in.
+The prompts are the users' last turns; vLLM puts the chat template around them. Images are data
+URIs: a path would be sent to the server as it is, which may stand elsewhere.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -16,9 +17,7 @@ from loraline.records import IMAGE, SPLITS, Record, from_columns, parts
 
 
 def write(merged: Dataset, folder: Path) -> Path:
-    """Write `custom.jsonl`, or `custom_image.jsonl` with `images/`; rows with videos stay out."""
-    from PIL import Image
-
+    """Write `custom.jsonl`, or `custom_image.jsonl` if rows show images; videos stay out."""
     shows = bool(len(merged.facts["media_row"]))
     folder.mkdir(parents=True)
     target = folder / ("custom_image.jsonl" if shows else "custom.jsonl")
@@ -32,17 +31,19 @@ def write(merged: Dataset, folder: Path) -> Path:
                     row = from_columns(batch.slice(offset, 1).to_pylist()[0])
                     if row.videos:
                         continue
-                    names = []
-                    for number, image in enumerate(row.images):
-                        kind = (Image.open(io.BytesIO(image)).format or "png").lower()
-                        names.append(f"images/{index + offset:07d}-{number}.{kind}")
-                        (folder / "images").mkdir(exist_ok=True)
-                        (folder / names[-1]).write_bytes(image)
+                    images = [as_uri(image) for image in row.images]
                     tokens = int(merged.facts["answer"][index + offset])
-                    json.dump(request(row, names, tokens, shows), file, ensure_ascii=False)
+                    json.dump(request(row, images, tokens, shows), file, ensure_ascii=False)
                     file.write("\n")
                 index += len(batch)
     return target
+
+
+def as_uri(image: bytes) -> str:
+    from PIL import Image
+
+    kind = Image.MIME[Image.open(io.BytesIO(image)).format or "PNG"]
+    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def request(row: Record, images: list[str], tokens: int, shows: bool) -> dict[str, Any]:

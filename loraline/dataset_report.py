@@ -168,7 +168,7 @@ def row_of(merged: Dataset, index: int) -> dict[str, Any]:
 def seen(merged: Dataset, index: int, ruler: Any) -> dict[str, Any]:
     """One row as the model sees it: what it is given, and what it learns to say."""
     record = merged.record(index)
-    if ruler.exact:
+    if ruler.exact and not record.videos:
         row = ruler.encoder.encode(record)
         decode = ruler.encoder.tokenizer.decode
         given, learnt = decode(row.prompt), decode(row.answer)

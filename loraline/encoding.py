@@ -94,6 +94,8 @@ class Encoder:
         Raises UserError when the chat template does not render the answer after the prompt and
         end it with the end-of-sequence token.
         """
+        if record.videos:
+            raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
         messages = record.prompt()
         prompt = self._render(messages, add_generation_prompt=True)
         whole = self._render([*messages, {"role": "assistant", "content": record.answer}])

@@ -150,12 +150,38 @@ class Exact:
                 )
             answer_tokens = answer.index(end) + 1
             if row.videos:
-                prompt_tokens = len(self.encoder.encode(row).prompt)
+                prompt_tokens = self.with_videos(prompts[index], row)
             else:
                 # Each placeholder, one token, is repeated as often as its image needs.
                 prompt_tokens = len(encoded[index]) + sum(self.image(size) - 1 for size in shown)
             lengths.append((prompt_tokens + answer_tokens, answer_tokens))
         return lengths
+
+    def with_videos(self, prompt: str, row: Record) -> int:
+        """Tokens of a prompt that shows videos, by the processor itself: it also writes times."""
+        from loraline.encoding import opened
+
+        if prompt.count(self.encoder.processor.video_token) != len(row.videos):
+            raise UserError(
+                f"the chat template has no place for videos; it rendered {prompt[:400]!r}"
+            )
+        metadata = [
+            {
+                "fps": video.fps,
+                "total_num_frames": len(video.frames),
+                "frames_indices": list(range(len(video.frames))),
+            }
+            for video in row.videos
+        ]
+        encoded = self.encoder.processor(
+            text=[prompt],
+            images=opened(row.images) or None,
+            videos=[opened(video.frames) for video in row.videos],
+            video_metadata=metadata,
+            do_sample_frames=False,
+            add_special_tokens=False,
+        )
+        return len(encoded["input_ids"][0])
 
     def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         """Messages in the chat template."""

@@ -68,6 +68,7 @@ def render(
         "loraline/registered-version": model,
         "loraline/adapter-sha256": contract.adapter_sha256,
         "loraline/base-revision": contract.base_revision,
+        **({"loraline/prompt": contract.prompt_uri} if contract.prompt_uri else {}),
     }
 
     def metadata() -> Object:

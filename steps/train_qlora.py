@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,9 @@ def train_qlora(run_id: str, profile: str, out_dir: Path, force: bool) -> None:
         sft.train()
         log_costs(sft, rows["train"], time.monotonic() - started)
         adapter = save_adapter(sft, recipe, base, Path(scratch) / "adapter")
-        contract = write_contract(adapter, recipe, base, encoder, prompt, rows)
+        contract = write_contract(
+            adapter, recipe, base, encoder, prompt, rows, data_run.data.params
+        )
         log_adapter(adapter, contract, profile)
         mlflow.log_figure(loss_curves(sft.state.log_history), "loss_curves.png")
     click.echo(f"adapter of run {run.info.run_id} (rank {recipe.r}, {len(rows['train'])} rows)")
@@ -118,7 +120,9 @@ def load_rows(
         prompt = (dataset / "prompt.txt").read_text(encoding="utf-8")
         for split in ("train", "validation"):
             found = records.read(dataset / f"{split}.parquet")
-            if any(bool(record.images) != (recipe.modality == "vision") for record in found):
+            shows = any(record.images or record.videos for record in found)
+            # A vision set may hold rows of text alone, a text set nothing else.
+            if shows != (recipe.modality == "vision") and (shows or split == "train"):
                 raise UserError(
                     f"the dataset of run {run_id} does not fit modality {recipe.modality}"
                 )
@@ -173,8 +177,9 @@ def write_contract(
     encoder: Encoder,
     prompt: str,
     rows: dict[str, list[Row]],
+    data: Mapping[str, str],
 ) -> Contract:
-    """State beside the weights what they were trained with."""
+    """State beside the weights what they were trained with; `data` is parameters of their run."""
     from loraline import contract
 
     written = contract.Contract(
@@ -183,6 +188,8 @@ def write_contract(
         modality=recipe.modality,
         architecture=base.architecture,
         prompt=prompt,
+        prompt_uri=data.get("prompt_uri", ""),
+        boxes=data.get("boxes"),
         chat_template=encoder.chat_template,
         min_pixels=recipe.min_pixels,
         max_pixels=recipe.max_pixels,

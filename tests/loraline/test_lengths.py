@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 
 from loraline import lengths, pixels
 from loraline.encoding import Encoder
-from loraline.records import IMAGE, Record
+from loraline.errors import UserError
+from loraline.records import IMAGE, VIDEO, Record, Video
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,3 +67,31 @@ def test_without_the_base_lengths_are_an_estimate_that_says_so() -> None:
 
 def test_a_base_that_nobody_has_is_out_of_reach() -> None:
     assert lengths.tokenizer_folder("nobody/has-this-model", None) is None
+
+
+@pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_a_videos_length_grows_with_its_frames(
+    architecture: str, tiny_base, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_base(architecture), tmp_path / "base")
+
+    def ruler() -> lengths.Lengths:
+        return lengths.lengths(folder, profile("vision", base=str(folder), **LIMITS))
+
+    def video(frames: int) -> Record:
+        shown = Video(tuple(picture(n, (112, 112), "JPEG") for n in range(frames)), 2.0)
+        return Record((("user", f"{VIDEO}a"), ("assistant", "b")), (), (shown,))
+
+    rows = [video(4), video(8), video(16)]
+    with pytest.raises(UserError, match="the chat template has no place for videos"):
+        ruler().measure(rows, [[(112, 112)]] * 3)
+
+    template = (folder / "chat_template.jinja").read_text()
+    place = "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    (folder / "chat_template.jinja").write_text(
+        template.replace("{% else %}{{ part.text }}", place + "{% else %}{{ part.text }}")
+    )
+    four, eight, sixteen = (row for row, _ in ruler().measure(rows, [[(112, 112)]] * 3))
+    assert sixteen > eight > four
+    with pytest.raises(UserError, match="not yet trained"):
+        ruler().encoder.encode(rows[0])
