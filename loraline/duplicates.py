@@ -25,6 +25,9 @@ NEAR_BITS = 3
 """Bits in which near images' hashes may differ; 4 bands of 16 bits find all of these."""
 
 SEED = 8737
+CROWD = 4096
+"""Distinct hashes with an equal band of which all are compared; of more, only neighbours are."""
+
 CHUNK = 65536
 
 
@@ -95,7 +98,7 @@ def every_pair(keys: NDArray[Any], hashes: NDArray[Any]) -> Iterator[NDArray[Any
     distinct, first = np.unique(hashes, return_index=True)
     order = first[np.lexsort((distinct, keys[first]))]
     yield from neighbours(hashes)
-    for step in range(1, len(order)):
+    for step in range(1, min(len(order), CROWD)):
         ahead, behind = order[step:], order[:-step]
         met = keys[ahead] == keys[behind]
         if not met.any():
