@@ -26,6 +26,9 @@ ATTEMPTS = 5
 
 BUFFER = 2**20
 
+STRANGERS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
+"""Error codes of servers that do not know the key, whatever their status says (Versity: 404)."""
+
 
 @dataclass
 class Bucket:
@@ -204,7 +207,7 @@ class Bucket:
                 return TryAgain(f"{place}: an object was changed while it was read")
             if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
                 return TryAgain(f"{place} does not answer ({code or status}); run it again")
-            if status in (401, 403):
+            if status in (401, 403) or code in STRANGERS:
                 return UserError(f"{place} refuses these credentials ({code or status})")
             return UserError(f"{place}: {code or status}, no such bucket or object")
         if isinstance(error, OSError) and error.errno is not None and error.filename:

@@ -1,4 +1,4 @@
-"""S3 over a real socket: moto's server, and a line to it that can be cut."""
+"""S3 over a real socket: two servers, and a line to them that can be cut."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from made_data import kept, picture
 
 from loraline import s3
@@ -26,31 +29,64 @@ ROWS = [{"question": f"What is {n}?", "answer": f"it is {n}"} for n in range(40)
 BIG = hashlib.shake_256(b"big").digest(3_000_000)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """Port of an S3 server that holds rows, images and a large object."""
-    from moto.server import ThreadedMotoServer
+@pytest.fixture(scope="module", params=["moto", "versitygw"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
+    """Port of an S3 server that holds rows, images and a large object.
 
-    with pytest.MonkeyPatch.context() as patch:
+    moto's server is there always, and a real one, the Versity gateway, where it is on the PATH.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if request.param == "moto":
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    elif found := shutil.which("versitygw"):
+        home = tmp_path_factory.mktemp("gateway")
+        identity = ["--access", "key", "--secret", "secret", "--port", f"127.0.0.1:{port}"]
+        command = [found, "--quiet", *identity, "posix", str(home)]
+    else:
+        pytest.skip("no versitygw on the PATH")
+    with serving(command, port), pytest.MonkeyPatch.context() as patch:
         credentials(patch)
-        started = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-        started.start()
-        port = started.get_host_and_port()[1]
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
-        client.create_bucket(Bucket="data")
-        lines = "".join(f"{json.dumps(row)}\n" for row in ROWS)
-        client.put_object(Bucket="data", Key="text/train.jsonl", Body=lines)
-        client.put_object(Bucket="data", Key="text/prompt.txt", Body="Say: {question}")
-        client.put_object(Bucket="data", Key="text/../../escape.jsonl", Body=lines)
-        for number in range(3):
-            client.put_object(Bucket="data", Key=f"images/a/{number}.png", Body=picture(number))
-        names = [*(f"a/{n}.png" for n in range(3)), "../text/train.jsonl", "a/gone.png"]
-        pairs = (json.dumps({"file_name": name, "text": name}) for name in names)
-        client.put_object(Bucket="data", Key="images/metadata.jsonl", Body="\n".join(pairs))
-        client.put_object(Bucket="data", Key="images/prompt.txt", Body="Read.")
-        client.put_object(Bucket="data", Key="big/big.bin", Body=BIG, ChecksumAlgorithm="SHA256")
+        fill(boto3.session.Session().client("s3", endpoint_url=f"http://127.0.0.1:{port}"))
         yield port
-        started.stop()
+
+
+@contextlib.contextmanager
+def serving(command: list[str], port: int, **environment: str) -> Iterator[None]:
+    """A server process that answers on a port of the loopback."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        command, env={**os.environ, **environment}, stdout=quiet, stderr=quiet
+    )
+    try:
+        for _ in range(150):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fill(client: Any) -> None:
+    client.create_bucket(Bucket="data")
+    lines = "".join(f"{json.dumps(row)}\n" for row in ROWS)
+    client.put_object(Bucket="data", Key="text/train.jsonl", Body=lines)
+    client.put_object(Bucket="data", Key="text/prompt.txt", Body="Say: {question}")
+    with contextlib.suppress(ClientError):
+        # A real server refuses such a name, others may not.
+        client.put_object(Bucket="data", Key="text/../../escape.jsonl", Body=lines)
+    for number in range(3):
+        client.put_object(Bucket="data", Key=f"images/a/{number}.png", Body=picture(number))
+    names = [*(f"a/{n}.png" for n in range(3)), "../text/train.jsonl", "a/gone.png"]
+    pairs = (json.dumps({"file_name": name, "text": name}) for name in names)
+    client.put_object(Bucket="data", Key="images/metadata.jsonl", Body="\n".join(pairs))
+    client.put_object(Bucket="data", Key="images/prompt.txt", Body="Read.")
+    client.put_object(Bucket="data", Key="big/big.bin", Body=BIG, ChecksumAlgorithm="SHA256")
 
 
 def credentials(patch: pytest.MonkeyPatch) -> None:
@@ -214,8 +250,8 @@ def test_what_arrives_otherwise_than_it_was_stored_is_refused(tmp_path: Path, mo
     assert [file.name for file in tmp_path.iterdir()] == [".locks"]
 
 
-def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path, server: int) -> None:
-    client = boto3.client("s3")
+def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path) -> None:
+    client = boto3.session.Session().client("s3")
     client.put_object(Bucket="data", Key="changing/a.jsonl", Body="old")
     bucket = s3.Bucket.connect("s3://data/changing", tmp_path)
     client.put_object(Bucket="data", Key="changing/a.jsonl", Body="new")
@@ -246,24 +282,24 @@ def test_no_credentials_are_said(tmp_path: Path, monkeypatch) -> None:
         s3.Bucket.connect("s3://data/text", tmp_path)
 
 
-def test_wrong_credentials_are_said(tmp_path: Path, monkeypatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # A server that looks at who asks, from its first request on.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "0"},
-        stderr=subprocess.DEVNULL,
-    )
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.2)
-        with pytest.raises(UserError, match=r"refuses these credentials \(InvalidAccessKeyId\)"):
+def test_wrong_credentials_are_said(tmp_path: Path, server: int, request, monkeypatch) -> None:
+    with contextlib.ExitStack() as stack:
+        if "moto" in request.node.name:
+            # One that looks at who asks, from its first request on.
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                server = probe.getsockname()[1]
+            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(server)]
+            stack.enter_context(serving(command, server, INITIAL_NO_AUTH_ACTION_COUNT="0"))
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        with pytest.raises(UserError, match="refuses these credentials"):
             s3.Bucket.connect("s3://data/text", tmp_path)
-    finally:
-        process.terminate()
-        process.wait()
+
+
+def test_a_wrong_secret_is_said(tmp_path: Path, request, monkeypatch) -> None:
+    if "moto" in request.node.name:
+        pytest.skip("moto takes any secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(UserError, match=r"refuses these credentials \(SignatureDoesNotMatch\)"):
+        s3.Bucket.connect("s3://data/text", tmp_path)
