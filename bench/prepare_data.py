@@ -55,9 +55,15 @@ print(len(rows.map(decode, num_proc=2)))
 """
 
 FACTORY = """
-import sys
+import importlib.util, sys, types
 from types import SimpleNamespace
 import datasets
+# The converter alone: the package imports trainers, which pin other versions of transformers.
+(root,) = importlib.util.find_spec("llamafactory").submodule_search_locations
+for name in ("", ".data", ".extras"):
+    package = types.ModuleType("llamafactory" + name)
+    package.__path__ = [root + name.replace(".", "/")]
+    sys.modules[package.__name__] = package
 from llamafactory.data.converter import get_dataset_converter
 datasets.disable_progress_bars()
 columns = dict(prompt="question", query=None, response="answer", history=None, system=None,

@@ -15,12 +15,16 @@ from typing import Any
 from loraline.dataset import Dataset, batches
 from loraline.records import IMAGE, SPLITS, Record, from_columns, parts
 
+MOST = 1000
+"""Requests; vllm bench serve takes as many as it is asked for, again and again."""
+
 
 def write(merged: Dataset, folder: Path) -> Path:
     """Write `custom.jsonl`, or `custom_image.jsonl` if rows show images; videos stay out."""
     shows = bool(len(merged.facts["media_row"]))
     folder.mkdir(parents=True)
     target = folder / ("custom_image.jsonl" if shows else "custom.jsonl")
+    written = 0
     test = (merged.split == SPLITS.index("test")) & (merged.copies > 0)
     with target.open("w", encoding="utf-8") as file:
         for part, start in zip(merged.work.parts, merged.starts, strict=True):
@@ -29,8 +33,9 @@ def write(merged: Dataset, folder: Path) -> Path:
                 wanted = test[index : index + len(batch)]
                 for offset in wanted.nonzero()[0].tolist():
                     row = from_columns(batch.slice(offset, 1).to_pylist()[0])
-                    if row.videos:
+                    if row.videos or written == MOST:
                         continue
+                    written += 1
                     images = [as_uri(image) for image in row.images]
                     tokens = int(merged.facts["answer"][index + offset])
                     json.dump(request(row, images, tokens, shows), file, ensure_ascii=False)

@@ -115,7 +115,8 @@ def convert(
     Raises BadRow for a box that is malformed, outside of its image, or of no known image.
     """
     placed = placeholders(objects, sizes, coordinates, target, recipe)
-    names = iter((objects or {}).get("ref") or ())
+    named = (objects or {}).get("ref") or []
+    names = iter(named if isinstance(named, list) else [named])
 
     def one(match: re.Match[str]) -> str:
         if len(sizes) != 1:
@@ -148,8 +149,10 @@ def placeholders(
     recipe: Profile,
 ) -> Iterator[str]:
     """The boxes of a row's `objects`, converted and written out, in their order."""
-    found = (objects or {}).get("bbox") or ()
-    images = (objects or {}).get("image_id") or [0] * len(found)
+    found = (objects or {}).get("bbox") or []
+    images = (objects or {}).get("image_id") or ([0] * len(found) if isinstance(found, list) else 0)
+    if not isinstance(found, list) or not isinstance(images, list) or len(images) != len(found):
+        raise BadRow("boxes", "objects do not hold a list of boxes, with an image for each")
     for box, image in zip(found, images, strict=False):
         if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box))):
             raise BadRow("boxes", f"box {box!r} is not four numbers")

@@ -29,6 +29,9 @@ GROUP, SHARD = 32 * 2**20, 512 * 2**20
 MIX = 0x9E3779B97F4A7C15
 """Odd and without pattern: the golden ratio in 64 bits."""
 
+FORMAT = 1
+"""Of the shards; another one makes every dataset a new one."""
+
 MANIFEST = "manifest.json"
 
 
@@ -372,7 +375,7 @@ def digest(merged: Dataset) -> str:
     """SHA-256 of prompt, settings, and split, text and media of every row, in order."""
     import numpy as np
 
-    head = {"prompt": merged.work.prompt, **settings(merged.work)}
+    head = {"format": FORMAT, "prompt": merged.work.prompt, **settings(merged.work)}
     # Where the base was out of reach and no row was near the limit, the rows are the same.
     del head["exact_lengths"]
     found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())

@@ -91,7 +91,8 @@ def draft(raw: Any, how: Reading) -> Draft:
         if row.get(how.group_by) is None:
             raise BadRow("format", f"column {how.group_by!r} of --group-by is missing")
         made.group = str(row[how.group_by])
-    made.objects = row.get("objects")
+    if isinstance(row.get("objects"), dict):
+        made.objects = row["objects"]
     return made
 
 
@@ -112,7 +113,7 @@ def conversation(row: Mapping[str, Any]) -> Draft | None:
         if not isinstance(turn, dict):
             raise BadRow("format", f"a turn of {name} is not an object")
         role = turn.get("role", turn.get("from"))
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise BadRow("roles", f"unknown role {role!r}; accepted: {', '.join(ROLES)}")
         content = turn.get("content", turn.get("value"))
         if isinstance(content, list):
@@ -170,7 +171,10 @@ def single(row: Mapping[str, Any], how: Reading) -> Draft:
             raise UserError("the prompt must contain {question}, the place of the row's question")
         text = (how.prompt or "{question}").replace("{question}", asked)
     turns = [("user", text), ("assistant", answer.strip())]
-    for pair in reversed(row.get("history") or []):
+    history = row.get("history") or []
+    for pair in reversed(history if isinstance(history, list) else [history]):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRow("format", "history is not a list of questions with answers")
         turns[:0] = [("user", str(pair[0])), ("assistant", str(pair[1]))]
     if isinstance(row.get("system"), str) and row["system"]:
         turns.insert(0, ("system", row["system"]))

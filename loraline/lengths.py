@@ -35,7 +35,8 @@ def tokenizer_folder(base: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if Path(base).is_dir():
-        return Path(base)
+        names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+        return Path(base) if any(Path(base, name).is_file() for name in names) else None
     try:
         return Path(snapshot_download(base, revision=revision, allow_patterns=FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
@@ -88,9 +89,15 @@ class Exact:
 
         from loraline.encoding import Encoder
 
-        self.encoder = Encoder(
-            folder, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
-        )
+        try:
+            self.encoder = Encoder(
+                folder, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the tokenizer of {recipe.base!r} cannot be loaded: {reason}"
+            ) from error
         self.image = functools.lru_cache(maxsize=4096)(self._image)
         # What apply_chat_template calls. Its context is a copy of all globals, made for every row
         # anew; ours is made once, which halves the time of a row.

@@ -419,7 +419,10 @@ def facts_of(
     elif group_by == "row":
         groups = digests
     else:
-        groups = [hashlib.sha256((row.draft.group or "").encode()).digest() for row in rows]
+        groups = [
+            hashlib.sha256((row.draft.group or "").encode("utf-8", "replace")).digest()
+            for row in rows
+        ]
     shown = list(chain.from_iterable(row.media for row in rows))
     split = SPLITS.index(part.split) if part.split else -1
     return {

@@ -22,8 +22,8 @@ KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
 Raw = Any
 """A parsed row, a BadRow, or None for a blank line."""
 
-BATCH = 256
-"""Rows of a column file that are in memory at once; they may hold images."""
+BATCH, BATCH_BYTES = 256, 32 * 2**20
+"""Rows of a column file that are in memory at once, and bytes, since they may hold images."""
 
 JSON_MEMBERS, TEXT_MEMBERS = (".json",), (".txt", ".caption", ".text")
 IMAGE_MEMBERS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -179,16 +179,23 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
             with pa.memory_map(str(path)) as source:
                 table = pa.ipc.open_stream(source).read_all()
                 part = table.slice(start, None if stop is None else stop - start)
-                for batch in part.to_batches(max_chunksize=BATCH):
+                for batch in part.to_batches(max_chunksize=at_once(part.nbytes, len(part))):
                     yield from batch.to_pylist()
             return
         with pq.ParquetFile(path) as file:
-            groups = range(start, file.num_row_groups if stop is None else stop)
-            for batch in file.iter_batches(BATCH, row_groups=list(groups)):
-                yield from batch.to_pylist()
+            for number in range(start, file.num_row_groups if stop is None else stop):
+                group = file.metadata.row_group(number)
+                size = at_once(group.total_byte_size, group.num_rows)
+                for batch in file.iter_batches(size, row_groups=[number]):
+                    yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is broken: {reason}") from error
+
+
+def at_once(held: int, rows: int) -> int:
+    """Rows that fit the memory, from the bytes that so many take."""
+    return max(1, min(BATCH, BATCH_BYTES * rows // max(1, held)))
 
 
 def tar_rows(path: Path, row_bytes: int) -> Iterator[Raw]:

@@ -99,6 +99,8 @@ class Source:
     root: Path
     files: tuple[DataFile, ...]
     bucket: Bucket | None = None
+    media: Path | None = None
+    """Folder that media lie in; null is the root."""
 
     def path(self, name: str) -> Path:
         """Local path of a data file."""
@@ -108,7 +110,8 @@ class Source:
         """Fetch media by names relative to the data file `name`."""
         folder = posixpath.dirname(name)
         if self.bucket is None:
-            return inside(self.root / folder, self.root)
+            root = self.media or self.root
+            return inside(root if self.media else root / folder, root)
         bucket = self.bucket
 
         def fetch(medium: str) -> Path:
@@ -308,7 +311,9 @@ def hugging_face(entry: Entry, rest: str) -> Source:
             files.append(
                 DataFile(str(found), entry.split or given, found.stat().st_size, part._fingerprint)
             )
-    return Source(entry, Path("/"), tuple(files))
+    # The cached files lie anywhere; a row may name what belongs to its dataset, and nothing else.
+    owned = Path(path) if Path(path).is_dir() else Path(datasets.config.HF_CACHE_HOME)
+    return Source(entry, Path("/"), tuple(files), media=owned)
 
 
 def dvc(entry: Entry, rest: str, cache: Path) -> Source:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -248,6 +253,22 @@ def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monk
             merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
             assert kept(merged)[0].question == rows[0]["question"]
             raise KeyboardInterrupt
+
+
+def test_a_worker_that_is_killed_is_try_again(tmp_path, prepare, monkeypatch) -> None:
+    data = write_lines(tmp_path / "data.jsonl", ROWS * 40)
+
+    def kill() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.05)
+        os.kill(children[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TryAgain, match="a worker process was killed, most likely for memory"):
+        prepare(data, size=500, workers=2)
+    killer.join()
+    assert not multiprocessing.active_children()
 
 
 def test_two_runs_with_the_same_choices_do_not_meet(tmp_path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -10,6 +11,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from made_data import film, kept, picture, write_lines
 
 from loraline import formats
@@ -246,3 +249,20 @@ def test_text_images_and_videos_mix_in_one_set_of_many_turns(tmp_path: Path, pre
     assert [part["type"] for part in images.prompt()[0]["content"]] == ["image", "text"]
     assert len(video.videos[0].frames) == 6
     assert video.videos[0].fps == pytest.approx(2.0)
+
+
+KEYS = """messages conversations role content from value type text image images video question
+answer instruction output history system objects image_url url prompt completion input"""
+keys = st.sampled_from(KEYS.split())
+leaves = st.none() | st.booleans() | st.integers() | st.sampled_from(["user", "gpt", "image", ""])
+rows = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=5)
+)
+
+
+@given(rows)
+@settings(max_examples=300)
+def test_whatever_a_row_holds_it_is_a_draft_or_a_bad_row(row: object) -> None:
+    with contextlib.suppress(BadRow):
+        made = formats.draft(row, Reading("Look: {question}"))
+        assert all(isinstance(text, str) for turn in made.turns for text in turn)

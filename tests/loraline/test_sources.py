@@ -166,6 +166,25 @@ def test_a_folder_that_datasets_saved_is_a_hugging_face_source(tmp_path: Path, p
     assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(6)]
 
 
+def test_a_hugging_face_row_names_no_file_outside_of_its_folder(tmp_path: Path, prepare) -> None:
+    import datasets
+
+    (tmp_path / "secret.png").write_bytes(picture(1))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "own.png").write_bytes(picture(2))
+    rows = [{"image": str(tmp_path / "secret.png"), "text": "a"}, {"image": "own.png", "text": "b"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (tmp_path / "prompt.txt").write_text("Read.")
+    merged = prepare(
+        f"hf://{tmp_path}/saved",
+        modality="vision",
+        prompt=str(tmp_path / "prompt.txt"),
+        on=("media_missing=drop",),
+    )
+    assert [record.images[0] for record in kept(merged)] == [picture(2)]
+    assert merged.counts == {"media_missing drop": 1}
+
+
 def test_a_hub_dataset_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     with pytest.raises((UserError, TryAgain), match="hf://nobody/nothing"):
         sources.locate(Entry(uri="hf://nobody/nothing"), tmp_path)
