@@ -193,9 +193,12 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             "a worker process was killed, most likely for memory; run it again with fewer --workers"
         ) from error
     finally:
-        for child in multiprocessing.active_children():
-            child.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
+        left = multiprocessing.active_children()
+        for child in left:
+            child.terminate()
+        for child in left:
+            child.join()
 
 
 def settle() -> None:
