@@ -32,6 +32,12 @@ class Contract(BaseModel):
     prompt: str
     """Template of the user turn; `{question}` is replaced by the row's question."""
 
+    prompt_uri: str = ""
+    """The prompt's name and version in MLflow's registry, `prompts:/name/version`."""
+
+    boxes: str | None = None
+    """Convention of bounding boxes in the training rows, as loraline/boxes.py names it."""
+
     chat_template: str
     """Jinja template that made the tokens."""
 

@@ -95,6 +95,8 @@ class Encoder:
         Raises UserError when the chat template does not render the answer after the prompt and
         end it with the end-of-sequence token.
         """
+        if record.videos:
+            raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
         messages = record.prompt()
         prompt = self._render(messages, add_generation_prompt=True)
         whole = self._render([*messages, {"role": "assistant", "content": record.answer}])
@@ -181,7 +183,9 @@ def load_rows(
     left_out: dict[str, int] = {}
     for split in ("train", "validation"):
         found = records.read(dataset / f"{split}.parquet")
-        if any(bool(record.images) != (recipe.modality == "vision") for record in found):
+        shows = any(record.images or record.videos for record in found)
+        # A vision set may hold rows of text alone, a text set nothing else.
+        if shows != (recipe.modality == "vision") and (shows or split == "train"):
             raise UserError(f"the dataset of --run-id does not fit modality {recipe.modality}")
         rows = []
         with progress.bar(f"encode {split}", len(found)) as advance:

@@ -173,6 +173,8 @@ class Pod:
             "loraline/adapter-sha256": first.sha256,
             "loraline/base-revision": self.contract.base_revision,
         }
+        if self.contract.prompt_uri:
+            found["loraline/prompt"] = self.contract.prompt_uri
         if len(self.adapters) > 1:
             found["loraline/beside"] = ", ".join(each.uri for each in self.adapters[1:])
         if self.plan:

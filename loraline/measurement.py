@@ -74,7 +74,7 @@ def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> d
     An image that cannot be decoded, or a prompt that leaves no room for the longest answer, is
     refused by the server, too.
     """
-    from loraline.manifest import max_model_len
+    from loraline.server import max_model_len
 
     rows = {}
     for index, record in enumerate(held_out):

@@ -69,10 +69,11 @@ def start(agreed: Contract, base: Base, *, slots: int, longest: int) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from loraline import manifest, models
+    from loraline import models, server
 
     models.tiny_models_run_faster_on_one_thread(base)
-    _, *flags = manifest.server_args(agreed, "tuned", "")
+    adapter = server.Adapter("tuned", "", "", agreed.adapter_sha256, agreed.r)
+    _, *flags = server.arguments(agreed, [adapter])
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     known, _ = parser.parse_known_args(["--model", str(base.path), *flags])
     arguments = EngineArgs.from_cli_args(known)
@@ -82,7 +83,7 @@ def start(agreed: Contract, base: Base, *, slots: int, longest: int) -> Any:
         # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
         arguments.lora_target_modules = list(agreed.target_modules)
     # A reference may be longer than any answer that the server would give.
-    arguments.max_model_len = max(manifest.max_model_len(agreed), longest + 1)
+    arguments.max_model_len = max(server.max_model_len(agreed), longest + 1)
     if not torch.cuda.is_available():
         arguments.kv_cache_memory_bytes = ON_CPU["kv_cache_memory_bytes"]
     return LLM.from_engine_args(arguments)

@@ -10,6 +10,7 @@ An interrupted training leaves a checkpoint in the artifact store; the next star
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,9 @@ def train_qlora(
         train(sft, start, checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes))
         curves.log_results(sft)
         adapter = save_adapter(sft, recipe, base, scratch / "adapter")
-        contract = write_contract(adapter, recipe, base, encoder, prompt, rows)
+        contract = write_contract(
+            adapter, recipe, base, encoder, prompt, rows, data_run.data.params
+        )
         log_adapter(adapter, contract, profile)
         mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
         checkpoint.drop(client, run.info.run_id)
@@ -198,8 +201,9 @@ def write_contract(
     encoder: Encoder,
     prompt: str,
     rows: dict[str, list[Row]],
+    data: Mapping[str, str],
 ) -> Contract:
-    """State beside the weights what they were trained with."""
+    """State beside the weights what they were trained with; `data` is parameters of their run."""
     from loraline import contract
 
     written = contract.Contract(
@@ -208,6 +212,8 @@ def write_contract(
         modality=recipe.modality,
         architecture=base.architecture,
         prompt=prompt,
+        prompt_uri=data.get("prompt_uri", ""),
+        boxes=data.get("boxes"),
         chat_template=encoder.chat_template,
         min_pixels=recipe.min_pixels,
         max_pixels=recipe.max_pixels,

@@ -58,6 +58,14 @@ def server_args(objects):
     return [arg.replace("$$", "$") for arg in pod(objects)["containers"][0]["args"]]
 
 
+def test_the_manifest_names_the_registered_prompt():
+    asked = TEXT.model_copy(update={"prompt_uri": "prompts:/support-prompt/3"})
+    assert rendered(asked)["Deployment"]["metadata"]["annotations"]["loraline/prompt"] == (
+        "prompts:/support-prompt/3"
+    )
+    assert "loraline/prompt" not in rendered()["Deployment"]["metadata"]["annotations"]
+
+
 def test_text_adapter_is_served_with_what_its_contract_says():
     assert server_args(rendered()) == [
         "mistralai/Mistral-7B-v0.1",

@@ -1,0 +1,235 @@
+"""Speed and peak memory of prepare_data, beside datasets' map and LLaMA-Factory.
+
+All read the same files in one run: a JSONL file of questions and answers, and a folder of JPEGs of
+448 x 448 pixels with their metadata file. Ours is the whole step: reading, every check, token
+lengths, signatures, merge, shards, report, MLflow. datasets and LLaMA-Factory do a part of that, as
+the printed table says. Memory is the proportional set size of the process and its children.
+
+    python bench/prepare_data.py --rows 1000000 --images 20000
+    python bench/prepare_data.py --rows 100000 --images 2000 --llamafactory other/venv/bin/python
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).parents[1]
+SIDE = 448
+WORKERS = 2
+PAGES = [ROOT / "LICENSE", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+MAP_TEXT = """
+import sys, datasets
+from transformers import AutoTokenizer
+datasets.disable_progress_bars()
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[2])
+def encode(row):
+    turns = [("user", row["question"]), ("assistant", row["answer"])]
+    turns = [{"role": role, "content": text} for role, text in turns]
+    return {"input_ids": tokenizer.apply_chat_template(turns, return_dict=False)}
+rows = datasets.load_dataset("json", data_files=sys.argv[1] + "/data.jsonl", split="train")
+print(len(rows.map(encode, num_proc=2)))
+"""
+
+MAP_IMAGES = """
+import sys, datasets
+datasets.disable_progress_bars()
+def decode(row):
+    row["image"].load()
+    return {"pixels": row["image"].width * row["image"].height}
+rows = datasets.load_dataset("imagefolder", data_dir=sys.argv[1], split="train")
+print(len(rows.map(decode, num_proc=2)))
+"""
+
+FACTORY = """
+import importlib.util, sys, types
+from types import SimpleNamespace
+import datasets
+# The converter alone: the package imports trainers, which pin other versions of transformers.
+(root,) = importlib.util.find_spec("llamafactory").submodule_search_locations
+for name in ("", ".data", ".extras"):
+    package = types.ModuleType("llamafactory" + name)
+    package.__path__ = [root + name.replace(".", "/")]
+    sys.modules[package.__name__] = package
+from llamafactory.data.converter import get_dataset_converter
+datasets.disable_progress_bars()
+columns = dict(prompt="question", query=None, response="answer", history=None, system=None,
+               tools=None, images=None, videos=None, audios=None, ranking=False, kto_tag=None,
+               load_from="file", formatting="alpaca")
+kind, folder = sys.argv[2], sys.argv[1]
+if kind == "images":
+    columns |= dict(prompt="prompt", response="text", images="images")
+    rows = datasets.load_dataset("json", data_files=folder + "/../factory.jsonl", split="train")
+else:
+    rows = datasets.load_dataset("json", data_files=folder + "/data.jsonl", split="train")
+settings = SimpleNamespace(media_dir=folder, image_dir=folder)
+convert = get_dataset_converter("alpaca", SimpleNamespace(**columns), settings)
+print(len(rows.map(convert, remove_columns=rows.column_names, num_proc=2)))
+"""
+
+
+@click.command()
+@click.option("--rows", default=1_000_000, show_default=True, help="Text rows.")
+@click.option("--images", default=20_000, show_default=True, help="Rows with one image.")
+@click.option("--llamafactory", help="Python of an environment that has LLaMA-Factory.")
+@click.option("--only", default="", help="A word of the names to run, such as loraline.")
+def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
+    """Measure prepare_data beside its peers and print a table."""
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        text, pictures = place / "text", place / "images"
+        make_text(text, rows)
+        make_images(pictures, images)
+        make_base(place / "base")
+        lay_out(place)
+        base = str(place / "base")
+        step = [sys.executable, str(ROOT / "steps/prepare_data.py"), "--workers", str(WORKERS)]
+        runs = {
+            "loraline, text": (rows, [*step, "--profile", "text", "--data", str(text)]),
+            "datasets map (tokens only), text": (
+                rows,
+                [sys.executable, "-c", MAP_TEXT, str(text), base],
+            ),
+            "loraline, images": (images, [*step, "--profile", "vision", "--data", str(pictures)]),
+            "datasets map (decode only), images": (
+                images,
+                [sys.executable, "-c", MAP_IMAGES, str(pictures)],
+            ),
+        }
+        if llamafactory:
+            for kind, folder, count in (("text", text, rows), ("images", pictures, images)):
+                command = [llamafactory, "-c", FACTORY, str(folder), kind]
+                runs[f"LLaMA-Factory converter (no media, no tokens), {kind}"] = (count, command)
+        print("| | rows | seconds | CPU seconds | rows/s | peak GiB |\n|---|---|---|---|---|---|")
+        for name, (count, command) in runs.items():
+            if count and only in name:
+                seconds, cpu, peak = measure(command, place)
+                rate, gib = count / seconds, peak / 2**30
+                numbers = f"{seconds:.1f} | {cpu:.1f} | {rate:,.0f} | {gib:.2f}"
+                print(f"| {name} | {count:,} | {numbers} |", flush=True)
+
+
+def make_text(folder: Path, rows: int) -> None:
+    """Questions and answers of the length of support tickets, from the words of our own pages."""
+    folder.mkdir()
+    rng = random.Random(0)
+    words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in PAGES))
+    after = defaultdict(list)
+    for one, two in pairwise(words):
+        after[one].append(two)
+
+    def say(length: int) -> str:
+        said = [rng.choice(words)]
+        while len(said) < length:
+            said.append(rng.choice(after[said[-1]] or words if rng.random() < 0.8 else words))
+        return " ".join(said)
+
+    with (folder / "data.jsonl").open("w") as file:
+        for _ in range(rows):
+            row = {"question": say(rng.randint(6, 14)) + "?", "answer": say(rng.randint(8, 24))}
+            file.write(json.dumps(row) + "\n")
+
+
+def make_images(folder: Path, images: int) -> None:
+    (folder / "images").mkdir(parents=True)
+    with ProcessPoolExecutor(WORKERS) as pool:
+        list(pool.map(make_image, [folder] * images, range(images), chunksize=256))
+    with (
+        (folder / "metadata.jsonl").open("w") as file,
+        (folder.parent / "factory.jsonl").open("w") as other,
+    ):
+        for number in range(images):
+            name, text = f"images/{number:06d}.jpg", f"picture number {number}"
+            file.write(json.dumps({"file_name": name, "text": text}) + "\n")
+            row = {"images": [name], "prompt": "<image>What is it?", "text": text}
+            other.write(json.dumps(row) + "\n")
+    (folder / "prompt.txt").write_text("What is it?")
+
+
+def make_image(folder: Path, number: int) -> None:
+    """A picture with as much detail as a photo: 40 KB as JPEG."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(number)
+    coarse = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8)).resize((SIDE, SIDE))
+    noise = rng.normal(0, 8, (SIDE, SIDE, 1))
+    pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / f"{number:06d}.jpg", quality=85)
+
+
+def make_base(folder: Path) -> None:
+    """The tiny text base with a vocabulary of its own, so that a word is about one token.
+
+    The tokenizer of the test data knows few words, and would make three times the tokens that
+    Mistral's or Qwen's make of English.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    shutil.copytree(ROOT / "test_data/text/base", folder)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator((page.read_text() for page in PAGES), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def lay_out(place: Path) -> None:
+    """Profiles with limits that no row meets, and the bases."""
+    import yaml
+
+    (place / "lora_profiles").mkdir()
+    (place / "test_data").symlink_to(ROOT / "test_data")
+    for kind in ("text", "vision"):
+        profile = yaml.safe_load((ROOT / f"lora_profiles/smoke-{kind}.yaml").read_text())
+        profile |= {"max_length": 4096, "max_new_tokens": 1024}
+        if kind == "text":
+            profile |= {"base": "base"}
+        if kind == "vision":
+            profile |= {"min_pixels": 3136, "max_pixels": 1003520}
+        (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
+
+
+def measure(command: list[str], place: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds, and the most memory in bytes, of a process and its children."""
+    import psutil
+
+    started, peak, used = time.monotonic(), 0, dict[int, float]()
+    process = psutil.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None:
+        held = 0
+        for one in [process, *process.children(recursive=True)]:
+            try:
+                held += one.memory_full_info().pss
+                times = one.cpu_times()
+                used[one.pid] = times.user + times.system
+            except psutil.Error:
+                continue
+        peak = max(peak, held)
+        time.sleep(0.2)
+    seconds = time.monotonic() - started
+    if process.returncode:
+        raise click.ClickException(process.stderr.read().decode()[-2000:])
+    return seconds, sum(used.values()), peak
+
+
+if __name__ == "__main__":
+    bench()

@@ -1,0 +1,217 @@
+"""What is looked for in every row, and what is done with a row in which it is found.
+
+A row is kept whole, repaired in a way that is counted, or counted out; nothing is cut or replaced.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from loraline.errors import UserError
+from loraline.records import IMAGE, TAGS, VIDEO
+
+FAIL, DROP, REPAIR, KEEP = "fail", "drop", "repair", "keep"
+
+
+class Check(NamedTuple):
+    """One thing to look for."""
+
+    default: str
+    accepted: tuple[str, ...]
+    """Actions that can be chosen; the cure of `repair` is named in `meaning`."""
+
+    meaning: str
+
+
+CHECKS: dict[str, Check] = {
+    "unreadable": Check(
+        FAIL, (FAIL, DROP), "a line, row or archive member that is no JSON, no UTF-8 or too long"
+    ),
+    "format": Check(FAIL, (FAIL, DROP), "a row that fits none of the formats"),
+    "roles": Check(
+        FAIL,
+        (FAIL, DROP, REPAIR),
+        "turns that do not alternate from user to assistant; repair joins turns of the same role",
+    ),
+    "empty": Check(FAIL, (FAIL, DROP), "an empty answer or question"),
+    "tags": Check(
+        FAIL,
+        (FAIL, DROP, REPAIR),
+        "media tags and media that do not match one to one; repair puts tags before the first "
+        "question of a row that has none",
+    ),
+    "tags_in_answer": Check(FAIL, (FAIL, DROP), "a media tag in a turn that is not the user's"),
+    "modality": Check(FAIL, (FAIL, DROP), "media in a row for a text model"),
+    "media_missing": Check(
+        FAIL, (FAIL, DROP), "media that are absent, outside of the source, or a web address"
+    ),
+    "media_broken": Check(FAIL, (FAIL, DROP), "media that are truncated or cannot be decoded"),
+    "media_type": Check(
+        REPAIR,
+        (FAIL, DROP, REPAIR),
+        "an image whose content is of another type than its name says; repair goes by the content",
+    ),
+    "appearance": Check(
+        REPAIR,
+        (FAIL, DROP, REPAIR),
+        "an image that is turned by its EXIF orientation or has transparent parts, which servers "
+        "and processors show in different ways; repair stores it upright and on white",
+    ),
+    "media_limits": Check(
+        FAIL, (FAIL, DROP), "media over the limits of bytes, pixels, aspect ratio or frames"
+    ),
+    "boxes": Check(FAIL, (FAIL, DROP), "a bounding box that is malformed or outside of its image"),
+    "characters": Check(
+        REPAIR,
+        (FAIL, DROP, REPAIR),
+        "control characters, NUL, lone surrogates, byte order marks, text direction overrides; "
+        "repair removes them",
+    ),
+    "normalization": Check(
+        KEEP,
+        (FAIL, DROP, REPAIR, KEEP),
+        "text that is not in Unicode's composed form (NFC); repair composes it",
+    ),
+    "special_tokens": Check(
+        DROP, (FAIL, DROP, KEEP), "text that the tokenizer would read as one of its control tokens"
+    ),
+    "too_long": Check(DROP, (FAIL, DROP), "a row longer than the profile's max_length"),
+    "answer_too_long": Check(
+        DROP, (FAIL, DROP, KEEP), "an answer longer than the profile's max_new_tokens"
+    ),
+    "duplicates": Check(
+        DROP,
+        (FAIL, DROP, KEEP),
+        "a row that an earlier row of its split repeats, spaces and case aside",
+    ),
+    "near_duplicates": Check(
+        KEEP, (FAIL, DROP, KEEP), "a row nearly the same as an earlier one of its split"
+    ),
+    "leaks": Check(
+        DROP,
+        (FAIL, DROP, KEEP),
+        "a row or an image that also stands in a split nearer to the test; it is dropped where "
+        "it would be trained on",
+    ),
+    "near_leaks": Check(
+        KEEP, (FAIL, DROP, KEEP), "the same for rows and images that are nearly the same"
+    ),
+}
+
+
+class BadRow(Exception):
+    """A row that does not pass a check, in a clause that follows its place."""
+
+    def __init__(self, check: str, clause: str) -> None:
+        super().__init__(clause)
+        self.check = check
+        self.clause = clause
+
+
+Policy = Mapping[str, str]
+"""Action by check."""
+
+
+def policy(choices: Iterable[str] = ()) -> dict[str, str]:
+    """The action of each check: defaults, and choices written as `check=action`."""
+    chosen = {name: check.default for name, check in CHECKS.items()}
+    for choice in choices:
+        name, _, action = choice.partition("=")
+        if name not in CHECKS:
+            raise UserError(f"unknown check {name!r} in {choice!r}; accepted: {', '.join(CHECKS)}")
+        accepted = CHECKS[name].accepted
+        if action not in accepted:
+            raise UserError(
+                f"check {name} cannot be set to {action!r}; accepted: {', '.join(accepted)}"
+            )
+        chosen[name] = action
+    return chosen
+
+
+UNWANTED = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff\ud800-\udfff]"
+)
+"""Unicode categories Cc without tab and line ends, Cs, the bidirectional controls of Unicode
+Technical Report 36, the byte order mark and the two noncharacters of the basic plane."""
+
+Turns = list[tuple[str, str]]
+
+
+def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
+    """Turns without unwanted characters; what was kept or repaired is named in `found`.
+
+    Raises BadRow where the action is to drop or to fail.
+    """
+    for index, (role, text) in enumerate(turns):
+        if match := UNWANTED.search(text):
+            if actions["characters"] != REPAIR:
+                code = f"U+{ord(match.group()):04X}"
+                raise BadRow("characters", f"{role} turn holds the character {code}")
+            found.append("characters")
+            turns[index] = (role, text := UNWANTED.sub("", text))
+        if not text.isascii() and not unicodedata.is_normalized("NFC", text):
+            if actions["normalization"] in (FAIL, DROP):
+                raise BadRow("normalization", f"{role} turn is not in composed form (NFC)")
+            found.append("normalization")
+            if actions["normalization"] == REPAIR:
+                turns[index] = (role, unicodedata.normalize("NFC", text))
+    return turns
+
+
+def alternate(turns: Turns, actions: Policy, found: list[str]) -> Turns:
+    """Turns that go from user to assistant and end with the answer, after at most one of system."""
+    body = turns[1:] if turns[0][0] == "system" else turns
+    regular = len(body) >= 2 and len(body) % 2 == 0
+    if regular and all(
+        role == ("assistant" if i % 2 else "user") for i, (role, _) in enumerate(body)
+    ):
+        return turns
+    if actions["roles"] == REPAIR:
+        joined = turns[:1]
+        for role, text in turns[1:]:
+            if role == joined[-1][0]:
+                joined[-1] = (role, f"{joined[-1][1]}\n{text}")
+            else:
+                joined.append((role, text))
+        if joined != turns:
+            found.append("roles")
+            return alternate(joined, {**actions, "roles": FAIL}, found)
+    order = ", ".join(role for role, _ in turns[:8])
+    raise BadRow(
+        "roles",
+        f"turns must alternate from user to assistant and end with the answer, found {order}",
+    )
+
+
+def match_tags(turns: Turns, images: int, videos: int, actions: Policy, found: list[str]) -> Turns:
+    """Turns whose tags stand for `images` and `videos` one to one, and in user turns only."""
+    tags = {IMAGE: 0, VIDEO: 0}
+    for role, text in turns:
+        if "<" in text:
+            for tag in TAGS.findall(text):
+                if role != "user":
+                    raise BadRow("tags_in_answer", f"{tag} must not stand in the {role} turn")
+                tags[tag] += 1
+    if tags[IMAGE] == images and tags[VIDEO] == videos:
+        return turns
+    if actions["tags"] == REPAIR and not any(tags.values()):
+        first = next(index for index, (role, _) in enumerate(turns) if role == "user")
+        found.append("tags")
+        text = IMAGE * images + VIDEO * videos + turns[first][1]
+        return [*turns[:first], ("user", text), *turns[first + 1 :]]
+    raise BadRow(
+        "tags",
+        f"{tags[IMAGE]} {IMAGE} tags for {images} images and "
+        f"{tags[VIDEO]} {VIDEO} tags for {videos} videos",
+    )
+
+
+def not_empty(turns: Turns) -> None:
+    """No turn of user or assistant is empty; a media tag is content."""
+    for role, text in turns:
+        if role != "system" and not text.strip():
+            name = "answer" if role == "assistant" else "question"
+            raise BadRow("empty", f"{name} is empty")

@@ -1,0 +1,474 @@
+"""A dataset's rows, read and checked part by part, in as many processes as there are cores.
+
+A part is a range of one data file. What a worker makes of it is a file of kept rows, arrays of
+facts about them, and a page of counts; none depends on where ranges begin or who reads them. A part
+that is finished stays, so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline import boxes, checks, formats, lengths, media, pixels, readers
+from loraline.checks import DROP, FAIL, REPAIR, BadRow, Policy
+from loraline.duplicates import signatures
+from loraline.errors import TryAgain
+from loraline.formats import Draft, Reading
+from loraline.media import Limits
+from loraline.profiles import Profile
+from loraline.records import SPLITS, Record, Video, batch, schema
+from loraline.sources import Source
+
+if TYPE_CHECKING:
+    import re
+
+    from numpy.typing import NDArray
+
+ROWS, BYTES = 2048, 32 * 2**20
+"""Kept rows that are written at once, and bytes of media after which they are written earlier."""
+
+EXAMPLES = 5
+"""Rows of each check that are shown."""
+
+FLAGS = list(checks.CHECKS)
+"""Checks by their bit in a row's flags."""
+
+PARALLEL_FROM = 2**20
+"""Bytes of data files from which several processes are worth their start."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a data file: bytes of JSONL, row groups of Parquet, rows of Arrow, or all."""
+
+    number: int
+    source: int
+    file: str
+    split: str | None
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker needs to know."""
+
+    sources: tuple[Source, ...]
+    parts: tuple[Part, ...]
+    prompt: str | None
+    group_by: str
+    actions: Policy
+    limits: Limits
+    recipe: Profile
+    tokenizer: Path | None
+    """Folder with the base's tokenizer; None when it is out of reach."""
+
+    boxes: str | None
+    """Coordinates that boxes are converted to."""
+
+    folder: Path
+
+    def file(self, part: Part, ending: str) -> Path:
+        return self.folder / f"{part.number:06d}{ending}"
+
+
+@dataclass
+class Candidate:
+    """A row that passed the checks that need no other row."""
+
+    number: int
+    record: Record
+    draft: Draft
+    pick: int
+    media: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    """SHA-256, perceptual hash, height and width of each image and video."""
+
+    found: list[str] = field(default_factory=list)
+    """Checks that were repaired or kept."""
+
+
+@dataclass
+class Tally:
+    """Counts and examples of one part."""
+
+    lines: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Rows by `check action`."""
+
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, check: str, action: str, number: int, clause: str, shown: Any) -> None:
+        self.counts[f"{check} {action}"] += 1
+        if self.counts[f"{check} {action}"] <= EXAMPLES:
+            text = shown if isinstance(shown, str) else repr(shown)[:2000]
+            self.examples.append(
+                {
+                    "check": check,
+                    "action": action,
+                    "row": number,
+                    "clause": clause,
+                    "text": text[:300],
+                }
+            )
+
+
+def plan(sources: Sequence[Source], size: int) -> Iterator[Part]:
+    """Cut the data files into parts of about `size` bytes, in the order of the rows."""
+    number = 0
+    for index, source in enumerate(sources):
+        for file in source.files:
+            for start, stop in ranges(source, file.name, file.size, size):
+                yield Part(number, index, file.name, file.split, start, stop)
+                number += 1
+
+
+def ranges(source: Source, name: str, length: int, size: int) -> Iterator[tuple[int, int | None]]:
+    kind = Path(name).suffix.lower()
+    if kind == ".jsonl":
+        for start in range(0, max(length, 1), size):
+            yield start, min(start + size, length)
+    elif kind in (".parquet", ".arrow") and source.bucket is None:
+        total, rows = column_units(source.root / name)
+        step = max(1, total * size // max(length, 1)) if rows else 1
+        for start in range(0, max(total, 1), step):
+            yield start, min(start + step, total)
+    else:
+        yield 0, None
+
+
+def column_units(path: Path) -> tuple[int, bool]:
+    """How many row groups a Parquet file has, or rows an Arrow file, and whether it is rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from loraline.errors import UserError
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return int(pq.read_metadata(path).num_row_groups), False
+        with pa.memory_map(str(path)) as file:
+            return int(pa.ipc.open_stream(file).read_all().num_rows), True
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is broken: {' '.join(str(error).split())[:200]}") from error
+
+
+def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """Process the parts that are not finished yet; yield each with its tally, in order."""
+    todo = [part for part in work.parts if not work.file(part, ".json").is_file()]
+    large = sum(file.size for source in work.sources for file in source.files) >= PARALLEL_FROM
+    if workers < 2 or len(todo) < 2 or not large:
+        for part in work.parts:
+            if not work.file(part, ".json").is_file():
+                process(work, part)
+            yield part, json.loads(work.file(part, ".json").read_bytes())
+        return
+
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, before the fork, these cost their memory once.
+    context.set_forkserver_preload(["loraline.preload"])
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=settle)
+    try:
+        waiting = {part.number: pool.submit(process, work, part) for part in todo}
+        for part in work.parts:
+            if part.number in waiting:
+                waiting.pop(part.number).result()
+            yield part, json.loads(work.file(part, ".json").read_bytes())
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise TryAgain(
+            "a worker process was killed, most likely for memory; run it again with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        left = multiprocessing.active_children()
+        for child in left:
+            child.terminate()
+        for child in left:
+            child.join()
+
+
+def settle() -> None:
+    """A worker leaves Ctrl-C to the step, and uses one core."""
+    import os
+
+    import pyarrow as pa
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)
+
+
+@functools.lru_cache(maxsize=2)
+def measured(folder: Path | None, recipe: Profile) -> lengths.Lengths:
+    return lengths.lengths(folder, recipe)
+
+
+def process(work: Work, part: Part) -> None:
+    """Read one part, check its rows, and write what was made of it, the tally last of all."""
+    import gc
+
+    # Rows hold no cycles, and the collector would walk through all of transformers to see it.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        make(work, part)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def make(work: Work, part: Part) -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    tally, facts, signed = Tally(), [], []
+    ruler = measured(work.tokenizer, work.recipe)
+    controls = ruler.controls()
+    path = work.sources[part.source].path(part.file)
+    temporary = work.file(part, ".arrow.part")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema()) as rows:
+        for group in grouped(candidates(work, part, path, controls, tally)):
+            kept, tokens = in_length(group, ruler, work, tally)
+            if kept:
+                rows.write_batch(batch([one.record for one in kept], [row for row, _ in tokens]))
+                texts = [normalised(one.record) for one in kept]
+                facts.append(facts_of(kept, texts, tokens, part, work.group_by))
+                signed.append(signatures(texts))
+    temporary.replace(work.file(part, ".arrow"))
+    with work.file(part, ".npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **join(facts))
+    with work.file(part, ".npy").open("wb") as file:
+        np.save(file, np.concatenate(signed) if signed else signatures([]))
+    done = work.file(part, ".json.part")
+    with done.open("w") as page:
+        json.dump(vars(tally), page)
+    done.replace(work.file(part, ".json"))
+
+
+def candidates(
+    work: Work, part: Part, path: Path, controls: re.Pattern[str] | None, tally: Tally
+) -> Iterator[Candidate]:
+    """Rows of a part that pass the checks that need no other row; the rest is counted."""
+    source = work.sources[part.source]
+    how = Reading(work.prompt, source.entry.columns, work.group_by)
+    fetch = source.beside(part.file)
+    sample = source.entry.sample
+    share = float(sample[1:]) / 100 if sample.startswith("%") else 1.0
+    for number, raw in enumerate(
+        readers.rows(path, part.start, part.stop, work.limits.row_bytes), 1
+    ):
+        tally.lines = number
+        if raw is None:
+            continue
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            drafted = formats.draft(raw, how)
+            pick = picked(drafted)
+            if pick >= share * 2**64:
+                tally.counts["sample out"] += 1
+                continue
+            made = checked(drafted, number, pick, work, source, fetch, controls)
+        except BadRow as bad:
+            action = work.actions[bad.check]
+            shown = raw if not isinstance(raw, BadRow) else ""
+            tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
+            continue
+        tally.formats[drafted.format] += 1
+        for check in set(made.found):
+            tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
+        yield made
+
+
+def checked(
+    drafted: Draft,
+    number: int,
+    pick: int,
+    work: Work,
+    source: Source,
+    fetch: media.Fetch,
+    controls: re.Pattern[str] | None,
+) -> Candidate:
+    """One draft through the checks, to a record; BadRow says which it does not pass."""
+    found: list[str] = []
+    actions = work.actions
+    turns = checks.clean_text(drafted.turns, actions, found)
+    turns = checks.alternate(turns, actions, found)
+    checks.not_empty(turns)
+    turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, found)
+    if work.recipe.modality == "text" and (drafted.images or drafted.videos):
+        raise BadRow("modality", "holds media, the profile's modality is text")
+    if controls is not None:
+        for role, text in turns:
+            if match := controls.search(text):
+                if actions["special_tokens"] in (FAIL, DROP):
+                    raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
+                found.append("special_tokens")
+    facts: list[tuple[bytes, int, int, int]] = []
+    images: list[bytes] = []
+    videos: list[Video] = []
+    for medium in drafted.images:
+        if not isinstance(medium, str | bytes):
+            raise BadRow("format", "an image is a list")
+        picture = media.load_image(medium, fetch, work.limits, actions, found)
+        images.append(picture.content)
+        facts.append((picture.source, picture.near, picture.height, picture.width))
+    for medium in drafted.videos:
+        clip = media.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
+        videos.append(clip.video)
+        facts.append((clip.source, clip.near, clip.height, clip.width))
+    if work.boxes and source.entry.boxes:
+        sizes = [(height, width) for _, _, height, width in facts[: len(images)]]
+        turns = boxes.convert(
+            turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
+        )
+    record = Record(tuple(turns), tuple(images), tuple(videos))
+    return Candidate(number, record, drafted, pick, facts, found)
+
+
+def picked(drafted: Draft) -> int:
+    """A number below 2**64 that is a row's own, for sampling."""
+    text = "\0".join(content for _, content in drafted.turns)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    for medium in chain(drafted.images, drafted.videos):
+        digest.update(medium if isinstance(medium, bytes) else repr(medium).encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def grouped(rows: Iterator[Candidate]) -> Iterator[list[Candidate]]:
+    """Rows in groups that fit the memory, whatever their images weigh."""
+    group: list[Candidate] = []
+    held = 0
+    for row in rows:
+        group.append(row)
+        held += sum(map(len, row.record.images))
+        held += sum(len(frame) for video in row.record.videos for frame in video.frames)
+        if len(group) == ROWS or held >= BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def in_length(
+    group: list[Candidate], ruler: lengths.Lengths, work: Work, tally: Tally
+) -> tuple[list[Candidate], list[tuple[int, int]]]:
+    """The rows that are not too long, with their tokens and their answers'."""
+    sizes = [[(height, width) for _, _, height, width in row.media] for row in group]
+    kept, tokens = [], []
+    most, most_answer = work.recipe.max_length, work.recipe.max_new_tokens
+    for row, size in zip(group, ruler.measure([one.record for one in group], sizes), strict=True):
+        clauses = []
+        if size[0] > most:
+            clauses.append(("too_long", f"has {size[0]} tokens, max_length is {most}"))
+        if size[1] > most_answer:
+            clause = f"answer has {size[1]} tokens, max_new_tokens is {most_answer}"
+            clauses.append(("answer_too_long", clause))
+        out = False
+        for check, clause in clauses:
+            action = work.actions[check]
+            tally.add(check, action, row.number, clause, row.record.answer)
+            row.found.append(check)
+            out = out or action in (FAIL, DROP)
+            if out:
+                break
+        if not out:
+            kept.append(row)
+            tokens.append(size)
+    return kept, tokens
+
+
+def normalised(row: Record) -> str:
+    """A row's text without regard to case and spaces."""
+    return " ".join(" ".join(content for _, content in row.messages).casefold().split())
+
+
+def facts_of(
+    rows: Sequence[Candidate],
+    texts: Sequence[str],
+    tokens: Sequence[tuple[int, int]],
+    part: Part,
+    group_by: str,
+) -> dict[str, NDArray[Any]]:
+    """What the merge needs to know of each row, as arrays with an entry a row or a medium."""
+    import numpy as np
+    import orjson
+
+    digests = [
+        hashlib.sha256(
+            orjson.dumps([row.record.messages, [sha.hex() for sha, *_ in row.media]])
+        ).digest()
+        for row in rows
+    ]
+    shas = [b"".join(sha for sha, *_ in row.media) for row in rows]
+    pairs = zip(texts, shas, strict=True)
+    keys = [hashlib.sha256(text.encode() + b"\0" + sha).digest() for text, sha in pairs]
+    if group_by == "answer":
+        groups = [hashlib.sha256(row.record.answer.encode()).digest() for row in rows]
+    elif group_by == "row":
+        groups = digests
+    else:
+        groups = [
+            hashlib.sha256((row.draft.group or "").encode("utf-8", "replace")).digest()
+            for row in rows
+        ]
+    shown = list(chain.from_iterable(row.media for row in rows))
+    split = SPLITS.index(part.split) if part.split else -1
+    return {
+        "digest": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
+        "key": first_eight(keys),
+        "group": first_eight(groups),
+        "pick": np.array([row.pick for row in rows], np.uint64),
+        "tokens": np.array([row for row, _ in tokens], np.int32),
+        "answer": np.array([answer for _, answer in tokens], np.int32),
+        "number": np.array([row.number for row in rows], np.int32),
+        "turns": np.array([len(row.record.messages) for row in rows], np.int16),
+        "flags": np.array(
+            [sum(1 << FLAGS.index(c) for c in set(row.found)) for row in rows], np.uint32
+        ),
+        "split": np.full(len(rows), split, np.int8),
+        "source": np.full(len(rows), part.source, np.int16),
+        "media_row": np.repeat(np.arange(len(rows)), [len(row.media) for row in rows]),
+        "media_sha": first_eight([sha for sha, *_ in shown]),
+        "media_near": np.array([near for _, near, _, _ in shown], np.uint64),
+        "media_pixels": np.array([height * width for *_, height, width in shown], np.int64),
+    }
+
+
+def first_eight(digests: Sequence[bytes]) -> NDArray[Any]:
+    """The first eight bytes of each digest, as uint64."""
+    import numpy as np
+
+    joined = b"".join(digest[:8] for digest in digests)
+    return np.frombuffer(joined, ">u8").astype(np.uint64)
+
+
+def join(groups: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Facts of neighbouring groups of rows as one; rows of media are counted on."""
+    import numpy as np
+
+    groups = groups or [facts_of([], [], [], Part(0, 0, "", None), "row")]
+    starts = np.cumsum([0, *(len(group["key"]) for group in groups)])
+    return {
+        name: np.concatenate(
+            [
+                group[name] + start if name == "media_row" else group[name]
+                for group, start in zip(groups, starts, strict=False)
+            ]
+        )
+        for name in groups[0]
+    }

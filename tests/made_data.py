@@ -1,0 +1,60 @@
+"""Small data for tests: rows, images, videos, and a profile to prepare them with."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from loraline import records
+from loraline.dataset import Dataset
+from loraline.profiles import Profile
+
+
+def profile(modality: str = "text", **changes: Any) -> Profile:
+    """A profile whose base is out of reach, so that lengths are estimated and quickly had."""
+    limits = {"min_pixels": 784, "max_pixels": 50176} if modality == "vision" else {}
+    fields = {"base": "./nowhere", "modality": modality, "r": 8, "lora_alpha": 8, **limits}
+    return Profile(**(fields | {"target_modules": ["q_proj"]} | changes))
+
+
+def write_lines(file: Path, rows: list[Any]) -> Path:
+    """A JSONL file; a row that is a string is written as it is."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    file.write_text("".join(f"{line}\n" for line in lines))
+    return file
+
+
+def kept(merged: Dataset) -> list[records.Record]:
+    """The records that are in the dataset, in order, whatever their split."""
+    return [merged.record(i) for i in (merged.copies > 0).nonzero()[0].tolist()]
+
+
+def picture(number: int = 0, size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
+    """An encoded image that is unlike those of other numbers."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(number)
+    image = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(size)
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def film(frames: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48)) -> bytes:
+    """An MP4 whose frames grow lighter."""
+    import av
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height = size
+        for index in range(frames):
+            shade = np.full((size[1], size[0], 3), 255 * index // max(1, frames - 1), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, "rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()

@@ -1,0 +1,35 @@
+"""The fan-out over shares renders to what is committed, and its commands parse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+RENDERED = ROOT / "workflows/prepare_shares.yaml"
+SPEC = yaml.safe_load(RENDERED.read_text())["spec"]
+TEMPLATES = {template["name"]: template for template in SPEC["templates"]}
+
+
+def test_the_committed_yaml_is_what_the_source_renders(script) -> None:
+    source = script("workflows/prepare_shares.py")
+    assert RENDERED.read_text() == source.render(source.build())
+
+
+def test_shares_run_side_by_side_and_one_merge_takes_their_runs() -> None:
+    share, merge = TEMPLATES["prepare"]["dag"]["tasks"]
+    assert share["withSequence"] == {"start": "1", "end": "{{workflow.parameters.shares}}"}
+    told = {entry["name"]: entry["value"] for entry in share["arguments"]["parameters"]}
+    assert told["part"] == "{{item}}/{{workflow.parameters.shares}}"
+    assert merge["depends"] == "share"
+    told = {entry["name"]: entry["value"] for entry in merge["arguments"]["parameters"]}
+    assert told["merge"] == "{{tasks.share.outputs.parameters.run-id}}"
+
+
+def test_both_templates_are_commands_of_the_step(script) -> None:
+    command = script("steps/prepare_data.py").prepare_data
+    for name in ("share", "merge"):
+        container = TEMPLATES[name]["container"]
+        assert container["command"] == ["python", "steps/prepare_data.py"]
+        command.make_context("prepare_data", list(container["args"]))
