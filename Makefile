@@ -4,6 +4,11 @@ PYTHON ?= python3.11
 PROFILE ?= smoke-vision
 DATA ?=
 PORT ?= 8000
+WORKFLOW ?= pipeline
+NAMESPACE ?= loraline
+OVERLAY ?= laptop
+BUILDER ?= docker
+TAG ?= dev
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +47,7 @@ pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [
 	@$(BIN)/python workflows/summary.py outputs/latest
 
 # The workflow lists the profiles, so a new one is known at once.
-workflows/pipeline.yaml: workflows/pipeline.py $(wildcard lora_profiles/*.yaml) | install
+workflows/pipeline.yaml: $(addprefix workflows/,pipeline.py templates.py resources.py) $(wildcard lora_profiles/*.yaml) | install
 	@$(BIN)/python workflows/pipeline.py
 
 .PHONY: mlflow
@@ -60,11 +65,41 @@ serve: install  ## Serve the candidate of the last run with vLLM: make serve [PO
 test: install  ## Run the tests: ten minutes on two cores, nothing is fetched
 	$(BIN)/pytest
 
+.PHONY: test-cluster
+test-cluster: install  ## Run the workflows on the cluster of KUBECONFIG, or on one started for it
+	$(BIN)/pytest -m cluster tests/cluster
+
+.PHONY: lint
+lint: install  ## Hold the rendered workflows against Argo's rules and production's
+	@$(BIN)/python workflows/lint.py
+
+.PHONY: images
+images:  ## Build both images: make images [BUILDER=buildah] [TAG=dev]
+	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline:$(TAG) -f images/cpu.Dockerfile .
+	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline-gpu:$(TAG) -f images/gpu.Dockerfile .
+
+.PHONY: cluster-apply
+cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]
+	kubectl apply -k workflows/cluster/$(OVERLAY)
+ifeq ($(OVERLAY),laptop)
+	@kubectl -n $(NAMESPACE) get secret loraline >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic loraline \
+		--from-literal=AWS_ACCESS_KEY_ID=loraline --from-literal=AWS_SECRET_ACCESS_KEY=$$(openssl rand -hex 16)
+	@kubectl -n $(NAMESPACE) get secret mlflow >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic mlflow \
+		--from-literal=backend-store-uri=sqlite:////data/mlflow/mlflow.db
+endif
+	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
+
+.PHONY: submit
+submit:  ## Run a workflow on the cluster: make submit [WORKFLOW=pipeline] [PROFILE=…] [DATA=…]
+	argo submit --namespace $(NAMESPACE) --watch workflows/$(WORKFLOW).yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)'
+
 .PHONY: quality
 quality: install  ## Format check, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python workflows/pipeline.py --check
+	$(BIN)/python workflows/lint.py
 
 .PHONY: render
 render: install  ## Write workflows/*.yaml anew from their Hera source

@@ -1,4 +1,4 @@
-# Every step, without a GPU: also training and evaluation of the smoke profiles.
+# Every step, without a GPU: also training and evaluation of the smoke profiles, and the MLflow server.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
@@ -12,7 +12,7 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY loraline/__init__.py loraline/
 RUN pip install --constraint constraints.txt torch==2.13.0 \
-    && pip install --constraint constraints.txt .
+    && pip install --constraint constraints.txt '.[mlflow-server]'
 COPY images/cpu_repairs images/cpu_repairs
 RUN pip uninstall --yes torchaudio torchcodec \
     && pip install --no-deps ./images/cpu_repairs
@@ -29,3 +29,6 @@ ENV HOME=/tmp PYTHONUNBUFFERED=1 LORALINE_GIT_SHA=${GIT_SHA}
 # The user has a name because Python's getpass wants one, and a number because Kubernetes does.
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
 USER 8737
+
+# An image in which a step does not start is none.
+RUN for step in steps/*.py; do python "$step" --help >/dev/null || exit 1; done

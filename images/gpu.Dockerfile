@@ -25,3 +25,6 @@ ENV HOME=/tmp PYTHONUNBUFFERED=1 LORALINE_GIT_SHA=${GIT_SHA}
 # The user has a name because Python's getpass wants one, and a number because Kubernetes does.
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
 USER 8737
+
+# An image in which a step does not start is none.
+RUN for step in steps/*.py; do python "$step" --help >/dev/null || exit 1; done

@@ -96,9 +96,11 @@ async def attempt(
     # Death by a signal is reported as a shell and Kubernetes do it: 128 and the signal.
     code = process.returncode or 0
     code = 128 - code if code < 0 else code
+    if stopped:
+        return Attempt("Failed", stopped, code, {})
     found, missing = read_outputs(ROOT / folder, outputs)
-    if stopped or code:
-        return Attempt("Failed", stopped or f"exit code {code}", code, found)
+    if code:
+        return Attempt("Failed", f"exit code {code}", code, found)
     if missing:
         told = f"output {listed(missing)} has no default and was not written"
         return Attempt("Error", told, code, found)

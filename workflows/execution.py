@@ -20,6 +20,7 @@ from typing import Any
 
 from argo_subset import (
     OUTCOMES,
+    REFERENCE,
     Container,
     Dag,
     Retry,
@@ -40,11 +41,17 @@ WRONG = (NodeError, SyntaxRefused, EvaluationError)
 
 
 class Frame:
-    """A DAG or a list of steps that runs: its node, its values, and how many may run in it."""
+    """A DAG or a list of steps that runs: its node, its values, and how many may run in it.
 
-    def __init__(self, node: Node | None, values: Mapping[str, str], parallelism: float) -> None:
-        self.name = node.name if node else ""
-        self.values: ChainMap[str, str] = ChainMap({}, dict(values))
+    `blank` are the references to outputs of tasks that did not run.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, parallelism: float, *values: dict[str, str]
+    ) -> None:
+        self.name, self.folder = name, folder
+        self.values: ChainMap[str, str] = ChainMap({}, *values)
+        self.blank: set[str] = set()
         self.limit = limit(parallelism)
 
 
@@ -147,7 +154,8 @@ class Run:
         """Run a template that no task calls; its inputs are the workflow's parameters."""
         inputs = self.workflow.templates[template].inputs
         given = {p: value for p, value in self.parameters.items() if p in inputs}
-        return await self.call(name, display, template, given, Frame(None, {}, math.inf))
+        frame = Frame("", Path(), math.inf)
+        return await self.call(name, display, template, given, frame, Path(display).suffix[1:])
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -158,7 +166,13 @@ class Run:
         return self.stop.event.is_set()
 
     async def call(
-        self, name: str, display: str, template_name: str, arguments: Values, frame: Frame
+        self,
+        name: str,
+        display: str,
+        template_name: str,
+        arguments: Values,
+        frame: Frame,
+        folder: str,
     ) -> Node | None:
         """Run a template as the node `name`, as often as its retryStrategy says."""
         if name in self.kept:
@@ -171,7 +185,8 @@ class Run:
             if self.over:
                 return None
             kind = "Retry" if template.retry else TYPES[type(template.body)]
-            node = self.begin(Node(name, display, kind, template.name, frame.name))
+            place = frame.folder / folder
+            node = self.begin(Node(name, display, kind, template.name, frame.name, place))
             try:
                 node.inputs = self.inputs(template, arguments)
             except NodeError as error:
@@ -186,14 +201,12 @@ class Run:
         return node if ended else None
 
     def inputs(self, template: Template, arguments: Values) -> Values:
+        """Values of a template's inputs; Argo holds only the workflow's against their enums."""
         found = {}
         for name, parameter in template.inputs.items():
             value = arguments.get(name)
             if value is None:
                 value = substitute(parameter.preset or "", self.values)
-            if parameter.enum and value not in parameter.enum:
-                accepted = ", ".join(parameter.enum)
-                raise NodeError(f"input {name}={value} is none of {accepted}")
             found[name] = value
         return found
 
@@ -238,16 +251,7 @@ class Run:
         return True
 
     def place(self, node: Node) -> Path:
-        """A pod's folder: its path in the workflow; attempts of a node share one."""
-        path = node.name.removeprefix(self.name)
-        if node.boundary and self.nodes[node.boundary].type == "Retry":
-            path = node.boundary.removeprefix(self.name)
-        parts = []
-        for part in path.replace("[", ".[").split("."):
-            index, _, rest = part.partition("(")
-            number = rest.partition(":")[0].rstrip(")")
-            parts.append(f"{index}.{number}" if number.isdigit() else index)
-        return self.folder.joinpath(*(part for part in parts if part)) / ""
+        return self.folder / node.folder
 
     async def retried(
         self, node: Node, template: Template, retry: Retry, values: Values, until: float
@@ -258,7 +262,9 @@ class Run:
         last |= {"lastRetry.exitCode": "0", "lastRetry.duration": "0"}
         for number in range(retry.limit + 1):
             kind, name = TYPES[type(template.body)], f"{node.name}({number})"
-            one = Node(name, f"{node.display}({number})", kind, node.template, node.name)
+            # Attempts share a folder: what the last one wrote is what the node hands over.
+            display = f"{node.display}({number})"
+            one = Node(name, display, kind, node.template, node.name, node.folder)
             one.inputs = node.inputs
             self.begin(one)
             now = {**values, **last, "retries": str(number)}
@@ -306,7 +312,7 @@ class Run:
     async def dag(
         self, node: Node, template: Template, tasks: Iterable[Task], values: Values
     ) -> bool:
-        frame = Frame(node, self.values | values, template.parallelism)
+        frame = Frame(node.name, node.folder, template.parallelism, values, self.values)
         running: dict[str, asyncio.Future[Node | None]] = {}
         for task in tasks:
             before = {name: running[name] for name in task.upstreams}
@@ -330,7 +336,7 @@ class Run:
         node_name = f"{frame.name}.{task.name}"
         if self.only and frame.name == self.name and task.name != self.only:
             node = self.keep(node_name) if node_name in self.kept else None
-        elif self.over:
+        elif self.interrupted:
             return None
         elif not task.depends.holds(facts):
             message = "omitted: depends condition not met"
@@ -362,7 +368,7 @@ class Run:
     async def steps(
         self, node: Node, template: Template, groups: list[list[Task]], values: Values
     ) -> bool:
-        frame = Frame(node, self.values | values, template.parallelism)
+        frame = Frame(node.name, node.folder, template.parallelism, values, self.values)
         for number, group in enumerate(groups):
             name = f"{node.name}[{number}]"
             gathering = self.begin(Node(name, f"[{number}]", "StepGroup", node.template, node.name))
@@ -384,7 +390,7 @@ class Run:
     async def spread(self, kind: str, name: str, task: Task, frame: Frame) -> Node | None:
         """Run a task, or one for each of its items."""
         if task.items is None:
-            return await self.one(name, task.name, task, frame, {})
+            return await self.one(name, task.name, task, frame)
         try:
             items = items_of(task.items, frame.values)
         except NodeError as error:
@@ -397,8 +403,8 @@ class Run:
             self.begin(group)
         ended = await asyncio.gather(
             *(
-                self.one(name + tail, task.name + tail, task, frame, of_item(item))
-                for tail, item in ((label(i, item), item) for i, item in enumerate(items))
+                self.one(name + label(i, item), task.name + label(i, item), task, frame, item, i)
+                for i, item in enumerate(items)
             )
         )
         if any(found is None for found in ended):
@@ -408,9 +414,17 @@ class Run:
         return group
 
     async def one(
-        self, name: str, display: str, task: Task, frame: Frame, item: Values
+        self,
+        name: str,
+        display: str,
+        task: Task,
+        frame: Frame,
+        item: Any = None,
+        index: int | None = None,
     ) -> Node | None:
-        values = frame.values.new_child(item)
+        """Run a task, or the member of a fan-out that an item makes."""
+        values = frame.values.new_child({} if index is None else of_item(item))
+        folder = task.name if index is None else f"{task.name}.{index}"
         try:
             when = substitute(task.when, values)
             if when and not parse(when, WHEN).holds({}):
@@ -419,7 +433,7 @@ class Run:
             arguments = {n: substitute(source, values) for n, source in task.arguments.items()}
         except WRONG as error:
             return self.left_out(name, task, frame, "Error", str(error), display)
-        return await self.call(name, display, task.template, arguments, frame)
+        return await self.call(name, display, task.template, arguments, frame, folder)
 
     def left_out(
         self, name: str, task: Task, frame: Frame, phase: str, message: str, display: str = ""
@@ -443,18 +457,20 @@ class Run:
                 told[reference] = node.outputs[name]
             elif node.phase in ("Skipped", "Omitted"):
                 told[reference] = ""
+                frame.blank.add(reference)
 
     def close(self, node: Node, template: Template, frame: Frame, phase: str) -> bool:
         """End a DAG or a list of steps with the outputs that it takes from its tasks."""
         if phase == "Succeeded":
             try:
                 for name, output in template.outputs.items():
-                    try:
-                        node.outputs[name] = substitute(output.reference, frame.values)
-                    except NodeError:
-                        if output.default is None:
-                            raise
+                    made = set(REFERENCE.findall(output.reference))
+                    if output.default is not None and (
+                        made & frame.blank or made - frame.values.keys()
+                    ):
                         node.outputs[name] = output.default
+                    else:
+                        node.outputs[name] = substitute(output.reference, frame.values)
             except NodeError as error:
                 self.end(node, "Error", str(error))
                 return True

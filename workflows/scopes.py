@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from argo_subset import REFERENCE, text
@@ -46,22 +47,35 @@ def substitute_json(source: str, values: Mapping[str, str]) -> str:
 
 
 def of_item(item: Any) -> dict[str, str]:
-    """`item`, and for a mapping `item.<key>`."""
-    values = {"item": text(item)}
+    """`item`, and for a mapping `item.<key>`; a text in them is escaped, as Argo passes it on."""
+    values = {"item": escaped(item)}
     if isinstance(item, dict):
-        values |= {f"item.{key}": text(value) for key, value in item.items()}
+        values |= {f"item.{key}": escaped(value) for key, value in item.items()}
     return values
+
+
+def escaped(item: Any) -> str:
+    """An item as text: as it stands between the quotes of JSON."""
+    return json.dumps(item, ensure_ascii=False)[1:-1] if isinstance(item, str) else text(item)
 
 
 def label(index: int, item: Any) -> str:
     """What Argo puts behind the name of a node that an item made."""
     if isinstance(item, dict):
-        told = ",".join(f"{key}:{text(item[key])}" for key in sorted(item))
+        told = ",".join(f"{key}:{escaped(item[key])}" for key in sorted(item))
     else:
-        told = text(item)
-    return f"({index}:{told})"
+        told = escaped(item)
+    return f"({index}:{re.sub('[()]', '', told)})"
 
 
 def gathered(values: list[str]) -> str:
-    """A fan-in's list: values that are JSON stay what they are, others become strings."""
-    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
+    """A fan-in's list: of lists if each value is one in JSON, else of the values as strings."""
+    members: list[Any] = []
+    for value in values:
+        with suppress(json.JSONDecodeError):
+            members.append(json.loads(value))
+    if len(members) < len(values) or not all(isinstance(member, list) for member in members):
+        members = list(values)
+    found = json.dumps(members, separators=(",", ":"), ensure_ascii=False)
+    # As Go writes JSON, safe to stand in HTML.
+    return re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", found)

@@ -28,6 +28,8 @@ class Node:
     type: str
     template: str = ""
     boundary: str = ""
+    folder: Path = Path()
+    """Where its container's outputs are, from the run's folder."""
     phase: str = "Running"
     message: str = ""
     inputs: Values = field(default_factory=dict)
