@@ -36,7 +36,7 @@ def bar(description: str, total: int) -> Iterator[Callable[[int, str], None]]:
             nonlocal done
             done += units
             progress.update(task, advance=units, remark=remark)
-            if file and 0 < total:
+            if file and total > 0:
                 Path(file).write_text(f"{min(done, total)}/{total}\n", encoding="ascii")
 
         yield advance

@@ -3,7 +3,7 @@
 Reads: the metrics of the evaluate runs.
 Writes: a run with the ranking; hands over the ID of the winner's evaluate run.
 
-    python steps/select_best.py --run-ids '["'"$(cat outputs/run-id)"'"]'
+    python steps/select_best.py --run-ids '["9f2c", "4b7e"]'
 """
 
 from __future__ import annotations

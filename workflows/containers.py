@@ -16,8 +16,6 @@ from pathlib import Path
 from argo_subset import OUT_DIR, Container, Output, Values, listed
 from scopes import substitute
 
-ROOT = Path(__file__).parents[1]
-
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL, as in Kubernetes."""
 
@@ -65,6 +63,7 @@ def command_line(container: Container, folder: str, values: Values) -> tuple[lis
 
 
 async def attempt(
+    root: Path,
     container: Container,
     outputs: dict[str, Output],
     folder: Path,
@@ -72,16 +71,16 @@ async def attempt(
     until: float,
     stop: Stop,
 ) -> Attempt:
-    """Run a container's process to its end; `folder` is relative to the repository's root."""
+    """Run a container's process in the repository's root; `folder` is relative to it."""
     # A file that an earlier attempt left must not pass for a result of this one.
-    shutil.rmtree(ROOT / folder, ignore_errors=True)
-    (ROOT / folder).mkdir(parents=True)
+    shutil.rmtree(root / folder, ignore_errors=True)
+    (root / folder).mkdir(parents=True)
     command, environment = command_line(container, str(folder), values)
-    environment |= {"ARGO_PROGRESS_FILE": str(ROOT / folder / PROGRESS)}
+    environment |= {"ARGO_PROGRESS_FILE": str(root / folder / PROGRESS)}
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            cwd=ROOT,
+            cwd=root,
             env=os.environ | environment,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
@@ -98,7 +97,7 @@ async def attempt(
     code = 128 - code if code < 0 else code
     if stopped:
         return Attempt("Failed", stopped, code, {})
-    found, missing = read_outputs(ROOT / folder, outputs)
+    found, missing = read_outputs(root / folder, outputs)
     if code:
         return Attempt("Failed", f"exit code {code}", code, found)
     if missing:

@@ -31,7 +31,7 @@ from argo_subset import (
     Values,
     Workflow,
 )
-from containers import PROGRESS, ROOT, Stop, attempt
+from containers import PROGRESS, Stop, attempt
 from expressions import WHEN, EvaluationError, SyntaxRefused, parse
 from scopes import NodeError, gathered, items_of, label, of_item, substitute
 from status import DONE, FAILED, LEAVES, Node, StatusFile, as_list, node_id, timestamp
@@ -68,6 +68,7 @@ class Run:
 
     def __init__(
         self,
+        root: Path,
         workflow: Workflow,
         name: str,
         uid: str,
@@ -77,11 +78,12 @@ class Run:
         report: Callable[[Node], None],
         only: str = "",
     ) -> None:
+        self.root = root
         self.workflow, self.name, self.uid, self.parameters = workflow, name, uid, parameters
         self.answers, self.kept, self.report, self.only = answers, kept, report, only
         self.folder = Path("outputs", name)
         """Relative to the root, where the containers' processes run."""
-        self.file = StatusFile(ROOT / self.folder / "status.json")
+        self.file = StatusFile(root / self.folder / "status.json")
         self.values = {"workflow.name": name, "workflow.uid": uid}
         self.values |= {f"workflow.parameters.{p}": parameters[p] for p in parameters}
         self.outputs: Values = {}
@@ -233,6 +235,7 @@ class Run:
             self.show(node)
             try:
                 done = await attempt(
+                    self.root,
                     container,
                     template.outputs,
                     folder,
@@ -244,7 +247,7 @@ class Run:
                 self.end(node, "Error", str(error))
                 return True
         node.outputs, node.exit_code = done.outputs, done.exit_code
-        node.progress = progress_of(folder)
+        node.progress = progress_of(self.root / folder)
         self.end(node, done.phase, done.message)
         if node.phase == "Succeeded":
             self.publish(node, template)
@@ -580,7 +583,7 @@ class Run:
         while True:
             for node in self.nodes.values():
                 if node.type == "Pod" and node.phase == "Running":
-                    node.progress = progress_of(self.place(node)) or node.progress
+                    node.progress = progress_of(self.root / self.place(node)) or node.progress
             self.save()
             await asyncio.sleep(0.2)
 
@@ -621,7 +624,7 @@ def dag_phase(tasks: Iterable[Task], ended: Mapping[str, Node | None]) -> str:
 def progress_of(folder: Path) -> str:
     """What a step wrote of its progress, `done/total`; empty if it wrote nothing."""
     try:
-        lines = (ROOT / folder / PROGRESS).read_text(encoding="utf-8").split()
+        lines = (folder / PROGRESS).read_text(encoding="utf-8").split()
     except OSError:
         return ""
     return lines[-1] if lines else ""

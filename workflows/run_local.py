@@ -35,11 +35,12 @@ from argo_subset import (
     parameter_values,
     read,
 )
-from containers import ROOT, command_line
+from containers import command_line
 from execution import Run
 from scopes import substitute
 from status import Node, as_values, from_status
 
+ROOT = Path(__file__).parents[1]
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Error": "bold red", "Skipped": "yellow"}
 WAITS = 75
 """Exit code of a run that a person's answer, or a --resume, takes further."""
@@ -91,7 +92,7 @@ def run_local(
         uid = str(uuid.uuid4())
         name = f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
         parameters = parameter_values(workflow, given, {})
-        run = Run(workflow, name, uid, parameters, replies, {}, progress.show)
+        run = Run(ROOT, workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
     point_latest_at(run)
     with asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
@@ -154,7 +155,7 @@ def earlier(
         if only or (node.phase == "Succeeded" and node.type not in ("TaskGroup", "StepGroup")):
             kept[node.name] = node
     values = parameter_values(workflow, given, parameters)
-    return Run(workflow, name, uid, values, answers, kept, show, only)
+    return Run(ROOT, workflow, name, uid, values, answers, kept, show, only)
 
 
 def point_latest_at(run: Run) -> None:

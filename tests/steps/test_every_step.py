@@ -21,14 +21,15 @@ UPSTREAM = {
     "evaluate": ("train_qlora", ()),
     "quality_gate": ("evaluate", ()),
     "deploy_vllm": ("quality_gate", ()),
+    "promote": ("quality_gate", ()),
 }
 SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
-    f"workflows/{name}.py" for name in ("pipeline", "run_local", "serve_local", "summary")
+    f"workflows/{name}.py" for name in ("lint", "pipeline", "run_local", "serve_local", "summary")
 ]
 
 
 def test_the_steps_are_all_here() -> None:
-    assert set(STEPS) == {"prepare_data", *UPSTREAM, "fetch_adapter"}
+    assert set(STEPS) == {"prepare_data", *UPSTREAM, "select_best", "fetch_adapter", "notify"}
 
 
 @pytest.mark.parametrize("path", SCRIPTS)

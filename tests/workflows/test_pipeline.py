@@ -169,7 +169,7 @@ def test_a_workflow_ends_and_goes_away(name: str) -> None:
 
     assert 0 < spec["activeDeadlineSeconds"] <= 4 * 24 * 3600
     assert spec["podGC"]["strategy"] == "OnPodSuccess"
-    assert 0 < spec["ttlStrategy"]["secondsAfterSuccess"]
+    assert spec["ttlStrategy"]["secondsAfterSuccess"] > 0
     assert spec["ttlStrategy"]["secondsAfterSuccess"] < spec["ttlStrategy"]["secondsAfterFailure"]
     annotations = load(name)["metadata"]["annotations"]
     assert annotations["workflows.argoproj.io/title"]
