@@ -1,4 +1,4 @@
-"""A cluster with Argo: the one that KUBECONFIG names, or one started on this machine by a script."""
+"""A cluster with Argo: the one of KUBECONFIG, or one that a script starts on this machine."""
 
 from __future__ import annotations
 
