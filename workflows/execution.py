@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import sys
+import os
 import time
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from answers import Answers
 from argo_subset import (
     OUTCOMES,
     REFERENCE,
@@ -37,6 +38,9 @@ from scopes import NodeError, gathered, items_of, label, of_item, substitute
 from status import DONE, FAILED, LEAVES, Node, StatusFile, as_list, node_id, timestamp
 
 TYPES = {Container: "Pod", Dag: "DAG", Steps: "Steps", Suspend: "Suspend"}
+AT_ONCE = max(8, 2 * (os.cpu_count() or 1))
+"""Containers that run side by side at most, however wide a fan-out is; a cluster has its nodes."""
+
 WRONG = (NodeError, SyntaxRefused, EvaluationError)
 
 
@@ -80,7 +84,7 @@ class Run:
     ) -> None:
         self.root = root
         self.workflow, self.name, self.uid, self.parameters = workflow, name, uid, parameters
-        self.answers, self.kept, self.report, self.only = answers, kept, report, only
+        self.given, self.kept, self.report, self.only = answers, kept, report, only
         self.folder = Path("outputs", name)
         """Relative to the root, where the containers' processes run."""
         self.file = StatusFile(root / self.folder / "status.json")
@@ -91,14 +95,14 @@ class Run:
         self.finished: datetime | None = None
         self.nodes: dict[str, Node] = {}
         self.locks: dict[str, asyncio.Lock] = {}
-        self.waits_for: list[Node] = []
+        self.waits_for: list[str] = []
         self.interrupted = False
 
     async def execute(self) -> None:
         """Run the entrypoint and the exit handler."""
         self.stop = Stop(asyncio.Event())
-        self.pods = limit(self.workflow.parallelism)
-        self.terminal = asyncio.Lock()
+        self.pods = limit(min(self.workflow.parallelism, AT_ONCE))
+        self.answers = Answers(self.given, self.stop)
         saving = asyncio.ensure_future(self.keep_saving())
         root = await self.within_deadline(
             self.start(self.workflow.entrypoint, self.name, self.name)
@@ -502,52 +506,24 @@ class Run:
         return True
 
     async def answered(self, node: Node, template: Template) -> bool:
-        """Fill in what a person has to say, from --answer or the terminal."""
-        async with self.terminal:
-            for name, output in template.outputs.items():
-                accepted = template.inputs[name].enum if name in template.inputs else []
-                given = self.answers.get(f"{node.display}.{name}")
-                if given is None and sys.stdin.isatty():
-                    given = await self.asked(f"{node.display}: {name}", accepted, output.default)
-                if given is None or (accepted and given not in accepted):
-                    self.waits_for.append(node)
-                    choices = f" ({', '.join(accepted)})" if accepted else ""
-                    node.message = f"waits for an answer: {node.display}.{name}{choices}"
-                    self.show(node)
-                    return False
-                node.outputs[name] = given
-            if not template.outputs and f"{node.display}" not in self.answers:
-                if sys.stdin.isatty():
-                    return await self.asked(f"{node.display}: go on", [], "") is not None
-                self.waits_for.append(node)
-                node.message = f"waits for an answer: {node.display}"
-                self.show(node)
-                return False
+        """Fill in what a person has to say; without outputs, being told to go on is enough."""
+        for name, output in template.outputs.items():
+            accepted = template.inputs[name].enum if name in template.inputs else []
+            question = f"{node.display}.{name}"
+            answer = await self.answers.find(question, accepted, output.default)
+            if answer is None:
+                return self.wait_for_answer(node, question, accepted)
+            node.outputs[name] = answer
+        if not template.outputs and await self.answers.find(node.display, [], None) is None:
+            return self.wait_for_answer(node, node.display, [])
         return True
 
-    async def asked(self, question: str, accepted: list[str], default: str | None) -> str | None:
-        """One line from the terminal; None if the run was interrupted meanwhile."""
-        loop = asyncio.get_running_loop()
+    def wait_for_answer(self, node: Node, question: str, accepted: list[str]) -> bool:
+        self.waits_for.append(question)
         choices = f" ({', '.join(accepted)})" if accepted else ""
-        preset = f" [{default}]" if default else ""
-        readable, stopped = asyncio.Event(), asyncio.ensure_future(self.stop.event.wait())
-        loop.add_reader(sys.stdin, readable.set)
-        try:
-            while not self.over:
-                print(f"{question}{choices}{preset}? ", end="", file=sys.stderr, flush=True)
-                readable.clear()
-                typed = asyncio.ensure_future(readable.wait())
-                await asyncio.wait({typed, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                typed.cancel()
-                if self.over or not (line := sys.stdin.readline()):
-                    return None
-                answer = line.strip() or default or ""
-                if not accepted or answer in accepted:
-                    return answer
-            return None
-        finally:
-            loop.remove_reader(sys.stdin)
-            stopped.cancel()
+        node.message = f"waits for an answer: {question}{choices}"
+        self.show(node)
+        return False
 
     def keep(self, name: str) -> Node:
         """Take over a node of an earlier execution, and all that belongs to it."""

@@ -191,11 +191,10 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
     if signals:
         return 128 + signals[0]
     if run.waits_for and run.phase == "Running":
-        node = run.waits_for[0]
-        wanted = node.message.removeprefix("waits for an answer: ").partition(" ")[0]
+        question = run.waits_for[0]
         click.echo(
-            f"{run.name} {node.message}; go on with: "
-            f"python workflows/run_local.py {file} --resume --answer {wanted}=…",
+            f"{run.name} waits for an answer; go on with: "
+            f"python workflows/run_local.py {file} --resume --answer {question}=…",
             err=True,
         )
         return WAITS
