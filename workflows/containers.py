@@ -111,19 +111,22 @@ async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -
     gone = asyncio.ensure_future(process.wait())
     told = asyncio.ensure_future(stop.event.wait())
     left = None if until == float("inf") else max(0.0, until - time.monotonic())
-    await asyncio.wait({gone, told}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
     why = ""
-    if not gone.done():
-        why = stop.why or LATE
+    try:
+        await asyncio.wait({gone, told}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if not gone.done():
+            why = stop.why or LATE
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            killed_at = time.monotonic() + GRACE
+            while not gone.done() and time.monotonic() < killed_at and not stop.at_once:
+                await asyncio.wait({gone}, timeout=0.05)
+    finally:
+        # Also where this runner itself comes to grief: no container outlives it.
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        killed_at = time.monotonic() + GRACE
-        while not gone.done() and time.monotonic() < killed_at and not stop.at_once:
-            await asyncio.wait({gone}, timeout=0.05)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
+        told.cancel()
     await gone
-    told.cancel()
     return why
 
 

@@ -35,7 +35,7 @@ from argo_subset import (
 from containers import PROGRESS, Stop, attempt
 from expressions import WHEN, EvaluationError, SyntaxRefused, parse
 from scopes import NodeError, gathered, items_of, label, of_item, substitute
-from status import DONE, FAILED, LEAVES, Node, StatusFile, as_list, node_id, timestamp
+from status import DONE, FAILED, LEAVES, SAVE_EVERY, Node, as_list, node_id, save, timestamp
 
 TYPES = {Container: "Pod", Dag: "DAG", Steps: "Steps", Suspend: "Suspend"}
 AT_ONCE = max(8, 2 * (os.cpu_count() or 1))
@@ -87,7 +87,7 @@ class Run:
         self.given, self.kept, self.report, self.only = answers, kept, report, only
         self.folder = Path("outputs", name)
         """Relative to the root, where the containers' processes run."""
-        self.file = StatusFile(root / self.folder / "status.json")
+        self.file = root / self.folder / "status.json"
         self.values = {"workflow.name": name, "workflow.uid": uid}
         self.values |= {f"workflow.parameters.{p}": parameters[p] for p in parameters}
         self.outputs: Values = {}
@@ -97,6 +97,8 @@ class Run:
         self.locks: dict[str, asyncio.Lock] = {}
         self.waits_for: list[str] = []
         self.interrupted = False
+        self.unwritable: OSError | None = None
+        """Why the status could not be written; the run ends with it."""
 
     async def execute(self) -> None:
         """Run the entrypoint and the exit handler."""
@@ -122,6 +124,8 @@ class Run:
         if self.phase in DONE:
             self.finished = datetime.now(UTC)
         saving.cancel()
+        if self.unwritable:
+            raise self.unwritable
         self.save()
 
     async def within_deadline(self, work: Awaitable[Node | None]) -> Node | None:
@@ -560,11 +564,16 @@ class Run:
             for node in self.nodes.values():
                 if node.type == "Pod" and node.phase == "Running":
                     node.progress = progress_of(self.root / self.place(node)) or node.progress
-            self.save()
-            await asyncio.sleep(0.2)
+            try:
+                self.save()
+            except OSError as error:
+                self.unwritable = error
+                return self.interrupt()
+            await asyncio.sleep(SAVE_EVERY)
 
     def save(self) -> None:
-        self.file.save(
+        save(
+            self.file,
             {
                 "metadata": {"name": self.name, "uid": self.uid},
                 "spec": {"arguments": {"parameters": as_list(self.parameters)}},
@@ -578,7 +587,7 @@ class Run:
                         for node in self.nodes.values()
                     },
                 },
-            }
+            },
         )
 
 

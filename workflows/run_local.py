@@ -46,6 +46,12 @@ WAITS = 75
 """Exit code of a run that a person's answer, or a --resume, takes further."""
 
 
+class Unwritable(click.ClickException):
+    """The run's folder cannot be written to, as with a full disk; nothing runs any more."""
+
+    exit_code = 75
+
+
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
@@ -94,9 +100,12 @@ def run_local(
         parameters = parameter_values(workflow, given, {})
         run = Run(ROOT, workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
-    point_latest_at(run)
-    with asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
-        runner.run(run.execute())
+    try:
+        point_latest_at(run)
+        with asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
+            runner.run(run.execute())
+    except OSError as error:
+        raise Unwritable(f"{error.filename}: {error.strerror}; --resume goes on") from error
     for node in run.nodes.values():
         if run.is_work(node):
             click.echo(progress.line(node))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from argo_subset import Object, Values
 
@@ -118,20 +116,8 @@ def moment(stamp: str | None) -> datetime | None:
     return datetime.fromisoformat(stamp) if stamp else None
 
 
-class StatusFile:
-    """status.json of a run: written as a whole or not at all, and not more often than needed."""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.saved = file, 0.0
-
-    def save(self, document: Object) -> None:
-        part = self.file.with_name(f".{self.file.name}.part")
-        part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        part.replace(self.file)
-        self.saved = time.monotonic()
-
-    def is_due(self) -> bool:
-        return time.monotonic() >= self.saved + SAVE_EVERY
-
-    def load(self) -> Any:
-        return json.loads(self.file.read_text(encoding="utf-8"))
+def save(file: Path, document: Object) -> None:
+    """Write status.json as a whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)

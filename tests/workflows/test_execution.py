@@ -354,3 +354,26 @@ def test_other_kinds_of_workflow_run_like_one(run: Runner, kind: str):
 
     assert ran.exit_code == 0, ran.stderr
     assert ran.document["metadata"]["name"].startswith("weekly-")
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_process(place: Path):
+    document = c.workflow(c.SLOW, c.dag(c.task("a", "slow", arguments=c.named(seconds="45"))))
+    process = subprocess.Popen(
+        command(place, document), cwd=place, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 20
+    while not (place / "outputs/latest/a").is_dir():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    # A folder in the file's place fails as a full disk does: the next writing raises.
+    part = place / "outputs/latest/.status.json.part"
+    while not part.is_dir():
+        try:
+            part.mkdir()
+        except FileExistsError:
+            time.sleep(0.01)
+    _, told = process.communicate(timeout=20)
+
+    assert process.returncode == 75
+    assert told.splitlines()[-1].endswith("--resume goes on")
+    assert "Traceback" not in told
