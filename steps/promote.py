@@ -1,9 +1,9 @@
-"""Make a registered candidate the champion; the champion before it stays at hand as `previous`.
+"""Make a registered model's candidate the champion; the champion before it stays as `previous`.
 
-Reads: the version that the quality_gate run registered.
-Writes: the aliases `champion` and `previous`.
+Reads and moves the registered model's aliases. Writes the promoted version's quality_gate run as
+`run-id`, for deploy_vllm.
 
-    python steps/promote.py --run-id "$(cat outputs/run-id)"
+    python steps/promote.py --model tiny-mistral-lora --version 1
 """
 
 from __future__ import annotations
@@ -14,30 +14,53 @@ import click
 
 from loraline import tracking
 from loraline.errors import UserError
-from loraline.step import step
+from loraline.step import LineCommand, not_empty
 
 
-@step
-@click.option("--run-id", required=True, help="MLflow run of quality_gate.")
-def promote(run_id: str, out_dir: Path, force: bool) -> None:
-    """Point the alias `champion` at the version that a gate registered."""
+@click.command(cls=LineCommand)
+@click.option("--model", required=True, help="Registered model.")
+@click.option(
+    "--version",
+    callback=not_empty,
+    help="The version that was reviewed; another candidate is refused.  [default: any]",
+)
+@click.option(
+    "--out-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("outputs"),
+    show_default=True,
+    help="Folder for the output files: run-id, and version.",
+)
+def promote(model: str, version: str | None, out_dir: Path) -> None:
+    """Point the alias `champion` at a registered model's candidate."""
     from mlflow.exceptions import MlflowException
 
     client = tracking.connect()
-    gate_run = tracking.upstream_run(client, run_id, "quality_gate")
-    name = gate_run.data.tags.get(tracking.MODEL_NAME)
-    if name is None:
-        raise UserError(f"--run-id {run_id} registered nothing: its verdict was not passed")
-    version = gate_run.data.tags[tracking.MODEL_VERSION]
-    try:
-        champion = str(client.get_model_version_by_alias(name, "champion").version)
-    except MlflowException:
-        champion = ""
-    if champion not in ("", version):
-        client.set_registered_model_alias(name, "previous", champion)
-    client.set_registered_model_alias(name, "champion", version)
-    click.echo(f"models:/{name}/{version} is the champion")
-    tracking.hand_over(out_dir, run_id)
+    aliases: dict[str, str] = {}
+    for alias in ("candidate", "champion"):
+        try:
+            aliases[alias] = str(client.get_model_version_by_alias(model, alias).version)
+        except MlflowException as error:
+            if tracking.is_outage(error):
+                raise
+    candidate = aliases.get("candidate")
+    if candidate is None or version not in (None, candidate):
+        found = f"version {candidate}" if candidate else "no version"
+        raise UserError(f"the candidate of {model!r} is {found}, not {version or 'one'}")
+    gates = client.search_runs(
+        [client.get_run(client.get_model_version(model, candidate).run_id).info.experiment_id],
+        f"tags.`{tracking.STEP}` = 'quality_gate' and tags.`{tracking.MODEL_NAME}` = '{model}' "
+        f"and tags.`{tracking.MODEL_VERSION}` = '{candidate}'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    if not gates:
+        raise UserError(f"no run of quality_gate registered version {candidate} of {model!r}")
+    if aliases.get("champion") not in (None, candidate):
+        client.set_registered_model_alias(model, "previous", aliases["champion"])
+    client.set_registered_model_alias(model, "champion", candidate)
+    click.echo(f"champion models:/{model}/{candidate}")
+    tracking.hand_over(out_dir, gates[0].info.run_id, version=candidate)
 
 
 if __name__ == "__main__":

@@ -187,8 +187,8 @@ def many_profiles(settings: Settings) -> list[Any]:
 def a_version(settings: Settings) -> list[Any]:
     known = sorted(set(templates.registered_models().values()))
     return [
-        parameter("run-id", "", "MLflow run of the quality gate that registered the version."),
         parameter("model", "tiny-qwen3-vl-lora", "Name of the registered model.", known),
+        parameter("version", "", "The version that was reviewed; empty for the candidate."),
         *where(settings),
     ]
 
@@ -288,16 +288,17 @@ def promote() -> None:
     """A person's word, then the champion's alias, then its server."""
     from hera.workflows import DAG
 
-    model, gate_run = "{{workflow.parameters.model}}", "{{workflow.parameters.run-id}}"
-    approval, champion = templates.approval(), templates.promote(model)
-    deploy = templates.deploy_vllm(model)
+    names = ("model", "version")
+    given = {name: f"{{{{workflow.parameters.{name}}}}}" for name in names}
+    approval, champion = templates.approval(), templates.promote(given["model"])
+    deploy = templates.deploy_vllm(given["model"])
     with DAG(name=ENTRYPOINT):
         asked: Any = approval(name="approval")
         granted = f"{asked.get_parameter('decision')} == yes"
-        promoted = task(champion, {"run-id": gate_run}, when=granted)
+        promoted = task(champion, given, when=granted)
         asked >> promoted
         # A bare `promote` would hold for one that was skipped, too.
-        task(deploy, {"run-id": gate_run}, depends="promote.Succeeded")
+        task(deploy, {"run-id": run_id(promoted)}, depends="promote.Succeeded")
 
 
 def finish() -> None:

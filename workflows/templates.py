@@ -74,7 +74,7 @@ def quality_gate(model: str) -> Container:
 
 
 def promote(model: str) -> Container:
-    return step("promote", inputs=["run-id"], deadline=HOUR, registry=model)
+    return step("promote", inputs=["model", "version"], deadline=HOUR, registry=model)
 
 
 def deploy_vllm(model: str) -> Container:

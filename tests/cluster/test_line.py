@@ -210,8 +210,7 @@ def test_a_lost_mlflow_server_costs_no_run(namespace: Any, until: Callable[..., 
 def test_promotion_waits_for_a_person(
     namespace: Any, undisturbed: Object, until: Callable[..., Any], decision: str, phase: str
 ) -> None:
-    gate = outputs(undisturbed, "quality-gate")["run-id"]
-    given = {"run-id": gate, "model": "tiny-mistral-lora"}
+    given = {"model": "tiny-mistral-lora"}
     name = namespace.submit(ROOT / "workflows/promote.yaml", given)
 
     def asked() -> Object | None:
