@@ -370,11 +370,13 @@ class Run:
 
     def members(self, group: Node) -> list[Node]:
         """The nodes that a fan-out made, in the order of its items."""
-        return [
-            node
+        opening = f"{group.name}("
+        found = {
+            int(node.name.removeprefix(opening).partition(":")[0]): node
             for node in self.nodes.values()
-            if node.boundary == group.boundary and node.name.startswith(f"{group.name}(")
-        ]
+            if node.boundary == group.boundary and node.name.startswith(opening)
+        }
+        return [found[index] for index in sorted(found)]
 
     async def steps(
         self, node: Node, template: Template, groups: list[list[Task]], values: Values

@@ -150,6 +150,8 @@ def earlier(
     except (OSError, json.JSONDecodeError) as error:
         raise Refused(f"{file} cannot be read ({error}); run the workflow first") from error
     name, uid = document["metadata"]["name"], document["metadata"]["uid"]
+    if not name.startswith(workflow.prefix):
+        raise Refused(f"{name} is a run of another workflow; --run names one of {workflow.prefix}…")
     parameters = as_values(document["spec"]["arguments"]["parameters"])
     again = tasks(workflow, start) if start else {only} if only else set()
     kept = {}

@@ -149,6 +149,18 @@ FLAKY = {
         ],
     },
 }
+FLAKY_SAY = {
+    # Its first member fails until there is a file `ok`.
+    "name": "flaky-say",
+    "outputs": c.outputs(c.file()),
+    "container": {
+        "image": "x",
+        "command": ["python", "-c", "import pathlib, sys\n"
+                    "pathlib.Path(sys.argv[1], 'out').write_text(sys.argv[2])\n"
+                    "sys.exit(sys.argv[2] == '0' and not pathlib.Path('ok').exists())"],
+        "args": ["/tmp/outputs", "{{inputs.parameters.n}}"],
+    },
+}  # fmt: skip
 COUNT = {
     "name": "count",
     "outputs": c.outputs(c.file()),
@@ -250,6 +262,35 @@ def test_nothing_to_resume_is_said_in_a_sentence(run: Runner):
     assert ran.exit_code == 2
     assert len(ran.stderr.splitlines()) == 1
     assert "run the workflow first" in ran.stderr
+
+
+def test_a_run_of_another_workflow_is_not_taken_further(run: Runner):
+    other = c.workflow(c.SAY, c.dag(c.say("first", "x")))
+    assert run({**other, "metadata": {"generateName": "other-"}}).exit_code == 0
+
+    ran = run(BROKEN, "--from", "first")
+
+    assert ran.exit_code == 2
+    assert "another workflow" in ran.stderr
+
+
+def test_a_resumed_fan_in_keeps_the_order_of_the_items(run: Runner, place: Path):
+    broken = c.workflow(
+        {
+            **FLAKY_SAY,
+            "inputs": c.inputs("n"),
+        },
+        c.SAY,
+        c.dag(
+            c.task("a", "flaky-say", arguments=c.named(n="{{item}}"), withItems=[0, 1, 2]),
+            c.say("b", c.out("a"), depends="a"),
+        ),
+    )
+    assert run(broken).exit_code == 1
+    (place / "ok").touch()
+    resumed = run(broken, "--resume")
+
+    assert resumed.facts["nodes"][".b"]["inputs"] == {"word": '["0","1","2"]'}
 
 
 ASKED = c.workflow(
