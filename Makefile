@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 PROFILE ?= smoke-vision
 DATA ?=
+PROFILES ?=
 PORT ?= 8000
 WORKFLOW ?= pipeline
 NAMESPACE ?= loraline
@@ -90,8 +91,9 @@ endif
 	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
 
 .PHONY: submit
-submit:  ## Run a workflow on the cluster: make submit [WORKFLOW=pipeline] [PROFILE=…] [DATA=…]
-	argo submit --namespace $(NAMESPACE) --watch workflows/$(WORKFLOW).yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)'
+submit:  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [PROFILES=…] [DATA=…]
+	argo submit --namespace $(NAMESPACE) --watch workflows/$(WORKFLOW).yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' \
+		$(if $(PROFILES),-p 'profiles=$(PROFILES)')
 
 .PHONY: quality
 quality: install  ## Format check, lint, types
