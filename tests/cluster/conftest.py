@@ -18,6 +18,8 @@ SCRIPT = Path(os.environ.get("TEST_CLUSTER", ROOT.parent / "shared/cluster/clust
 """`up`, `env` and `build TAG DOCKERFILE CONTEXT`, for a machine without a cluster of its own."""
 
 IMAGE = "localhost/loraline:dev"
+PYTHON = "docker.io/library/python:3.11-slim-bookworm"
+S3 = "docker.io/versity/versitygw:v1.0.20"
 DONE = ("Succeeded", "Failed", "Error")
 Object = dict[str, Any]
 
@@ -115,10 +117,29 @@ def cluster() -> Cluster:
         shell = ["sh", "-c", f'{lines}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"']
         words = subprocess.run(shell, check=True, capture_output=True, text=True).stdout.split("\n")
         found = Cluster(dict(zip(("KUBECONFIG", "PATH"), words, strict=True)))
+        provide_images(found)
     for program in ("kubectl", "argo"):
         if not shutil.which(program, path=found.environment["PATH"]):
             pytest.skip(f"{program} is not installed")
     return found
+
+
+def provide_images(cluster: Cluster) -> None:
+    """Bring the images to a node that has no registry to pull from; what is unchanged is quick."""
+    if not cluster.run("buildah", "images", "-q", PYTHON, check=False):
+        cluster.run(SCRIPT, "base-image")
+    if not cluster.run("buildah", "images", "-q", S3, check=False):
+        program = shutil.which("versitygw", path=cluster.environment["PATH"])
+        assert program is not None, "the cluster's programs have no S3 server"
+        container = cluster.run("buildah", "from", "scratch").strip()
+        cluster.run("buildah", "copy", "--chmod", "755", container, program, "/versitygw")
+        entry = '["/versitygw"]'
+        cluster.run("buildah", "config", "--entrypoint", entry, "--user", "8737", container)
+        cluster.run("buildah", "commit", container, S3)
+        cluster.run("buildah", "rm", container)
+    for image in (PYTHON, S3):
+        cluster.run(SCRIPT, "load", image)
+    cluster.run(SCRIPT, "build", IMAGE, ROOT / "images/cpu.Dockerfile", ROOT)
 
 
 @pytest.fixture(scope="session")
