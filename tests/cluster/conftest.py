@@ -99,7 +99,7 @@ def until(condition: Any, seconds: float, what: str) -> Any:
     last = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < last, f"waited {seconds:g} s for {what}"
-        time.sleep(1)
+        time.sleep(2)
     return found
 
 
