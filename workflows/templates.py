@@ -150,10 +150,10 @@ def step(
         ],
         active_deadline_seconds=deadline,
         retry_strategy=RetryStrategy(
-            limit=2,
+            limit=3,
             retry_policy="Always",
             expression=RETRY,
-            backoff=models.Backoff(duration="10s", factor=models.IntOrString(root=3)),
+            backoff=models.Backoff(duration="15s", factor=models.IntOrString(root=3)),
         ),
         pod_spec_patch=chosen(classes, "resources") if large else patch(SMALL),
         synchronization=guard(large, registry),

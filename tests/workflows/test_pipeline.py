@@ -230,9 +230,9 @@ def test_what_may_go_better_is_tried_again_and_nothing_else(
     last = {"status": status, "exitCode": code, "message": message}
     scope = {f"lastRetry.{key}": value for key, value in last.items()}
 
-    assert retry["limit"] == 2
+    assert retry["limit"] == 3
     assert retry["retryPolicy"] == "Always"
-    assert retry["backoff"] == {"duration": "10s", "factor": 3}
+    assert retry["backoff"] == {"duration": "15s", "factor": 3}
     assert expressions.parse(retry["expression"], expressions.RETRY).holds(scope) is again
 
 
