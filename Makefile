@@ -95,6 +95,10 @@ submit:  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [PROF
 	argo submit --namespace $(NAMESPACE) --watch workflows/$(WORKFLOW).yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' \
 		$(if $(PROFILES),-p 'profiles=$(PROFILES)')
 
+.PHONY: test-slow
+test-slow: install  ## Run the tests that take many minutes
+	$(BIN)/pytest -m slow
+
 .PHONY: quality
 quality: install  ## Format check, lint, types
 	$(BIN)/ruff format --check .

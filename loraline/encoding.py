@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from loraline.contract import Contract
     from loraline.models import Base
+    from loraline.profiles import Profile
 
 IGNORED = -100
 """Label of tokens that are not predicted."""
@@ -149,8 +150,12 @@ class Encoder:
             batch["mm_token_type_ids"] = (batch["input_ids"] == image).to(torch.int)
             images = [image for row in rows for image in row.images]
             if images:
-                batch |= self.processor.image_processor(opened(images), return_tensors="pt")
+                batch |= self.pixels(images)
         return batch
+
+    def pixels(self, images: Iterable[bytes]) -> dict[str, Tensor]:
+        """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
+        return dict(self.processor.image_processor(opened(images), return_tensors="pt"))
 
 
 def opened(images: Iterable[bytes]) -> list[Image]:
@@ -158,3 +163,36 @@ def opened(images: Iterable[bytes]) -> list[Image]:
     from PIL import Image
 
     return [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
+
+
+def load_rows(
+    dataset: Path, recipe: Profile, base: Base
+) -> tuple[Encoder, str, dict[str, list[Row]], dict[str, int]]:
+    """Encode the training and validation rows; those over max_length are counted out, never cut.
+
+    Returns the encoder, the prompt template, the rows and the number left out, by split.
+    """
+    from loraline import progress, records
+
+    encoder = Encoder(
+        base.path, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
+    )
+    kept: dict[str, list[Row]] = {}
+    left_out: dict[str, int] = {}
+    for split in ("train", "validation"):
+        found = records.read(dataset / f"{split}.parquet")
+        if any(bool(record.images) != (recipe.modality == "vision") for record in found):
+            raise UserError(f"the dataset of --run-id does not fit modality {recipe.modality}")
+        rows = []
+        with progress.bar(f"encode {split}", len(found)) as advance:
+            for record in found:
+                rows.append(encoder.encode(record))
+                advance(1, "")
+        kept[split] = [row for row in rows if len(row) <= recipe.max_length]
+        left_out[split] = len(rows) - len(kept[split])
+        if not kept[split]:
+            raise UserError(
+                f"every {split} row is longer than max_length {recipe.max_length}; "
+                f"the shortest has {min(map(len, rows))} tokens"
+            )
+    return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), kept, left_out

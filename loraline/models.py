@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraline import lora
 from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraline.contract import Contract
+    from loraline.memory import Plan
+    from loraline.profiles import Profile
 
 VISION_TOWER = "model.visual"
 """Module path of the vision tower and its merger in Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
@@ -142,12 +146,39 @@ def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrained
         base.path,
         dtype=getattr(torch, dtype),
         quantization_config=nf4 if quantize else None,
-        device_map={"": 0} if torch.cuda.is_available() else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
         use_safetensors=True,
     )
     if quantize:
         check_quantized(model)
     return model
+
+
+def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
+    """The 4-bit base with a new adapter; what is computed is the same for every plan."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    # Without a GPU, float32 is the fast type: few CPUs multiply bfloat16.
+    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    model = load(base, recipe.modality, quantize=True, dtype=dtype)
+    if plan.dequantized:
+        # The same rounded weights, unpacked once instead of in every pass.
+        model = model.dequantize()
+        gc.collect()  # The packed weights are in reference cycles.
+    merger = recipe.merger_learning_rate is not None
+    tuned = get_peft_model(
+        model,
+        LoraConfig(
+            r=recipe.r,
+            lora_alpha=recipe.lora_alpha,
+            lora_dropout=recipe.lora_dropout,
+            target_modules=target_modules(recipe.modality, recipe.target_modules, merger),
+            task_type="CAUSAL_LM",
+        ),
+    )
+    lora.add_in_place(tuned)
+    return tuned
 
 
 def tiny_models_run_faster_on_one_thread(base: Base) -> None:

@@ -97,14 +97,14 @@ class Profile(Strict):
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps, whatever the epochs say."""
 
-    per_device_train_batch_size: PositiveInt = 4
-    """Rows a forward pass."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many epochs without a lower validation loss; null trains to the end."""
 
-    gradient_accumulation_steps: PositiveInt = 4
-    """Forward passes an optimizer step."""
+    rows_per_step: PositiveInt = 16
+    """Rows an optimizer step learns from, on all GPUs together."""
 
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    memory: Literal["auto", "fast", "small"] = "auto"
+    """`fast` spends memory on speed, `small` speed on memory; `auto` is the fastest that fits."""
 
     max_length: Annotated[int, Field(ge=16)] = 1024
     """Longest row in tokens, image and answer included; longer rows are counted out, never cut."""

@@ -43,6 +43,9 @@ RESULT = "loraline.gate.result"
 REASON = "loraline.gate.reason"
 MODEL_NAME = "loraline.registered_model"
 MODEL_VERSION = "loraline.registered_version"
+INPUTS = "loraline.inputs"
+CHECKPOINT = "loraline.checkpoint"
+PROCESS = "loraline.process"
 
 ADAPTER = Path("artifacts", "adapter")
 """Where a logged model keeps the adapter's files."""
@@ -184,6 +187,13 @@ def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
 def fingerprint(step_file: str, inputs: Mapping[str, Any]) -> str:
     """SHA-256 over a step's inputs and settings, its own source and the library's."""
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
+    digest.update(code_digest(step_file).encode())
+    return digest.hexdigest()
+
+
+def code_digest(step_file: str) -> str:
+    """SHA-256 over a step's own source and the library's."""
+    digest = hashlib.sha256()
     library = Path(__file__).parent
     for source in [Path(step_file), *sorted(library.glob("*.py"))]:
         digest.update(source.name.encode() + source.read_bytes())
@@ -206,6 +216,23 @@ def finished_run(client: MlflowClient, step: str, fingerprint: str) -> Run | Non
     return found[0] if found else None
 
 
+def unfinished_runs(client: MlflowClient, step: str, profile: str) -> list[Run]:
+    """Runs of a step with this profile that stopped after a checkpoint, the latest first."""
+    from loraline.settings import Settings
+
+    experiment = client.get_experiment_by_name(Settings().experiment)
+    assert experiment is not None, "connect() creates the experiment"
+    return list(
+        client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{STEP}` = '{step}' and tags.`{PROFILE}` = '{profile}' "
+            f"and tags.`{CHECKPOINT}` != '' and attributes.status != 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+            max_results=20,
+        )
+    )
+
+
 @contextmanager
 def open_run(
     step: str,
@@ -215,10 +242,12 @@ def open_run(
     upstream: Run | None = None,
     parent: Run | None = None,
     tags: Mapping[str, str] | None = None,
+    resumed: Run | None = None,
 ) -> Iterator[Run]:
     """The MLflow run of one step; an exception marks it FAILED, a signal KILLED.
 
-    `upstream` is the run handed over to the step, `parent` the run it is nested under in the UI.
+    `upstream` is the run handed over to the step, `parent` the run it is nested under in the UI,
+    `resumed` an unfinished run to go on with instead of opening a new one.
     """
     import mlflow
 
@@ -237,6 +266,7 @@ def open_run(
         own[UPSTREAM] = upstream.info.run_id
         own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
     run = mlflow.start_run(
+        run_id=resumed.info.run_id if resumed else None,
         run_name=name,
         tags={key: value for key, value in (own | dict(tags or {})).items() if value},
         parent_run_id=parent.info.run_id if parent else None,

@@ -1,149 +1,345 @@
-"""The trainer: TRL's SFTTrainer on a 4-bit base, fed with our own rows and labels."""
+"""The trainer: transformers' Trainer on packed rows, learning an adapter and nothing else."""
 
 from __future__ import annotations
 
-import atexit
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import contextlib
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline import models, progress
+import torch
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from loraline import attention, checkpoint, loss, models, packing
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
-    from loraline.encoding import Encoder, Row
-    from loraline.profiles import Profile
+    from torch import Tensor
 
-TRACKED = {"loss", "eval_loss", "learning_rate", "grad_norm", "mean_token_accuracy"}
-"""What the trainer reports and a reviewer looks at."""
+    from loraline.encoding import Encoder, Row
+    from loraline.memory import Plan
+    from loraline.profiles import Profile
 
 
 def build(
-    recipe: Profile, base: models.Base, encoder: Encoder, rows: dict[str, list[Row]], scratch: Path
-) -> Any:
+    recipe: Profile,
+    base: models.Base,
+    encoder: Encoder,
+    rows: dict[str, list[Row]],
+    plan: Plan,
+    scratch: Path,
+) -> PackedTrainer:
     """The trainer of a profile on its base; `rows` has the splits train and validation."""
-    import torch
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
     on_gpu = torch.cuda.is_available()
-    # Without a GPU, float32 is the fast type: few CPUs multiply bfloat16.
-    dtype = "bfloat16" if on_gpu else "float32"
-    model = models.load(base, recipe.modality, quantize=True, dtype=dtype)
-    merger = recipe.merger_learning_rate is not None
-    trainer = SFTTrainer(
+    model = models.for_training(base, recipe, plan)
+    trainer = PackedTrainer(
         model=model,
-        args=SFTConfig(
+        encoder=encoder,
+        rows=rows,
+        steps=packing.Steps(len(rows["train"]), recipe.rows_per_step, recipe.seed),
+        budget=plan.token_budget,
+        checkpointing=plan.checkpointing,
+        merger_rate=recipe.merger_learning_rate,
+        patience=recipe.early_stopping_patience,
+        args=TrainingArguments(
             output_dir=str(scratch / "trainer"),
             num_train_epochs=recipe.num_train_epochs,
             max_steps=recipe.max_steps or -1,
-            per_device_train_batch_size=recipe.per_device_train_batch_size,
-            per_device_eval_batch_size=recipe.per_device_train_batch_size,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-            gradient_checkpointing=recipe.gradient_checkpointing,
+            # Counted by the trainer's own loader; here they only have to agree with it.
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=1,
             learning_rate=recipe.learning_rate,
             lr_scheduler_type=recipe.lr_scheduler_type,
             warmup_steps=recipe.warmup_steps,
-            optim="paged_adamw_8bit" if on_gpu else "adamw_torch",
+            optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+            weight_decay=0.0,
             bf16=on_gpu,
             seed=recipe.seed,
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            dataloader_pin_memory=on_gpu,
-            logging_steps=5,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="no",
+            # Rows without an image leave a trained merger without gradients.
+            ddp_find_unused_parameters=recipe.merger_learning_rate is not None,
             report_to="none",
             disable_tqdm=True,
-        ),
-        # The rows themselves stay where they are; the trainer shuffles and batches their indices.
-        train_dataset=Dataset.from_dict({"index": range(len(rows["train"]))}),
-        eval_dataset=Dataset.from_dict(
-            {"index": [len(rows["train"]) + i for i in range(len(rows["validation"]))]}
-        ),
-        data_collator=collator(encoder, [*rows["train"], *rows["validation"]]),
-        processing_class=encoder.processor or encoder.tokenizer,
-        peft_config=LoraConfig(
-            r=recipe.r,
-            lora_alpha=recipe.lora_alpha,
-            lora_dropout=recipe.lora_dropout,
-            target_modules=models.target_modules(recipe.modality, recipe.target_modules, merger),
-            task_type="CAUSAL_LM",
+            remove_unused_columns=False,
+            use_liger_kernel=plan.fused,
+            # The loss is `loraline.loss`, which keeps fewer logits.
+            liger_kernel_config={"fused_linear_cross_entropy": False, "swiglu": True},
         ),
     )
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            # TRL casts adapters of a quantized base to bfloat16, whose 8 bits lose small updates.
-            parameter.data = parameter.data.float()
-    if recipe.merger_learning_rate is not None:
-        trainer.optimizer = optimizer_with_merger_rate(trainer, recipe.merger_learning_rate)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(curves_to_mlflow())
     return trainer
 
 
-def collator(encoder: Encoder, rows: Sequence[Row]) -> Callable[[list[dict[str, int]]], Any]:
-    """Makes a padded batch, labels on the answers only, out of the rows with the given indices."""
+@dataclass(frozen=True)
+class Step:
+    """What one process contributes to an optimizer step."""
 
-    def collate(indices: list[dict[str, int]]) -> Any:
-        return encoder.collate(
-            [rows[entry["index"]] for entry in indices], answers=True, side="right"
+    rows: list[int]
+    """Indices of its training rows; empty if there are fewer rows than processes."""
+
+    batches: list[packing.MicroBatch]
+    """Those rows, packed within `budget` tokens."""
+
+    targets: int
+    """Answer tokens of the whole step, all processes together."""
+
+    budget: int
+
+
+class EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch begins."""
+
+    def __init__(self, steps: packing.Steps) -> None:
+        self.steps = steps
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps.epoch = state.global_step // len(self.steps)
+
+
+class PackedTrainer(Trainer):
+    """A Trainer whose batch is a whole optimizer step: rows first, then packs of them.
+
+    Losses are weighted by answer tokens, over the packs and processes of a step in training and
+    over all validation rows in evaluation, so neither depends on how rows were grouped.
+    """
+
+    optimizer: Any
+    control: Any
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        encoder: Encoder,
+        rows: dict[str, list[Row]],
+        steps: packing.Steps,
+        budget: int,
+        checkpointing: bool,
+        merger_rate: float | None,
+        patience: int | None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            model=model,
+            train_dataset=rows["train"],
+            eval_dataset=rows["validation"],
+            **options,
+        )
+        self.encoder, self.rows, self.steps = encoder, rows, steps
+        self.budget, self.merger_rate = budget, merger_rate
+        self.rope_index = getattr(model.get_base_model().model, "get_rope_index", None)
+        self.attention = attention.use(model.get_base_model())
+        loss.give_losses(model.get_base_model())
+        if checkpointing:
+            self.recompute_activations()
+        self.tokens_seen = 0
+        self.ran_out = False
+        self.patience = patience
+        self.best: dict[str, Any] = {}
+        self.seconds = self.paused = 0.0
+        self.pace = (time.monotonic(), 0)
+        self.add_callback(EpochOrder(steps))
+
+    def recompute_activations(self) -> None:
+        """Checkpoint every layer that has something to learn before it."""
+        causal = self.model.get_base_model()
+        causal.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers lets embeddings demand gradients, for checkpointing of the old kind; it sends
+        # the backward pass through a frozen vision tower.
+        causal.disable_input_require_grads()
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer, with the vision merger's adapter at a rate of its own."""
+        if self.optimizer is None:
+            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = cls(self.parameter_groups(), **options)
+        return self.optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups: dict[bool, list[Any]] = {False: [], True: []}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups[f".{models.VISION_TOWER}." in name].append(parameter)
+        if self.merger_rate is None:
+            return [{"params": groups[False] + groups[True]}]
+        if not groups[True]:
+            raise UserError("merger_learning_rate is set, but this base has no known vision merger")
+        return [{"params": groups[False]}, {"params": groups[True], "lr": self.merger_rate}]
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        return [next(epoch_iterator)], None
+
+    def floating_point_ops(self, inputs: Step) -> int:
+        return 0
+
+    def get_train_dataloader(self) -> Any:
+        return self.loader(range(len(self.rows["train"])), self.steps, self.step_of)
+
+    def loader(self, indices: Sequence[int], batches: Any, collate: Any) -> Any:
+        on_gpu = self.args.device.type == "cuda"
+        return DataLoader(
+            indices,
+            batch_sampler=batches,
+            collate_fn=collate,
+            # Images are decoded while the GPU works; without one there is no core to spare.
+            num_workers=min(8, (os.cpu_count() or 2) - 1) if on_gpu else 0,
+            # Of its own, so that loading does not move the state that dropout draws from.
+            generator=torch.Generator().manual_seed(self.args.seed),
         )
 
-    return collate
+    def step_of(self, indices: Sequence[int], budget: int | None = None) -> Step:
+        """This process' share of a step's rows, packed."""
+        rows = [self.rows["train"][index] for index in indices]
+        mine = packing.share(
+            [len(row) for row in rows], self.args.process_index, self.args.world_size
+        )
+        budget = budget or self.budget
+        batches = self.packs([rows[i] for i in mine] or rows[:1], budget)
+        targets = sum(len(row.answer) for row in rows)
+        return Step([indices[i] for i in mine], batches, targets, budget)
 
+    def packs(self, rows: Sequence[Row], budget: int) -> list[packing.MicroBatch]:
+        groups = packing.plan([len(row) for row in rows], budget)
+        return [packing.pack(self.encoder, [rows[i] for i in g], self.rope_index) for g in groups]
 
-def optimizer_with_merger_rate(trainer: Any, merger_rate: float) -> Any:
-    """The trainer's own optimizer, with the vision merger's adapter at a rate of its own."""
-    cls, options = type(trainer).get_optimizer_cls_and_kwargs(trainer.args)
-    groups: dict[bool, list[Any]] = {True: [], False: []}
-    for name, parameter in trainer.model.named_parameters():
-        if parameter.requires_grad:
-            groups[f".{models.VISION_TOWER}." in name].append(parameter)
-    if not groups[True]:
-        raise UserError("merger_learning_rate is set, but this base has no known vision merger")
-    return cls([{"params": groups[False]}, {"params": groups[True], "lr": merger_rate}], **options)
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        started = time.monotonic()
+        result = super().train(*arguments, **options)
+        self.seconds = time.monotonic() - started - self.paused
+        return result
 
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        if "loss" in logs:
+            now = (time.monotonic() - self.paused, self.tokens_seen)
+            elapsed, tokens = (after - before for after, before in zip(now, self.pace, strict=True))
+            logs["tokens_per_second"] = tokens * self.args.world_size / max(elapsed, 1e-9)
+            self.pace = now
+        super().log(logs, *rest)
 
-def curves_to_mlflow() -> Any:
-    """Sends the trainer's curves to the open MLflow run and to a progress bar."""
-    import mlflow
-    from transformers import TrainerCallback
+    def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of one optimizer step; returns this process' part of its mean loss.
 
-    class CurvesToMlflow(TrainerCallback):
-        def __init__(self) -> None:
-            self.stack = ExitStack()
-            self.remark = ""
-            # A training that is cut off never ends, and a bar left open hides the cursor.
-            atexit.register(self.stack.close)
+        Raises UserError when it does not fit the GPU for the second time.
+        """
+        model.train()
+        try:
+            return self.accumulate(model, inputs)
+        except torch.OutOfMemoryError as error:
+            if self.ran_out:
+                raise UserError(
+                    f"a step does not fit the GPU, not even {self.budget} tokens a pass; lower "
+                    "max_length, set memory: small, or use a larger card"
+                ) from error
+        # Smaller packs of the same rows: slower, but the same step.
+        self.ran_out = True
+        self.budget //= 2
+        self.recompute_activations()
+        torch.cuda.empty_cache()
+        model.zero_grad()
+        return self.training_step(model, inputs)
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.advance = self.stack.enter_context(progress.bar("train", state.max_steps))
+    def accumulate(self, model: Any, step: Step) -> Tensor:
+        if step.budget > self.budget:
+            packs = self.packs([self.rows["train"][i] for i in step.rows], self.budget)
+        else:
+            packs = step.batches
+        # A process without rows takes part in the exchange of gradients with nothing to say.
+        weight = self.args.world_size / step.targets if step.rows else 0.0
+        total = torch.zeros((), device=self.args.device)
+        for number, pack in enumerate(packs, 1):
+            last = number == len(packs)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                part = model(**self._prepare_inputs(pack)).sum() * weight
+                self.accelerator.backward(part)
+            total += part.detach()
+            self.tokens_seen += pack["input_ids"].numel()
+        return total
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.advance(1, self.remark)
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss of a validation answer token in nats; the same for any packing."""
+        if self.told_to_stop():
+            return {}
+        started = time.monotonic()
+        rows = self.rows["validation"]
+        packs = packing.plan([len(row) for row in rows], self.budget)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
-            if "loss" in logs:
-                self.remark = f"loss {logs['loss']:.3f}"
-            found = {key: value for key, value in logs.items() if key in TRACKED}
-            mlflow.log_metrics(found, step=state.global_step)
+        def pack(indices: Sequence[int]) -> packing.MicroBatch:
+            return packing.pack(self.encoder, [rows[i] for i in indices], self.rope_index)
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.stack.close()
+        mine = packs[self.args.process_index :: self.args.world_size]
+        total = torch.zeros((), device=self.args.device)
+        self.model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in self.loader(range(len(rows)), mine, pack):
+                total += self.model(**self._prepare_inputs(batch)).sum()
+        mean = float(self.accelerator.reduce(total)) / sum(len(row.answer) for row in rows)
+        metrics = {"eval_loss": mean, "eval_perplexity": math.exp(min(mean, 700))}
+        self.paused += time.monotonic() - started
+        self.log(dict(metrics))
+        self.remember(mean)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
-    return CurvesToMlflow()
+    def told_to_stop(self) -> bool:
+        """Whether training stops within an epoch, where an evaluation would not be otherwise."""
+        step = self.state.global_step
+        within = step < self.state.max_steps and step % len(self.steps) != 0
+        return within and bool(self.control.should_training_stop)
+
+    def remember(self, eval_loss: float) -> None:
+        """Keep the adapter with the lowest validation loss; stop when none has come for long."""
+        if eval_loss < self.best.get("eval_loss", math.inf):
+            learned = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+            weights = {name: p.detach().cpu().clone() for name, p in learned.items()}
+            self.best = {"eval_loss": eval_loss, "weights": weights}
+        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        if self.patience is not None and since_best >= self.patience:
+            self.control.should_training_stop = True
+
+    def restore_best(self) -> float:
+        """Give the model the adapter with the lowest validation loss; returns that loss."""
+        parameters = dict(self.model.named_parameters())
+        for name, weight in self.best["weights"].items():
+            parameters[name].data.copy_(weight)
+        return float(self.best["eval_loss"])
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            checkpoint.write_state(self.best, Path(output_dir, "best"))
+            checkpoint.write_state(self.optimizer.state_dict(), Path(output_dir, "optimizer"))
+            checkpoint.write_state(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
+        if checkpoint_dir is not None:
+            folder = Path(checkpoint_dir)
+            self.best = checkpoint.read_state(folder / "best")
+            self.optimizer.load_state_dict(checkpoint.read_state(folder / "optimizer"))
+            self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        stem = Path(output_dir, f"random-{self.args.process_index}")
+        checkpoint.write_state(checkpoint.random_state(), stem)
+
+    def _load_rng_state(self, checkpoint_dir: str | None) -> None:
+        if checkpoint_dir is not None:
+            stem = Path(checkpoint_dir, f"random-{self.args.process_index}")
+            checkpoint.set_random_state(checkpoint.read_state(stem))
 
 
 def peak_memory() -> int:
     """Bytes at the peak so far: of the GPU's allocator, or of the process without a GPU."""
     import resource
-
-    import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())

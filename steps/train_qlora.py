@@ -2,6 +2,7 @@
 
 Reads: `dataset/` of the prepare_data run.
 Writes: the logged model `adapter`, `profile.json`, `loss_curves.png`, readable adapter files.
+An interrupted training leaves a checkpoint in the artifact store; the next start goes on from it.
 
     python steps/train_qlora.py --run-id "$(cat outputs/run-id)" --profile smoke-vision
 """
@@ -9,51 +10,72 @@ Writes: the logged model `adapter`, `profile.json`, `loss_curves.png`, readable 
 from __future__ import annotations
 
 import json
-import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import tracking
-from loraline.errors import UserError
-from loraline.step import step
+from loraline import launch, tracking
+from loraline.errors import TryAgain
+from loraline.step import not_empty, step
 
 if TYPE_CHECKING:
     from loraline.contract import Contract
     from loraline.encoding import Encoder, Row
     from loraline.models import Base
     from loraline.profiles import Profile
+    from loraline.trainer import PackedTrainer
 
 
 @step
 @click.option("--run-id", required=True, help="MLflow run of prepare_data.")
 @click.option("--profile", required=True, help="Name of a file in lora_profiles/.")
-def train_qlora(run_id: str, profile: str, out_dir: Path, force: bool) -> None:
+@click.option("--resume", callback=not_empty, help="Unfinished run to go on with, and no other.")
+@click.option("--checkpoint-minutes", type=click.FloatRange(0), default=10, show_default=True)
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="On this host.")
+def train_qlora(
+    run_id: str,
+    profile: str,
+    resume: str | None,
+    checkpoint_minutes: float,
+    gpus: int,
+    out_dir: Path,
+    force: bool,
+) -> None:
     """Train a LoRA adapter on a 4-bit NF4 base; log it and hand over the run ID."""
     from loraline import models, profiles
 
     recipe = profiles.load(profile)
+    if launch.rank():
+        follow(recipe, checkpoint_minutes)
+        return
     client = tracking.connect()
     data_run = tracking.upstream_run(client, run_id, "prepare_data")
     base = models.locate(recipe.base, recipe.base_revision)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
-    inputs = {"upstream": run_id, "profile": [profile, settings], "base": base.revision}
+    inputs = {
+        "dataset": run_id,
+        "profile": json.dumps([profile, settings], sort_keys=True),
+        "base": base.revision,
+        "code": tracking.code_digest(__file__),
+    }
     fingerprint = tracking.fingerprint(__file__, inputs)
     if not force and (done := tracking.finished_run(client, "train_qlora", fingerprint)):
         click.echo(f"adapter of run {done.info.run_id} (reused)")
         tracking.hand_over(out_dir, done.info.run_id)
         return
+    if gpus > 1 and not launch.launched():
+        launch.on_gpus(gpus)
+        return
 
     import mlflow
-    from transformers import set_seed
 
-    from loraline import trainer
+    from loraline import checkpoint, curves, encoding
 
-    set_seed(recipe.seed)
+    found = checkpoint.named(client, resume, inputs) if resume else None
+    if found is None and not force:
+        found = checkpoint.find(client, profile, inputs)
     version = data_run.data.params["version"]
     with (
         tracking.open_run(
@@ -61,22 +83,40 @@ def train_qlora(run_id: str, profile: str, out_dir: Path, force: bool) -> None:
             name=f"{recipe.registered_model}-{profile}-v{version}",
             fingerprint=fingerprint,
             upstream=data_run,
-            tags={tracking.PROFILE: profile},
+            tags={tracking.PROFILE: profile, **checkpoint.tags(inputs)},
+            resumed=found,
         ) as run,
-        tempfile.TemporaryDirectory() as scratch,
+        launch.shared_folder() as scratch,
     ):
         log_inputs(recipe, profile, base, version)
-        encoder, prompt, rows = load_rows(client, run_id, recipe, base)
-        sft = trainer.build(recipe, base, encoder, rows, Path(scratch))
-        started = time.monotonic()
-        sft.train()
-        log_costs(sft, rows["train"], time.monotonic() - started)
-        adapter = save_adapter(sft, recipe, base, Path(scratch) / "adapter")
+        client.download_artifacts(run_id, "dataset", str(scratch))
+        start = checkpoint.fetch(client, found, scratch) if found else None
+        launch.let_follow(scratch)
+        encoder, prompt, rows, left_out = encoding.load_rows(scratch / "dataset", recipe, base)
+        mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
+        sft = prepare(recipe, base, encoder, rows, scratch)
+        sft.add_callback(curves.CurvesToMlflow(curves.logged_to(client, found)))
+        train(sft, start, checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes))
+        curves.log_results(sft)
+        adapter = save_adapter(sft, recipe, base, scratch / "adapter")
         contract = write_contract(adapter, recipe, base, encoder, prompt, rows)
         log_adapter(adapter, contract, profile)
-        mlflow.log_figure(loss_curves(sft.state.log_history), "loss_curves.png")
+        mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
+        checkpoint.drop(client, run.info.run_id)
     click.echo(f"adapter of run {run.info.run_id} (rank {recipe.r}, {len(rows['train'])} rows)")
     tracking.hand_over(out_dir, run.info.run_id)
+
+
+def follow(recipe: Profile, checkpoint_minutes: float) -> None:
+    """The part of every process but the first: the same training, and no word to MLflow."""
+    from loraline import checkpoint, encoding, models
+
+    scratch = launch.follow()
+    base = models.locate(recipe.base, recipe.base_revision)
+    encoder, _, rows, _ = encoding.load_rows(scratch / "dataset", recipe, base)
+    sft = prepare(recipe, base, encoder, rows, scratch)
+    start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
+    train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
 
 
 def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
@@ -85,76 +125,48 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
 
     mlflow.log_dict(recipe.model_dump(mode="json"), "profile.json")
     chosen = ("base", "r", "lora_alpha", "lora_dropout", "learning_rate", "num_train_epochs")
-    mlflow.log_params({key: getattr(recipe, key) for key in chosen})
+    mlflow.log_params({key: getattr(recipe, key) for key in (*chosen, "rows_per_step")})
     mlflow.log_params(
         {
             "profile": profile,
             "base_revision": base.revision,
             "data_version": version,
             "target_modules": ",".join(recipe.target_modules),
-            "rows_per_step": recipe.per_device_train_batch_size
-            * recipe.gradient_accumulation_steps,
         }
     )
 
 
-def load_rows(
-    client: Any, run_id: str, recipe: Profile, base: Base
-) -> tuple[Encoder, str, dict[str, list[Row]]]:
-    """Encode the training and validation rows; those over max_length are counted out, never cut."""
-    import mlflow
+def prepare(
+    recipe: Profile, base: Base, encoder: Encoder, rows: dict[str, list[Row]], scratch: Path
+) -> PackedTrainer:
+    """Plan the memory before the base is loaded, then build the trainer."""
+    from transformers import set_seed
 
-    from loraline import progress, records
-    from loraline.encoding import Encoder
+    from loraline import memory, trainer
 
-    encoder = Encoder(
-        base.path,
-        recipe.modality,
-        min_pixels=recipe.min_pixels,
-        max_pixels=recipe.max_pixels,
-    )
-    kept: dict[str, list[Row]] = {}
-    with tracking.artifacts(client, run_id, "dataset") as dataset:
-        prompt = (dataset / "prompt.txt").read_text(encoding="utf-8")
-        for split in ("train", "validation"):
-            found = records.read(dataset / f"{split}.parquet")
-            if any(bool(record.images) != (recipe.modality == "vision") for record in found):
-                raise UserError(
-                    f"the dataset of run {run_id} does not fit modality {recipe.modality}"
-                )
-            rows = []
-            with progress.bar(f"encode {split}", len(found)) as advance:
-                for record in found:
-                    rows.append(encoder.encode(record))
-                    advance(1, "")
-            kept[split] = [row for row in rows if len(row) <= recipe.max_length]
-            mlflow.log_metric(f"{split}_rows_too_long", len(rows) - len(kept[split]))
-            if not kept[split]:
-                shortest = min(map(len, rows))
-                raise UserError(
-                    f"every {split} row is longer than max_length {recipe.max_length}; "
-                    f"the shortest has {shortest} tokens"
-                )
-    return encoder, prompt, kept
+    launch.take_gpu()
+    set_seed(recipe.seed)
+    plan, table = memory.choose(recipe, base, [*rows["train"], *rows["validation"]], memory.free())
+    sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
+    if launch.rank() == 0:
+        click.echo(f"{table}\nattention: {sft.attention}", err=True)
+    return sft
 
 
-def log_costs(sft: Any, rows: Sequence[Row], seconds: float) -> None:
-    """Log what the training took: seconds, tokens a second, peak memory in GiB."""
-    import mlflow
-
-    from loraline import trainer
-
-    tokens = sum(map(len, rows)) * sft.state.epoch
-    mlflow.log_metrics(
-        {
-            "train_seconds": seconds,
-            "train_tokens_per_second": tokens / seconds,
-            "peak_memory_gib": trainer.peak_memory() / 2**30,
-        }
-    )
+def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> None:
+    """Train from the beginning or from a checkpoint, to the end or until told to stop."""
+    sft.add_callback(keeper)
+    keeper.listen()
+    sft.train(resume_from_checkpoint=str(start) if start else None)
+    if keeper.stopped_early(sft.state):
+        raise TryAgain(
+            f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "
+            "checkpoint; start it again to go on from there"
+        )
+    sft.restore_best()
 
 
-def save_adapter(sft: Any, recipe: Profile, base: Base, folder: Path) -> Path:
+def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) -> Path:
     """Write the adapter as PEFT does, in safetensors, and the base's config beside it."""
     from loraline.preflight import BASE_CONFIG
 
@@ -218,20 +230,6 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
     mlflow.set_tag(tracking.MODEL_ID, logged.model_id)
     for name in ("adapter_config.json", "contract.json"):
         mlflow.log_artifact(str(adapter / name), "adapter")
-
-
-def loss_curves(history: list[dict[str, float]]) -> Any:
-    """Training and validation loss over optimizer steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for key, label in (("loss", "training"), ("eval_loss", "validation")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
-    axes.legend()
-    return figure
 
 
 if __name__ == "__main__":

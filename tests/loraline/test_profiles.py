@@ -49,7 +49,7 @@ def test_the_ladder_keeps_its_values(
     assert profile.base == "mistralai/Mistral-7B-v0.1"
     assert profile.learning_rate == 2e-4
     assert (profile.num_train_epochs, profile.max_length) == (1, 1024)
-    assert (profile.per_device_train_batch_size, profile.gradient_accumulation_steps) == (4, 4)
+    assert (profile.rows_per_step, profile.memory) == (16, "auto")
     assert (profile.gate.max_eval_loss, profile.gate.max_perplexity) == (1.0, 2.0)
 
 

@@ -15,12 +15,23 @@ def test_the_file_of_the_workflow_gets_what_is_done_of_what_there_is(
     file = tmp_path / "progress"
     monkeypatch.setenv("ARGO_PROGRESS_FILE", str(file))
     seen = []
-    with progress.bar("rows", 5) as advance:
-        for _ in range(3):
+    with progress.bar("rows", 4, main=True) as advance:
+        for _ in range(2):
             advance(2, "")
             seen.append(file.read_text())
 
-    assert seen == ["2/5\n", "4/5\n", "5/5\n"]
+    assert seen == ["2/4", "4/4"]
+
+
+def test_a_bar_beside_the_main_one_leaves_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "progress"
+    monkeypatch.setenv("ARGO_PROGRESS_FILE", str(file))
+    with progress.bar("rows", 1) as advance:
+        advance(1, "")
+
+    assert not file.exists()
 
 
 def test_without_a_workflow_no_file_is_written(

@@ -5,7 +5,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from loraline import contract, preflight, profiles, tracking, trainer
+from loraline import contract, memory, preflight, profiles, tracking, trainer
 from loraline.encoding import Encoder
 from loraline.models import locate
 from loraline.records import from_prompt
@@ -70,7 +70,7 @@ def test_the_merger_learns_at_its_own_rate(tiny_base, workplace: Path, architect
     image = next((Path(__file__).parents[2] / "test_data/vision/images").glob("*.png"))
     record = from_prompt("Read.", "", "x + y", image.read_bytes())
     rows = {split: [encoder.encode(record)] * 8 for split in ("train", "validation")}
-    sft = trainer.build(recipe, base, encoder, rows, workplace)
+    sft = trainer.build(recipe, base, encoder, rows, memory.CPU, workplace)
     tracking.connect()
     with mlflow.start_run():
         sft.train()

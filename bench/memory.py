@@ -1,0 +1,76 @@
+"""The memory estimate beside the peak that torch measures, over tasks, modes and pass sizes.
+
+    python bench/memory.py
+
+Each line trains two optimizer steps on one pack of rows, so the pack is the worst step there is.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from train import call, environment, rows_for
+
+PASSES = (1024, 2048, 4096, 8192, 16384)
+
+
+@click.command()
+@click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
+def memory(scratch: Path | None) -> None:
+    """Print estimated and measured GiB, and how far apart they are."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        environment()
+        click.echo("\n| task | mode | tokens a pass | estimated GiB | measured GiB | apart |")
+        click.echo("|---|---|---|---|---|---|")
+        for task in ("text", "vision"):
+            base = Path(folder, task)
+            call(str(Path(__file__).with_name("train.py")), "make-base", task, str(base))
+            for mode in ("small", "fast"):
+                click.echo(call(__file__, task, mode, str(base)), nl=False)
+
+
+def measure(task: str, mode: str, base: Path) -> None:
+    """Print the lines of one task and mode."""
+    import torch
+    from train import encoder_for, recipe_for
+    from transformers.trainer_utils import IntervalStrategy
+
+    from loraline import memory, models, packing, trainer
+
+    found = models.locate(str(base), None)
+    recipe = recipe_for(task, base, 1, 2)
+    encoder = encoder_for(base, recipe)
+    every = rows_for(task, encoder, 128)
+    plan = memory.Plan(PASSES[-1], mode == "small", mode == "fast", memory.has_fused_kernels())
+    with tempfile.TemporaryDirectory() as scratch:
+        splits = {"train": every, "validation": every[:1]}
+        sft = trainer.build(recipe, found, encoder, splits, plan, Path(scratch))
+        sft.args.eval_strategy = IntervalStrategy.NO
+        for tokens in PASSES:
+            chosen: list[Any] = []
+            for row in every:
+                if sum(map(len, chosen)) + len(row) <= tokens:
+                    chosen.append(row)
+            one_step = recipe.model_copy(update={"rows_per_step": len(chosen)})
+            estimated = memory.estimate(one_step, found, chosen, plan).total / memory.GIB
+            sft.rows["train"] = chosen
+            sft.steps = packing.Steps(len(chosen), len(chosen), seed=0)
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            sft.train()
+            measured = torch.cuda.max_memory_allocated() / memory.GIB
+            print(
+                f"| {task} | {mode} | {sum(map(len, chosen))} | {estimated:.2f} "
+                f"| {measured:.2f} | {estimated / measured - 1:+.1%} |"
+            )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4 and not sys.argv[1].startswith("-"):
+        measure(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    else:
+        memory()

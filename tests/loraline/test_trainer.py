@@ -1,0 +1,135 @@
+"""The trainer on a tiny base: packing, memory and rates do not change what is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from loraline import memory, models, profiles, trainer
+from loraline.encoding import Encoder, Row
+from loraline.errors import UserError
+
+RECIPE = {
+    "r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "target_modules": ("q_proj", "v_proj", "down_proj"),
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "rows_per_step": 8,
+    "max_steps": 4,
+}
+Make = Callable[..., trainer.PackedTrainer]
+
+
+@pytest.fixture
+def make(tiny_base: Callable[[str], Path], tmp_path: Path) -> Make:
+    """A trainer of a recipe like RECIPE on 24 rows of uneven length."""
+    base = models.locate(str(tiny_base("mistral")), None)
+    encoder = Encoder(base.path, "text")
+    generator = torch.Generator().manual_seed(0)
+
+    def row(number: int) -> Row:
+        tokens = torch.randint(10, 200, (5 + 7 * (number % 9),), generator=generator).tolist()
+        return Row(tokens[:-3], [*tokens[-3:], encoder.end])
+
+    rows = {"train": [row(n) for n in range(24)], "validation": [row(n) for n in range(7)]}
+
+    def build(plan: memory.Plan = memory.CPU, **changes: Any) -> trainer.PackedTrainer:
+        recipe = profiles.Profile(base=str(base.path), **RECIPE | changes)
+        torch.manual_seed(0)
+        return trainer.build(recipe, base, encoder, rows, plan, tmp_path)
+
+    return build
+
+
+def learned(sft: trainer.PackedTrainer) -> dict[str, torch.Tensor]:
+    sft.train()
+    return {n: p.detach() for n, p in sft.model.named_parameters() if p.requires_grad}
+
+
+def curve(sft: trainer.PackedTrainer, key: str) -> list[float]:
+    return [entry[key] for entry in sft.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        memory.Plan(1, checkpointing=False, dequantized=False, fused=False),
+        memory.Plan(100, checkpointing=False, dequantized=False, fused=False),
+        memory.Plan(2048, checkpointing=True, dequantized=False, fused=False),
+        memory.Plan(2048, checkpointing=False, dequantized=True, fused=False),
+    ],
+    ids=["a row a pass", "small packs", "recomputed", "unpacked weights"],
+)
+def test_how_memory_is_spent_does_not_change_what_is_learned(plan: memory.Plan, make: Make) -> None:
+    reference, other = make(), make(plan)
+    expected, found = learned(reference), learned(other)
+    for key in ("loss", "eval_loss"):
+        assert curve(other, key) == pytest.approx(curve(reference, key), abs=1e-4)
+    for name, weight in expected.items():
+        assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_running_out_of_memory_repeats_the_step_in_smaller_passes(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, other = make(), make()
+    expected = learned(reference)
+    accumulate = other.accumulate
+    calls = []
+
+    def once_out_of_memory(model: Any, step: trainer.Step) -> Any:
+        calls.append(other.budget)
+        if len(calls) == 2:
+            # Half of the step's gradients are there when the next pass does not fit.
+            model(**other.step_of([0, 1]).batches[0]).sum().backward()
+            raise torch.OutOfMemoryError("out of memory")
+        return accumulate(model, step)
+
+    monkeypatch.setattr(other, "accumulate", once_out_of_memory)
+    found = learned(other)
+    assert calls == [2048, 2048, 1024, 1024, 1024]
+    for name, weight in expected.items():
+        assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_running_out_of_memory_again_is_the_users_to_mend(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always(model: Any, step: trainer.Step) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    sft = make()
+    monkeypatch.setattr(sft, "accumulate", always)
+    with pytest.raises(UserError, match=r"does not fit .* lower max_length"):
+        sft.train()
+
+
+def test_the_adapter_with_the_lowest_validation_loss_is_kept(make: Make) -> None:
+    sft = make(max_steps=None, num_train_epochs=6, learning_rate=0.2)
+    sft.train()
+    evaluations = curve(sft, "eval_loss")
+    assert evaluations.index(min(evaluations)) < len(evaluations) - 1, "it must have overfitted"
+    assert sft.restore_best() == min(evaluations)
+    assert sft.evaluate()["eval_loss"] == pytest.approx(min(evaluations), abs=1e-5)
+
+
+def test_training_stops_when_validation_no_longer_improves(make: Make) -> None:
+    sft = make(max_steps=None, num_train_epochs=30, learning_rate=0.2, early_stopping_patience=2)
+    sft.train()
+    evaluations = curve(sft, "eval_loss")
+    assert evaluations.index(min(evaluations)) == len(evaluations) - 3
+
+
+def test_no_step_is_logged_twice_and_each_has_its_pace(make: Make) -> None:
+    sft = make()
+    sft.train()
+    assert [e["step"] for e in sft.state.log_history if "loss" in e] == [1, 2, 3, 4]
+    assert all(pace > 0 for pace in curve(sft, "tokens_per_second"))
+    assert sft.seconds > 0 and sft.tokens_seen > 0

@@ -1,0 +1,205 @@
+"""A training that is stopped goes on where it was, and ends as if it had never been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.testing import assert_close
+
+from loraline import checkpoint, contract, tracking
+
+ROOT = Path(__file__).parents[2]
+STEPS = 36
+"""Of two epochs over 288 rows, 16 a step."""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(workplace: Path, data_run: str) -> Start:
+    """Start a training of a profile in a process of its own, which writes Argo's progress file."""
+
+    def begin(profile: str, *options: str, minutes: float = 0) -> subprocess.Popen[str]:
+        command = ["steps/train_qlora.py", "--run-id", data_run, "--profile", profile]
+        command += ["--checkpoint-minutes", str(minutes), *options]
+        command[0] = str(ROOT / command[0])
+        (workplace / "progress").unlink(missing_ok=True)
+        return subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | {"ARGO_PROGRESS_FILE": "progress", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return begin
+
+
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    """Until the training has done so many steps, or has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        file = Path("progress")
+        done = file.read_text() if file.exists() else ""
+        if done and int(done.partition("/")[0]) >= step:
+            return
+        time.sleep(0.01)
+
+
+def weights(run_id: str) -> dict[str, Tensor]:
+    with tracking.adapter(mlflow.get_run(run_id)) as adapter:
+        return load_file(adapter / contract.WEIGHTS)
+
+
+def losses(run_id: str) -> list[tuple[str, int, float]]:
+    client = mlflow.MlflowClient()
+    keys = ("loss", "eval_loss", "learning_rate")
+    return [(k, p.step, p.value) for k in keys for p in client.get_metric_history(run_id, k)]
+
+
+def interrupt(start: Start, profile: str, with_signal: signal.Signals, times: int) -> str:
+    """Stop a training at random steps again and again, then let it end; its run's ID."""
+    rng = random.Random(7)
+    done = 0
+    for _ in range(times):
+        # A checkpoint every now and then, so that a kill also loses some steps.
+        process = start(profile, minutes=rng.choice([0, 0.01]))
+        done = min(done + rng.randint(1, max(1, 2 * STEPS // times - 2)), STEPS - 4)
+        wait_for_step(process, done)
+        process.send_signal(with_signal)
+        _, stderr = process.communicate(timeout=120)
+        expected = 75 if with_signal == signal.SIGTERM else -with_signal
+        assert process.returncode == expected, stderr
+    process = start(profile)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    return Path("outputs/run-id").read_text()
+
+
+@pytest.mark.parametrize(
+    ("with_signal", "times"),
+    [
+        (signal.SIGTERM, 1),
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGTERM, 10, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 10, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_training_ends_with_the_same_adapter(
+    with_signal: signal.Signals, times: int, start: Start, train, data_run: str, quick
+) -> None:
+    settings = {"max_steps": None, "num_train_epochs": 2, "lora_dropout": 0.1}
+    whole = train(data_run, quick("whole", **settings))
+    run_id = interrupt(start, quick("broken", **settings), with_signal, times)
+    assert_close(weights(run_id), weights(whole), rtol=0, atol=1e-6)
+    for (key, step, value), (other_key, other_step, other) in zip(
+        losses(run_id), losses(whole), strict=True
+    ):
+        assert (key, step) == (other_key, other_step)
+        assert value == pytest.approx(other, abs=1e-6)
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED" and tracking.CHECKPOINT not in run.data.tags
+    assert not mlflow.MlflowClient().list_artifacts(run_id, checkpoint.FOLDER)
+    filters = f"tags.`{tracking.PROFILE}` = 'broken'"
+    assert len(mlflow.search_runs(filter_string=filters, search_all_experiments=True)) == 1
+
+
+def test_a_changed_profile_is_not_resumed_and_the_change_is_named(
+    start: Start, step, data_run: str, quick
+) -> None:
+    process = start(quick("one", max_steps=None, num_train_epochs=2))
+    wait_for_step(process, 3)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert "stopped by SIGTERM after step" in stderr and "start it again to go on" in stderr
+    (broken,) = mlflow.search_runs(
+        filter_string=f"tags.`{tracking.CHECKPOINT}` != ''", output_format="list"
+    )
+    assert broken.info.status == "KILLED"
+
+    quick("one", learning_rate=1e-3)
+    run = broken.info.run_id
+    named = step("train_qlora", "--run-id", data_run, "--profile", "one", "--resume", run)
+    assert named.exit_code == 2
+    assert f"--resume {run}: the profile changed since" in named.stderr
+    anew = step("train_qlora", "--run-id", data_run, "--profile", "one")
+    assert anew.exit_code == 0
+    assert "is not resumed: the profile changed since" in anew.stderr
+    assert Path("outputs/run-id").read_text() != run
+
+
+def test_a_run_without_a_checkpoint_cannot_be_resumed(step, data_run: str, quick) -> None:
+    arguments = ("train_qlora", "--run-id", data_run, "--profile", quick("one"), "--resume")
+    result = step(*arguments, data_run)
+    assert result.exit_code == 2
+    assert f"--resume {data_run}: the run has no checkpoint (FINISHED)" in result.stderr
+    result = step(*arguments, "0" * 32)
+    assert result.exit_code == 2 and "is not a run of" in result.stderr
+
+
+def test_a_training_at_work_is_not_started_twice(start: Start, step, data_run: str, quick) -> None:
+    process = start(quick("one", max_steps=None, num_train_epochs=8))
+    wait_for_step(process, 2)
+    result = step("train_qlora", "--run-id", data_run, "--profile", "one")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert result.exit_code == 75
+    assert f"is being trained by process {process.pid}; wait for it" in result.stderr
+
+
+def test_two_processes_learn_what_one_learns(start: Start, train, data_run: str, quick) -> None:
+    alone = train(data_run, quick("alone", max_steps=6, learning_rate=1e-3))
+    process = start(quick("together", max_steps=6, learning_rate=1e-3), "--gpus", "2")
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    together = Path("outputs/run-id").read_text()
+    assert_close(weights(together), weights(alone), rtol=0, atol=1e-5)
+    for (_, step, value), (_, other_step, other) in zip(
+        losses(together), losses(alone), strict=True
+    ):
+        assert step == other_step and value == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_several_processes_are_stopped_and_resumed_together(
+    start: Start, train, data_run: str, quick
+) -> None:
+    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 1e-3}
+    alone = train(data_run, quick("alone", **settings))
+    process = start(quick("together", **settings), "--gpus", "2")
+    wait_for_step(process, 4)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 75, stderr
+    process = start("together", "--gpus", "2")
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+    together = Path("outputs/run-id").read_text()
+    assert_close(weights(together), weights(alone), rtol=0, atol=1e-5)
+
+
+def test_states_are_read_as_they_were_written(tmp_path: Path) -> None:
+    import torch
+
+    state = {
+        "state": {0: {"step": torch.tensor(3.0), "moments": torch.randn(2, 3).T}, 7: {}},
+        "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 7], "fused": None}],
+    }
+    checkpoint.write_state(state, tmp_path / "optimizer")
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == [".json", ".safetensors"]
+    assert json.loads((tmp_path / "optimizer.json").read_text())
+    found = checkpoint.read_state(tmp_path / "optimizer")
+    assert_close(found["state"][0], state["state"][0])
+    assert found["param_groups"] == state["param_groups"]
