@@ -3,7 +3,13 @@
 PYTHON ?= python3.11
 PROFILE ?= smoke-vision
 DATA ?=
+PROFILES ?=
 PORT ?= 8000
+WORKFLOW ?= pipeline
+NAMESPACE ?= loraline
+OVERLAY ?= laptop
+BUILDER ?= docker
+TAG ?= dev
 
 comma := ,
 VENV := .venv
@@ -43,7 +49,7 @@ pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [
 	@$(BIN)/python workflows/summary.py outputs/latest
 
 # The workflow lists the profiles, so a new one is known at once.
-workflows/pipeline.yaml: workflows/pipeline.py $(wildcard lora_profiles/*.yaml) | install
+workflows/pipeline.yaml: $(addprefix workflows/,pipeline.py templates.py resources.py) $(wildcard lora_profiles/*.yaml) | install
 	@$(BIN)/python workflows/pipeline.py
 
 .PHONY: mlflow
@@ -61,6 +67,31 @@ serve: install  ## Serve the candidate of the last run with vLLM: make serve [PO
 test: install  ## Run the tests: ten minutes on two cores, nothing is fetched
 	$(BIN)/pytest
 
+.PHONY: lint
+lint: install  ## Hold the rendered workflows against Argo's rules and production's
+	@$(BIN)/python workflows/lint.py
+
+.PHONY: images
+images:  ## Build both images: make images [BUILDER=buildah] [TAG=dev]
+	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline:$(TAG) -f images/cpu.Dockerfile .
+	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline-gpu:$(TAG) -f images/gpu.Dockerfile .
+
+.PHONY: cluster-apply
+cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]
+	kubectl apply -k workflows/cluster/$(OVERLAY)
+ifeq ($(OVERLAY),laptop)
+	@kubectl -n $(NAMESPACE) get secret loraline >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic loraline \
+		--from-literal=AWS_ACCESS_KEY_ID=loraline --from-literal=AWS_SECRET_ACCESS_KEY=$$(openssl rand -hex 16)
+	@kubectl -n $(NAMESPACE) get secret mlflow >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic mlflow \
+		--from-literal=backend-store-uri=sqlite:////data/mlflow/mlflow.db
+endif
+	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
+
+.PHONY: submit
+submit:  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [PROFILES=…] [DATA=…]
+	argo submit --namespace $(NAMESPACE) --watch workflows/$(WORKFLOW).yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' \
+		$(if $(PROFILES),-p 'profiles=$(PROFILES)')
+
 .PHONY: test-slow
 test-slow: install  ## Run the tests that take minutes each
 	$(BIN)/pytest -m slow
@@ -74,10 +105,14 @@ quality: install  ## Format check, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python workflows/pipeline.py --check
+	$(BIN)/python workflows/prepare_shares.py --check
+	$(BIN)/python workflows/lint.py
 
 .PHONY: render
 render: install  ## Write workflows/*.yaml and the manifests that tests compare with anew
 	$(BIN)/python workflows/pipeline.py
+	$(BIN)/python workflows/prepare_shares.py
 	$(BIN)/python tests/loraline/test_manifest_goldens.py
 
 .PHONY: zoo

@@ -1,5 +1,13 @@
-# Every step, without a GPU: also training and evaluation of the smoke profiles.
+# Every step without a GPU, training and evaluation of the smoke profiles among them, and MLflow's
+# server.
 ARG BASE=python:3.11-slim-bookworm
+
+# What has to be installed, on its own: other changes to pyproject.toml leave the large layer alone.
+FROM ${BASE} AS requirements
+COPY pyproject.toml ./
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*p['dependencies'], *p['optional-dependencies']['mlflow-server'], sep='\n')" > /requirements.txt
+
 FROM ${BASE}
 
 # Where pip's own index has no CPU build of torch, name one that does.
@@ -8,17 +16,17 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 
 WORKDIR /app
 
-# The dependencies alone first: a change to the code leaves this layer as it is.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY loraline/__init__.py loraline/
+COPY --from=requirements /requirements.txt ./
+COPY constraints.txt ./
 RUN pip install --constraint constraints.txt torch==2.13.0 \
-    && pip install --constraint constraints.txt .
+    && pip install --constraint constraints.txt --requirement requirements.txt
 COPY images/cpu_repairs images/cpu_repairs
 RUN pip uninstall --yes torchaudio torchcodec \
     && pip install --no-deps ./images/cpu_repairs
 
+COPY pyproject.toml README.md LICENSE ./
 COPY loraline loraline
-RUN pip install --no-deps --force-reinstall .
+RUN pip install --no-deps .
 COPY lora_profiles lora_profiles
 COPY steps steps
 COPY test_data test_data
@@ -29,3 +37,6 @@ ENV HOME=/tmp PYTHONUNBUFFERED=1 LORALINE_GIT_SHA=${GIT_SHA}
 # The user has a name because Python's getpass wants one, and a number because Kubernetes does.
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
 USER 8737
+
+# An image in which a step does not start is none.
+RUN for step in steps/*.py; do python "$step" --help >/dev/null || exit 1; done

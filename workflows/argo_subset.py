@@ -1,39 +1,46 @@
 """The part of Argo's workflow language that runs here: read strictly, refused by name otherwise.
 
-A workflow that comes out of `read` can be run as Argo would run it; conditions and references that
-only a run can resolve are evaluated and substituted with the functions at the end.
+A workflow that comes out of `read` can be run as Argo would run it. What is checked here needs no
+run: fields, names, templates, arguments, and that every reference is to something known by then.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import yaml
+from expressions import DEPENDS, RETRY, WHEN, Dialect, Expression, SyntaxRefused, parse
 
 OUT_DIR = "/tmp/outputs"
 
 PLACEMENT = (
-    "affinity automountServiceAccountToken executor nodeSelector podSpecPatch securityContext "
-    "serviceAccountName tolerations volumes"
+    "affinity automountServiceAccountToken executor nodeSelector podSpecPatch priorityClassName "
+    "securityContext serviceAccountName tolerations volumes"
 )
 FIELDS = {
     "workflow": ("apiVersion kind metadata spec", ""),
     "metadata": ("generateName name", "annotations labels namespace"),
     "spec": (
-        "activeDeadlineSeconds arguments entrypoint templates",
-        f"{PLACEMENT} imagePullSecrets podGC podMetadata ttlStrategy workflowMetadata",
+        "activeDeadlineSeconds arguments entrypoint onExit parallelism templates",
+        f"{PLACEMENT} archiveLogs imagePullSecrets metrics podDisruptionBudget podGC podMetadata "
+        "priority ttlStrategy volumeClaimGC workflowMetadata",
     ),
-    "container template": (
-        "activeDeadlineSeconds container inputs name outputs retryStrategy",
-        f"{PLACEMENT} metadata priorityClassName",
+    "cron": (
+        "workflowSpec",
+        "concurrencyPolicy failedJobsHistoryLimit schedules startingDeadlineSeconds "
+        "successfulJobsHistoryLimit suspend timezone workflowMetadata",
+    ),
+    "template": (
+        "activeDeadlineSeconds container dag inputs name outputs parallelism retryStrategy steps "
+        "suspend synchronization timeout",
+        f"{PLACEMENT} metadata metrics",
     ),
     "container": (
         "args command env",
@@ -42,17 +49,30 @@ FIELDS = {
     "env": ("name value valueFrom", ""),
     "parameters": ("parameters", ""),
     "parameter": ("default enum name value", "description"),
-    "output": ("name valueFrom", "description"),
-    "valueFrom": ("default path", ""),
-    "retryStrategy": ("backoff expression limit", "affinity"),
-    "backoff": ("duration factor", ""),
-    "dag template": ("dag name", "metadata"),
-    "dag": ("tasks", ""),
-    "task": ("arguments dependencies depends name template when", ""),
+    "output": ("globalName name valueFrom", "description"),
+    "valueFrom": ("default parameter path supplied", ""),
+    "retryStrategy": ("backoff expression limit retryPolicy", "affinity"),
+    "backoff": ("duration factor maxDuration", ""),
+    "dag": ("tasks", "failFast"),
+    "task": ("arguments dependencies depends name template when withItems withParam", ""),
+    "step": ("arguments name template when withItems withParam", ""),
+    "suspend": ("duration", ""),
+    "synchronization": ("mutexes semaphores", ""),
+    "mutex": ("name", "namespace"),
+    "semaphore": ("configMapKeyRef", "namespace"),
+    "configMapKeyRef": ("key name", "optional"),
 }
 """By kind of object: the fields obeyed here, and the fields that only concern Kubernetes."""
 
-PHASES = {
+BODIES = ("container", "dag", "steps", "suspend")
+POLICIES = {
+    "Always": ("Failed", "Error"),
+    "OnFailure": ("Failed",),
+    "OnError": ("Error",),
+}
+"""Phases that are tried again, by retryPolicy."""
+
+OUTCOMES = {
     "Succeeded": "Succeeded",
     "Failed": "Failed",
     "Errored": "Error",
@@ -61,7 +81,13 @@ PHASES = {
 }
 """Phase of a node by the word that `depends` has for it."""
 
+OF_A_GROUP = ("AnySucceeded", "AllFailed")
+"""Words of `depends` that only a task with items has."""
+
+OF_A_RETRY = ("exitCode", "status", "duration", "message")
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+REFERENCE = re.compile(r"\{\{(.*?)\}\}")
+OUTPUT = re.compile(r"(?:tasks|steps)\.([^.]+)\.outputs\.parameters\.(.+)")
 
 Object = dict[str, Any]
 Values = dict[str, str]
@@ -74,10 +100,6 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
-class NodeError(Exception):
-    """A node cannot start; the workflow goes on as after a failure."""
-
-
 class Parameter(NamedTuple):
     """A declared parameter; without a preset it has to be given, and `enum` may be empty."""
 
@@ -86,145 +108,378 @@ class Parameter(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A file under `/tmp/outputs` that becomes a parameter, and what it is when it is missing."""
+    """An output parameter and where its value comes from: one of a file, a reference, a person."""
 
     path: str
+    reference: str
+    supplied: bool
     default: str | None
+    global_name: str
 
 
 class Retry(NamedTuple):
-    """How often, when, and after how many seconds a container is started again."""
+    """How often, when, and after how many seconds a template is tried again."""
 
     limit: int
-    expression: ast.expr
+    phases: tuple[str, ...]
+    expression: Expression | None
     pause: int
     factor: int
+    longest: float
 
 
 @dataclass(frozen=True)
-class Template:
-    """A container template; texts hold their `{{references}}` still."""
+class Container:
+    """A command; its texts hold their `{{references}}` still. `seconds` bound one attempt."""
 
-    name: str
-    inputs: dict[str, Parameter]
-    outputs: dict[str, Output]
     command: list[str]
     environment: Values
     seconds: float
-    retry: Retry
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task of the DAG; `upstreams` are the tasks that `depends` names."""
+    """A task of a DAG or a step of a list; `upstreams` are the tasks that `depends` names."""
 
     name: str
-    template: Template
-    depends: ast.expr
-    upstreams: set[str]
-    when: ast.expr
+    template: str
     arguments: Values
+    when: str
+    items: list[Any] | str | None
+    """A list, or the text that holds one once its references are filled in."""
+    depends: Expression
+    upstreams: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Dag:
+    """Tasks such that each comes after those it depends on."""
+
+    tasks: list[Task]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Groups of steps; those of a group run side by side."""
+
+    groups: list[list[Task]]
+
+
+@dataclass(frozen=True)
+class Suspend:
+    """A wait: for so many seconds, or (infinity) for a person."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template; `locks` name the mutexes and semaphores that it holds while it runs."""
+
+    name: str
+    inputs: dict[str, Parameter]
+    outputs: dict[str, Output]
+    body: Container | Dag | Steps | Suspend
+    retry: Retry | None
+    seconds: float
+    parallelism: float
+    locks: list[str]
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """A workflow that runs here; its tasks stand in an order that respects `depends`."""
+    """A workflow that runs here."""
 
     prefix: str
     parameters: dict[str, Parameter]
-    tasks: list[Task]
+    templates: dict[str, Template]
+    entrypoint: str
+    on_exit: str
     seconds: float
+    parallelism: float
 
 
 def read(file: Path) -> Workflow:
     """The workflow in a file; refuses by name what this runner would not do as Argo does."""
     try:
-        document = checked(str(file), "workflow", yaml.safe_load(file.read_text(encoding="utf-8")))
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    if document.get("kind") != "Workflow":
-        raise Refused(f"{file}: kind {document.get('kind')} does not run here, only Workflow")
+    checked(str(file), "workflow", document)
     metadata = checked("metadata", "metadata", document.get("metadata"))
-    spec = checked("spec", "spec", document.get("spec"))
-    parameters = read_parameters("spec", spec.get("arguments"))
-    known = {"workflow.name", "workflow.uid", *(f"workflow.parameters.{p}" for p in parameters)}
-    templates: dict[str, Template] = {}
-    dags: dict[str, Object] = {}
-    for name, template in by_name("spec", "template", spec.get("templates")).items():
-        where = f"template {name}"
-        if "dag" in template:
-            dags[name] = checked(where, "dag template", template)
-        elif "container" in template:
-            checked(where, "container template", template)
-            templates[name] = read_template(where, template, known)
-        else:
-            raise Refused(f"{where}: {listed(template)} does not run here, only container and dag")
-    entrypoint = spec.get("entrypoint")
-    if len(dags) != 1 or entrypoint not in dags:
-        raise Refused(
-            f"spec: entrypoint {entrypoint} has to be the workflow's only dag; "
-            f"dags are {listed(dags)}"
+    spec = document.get("spec")
+    match document.get("kind"):
+        case "CronWorkflow":
+            spec = checked("spec", "cron", spec).get("workflowSpec")
+        case "Workflow" | "WorkflowTemplate":
+            pass
+        case kind:
+            raise Refused(f"{file}: kind {kind} is no workflow")
+    return Reader(checked("spec", "spec", spec)).workflow(
+        metadata.get("generateName") or f"{metadata.get('name', 'workflow')}-"
+    )
+
+
+class Reader:
+    """Reads a spec; what is known to every template is gathered before the first is read."""
+
+    def __init__(self, spec: Object) -> None:
+        self.spec = spec
+        self.found = by_name("spec", "template", spec.get("templates"))
+        self.parameters = read_parameters("spec", spec.get("arguments"))
+        self.globals = {"workflow.name", "workflow.uid"}
+        self.globals |= {f"workflow.parameters.{name}" for name in self.parameters}
+        self.inputs: dict[str, dict[str, Parameter]] = {}
+        self.outputs: dict[str, dict[str, Output]] = {}
+        for name, template in self.found.items():
+            where = f"template {name}"
+            checked(where, "template", template)
+            bodies = [body for body in BODIES if body in template]
+            if len(bodies) != 1:
+                raise Refused(f"{where} needs one of {listed(BODIES)}; it has {listed(bodies)}")
+            self.inputs[name] = read_parameters(where, template.get("inputs"))
+            self.outputs[name] = read_outputs(where, template.get("outputs"), bodies[0])
+            self.globals |= {
+                f"workflow.outputs.parameters.{output.global_name}"
+                for output in self.outputs[name].values()
+                if output.global_name
+            }
+
+    def workflow(self, prefix: str) -> Workflow:
+        entrypoint, on_exit = text(self.spec.get("entrypoint")), text(self.spec.get("onExit"))
+        for role, name in {"entrypoint": entrypoint, "onExit": on_exit or entrypoint}.items():
+            if name not in self.found:
+                raise Refused(f"spec: {role} {name} is no template; there are {listed(self.found)}")
+            for parameter, declared in self.inputs[name].items():
+                if declared.preset is None and parameter not in self.parameters:
+                    raise Refused(f"template {name}: input {parameter} is given no value")
+        self.check_rings()
+        at_the_end = self.reached(on_exit) - self.reached(entrypoint)
+        told = {"workflow.status", "workflow.failures", "workflow.duration"}
+        return Workflow(
+            prefix=prefix,
+            parameters=self.parameters,
+            templates={
+                name: self.template(name, self.globals | (told if name in at_the_end else set()))
+                for name in self.found
+            },
+            entrypoint=entrypoint,
+            on_exit=on_exit,
+            seconds=read_seconds("spec", self.spec),
+            parallelism=read_limit("spec", self.spec),
         )
-    return Workflow(
-        prefix=metadata.get("generateName") or f"{metadata.get('name', 'workflow')}-",
-        parameters=parameters,
-        tasks=read_tasks(f"template {entrypoint}", dags[entrypoint], templates, known),
-        seconds=read_seconds("spec", spec),
-    )
+
+    def calls(self, name: str) -> list[str]:
+        template = self.found[name]
+        tasks = [*((template.get("dag") or {}).get("tasks") or [])]
+        for group in template.get("steps") or []:
+            tasks += group if isinstance(group, list) else [group]
+        return [text(task.get("template")) for task in tasks if isinstance(task, dict)]
+
+    def reached(self, name: str) -> set[str]:
+        names: set[str] = set()
+        waiting = [name]
+        while waiting:
+            name = waiting.pop()
+            if name in self.found and name not in names:
+                names.add(name)
+                waiting += self.calls(name)
+        return names
+
+    def check_rings(self) -> None:
+        for name in self.found:
+            if any(name in self.reached(called) for called in self.calls(name)):
+                raise Refused(f"template {name} calls itself, which does not run here")
+
+    def template(self, name: str, known: set[str]) -> Template:
+        where, found = f"template {name}", self.found[name]
+        for parameter in self.inputs[name].values():
+            check_references(where, parameter.preset or "", known)
+        known = known | {f"inputs.parameters.{parameter}" for parameter in self.inputs[name]}
+        retry = read_retry(where, found["retryStrategy"]) if "retryStrategy" in found else None
+        if "activeDeadlineSeconds" in found and "container" not in found:
+            raise Refused(f"{where}: activeDeadlineSeconds is for containers; use timeout")
+        inside = set[str]()
+        body: Container | Dag | Steps | Suspend
+        if "container" in found:
+            body = self.container(where, found, known, retry)
+        elif "dag" in found:
+            dag = checked(where, "dag", found["dag"])
+            tasks, inside = self.tasks(where, dag, known)
+            body = Dag(tasks)
+        elif "steps" in found:
+            groups, inside = self.groups(where, found["steps"], known)
+            body = Steps(groups)
+        else:
+            suspend = checked(where, "suspend", found["suspend"])
+            wait = suspend.get("duration")
+            body = Suspend(math.inf if wait is None else seconds(f"{where}: duration", wait))
+        for output_name, output in self.outputs[name].items():
+            at = f"{where}: output {output_name}"
+            check_references(at, output.reference, known | inside)
+        return Template(
+            name=name,
+            inputs=self.inputs[name],
+            outputs=self.outputs[name],
+            body=body,
+            retry=retry,
+            seconds=seconds(f"{where}: timeout", found["timeout"])
+            if "timeout" in found
+            else math.inf,
+            parallelism=read_limit(where, found),
+            locks=read_locks(where, found.get("synchronization")),
+        )
+
+    def container(
+        self, where: str, template: Object, known: set[str], retry: Retry | None
+    ) -> Container:
+        container = checked(where, "container", template["container"])
+        if not container.get("command"):
+            raise Refused(f"{where}: the container needs a command; its image is not used here")
+        command = [*container["command"], *(text(word) for word in container.get("args", []))]
+        variables = by_name(where, "env", container.get("env"))
+        # Variables with valueFrom are the namespace's; here this process's environment has them.
+        environment = {
+            name: text(variable.get("value"))
+            for name, variable in variables.items()
+            if not checked(f"{where}: env {name}", "env", variable).get("valueFrom")
+        }
+        if retry:
+            known = known | {"retries", *(f"lastRetry.{word}" for word in OF_A_RETRY)}
+        for word in [*command, *environment.values()]:
+            check_references(where, word, known)
+        return Container(command, environment, read_seconds(where, template))
+
+    def tasks(self, where: str, dag: Object, known: set[str]) -> tuple[list[Task], set[str]]:
+        """Tasks in an order that respects `depends`, and the references to their outputs."""
+        waiting = by_name(where, "task", dag.get("tasks"))
+        if not waiting:
+            raise Refused(f"{where}: the dag has no tasks")
+        for name, found in waiting.items():
+            checked(f"{where}: task {name}", "task", found)
+        spread = {name for name, found in waiting.items() if expands(found)}
+        names, ordered, reachable = set(waiting), list[Task](), dict[str, set[str]]()
+        while waiting:
+            for name, found in waiting.items():
+                at = f"{where}: task {name}"
+                depends, upstreams = read_depends(at, found, names, spread)
+                if not upstreams & waiting.keys():
+                    break
+            else:
+                raise Refused(f"{where}: tasks {listed(waiting)} depend on each other")
+            available = known.union(*(reachable[upstream] for upstream in upstreams))
+            task = self.task(at, waiting.pop(name), available, depends, upstreams)
+            reachable[name] = available | self.made("tasks", task)
+            ordered.append(task)
+        return ordered, set[str]().union(*reachable.values())
+
+    def groups(self, where: str, found: Any, known: set[str]) -> tuple[list[list[Task]], set[str]]:
+        """Groups of steps, and the references to their outputs; a group sees those before it."""
+        groups, seen = list[list[Task]](), set[str]()
+        always = parse("true", DEPENDS)
+        for group in found:
+            steps = by_name(where, "step", group)
+            if seen & steps.keys():
+                raise Refused(
+                    f"{where}: each step needs a name of its own, {listed(steps)} has not"
+                )
+            seen |= steps.keys()
+            read = []
+            for name, step in steps.items():
+                at = f"{where}: step {name}"
+                read.append(self.task(at, checked(at, "step", step), known, always, frozenset()))
+            groups.append(read)
+            known = known.union(*(self.made("steps", step) for step in read))
+        return groups, known
+
+    def made(self, kind: str, task: Task) -> set[str]:
+        outputs = {
+            f"{kind}.{task.name}.outputs.parameters.{output}"
+            for output in self.outputs[task.template]
+        }
+        return outputs if task.items is not None else outputs | {f"{kind}.{task.name}.status"}
+
+    def task(
+        self,
+        where: str,
+        found: Object,
+        known: set[str],
+        depends: Expression,
+        upstreams: frozenset[str],
+    ) -> Task:
+        name = found.get("template")
+        if name not in self.found:
+            raise Refused(f"{where}: template {name} is none of {listed(self.found)}")
+        declared = self.inputs[name]
+        given = read_parameters(where, found.get("arguments"))
+        if unknown := given.keys() - declared.keys():
+            raise Refused(
+                f"{where}: {name} has no input {listed(unknown)}, only {listed(declared)}"
+            )
+        for parameter in declared:
+            if given.get(parameter, declared[parameter]).preset is None:
+                raise Refused(f"{where}: input {parameter} of {name} is given no value")
+            literal = given[parameter].preset if parameter in given else ""
+            accepted = declared[parameter].enum
+            if literal and accepted and "{{" not in literal and literal not in accepted:
+                raise Refused(
+                    f"{where}: input {parameter} of {name} is {literal}, none of {listed(accepted)}"
+                )
+        items = read_items(where, found)
+        if isinstance(items, str):
+            check_references(f"{where}: withParam", items, known)
+        if items is not None:
+            known = known | {"item"}
+        arguments = {name: argument.preset or "" for name, argument in given.items()}
+        when = found.get("when") or ""
+        for source in [*arguments.values(), when]:
+            check_references(where, source, known)
+        # The references' values come into the text before it is read; any word stands for them.
+        if when:
+            condition(f"{where}: when", REFERENCE.sub("x", when), WHEN)
+        return Task(found["name"], name, arguments, when, items, depends, upstreams)
 
 
-def read_template(where: str, template: Object, known: set[str]) -> Template:
-    inputs = read_parameters(where, template.get("inputs"))
-    for parameter in inputs.values():
-        check_references(where, parameter.preset or "", known)
-    known = known | {f"inputs.parameters.{name}" for name in inputs}
-    container = checked(where, "container", template["container"])
-    if not container.get("command"):
-        raise Refused(f"{where}: the container needs a command; its image is not used here")
-    command = [*container["command"], *(text(word) for word in container.get("args", []))]
-    variables = by_name(where, "env", container.get("env"))
-    # Variables with valueFrom are the namespace's; here this process's own environment has them.
-    environment = {
-        name: text(variable.get("value"))
-        for name, variable in variables.items()
-        if not checked(f"{where}: env {name}", "env", variable).get("valueFrom")
-    }
-    for word in [*command, *environment.values()]:
-        check_references(where, word, known)
-    return Template(
-        name=template["name"],
-        inputs=inputs,
-        outputs=read_outputs(where, template.get("outputs")),
-        command=command,
-        environment=environment,
-        seconds=read_seconds(where, template),
-        retry=read_retry(where, template.get("retryStrategy", {"limit": 0})),
-    )
+def expands(task: Object) -> bool:
+    return "withItems" in task or "withParam" in task
 
 
 def read_parameters(where: str, found: Any) -> dict[str, Parameter]:
     declared = by_name(where, "parameter", checked(where, "parameters", found).get("parameters"))
     read = {}
     for name, parameter in declared.items():
-        checked(f"{where}: parameter {name}", "parameter", parameter)
+        at = f"{where}: parameter {name}"
+        checked(at, "parameter", parameter)
         preset = parameter.get("value", parameter.get("default"))
-        enum = [text(value) for value in parameter.get("enum", [])]
-        read[name] = Parameter(None if preset is None else text(preset), enum)
+        value = None if preset is None else text(preset)
+        enum = [text(accepted) for accepted in parameter.get("enum", [])]
+        if enum and value is not None and "{{" not in value and value not in enum:
+            raise Refused(f"{at}: {value!r} is none of {listed(enum)}")
+        read[name] = Parameter(value, enum)
     return read
 
 
-def read_outputs(where: str, found: Any) -> dict[str, Output]:
+SOURCES = {"container": "path", "dag": "parameter", "steps": "parameter", "suspend": "supplied"}
+"""Where an output comes from, by the body of its template."""
+
+
+def read_outputs(where: str, found: Any, body: str) -> dict[str, Output]:
     declared = by_name(where, "output", checked(where, "parameters", found).get("parameters"))
     read = {}
     for name, output in declared.items():
         at = f"{where}: output {name}"
         source = checked(at, "valueFrom", checked(at, "output", output).get("valueFrom"))
-        path = source.get("path", "")
+        if source.keys() - {"default"} != {SOURCES[body]}:
+            raise Refused(f"{at} of a {body} needs valueFrom.{SOURCES[body]}, not {listed(source)}")
+        path, default = source.get("path", f"{OUT_DIR}/"), source.get("default")
         if not path.startswith(f"{OUT_DIR}/") or ".." in path:
             raise Refused(f"{at}: path {path!r} has to be a file in {OUT_DIR}")
-        default = source.get("default")
         read[name] = Output(
-            path.removeprefix(f"{OUT_DIR}/"), None if default is None else text(default)
+            path=path.removeprefix(f"{OUT_DIR}/"),
+            reference=source.get("parameter", ""),
+            supplied="supplied" in source,
+            default=None if default is None else text(default),
+            global_name=output.get("globalName", ""),
         )
     return read
 
@@ -233,90 +488,77 @@ def read_retry(where: str, found: Any) -> Retry:
     where = f"{where}: retryStrategy"
     retry = checked(where, "retryStrategy", found)
     backoff = checked(where, "backoff", retry.get("backoff"))
-    pause = re.fullmatch(r"(\d+)([smhd]?)", str(backoff.get("duration", 0)))
-    if not pause:
-        raise Refused(f"{where}: backoff.duration {backoff['duration']!r} is not like 10s or 5m")
-    expression = parse(where, retry.get("expression", "true"))
-    for leaf in leaves(expression):
-        variable = leaf in ("lastRetry.exitCode", "lastRetry.status")
-        if not (variable or leaf in ("true", "false") or re.match(r"['\"]|-?\d+$", leaf)):
-            raise Refused(f"{where}: expression has {leaf}, which does not run here")
+    expression = None
+    if "expression" in retry:
+        expression = condition(f"{where}: expression", retry["expression"], RETRY)
+        if unknown := expression.names - {f"lastRetry.{word}" for word in OF_A_RETRY}:
+            raise Refused(f"{where}: expression has {listed(unknown)}, which does not run here")
+    # With an expression and no policy, the expression decides alone.
+    policy = retry.get("retryPolicy", "Always" if expression else "OnFailure")
+    if policy not in POLICIES:
+        raise Refused(f"{where}: retryPolicy {policy} does not run here, only {listed(POLICIES)}")
+    longest = backoff.get("maxDuration")
     return Retry(
         limit=whole_number(f"{where}.limit", retry.get("limit")),
+        phases=POLICIES[policy],
         expression=expression,
-        pause=int(pause[1]) * UNITS[pause[2]],
+        pause=seconds(f"{where}: backoff.duration", backoff.get("duration", 0)),
         factor=whole_number(f"{where}.backoff.factor", backoff.get("factor", 1)),
+        longest=math.inf if longest is None else seconds(f"{where}: maxDuration", longest),
     )
 
 
-def read_tasks(
-    where: str, template: Object, templates: dict[str, Template], known: set[str]
-) -> list[Task]:
-    """Tasks such that each comes after those it depends on, else as they stand in the file."""
-    dag = checked(where, "dag", template["dag"])
-    waiting = by_name(where, "task", dag.get("tasks"))
-    names = set(waiting)
-    ordered: list[Task] = []
-    reachable: dict[str, set[str]] = {}
-    while waiting:
-        for name, found in waiting.items():
-            at = f"{where}: task {name}"
-            depends = read_depends(at, checked(at, "task", found), names)
-            upstreams = {leaf.partition(".")[0] for leaf in leaves(depends)} - {"true"}
-            if not upstreams & waiting.keys():
-                break
-        else:
-            raise Refused(f"{where}: tasks {listed(waiting)} depend on each other")
-        task = read_task(at, waiting.pop(name), templates, depends, upstreams)
-        available = known.union(*(reachable[upstream] for upstream in upstreams))
-        for leaf in [*task.arguments.values(), *leaves(task.when)]:
-            check_references(at, leaf, available)
-        made = {f"tasks.{name}.outputs.parameters.{output}" for output in task.template.outputs}
-        reachable[name] = available | made
-        ordered.append(task)
-    return ordered
-
-
-def read_task(
-    where: str, task: Object, templates: dict[str, Template], depends: ast.expr, upstreams: set[str]
-) -> Task:
-    if task.get("template") not in templates:
-        raise Refused(
-            f"{where}: template {task.get('template')} is none of the containers "
-            f"{listed(templates)}"
-        )
-    template = templates[task["template"]]
-    given = read_parameters(where, task.get("arguments"))
-    if unknown := given.keys() - template.inputs.keys():
-        raise Refused(
-            f"{where}: {template.name} has no input {listed(unknown)}, only "
-            f"{listed(template.inputs)}"
-        )
-    for name, parameter in template.inputs.items():
-        if given.get(name, parameter).preset is None:
-            raise Refused(f"{where}: input {name} of {template.name} is given no value")
-    return Task(
-        name=task["name"],
-        template=template,
-        depends=depends,
-        upstreams=upstreams,
-        when=parse(f"{where}: when", task.get("when", "true")),
-        arguments={name: argument.preset or "" for name, argument in given.items()},
-    )
-
-
-def read_depends(where: str, task: Object, names: set[str]) -> ast.expr:
+def read_depends(
+    where: str, task: Object, names: set[str], spread: set[str]
+) -> tuple[Expression, frozenset[str]]:
     if "depends" in task and "dependencies" in task:
         raise Refused(f"{where} has both depends and dependencies; one of them is enough")
-    source = task.get("depends") or " && ".join(task.get("dependencies", [])) or "true"
-    depends = parse(f"{where}: depends", source)
-    for leaf in leaves(depends):
+    source = task.get("depends") or " && ".join(task.get("dependencies") or []) or "true"
+    depends = condition(f"{where}: depends", source, DEPENDS)
+    upstreams = set()
+    for leaf in depends.names:
         name, _, word = leaf.partition(".")
-        if leaf != "true" and name not in names:
+        if name not in names:
             raise Refused(f"{where}: depends on {name}, which is none of {listed(names)}")
-        if word and word not in PHASES:
-            raise Refused(f"{where}: depends on {leaf}; after the dot can be {listed(PHASES)}")
-    return depends
+        if word in OF_A_GROUP and name not in spread:
+            raise Refused(f"{where}: depends on {leaf}, but {name} has neither items nor a list")
+        if word and word not in {*OUTCOMES, *OF_A_GROUP}:
+            known = listed({*OUTCOMES, *OF_A_GROUP})
+            raise Refused(f"{where}: depends on {leaf}; after the dot can be {known}")
+        upstreams.add(name)
+    return depends, frozenset(upstreams)
+
+
+def read_items(where: str, task: Object) -> list[Any] | str | None:
+    if "withItems" in task and "withParam" in task:
+        raise Refused(f"{where} has both withItems and withParam; one of them is enough")
+    if "withItems" in task:
+        if not isinstance(task["withItems"], list) or not task["withItems"]:
+            raise Refused(f"{where}: withItems has to be a list of at least one item")
+        return task["withItems"]
+    if "withParam" in task:
+        return text(task["withParam"])
+    return None
+
+
+def read_locks(where: str, found: Any) -> list[str]:
+    where = f"{where}: synchronization"
+    synchronization = checked(where, "synchronization", found)
+    locks = []
+    for mutex in synchronization.get("mutexes") or []:
+        locks.append(f"mutex {checked(where, 'mutex', mutex).get('name')}")
+    for semaphore in synchronization.get("semaphores") or []:
+        source = checked(where, "semaphore", semaphore).get("configMapKeyRef")
+        reference = checked(where, "configMapKeyRef", source)
+        locks.append(f"semaphore {reference.get('name')}/{reference.get('key')}")
+    return locks
+
+
+def condition(where: str, source: Any, dialect: Dialect) -> Expression:
+    try:
+        return parse(text(source), dialect)
+    except SyntaxRefused as error:
+        raise Refused(f"{where}: {error}") from error
 
 
 def checked(where: str, kind: str, found: Any) -> Object:
@@ -348,6 +590,21 @@ def read_seconds(where: str, found: Object) -> float:
     return whole_number(f"{where}: {name}", found[name]) if name in found else math.inf
 
 
+def read_limit(where: str, found: Object) -> float:
+    """How many may run at once."""
+    if "parallelism" not in found:
+        return math.inf
+    if not (limit := whole_number(f"{where}: parallelism", found["parallelism"])):
+        raise Refused(f"{where}: parallelism 0 lets nothing run")
+    return limit
+
+
+def seconds(where: str, found: Any) -> int:
+    if not (duration := re.fullmatch(r"(\d+)([smhd]?)", str(found))):
+        raise Refused(f"{where} {found!r} is not like 10s or 5m")
+    return int(duration[1]) * UNITS[duration[2]]
+
+
 def whole_number(where: str, found: Any) -> int:
     if not re.fullmatch(r"\d+", str(found)):
         raise Refused(f"{where} has to be a whole number, not {found!r}")
@@ -356,114 +613,39 @@ def whole_number(where: str, found: Any) -> int:
 
 def text(value: Any) -> str:
     """A YAML value as Argo passes it on."""
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, separators=(",", ":"))
 
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
 
 
-REFERENCE = re.compile(r"\{\{(.*?)\}\}")
-
-
 def check_references(where: str, source: str, known: set[str]) -> None:
-    for reference in REFERENCE.findall(source):
-        if reference.strip() not in known:
-            raise Refused(f"{where}: {{{{{reference}}}}} is not known here; known: {listed(known)}")
+    for found in REFERENCE.findall(source):
+        reference = found.strip()
+        if reference in known or (reference.startswith("item.") and "item" in known):
+            continue
+        hint = ""
+        if (output := OUTPUT.fullmatch(reference)) and output[0] not in known:
+            hint = f" (does the task depend on {output[1]}, and has it an output {output[2]}?)"
+        raise Refused(f"{where}: {{{{{found}}}}} is not known here{hint}; known: {listed(known)}")
 
 
-def substitute(source: str, values: Values) -> str:
-    """Fill in the references; an output of a task that did not run may have no value."""
-
-    def value_of(reference: re.Match[str]) -> str:
-        if (name := reference[1].strip()) not in values:
-            raise NodeError(f"{reference[0]} has neither a value nor a default")
-        return values[name]
-
-    return REFERENCE.sub(value_of, source)
-
-
-TOKEN = re.compile(
-    r"""\s*(?:(?P<operator>&&|\|\||==|!=|!|[()\[\],]|(?:in|asInt)\b)"""
-    r"""|(?P<leaf>"[^"]*"|'[^']*'|(?:\{\{.*?\}\}|[\w.+-])+))\s*"""
-)
-IN_PYTHON = {"&&": " and ", "||": " or ", "!": " not ", "in": " in "}
-
-
-def parse(where: str, source: str) -> ast.expr:
-    """Read a condition: `&&`, `||`, `!`, `==`, `!=`, `in [..]`, `asInt(..)`, over leaves.
-
-    The tree is Python's, in which each leaf is a string constant.
-    """
-    python, position = "", 0
-    while position < len(source):
-        if not (token := TOKEN.match(source, position)):
-            raise Refused(f"{where}: {source[position:]!r} does not run here")
-        operator, leaf = token["operator"], token["leaf"]
-        # In parentheses, since Python would join two strings that follow each other.
-        python += IN_PYTHON.get(operator, operator) if operator else f"({leaf!r})"
-        position = token.end()
-    try:
-        condition = ast.parse(python.strip(), mode="eval").body
-        list(leaves(condition))
-    except (SyntaxError, TypeError) as error:
-        raise Refused(f"{where}: {source!r} is not a condition that runs here") from error
-    return condition
-
-
-def leaves(condition: ast.expr) -> Iterator[str]:
-    """Leaves of a condition; raises TypeError for anything else that Python could say."""
-    match condition:
-        case ast.Constant(str(leaf)):
-            yield leaf
-            operands: list[ast.expr] = []
-        case ast.BoolOp(_, operands) | ast.List(operands):
-            pass
-        case ast.UnaryOp(ast.Not(), operand) | ast.Call(ast.Name("asInt"), [operand], []):
-            operands = [operand]
-        case ast.Compare(left, [ast.Eq() | ast.NotEq()], [right]):
-            operands = [left, right]
-        case ast.Compare(left, [ast.In()], [ast.List(_) as right]):
-            operands = [left, right]
-        case _:
-            raise TypeError(ast.dump(condition))
-    for operand in operands:
-        yield from leaves(operand)
-
-
-def evaluate(condition: ast.expr, leaf: Callable[[str], Any]) -> bool:
-    """Whether a condition holds whose leaves have the values that `leaf` gives."""
-
-    def value(node: ast.expr) -> Any:
-        match node:
-            case ast.Constant(str(source)):
-                return leaf(source)
-            case ast.BoolOp(ast.And(), operands):
-                return all(holds(operand) for operand in operands)
-            case ast.BoolOp(ast.Or(), operands):
-                return any(holds(operand) for operand in operands)
-            case ast.UnaryOp(ast.Not(), operand):
-                return not holds(operand)
-            case ast.Compare(left, [ast.Eq()], [right]):
-                return value(left) == value(right)
-            case ast.Compare(left, [ast.NotEq()], [right]):
-                return value(left) != value(right)
-            case ast.Compare(left, [ast.In()], [ast.List(items)]):
-                return value(left) in [value(item) for item in items]
-            case ast.Call(_, [operand], []):
-                number = value(operand)
-                if not re.fullmatch(r"-?\d+", str(number)):
-                    raise NodeError(f"{number!r} is not a whole number")
-                return int(number)
-
-    def holds(node: ast.expr) -> bool:
-        found = value(node)
-        if found not in (True, False, "true", "false"):
-            raise NodeError(f"{found!r} is neither true nor false")
-        return found in (True, "true")
-
-    return holds(condition)
-
-
-def unquoted(leaf: str) -> str:
-    return leaf[1:-1] if leaf[0] in "'\"" else leaf
+def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[str, str]) -> Values:
+    """Values of the workflow's parameters: what -p says, else what `before` has, else presets."""
+    declared = workflow.parameters
+    values = {name: p.preset for name, p in declared.items() if p.preset is not None}
+    values |= {name: value for name, value in before.items() if name in declared}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in declared:
+            raise Refused(f"-p {setting} sets no parameter; they are {listed(declared)}")
+        values[name] = value
+    for name, parameter in declared.items():
+        if name not in values:
+            raise Refused(f"parameter {name} has no default: give it with -p {name}=VALUE")
+        if parameter.enum and values[name] not in parameter.enum:
+            raise Refused(f"-p {name}={values[name]} is none of {listed(parameter.enum)}")
+    return values

@@ -1,248 +1,348 @@
-"""The line as an Argo workflow; renders pipeline.yaml, which Argo and run_local.py execute.
+"""The DAGs of the line in Hera: pipeline, sweep, promote and retrain, as any kind of workflow.
 
-python workflows/pipeline.py
-python workflows/pipeline.py --check
+    python workflows/pipeline.py
+    python workflows/pipeline.py --check
+    python workflows/pipeline.py --kind WorkflowTemplate --out outputs/templates
+
+Renders each to its .yaml file beside this one; Argo and run_local.py execute those files.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
+import templates
+from resources import CLASSES
+from templates import DAY, Settings
 
 if TYPE_CHECKING:
     from hera.workflows import Container, Workflow
 
-RENDERED = Path(__file__).with_suffix(".yaml")
-PROFILES = Path(__file__).parents[1] / "lora_profiles"
+HERE = Path(__file__).parent
+ENTRYPOINT = "main"
+PROFILE, DATA = "{{workflow.parameters.profile}}", "{{workflow.parameters.data}}"
 
-IMAGE = "localhost/loraline:dev"
-USER = 8737
-"""User of the images; a number, since Kubernetes cannot tell that a name is not root."""
+ABOUT = {
+    "pipeline": (
+        "loraline: from data to a served adapter",
+        "Prepare data, fine-tune a LoRA adapter, evaluate it, register it if it **passes the "
+        "gate**, render its vLLM server.\n\nRun IDs between the steps are runs in MLflow.",
+    ),
+    "sweep": (
+        "loraline: many profiles, one winner",
+        "Train and evaluate each of `profiles` on the data of `profile`; the best one goes to the "
+        "gate and is deployed.\n\nA member that fails is **left out**; the rest goes on.",
+    ),
+    "promote": (
+        "loraline: candidate to champion",
+        "Wait for a person's **yes**, then make the registered version the champion and render its "
+        "server.\n\nResume in the UI, or with `argo node set` and `argo resume`.",
+    ),
+    "retrain": (
+        "loraline: every week, on new data",
+        "The pipeline on a schedule: reads `data` anew and deploys what passes the gate.\n\n"
+        "Unchanged data is not trained on twice: each step reuses its finished run.",
+    ),
+}
+"""Title and description (Markdown) of each, for the UI."""
 
-SERVICE_ACCOUNT = "loraline"
-OUT_DIR = "/tmp/outputs"
-HOUR = 3600
-DAY = 24 * HOUR
-
-RETRY = "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) == 75"
-"""A pod that was lost (Error) or a step that says "try again"; never a user's mistake or a bug."""
-
-
-class Size(NamedTuple):
-    """What a step asks of a node, and the memory at which it is stopped."""
-
-    image: str
-    cpu: str
-    memory: str
-    memory_limit: str
-
-
-SMALL = Size("{{workflow.parameters.image}}", cpu="500m", memory="1Gi", memory_limit="4Gi")
-LARGE = Size("{{workflow.parameters.gpu-image}}", cpu="1", memory="2Gi", memory_limit="32Gi")
+SCHEDULE = "0 3 * * 0"
+"""Sundays at three: a training run is over by Monday."""
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Write nothing; exit 1 if the rendered file is stale.")
-def pipeline(check: bool) -> None:
-    """Render the workflow to pipeline.yaml, beside this file."""
-    rendered = render(build())
-    if not check:
-        RENDERED.write_text(rendered)
-        click.echo(f"wrote {RENDERED}")
-    elif not RENDERED.is_file() or RENDERED.read_text() != rendered:
-        click.echo(f"{RENDERED} is not what {Path(__file__).name} renders: run it", err=True)
-        sys.exit(1)
+@click.option("--check", is_flag=True, help="Write nothing; exit 1 if a rendered file is stale.")
+@click.option(
+    "--kind",
+    type=click.Choice(["Workflow", "WorkflowTemplate", "CronWorkflow"]),
+    help="Render all as this kind. Default: retrain as CronWorkflow, the others as Workflow.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=HERE,
+    help="Folder for the files. Default: beside this file.",
+)
+def pipeline(check: bool, kind: str | None, out: Path) -> None:
+    """Render the workflows to YAML."""
+    for name in DAGS:
+        file, rendered = out / f"{name}.yaml", render(build(name, kind))
+        if not check:
+            out.mkdir(parents=True, exist_ok=True)
+            file.write_text(rendered)
+            click.echo(f"wrote {file}")
+        elif not file.is_file() or file.read_text() != rendered:
+            click.echo(f"{file} is not what {Path(__file__).name} renders: run it", err=True)
+            sys.exit(1)
 
 
 def render(workflow: Workflow) -> str:
     return f"# Rendered by workflows/{Path(__file__).name}; edit that file.\n{workflow.to_yaml()}"
 
 
-def build() -> Workflow:
-    """The workflow: five steps in a row, the last one only for a candidate that passed the gate."""
-    from hera.workflows import DAG, Workflow, models
+def build(name: str, kind: str | None = None, settings: Settings | None = None) -> Workflow:
+    """One of the DAGs as a Workflow, a WorkflowTemplate or a CronWorkflow."""
+    from hera.workflows import CronWorkflow, Workflow, WorkflowTemplate
 
-    profile, data = "{{workflow.parameters.profile}}", "{{workflow.parameters.data}}"
-    with Workflow(
-        generate_name="loraline-",
-        annotations={
-            "workflows.argoproj.io/title": "loraline: from data to a served adapter",
-            "workflows.argoproj.io/description": (
-                "Prepare data, fine-tune a LoRA adapter, evaluate it, register it if it passes the "
-                "gate, render its vLLM server."
-            ),
-        },
-        entrypoint="pipeline",
-        arguments=parameters(),
-        service_account_name=SERVICE_ACCOUNT,
-        # The steps never see a token of the cluster; Argo's own containers get the account's.
-        automount_service_account_token=False,
-        executor=models.ExecutorConfig(service_account_name=SERVICE_ACCOUNT),
-        security_context=models.PodSecurityContext(
-            run_as_non_root=True,
-            run_as_user=USER,
-            fs_group=USER,
-            seccomp_profile=models.SeccompProfile(type="RuntimeDefault"),
-        ),
-        active_deadline_seconds=2 * DAY,
-        # Pods that failed stay, for their logs, until the workflow goes.
-        pod_gc=models.PodGC(strategy="OnPodSuccess"),
-        ttl_strategy=models.TTLStrategy(seconds_after_completion=7 * DAY),
-    ) as workflow:
-        prepare, train, measure = prepare_data(), train_qlora(), evaluate()
-        gate, deploy = quality_gate(), deploy_vllm()
-        with DAG(name="pipeline"):
-            prepared = task(prepare, {"profile": profile, "data": data})
-            trained = task(train, {"run-id": run_id(prepared), "profile": profile})
-            measured = task(measure, {"run-id": run_id(trained)})
-            judged = task(gate, {"run-id": run_id(measured)})
-            passed = f"{judged.get_parameter('result')} == passed"
-            deployed = task(deploy, {"run-id": run_id(judged)}, when=passed)
-            prepared >> trained >> measured >> judged >> deployed
+    settings = settings or Settings()
+    kind = kind or ("CronWorkflow" if name == "retrain" else "Workflow")
+    common = {**metadata(name), **spec(settings), "arguments": [*PARAMETERS[name](settings)]}
+    workflow: Workflow
+    match kind:
+        case "Workflow":
+            workflow = Workflow(generate_name=f"loraline-{name}-", **common)
+        case "WorkflowTemplate":
+            workflow = WorkflowTemplate(name=f"loraline-{name}", **common)
+        case _:
+            workflow = CronWorkflow(
+                name=f"loraline-{name}",
+                schedules=[SCHEDULE],
+                timezone="Etc/UTC",
+                concurrency_policy="Forbid",
+                starting_deadline_seconds=DAY // 24,
+                successful_jobs_history_limit=3,
+                failed_jobs_history_limit=3,
+                **common,
+            )
+    with workflow:
+        DAGS[name]()
+        finish()
     return workflow
 
 
-def parameters() -> list[Any]:
+def metadata(name: str) -> dict[str, Any]:
+    title, description = ABOUT[name]
+    labels = {"app.kubernetes.io/name": "loraline", "app.kubernetes.io/component": name}
+    return {
+        "labels": labels,
+        "annotations": {
+            "workflows.argoproj.io/title": title,
+            "workflows.argoproj.io/description": description,
+        },
+    }
+
+
+def spec(settings: Settings) -> dict[str, Any]:
+    """What holds for each workflow and all of its pods."""
+    from hera.workflows import ExistingVolume, models
+
+    return {
+        "entrypoint": ENTRYPOINT,
+        "on_exit": "finish",
+        "service_account_name": settings.service_account,
+        # The steps never see a token of the cluster; Argo's own containers get the account's.
+        "automount_service_account_token": False,
+        "executor": models.ExecutorConfig(service_account_name=settings.service_account),
+        "security_context": models.PodSecurityContext(
+            run_as_non_root=True,
+            run_as_user=settings.user,
+            fs_group=settings.user,
+            seccomp_profile=models.SeccompProfile(type="RuntimeDefault"),
+        ),
+        "volumes": [ExistingVolume(name="models", claim_name=settings.model_cache)],
+        "active_deadline_seconds": 4 * DAY,
+        # Pods that failed stay, for their logs, until the workflow goes.
+        "pod_gc": models.PodGC(strategy="OnPodSuccess", delete_delay_duration="10m"),
+        "ttl_strategy": models.TTLStrategy(
+            seconds_after_success=7 * DAY, seconds_after_failure=28 * DAY
+        ),
+        "pod_metadata": models.Metadata(labels={"app.kubernetes.io/name": "loraline"}),
+    }
+
+
+def parameter(name: str, value: str, description: str, enum: list[str] | None = None) -> Any:
     from hera.workflows import Parameter
 
+    return Parameter(name=name, value=value, description=description, enum=enum)
+
+
+def one_profile(settings: Settings) -> list[Any]:
     return [
-        Parameter(
-            name="profile",
-            value="smoke-vision",
-            enum=sorted(file.stem for file in PROFILES.glob("*.yaml")),
-            description="Recipe: a file in lora_profiles/.",
+        parameter(
+            "profile", "smoke-vision", "Recipe: a file in lora_profiles/.", templates.profiles()
         ),
-        Parameter(
-            name="data",
-            value="",
-            description="Folder with the dataset; empty for the profile's own data.",
+        parameter("data", "", "Where the rows are; empty for the profile's own data."),
+        *where(settings),
+    ]
+
+
+def many_profiles(settings: Settings) -> list[Any]:
+    profile, data, *rest = one_profile(settings)
+    profile.description = (
+        "Recipe whose data is prepared; its registered model is that of all `profiles`."
+    )
+    listed = '["smoke-vision"]'
+    return [
+        profile,
+        parameter("profiles", listed, "The recipes to compare: names, as a JSON list."),
+        data,
+        *rest,
+    ]
+
+
+def a_version(settings: Settings) -> list[Any]:
+    known = sorted(set(templates.registered_models().values()))
+    return [
+        parameter("model", "tiny-qwen3-vl-lora", "Name of the registered model.", known),
+        parameter("version", "", "The version that was reviewed; empty for the candidate."),
+        *where(settings),
+    ]
+
+
+def new_data(settings: Settings) -> list[Any]:
+    profile, data, *rest = one_profile(settings)
+    data.value = "s3://loraline-data/latest"
+    data.description = "Where new rows arrive; read anew at each run."
+    return [profile, data, *rest]
+
+
+def where(settings: Settings) -> list[Any]:
+    return [
+        parameter(
+            "resources",
+            "cpu",
+            "Class of what training and evaluation run on; workflows/resources.py says what it is.",
+            list(CLASSES),
         ),
-        Parameter(
-            name="image",
-            value=IMAGE,
-            description="Image of the steps that need no GPU (images/cpu.Dockerfile).",
-        ),
-        Parameter(
-            name="gpu-image",
-            value=IMAGE,
-            description="Image of training and evaluation (images/gpu.Dockerfile on GPU nodes).",
+        parameter("image", settings.image, "Image of the steps that need no GPU."),
+        parameter("gpu-image", settings.gpu_image, "Image of training and evaluation."),
+        parameter(
+            "notify",
+            "no",
+            "Whether the end is told to the webhook in the Secret's `webhook-url`.",
+            ["yes", "no"],
         ),
     ]
 
 
-def prepare_data() -> Container:
-    return step("prepare-data", inputs=["profile", "data"], size=SMALL, deadline=2 * HOUR)
+def line() -> None:
+    """Five steps in a row, the last one only for a candidate that passed the gate."""
+    from hera.workflows import DAG
 
-
-def train_qlora() -> Container:
-    return step("train-qlora", inputs=["run-id", "profile"], size=LARGE, deadline=DAY)
-
-
-def evaluate() -> Container:
-    return step("evaluate", inputs=["run-id"], size=LARGE, deadline=8 * HOUR)
-
-
-def quality_gate() -> Container:
-    # A gate whose word is lost has not let anything pass.
-    outputs = {"result": "failed"}
-    return step("quality-gate", inputs=["run-id"], size=SMALL, deadline=HOUR, outputs=outputs)
-
-
-def deploy_vllm() -> Container:
-    return step("deploy-vllm", inputs=["run-id"], size=SMALL, deadline=HOUR)
-
-
-def step(
-    name: str,
-    *,
-    inputs: list[str],
-    size: Size,
-    deadline: int,
-    outputs: dict[str, str] | None = None,
-) -> Container:
-    """A template for steps/<name>.py: a flag an input, a file an output.
-
-    `outputs` names further outputs beside the run ID, each with its value if its file is missing.
-    """
-    from hera.workflows import (
-        Container,
-        EmptyDirVolume,
-        Parameter,
-        Resources,
-        RetryStrategy,
-        models,
+    model = templates.model_of_profile()
+    prepare, train, measure = (
+        templates.prepare_data(),
+        templates.train_qlora(),
+        templates.evaluate(),
     )
+    gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)
+    with DAG(name=ENTRYPOINT):
+        prepared = task(prepare, {"profile": PROFILE, "data": DATA})
+        trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE})
+        measured = task(measure, {"run-id": run_id(trained)})
+        judged = task(gate, {"run-id": run_id(measured)})
+        deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
+        prepared >> trained >> measured >> judged >> deployed
 
-    flags = [word for flag in inputs for word in (f"--{flag}", f"{{{{inputs.parameters.{flag}}}}}")]
-    return Container(
-        name=name,
-        image=size.image,
-        image_pull_policy="IfNotPresent",
-        command=["python", f"steps/{name.replace('-', '_')}.py"],
-        args=[*flags, "--out-dir", OUT_DIR],
-        env=environment(size.image),
-        inputs=[Parameter(name=flag) for flag in inputs],
+
+def sweep() -> None:
+    """Profiles side by side on the same data; the best of those that got through goes on."""
+    from hera.workflows import DAG, Parameter, models
+
+    model = templates.model_of_profile()
+    prepare, train, measure = (
+        templates.prepare_data(),
+        templates.train_qlora(),
+        templates.evaluate(),
+    )
+    select, gate, deploy = (
+        templates.select_best(),
+        templates.quality_gate(model),
+        templates.deploy_vllm(model),
+    )
+    with DAG(
+        name="candidate",
+        inputs=[Parameter(name="run-id"), Parameter(name="profile")],
         outputs=[
             Parameter(
-                name=output,
-                value_from=models.ValueFrom(path=f"{OUT_DIR}/{output}", default=default),
+                name="run-id",
+                value_from=models.ValueFrom(
+                    parameter="{{tasks.evaluate.outputs.parameters.run-id}}", default=""
+                ),
             )
-            for output, default in {"run-id": "", **(outputs or {})}.items()
         ],
-        active_deadline_seconds=deadline,
-        retry_strategy=RetryStrategy(
-            limit=2,
-            expression=RETRY,
-            backoff=models.Backoff(duration="10s", factor=models.IntOrString(root=3)),
-        ),
-        resources=Resources(
-            cpu_request=size.cpu, memory_request=size.memory, memory_limit=size.memory_limit
-        ),
-        security_context=models.SecurityContext(
-            allow_privilege_escalation=False,
-            capabilities=models.Capabilities(drop=["ALL"]),
-            read_only_root_filesystem=True,
-        ),
-        volumes=[EmptyDirVolume(name="tmp", mount_path="/tmp")],
-    )
+    ) as candidate:
+        given = {name: f"{{{{inputs.parameters.{name}}}}}" for name in ("run-id", "profile")}
+        trained = task(train, given)
+        measured = task(measure, {"run-id": run_id(trained)})
+        trained >> measured
+    with DAG(name=ENTRYPOINT):
+        prepared = task(prepare, {"profile": PROFILE, "data": DATA})
+        tried = candidate(
+            name="candidate",
+            arguments={"run-id": run_id(prepared), "profile": "{{item}}"},
+            with_param="{{workflow.parameters.profiles}}",
+        )
+        prepared >> tried
+        best = task(select, {"run-ids": run_id(tried)}, depends="candidate.AnySucceeded")
+        judged = task(gate, {"run-id": run_id(best)})
+        deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
+        best >> judged >> deployed
 
 
-def environment(image: str) -> list[Any]:
-    """Where MLflow is, from the namespace; which workflow this is, for the runs' tags."""
-    from hera.workflows import ConfigMapEnv, Env, SecretEnv
+def promote() -> None:
+    """A person's word, then the champion's alias, then its server."""
+    from hera.workflows import DAG
 
-    return [
-        ConfigMapEnv(
-            name="MLFLOW_TRACKING_URI",
-            config_map_name="loraline",
-            config_map_key="mlflow-tracking-uri",
-        ),
-        ConfigMapEnv(
-            name="MLFLOW_S3_ENDPOINT_URL",
-            config_map_name="loraline",
-            config_map_key="mlflow-s3-endpoint-url",
-            optional=True,
-        ),
-        *(
-            SecretEnv(name=key, secret_name="loraline", secret_key=key, optional=True)
-            for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        ),
-        Env(name="LORALINE_WORKFLOW_NAME", value="{{workflow.name}}"),
-        Env(name="LORALINE_WORKFLOW_UID", value="{{workflow.uid}}"),
-        Env(name="LORALINE_IMAGE", value=image),
-    ]
+    names = ("model", "version")
+    given = {name: f"{{{{workflow.parameters.{name}}}}}" for name in names}
+    approval, champion = templates.approval(), templates.promote(given["model"])
+    deploy = templates.deploy_vllm(given["model"])
+    with DAG(name=ENTRYPOINT):
+        asked: Any = approval(name="approval")
+        granted = f"{asked.get_parameter('decision')} == yes"
+        promoted = task(champion, given, when=granted)
+        asked >> promoted
+        # A bare `promote` would hold for one that was skipped, too.
+        task(deploy, {"run-id": run_id(promoted)}, depends="promote.Succeeded")
 
 
-def task(template: Container, arguments: dict[str, str], when: str | None = None) -> Any:
+def finish() -> None:
+    """What a workflow does at its end, however it ended."""
+    from hera.workflows import Steps
+
+    tell = templates.notify()
+    with Steps(name="finish"):
+        tell(
+            name="notify",
+            arguments={
+                "workflow": "{{workflow.name}}",
+                "status": "{{workflow.status}}",
+                "failures": "{{workflow.failures}}",
+            },
+            when="{{workflow.parameters.notify}} == yes",
+        )
+
+
+DAGS: dict[str, Callable[[], None]] = {
+    "pipeline": line,
+    "sweep": sweep,
+    "promote": promote,
+    "retrain": line,
+}
+PARAMETERS: dict[str, Callable[[Settings], list[Any]]] = {
+    "pipeline": one_profile,
+    "sweep": many_profiles,
+    "promote": a_version,
+    "retrain": new_data,
+}
+
+
+def task(template: Container, arguments: dict[str, str], **fields: Any) -> Any:
     """A task of the surrounding DAG, named like its template."""
-    return template(name=template.name, arguments=arguments, when=when)
+    return template(name=template.name, arguments=arguments, **fields)
 
 
 def run_id(upstream: Any) -> Any:
     return upstream.get_parameter("run-id")
+
+
+def passed(judged: Any) -> str:
+    return f"{judged.get_parameter('result')} == passed"
 
 
 if __name__ == "__main__":

@@ -14,12 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from pipeline import HOUR, IMAGE, PROFILES, SERVICE_ACCOUNT, SMALL, USER, step
+from pipeline import ENTRYPOINT, finish, one_profile, parameter, spec
+from templates import HOUR, Settings, step
 
 if TYPE_CHECKING:
     from hera.workflows import Workflow
 
 RENDERED = Path(__file__).with_suffix(".yaml")
+ABOUT = {
+    "workflows.argoproj.io/title": "loraline: a dataset too large for one machine",
+    "workflows.argoproj.io/description": "Prepare the shares of a dataset **side by side** and "
+    "merge them.\n\nThe last task's run ID is the `data` of a pipeline, as `mlflow://RUN`.",
+}
 
 
 @click.command()
@@ -40,66 +46,34 @@ def render(workflow: Workflow) -> str:
 
 
 def build() -> Workflow:
-    """The workflow: as many shares at once as `shares` says, and one merge."""
-    from hera.workflows import DAG, Parameter, Workflow, models
+    """The workflow: the shares that `parts` lists, at once, and one merge."""
+    from hera.workflows import DAG, Workflow
 
-    asked = {name: f"{{{{workflow.parameters.{name}}}}}" for name in ("profile", "data", "shares")}
+    settings = Settings()
+    asked = {name: f"{{{{workflow.parameters.{name}}}}}" for name in ("profile", "data", "parts")}
+    profile, data, *rest = one_profile(settings)
+    listed = '["1/4", "2/4", "3/4", "4/4"]'
+    parts = parameter("parts", listed, "The shares, a pod each: all of 1/N to N/N, as a JSON list.")
     with Workflow(
         generate_name="loraline-data-",
-        entrypoint="prepare",
-        arguments=[
-            Parameter(
-                name="profile",
-                value="smoke-vision",
-                enum=sorted(file.stem for file in PROFILES.glob("*.yaml")),
-                description="Recipe: a file in lora_profiles/.",
-            ),
-            Parameter(
-                name="data",
-                value="",
-                description="The dataset, as prepare_data takes it; empty for the profile's own.",
-            ),
-            Parameter(name="shares", value="4", description="Pods that read and check the data."),
-            Parameter(
-                name="image",
-                value=IMAGE,
-                description="Image of the steps that need no GPU (images/cpu.Dockerfile).",
-            ),
-        ],
-        service_account_name=SERVICE_ACCOUNT,
-        automount_service_account_token=False,
-        executor=models.ExecutorConfig(service_account_name=SERVICE_ACCOUNT),
-        security_context=models.PodSecurityContext(
-            run_as_non_root=True,
-            run_as_user=USER,
-            fs_group=USER,
-            seccomp_profile=models.SeccompProfile(type="RuntimeDefault"),
-        ),
-        active_deadline_seconds=24 * HOUR,
-        pod_gc=models.PodGC(strategy="OnPodSuccess"),
-        ttl_strategy=models.TTLStrategy(seconds_after_completion=7 * 24 * HOUR),
+        annotations=ABOUT,
+        **spec(settings),
+        arguments=[profile, data, parts, *rest],
     ) as workflow:
-        one = step(
-            "prepare-data", inputs=["profile", "data", "part"], size=SMALL, deadline=8 * HOUR
-        )
+        one = step("prepare-data", inputs=["profile", "data", "part"], deadline=8 * HOUR)
         one.name = "share"
-        all_ = step(
-            "prepare-data", inputs=["profile", "data", "merge"], size=SMALL, deadline=8 * HOUR
-        )
+        all_ = step("prepare-data", inputs=["profile", "data", "merge"], deadline=8 * HOUR)
         all_.name = "merge"
         same = {"profile": asked["profile"], "data": asked["data"]}
-        with DAG(name="prepare"):
-            shares: Any = one(
-                name="share",
-                arguments=same | {"part": f"{{{{item}}}}/{asked['shares']}"},
-                with_sequence=models.Sequence(
-                    start=models.IntOrString(root="1"), end=models.IntOrString(root=asked["shares"])
-                ),
+        with DAG(name=ENTRYPOINT):
+            shared: Any = one(
+                name="share", arguments=same | {"part": "{{item}}"}, with_param=asked["parts"]
             )
             # Argo gives the shares' outputs as one JSON list.
             runs = "{{tasks.share.outputs.parameters.run-id}}"
             merged: Any = all_(name="merge", arguments=same | {"merge": runs})
-            shares >> merged
+            shared >> merged
+        finish()
     return workflow
 
 

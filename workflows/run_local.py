@@ -4,368 +4,285 @@
 
 A container becomes a process in the repository's root; its `/tmp/outputs` becomes a folder of the
 node's own under outputs/. What this runner would not do as Argo does is refused by name before
-anything starts. Tasks run one after another, and a failed one stops only what depends on it.
+anything starts. Nodes run side by side where the workflow lets them; this machine has one of
+whatever a mutex or a semaphore guards.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import re
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import click
 from argo_subset import (
-    OUT_DIR,
-    PHASES,
-    NodeError,
-    Object,
+    Container,
+    Dag,
     Refused,
+    Steps,
     Task,
-    Template,
     Values,
     Workflow,
-    evaluate,
     listed,
+    parameter_values,
     read,
-    substitute,
-    unquoted,
 )
+from containers import command_line
+from execution import Run
+from scopes import substitute
+from status import Node, as_values, from_status
 
 ROOT = Path(__file__).parents[1]
-
-GRACE = 30
-"""Seconds between SIGTERM and SIGKILL, as in Kubernetes."""
-
-FAILED = ("Failed", "Error")
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Error": "bold red", "Skipped": "yellow"}
+WAITS = 75
+"""Exit code of a run that a person's answer, or a --resume, takes further."""
+
+
+class Unwritable(click.ClickException):
+    """The run's folder cannot be written to, as with a full disk; nothing runs any more."""
+
+    exit_code = 75
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
+@click.option(
+    "--answer",
+    "answers",
+    metavar="TASK.NAME=VALUE",
+    multiple=True,
+    help="What a suspended task would ask for; TASK alone lets it go on.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the last run: what succeeded is kept.")
+@click.option("--from", "start", metavar="TASK", help="Run TASK of the last run, and what follows.")
+@click.option("--only", metavar="TASK", help="Run TASK of the last run, and nothing else.")
+@click.option("--run", "before", default="latest", help="A run under outputs/ instead of the last.")
 @click.option("--dry-run", is_flag=True, help="Print the commands; run nothing.")
-def run_local(file: Path, given: tuple[str, ...], dry_run: bool) -> None:
+def run_local(
+    file: Path,
+    given: tuple[str, ...],
+    answers: tuple[str, ...],
+    resume: bool,
+    start: str | None,
+    only: str | None,
+    before: str,
+    dry_run: bool,
+) -> None:
     """Run the Argo workflow in FILE on this machine.
 
-    Ends with 0 if the workflow succeeded, else with the exit code of the step that failed.
+    Ends with 0 if the workflow succeeded, with 75 if it waits for an answer, else with the exit
+    code of the step that failed.
     """
     workflow = read(file)
-    run = Run(workflow, parameter_values(workflow, given))
+    if sum(map(bool, (resume, start, only))) > 1:
+        raise Refused("--resume, --from and --only exclude each other")
+    for task in filter(None, (start, only)):
+        tasks(workflow, task)
     if dry_run:
-        run.print_commands()
+        print_commands(workflow, parameter_values(workflow, given, {}))
         return
-    with run.stopped_by_signals():
-        exit_code = run.execute()
-    for node in run.nodes:
-        click.echo(run.line(node))
+    progress = Progress(workflow)
+    replies = dict(divided(answer) for answer in answers)
+    if resume or start or only:
+        run = earlier(workflow, before, given, replies, start, only or "", progress.show)
+    else:
+        uid = str(uuid.uuid4())
+        name = f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
+        parameters = parameter_values(workflow, given, {})
+        run = Run(ROOT, workflow, name, uid, parameters, replies, {}, progress.show)
+    signals: list[int] = []
+    try:
+        point_latest_at(run)
+        with asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
+            runner.run(run.execute())
+    except OSError as error:
+        raise Unwritable(f"{error.filename}: {error.strerror}; --resume goes on") from error
+    for node in run.nodes.values():
+        if run.is_work(node):
+            click.echo(progress.line(node))
     click.echo(f"status  {run.folder / 'status.json'}")
-    sys.exit(exit_code)
+    sys.exit(exit_code(run, signals, file))
 
 
-def parameter_values(workflow: Workflow, given: tuple[str, ...]) -> Values:
-    """What -p says, else the file's presets."""
-    declared = workflow.parameters
-    values = {name: p.preset for name, p in declared.items() if p.preset is not None}
-    for setting in given:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in declared:
-            raise Refused(f"-p {setting} sets no parameter; they are {listed(declared)}")
-        values[name] = value
-    for name, parameter in declared.items():
-        if name not in values:
-            raise Refused(f"parameter {name} has no default: give it with -p {name}=VALUE")
-        if parameter.enum and values[name] not in parameter.enum:
-            raise Refused(f"-p {name}={values[name]} is none of {listed(parameter.enum)}")
-    return values
+def divided(answer: str) -> tuple[str, str]:
+    name, _, value = answer.partition("=")
+    return name, value
 
 
-@dataclass
-class Node:
-    """A task of this run, with the facts that Argo has in `status.nodes`."""
-
-    name: str
-    template: str
-    phase: str = "Running"
-    message: str = ""
-    inputs: Values = field(default_factory=dict)
-    outputs: Values = field(default_factory=dict)
-    exit_code: int | None = None
-    started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    finished: datetime | None = None
-
-    def end(self, phase: str, message: str = "") -> None:
-        self.phase, self.message, self.finished = phase, message, datetime.now(UTC)
-
-    def status(self, workflow: str) -> Object:
-        outputs: Object = {"parameters": as_list(self.outputs)}
-        if self.exit_code is not None:
-            outputs["exitCode"] = str(self.exit_code)
-        return {
-            "id": f"{workflow}.{self.name}",
-            "name": f"{workflow}.{self.name}",
-            "displayName": self.name,
-            "type": self.phase if self.phase in ("Skipped", "Omitted") else "Pod",
-            "templateName": self.template,
-            "phase": self.phase,
-            "message": self.message,
-            "startedAt": timestamp(self.started),
-            "finishedAt": timestamp(self.finished),
-            "inputs": {"parameters": as_list(self.inputs)},
-            "outputs": outputs,
-        }
+def tasks(workflow: Workflow, name: str) -> set[str]:
+    """A task of the entrypoint and all that depends on it; Refused if there is no such task."""
+    body = workflow.templates[workflow.entrypoint].body
+    found = body.tasks if isinstance(body, Dag) else []
+    if name not in {task.name for task in found}:
+        raise Refused(
+            f"{name} is no task of {workflow.entrypoint}; there are "
+            f"{listed(task.name for task in found)}"
+        )
+    after = {name}
+    for task in found:
+        if task.upstreams & after:
+            after.add(task.name)
+    return after
 
 
-def as_list(values: Values) -> list[Values]:
-    return [{"name": name, "value": value} for name, value in values.items()]
+def earlier(
+    workflow: Workflow,
+    before: str,
+    given: tuple[str, ...],
+    answers: Values,
+    start: str | None,
+    only: str,
+    show: Callable[[Node], None],
+) -> Run:
+    """The run `before`, to be taken further: with its name, its parameters and what it did."""
+    file = ROOT / "outputs" / before / "status.json"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise Refused(f"{file} cannot be read ({error}); run the workflow first") from error
+    name, uid = document["metadata"]["name"], document["metadata"]["uid"]
+    if not name.startswith(workflow.prefix):
+        raise Refused(f"{name} is a run of another workflow; --run names one of {workflow.prefix}…")
+    parameters = as_values(document["spec"]["arguments"]["parameters"])
+    again = tasks(workflow, start) if start else {only} if only else set()
+    kept = {}
+    found = document["status"]["nodes"]
+    names = {node_id: node["name"] for node_id, node in found.items()}
+    for status in found.values():
+        node = from_status(status, names)
+        head = re.split(r"[.(\[]", node.name.removeprefix(f"{name}."))[0]
+        if node.name == name or node.name.startswith(f"{name}.onExit") or head in again:
+            continue
+        # A group that succeeded is gone through again: it holds nodes, and does nothing itself.
+        if only or (node.phase == "Succeeded" and node.type not in ("TaskGroup", "StepGroup")):
+            kept[node.name] = node
+    values = parameter_values(workflow, given, parameters)
+    return Run(ROOT, workflow, name, uid, values, answers, kept, show, only)
 
 
-def timestamp(moment: datetime | None) -> str | None:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else None
+def point_latest_at(run: Run) -> None:
+    (ROOT / run.folder).mkdir(parents=True, exist_ok=True)
+    latest = ROOT / run.folder.with_name(f".{run.name}")
+    latest.unlink(missing_ok=True)
+    latest.symlink_to(run.name)
+    latest.replace(latest.with_name("latest"))
 
 
-class Run:
-    """One execution of a workflow; `folder`/status.json holds its state at any time."""
+@contextmanager
+def stopped_by_signals(run: Run, runner: asyncio.Runner, signals: list[int]) -> Iterator[None]:
+    """Let a signal end the containers that run, then the run; a second one asks for no patience."""
+    loop = runner.get_loop()
 
-    def __init__(self, workflow: Workflow, parameters: Values) -> None:
+    def stop(signum: int) -> None:
+        signals.append(signum)
+        run.interrupt()
+
+    handled = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        handled.remove(signal.SIGHUP)  # nohup asked for it
+    for signum in handled:
+        loop.add_signal_handler(signum, stop, signum)
+    try:
+        yield
+    finally:
+        for signum in handled:
+            loop.remove_signal_handler(signum)
+
+
+def exit_code(run: Run, signals: list[int], file: Path) -> int:
+    if signals:
+        return 128 + signals[0]
+    if run.waits_for and run.phase == "Running":
+        question = run.waits_for[0]
+        click.echo(
+            f"{run.name} waits for an answer; go on with: "
+            f"python workflows/run_local.py {file} --resume --answer {question}=…",
+            err=True,
+        )
+        return WAITS
+    if run.phase == "Succeeded":
+        return 0
+    codes = [
+        node.exit_code or 1 for node in run.nodes.values() if node.failed and node.type == "Pod"
+    ]
+    return codes[0] if codes else 1
+
+
+class Progress:
+    """A line on standard error whenever a node begins or ends."""
+
+    def __init__(self, workflow: Workflow) -> None:
         from rich.console import Console
 
-        uid = str(uuid.uuid4())
-        self.workflow = workflow
-        self.name = f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
-        self.folder = Path("outputs", self.name)
-        """Relative to the root, where the containers' processes run."""
-        self.values = {"workflow.name": self.name, "workflow.uid": uid}
-        self.values |= {f"workflow.parameters.{name}": parameters[name] for name in parameters}
-        self.phase, self.started = "Running", datetime.now(UTC)
-        self.finished: datetime | None = None
-        self.nodes: list[Node] = []
-        self.signals: list[int] = []
-        self.until = time.monotonic() + workflow.seconds
+        bodies = [template.body for template in workflow.templates.values()]
+        lists = [
+            [b.tasks] if isinstance(b, Dag) else b.groups
+            for b in bodies
+            if isinstance(b, Dag | Steps)
+        ]
+        names = [task.name for groups in lists for group in groups for task in group]
+        self.width = max(map(len, names), default=8)
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """Let a signal end the container that runs, then the run."""
-
-        def stop(signum: int, frame: FrameType | None) -> None:
-            self.signals.append(signum)
-
-        handled = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-            handled.remove(signal.SIGHUP)  # nohup asked for it
-        before = {signum: signal.signal(signum, stop) for signum in handled}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-    def execute(self) -> int:
-        """Run the tasks; the exit code of this command."""
-        (ROOT / self.folder).mkdir(parents=True)
-        latest = ROOT / self.folder.with_name(f".{self.name}")
-        latest.symlink_to(self.name)
-        latest.replace(latest.with_name("latest"))
-        done: dict[str, Node] = {}
-        ends: dict[str, str] = {}
-        for task in self.workflow.tasks:
-            if self.signals:
-                break
-            node = done[task.name] = self.run_task(task, done)
-            # A task that did not run ends its branch as the tasks before it ended theirs.
-            before = [ends.get(upstream) for upstream in task.upstreams]
-            passed_on = "Failed" if any(phase in FAILED for phase in before) else "Succeeded"
-            ends[task.name] = passed_on if node.phase in ("Skipped", "Omitted") else node.phase
-        inner = set[str]().union(*(task.upstreams for task in self.workflow.tasks))
-        failed = any(phase in FAILED for name, phase in ends.items() if name not in inner)
-        self.phase = "Failed" if failed or self.signals else "Succeeded"
-        self.finished = datetime.now(UTC)
-        self.save()
-        if self.signals:
-            return 128 + self.signals[0]
-        codes = [node.exit_code or 1 for node in self.nodes if node.phase in FAILED]
-        return codes[0] if failed else 0
-
-    def run_task(self, task: Task, done: dict[str, Node]) -> Node:
-        node = Node(task.name, task.template.name)
-        self.nodes.append(node)
-
-        def ended_so(leaf: str) -> bool:
-            name, _, word = leaf.partition(".")
-            wanted = [PHASES[word]] if word else ["Succeeded", "Skipped"]
-            return leaf == "true" or done[name].phase in wanted
-
-        try:
-            if not evaluate(task.depends, ended_so):
-                node.end("Omitted", f"it depends on {listed(task.upstreams)}")
-            elif not evaluate(task.when, lambda leaf: substitute(unquoted(leaf), self.values)):
-                node.end("Skipped", "its when is false")
-            else:
-                node.inputs = self.inputs(task)
-                for name, value in node.inputs.items():
-                    accepted = task.template.inputs[name].enum
-                    if accepted and value not in accepted:
-                        raise NodeError(f"input {name}={value} is none of {listed(accepted)}")
-                self.report(node)
-                self.run_container(node, task.template)
-        except NodeError as error:
-            node.end("Error", str(error))
-        defaults = {name: output.default for name, output in task.template.outputs.items()}
-        node.outputs = {n: d for n, d in defaults.items() if d is not None} | node.outputs
-        for name, value in node.outputs.items():
-            self.values[f"tasks.{task.name}.outputs.parameters.{name}"] = value
-        self.report(node)
-        return node
-
-    def inputs(self, task: Task) -> Values:
-        declared = task.template.inputs.items()
-        given = {name: task.arguments.get(name, p.preset or "") for name, p in declared}
-        return {name: substitute(value, self.values) for name, value in given.items()}
-
-    def run_container(self, node: Node, template: Template) -> None:
-        retry = template.retry
-        for attempt in range(retry.limit + 1):
-            self.attempt(node, template)
-            last = {
-                "lastRetry.status": node.phase,
-                "lastRetry.exitCode": str(-1 if node.exit_code is None else node.exit_code),
-            }
-
-            def fact(leaf: str, last: Values = last) -> str | int:
-                return int(leaf) if re.fullmatch(r"-?\d+", leaf) else last.get(leaf, unquoted(leaf))
-
-            over = self.signals or time.monotonic() >= self.until or attempt == retry.limit
-            if node.phase == "Succeeded" or over or not evaluate(retry.expression, fact):
-                return
-            pause = retry.pause * retry.factor**attempt
-            node.phase, node.finished = "Running", None
-            node.message += f"; attempt {attempt + 2} of {retry.limit + 1} follows in {pause} s"
-            self.report(node)
-            resume = time.monotonic() + pause
-            while time.monotonic() < resume and not self.signals:
-                time.sleep(0.05)
-            if self.signals:
-                return node.end("Failed", "interrupted")
-
-    def attempt(self, node: Node, template: Template) -> None:
-        """Run a container's process to its end."""
-        folder = self.folder / node.name
-        # A file that an earlier attempt left must not pass for a result of this one.
-        shutil.rmtree(ROOT / folder, ignore_errors=True)
-        (ROOT / folder).mkdir()
-        command, environment = self.command(node, template)
-        until = min(self.until, time.monotonic() + template.seconds)
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError as error:
-            node.exit_code = 127
-            return node.end("Failed", f"cannot start {command[0]}: {error.strerror}")
-        stopped = self.wait(process, until)
-        # Death by a signal is reported as a shell and Kubernetes do it: 128 and the signal.
-        code = process.returncode
-        node.exit_code = 128 - code if code < 0 else code
-        node.outputs = {}
-        missing = []
-        for name, output in template.outputs.items():
-            file = ROOT / folder / output.path
-            if file.is_file():
-                node.outputs[name] = file.read_text("utf-8", "replace").removesuffix("\n")
-            elif output.default is None:
-                missing.append(name)
-        if stopped or code:
-            node.end("Failed", stopped or f"exit code {node.exit_code}")
-        elif missing:
-            node.end("Error", f"output {listed(missing)} has no default and was not written")
-        else:
-            node.end("Succeeded")
-
-    def command(self, node: Node, template: Template) -> tuple[list[str], Values]:
-        """A container's command line and its own variables, as they are on this machine."""
-        values = self.values | {f"inputs.parameters.{n}": v for n, v in node.inputs.items()}
-        folder = str(self.folder / node.name)
-
-        def here(word: str) -> str:
-            return substitute(re.sub(rf"{OUT_DIR}(?![\w.-])", folder, word), values)
-
-        command = [here(word) for word in template.command]
-        if command[0] == "python":
-            command[0] = sys.executable
-        return command, {name: here(value) for name, value in template.environment.items()}
-
-    def wait(self, process: subprocess.Popen[bytes], until: float) -> str:
-        """Wait for a process and end what it leaves behind; why it was stopped, if it was."""
-        stopped = ""
-        while not stopped:
-            try:
-                process.wait(timeout=0.5)
-                break
-            except subprocess.TimeoutExpired:
-                if self.signals:
-                    stopped = "interrupted"
-                elif time.monotonic() >= until:
-                    stopped = "ran longer than activeDeadlineSeconds"
-        if stopped:
-            os.killpg(process.pid, signal.SIGTERM)
-            # A second signal asks for no more patience.
-            killed_at = time.monotonic() + GRACE
-            while process.poll() is None and time.monotonic() < killed_at and len(self.signals) < 2:
-                time.sleep(0.05)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return stopped
-
-    def report(self, node: Node) -> None:
-        self.save()
+    def show(self, node: Node) -> None:
         self.console.print(self.line(node), style=STYLES.get(node.phase))
 
     def line(self, node: Node) -> str:
-        width = max(len(task.name) for task in self.workflow.tasks)
         seconds = ((node.finished or datetime.now(UTC)) - node.started).total_seconds()
-        return f"{node.name:{width}}  {node.phase:9}  {seconds:7.1f} s  {node.message}".rstrip()
+        return (
+            f"{node.display:{self.width}}  {node.phase:9}  {seconds:7.1f} s  {node.message}"
+        ).rstrip()
 
-    def save(self) -> None:
-        """Write status.json as a whole or not at all."""
-        status = {
-            "metadata": {"name": self.name, "uid": self.values["workflow.uid"]},
-            "status": {
-                "phase": self.phase,
-                "startedAt": timestamp(self.started),
-                "finishedAt": timestamp(self.finished),
-                "nodes": {f"{self.name}.{n.name}": n.status(self.name) for n in self.nodes},
-            },
+
+def print_commands(workflow: Workflow, parameters: Values) -> None:
+    """Print each container's command; what only a run can know stays a reference."""
+    known = {f"workflow.parameters.{name}": value for name, value in parameters.items()}
+
+    def walk(path: str, template_name: str, arguments: Values, folder: Path) -> None:
+        template = workflow.templates[template_name]
+        inputs = {
+            f"inputs.parameters.{name}": arguments.get(name, p.preset or "")
+            for name, p in template.inputs.items()
         }
-        part = ROOT / self.folder / ".status.json.part"
-        part.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-        part.replace(part.with_name("status.json"))
+        match template.body:
+            case Container() as container:
+                values = Open(known | inputs)
+                command, _ = command_line(container, str(folder), values)
+                click.echo(f"{path or template_name}: {shlex.join(command)}")
+            case Dag(found):
+                walk_tasks([found], path, inputs, folder)
+            case Steps(groups):
+                walk_tasks(groups, path, inputs, folder)
+            case _:
+                click.echo(f"{path}: waits for an answer")
 
-    def print_commands(self) -> None:
-        """Print each task's command; what only a run can know stays a reference."""
-        for task in self.workflow.tasks:
-            for name in task.template.outputs:
-                reference = f"tasks.{task.name}.outputs.parameters.{name}"
-                self.values[reference] = f"{{{{{reference}}}}}"
-            node = Node(task.name, task.template.name, inputs=self.inputs(task))
-            click.echo(f"{task.name}: {shlex.join(self.command(node, task.template)[0])}")
+    def walk_tasks(groups: list[list[Task]], path: str, inputs: Values, folder: Path) -> None:
+        for task in (task for group in groups for task in group):
+            values = Open(known | inputs)
+            arguments = {name: substitute(text, values) for name, text in task.arguments.items()}
+            inner = f"{path}.{task.name}" if path else task.name
+            walk(inner, task.template, arguments, folder / task.name)
+
+    walk("", workflow.entrypoint, dict(parameters), Path("outputs", f"{workflow.prefix}…"))
+
+
+class Open(dict[str, str]):
+    """Values of references; one without a value stands for itself."""
+
+    def __missing__(self, reference: str) -> str:
+        return f"{{{{{reference}}}}}"
+
+    def __contains__(self, reference: object) -> bool:
+        return True
 
 
 if __name__ == "__main__":

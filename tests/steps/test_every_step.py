@@ -27,12 +27,12 @@ UPSTREAM = {
 SERVERS_OWN = {"fetch_adapter", "follow_alias"}
 """Commands of the server's pod; they take no run."""
 SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
-    f"workflows/{name}.py" for name in ("pipeline", "run_local", "serve_local", "summary")
+    f"workflows/{name}.py" for name in ("lint", "pipeline", "run_local", "serve_local", "summary")
 ]
 
 
 def test_the_steps_are_all_here() -> None:
-    aside = {*SERVERS_OWN, "promote", "select_best"}
+    aside = {*SERVERS_OWN, "notify", "promote", "select_best"}
     assert set(STEPS) == {"prepare_data", *UPSTREAM, *aside}
 
 

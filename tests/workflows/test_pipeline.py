@@ -1,122 +1,256 @@
-"""The committed YAML is what its source renders, and every step takes what the workflow passes."""
+"""The committed YAML is what its source renders, and every template has what production needs."""
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "workflows/pipeline.py"
-RENDERED = ROOT / "workflows/pipeline.yaml"
-SPEC = yaml.safe_load(RENDERED.read_text())["spec"]
-STEPS = {t["name"]: t for t in SPEC["templates"] if "container" in t}
-TASKS = next(t["dag"]["tasks"] for t in SPEC["templates"] if "dag" in t)
-PARAMETERS = {parameter["name"]: parameter for parameter in SPEC["arguments"]["parameters"]}
-
-each_step = pytest.mark.parametrize("step_name", STEPS)
+NAMES = ("pipeline", "promote", "retrain", "sweep")
+Object = dict[str, Any]
 
 
-def run_pipeline(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a copy of the source, with the repository's profiles, so that it writes elsewhere."""
-    (folder / "workflows").mkdir(exist_ok=True)
-    shutil.copy(SOURCE, folder / "workflows")
-    if not (folder / "lora_profiles").exists():
-        (folder / "lora_profiles").symlink_to(ROOT / "lora_profiles")
-    command = [sys.executable, "workflows/pipeline.py", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def load(name: str) -> Object:
+    return yaml.safe_load((ROOT / f"workflows/{name}.yaml").read_text())
 
 
-def test_the_committed_yaml_is_what_the_source_renders(script, tmp_path):
-    pipeline = script("workflows/pipeline.py")
+def spec_of(name: str) -> Object:
+    spec = load(name)["spec"]
+    return spec.get("workflowSpec", spec)
 
-    assert RENDERED.read_text() == pipeline.render(pipeline.build())
+
+SPECS = {name: spec_of(name) for name in NAMES}
+PODS = {
+    f"{name}/{template['name']}": (spec, template)
+    for name, spec in SPECS.items()
+    for template in spec["templates"]
+    if "container" in template
+}
+LARGE = ("train-qlora", "evaluate")
+REGISTRY = ("quality-gate", "promote", "deploy-vllm")
+
+each_workflow = pytest.mark.parametrize("name", NAMES)
+each_pod = pytest.mark.parametrize("pod", PODS)
 
 
-def test_check_tells_a_stale_file_from_a_fresh_one(tmp_path):
-    rendered = tmp_path / "workflows/pipeline.yaml"
+def tasks(name: str, template: str = "main") -> dict[str, Object]:
+    found = next(t for t in SPECS[name]["templates"] if t["name"] == template)
+    return {task["name"]: task for task in found["dag"]["tasks"]}
 
-    assert run_pipeline(tmp_path).returncode == 0
-    assert rendered.read_text() == RENDERED.read_text()
-    assert run_pipeline(tmp_path, "--check").returncode == 0
 
+def parameters(name: str) -> dict[str, Object]:
+    return {p["name"]: p for p in SPECS[name]["arguments"]["parameters"]}
+
+
+def run_pipeline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SOURCE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def source(script: Any) -> Any:
+    return script("workflows/pipeline.py")
+
+
+@each_workflow
+def test_the_committed_yaml_is_what_the_source_renders(source: Any, name: str) -> None:
+    committed = (ROOT / f"workflows/{name}.yaml").read_text()
+
+    assert committed == source.render(source.build(name))
+
+
+def test_check_tells_a_stale_file_from_a_fresh_one(tmp_path: Path) -> None:
+    assert run_pipeline("--out", tmp_path).returncode == 0
+    assert sorted(file.stem for file in tmp_path.glob("*.yaml")) == list(NAMES)
+    assert run_pipeline("--out", tmp_path, "--check").returncode == 0
+
+    rendered = tmp_path / "sweep.yaml"
     rendered.write_text(rendered.read_text().replace("smoke-vision", "smoke-text"))
-    stale = run_pipeline(tmp_path, "--check")
+    stale = run_pipeline("--out", tmp_path, "--check")
     assert stale.returncode == 1
     assert len(stale.stderr.splitlines()) == 1
-    assert "pipeline.yaml" in stale.stderr
+    assert "sweep.yaml" in stale.stderr
 
 
-def test_the_five_steps_run_in_a_row_and_only_a_passed_candidate_is_deployed():
-    assert [(task["name"], task.get("depends")) for task in TASKS] == [
+@each_workflow
+@pytest.mark.parametrize("kind", ["Workflow", "WorkflowTemplate", "CronWorkflow"])
+def test_one_source_gives_all_kinds_of_workflow(source: Any, name: str, kind: str) -> None:
+    document = yaml.safe_load(source.render(source.build(name, kind)))
+    spec = document["spec"]
+
+    assert document["kind"] == kind
+    if kind == "CronWorkflow":
+        assert spec["schedules"] == ["0 3 * * 0"]
+        assert spec["concurrencyPolicy"] == "Forbid"
+        spec = spec["workflowSpec"]
+    assert spec == SPECS[name]
+
+
+def test_settings_are_rendered_into_the_file(source: Any) -> None:
+    settings = source.Settings(image="registry.example/loraline:1.2", model_cache="models-rwx")
+    spec = source.build("pipeline", settings=settings).to_dict()["spec"]
+
+    assert "registry.example/loraline:1.2" in json.dumps(spec["arguments"])
+    assert spec["volumes"][0]["persistentVolumeClaim"]["claimName"] == "models-rwx"
+
+
+@pytest.mark.parametrize("name", ["pipeline", "retrain"])
+def test_the_five_steps_run_in_a_row_and_only_a_passed_candidate_is_deployed(name: str) -> None:
+    assert [(name, task.get("depends")) for name, task in tasks(name).items()] == [
         ("prepare-data", None),
         ("train-qlora", "prepare-data"),
         ("evaluate", "train-qlora"),
         ("quality-gate", "evaluate"),
         ("deploy-vllm", "quality-gate"),
     ]
-    conditions = {task["name"]: task["when"] for task in TASKS if "when" in task}
+    conditions = {name: task["when"] for name, task in tasks(name).items() if "when" in task}
     assert conditions == {
         "deploy-vllm": "{{tasks.quality-gate.outputs.parameters.result}} == passed"
     }
 
 
-def test_only_run_ids_pass_between_steps():
-    passed = re.findall(r"\{\{tasks\.[\w-]+\.outputs\.parameters\.([\w-]+)\}\}", str(TASKS))
+def test_a_sweep_goes_on_with_the_members_that_got_through() -> None:
+    assert tasks("sweep")["candidate"]["withParam"] == "{{workflow.parameters.profiles}}"
+    assert list(tasks("sweep", "candidate")) == ["train-qlora", "evaluate"]
+    assert tasks("sweep")["select-best"]["depends"] == "candidate.AnySucceeded"
+    (run_ids,) = tasks("sweep")["select-best"]["arguments"]["parameters"]
+    assert run_ids["value"] == "{{tasks.candidate.outputs.parameters.run-id}}"
 
-    assert set(passed) == {"run-id", "result"}
-    for task in TASKS:
-        for argument in task["arguments"]["parameters"]:
-            assert "parameters.result" not in argument["value"]
+
+def test_promotion_waits_for_a_yes_and_deploys_only_what_was_promoted() -> None:
+    approval = next(t for t in SPECS["promote"]["templates"] if t["name"] == "approval")
+    (decision,) = approval["inputs"]["parameters"]
+
+    assert approval["suspend"] == {}
+    assert (decision["default"], decision["enum"]) == ("no", ["yes", "no"])
+    assert approval["outputs"]["parameters"][0]["valueFrom"] == {"default": "no", "supplied": {}}
+    assert tasks("promote")["promote"]["when"].endswith(".decision}} == yes")
+    assert tasks("promote")["deploy-vllm"]["depends"] == "promote.Succeeded"
 
 
-def test_every_parameter_has_a_default_and_a_description():
-    assert list(PARAMETERS) == ["profile", "data", "image", "gpu-image"]
-    for parameter in PARAMETERS.values():
+@each_workflow
+def test_only_run_ids_pass_between_steps(name: str) -> None:
+    passed = re.findall(r"\{\{tasks\.[\w-]+\.outputs\.parameters\.([\w-]+)\}\}", str(SPECS[name]))
+
+    assert set(passed) <= {"run-id", "result", "decision"}
+    for task in tasks(name).values():
+        for argument in task.get("arguments", {}).get("parameters", []):
+            assert not re.search(r"parameters\.(result|decision)", argument["value"])
+
+
+@each_workflow
+def test_every_parameter_has_a_default_and_a_description(name: str) -> None:
+    for parameter in parameters(name).values():
         assert parameter["description"]
         assert isinstance(parameter["value"], str)
+        assert parameter["value"] in parameter.get("enum", [parameter["value"]])
+    assert {"image", "gpu-image", "notify", "resources"} <= parameters(name).keys()
+    assert parameters(name)["notify"]["value"] == "no"
 
 
-def test_the_profile_can_be_any_file_in_lora_profiles_and_nothing_else():
-    profile = PARAMETERS["profile"]
+@pytest.mark.parametrize("name", ["pipeline", "retrain", "sweep"])
+def test_the_profile_can_be_any_file_in_lora_profiles_and_nothing_else(name: str) -> None:
+    profile = parameters(name)["profile"]
 
     assert profile["enum"] == sorted(file.stem for file in (ROOT / "lora_profiles").glob("*.yaml"))
-    assert profile["value"] in profile["enum"]
 
 
-@each_step
-def test_a_step_cannot_run_for_ever_and_is_retried_on_its_own_word_only(step_name):
-    template = STEPS[step_name]
+@each_workflow
+def test_a_workflow_ends_and_goes_away(name: str) -> None:
+    spec = SPECS[name]
 
-    assert 0 < template["activeDeadlineSeconds"] <= SPEC["activeDeadlineSeconds"]
-    assert template["retryStrategy"]["limit"] == 2
-    assert template["retryStrategy"]["backoff"]["duration"]
-    assert template["retryStrategy"]["expression"] == (
-        "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) == 75"
-    )
+    assert 0 < spec["activeDeadlineSeconds"] <= 4 * 24 * 3600
+    assert spec["podGC"]["strategy"] == "OnPodSuccess"
+    assert spec["ttlStrategy"]["secondsAfterSuccess"] > 0
+    assert spec["ttlStrategy"]["secondsAfterSuccess"] < spec["ttlStrategy"]["secondsAfterFailure"]
+    annotations = load(name)["metadata"]["annotations"]
+    assert annotations["workflows.argoproj.io/title"]
+    assert "\n\n" in annotations["workflows.argoproj.io/description"]
 
 
-@each_step
-def test_every_output_has_a_default(step_name):
-    outputs = {
-        output["name"]: output["valueFrom"] for output in STEPS[step_name]["outputs"]["parameters"]
+@each_workflow
+def test_the_end_is_told_to_a_webhook_only_if_asked_for(name: str) -> None:
+    finish = next(t for t in SPECS[name]["templates"] if t["name"] == SPECS[name]["onExit"])
+    ((notify,),) = finish["steps"]
+
+    assert notify["when"] == "{{workflow.parameters.notify}} == yes"
+    given = [argument["value"] for argument in notify["arguments"]["parameters"]]
+    assert given == ["{{workflow.name}}", "{{workflow.status}}", "{{workflow.failures}}"]
+
+
+@each_workflow
+def test_no_step_has_a_token_of_the_cluster_and_none_runs_as_root(name: str) -> None:
+    spec = SPECS[name]
+
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["executor"] == {"serviceAccountName": spec["serviceAccountName"]}
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 8737,
+        "fsGroup": 8737,
+        "seccompProfile": {"type": "RuntimeDefault"},
     }
 
-    assert outputs.pop("run-id") == {"path": "/tmp/outputs/run-id", "default": ""}
-    if step_name == "quality-gate":
-        assert outputs.pop("result") == {"path": "/tmp/outputs/result", "default": "failed"}
-    assert not outputs
+
+@each_pod
+def test_a_step_cannot_run_for_ever(pod: str) -> None:
+    spec, template = PODS[pod]
+
+    assert 0 < template["activeDeadlineSeconds"] <= spec["activeDeadlineSeconds"]
 
 
-@each_step
-def test_a_step_has_no_privileges_and_writes_to_its_own_tmp_only(step_name):
-    template = STEPS[step_name]
+ENDINGS = {
+    "a deleted pod": ("Error", "0", "pod deleted", True),
+    "a step that says try again": ("Failed", "75", "Error (exit code 75)", True),
+    "a node that goes down": ("Failed", "-1", "Pod was terminated: imminent node shutdown", True),
+    "a pod that is evicted": ("Failed", "137", "The node was low on resource: memory.", True),
+    "a bug, or CUDA out of memory": ("Failed", "1", "Error (exit code 1)", False),
+    "a user's mistake": ("Failed", "2", "Error (exit code 2)", False),
+    "the kernel's out of memory": ("Failed", "137", "OOMKilled (exit code 137)", False),
+    "a deadline": ("Failed", "143", "Pod was active on the node longer than", False),
+}
+
+
+@each_pod
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_may_go_better_is_tried_again_and_nothing_else(
+    script: Any, pod: str, ending: str
+) -> None:
+    expressions = script("workflows/expressions.py")
+    retry = PODS[pod][1]["retryStrategy"]
+    status, code, message, again = ENDINGS[ending]
+    last = {"status": status, "exitCode": code, "message": message}
+    scope = {f"lastRetry.{key}": value for key, value in last.items()}
+
+    assert retry["limit"] == 3
+    assert retry["retryPolicy"] == "Always"
+    assert retry["backoff"] == {"duration": "15s", "factor": 3}
+    assert expressions.parse(retry["expression"], expressions.RETRY).holds(scope) is again
+
+
+@each_pod
+def test_every_output_has_a_default(pod: str) -> None:
+    outputs = PODS[pod][1].get("outputs", {}).get("parameters", [])
+    found = {output["name"]: output["valueFrom"] for output in outputs}
+
+    if not pod.endswith("/notify"):
+        assert found.pop("run-id") == {"path": "/tmp/outputs/run-id", "default": ""}
+    if pod.endswith("/quality-gate"):
+        assert found.pop("result") == {"path": "/tmp/outputs/result", "default": "failed"}
+    assert not found
+
+
+@each_pod
+def test_a_step_has_no_privileges_and_writes_to_its_own_folders_only(pod: str) -> None:
+    spec, template = PODS[pod]
     container = template["container"]
 
     assert container["securityContext"] == {
@@ -124,84 +258,123 @@ def test_a_step_has_no_privileges_and_writes_to_its_own_tmp_only(step_name):
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert container["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
-    assert template["volumes"] == [{"name": "tmp", "emptyDir": {}}]
-    assert SPEC["securityContext"]["runAsNonRoot"] is True
-    assert SPEC["securityContext"]["runAsUser"] == 8737
-    assert SPEC["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts["/tmp"] == "tmp"
+    volumes = {volume["name"]: volume for volume in [*spec["volumes"], *template["volumes"]]}
+    assert set(mounts.values()) <= volumes.keys()
+    if template["name"] in LARGE:
+        assert mounts["/dev/shm"] == "shm"
+        assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    if template["name"] != "notify":
+        assert mounts["/models"] == "models"
+        assert "persistentVolumeClaim" in volumes["models"]
 
 
-def test_steps_see_no_token_and_finished_workflows_go_away():
-    assert SPEC["automountServiceAccountToken"] is False
-    assert SPEC["executor"] == {"serviceAccountName": SPEC["serviceAccountName"]}
-    assert SPEC["podGC"] == {"strategy": "OnPodSuccess"}
-    assert SPEC["ttlStrategy"]["secondsAfterCompletion"] > 0
+@each_pod
+def test_resources_come_from_a_named_class(script: Any, pod: str) -> None:
+    resources = script("workflows/resources.py")
+    _, template = PODS[pod]
+    patch = template["podSpecPatch"]
+
+    assert "resources" not in template["container"]
+    if template["name"] in LARGE:
+        assert patch.startswith("{{=")
+        assert patch.endswith("[workflow.parameters['resources']]}}")
+        assert "}}" not in patch[:-2]
+        for wanted in resources.CLASSES.values():
+            assert resources.patch(wanted) in patch
+    else:
+        assert patch == resources.patch(resources.SMALL)
 
 
-@each_step
-def test_resources_are_literal(step_name):
-    resources = STEPS[step_name]["container"]["resources"]
+@pytest.mark.parametrize("name", ["cpu", "gpu-small", "gpu-large", "gpu-shared"])
+def test_a_class_asks_for_what_it_is_called(script: Any, name: str) -> None:
+    resources = script("workflows/resources.py")
+    spec = json.loads(resources.patch(resources.CLASSES[name]))
+    asked = spec["containers"][0]["resources"]
+    device = {"gpu-shared": "nvidia.com/gpu.shared", "cpu": None}.get(name, "nvidia.com/gpu")
 
-    assert resources["requests"].keys() == {"cpu", "memory"}
-    assert resources["limits"].keys() == {"memory"}
-    assert "{{" not in str(resources)
+    assert spec["containers"][0]["name"] == "main"
+    assert asked["requests"].keys() == {"cpu", "memory"}
+    assert asked["limits"].keys() == {"memory", device} - {None}
+    assert ("tolerations" in spec) == (device is not None)
+    assert resources.CLASSES.keys() == {"cpu", "gpu-small", "gpu-large", "gpu-shared"}
 
 
-@each_step
-def test_a_step_knows_its_workflow_and_takes_credentials_from_the_namespace(step_name):
-    container = STEPS[step_name]["container"]
+@each_pod
+def test_training_queues_for_its_class_and_the_registry_changes_one_by_one(pod: str) -> None:
+    _, template = PODS[pod]
+    guard = template.get("synchronization", {})
+
+    if template["name"] in LARGE:
+        (semaphore,) = guard["semaphores"]
+        assert semaphore["configMapKeyRef"] == {
+            "name": "loraline-semaphores",
+            "key": "{{workflow.parameters.resources}}",
+        }
+    elif template["name"] in REGISTRY:
+        (mutex,) = guard["mutexes"]
+        assert mutex["name"].startswith("loraline-{{")
+    else:
+        assert not guard
+
+
+@each_pod
+def test_a_step_knows_its_workflow_and_takes_credentials_from_the_namespace(pod: str) -> None:
+    _, template = PODS[pod]
+    container = template["container"]
     variables = {variable["name"]: variable for variable in container["env"]}
 
+    secrets = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "LORALINE_WEBHOOK_URL"}
+    for name in secrets & variables.keys():
+        assert variables[name]["valueFrom"]["secretKeyRef"]["name"] == "loraline"
+    if template["name"] == "notify":
+        assert variables.keys() == {"LORALINE_WEBHOOK_URL"}
+        return
     assert variables["MLFLOW_TRACKING_URI"]["valueFrom"] == {
-        "configMapKeyRef": {"name": "loraline", "key": "mlflow-tracking-uri"}
+        "configMapKeyRef": {"name": "loraline", "key": "mlflow-tracking-uri", "optional": False}
     }
     assert variables["LORALINE_WORKFLOW_NAME"]["value"] == "{{workflow.name}}"
     assert variables["LORALINE_WORKFLOW_UID"]["value"] == "{{workflow.uid}}"
     assert variables["LORALINE_IMAGE"]["value"] == container["image"]
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        assert variables[name]["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert variables["HF_HOME"]["value"] == "/models"
 
 
-@each_step
-def test_images_follow_the_two_image_parameters(step_name):
-    needs_gpu = step_name in ("train-qlora", "evaluate")
-    image = "gpu-image" if needs_gpu else "image"
+@each_pod
+def test_a_step_is_measured(pod: str) -> None:
+    _, template = PODS[pod]
+    metrics = {metric["name"]: metric for metric in template["metrics"]["prometheus"]}
 
-    assert STEPS[step_name]["container"]["image"] == f"{{{{workflow.parameters.{image}}}}}"
-
-
-@each_step
-def test_a_step_takes_exactly_the_arguments_that_its_template_passes(script, step_name):
-    container = STEPS[step_name]["container"]
-    file = f"steps/{step_name.replace('-', '_')}.py"
-    command = getattr(script(file), Path(file).stem)
-    values = {"run-id": "0" * 32, "profile": "smoke-vision", "data": ""}
-    arguments = [
-        re.sub(r"\{\{inputs\.parameters\.([\w-]+)\}\}", lambda found: values[found[1]], argument)
-        for argument in container["args"]
-    ]
-
-    assert container["command"] == ["python", file]
-    assert isinstance(command, click.Command)
-    parsed = command.make_context(command.name, [*arguments], resilient_parsing=False)
-    assert parsed.params["out_dir"] == Path("/tmp/outputs")
-    for parameter in STEPS[step_name]["inputs"]["parameters"]:
-        flag = f"--{parameter['name']}"
-        assert flag in arguments
-        expected = values[parameter["name"]] or None
-        assert parsed.params[parameter["name"].replace("-", "_")] == expected
+    assert metrics.keys() == {"loraline_steps_total", "loraline_step_seconds"}
+    for metric in metrics.values():
+        assert {label["key"]: label["value"] for label in metric["labels"]} == {
+            "step": template["name"],
+            "status": "{{status}}",
+        }
 
 
-def test_no_template_goes_through_a_shell():
-    for template in STEPS.values():
-        assert template["container"]["command"][0] == "python"
-        assert len(template["container"]["command"]) == 2
+@each_pod
+def test_images_follow_the_two_image_parameters(pod: str) -> None:
+    _, template = PODS[pod]
+    image = "gpu-image" if template["name"] in LARGE else "image"
+
+    assert template["container"]["image"] == f"{{{{workflow.parameters.{image}}}}}"
+
+
+@each_pod
+def test_no_template_goes_through_a_shell(pod: str) -> None:
+    command = PODS[pod][1]["container"]["command"]
+
+    assert command[0] == "python"
+    assert len(command) == 2
+    assert (ROOT / command[1]).is_file()
 
 
 @pytest.mark.parametrize("image", ["cpu", "gpu"])
-def test_images_hold_the_steps_and_run_as_the_workflows_user(image):
+def test_images_hold_the_steps_try_them_and_run_as_the_workflows_user(image: str) -> None:
     lines = (ROOT / f"images/{image}.Dockerfile").read_text().splitlines()
 
-    assert f"USER {SPEC['securityContext']['runAsUser']}" in lines
+    assert f"USER {SPECS['pipeline']['securityContext']['runAsUser']}" in lines
     assert {"WORKDIR /app", "COPY steps steps", "COPY lora_profiles lora_profiles"} <= set(lines)
     assert not any(line.startswith("ENTRYPOINT") for line in lines)
+    assert 'python "$step" --help' in lines[-1]

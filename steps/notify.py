@@ -1,0 +1,83 @@
+"""Tell a webhook how a workflow ended, in the one-field message that Slack and its likes take.
+
+Reads: LORALINE_WEBHOOK_URL; without it nothing is sent.
+
+    python steps/notify.py --workflow loraline-pipeline-x7k2p --status Failed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+
+import click
+
+from loraline.errors import TryAgain, UserError
+from loraline.step import LineCommand
+
+TIMEOUT = 20
+"""Seconds that the webhook may take to answer."""
+
+SHOWN = 5
+"""Failures that a message names; a sweep can have hundreds."""
+
+SIGNS = {"Succeeded": "✓", "Failed": "✗", "Error": "✗"}
+
+
+@click.command(cls=LineCommand)
+@click.option("--workflow", required=True, help="Name of the workflow that ended.")
+@click.option("--status", required=True, help="How it ended: Succeeded, Failed or Error.")
+@click.option("--failures", default="", help="The nodes that failed, as Argo's JSON list.")
+def notify(workflow: str, status: str, failures: str) -> None:
+    """Send one message about a workflow that ended."""
+    url = os.environ.get("LORALINE_WEBHOOK_URL", "")
+    message = text(workflow, status, failures)
+    click.echo(message)
+    if not url:
+        click.echo("LORALINE_WEBHOOK_URL is not set: nobody is told")
+        return
+    if not url.startswith(("http://", "https://")):
+        raise UserError("LORALINE_WEBHOOK_URL has to begin with https:// or http://")
+    send(url, message)
+
+
+def text(workflow: str, status: str, failures: str) -> str:
+    """The message: one line for the workflow and one for each of the first failed nodes."""
+    lines = [f"{SIGNS.get(status, '•')} {workflow}: {status}"]
+    for failure in failed(failures)[:SHOWN]:
+        told = failure.get("message") or failure.get("phase", "failed")
+        lines.append(f"{failure.get('displayName', 'a node')}: {told}")
+    return "\n".join(lines)
+
+
+def failed(failures: str) -> list[dict[str, str]]:
+    """Argo's list of failed nodes; Argo quotes it as a JSON text once more."""
+    try:
+        found = json.loads(failures or "[]")
+        found = json.loads(found) if isinstance(found, str) else found
+    except json.JSONDecodeError as error:
+        raise UserError(f"--failures is not JSON: {error}") from error
+    return [failure for failure in found or [] if isinstance(failure, dict)]
+
+
+def send(url: str, message: str) -> None:
+    """Post the message; the URL is a secret and stands in no error."""
+    request = urllib.request.Request(
+        url,
+        json.dumps({"text": message}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        urllib.request.urlopen(request, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError as error:
+        if error.code in (408, 429) or error.code >= 500:
+            raise TryAgain(f"the webhook answered {error.code}; run it again") from error
+        raise UserError(f"the webhook answered {error.code}: is its URL still right?") from error
+    except OSError as error:
+        raise TryAgain("the webhook does not answer; run it again") from error
+
+
+if __name__ == "__main__":
+    notify()

@@ -1,0 +1,152 @@
+"""A cluster with Argo: the one of KUBECONFIG, or one that a script starts on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(os.environ.get("TEST_CLUSTER", ROOT.parent / "shared/cluster/cluster"))
+"""`up`, `env` and `build TAG DOCKERFILE CONTEXT`, for a machine without a cluster of its own."""
+
+IMAGE = "localhost/loraline:dev"
+PYTHON = "docker.io/library/python:3.11-slim-bookworm"
+S3 = "docker.io/versity/versitygw:v1.0.20"
+DONE = ("Succeeded", "Failed", "Error")
+Object = dict[str, Any]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Only `-m cluster` comes here; a cluster takes minutes, and root."""
+    return True if "cluster" not in (config.option.markexpr or "") else None
+
+
+class Cluster:
+    """kubectl and argo in one namespace."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = os.environ | environment
+        self.namespace = "default"
+
+    def run(self, *command: str | Path, stdin: str = "", check: bool = True) -> str:
+        done = subprocess.run(
+            command,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def kubectl(self, *words: str | Path, stdin: str = "", check: bool = True) -> str:
+        return self.run("kubectl", "-n", self.namespace, *words, stdin=stdin, check=check)
+
+    def submit(self, source: Path | str, parameters: dict[str, str] | None = None) -> str:
+        """Submit a file, or a `kind/name` of the cluster, with the real client; its name."""
+        given = [word for p in (parameters or {}).items() for word in ("-p", "=".join(p))]
+        what = ["--from", source] if isinstance(source, str) else [source]
+        printed = self.argo("submit", "-o", "name", *what, *given)
+        return printed.strip().rpartition("/")[2]
+
+    def argo(self, *words: str | Path) -> str:
+        return self.run("argo", *words, "-n", self.namespace)
+
+    def workflow(self, name: str) -> Object:
+        return json.loads(self.kubectl("get", "workflow", name, "-o", "json"))
+
+    def pods(self, workflow: str, step: str, phase: str = "Running") -> list[str]:
+        """Names of a workflow's pods of a step that are in a phase."""
+        selector = f"workflows.argoproj.io/workflow={workflow}"
+        found = json.loads(self.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+        return [
+            pod["metadata"]["name"]
+            for pod in found
+            if f"-{step}-" in pod["metadata"]["name"] and pod["status"]["phase"] == phase
+        ]
+
+    def finished(self, name: str, seconds: float = 900) -> Object:
+        """The workflow once it has ended."""
+        return until(lambda: ended(self.workflow(name)), seconds, f"{name} to end")
+
+    def python(self, program: str, *arguments: str) -> Any:
+        """What a program prints, as JSON, that runs beside the MLflow server."""
+        command = ["exec", "deploy/mlflow", "-c", "mlflow", "--", "python", "-c", program]
+        printed = self.kubectl(*command, *arguments)
+        return json.loads(printed.strip().splitlines()[-1])
+
+
+def ended(workflow: Object) -> Object | None:
+    return workflow if workflow.get("status", {}).get("phase") in DONE else None
+
+
+@pytest.fixture(scope="session", name="until")
+def until_fixture() -> Any:
+    return until
+
+
+def until(condition: Any, seconds: float, what: str) -> Any:
+    """What the condition gives, as soon as it gives something."""
+    last = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < last, f"waited {seconds:g} s for {what}"
+        time.sleep(2)
+    return found
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Cluster:
+    if os.environ.get("KUBECONFIG"):
+        found = Cluster({})
+    else:
+        if not SCRIPT.is_file():
+            pytest.skip(f"KUBECONFIG is not set and there is no {SCRIPT} to start a cluster")
+        if os.geteuid():
+            pytest.skip("KUBECONFIG is not set, and starting a cluster needs root")
+        subprocess.run([SCRIPT, "up"], check=True, capture_output=True)
+        lines = subprocess.run([SCRIPT, "env"], check=True, capture_output=True, text=True).stdout
+        shell = ["sh", "-c", f'{lines}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"']
+        words = subprocess.run(shell, check=True, capture_output=True, text=True).stdout.split("\n")
+        found = Cluster(dict(zip(("KUBECONFIG", "PATH"), words, strict=True)))
+        provide_images(found)
+    for program in ("kubectl", "argo"):
+        if not shutil.which(program, path=found.environment["PATH"]):
+            pytest.skip(f"{program} is not installed")
+    return found
+
+
+def provide_images(cluster: Cluster) -> None:
+    """Bring the images to a node that has no registry to pull from; what is unchanged is quick."""
+    if not cluster.run("buildah", "images", "-q", PYTHON, check=False):
+        cluster.run(SCRIPT, "base-image")
+    if not cluster.run("buildah", "images", "-q", S3, check=False):
+        program = shutil.which("versitygw", path=cluster.environment["PATH"])
+        assert program is not None, "the cluster's programs have no S3 server"
+        container = cluster.run("buildah", "from", "scratch").strip()
+        cluster.run("buildah", "copy", "--chmod", "755", container, program, "/versitygw")
+        entry = '["/versitygw"]'
+        cluster.run("buildah", "config", "--entrypoint", entry, "--user", "8737", container)
+        cluster.run("buildah", "commit", container, S3)
+        cluster.run("buildah", "rm", container)
+    for image in (PYTHON, S3):
+        cluster.run(SCRIPT, "load", image)
+    cluster.run(SCRIPT, "build", IMAGE, ROOT / "images/cpu.Dockerfile", ROOT)
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster: Cluster) -> Iterator[Cluster]:
+    """The namespace of the laptop overlay, with MLflow and an S3 server that answer."""
+    make = ["make", "-C", str(ROOT), "cluster-apply", "OVERLAY=laptop"]
+    cluster.run(*make)
+    made = Cluster(cluster.environment)
+    made.namespace = "loraline"
+    yield made

@@ -1,0 +1,75 @@
+"""What the local runner makes of a workflow is what Argo makes of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conformance import CASES, facts
+
+ROOT = Path(__file__).parents[2]
+ACCOUNT = """
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: conformance}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: conformance}
+rules:
+  - apiGroups: [argoproj.io]
+    resources: [workflowtaskresults]
+    verbs: [create, patch]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: conformance}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: conformance}
+subjects:
+  - {kind: ServiceAccount, name: conformance}
+"""
+AT_ONCE = 4
+"""Workflows that run on the cluster side by side; deadlines of seconds are missed by more."""
+
+pytestmark = pytest.mark.cluster
+Object = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def on_argo(cluster: Any) -> Iterator[dict[str, Object]]:
+    """The facts of every case, from the cluster."""
+    cluster.kubectl("apply", "-f", "-", stdin=ACCOUNT)
+
+    def run(case: str) -> tuple[str, Object]:
+        document = json.loads(json.dumps(CASES[case]))
+        document["spec"]["serviceAccountName"] = "conformance"
+        made = cluster.kubectl("create", "-o", "name", "-f", "-", stdin=json.dumps(document))
+        name = made.strip().rpartition("/")[2]
+        found = cluster.finished(name, 300)
+        cluster.kubectl("delete", "workflow", name, "--wait=false")
+        return case, facts(found["status"], name)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield dict(pool.map(run, CASES))
+
+
+def test_the_set_is_large_enough() -> None:
+    assert len(CASES) >= 25
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_come_to_the_same(on_argo: dict[str, Object], case: str, tmp_path: Path) -> None:
+    (tmp_path / "workflows").symlink_to(ROOT / "workflows")
+    (tmp_path / "case.yaml").write_text(yaml.safe_dump(CASES[case]))
+    command = [sys.executable, "workflows/run_local.py", "case.yaml"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)
+    document = json.loads((tmp_path / "outputs/latest/status.json").read_text())
+
+    assert facts(document["status"], document["metadata"]["name"]) == on_argo[case]

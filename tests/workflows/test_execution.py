@@ -1,0 +1,420 @@
+"""What a run does beyond one task after the other: side by side, again, later, with a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conformance as c
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+Object = dict[str, Any]
+
+MARK = """
+import pathlib, sys, time
+now = pathlib.Path("now"); now.mkdir(exist_ok=True)
+mine = now / sys.argv[1]; mine.touch()
+with open("most", "a") as most:
+    most.write(f"{len(list(now.iterdir()))}\\n")
+time.sleep(float(sys.argv[2])); mine.unlink()
+"""
+
+
+def mark(seconds: str, **fields: Any) -> Object:
+    """A template that notes how many of its kind run at once."""
+    container = {"image": "x", "command": ["python", "-c", MARK]}
+    container["args"] = ["{{inputs.parameters.n}}", seconds]
+    return {"name": "mark", "inputs": c.inputs("n"), "container": container, **fields}
+
+
+def marked(name: str, count: int) -> Object:
+    return c.task(name, "mark", arguments=c.named(n="{{item}}"), withItems=list(range(count)))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "workflows").symlink_to(ROOT / "workflows")
+    return tmp_path
+
+
+class Ran:
+    def __init__(self, place: Path, done: subprocess.CompletedProcess[str]) -> None:
+        self.place, self.exit_code, self.stderr = place, done.returncode, done.stderr
+        self.stdout = done.stdout
+
+    @property
+    def document(self) -> Object:
+        return json.loads((self.place / "outputs/latest/status.json").read_text())
+
+    @property
+    def facts(self) -> Object:
+        return c.facts(self.document["status"], self.document["metadata"]["name"])
+
+    @property
+    def phases(self) -> dict[str, str]:
+        return {path: node["phase"] for path, node in self.facts["nodes"].items()}
+
+
+Runner = Callable[..., Ran]
+
+
+def command(place: Path, document: Object, *arguments: str) -> list[str]:
+    (place / "w.yaml").write_text(yaml.safe_dump(document))
+    # By its path in the place, so that this is the root it runs in.
+    return [sys.executable, str(place / "workflows/run_local.py"), "w.yaml", *arguments]
+
+
+@pytest.fixture
+def run(place: Path) -> Runner:
+    def run(document: Object, *arguments: str) -> Ran:
+        done = subprocess.run(
+            command(place, document, *arguments),
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        return Ran(place, done)
+
+    return run
+
+
+def most(place: Path) -> int:
+    return max(int(line) for line in (place / "most").read_text().split())
+
+
+def test_two_hundred_nodes_keep_to_the_parallelism_and_cost_little(run: Runner, place: Path):
+    started = time.monotonic()
+    bare = subprocess.run([sys.executable, "-c", MARK, "x", "0"], cwd=place, check=True)
+    one = time.monotonic() - started
+    (place / "most").unlink()
+    assert bare.returncode == 0
+
+    started = time.monotonic()
+    ran = run(c.workflow(mark("0.05"), c.dag(marked("a", 200)), parallelism=8))
+    taken = time.monotonic() - started
+
+    assert ran.exit_code == 0, ran.stderr
+    assert sum(path.startswith(".a(") for path in ran.phases) == 200
+    assert most(place) <= 8
+    assert taken / 200 < 0.3 + one
+
+
+@pytest.mark.parametrize("limited", ["workflow", "dag", "mutex", "semaphore"])
+def test_what_limits_how_many_run_at_once(run: Runner, place: Path, limited: str):
+    fields: dict[str, Object] = {"workflow": {}, "dag": {}, "mark": {}}
+    key = {"configMapKeyRef": {"name": "queue", "key": "gpu"}}
+    if limited in fields:
+        fields[limited] = {"parallelism": 2}
+    else:
+        locks = {"mutex": {"mutexes": [{"name": "one"}]}, "semaphore": {"semaphores": [key]}}
+        fields["mark"] = {"synchronization": locks[limited]}
+    ran = run(
+        c.workflow(
+            mark("0.2", **fields["mark"]),
+            c.dag(marked("a", 5), **fields["dag"]),
+            **fields["workflow"],
+        )
+    )
+
+    assert ran.exit_code == 0, ran.stderr
+    assert most(place) == (2 if limited in ("workflow", "dag") else 1)
+
+
+def test_without_a_limit_tasks_run_side_by_side(run: Runner, place: Path):
+    assert run(c.workflow(mark("1"), c.dag(marked("a", 3)))).exit_code == 0
+    assert most(place) == 3
+
+
+FLAKY = {
+    "name": "flaky",
+    "container": {
+        "image": "x",
+        "command": [
+            "python",
+            "-c",
+            "import pathlib, sys; sys.exit(not pathlib.Path('ok').exists())",
+        ],
+    },
+}
+FLAKY_SAY = {
+    # Its first member fails until there is a file `ok`.
+    "name": "flaky-say",
+    "outputs": c.outputs(c.file()),
+    "container": {
+        "image": "x",
+        "command": ["python", "-c", "import pathlib, sys\n"
+                    "pathlib.Path(sys.argv[1], 'out').write_text(sys.argv[2])\n"
+                    "sys.exit(sys.argv[2] == '0' and not pathlib.Path('ok').exists())"],
+        "args": ["/tmp/outputs", "{{inputs.parameters.n}}"],
+    },
+}  # fmt: skip
+COUNT = {
+    "name": "count",
+    "outputs": c.outputs(c.file()),
+    "container": {
+        "image": "x",
+        "command": ["python", "-c", "import pathlib, sys\n"
+                    "with open('counted', 'a') as f: f.write('x')\n"
+                    "pathlib.Path(sys.argv[1], 'out').write_text(open('counted').read())"],
+        "args": ["/tmp/outputs"],
+    },
+}  # fmt: skip
+BROKEN = c.workflow(
+    COUNT,
+    c.SAY,
+    FLAKY,
+    c.dag(
+        c.task("first", "count"),
+        c.task("second", "flaky", depends="first"),
+        c.say("third", c.out("first"), depends="second"),
+    ),
+)
+
+
+def test_a_broken_run_is_resumed_where_it_broke(run: Runner, place: Path):
+    broken = run(BROKEN)
+    assert broken.exit_code == 1
+    assert broken.phases[".third"] == "Omitted"
+    (place / "ok").touch()
+
+    resumed = run(BROKEN, "--resume")
+
+    assert resumed.exit_code == 0, resumed.stderr
+    assert (place / "counted").read_text() == "x"
+    assert resumed.facts["nodes"][".third"]["outputs"] == {"out": "x"}
+    assert set(resumed.phases.values()) == {"Succeeded"}
+    assert len(list((place / "outputs").glob("conforms-*"))) == 1
+
+
+def test_a_killed_run_can_be_resumed(run: Runner, place: Path):
+    slow = c.workflow(COUNT, c.SLOW, c.dag(
+        c.task("first", "count"),
+        c.task("second", "slow", arguments=c.named(seconds="{{workflow.parameters.s}}"),
+               depends="first"),
+    ), arguments=c.named(s="60"))  # fmt: skip
+    process = subprocess.Popen(command(place, slow), cwd=place, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 20
+    status = place / "outputs/latest/status.json"
+    while not status.exists() or '"second"' not in status.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+    resumed = run(slow, "--resume", "-p", "s=0")
+
+    assert resumed.exit_code == 0, resumed.stderr
+    assert (place / "counted").read_text() == "x"
+
+
+def test_a_run_is_taken_up_at_a_task_and_goes_on_from_there(run: Runner, place: Path):
+    (place / "ok").touch()
+    assert run(BROKEN).exit_code == 0
+
+    again = run(BROKEN, "--from", "first")
+
+    assert again.exit_code == 0
+    assert again.facts["nodes"][".third"]["outputs"] == {"out": "xx"}
+
+
+def test_one_task_runs_again_and_leaves_the_others_as_they_were(run: Runner, place: Path):
+    (place / "ok").touch()
+    assert run(BROKEN).exit_code == 0
+    (place / "ok").unlink()
+
+    only = run(BROKEN, "--only", "second")
+
+    assert only.exit_code == 1
+    assert (place / "counted").read_text() == "x"
+    assert only.document["status"]["phase"] == "Failed"
+    assert [only.phases[path] for path in (".first", ".second", ".third")] == [
+        "Succeeded",
+        "Failed",
+        "Succeeded",
+    ]
+
+
+@pytest.mark.parametrize("flag", ["--from", "--only"])
+def test_a_task_that_is_none_is_refused_with_those_there_are(run: Runner, flag: str):
+    ran = run(BROKEN, flag, "fourth")
+
+    assert ran.exit_code == 2
+    assert "fourth" in ran.stderr
+    assert "first, second, third" in ran.stderr
+
+
+def test_nothing_to_resume_is_said_in_a_sentence(run: Runner):
+    ran = run(BROKEN, "--resume")
+
+    assert ran.exit_code == 2
+    assert len(ran.stderr.splitlines()) == 1
+    assert "run the workflow first" in ran.stderr
+
+
+def test_a_run_of_another_workflow_is_not_taken_further(run: Runner):
+    other = c.workflow(c.SAY, c.dag(c.say("first", "x")))
+    assert run({**other, "metadata": {"generateName": "other-"}}).exit_code == 0
+
+    ran = run(BROKEN, "--from", "first")
+
+    assert ran.exit_code == 2
+    assert "another workflow" in ran.stderr
+
+
+def test_a_resumed_fan_in_keeps_the_order_of_the_items(run: Runner, place: Path):
+    broken = c.workflow(
+        {
+            **FLAKY_SAY,
+            "inputs": c.inputs("n"),
+        },
+        c.SAY,
+        c.dag(
+            c.task("a", "flaky-say", arguments=c.named(n="{{item}}"), withItems=[0, 1, 2]),
+            c.say("b", c.out("a"), depends="a"),
+        ),
+    )
+    assert run(broken).exit_code == 1
+    (place / "ok").touch()
+    resumed = run(broken, "--resume")
+
+    assert resumed.facts["nodes"][".b"]["inputs"] == {"word": '["0","1","2"]'}
+
+
+ASKED = c.workflow(
+    {
+        "name": "ask",
+        "suspend": {},
+        "inputs": c.inputs(word={"default": "no", "enum": ["yes", "no"]}),
+        "outputs": c.outputs({"name": "word", "valueFrom": {"supplied": {}, "default": "no"}}),
+    },
+    c.SAY,
+    c.dag(
+        c.task("asked", "ask"),
+        c.say("done", "{{tasks.asked.outputs.parameters.word}}", depends="asked",
+              when="{{tasks.asked.outputs.parameters.word}} == yes"),
+    ),
+)  # fmt: skip
+
+
+def test_a_suspended_run_waits_and_goes_on_with_an_answer(run: Runner):
+    waiting = run(ASKED)
+    assert waiting.exit_code == 75
+    assert waiting.document["status"]["phase"] == "Running"
+    assert "--resume --answer asked.word=" in waiting.stderr
+
+    wrong = run(ASKED, "--resume", "--answer", "asked.word=maybe")
+    assert wrong.exit_code == 75
+    assert "yes, no" in wrong.stderr
+
+    answered = run(ASKED, "--resume", "--answer", "asked.word=yes")
+    assert answered.exit_code == 0, answered.stderr
+    assert answered.facts["nodes"][".asked"]["outputs"] == {"word": "yes"}
+    assert answered.phases[".done"] == "Succeeded"
+
+
+@pytest.mark.parametrize(("typed", "phase"), [("maybe\nyes\n", "Succeeded"), ("\n", "Skipped")])
+def test_a_terminal_is_asked_until_the_answer_is_one_of_those_there_are(
+    place: Path, typed: str, phase: str
+):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(place, ASKED), cwd=place, stdin=theirs, stderr=subprocess.PIPE, text=True
+    )
+    os.write(ours, typed.encode())
+    _, told = process.communicate(timeout=30)
+
+    assert process.returncode == 0, told
+    assert "asked: word (yes, no) [no]? " in told
+    status = json.loads((place / "outputs/latest/status.json").read_text())
+    assert c.facts(status["status"], status["metadata"]["name"])["nodes"][".done"]["phase"] == phase
+
+
+def test_ctrl_c_ends_a_question(place: Path):
+    _ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command(place, ASKED), cwd=place, stdin=theirs, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    while "]? " not in process.stderr.read(1) + process.stderr.read(2):
+        assert process.poll() is None
+        break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(timeout=10) == 130
+
+
+def test_progress_that_a_step_writes_stands_in_the_status(run: Runner):
+    step = {
+        "name": "step",
+        "container": {
+            "image": "x",
+            "command": ["python", "-c", "import os, pathlib\n"
+                        "pathlib.Path(os.environ['ARGO_PROGRESS_FILE']).write_text('3/7\\n')"],
+        },
+    }  # fmt: skip
+    ran = run(c.workflow(step, c.dag(c.task("a", "step"))))
+
+    assert [n["progress"] for n in ran.document["status"]["nodes"].values()] == ["", "3/7"]
+
+
+def test_members_of_a_fan_out_have_folders_of_their_own(run: Runner, place: Path):
+    inner = c.dag(c.say("w", "{{inputs.parameters.x}}"), name="inner", inputs=c.inputs("x"))
+    task = c.task("row", "inner", arguments=c.named(x="{{item}}"), withItems=["a/../b", "c(d)"])
+    ran = run(c.workflow(c.SAY, inner, c.dag(task)))
+
+    assert ran.exit_code == 0, ran.stderr
+    written = {p.relative_to(place): p.read_text() for p in place.glob("outputs/latest/*/*/out")}
+    assert list(written.values()) == ["a/../b", "c(d)"] or set(written.values()) == {
+        "a/../b",
+        "c(d)",
+    }
+    assert {str(p) for p in written} == {f"outputs/latest/row.{i}/w/out" for i in (0, 1)}
+
+
+@pytest.mark.parametrize("kind", ["WorkflowTemplate", "CronWorkflow"])
+def test_other_kinds_of_workflow_run_like_one(run: Runner, kind: str):
+    document = c.workflow(c.SAY, c.dag(c.say("a", "x")))
+    document |= {"kind": kind, "metadata": {"name": "weekly"}}
+    if kind == "CronWorkflow":
+        document["spec"] = {"schedules": ["0 3 * * 0"], "workflowSpec": document["spec"]}
+    ran = run(document)
+
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.document["metadata"]["name"].startswith("weekly-")
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_process(place: Path):
+    document = c.workflow(c.SLOW, c.dag(c.task("a", "slow", arguments=c.named(seconds="45"))))
+    process = subprocess.Popen(
+        command(place, document), cwd=place, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 20
+    while not (place / "outputs/latest/a").is_dir():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    # A folder in the file's place fails as a full disk does: the next writing raises.
+    part = place / "outputs/latest/.status.json.part"
+    while not part.is_dir():
+        try:
+            part.mkdir()
+        except FileExistsError:
+            time.sleep(0.01)
+    _, told = process.communicate(timeout=20)
+
+    assert process.returncode == 75
+    assert told.splitlines()[-1].endswith("--resume goes on")
+    assert "Traceback" not in told

@@ -1,0 +1,113 @@
+"""The namespace has what the workflows name, and gives no more than they need."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "workflows/cluster"
+SPECS = [
+    document["spec"].get("workflowSpec", document["spec"])
+    for document in map(yaml.safe_load, (f.read_text() for f in ROOT.glob("workflows/*.yaml")))
+]
+Object = dict[str, Any]
+
+
+def objects(folder: str) -> dict[tuple[str, str], Object]:
+    """Everything in the files that a folder's kustomization lists, by kind and name."""
+    listed = yaml.safe_load((CLUSTER / folder / "kustomization.yaml").read_text())["resources"]
+    found = {}
+    for file in listed:
+        if file.endswith(".yaml"):
+            for made in yaml.safe_load_all((CLUSTER / folder / file).read_text()):
+                found[made["kind"], made["metadata"]["name"]] = made
+    return found
+
+
+BASE = objects("base")
+
+
+def test_every_file_is_listed_or_patched_in() -> None:
+    for folder in ("base", "laptop"):
+        text = (CLUSTER / folder / "kustomization.yaml").read_text()
+        for file in (CLUSTER / folder).glob("*.yaml"):
+            assert file.stem == "kustomization" or file.name in text
+
+
+def test_the_executor_may_report_results_and_nothing_else() -> None:
+    assert BASE["Role", "loraline"]["rules"] == [
+        {
+            "apiGroups": ["argoproj.io"],
+            "resources": ["workflowtaskresults"],
+            "verbs": ["create", "patch"],
+        }
+    ]
+    assert BASE["ServiceAccount", "loraline"]["automountServiceAccountToken"] is False
+    assert not [kind for kind, _ in BASE if kind.startswith("ClusterRole")]
+
+
+def test_a_queue_for_each_class(script: Any) -> None:
+    classes = script("workflows/resources.py").CLASSES
+
+    assert BASE["ConfigMap", "loraline-semaphores"]["data"].keys() == classes.keys()
+
+
+def test_what_the_workflows_name_is_there() -> None:
+    text = str(SPECS)
+    settings = BASE["ConfigMap", "loraline"]["data"]
+    for spec in SPECS:
+        for volume in spec["volumes"]:
+            claim = volume["persistentVolumeClaim"]["claimName"]
+            assert ("PersistentVolumeClaim", claim) in BASE
+        assert ("ServiceAccount", spec["serviceAccountName"]) in BASE
+        for template in spec["templates"]:
+            for variable in template.get("container", {}).get("env", []):
+                source = variable.get("valueFrom", {}).get("configMapKeyRef", {})
+                assert source.get("optional", True) or source["key"] in settings
+    for name in re.findall(r"'configMapKeyRef': \{'name': '([\w-]+)'", text):
+        assert ("ConfigMap", name) in BASE
+
+
+def test_mlflow_answers_to_the_name_that_the_steps_call_it() -> None:
+    (container,) = BASE["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
+    allowed = next(a for a in container["args"] if a.startswith("--allowed-hosts=")).split("=")[1]
+    uri = BASE["ConfigMap", "loraline"]["data"]["mlflow-tracking-uri"]
+    host = uri.removeprefix("http://")
+
+    assert {host, host.partition(":")[0]} <= set(allowed.split(","))
+    assert BASE["Service", "mlflow"]["spec"]["ports"][0]["port"] == int(host.partition(":")[2])
+
+
+def test_no_secret_has_a_value_here() -> None:
+    for file in CLUSTER.rglob("*.yaml"):
+        for made in yaml.safe_load_all(file.read_text()):
+            assert made["kind"] != "Secret" or not made.keys() & {"data", "stringData"}
+            assert "secretGenerator" not in made
+
+
+@pytest.mark.parametrize("name", ["mlflow"])
+def test_the_services_have_no_privileges(name: str) -> None:
+    pod = BASE["Deployment", name]["spec"]["template"]["spec"]
+
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_a_quota_does_not_shut_out_argos_own_containers() -> None:
+    asked = {
+        key.removeprefix("requests.") for key in BASE["ResourceQuota", "loraline"]["spec"]["hard"]
+    }
+    (limits,) = BASE["LimitRange", "loraline"]["spec"]["limits"]
+
+    assert asked & {"cpu", "memory"} <= limits["defaultRequest"].keys()

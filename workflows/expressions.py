@@ -1,0 +1,250 @@
+"""The three small languages of conditions in a workflow, read into one kind of expression.
+
+`when` is govaluate's, in which a bare word is a string; `depends` and `retryStrategy.expression`
+are expr-lang's, in which it is a variable. What is not read here is refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Scope = Mapping[str, Any]
+Thunk = Callable[[Scope], Any]
+
+
+class SyntaxRefused(Exception):
+    """A source that is no condition, or one that does not run here; says what and where."""
+
+
+class EvaluationError(Exception):
+    """A condition whose operands do not fit its operators; Argo ends the node in Error."""
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A condition; `names` are the variables that it reads."""
+
+    source: str
+    names: frozenset[str]
+    value: Thunk = field(repr=False)
+
+    def holds(self, scope: Scope) -> bool:
+        found = self.value(scope)
+        if not isinstance(found, bool):
+            raise EvaluationError(f"{self.source!r} is {found!r}, neither true nor false")
+        return found
+
+
+class Token(NamedTuple):
+    """`kind` is name, text, number or operator."""
+
+    kind: str
+    word: str
+
+
+class Dialect(NamedTuple):
+    """How the languages differ: tokens, words that are operators, and the brackets of a list."""
+
+    token: re.Pattern[str]
+    synonyms: Mapping[str, str]
+    comparisons: frozenset[str]
+    brackets: tuple[str, str]
+    names_are_text: bool
+
+
+TEXT = r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+NUMBER = r"(?P<number>\d+(?:\.\d+)?)(?![\w.])"
+EQUALITY = frozenset({"==", "!=", "<", "<=", ">", ">=", "in"})
+
+WHEN = Dialect(
+    re.compile(
+        rf"\s*(?:{TEXT}|{NUMBER}|(?P<name>[A-Za-z]\w*)(?!\.)"
+        r"|(?P<operator>&&|\|\||[=!]~|[=!<>]=|[!<>(),]))\s*"
+    ),
+    {},
+    EQUALITY | {"=~", "!~"},
+    ("(", ")"),
+    names_are_text=True,
+)
+RETRY = Dialect(
+    re.compile(
+        rf"\s*(?:{TEXT}|{NUMBER}|(?P<name>[A-Za-z_][\w.]*)"
+        r"|(?P<operator>&&|\|\||[=!<>]=|-(?=\d)|[!<>(),\[\]]))\s*"
+    ),
+    {"and": "&&", "or": "||", "not": "!"},
+    EQUALITY | {"contains", "startsWith", "endsWith", "matches"},
+    ("[", "]"),
+    names_are_text=False,
+)
+# Names of tasks have dashes, and nothing is subtracted from them.
+DEPENDS = RETRY._replace(
+    token=re.compile(r"\s*(?:(?P<name>[A-Za-z0-9_][\w.-]*)|(?P<operator>&&|\|\||[!()]))\s*"),
+    comparisons=frozenset(),
+)
+
+
+def parse(source: str, dialect: Dialect) -> Expression:
+    """Read a whole source; SyntaxRefused says at which word it ends."""
+    parser = Parser(source, dialect)
+    value = parser.either()
+    if parser.tokens:
+        raise parser.refused()
+    return Expression(source, frozenset(parser.names), value)
+
+
+class Parser:
+    """Recursive descent; a method a level of precedence, the loosest first."""
+
+    def __init__(self, source: str, dialect: Dialect) -> None:
+        self.source, self.dialect = source, dialect
+        self.tokens: list[Token] = []
+        self.names: set[str] = set()
+        position = 0
+        while position < len(source):
+            if not (found := dialect.token.match(source, position)):
+                raise SyntaxRefused(
+                    f"{source[position:].strip()!r} in {source!r} does not run here"
+                )
+            word = found[found.lastgroup or 0]
+            operator = dialect.synonyms.get(word, word)
+            named = found.lastgroup == "name" and operator in {
+                *dialect.comparisons,
+                "&&",
+                "||",
+                "!",
+            }
+            kind = "operator" if named else found.lastgroup
+            self.tokens.append(Token(kind or "", operator if named else word))
+            position = found.end()
+
+    def refused(self) -> SyntaxRefused:
+        where = f"at {self.tokens[0].word!r}" if self.tokens else "at its end"
+        return SyntaxRefused(f"{self.source!r} is no condition that runs here, {where}")
+
+    def accept(self, *operators: str) -> str:
+        if self.tokens and self.tokens[0].kind == "operator" and self.tokens[0].word in operators:
+            return self.tokens.pop(0).word
+        return ""
+
+    def expect(self, operator: str) -> None:
+        if not self.accept(operator):
+            raise self.refused()
+
+    def either(self) -> Thunk:
+        operands = [self.both()]
+        while self.accept("||"):
+            operands.append(self.both())
+        return operands[0] if len(operands) == 1 else lambda s: any(boolean(o(s)) for o in operands)
+
+    def both(self) -> Thunk:
+        operands = [self.comparison()]
+        while self.accept("&&"):
+            operands.append(self.comparison())
+        return operands[0] if len(operands) == 1 else lambda s: all(boolean(o(s)) for o in operands)
+
+    def comparison(self) -> Thunk:
+        left = self.operand()
+        while operator := self.accept(*self.dialect.comparisons):
+            left = self.compared(left, operator)
+        return left
+
+    def compared(self, left: Thunk, operator: str) -> Thunk:
+        if operator == "in":
+            opening, closing = self.dialect.brackets
+            self.expect(opening)
+            members = self.listed(closing)
+            return lambda s: left(s) in [member(s) for member in members]
+        right, compare = self.operand(), COMPARE[operator]
+
+        def compared(scope: Scope) -> bool:
+            try:
+                return compare(left(scope), right(scope))
+            except (TypeError, re.error) as error:
+                raise EvaluationError(f"{self.source!r}: {error}") from error
+
+        return compared
+
+    def operand(self) -> Thunk:
+        if self.accept("!"):
+            negated = self.operand()
+            return lambda s: not boolean(negated(s))
+        if self.accept("("):
+            inner = self.either()
+            self.expect(")")
+            return inner
+        sign = -1 if self.accept("-") else 1
+        if not self.tokens or self.tokens[0].kind == "operator":
+            raise self.refused()
+        kind, word = self.tokens.pop(0)
+        if kind == "number":
+            number = sign * float(word)
+            return lambda s: number
+        if kind == "text":
+            literal = re.sub(r"\\(.)", r"\1", word[1:-1])
+            return lambda s: literal
+        if word in ("true", "false"):
+            return lambda s: word == "true"
+        if self.dialect.names_are_text:
+            return lambda s: word
+        if word in CALLS and self.accept("("):
+            argument = self.either()
+            self.expect(")")
+            return lambda s: CALLS[word](argument(s))
+        self.names.add(word)
+        return lambda s: s[word]
+
+    def listed(self, closing: str) -> list[Thunk]:
+        members = [self.operand()]
+        while self.accept(","):
+            members.append(self.operand())
+        self.expect(closing)
+        return members
+
+
+def boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise EvaluationError(f"{value!r} is neither true nor false")
+    return value
+
+
+def ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def compared(left: Any, right: Any) -> bool:
+        if isinstance(left, bool) or type(left) is not type(right):
+            raise TypeError(f"{left!r} and {right!r} have no order")
+        return compare(left, right)
+
+    return compared
+
+
+def as_int(value: Any) -> float:
+    if not re.fullmatch(r"-?\d+", str(value)):
+        raise EvaluationError(f"{value!r} is not a whole number")
+    return float(value)
+
+
+def as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except ValueError as error:
+        raise EvaluationError(f"{value!r} is not a number") from error
+
+
+CALLS: Mapping[str, Callable[[Any], Any]] = {"asInt": as_int, "asFloat": as_float}
+
+COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    "==": lambda left, right: left == right,
+    "!=": lambda left, right: left != right,
+    "<": ordered(lambda left, right: left < right),
+    "<=": ordered(lambda left, right: left <= right),
+    ">": ordered(lambda left, right: left > right),
+    ">=": ordered(lambda left, right: left >= right),
+    "=~": lambda left, right: re.search(right, left) is not None,
+    "!~": lambda left, right: re.search(right, left) is None,
+    "matches": lambda left, right: re.search(right, left) is not None,
+    "contains": lambda left, right: right in left,
+    "startsWith": lambda left, right: left.startswith(right),
+    "endsWith": lambda left, right: left.endswith(right),
+}

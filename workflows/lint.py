@@ -1,0 +1,301 @@
+"""Hold rendered workflows against what Argo would make of them and what production needs.
+
+    python workflows/lint.py
+    python workflows/lint.py workflows/sweep.yaml
+
+Needs no cluster. The local runner's reader checks fields, names, references and arguments; the
+rules here add what a workflow can be read without and not be trusted without. Where `argo` is
+installed, its own linter is asked, too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from argo_subset import (
+    OUT_DIR,
+    OUTCOMES,
+    OUTPUT,
+    REFERENCE,
+    Dag,
+    Object,
+    Refused,
+    Task,
+    Workflow,
+    listed,
+    read,
+)
+
+ROOT = Path(__file__).parents[1]
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|ACCESS_KEY|WEBHOOK|CREDENTIAL")
+SHELLS = {"sh", "bash", "ash", "dash", "zsh"}
+
+
+@click.command()
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def lint(files: tuple[Path, ...]) -> None:
+    """Check rendered workflows; FILES are by default all of them. Ends with 1 if one is refused."""
+    chosen = files or tuple(sorted(Path(__file__).parent.glob("*.yaml")))
+    found = [f"{file.name}: {finding}" for file in chosen for finding in findings(file)]
+    found += argo_findings(chosen)
+    for finding in found:
+        click.echo(finding, err=True)
+    if found:
+        sys.exit(1)
+    click.echo(f"{len(chosen)} workflows: nothing to find")
+
+
+def findings(file: Path) -> list[str]:
+    """What is wrong with a workflow, each with the template's name."""
+    try:
+        workflow = read(file)
+    except Refused as error:
+        return [error.message]
+    document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    spec = document["spec"].get("workflowSpec", document["spec"])
+    found = [*of_workflow(document, spec), *unused(workflow)]
+    for template in spec["templates"]:
+        where = f"template {template['name']}"
+        found += [f"{where}: {told}" for told in of_template(template, spec)]
+    for name, read_template in workflow.templates.items():
+        if isinstance(read_template.body, Dag):
+            told = of_dag(workflow, read_template.body.tasks)
+            found += [f"template {name}: {finding}" for finding in told]
+    return found
+
+
+def of_workflow(document: Object, spec: Object) -> Iterator[str]:
+    annotations = document["metadata"].get("annotations", {})
+    for key in ("title", "description"):
+        if not annotations.get(f"workflows.argoproj.io/{key}"):
+            yield f"metadata: no annotation workflows.argoproj.io/{key} for the UI"
+    for field in ("activeDeadlineSeconds", "podGC", "ttlStrategy", "serviceAccountName", "onExit"):
+        if not spec.get(field):
+            yield f"spec: no {field}"
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "spec: automountServiceAccountToken is not false, so every step gets a token"
+    security = spec.get("securityContext") or {}
+    if security.get("runAsNonRoot") is not True:
+        yield "spec: securityContext.runAsNonRoot is not true"
+    if (security.get("seccompProfile") or {}).get("type") != "RuntimeDefault":
+        yield "spec: securityContext.seccompProfile is not RuntimeDefault"
+    for parameter in (spec.get("arguments") or {}).get("parameters") or []:
+        where = f"spec: parameter {parameter['name']}"
+        if not parameter.get("description"):
+            yield f"{where} has no description"
+        if "value" not in parameter:
+            yield f"{where} has no default"
+        if "image" in parameter["name"] and (told := untagged(str(parameter.get("value")))):
+            yield f"{where}: {told}"
+    name = document["metadata"].get("generateName", document["metadata"].get("name", ""))
+    # A pod's name has the template's and a hash behind it, and ends at 63 characters.
+    if not NAME.fullmatch(name.rstrip("-")) or len(name) > 40:
+        yield f"metadata: {name!r} is no name of at most 40 letters, digits and dashes"
+
+
+def unused(workflow: Workflow) -> Iterator[str]:
+    called = {workflow.entrypoint, workflow.on_exit}
+    for template in workflow.templates.values():
+        groups = [template.body.tasks] if isinstance(template.body, Dag) else []
+        groups = getattr(template.body, "groups", groups)
+        called |= {task.template for group in groups for task in group}
+    for name in workflow.templates.keys() - called:
+        yield f"template {name}: nothing calls it"
+
+
+def of_template(template: Object, spec: Object) -> Iterator[str]:
+    """Names and outputs of any template, and the rules for one that runs a container."""
+    if not NAME.fullmatch(template["name"]):
+        yield "its name is not made of at most 63 small letters, digits and dashes"
+    body: Any = template.get("dag") or {}
+    groups = [body.get("tasks") or [], *(template.get("steps") or [])]
+    for task in (task for group in groups for task in group):
+        if not NAME.fullmatch(task["name"]):
+            yield f"the name {task['name']} is not made of small letters, digits and dashes"
+    for output in (template.get("outputs") or {}).get("parameters") or []:
+        if "default" not in output["valueFrom"]:
+            yield f"output {output['name']} has no default, so a lost file ends the workflow"
+    if "container" in template:
+        yield from of_container(template, template["container"], spec)
+        yield from of_pod(template, template["container"], spec)
+
+
+def of_container(template: Object, container: Object, spec: Object) -> Iterator[str]:
+    words = [*container["command"], *container.get("args", [])]
+    if Path(words[0]).name in SHELLS and any("{{" in str(word) for word in words):
+        yield "a parameter goes through a shell, which would run what it holds"
+    image = str(container.get("image", ""))
+    if "{{" not in image and (told := untagged(image)):
+        yield told
+    for variable in container.get("env") or []:
+        if SECRET.search(variable["name"]) and variable.get("value"):
+            yield f"env {variable['name']} holds a secret; take it from one with secretKeyRef"
+    if "{{" in json.dumps(container.get("resources") or {}):
+        yield "resources take no parameters; use podSpecPatch"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts") or []}
+    volumes = {v["name"] for v in [*(spec.get("volumes") or []), *(template.get("volumes") or [])]}
+    if missing := mounts.keys() - volumes:
+        yield f"it mounts {listed(missing)}, which is no volume of it"
+    security = container.get("securityContext") or {}
+    if security.get("readOnlyRootFilesystem") is not True:
+        yield "securityContext.readOnlyRootFilesystem is not true"
+    elif (template.get("outputs") or {}).get("parameters") and not any(
+        path == OUT_DIR or OUT_DIR.startswith(f"{path}/") for path in mounts.values()
+    ):
+        yield f"no volume is mounted at or above {OUT_DIR}, and nothing else can be written"
+    if security.get("allowPrivilegeEscalation") is not False:
+        yield "securityContext.allowPrivilegeEscalation is not false"
+    if (security.get("capabilities") or {}).get("drop") != ["ALL"]:
+        yield "securityContext.capabilities does not drop ALL"
+    yield from of_command_line(words)
+
+
+def of_pod(template: Object, container: Object, spec: Object) -> Iterator[str]:
+    own, whole = template.get("activeDeadlineSeconds"), spec.get("activeDeadlineSeconds")
+    if not own:
+        yield "no activeDeadlineSeconds, so it can run for ever"
+    elif whole and int(own) > int(whole):
+        yield f"activeDeadlineSeconds {own} is more than the workflow's {whole}"
+    retry = template.get("retryStrategy") or {}
+    if "expression" not in retry:
+        yield "no retryStrategy.expression that tells a lost pod from a user's mistake"
+    elif "backoff" not in retry:
+        yield "no retryStrategy.backoff, so that it is tried again at once"
+    patch = template.get("podSpecPatch", "")
+    if not patch and not container.get("resources"):
+        yield "neither resources nor a podSpecPatch with them"
+    for literal in re.findall(r":'(\{.*?\})'[,}]", patch) if patch.startswith("{{=") else [patch]:
+        try:
+            asked = yaml.safe_load(literal) or {}
+            main = next(c for c in asked["containers"] if c["name"] == "main")
+            wanted = main["resources"]["requests"].keys() & main["resources"]["limits"].keys()
+            if literal and "memory" not in wanted:
+                yield "podSpecPatch does not request and limit memory"
+        except (yaml.YAMLError, KeyError, StopIteration, TypeError):
+            if literal:
+                yield "podSpecPatch holds no resources of the container main"
+
+
+def untagged(image: str) -> str:
+    """Why an image would not be the same tomorrow; empty if it would."""
+    tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
+    if "@sha256:" in image or (tag and tag != "latest"):
+        return ""
+    return f"image {image!r} has no tag of its own"
+
+
+def of_command_line(words: list[str]) -> Iterator[str]:
+    """Whether the step that the container runs takes these arguments."""
+    if words[0] != "python" or not str(words[1]).startswith("steps/"):
+        return
+    if not (ROOT / words[1]).is_file():
+        yield f"{words[1]} is no file of the repository"
+        return
+    command, arguments = step_command(ROOT / words[1]), [str(word) for word in words[2:]]
+    context = click.Context(command, info_name=words[1])
+    try:
+        values, rest, _ = command.make_parser(context).parse_args(list(arguments))
+        if rest:
+            yield f"{words[1]} takes no {' '.join(rest)}"
+        for parameter in command.params:
+            given = values.get(parameter.name or "")
+            if parameter.required and parameter.name not in values:
+                yield f"{words[1]} needs {parameter.opts[0]}"
+            elif isinstance(given, str) and "{{" not in given:
+                parameter.type_cast_value(context, given)
+    except click.UsageError as error:
+        yield f"{words[1]}: {error.format_message()}"
+
+
+def step_command(file: Path) -> click.Command:
+    """The click command of a step."""
+    spec = importlib.util.spec_from_file_location(f"steps_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    command = getattr(module, file.stem)
+    assert isinstance(command, click.Command)
+    return command
+
+
+def of_dag(workflow: Workflow, tasks: list[Task]) -> Iterator[str]:
+    """References whose value depends on Argo's release, or that `when` could not read."""
+    by_name = {task.name: task for task in tasks}
+    for task in tasks:
+        read = REFERENCE.findall(" ".join([task.when, *task.arguments.values(), str(task.items)]))
+        for reference in (found.strip() for found in read):
+            if not (output := OUTPUT.fullmatch(reference)) or output[1] not in by_name:
+                continue
+            upstream = by_name[output[1]]
+            declared = workflow.templates[upstream.template].outputs[output[2]]
+            if declared.default and runs_without(task.name, upstream.name, tasks):
+                yield (
+                    f"task {task.name} reads {{{{{reference}}}}} even where {upstream.name} did "
+                    f"not run: Argo 3 gives an empty text then, Argo 4 the default"
+                )
+        for reference in re.findall(r"""(?<!['"\w])\{\{(tasks\.[^}]*)\}\}(?!['"\w])""", task.when):
+            output = OUTPUT.fullmatch(reference.strip())
+            if output is None or output[1] not in by_name:
+                continue
+            default = workflow.templates[by_name[output[1]].template].outputs[output[2]].default
+            if default is not None and not re.fullmatch(r"[A-Za-z]\w*|\d+", default):
+                yield (
+                    f"task {task.name}: when has {{{{{reference}}}}} without quotes, and its "
+                    f"default {default!r} is no word that can stand there"
+                )
+
+
+def runs_without(name: str, missing: str, tasks: list[Task]) -> bool:
+    """Whether a task would run although another was skipped, or omitted after a failure."""
+    skippable = [missing] if next(task for task in tasks if task.name == missing).when else []
+    for failing in [*skippable, *(task.name for task in tasks if task.name != missing)]:
+        phases = {failing: "Skipped" if failing == missing else "Failed"}
+        for task in tasks:
+            facts = {
+                leaf: phases[leaf.partition(".")[0]] in wanted(leaf) for leaf in task.depends.names
+            }
+            runs = task.depends.holds(facts)
+            phases.setdefault(task.name, "Succeeded" if runs else "Omitted")
+            if task.name == failing and not runs:
+                phases[task.name] = "Omitted"
+        if phases[missing] in ("Skipped", "Omitted") and phases[name] == "Succeeded":
+            return True
+    return False
+
+
+def wanted(leaf: str) -> Iterable[str]:
+    """Phases for which a name in `depends` holds."""
+    word = leaf.partition(".")[2]
+    if not word:
+        return ("Succeeded", "Skipped")
+    return (OUTCOMES.get(word) or {"AnySucceeded": "Succeeded", "AllFailed": "Failed"}[word],)
+
+
+def argo_findings(files: Iterable[Path]) -> list[str]:
+    """What `argo lint` has to say, one line a file, if it is installed."""
+    if not shutil.which("argo"):
+        return []
+    found = []
+    for file in files:
+        command = ["argo", "lint", "--offline", "--no-color", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            told = " ".join((done.stdout + done.stderr).split())
+            found.append(f"{file.name}: argo lint: {told}")
+    return found
+
+
+if __name__ == "__main__":
+    lint()

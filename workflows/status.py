@@ -1,0 +1,123 @@
+"""The nodes of a run and the file that tells of them, in the shape of Argo's `status`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from argo_subset import Object, Values
+
+FAILED = ("Failed", "Error")
+DONE = ("Succeeded", "Skipped", "Omitted", *FAILED)
+LEAVES = ("Pod", "Skipped", "Suspend")
+
+SAVE_EVERY = 0.2
+"""Seconds between two writings of the file, so that many nodes do not mean much writing."""
+
+
+@dataclass
+class Node:
+    """What Argo has in `status.nodes`: `name` is the path from the workflow, `display` its end."""
+
+    name: str
+    display: str
+    type: str
+    template: str = ""
+    boundary: str = ""
+    folder: Path = Path()
+    """Where its container's outputs are, from the run's folder."""
+    phase: str = "Running"
+    message: str = ""
+    inputs: Values = field(default_factory=dict)
+    outputs: Values = field(default_factory=dict)
+    exit_code: int | None = None
+    progress: str = ""
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    finished: datetime | None = None
+
+    @property
+    def failed(self) -> bool:
+        return self.phase in FAILED
+
+    def end(self, phase: str, message: str = "") -> None:
+        self.phase, self.message, self.finished = phase, message, datetime.now(UTC)
+
+    def take(self, other: Node) -> None:
+        """Be what another node came to."""
+        self.outputs, self.exit_code = other.outputs, other.exit_code
+        self.end(other.phase, other.message)
+
+    def status(self, workflow: str) -> Object:
+        outputs: Object = {"parameters": as_list(self.outputs)}
+        if self.exit_code is not None:
+            outputs["exitCode"] = str(self.exit_code)
+        return {
+            "id": node_id(workflow, self.name),
+            "name": self.name,
+            "displayName": self.display,
+            "type": self.type,
+            "templateName": self.template,
+            "boundaryID": node_id(workflow, self.boundary) if self.boundary else "",
+            "phase": self.phase,
+            "message": self.message,
+            "progress": self.progress,
+            "startedAt": timestamp(self.started),
+            "finishedAt": timestamp(self.finished),
+            "inputs": {"parameters": as_list(self.inputs)},
+            "outputs": outputs,
+        }
+
+
+def from_status(found: Object, names: dict[str, str]) -> Node:
+    """The node that `status` told of; `names` are the nodes' names by ID."""
+    code = found["outputs"].get("exitCode")
+    return Node(
+        name=found["name"],
+        display=found["displayName"],
+        type=found["type"],
+        template=found["templateName"],
+        boundary=names.get(found["boundaryID"], ""),
+        phase=found["phase"],
+        message=found["message"],
+        inputs=as_values(found["inputs"]["parameters"]),
+        outputs=as_values(found["outputs"]["parameters"]),
+        exit_code=None if code is None else int(code),
+        progress=found["progress"],
+        started=moment(found["startedAt"]) or datetime.now(UTC),
+        finished=moment(found["finishedAt"]),
+    )
+
+
+def node_id(workflow: str, name: str) -> str:
+    """Argo's: the workflow's name and the 32-bit FNV-1a hash of the node's, but for the root."""
+    if name == workflow:
+        return name
+    digest = 0x811C9DC5
+    for byte in name.encode():
+        digest = (digest ^ byte) * 0x01000193 % 2**32
+    return f"{workflow}-{digest}"
+
+
+def as_list(values: Values) -> list[Values]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def as_values(parameters: list[Values]) -> Values:
+    return {parameter["name"]: parameter["value"] for parameter in parameters}
+
+
+def timestamp(moment: datetime | None) -> str | None:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}" if moment else None
+
+
+def moment(stamp: str | None) -> datetime | None:
+    return datetime.fromisoformat(stamp) if stamp else None
+
+
+def save(file: Path, document: Object) -> None:
+    """Write status.json as a whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)

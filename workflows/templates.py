@@ -1,0 +1,254 @@
+"""Templates of the line's steps, each with what a step needs in production.
+
+A factory a step: what it takes, what it hands over, how long it may take, and what guards it. The
+rest is the same for all and stands in `step`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resources import CLASSES, SMALL, chosen, patch
+
+if TYPE_CHECKING:
+    from hera.workflows import Container, Suspend
+
+PROFILES = Path(__file__).parents[1] / "lora_profiles"
+
+OUT_DIR = "/tmp/outputs"
+MODELS = "/models"
+"""Where the cache of models from the hub is mounted; it outlives the pods."""
+
+NAMESPACE_OBJECTS = "loraline"
+"""Name of the ConfigMap, the Secret and the service account that the namespace provides."""
+
+HOUR = 3600
+DAY = 24 * HOUR
+
+RETRY = (
+    "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) == 75 || "
+    "lastRetry.message matches 'node shutdown|pod deleted|evicted|Evicted|low on resource'"
+)
+"""A pod that was lost or a step that says "try again"; never a user's mistake, a bug, or memory.
+
+A lost pod is an Error or, when its node goes down or evicts it, a failure that only its message
+tells apart. A CUDA out of memory ends with 1 and the kernel's with 137: both would come again.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What differs between clusters; each is rendered into the file."""
+
+    image: str = "localhost/loraline:dev"
+    gpu_image: str = "localhost/loraline:dev"
+    service_account: str = NAMESPACE_OBJECTS
+    user: int = 8737
+    """User of the images; a number, since Kubernetes cannot tell that a name is not root."""
+    model_cache: str = "loraline-models"
+    """PersistentVolumeClaim of the model cache."""
+
+
+def prepare_data() -> Container:
+    return step("prepare-data", inputs=["profile", "data"], deadline=2 * HOUR)
+
+
+def train_qlora() -> Container:
+    return step("train-qlora", inputs=["run-id", "profile"], deadline=DAY, large=True)
+
+
+def evaluate() -> Container:
+    return step("evaluate", inputs=["run-id"], deadline=8 * HOUR, large=True)
+
+
+def select_best() -> Container:
+    return step("select-best", inputs=["run-ids"], deadline=HOUR)
+
+
+def quality_gate(model: str) -> Container:
+    # A gate whose word is lost has not let anything pass.
+    result = {"result": "failed"}
+    return step("quality-gate", inputs=["run-id"], deadline=HOUR, outputs=result, registry=model)
+
+
+def promote(model: str) -> Container:
+    return step("promote", inputs=["model", "version"], deadline=HOUR, registry=model)
+
+
+def deploy_vllm(model: str) -> Container:
+    return step("deploy-vllm", inputs=["run-id"], deadline=HOUR, registry=model)
+
+
+def notify() -> Container:
+    return step("notify", inputs=["workflow", "status", "failures"], deadline=300, hands_over=False)
+
+
+def approval() -> Suspend:
+    """Wait for a person's word; without one nothing is promoted."""
+    from hera.workflows import Parameter, Suspend, models
+
+    return Suspend(
+        name="approval",
+        inputs=[
+            Parameter(
+                name="decision",
+                default="no",
+                enum=["yes", "no"],
+                description="Whether this version becomes the champion and is deployed.",
+            )
+        ],
+        outputs=[
+            Parameter(name="decision", value_from=models.ValueFrom(supplied={}, default="no"))
+        ],
+    )
+
+
+def step(
+    name: str,
+    *,
+    inputs: list[str],
+    deadline: int,
+    outputs: dict[str, str] | None = None,
+    large: bool = False,
+    registry: str = "",
+    hands_over: bool = True,
+) -> Container:
+    """A template for steps/<name>.py: a flag an input, a file an output.
+
+    `outputs` names further outputs beside the run ID, each with its value if its file is missing;
+    `large` steps run on the class that the workflow's parameter names; steps that change what is
+    registered run one at a time for the model that `registry` names.
+    """
+    from hera.workflows import Container, EmptyDirVolume, Parameter, RetryStrategy, models
+
+    flags = [word for flag in inputs for word in (f"--{flag}", f"{{{{inputs.parameters.{flag}}}}}")]
+    image = f"{{{{workflow.parameters.{'gpu-image' if large else 'image'}}}}}"
+    volumes: list[Any] = [EmptyDirVolume(name="tmp", mount_path="/tmp")]
+    if large:
+        # Workers of a data loader hand tensors over in /dev/shm, and a pod's own has 64 MiB.
+        room = models.Quantity(root="8Gi")
+        shm = EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory", size_limit=room)
+        volumes.append(shm)
+    classes = {name: patch(wanted) for name, wanted in CLASSES.items()}
+    handed = {"run-id": "", **(outputs or {})} if hands_over else {}
+    return Container(
+        name=name,
+        image=image,
+        image_pull_policy="IfNotPresent",
+        command=["python", f"steps/{name.replace('-', '_')}.py"],
+        args=[*flags, *(["--out-dir", OUT_DIR] if hands_over else [])],
+        env=environment(image, hands_over),
+        inputs=[Parameter(name=flag) for flag in inputs],
+        outputs=[
+            Parameter(
+                name=output,
+                value_from=models.ValueFrom(path=f"{OUT_DIR}/{output}", default=default),
+            )
+            for output, default in handed.items()
+        ],
+        active_deadline_seconds=deadline,
+        retry_strategy=RetryStrategy(
+            limit=3,
+            retry_policy="Always",
+            expression=RETRY,
+            backoff=models.Backoff(duration="15s", factor=models.IntOrString(root=3)),
+        ),
+        pod_spec_patch=chosen(classes, "resources") if large else patch(SMALL),
+        synchronization=guard(large, registry),
+        metrics=metrics(name),
+        labels={"app.kubernetes.io/component": name},
+        security_context=models.SecurityContext(
+            allow_privilege_escalation=False,
+            capabilities=models.Capabilities(drop=["ALL"]),
+            read_only_root_filesystem=True,
+        ),
+        volumes=volumes,
+        volume_mounts=[models.VolumeMount(name="models", mount_path=MODELS)] if hands_over else [],
+    )
+
+
+def guard(large: bool, registry: str) -> Any:
+    """A place in the queue of the class, or the registered model to oneself."""
+    from hera.workflows import models
+
+    if large:
+        queue = models.ConfigMapKeySelector(
+            name="loraline-semaphores", key="{{workflow.parameters.resources}}"
+        )
+        return models.Synchronization(semaphores=[models.SemaphoreRef(config_map_key_ref=queue)])
+    if registry:
+        return models.Synchronization(mutexes=[models.Mutex(name=f"loraline-{registry}")])
+    return None
+
+
+def profiles() -> list[str]:
+    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
+
+
+def registered_models() -> dict[str, str]:
+    """Name of the registered model by profile."""
+    from loraline import profiles as recipes
+
+    return {name: recipes.load(name, PROFILES).registered_model for name in profiles()}
+
+
+def model_of_profile() -> str:
+    """The registered model that the parameter `profile` leads to."""
+    return chosen(registered_models(), "profile")
+
+
+def metrics(name: str) -> Any:
+    """How often each step ended in which way, and how long it took, for Prometheus."""
+    from hera.workflows import models
+
+    labels = [
+        models.MetricLabel(key="step", value=name),
+        models.MetricLabel(key="status", value="{{status}}"),
+    ]
+    return models.Metrics(
+        prometheus=[
+            models.Prometheus(
+                name="loraline_steps_total",
+                help="Steps that ended, by status",
+                labels=labels,
+                counter=models.Counter(value="1"),
+            ),
+            models.Prometheus(
+                name="loraline_step_seconds",
+                help="Seconds that a step took, from its start to its end",
+                labels=labels,
+                histogram=models.Histogram(
+                    value="{{duration}}", buckets=[10, 60, 300, 1800, 7200, 28800, 86400]
+                ),
+            ),
+        ]
+    )
+
+
+def environment(image: str, hands_over: bool) -> list[Any]:
+    """Where MLflow is, from the namespace; which workflow this is, for the runs' tags."""
+    from hera.workflows import ConfigMapEnv, Env, SecretEnv
+
+    def setting(name: str, key: str, optional: bool = True) -> Any:
+        return ConfigMapEnv(
+            name=name, config_map_name=NAMESPACE_OBJECTS, config_map_key=key, optional=optional
+        )
+
+    def secret(name: str, key: str) -> Any:
+        return SecretEnv(name=name, secret_name=NAMESPACE_OBJECTS, secret_key=key, optional=True)
+
+    if not hands_over:
+        return [secret("LORALINE_WEBHOOK_URL", "webhook-url")]
+    return [
+        setting("MLFLOW_TRACKING_URI", "mlflow-tracking-uri", optional=False),
+        setting("MLFLOW_S3_ENDPOINT_URL", "mlflow-s3-endpoint-url"),
+        setting("HF_HUB_OFFLINE", "hf-hub-offline"),
+        *(secret(key, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+        secret("HF_TOKEN", "hf-token"),
+        Env(name="HF_HOME", value=MODELS),
+        Env(name="LORALINE_WORKFLOW_NAME", value="{{workflow.name}}"),
+        Env(name="LORALINE_WORKFLOW_UID", value="{{workflow.uid}}"),
+        Env(name="LORALINE_IMAGE", value=image),
+    ]
