@@ -64,6 +64,8 @@ class CurvesToMlflow(TrainerCallback):
         if "loss" in logs:
             self.remark = f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,.0f} tokens/s"
         found = {key: value for key, value in logs.items() if key in TRACKED}
+        if "eval_loss" in logs:
+            found["train_loss"] = mean_since_evaluation(state.log_history)
         if state.global_step > self.logged_to:
             now = int(time.time() * 1000)
             self.waiting += [Metric(k, v, now, state.global_step) for k, v in found.items()]
@@ -89,6 +91,17 @@ class CurvesToMlflow(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.send()
         self.stack.close()
+
+
+def mean_since_evaluation(history: list[dict[str, float]]) -> float:
+    """Mean training loss of the steps between the last two evaluations: of an epoch."""
+    losses: list[float] = []
+    for entry in history[:-1]:
+        if "eval_loss" in entry:
+            losses.clear()
+        elif "loss" in entry:
+            losses.append(entry["loss"])
+    return sum(losses) / len(losses) if losses else math.nan
 
 
 def logged_to(client: MlflowClient, resumed: Run | None) -> int:

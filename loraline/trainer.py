@@ -248,7 +248,9 @@ class PackedTrainer(Trainer):
                 ) from error
         # Smaller packs of the same rows: slower, but the same step.
         self.ran_out = True
-        self.budget //= 2
+        # Passes are often far from full; half of the budget could be as long as before.
+        largest = max(pack["input_ids"].numel() for pack in inputs.batches)
+        self.budget = min(self.budget, largest) // 2
         self.recompute_activations()
         torch.cuda.empty_cache()
         model.zero_grad()
@@ -321,6 +323,11 @@ class PackedTrainer(Trainer):
         for name, weight in self.best["weights"].items():
             parameters[name].data.copy_(weight)
         return float(self.best["eval_loss"])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter as PEFT does, and not the arguments beside it, which are a pickle."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:

@@ -128,6 +128,9 @@ def test_a_changed_profile_is_not_resumed_and_the_change_is_named(
         filter_string=f"tags.`{tracking.CHECKPOINT}` != ''", output_format="list"
     )
     assert broken.info.status == "KILLED"
+    kept = f"{checkpoint.FOLDER}/{broken.data.tags[tracking.CHECKPOINT]}"
+    files = mlflow.MlflowClient().list_artifacts(broken.info.run_id, kept)
+    assert {Path(file.path).suffix for file in files} == {".json", ".safetensors", ".md"}
 
     quick("one", learning_rate=1e-3)
     run = broken.info.run_id

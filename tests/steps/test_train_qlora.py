@@ -1,5 +1,6 @@
 """Training on a tiny base: what is logged, what is reused, and what the masks and rates are."""
 
+import math
 from pathlib import Path
 
 import mlflow
@@ -23,6 +24,36 @@ def test_the_adapter_travels_with_its_contract(train, data_run: str, quick) -> N
     assert agreed.architecture == "MistralForCausalLM"
     assert run.info.run_name == f"tiny-mistral-lora-one-v{run.data.params['data_version']}"
     assert run.data.params["rows_per_step"] == "16"
+
+
+def test_curves_and_costs_are_logged(train, data_run: str, quick) -> None:
+    settings = {"num_train_epochs": 2, "max_steps": None, "early_stopping_patience": 5}
+    run = mlflow.get_run(train(data_run, quick("one", **settings)))
+    client = mlflow.MlflowClient()
+    history = {
+        key: client.get_metric_history(run.info.run_id, key)
+        for key in ("loss", "train_loss", "eval_loss", "tokens_per_second")
+    }
+    assert [point.step for point in history["loss"]] == list(range(1, 37))
+    epochs = [point.value for point in history["train_loss"]]
+    assert [point.step for point in history["train_loss"]] == [18, 36]
+    assert epochs[1] == pytest.approx(sum(p.value for p in history["loss"][18:]) / 18)
+    found = run.data.metrics
+    assert found["final_eval_loss"] == min(point.value for point in history["eval_loss"])
+    assert found["final_perplexity"] == pytest.approx(math.exp(found["final_eval_loss"]))
+    assert min(found[key] for key in ("train_seconds", "peak_memory_gib")) > 0
+    assert "mfu" not in found
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(step, data_run: str, quick) -> None:
+    profile = quick("one", learning_rate=1e30, warmup_steps=0, max_steps=10)
+    result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+    assert result.exit_code == 2
+    assert "the loss is not a number at step" in result.stderr and "lower" in result.stderr
+    (run,) = mlflow.search_runs(
+        filter_string=f"tags.`{tracking.STEP}` = 'train_qlora'", output_format="list"
+    )
+    assert run.info.status == "FAILED"
 
 
 def test_the_same_inputs_are_trained_once(train, data_run: str, quick) -> None:
