@@ -7,14 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline import duplicates, progress
 from loraline.checks import CHECKS, DROP, FAIL
 from loraline.errors import UserError
-from loraline.parts import EXAMPLES, FLAGS, Part, Work, join, run
-from loraline.records import SPLITS, Record, from_columns, schema
+from loraline.facts import FLAGS, join
+from loraline.parts import EXAMPLES, Part, Work, run
+from loraline.records import SPLITS, Record, from_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 SPLIT_POINTS = (0.8, 0.9)
 """Shares of the hash range that go to train, and to train and validation together."""
-
-GROUP, SHARD = 32 * 2**20, 512 * 2**20
-"""Bytes of a row group and of a shard, before compression."""
 
 MIX = 0x9E3779B97F4A7C15
 """Odd and without pattern: the golden ratio in 64 bits."""
@@ -383,78 +380,6 @@ def digest(merged: Dataset) -> str:
     rows = np.concatenate([splits, merged.facts["digest"]], axis=1)
     found.update(np.repeat(rows, merged.copies, axis=0).tobytes())
     return found.hexdigest()
-
-
-class Shards:
-    """Parquet shards of one split, written as rows come."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder.mkdir()
-        self.waiting: list[pa.RecordBatch] = []
-        self.held = self.filled = 0
-        self.writer: Any = None
-        self.files: list[Path] = []
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self.waiting.append(batch)
-        self.held += batch.nbytes
-        if self.held >= GROUP:
-            self.flush()
-
-    def flush(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if self.writer is None:
-            self.files.append(self.folder / f"{len(self.files):05d}.parquet")
-            # Images are compressed already.
-            codecs = {"messages.list.element.content": "zstd", "messages.list.element.role": "zstd"}
-            self.writer = pq.ParquetWriter(self.files[-1], schema(), compression=codecs)
-        self.writer.write_table(pa.Table.from_batches(self.waiting, schema()))
-        self.filled += self.held
-        self.waiting, self.held = [], 0
-        if self.filled >= SHARD:
-            self.close()
-
-    def close(self) -> None:
-        if self.waiting or not self.files:
-            self.flush()
-        if self.writer is not None:
-            self.writer.close()
-        self.writer, self.filled = None, 0
-
-
-def write(merged: Dataset, folder: Path) -> list[dict[str, Any]]:
-    """Write the rows as shards, `<split>.parquet/00000.parquet` and so on; list the files."""
-    import numpy as np
-    import pyarrow as pa
-
-    shards = [Shards(folder / f"{name}.parquet") for name in SPLITS]
-    for part, start in zip(merged.work.parts, merged.starts, strict=True):
-        first = int(start)
-        for batch in batches(merged.work, part):
-            span = slice(first, first + len(batch))
-            first += len(batch)
-            for code, shard in enumerate(shards):
-                copies = np.where(merged.split[span] == code, merged.copies[span], 0)
-                if copies.any():
-                    shard.add(batch.take(pa.array(np.repeat(np.arange(len(batch)), copies))))
-    listed = []
-    for name, shard in zip(SPLITS, shards, strict=True):
-        shard.close()
-        for file in shard.files:
-            with file.open("rb") as content:
-                sha = hashlib.file_digest(content, "sha256").hexdigest()
-            listed.append(
-                {
-                    "split": name,
-                    "file": file.relative_to(folder).as_posix(),
-                    "bytes": file.stat().st_size,
-                    "sha256": sha,
-                }
-            )
-    return listed
 
 
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from loraline import parts
 from loraline.checks import CHECKS
 from loraline.dataset import Dataset, by_check, settings
+from loraline.facts import FLAGS
 from loraline.records import SPLITS, Record
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def row_of(merged: Dataset, index: int) -> dict[str, Any]:
         "place": merged.place(index),
         "split": SPLITS[merged.split[index]],
         "tokens": int(merged.facts["tokens"][index]),
-        "found": [name for bit, name in enumerate(parts.FLAGS) if flags >> bit & 1],
+        "found": [name for bit, name in enumerate(FLAGS) if flags >> bit & 1],
         "text": cut(merged.record(index).answer),
     }
 

@@ -144,7 +144,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    from loraline import benchmark, dataset, dataset_report, prompts
+    from loraline import benchmark, dataset, dataset_report, prompts, shards
 
     uris = [source.entry.uri for source in merged.work.sources]
     name, version = Path(uris[0]).name, digest[:8]
@@ -159,7 +159,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         folder.mkdir()
         template = instruction.template or prompts.OURS
         (folder / "prompt.txt").write_text(template, encoding="utf-8")
-        shards = dataset.write(merged, folder)
+        listed = shards.write(merged, folder)
         manifest = {
             "digest": digest,
             "version": version,
@@ -173,7 +173,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             "rows": merged.rows,
             "formats": merged.formats,
             "counts": merged.counts,
-            "shards": shards,
+            "shards": listed,
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         benchmark.write(merged, Path(scratch, "benchmark"))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_data import kept, picture, profile, write_lines
 
-from loraline import checks, dataset, media, parts, records, workplace
+from loraline import checks, dataset, media, parts, records, shards, workplace
 from loraline.errors import TryAgain, UserError
 
 ROWS = [
@@ -157,15 +157,15 @@ def test_a_weight_repeats_training_rows_and_no_others(tmp_path, prepare) -> None
 
 def written(merged, folder: Path) -> dict[str, list[records.Record]]:
     folder.mkdir()
-    dataset.write(merged, folder)
+    shards.write(merged, folder)
     return {split: records.read(folder / f"{split}.parquet") for split in records.SPLITS}
 
 
 def test_shards_hold_each_row_of_its_split_as_often_as_it_weighs(
     tmp_path, prepare, monkeypatch
 ) -> None:
-    monkeypatch.setattr(dataset, "GROUP", 200)
-    monkeypatch.setattr(dataset, "SHARD", 600)
+    monkeypatch.setattr(shards, "GROUP", 200)
+    monkeypatch.setattr(shards, "SHARD", 600)
     data = write_lines(tmp_path / "data.jsonl", ROWS)
     merged = prepare(f"{data}*2", size=400)
     found = written(merged, tmp_path / "shards")
