@@ -102,7 +102,7 @@ def benchmark_serving(
         tracking.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file,
     ):
         rows = Path(folder, "rows.jsonl")
-        write_rows(rows, file, agreed)
+        write_rows(rows, file)
         table = [
             bench(url, model, workload, rate, prompts, goodput, tokenizer, Path(folder))
             for workload in (("rows", *rows_arguments(rows, agreed)), ("random", *RANDOM))
@@ -143,24 +143,24 @@ RANDOM = (
 
 def rows_arguments(rows: Path, agreed: Contract) -> tuple[str, ...]:
     kind = "custom" if agreed.modality == "text" else "custom_image"
-    return ("--dataset-name", kind, "--dataset-path", str(rows), "--custom-output-len", "-1")
+    most = str(agreed.max_new_tokens)
+    return ("--dataset-name", kind, "--dataset-path", str(rows), "--custom-output-len", most)
 
 
-def write_rows(target: Path, held_out: Path, agreed: Contract) -> None:
+def write_rows(target: Path, held_out: Path) -> None:
     """The rows in the form that vLLM's benchmark reads, images as data URIs."""
     from loraline import records
 
-    lines = [as_line(record, agreed) for record in records.read(held_out)]
+    lines = [as_line(record) for record in records.read(held_out)]
     target.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def as_line(record: Record, agreed: Contract) -> dict[str, Any]:
+def as_line(record: Record) -> dict[str, Any]:
     from loraline import client
 
-    line: dict[str, Any] = {"output_tokens": agreed.max_new_tokens}
     if record.images:
-        return line | {"content": client.parts(record.question, iter(record.images))}
-    return line | {"prompt": record.question}
+        return {"content": client.parts(record.question, iter(record.images))}
+    return {"prompt": record.question}
 
 
 def bench(
@@ -193,6 +193,8 @@ def bench(
         reason = ended.stderr.strip().splitlines() or ["it said nothing"]
         raise UserError(f"vllm bench serve ended with {ended.returncode}: {reason[-1]}")
     content = json.loads(result.read_text())
+    if not content["completed"]:
+        raise UserError(f"{url} answered none of {prompts} requests for {model}; see its log")
     numbers = {name: content.get(field) for field, name in KEPT.items()}
     return {"workload": workload[0], "model": model, "rate": rate, **numbers}
 
