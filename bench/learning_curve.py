@@ -33,7 +33,7 @@ WARMUP = 0.1
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train, with its learning rate: the better of a few on the largest set."""
+    """A way to train; rates are a usual one for its kind, not tuned."""
 
     name: str
     rate: float

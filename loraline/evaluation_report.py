@@ -82,6 +82,7 @@ def costs(train_run: Run, evaluation: str) -> dict[str, str]:
     spent = train_run.data.metrics
     known = {
         "training": ("train_seconds", "s"),
+        "GPUs": ("gpu_seconds", "s"),
         "training speed": ("train_tokens_per_second", "tokens/s"),
         "peak memory": ("peak_memory_gib", "GiB"),
     }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from loraline.encoding import Encoder, Row, opened
 from loraline.generation import Answer
+from loraline.preflight import CONFIG
+from loraline.profiles import Projection
 
 if TYPE_CHECKING:
     from loraline.contract import Contract
@@ -40,7 +43,7 @@ def measure(
     from loraline import progress
 
     longest = max(map(len, rows), default=0)
-    llm = start(agreed, base, slots=len(adapters), longest=longest)
+    llm = start(agreed, base, [folder for folder in adapters.values() if folder], longest)
     from vllm.lora.request import LoRARequest
 
     measured = {}
@@ -56,8 +59,11 @@ def measure(
     return measured
 
 
-def start(agreed: Contract, base: Base, *, slots: int, longest: int) -> Any:
-    """vLLM's offline engine with the server's arguments; `longest` is the longest row in tokens."""
+def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) -> Any:
+    """vLLM's offline engine with the server's arguments, with room for all adapters at once.
+
+    `longest` is the longest row in tokens, its reference included.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import torch
@@ -78,10 +84,12 @@ def start(agreed: Contract, base: Base, *, slots: int, longest: int) -> Any:
     known, _ = parser.parse_known_args(["--model", str(base.path), *flags])
     arguments = EngineArgs.from_cli_args(known)
     arguments.tokenizer, arguments.revision = str(base.path), None
-    arguments.max_loras = slots
+    ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
+    arguments.max_loras = len(adapters) + 1
+    arguments.max_lora_rank = manifest.max_lora_rank(max(ranks, default=agreed.r))
     if not agreed.trains_vision:
         # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
-        arguments.lora_target_modules = list(agreed.target_modules)
+        arguments.lora_target_modules = list(get_args(Projection))
     # A reference may be longer than any answer that the server would give.
     arguments.max_model_len = max(server.max_model_len(agreed), longest + 1)
     if not torch.cuda.is_available():

@@ -19,7 +19,9 @@ RANK = 8
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def make_adapter(base: models.Base, modality: str, folder: Path, seed: int) -> Path:
+def make_adapter(
+    base: models.Base, modality: str, folder: Path, seed: int, rank: int = RANK
+) -> Path:
     """A random adapter that changes the base's answers."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -28,7 +30,7 @@ def make_adapter(base: models.Base, modality: str, folder: Path, seed: int) -> P
     model = models.load(base, modality, quantize=False, dtype="float32")
     pattern = models.target_modules(modality, PROJECTIONS, False)
     settings = LoraConfig(
-        r=RANK, lora_alpha=RANK, target_modules=pattern, init_lora_weights=False, bias="none"
+        r=rank, lora_alpha=rank, target_modules=pattern, init_lora_weights=False, bias="none"
     )
     get_peft_model(model, settings).save_pretrained(folder)
     return folder
@@ -75,7 +77,8 @@ def main(modality: str, folder: Path) -> None:
     base = models.locate(str(DATA / modality / "base"), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
-    one, two = (make_adapter(base, modality, folder / str(seed), seed) for seed in (1, 2))
+    one = make_adapter(base, modality, folder / "one", 1)
+    two = make_adapter(base, modality, folder / "two", 2, rank=4 * RANK)
     settings = agreed(base, encoder, modality, one)
     rows = rows_of(modality, encoder, 40)
     adapters = {"base": None, "tuned": one, "champion": two}
