@@ -389,7 +389,10 @@ class Reader:
                 at = f"{where}: step {name}"
                 read.append(self.task(at, checked(at, "step", step), known, always, frozenset()))
             groups.append(read)
-            known = known.union(*(self.made("steps", step) for step in read))
+            for one in read:
+                # Argo never ends a list of steps that reads an output of a skipped one.
+                made = {f"steps.{one.name}.status"} if one.when else self.made("steps", one)
+                known = known | made
         return groups, known
 
     def made(self, kind: str, task: Task) -> set[str]:
