@@ -375,7 +375,7 @@ class Reader:
 
     def groups(self, where: str, found: Any, known: set[str]) -> tuple[list[list[Task]], set[str]]:
         """Groups of steps, and the references to their outputs; a group sees those before it."""
-        groups, seen = list[list[Task]](), set[str]()
+        groups, seen, inside = list[list[Task]](), set[str](), set[str]()
         always = parse("true", DEPENDS)
         for group in found:
             steps = by_name(where, "step", group)
@@ -391,9 +391,9 @@ class Reader:
             groups.append(read)
             for one in read:
                 # Argo never ends a list of steps that reads an output of a skipped one.
-                made = {f"steps.{one.name}.status"} if one.when else self.made("steps", one)
-                known = known | made
-        return groups, known
+                inside |= (made := self.made("steps", one))
+                known = known | ({f"steps.{one.name}.status"} if one.when else made)
+        return groups, inside
 
     def made(self, kind: str, task: Task) -> set[str]:
         outputs = {
