@@ -375,7 +375,7 @@ class Reader:
 
     def groups(self, where: str, found: Any, known: set[str]) -> tuple[list[list[Task]], set[str]]:
         """Groups of steps, and the references to their outputs; a group sees those before it."""
-        groups, seen = list[list[Task]](), set[str]()
+        groups, seen, inside = list[list[Task]](), set[str](), set[str]()
         always = parse("true", DEPENDS)
         for group in found:
             steps = by_name(where, "step", group)
@@ -389,8 +389,11 @@ class Reader:
                 at = f"{where}: step {name}"
                 read.append(self.task(at, checked(at, "step", step), known, always, frozenset()))
             groups.append(read)
-            known = known.union(*(self.made("steps", step) for step in read))
-        return groups, known
+            for one in read:
+                # Argo never ends a list of steps that reads an output of a skipped one.
+                inside |= (made := self.made("steps", one))
+                known = known | ({f"steps.{one.name}.status"} if one.when else made)
+        return groups, inside
 
     def made(self, kind: str, task: Task) -> set[str]:
         outputs = {

@@ -477,13 +477,13 @@ class Run:
         if phase == "Succeeded":
             try:
                 for name, output in template.outputs.items():
-                    made = set(REFERENCE.findall(output.reference))
-                    if output.default is not None and (
-                        made & frame.blank or made - frame.values.keys()
-                    ):
+                    made = {found.strip() for found in REFERENCE.findall(output.reference)}
+                    if not made & frame.blank and made <= frame.values.keys():
+                        node.outputs[name] = substitute(output.reference, frame.values)
+                    elif output.default is not None:
                         node.outputs[name] = output.default
                     else:
-                        node.outputs[name] = substitute(output.reference, frame.values)
+                        raise NodeError(f"{output.reference} has no value, and {name} no default")
             except NodeError as error:
                 self.end(node, "Error", str(error))
                 return True

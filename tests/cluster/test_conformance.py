@@ -35,7 +35,7 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: conformance}
 subjects:
   - {kind: ServiceAccount, name: conformance}
 """
-AT_ONCE = 4
+AT_ONCE = 6
 """Workflows that run on the cluster side by side; deadlines of seconds are missed by more."""
 
 pytestmark = pytest.mark.cluster

@@ -565,11 +565,6 @@ CASES: dict[str, Object] = {
         ),
         arguments=named(x="three"),
     ),
-    "a nested dag whose output was skipped and has no default": workflow(
-        SAY,
-        dag(say("m", "x", when="1 == 2"), name="member", made=[from_(OUT.format("m"))]),
-        dag(task("p", "member"), say("b", "<" + out("p") + ">", depends="p")),
-    ),
     "a nested dag that failed, and its output's default": workflow(
         SAY,
         LEAVE,
@@ -627,10 +622,6 @@ CASES: dict[str, Object] = {
             "retryStrategy": {"limit": 1, "retryPolicy": "Always"},
         },
         dag(task("a", "slow", arguments=named(seconds="60"))),
-    ),
-    "steps that read a skipped step's output": workflow(
-        SAY,
-        steps([say("a", "x", when="1 == 2")], [say("b", "<" + out("a", "steps") + ">")]),
     ),
     "a fan-out in a fan-out": workflow(
         SAY,

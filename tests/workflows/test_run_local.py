@@ -400,6 +400,27 @@ REFUSED = {
         refusal(task={"when": "{{workflow.status}} == Failed"}),
         "template line: task a: {{workflow.status}}",
     ),
+    "an output of a step that may be skipped": (
+        workflow(
+            {
+                "step": python(""),
+                "inner": {
+                    "steps": [
+                        [{"name": "a", "template": "step", "when": "1 == 2"}],
+                        [
+                            {
+                                "name": "b",
+                                "template": "step",
+                                "when": "'{{steps.a.outputs.parameters.out}}' == ''",
+                            }
+                        ],
+                    ]
+                },
+            },
+            [{"name": "s", "template": "inner"}],
+        ),
+        "template inner: step b: {{steps.a.outputs.parameters.out}}",
+    ),
     "memoize": (refusal(template={"memoize": {}}), "template step: memoize"),
     "a template that calls itself": (
         refusal(task={"template": "line"}),
