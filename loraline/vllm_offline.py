@@ -75,7 +75,7 @@ def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from loraline import models, server
+    from loraline import models, preflight, server
 
     models.tiny_models_run_faster_on_one_thread(base)
     adapter = server.Adapter("tuned", "", "", agreed.adapter_sha256, agreed.r)
@@ -86,7 +86,7 @@ def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) 
     arguments.tokenizer, arguments.revision = str(base.path), None
     ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
     arguments.max_loras = len(adapters) + 1
-    arguments.max_lora_rank = manifest.max_lora_rank(max(ranks, default=agreed.r))
+    arguments.max_lora_rank = preflight.max_lora_rank(max(ranks, default=agreed.r))
     if not agreed.trains_vision:
         # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
         arguments.lora_target_modules = list(get_args(Projection))
