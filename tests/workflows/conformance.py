@@ -477,7 +477,7 @@ CASES: dict[str, Object] = {
     ),
     "a template past its timeout": workflow(
         SAY,
-        {**SLOW, "timeout": "4s"},
+        {**SLOW, "timeout": "15s"},
         dag(task("a", "slow", arguments=named(seconds="60")), say("b", "x", depends="a.Failed")),
     ),
     "a workflow past its deadline": workflow(
