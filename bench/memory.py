@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from train import call, environment, rows_for
 
 PASSES = (1024, 2048, 4096, 8192, 16384)
 
@@ -22,6 +21,8 @@ PASSES = (1024, 2048, 4096, 8192, 16384)
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
 def memory(scratch: Path | None) -> None:
     """Print estimated and measured GiB, and how far apart they are."""
+    from train import call, environment
+
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         environment()
         click.echo("\n| task | mode | tokens a pass | estimated GiB | measured GiB | apart |")
@@ -36,7 +37,7 @@ def memory(scratch: Path | None) -> None:
 def measure(task: str, mode: str, base: Path) -> None:
     """Print the lines of one task and mode."""
     import torch
-    from train import encoder_for, recipe_for
+    from train import encoder_for, recipe_for, rows_for
     from transformers.trainer_utils import IntervalStrategy
 
     from loraline import memory, models, packing, trainer

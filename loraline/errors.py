@@ -1,4 +1,4 @@
-"""The two failures that a user can act on; everything else is a bug and keeps its traceback."""
+"""The failures that a user can act on; everything else is a bug and keeps its traceback."""
 
 
 class UserError(Exception):
@@ -14,3 +14,9 @@ class TryAgain(Exception):
     """
 
     exit_code = 75
+
+
+class Stopped(BaseException):
+    """Told to stop by a signal. Not an Exception: libraries catch those, and would go on."""
+
+    exit_code = TryAgain.exit_code

@@ -12,7 +12,11 @@ from typing import Any
 import click
 
 from loraline import tracking
-from loraline.errors import TryAgain, UserError
+from loraline.errors import Stopped, TryAgain, UserError
+
+received: list[Stopped] = []
+"""Filled by a signal. Where it strikes a callback of the interpreter, raising has no effect; long
+work looks here before it begins."""
 
 
 class LineCommand(click.Command):
@@ -20,12 +24,13 @@ class LineCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         def stop(signum: int, frame: FrameType | None) -> None:
-            raise TryAgain(f"stopped by {signal.Signals(signum).name}; start it again")
+            received.append(Stopped(f"stopped by {signal.Signals(signum).name}; start it again"))
+            raise received[0]
 
         signal.signal(signal.SIGTERM, stop)
         try:
             return super().invoke(ctx)
-        except (UserError, TryAgain) as error:
+        except (UserError, TryAgain, Stopped) as error:
             end(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:
             end(ctx, "interrupted", 128 + signal.SIGINT)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from loraline.errors import TryAgain, UserError
+from loraline.errors import Stopped, TryAgain, UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -287,7 +287,7 @@ def open_run(
         mlflow.set_tag(PIPELINE, settings.workflow_uid or run.info.run_id)
     try:
         yield run
-    except (TryAgain, KeyboardInterrupt):
+    except (TryAgain, Stopped, KeyboardInterrupt):
         mlflow.end_run("KILLED")
         raise
     except BaseException:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraline import boxes, lengths, parts, prompts, sources, tracking
 from loraline.checks import Policy
-from loraline.errors import TryAgain, UserError
+from loraline.errors import Stopped, TryAgain, UserError
 from loraline.media import Limits
 from loraline.parts import Work
 from loraline.prompts import Prompt
@@ -72,7 +72,7 @@ def folder(request: Request, recipe: Profile) -> Iterator[Path]:
     try:
         place.mkdir(exist_ok=True)
         yield place
-    except (TryAgain, KeyboardInterrupt, OSError):
+    except (TryAgain, Stopped, KeyboardInterrupt, OSError):
         raise
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)

@@ -147,10 +147,10 @@ def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
 def test_the_champion_is_served_beside_the_candidate(
     step, workplace: Path, candidate, gate_run: str
 ) -> None:
-    client = mlflow.MlflowClient()
-    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
     step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
     second = (workplace / "outputs" / "run-id").read_text()
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
     assert step("deploy_vllm", "--run-id", second, "--beside", "champion").exit_code == 0
     models = container(workplace)["readinessProbe"]["exec"]["command"][3:]
     assert models == ["mistral-7b-lora", "mistral-7b-lora-champion"]
