@@ -1,5 +1,4 @@
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -117,10 +116,11 @@ def test_the_bare_base_is_measured_after_an_adapter_as_before(tiny, tmp_path: Pa
     pattern = models.target_modules(
         "text" if encoder.processor is None else "vision", ["q_proj"], False
     )
+    torch.manual_seed(0)
     peft = get_peft_model(model, LoraConfig(r=4, target_modules=pattern, init_lora_weights=False))
     peft.save_pretrained(tmp_path)
     attached = models.attach(peft.unload(), tmp_path)
     during = generation.negative_log_likelihoods(attached, encoder, rows, ignore)
     attached.unload()
     assert likelihoods(tiny, 32) == before
-    assert not math.isclose(sum(during), sum(before), rel_tol=1e-3)
+    assert max(abs(one - other) for one, other in zip(during, before, strict=True)) > 0.5
