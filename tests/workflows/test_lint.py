@@ -296,7 +296,8 @@ def test_argo_agrees_where_it_has_an_opinion(lint: Any, broken: Path, request: A
 def test_the_committed_workflows_have_nothing_to_find(lint: Any) -> None:
     files = sorted((ROOT / "workflows").glob("*.yaml"))
 
-    assert [file.stem for file in files] == ["pipeline", "prepare_shares", "promote", "retrain", "sweep"]
+    names = ["pipeline", "prepare_shares", "promote", "retrain", "sweep"]
+    assert [file.stem for file in files] == names
     assert {file.stem: lint.findings(file) for file in files} == {f.stem: [] for f in files}
     assert lint.argo_findings(files) == []
 
