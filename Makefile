@@ -64,7 +64,7 @@ serve: install  ## Serve the candidate of the last run with vLLM: make serve [PO
 	@$(BIN)/python workflows/serve_local.py $(MANIFEST) --port $(PORT)
 
 .PHONY: test
-test: install  ## Run the tests: ten minutes on two cores, nothing is fetched
+test: install  ## Run the tests: half an hour on two cores, nothing is fetched
 	$(BIN)/pytest
 
 .PHONY: lint

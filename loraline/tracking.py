@@ -213,22 +213,21 @@ def code_digest(step_file: str) -> str:
 
 def finished_run(client: MlflowClient, step: str, fingerprint: str) -> Run | None:
     """The latest finished run of `step` with these inputs, if there is one."""
-    from loraline.settings import Settings
-
-    experiment = client.get_experiment_by_name(Settings().experiment)
-    assert experiment is not None, "connect() creates the experiment"
-    found = client.search_runs(
-        [experiment.experiment_id],
-        f"tags.`{STEP}` = '{step}' and tags.`{FINGERPRINT}` = '{fingerprint}' "
-        "and attributes.status = 'FINISHED'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
-    return found[0] if found else None
+    same = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'"
+    return next(iter(latest_runs(client, step, same, 1)), None)
 
 
 def unfinished_runs(client: MlflowClient, step: str, profile: str) -> list[Run]:
     """Runs of a step with this profile that stopped after a checkpoint, the latest first."""
+    stopped = (
+        f"tags.`{PROFILE}` = '{profile}' and tags.`{CHECKPOINT}` != '' "
+        "and attributes.status != 'FINISHED'"
+    )
+    return latest_runs(client, step, stopped, 20)
+
+
+def latest_runs(client: MlflowClient, step: str, condition: str, most: int) -> list[Run]:
+    """The experiment's runs of a step that meet a condition of MLflow's, the latest first."""
     from loraline.settings import Settings
 
     experiment = client.get_experiment_by_name(Settings().experiment)
@@ -236,10 +235,9 @@ def unfinished_runs(client: MlflowClient, step: str, profile: str) -> list[Run]:
     return list(
         client.search_runs(
             [experiment.experiment_id],
-            f"tags.`{STEP}` = '{step}' and tags.`{PROFILE}` = '{profile}' "
-            f"and tags.`{CHECKPOINT}` != '' and attributes.status != 'FINISHED'",
+            f"tags.`{STEP}` = '{step}' and {condition}",
             order_by=["attributes.start_time DESC"],
-            max_results=20,
+            max_results=most,
         )
     )
 
