@@ -45,6 +45,8 @@ def quality_gate(
     A rejected candidate is a result, not an error: the file `result` holds `failed` instead of
     `passed`, and the exit code is 0 unless --fail-on-reject is given.
     """
+    import mlflow
+
     from loraline import policy as rules
     from loraline import profiles, registry
 
@@ -78,9 +80,13 @@ def quality_gate(
         upstream=eval_run,
         parent=train_run,
     ) as run:
-        log_verdict(client, verdicts, result, run, train_run)
-        if result == "passed":
-            register(client, name, verdicts, run, train_run)
+        judged = [asdict(verdict) for verdict in verdicts]
+        mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
+        # The training run's tags are shared by all its gates, so they too are the lock's.
+        with registry.locked(client, name):
+            tag_runs(client, verdicts, result, run, train_run)
+            if result == "passed":
+                register(client, name, verdicts, run, train_run)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
@@ -97,44 +103,46 @@ def servable(adapter: Path) -> Verdict:
     return Verdict("preflight_findings", len(found), "at most 0", not found, told)
 
 
-def log_verdict(
+def told(verdicts: Sequence[Verdict], result: str) -> dict[str, str]:
+    """The verdict as tags: the result and the reason."""
+    from loraline import policy
+
+    return {tracking.RESULT: result, tracking.REASON: policy.reasons(verdicts)}
+
+
+def tag_runs(
     client: MlflowClient, verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run
 ) -> None:
     """Put the verdict where a reviewer looks: this run and the training run."""
-    import mlflow
-
     from loraline import policy
 
-    tags = {tracking.RESULT: result, tracking.REASON: policy.reasons(verdicts)}
-    mlflow.log_dict({"verdicts": [asdict(verdict) for verdict in verdicts], **tags}, "verdict.json")
-    told = f"{HEADING}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
+    tags = told(verdicts, result)
+    section = f"{HEADING}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
     for target in (run, train_run):
         card = target.data.tags.get(tracking.NOTE, "").partition(HEADING)[0]
-        for key, value in (tags | {tracking.NOTE: card + told}).items():
+        for key, value in (tags | {tracking.NOTE: card + section}).items():
             client.set_tag(target.info.run_id, key, value)
 
 
 def register(
     client: MlflowClient, name: str, verdicts: Sequence[Verdict], run: Run, train_run: Run
 ) -> None:
-    """Register the logged model, once however often the gate runs, and point the alias at it."""
-    from loraline import policy, registry
+    """Register the logged model, once however often the gate runs, and point the alias at it.
 
-    with registry.locked(client, name):
-        version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
-        card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
-        client.update_model_version(name, version, card)
-        tags = {
-            tracking.RESULT: "passed",
-            tracking.REASON: policy.reasons(verdicts),
-            tracking.GATE_RUN: run.info.run_id,
-        }
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
-        for target in (run, train_run):
-            client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
-            client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)
-        registry.move_candidate(client, name, version)
+    The caller holds the registered model's lock.
+    """
+    from loraline import registry
+
+    version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
+    card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
+    client.update_model_version(name, version, card)
+    tags = {**told(verdicts, "passed"), tracking.GATE_RUN: run.info.run_id}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    for target in (run, train_run):
+        client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
+        client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)
+    registry.move_candidate(client, name, version)
 
 
 def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:
