@@ -30,6 +30,8 @@ RUN pip install --no-deps .
 COPY lora_profiles lora_profiles
 COPY steps steps
 COPY test_data test_data
+# A checkout's files may be its owner's alone, and the image's user is another.
+RUN chmod -R a+rX .
 
 ARG GIT_SHA=""
 # The root file system may be read-only; whoever needs a home has it in /tmp.

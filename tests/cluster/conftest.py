@@ -18,6 +18,10 @@ SCRIPT = Path(os.environ.get("TEST_CLUSTER", ROOT.parent / "shared/cluster/clust
 """`up`, `env` and `build TAG DOCKERFILE CONTEXT`, for a machine without a cluster of its own."""
 
 IMAGE = "localhost/loraline:dev"
+SERVER_IMAGE = "localhost/loraline:serve"
+LABEL = "loraline.test"
+"""What the namespace of these tests is marked with: its registry is emptied."""
+
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 S3 = "docker.io/versity/versitygw:v1.0.20"
 DONE = ("Succeeded", "Failed", "Error")
@@ -30,21 +34,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 class Cluster:
-    """kubectl and argo in one namespace."""
+    """kubectl and argo in one namespace of KUBECONFIG's cluster."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = os.environ | environment
-        self.namespace = "default"
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
 
     def run(self, *command: str | Path, stdin: str = "", check: bool = True) -> str:
-        done = subprocess.run(
-            command,
-            env=self.environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
@@ -104,24 +100,24 @@ def until(condition: Any, seconds: float, what: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Cluster:
-    if os.environ.get("KUBECONFIG"):
-        found = Cluster({})
-    else:
-        if not SCRIPT.is_file():
-            pytest.skip(f"KUBECONFIG is not set and there is no {SCRIPT} to start a cluster")
-        if os.geteuid():
-            pytest.skip("KUBECONFIG is not set, and starting a cluster needs root")
-        subprocess.run([SCRIPT, "up"], check=True, capture_output=True)
-        lines = subprocess.run([SCRIPT, "env"], check=True, capture_output=True, text=True).stdout
-        shell = ["sh", "-c", f'{lines}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"']
-        words = subprocess.run(shell, check=True, capture_output=True, text=True).stdout.split("\n")
-        found = Cluster(dict(zip(("KUBECONFIG", "PATH"), words, strict=True)))
-        provide_images(found)
-    for program in ("kubectl", "argo"):
-        if not shutil.which(program, path=found.environment["PATH"]):
-            pytest.skip(f"{program} is not installed")
-    return found
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        found = Cluster("default")
+        if not os.environ.get("KUBECONFIG"):
+            if not SCRIPT.is_file():
+                pytest.skip(f"KUBECONFIG is not set and there is no {SCRIPT} to start a cluster")
+            if os.geteuid():
+                pytest.skip("KUBECONFIG is not set, and starting a cluster needs root")
+            found.run(SCRIPT, "up")
+            shell = f'{found.run(SCRIPT, "env")}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"'
+            words = found.run("sh", "-c", shell).split("\n")
+            for name, value in zip(("KUBECONFIG", "PATH"), words, strict=True):
+                patch.setenv(name, value)
+            provide_images(found)
+        for program in ("kubectl", "argo"):
+            if not shutil.which(program):
+                pytest.skip(f"{program} is not installed")
+        yield found
 
 
 def provide_images(cluster: Cluster) -> None:
@@ -129,7 +125,7 @@ def provide_images(cluster: Cluster) -> None:
     if not cluster.run("buildah", "images", "-q", PYTHON, check=False):
         cluster.run(SCRIPT, "base-image")
     if not cluster.run("buildah", "images", "-q", S3, check=False):
-        program = shutil.which("versitygw", path=cluster.environment["PATH"])
+        program = shutil.which("versitygw")
         assert program is not None, "the cluster's programs have no S3 server"
         container = cluster.run("buildah", "from", "scratch").strip()
         cluster.run("buildah", "copy", "--chmod", "755", container, program, "/versitygw")
@@ -140,13 +136,22 @@ def provide_images(cluster: Cluster) -> None:
     for image in (PYTHON, S3):
         cluster.run(SCRIPT, "load", image)
     cluster.run(SCRIPT, "build", IMAGE, ROOT / "images/cpu.Dockerfile", ROOT)
+    cluster.run(SCRIPT, "build", SERVER_IMAGE, ROOT / "images/serve.Dockerfile", ROOT)
 
 
 @pytest.fixture(scope="session")
-def namespace(cluster: Cluster) -> Iterator[Cluster]:
-    """The namespace of the laptop overlay, with MLflow and an S3 server that answer."""
-    make = ["make", "-C", str(ROOT), "cluster-apply", "OVERLAY=laptop"]
-    cluster.run(*make)
-    made = Cluster(cluster.environment)
-    made.namespace = "loraline"
-    yield made
+def namespace(cluster: Cluster) -> Cluster:
+    """The namespace of the laptop overlay, with MLflow and an S3 server that answer.
+
+    It is made for the tests, or was by earlier ones: they forget its runs and registered models.
+    """
+    made = Cluster("loraline")
+    path = f"jsonpath={{.metadata.name}}{{.metadata.labels.{LABEL.replace('.', chr(92) + '.')}}}"
+    found = cluster.kubectl("get", "namespace", "loraline", "--ignore-not-found", "-o", path)
+    assert found in ("", "loralineyes"), (
+        f"namespace loraline was not made by these tests (it has no label {LABEL}=yes), "
+        "and they would empty its registry: use another cluster, or delete the namespace"
+    )
+    cluster.run("make", "-C", ROOT, "cluster-apply", "OVERLAY=laptop")
+    cluster.kubectl("label", "--overwrite", "namespace", "loraline", f"{LABEL}=yes")
+    return made

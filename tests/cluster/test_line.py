@@ -32,6 +32,8 @@ FORGET = (
     + """
 for run in runs:
     client.set_tag(run.info.run_id, "loraline.fingerprint", "forgotten")
+for model in client.search_registered_models():
+    client.delete_registered_model(model.name)
 print(len(runs))
 """
 )

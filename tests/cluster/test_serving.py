@@ -1,8 +1,8 @@
 """The rendered manifest on a real cluster: ready, killed, rolled on, rolled back, refused.
 
-Needs KUBECONFIG, an image with the steps (LORALINE_TEST_IMAGE) and one with vLLM's CPU build
-(LORALINE_TEST_SERVER_IMAGE, made by images/serve.Dockerfile) on its nodes, and an address of this
-machine that pods reach (LORALINE_TEST_HOST).
+On a cluster of your own, its nodes need an image with the steps (LORALINE_TEST_IMAGE) and one with
+vLLM's CPU build (LORALINE_TEST_SERVER_IMAGE, made by images/serve.Dockerfile), and its pods need an
+address of this machine (LORALINE_TEST_HOST).
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 @pytest.fixture(scope="module")
-def namespace() -> Iterator[str]:
-    if not os.environ.get("KUBECONFIG") or shutil.which("kubectl") is None:
-        pytest.skip("no cluster: KUBECONFIG is not set or kubectl is not installed")
+def serving(cluster: Any) -> Iterator[str]:
     made = yaml.safe_dump(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     )
@@ -84,7 +82,7 @@ def namespace() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_server(serving: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server on this machine that pods reach."""
     folder = tmp_path_factory.mktemp("mlflow")
     port = free_port(HOST)
