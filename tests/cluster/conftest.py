@@ -38,6 +38,7 @@ class Cluster:
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
+        self.builds_images = False
 
     def run(self, *command: str | Path, stdin: str = "", check: bool = True) -> str:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
@@ -113,17 +114,21 @@ def cluster() -> Iterator[Cluster]:
             words = found.run("sh", "-c", shell).split("\n")
             for name, value in zip(("KUBECONFIG", "PATH"), words, strict=True):
                 patch.setenv(name, value)
-            provide_images(found)
+            found.builds_images = True
+            if not found.run("buildah", "images", "-q", PYTHON, check=False):
+                found.run(SCRIPT, "base-image")
+            found.run(SCRIPT, "load", PYTHON)
         for program in ("kubectl", "argo"):
             if not shutil.which(program):
                 pytest.skip(f"{program} is not installed")
         yield found
 
 
-def provide_images(cluster: Cluster) -> None:
-    """Bring the images to a node that has no registry to pull from; what is unchanged is quick."""
-    if not cluster.run("buildah", "images", "-q", PYTHON, check=False):
-        cluster.run(SCRIPT, "base-image")
+@pytest.fixture(scope="session")
+def images(cluster: Cluster) -> None:
+    """The line's images, on a node without a registry to pull from; what is unchanged is quick."""
+    if not cluster.builds_images:
+        return
     if not cluster.run("buildah", "images", "-q", S3, check=False):
         program = shutil.which("versitygw")
         assert program is not None, "the cluster's programs have no S3 server"
@@ -133,14 +138,13 @@ def provide_images(cluster: Cluster) -> None:
         cluster.run("buildah", "config", "--entrypoint", entry, "--user", "8737", container)
         cluster.run("buildah", "commit", container, S3)
         cluster.run("buildah", "rm", container)
-    for image in (PYTHON, S3):
-        cluster.run(SCRIPT, "load", image)
-    cluster.run(SCRIPT, "build", IMAGE, ROOT / "images/cpu.Dockerfile", ROOT)
-    cluster.run(SCRIPT, "build", SERVER_IMAGE, ROOT / "images/serve.Dockerfile", ROOT)
+    cluster.run(SCRIPT, "load", S3)
+    for image, file in ((IMAGE, "cpu"), (SERVER_IMAGE, "serve")):
+        cluster.run(SCRIPT, "build", image, ROOT / f"images/{file}.Dockerfile", ROOT)
 
 
 @pytest.fixture(scope="session")
-def namespace(cluster: Cluster) -> Cluster:
+def namespace(cluster: Cluster, images: None) -> Cluster:
     """The namespace of the laptop overlay, with MLflow and an S3 server that answer.
 
     It is made for the tests, or was by earlier ones: they forget its runs and registered models.

@@ -65,7 +65,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 @pytest.fixture(scope="module")
-def serving(cluster: Any) -> Iterator[str]:
+def serving(cluster: Any, images: None) -> Iterator[str]:
     made = yaml.safe_dump(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     )
@@ -128,7 +128,7 @@ def register(place: Path, script, seed: int) -> Registered:
     import peft
     import torch
 
-    from loraline import contract, models, preflight, tracking
+    from loraline import contract, models, preflight, registry, tracking
     from loraline.encoding import Encoder
     from loraline.generation import answers
     from loraline.records import from_prompt
@@ -144,7 +144,7 @@ def register(place: Path, script, seed: int) -> Registered:
         if "lora_B" in key:
             torch.nn.init.normal_(weight, std=0.2)
     tuned.peft_config["default"].base_model_name_or_path = "test_data/text/base"
-    adapter = place / f"adapter-{seed}"
+    adapter = place / str(seed) / "adapter"
     tuned.save_pretrained(adapter)
     shutil.copy(base.path / "config.json", adapter / preflight.BASE_CONFIG)
     encoder = Encoder(base.path, "text")
@@ -182,21 +182,18 @@ def register(place: Path, script, seed: int) -> Registered:
     ) as train:
         script("steps/train_qlora.py").log_adapter(adapter, agreed, "smoke-text")
     upstream = client.get_run(train.info.run_id)
-    client.create_registered_model(MODEL) if seed == 1 else None
-    version = client.create_model_version(
-        MODEL, f"models:/{upstream.data.tags[tracking.MODEL_ID]}", train.info.run_id
-    ).version
+    version = registry.register(client, MODEL, upstream.data.tags[tracking.MODEL_ID])
     tags = {
         tracking.RESULT: "passed",
         tracking.REASON: "",
         tracking.MODEL_NAME: MODEL,
-        tracking.MODEL_VERSION: str(version),
+        tracking.MODEL_VERSION: version,
     }
     with tracking.open_run(
         "quality_gate", name="gate", fingerprint=f"g{seed}", upstream=upstream, tags=tags
     ) as gate:
         mlflow.log_metric("rows", 1)
-    return Registered(str(version), gate.info.run_id, found.tokens)
+    return Registered(version, gate.info.run_id, found.tokens)
 
 
 def deploy(place: Path, gate_run: str, *options: str) -> subprocess.CompletedProcess[str]:
