@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ import click
 from loraline.step import LineCommand
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from loraline.bootstrap import Interval
     from loraline.encoding import Encoder, Row
     from loraline.models import Base
@@ -50,7 +52,11 @@ VARIANTS = {
         Variant("LoRA rank 2", 4e-3, rank=2),
         Variant("full fine-tune", 1e-3, rank=None),
     ),
-    "vision": (Variant("LoRA, padded", 4e-3), Variant("full fine-tune", 5e-4, rank=None)),
+    "vision": (
+        Variant("LoRA, padded", 4e-3),
+        Variant("LoRA, packed", 4e-3, packed=True),
+        Variant("full fine-tune", 5e-4, rank=None),
+    ),
 }
 
 
@@ -138,30 +144,55 @@ def trained(
 ) -> Any:
     """The base after `steps` optimizer steps of AdamW on the rows, in float32."""
     import torch
+
+    model = untrained(base, modality, variant)
+    loss_of = packed_loss(model, encoder) if variant.packed else padded_loss(model, encoder)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=variant.rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, steps))
+    model.train()
+    for chosen in batches(rows, steps):
+        loss_of(chosen).backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    # Packed attention and losses stay behind: answers come from the unchanged code.
+    fresh = untrained(base, modality, variant)
+    fresh.load_state_dict(model.state_dict())
+    return fresh.eval()
+
+
+def untrained(base: Base, modality: str, variant: Variant) -> Any:
+    """The base, with a new adapter if the variant trains one."""
+    import torch
     from peft import LoraConfig, get_peft_model
 
     from loraline import models
 
     torch.manual_seed(0)
     model: Any = models.load(base, modality, quantize=False, dtype="float32")
-    if variant.rank is not None:
-        pattern = models.target_modules(modality, PROJECTIONS, False)
-        settings = LoraConfig(r=variant.rank, lora_alpha=2 * variant.rank, target_modules=pattern)
-        model = get_peft_model(model, settings)
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=variant.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, steps))
-    model.train()
-    for chosen in batches(rows, steps):
-        batch = (
-            pack(chosen) if variant.packed else encoder.collate(chosen, answers=True, side="right")
-        )
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(learned, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return model.eval()
+    if variant.rank is None:
+        return model
+    pattern = models.target_modules(modality, PROJECTIONS, False)
+    settings = LoraConfig(r=variant.rank, lora_alpha=2 * variant.rank, target_modules=pattern)
+    return get_peft_model(model, settings)
+
+
+def padded_loss(model: Any, encoder: Encoder) -> Callable[[Sequence[Row]], Tensor]:
+    """Mean loss of a padded batch's answer tokens."""
+    return lambda rows: model(**encoder.collate(rows, answers=True, side="right")).loss
+
+
+def packed_loss(model: Any, encoder: Encoder) -> Callable[[Sequence[Row]], Tensor]:
+    """The same of the rows end to end, as train_qlora packs them."""
+    from loraline import attention, loss, packing
+
+    causal = model.get_base_model()
+    attention.use(causal)
+    loss.give_losses(causal)
+    rope_index = getattr(causal.model, "get_rope_index", None)
+    return lambda rows: model(**packing.pack(encoder, rows, rope_index)).mean()
 
 
 def share(step: int, steps: int) -> float:
@@ -183,24 +214,6 @@ def batches(rows: Sequence[Row], steps: int) -> Iterator[list[Row]]:
             order += epoch
         chosen, order = order[:ROWS_PER_STEP], order[ROWS_PER_STEP:]
         yield [rows[index] for index in chosen]
-
-
-def pack(rows: Sequence[Row]) -> dict[str, Any]:
-    """Text rows as one sequence without padding, each seeing itself alone."""
-    import torch
-
-    from loraline.encoding import IGNORED
-
-    owner = torch.tensor([i for i, row in enumerate(rows) for _ in range(len(row))])
-    position = torch.tensor([p for row in rows for p in range(len(row))])
-    seen = (owner[:, None] == owner[None, :]) & (position[:, None] >= position[None, :])
-    labels = [label for row in rows for label in [IGNORED] * len(row.prompt) + row.answer]
-    return {
-        "input_ids": torch.tensor([[token for row in rows for token in row.prompt + row.answer]]),
-        "position_ids": position[None],
-        "attention_mask": torch.zeros(seen.shape).masked_fill(~seen, -1e9)[None, None],
-        "labels": torch.tensor([labels]),
-    }
 
 
 def measured(model: Any, encoder: Encoder, test: Sequence[Record]) -> tuple[Interval, Interval]:

@@ -37,21 +37,23 @@ def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
         assert drawn.width > 500
 
 
-def test_packed_rows_do_not_see_each_other(script) -> None:
+@pytest.mark.parametrize("modality", ["text", "vision"])
+def test_packed_and_padded_trainings_minimise_the_same_loss(script, modality: str) -> None:
     import torch
 
     from loraline import models
     from loraline.encoding import Encoder
 
     bench = script("bench/learning_curve.py")
-    base = models.locate(str(ROOT / "test_data" / "text" / "base"), None)
-    encoder = Encoder(base.path, "text")
-    train, _ = bench.split("text", 4)
+    base = models.locate(str(ROOT / "test_data" / modality / "base"), None)
+    limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
+    encoder = Encoder(base.path, modality, **limits)
+    train, _ = bench.split(modality, 4)
     rows = [encoder.encode(record) for record in train[:5]]
-    model = models.load(base, "text", quantize=False, dtype="float32").eval()
+    model = bench.untrained(base, modality, bench.VARIANTS[modality][0]).eval()
     with torch.inference_mode():
-        packed = float(model(**bench.pack(rows)).loss)
-        padded = float(model(**encoder.collate(rows, answers=True, side="right")).loss)
+        padded = float(bench.padded_loss(model, encoder)(rows))
+        packed = float(bench.packed_loss(model, encoder)(rows))
     assert packed == pytest.approx(padded, rel=1e-5)
 
 

@@ -1,10 +1,11 @@
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from loraline import generation, metrics, models
+from loraline import attention, generation, loss, metrics, models, packing
 from loraline.encoding import Encoder
 from loraline.records import from_prompt
 
@@ -66,28 +67,15 @@ def test_likelihoods_are_the_models_own_loss(tiny) -> None:
         assert nll == pytest.approx(loss * len(row.answer), rel=1e-4)
 
 
-@pytest.mark.parametrize("tiny", ["text"], indirect=True)
 def test_perplexity_is_the_same_for_packed_and_padded_rows(tiny) -> None:
-    model, _, rows = tiny
-    tokens = [token for row in rows for token in row.prompt + row.answer]
-    owner = torch.tensor([i for i, row in enumerate(rows) for _ in range(len(row))])
-    position = torch.tensor([p for row in rows for p in range(len(row))])
-    seen = (owner[:, None] == owner[None, :]) & (position[:, None] >= position[None, :])
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    shared, encoder, rows = tiny
+    model = copy.deepcopy(shared)
+    attention.use(model)
+    loss.give_losses(model)
+    rope_index = getattr(model.model, "get_rope_index", None)
     with torch.inference_mode():
-        logits = model(
-            input_ids=torch.tensor([tokens]),
-            position_ids=position[None],
-            attention_mask=mask[None, None],
-        ).logits[0]
-    log_p = logits.log_softmax(-1)
-    packed, start = [], 0
-    for row in rows:
-        places = range(start + len(row.prompt) - 1, start + len(row) - 1)
-        packed.append(
-            -sum(float(log_p[i, token]) for i, token in zip(places, row.answer, strict=True))
-        )
-        start += len(row)
+        losses = model(**packing.pack(encoder, rows, rope_index))
+    packed = [float(part.sum()) for part in losses.split([len(row.answer) for row in rows])]
     padded = perplexity(tiny, likelihoods(tiny, 32))
     assert perplexity(tiny, packed) == pytest.approx(padded, rel=1e-5)
 
