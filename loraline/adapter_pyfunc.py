@@ -18,9 +18,10 @@ from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-# Both advise what would replace the signature below, or run the model when it is logged.
-for advice in ("Add type hints to the `predict`", "An input example was not provided"):
-    warnings.filterwarnings("ignore", f".*{advice}")
+from loraline.errors import UserError
+
+# An example would run the model when it is logged.
+warnings.filterwarnings("ignore", ".*An input example was not provided")
 
 CONFIG = {"quantize": False}
 """Settings of loading, with their defaults."""
@@ -35,6 +36,9 @@ def signature(max_new_tokens: int) -> ModelSignature:
 
 class AdapterModel(PythonModel):
     """Takes questions, or base64-encoded images for a vision adapter; returns answers."""
+
+    # MLflow advises type hints, which would replace the signature, and with it the parameters.
+    _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
         from loraline import contract, models
@@ -53,19 +57,20 @@ class AdapterModel(PythonModel):
         )
         self.model = models.attach(model, adapter)
 
-    # Type hints would replace the signature, and with it the parameters.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answers to a table of one column, or to a list."""
         from loraline import generation
 
-        given = model_input.iloc[:, 0] if hasattr(model_input, "iloc") else model_input
-        rows = [self.encoder.encode(record) for record in self.asked(given)]
         longest = self.contract.max_new_tokens
+        wanted = (params or {}).get("max_new_tokens", longest)
+        if wanted < 1:
+            raise UserError(f"max_new_tokens is {wanted}, and an answer has at least one token")
+        rows = [self.encoder.encode(record) for record in self.asked(inputs(model_input))]
         answers = generation.answers(
             self.model,
             self.encoder,
             rows,
-            min((params or {}).get("max_new_tokens", longest), longest),
+            min(wanted, longest),
             lambda units, remark: None,
         )
         return [answer.text for answer in answers]
@@ -80,10 +85,21 @@ class AdapterModel(PythonModel):
         return [records.from_prompt(prompt, "", "", decoded(image)) for image in given]
 
 
+def inputs(model_input: Any) -> list[str]:
+    """The texts of a list, or of a table's only column; a UserError for anything else."""
+    if hasattr(model_input, "iloc"):
+        if len(model_input.columns) != 1:
+            raise UserError(f"the model takes one column, and was given {len(model_input.columns)}")
+        model_input = model_input.iloc[:, 0]
+    found = list(model_input)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise UserError(f"input {number} is {text!r}, and has to be a text")
+    return found
+
+
 def decoded(image: str) -> bytes:
     """The bytes of an image in base64, with or without the head of a data URL."""
-    from loraline.errors import UserError
-
     try:
         return base64.b64decode(image.rpartition("base64,")[2], validate=True)
     except binascii.Error as error:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from loraline import tracking
 from loraline.errors import UserError
-from loraline.profiles import Gate, complaints
+from loraline.profiles import Gate, complaints, read_yaml
 
 REQUIRED = tuple(
     f"{model}_{name}"
@@ -37,7 +37,7 @@ class Verdict:
     def cells(self) -> tuple[str, str, str, str]:
         """Rule, value, limit and verdict as text."""
         nothing = "-" if self.passed else "missing"
-        value = nothing if self.value is None else f"{self.value:.4g}"
+        value = nothing if self.value is None else number(self.value)
         return self.metric, value, self.limit, "passed" if self.passed else "FAILED"
 
 
@@ -49,8 +49,10 @@ def load(path: Path | None, defaults: Gate) -> Gate:
     if path is None:
         return defaults
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"policy {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"policy {path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
@@ -140,6 +142,12 @@ def against_champion(
         return Verdict(name, None, limit, passed=False, detail=told)
     value = metrics.get(name)
     return Verdict(name, value, limit, is_finite(value) and value > margin)
+
+
+def number(value: float) -> str:
+    """A metric for people; MLflow stores infinity as the largest float."""
+    shown = f"{value:.4g}"
+    return shown if is_finite(value) else shown.replace(f"{sys.float_info.max:.4g}", "inf")
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -33,6 +34,9 @@ class Strict(BaseModel):
 
 class Gate(Strict):
     """Limits that a candidate must keep on the held-out rows; a limit of null is not checked."""
+
+    # `true` is no limit of 1.
+    model_config = ConfigDict(strict=True)
 
     max_eval_loss: PositiveFloat = 1.0
     """Mean negative log-likelihood a target token, in nats."""
@@ -164,6 +168,25 @@ class Profile(Strict):
         return self
 
 
+class KeysOnce(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's usual readers silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.MarkedYAMLError(
+                    None, None, f"key {name!r} is given twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """A file's content; raises yaml.YAMLError with the place of what is wrong."""
+    with path.open() as file:
+        return yaml.load(file, KeysOnce)
+
+
 def names(folder: Path = FOLDER) -> list[str]:
     """Names of all profiles, sorted."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
@@ -176,7 +199,7 @@ def load(name: str, folder: Path = FOLDER) -> Profile:
         accepted = ", ".join(names(folder)) or f"none, no profiles in {folder.resolve()}"
         raise UserError(f"unknown profile {name!r}; accepted: {accepted}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -11,8 +11,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraline import tracking
@@ -47,6 +48,15 @@ LOST_RACES = (
 """MLflow's error codes for writes that another process was quicker with."""
 
 
+def known(client: MlflowClient, name: str) -> None:
+    """Raises UserError, with the names that there are, if there is no such registered model."""
+    names = [found.name for found in client.search_registered_models()]
+    names = [found for found in names if LOCK_SUFFIX not in found]
+    if name not in names:
+        told = ", ".join(names) or "none"
+        raise UserError(f"there is no registered model {name!r} in {tracking.uri()}; found: {told}")
+
+
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """The version that an alias points at, if there is one."""
     from mlflow.exceptions import MlflowException
@@ -78,6 +88,21 @@ def register(client: MlflowClient, name: str, model_id: str) -> str:
     return version
 
 
+def withdraw(client: MlflowClient, name: str, model_id: str, tags: Mapping[str, str]) -> None:
+    """Take `candidate` from a logged model that was rejected after all, and tag its version.
+
+    A champion stays: a person put it there. The caller holds the lock.
+    """
+    version = version_of_model(client, name, model_id)
+    if version is None:
+        return
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+    candidate = version_of(client, name, CANDIDATE)
+    if candidate is not None and str(candidate.version) == version:
+        client.delete_registered_model_alias(name, CANDIDATE)
+
+
 def move_candidate(client: MlflowClient, name: str, version: str) -> None:
     """Point `candidate` at a version; the caller holds the lock.
 
@@ -101,7 +126,7 @@ def locked(client: MlflowClient, name: str, lease_seconds: float = LEASE_SECONDS
     of several can do, too, and then made anew. Raises TryAgain when the lock is not to be had.
     """
     lock = f"{name}{LOCK_SUFFIX}"
-    holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex}"
+    holder = f"{place()}:{os.getpid()}:{uuid.uuid4().hex}"
     acquire(client, lock, holder, lease_seconds)
     try:
         yield
@@ -155,10 +180,16 @@ def races_lost() -> Iterator[None]:
             raise
 
 
+def place() -> str:
+    """Where process IDs are unique: this machine, and the container in it."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.readlink().name if namespace.exists() else ''}"
+
+
 def is_dead(holder: str) -> bool:
-    """Whether the holder was a process of this machine that has ended."""
+    """Whether the holder was a process of this machine or container that has ended."""
     host, pid, _ = holder.rsplit(":", 2)
-    if host != socket.gethostname():
+    if host != place():
         return False
     try:
         os.kill(int(pid), 0)
@@ -181,11 +212,22 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersi
     return None if found is None or found.source == f"models:/{model_id}" else found
 
 
+def gate_run_of(version: ModelVersion) -> str:
+    """The gate run that passed a version; a UserError if none did, or a later one rejected it."""
+    told = f"version {version.version} of {version.name!r}"
+    if version.tags.get(tracking.RESULT) == "failed":
+        raise UserError(f"{told} was rejected: {version.tags.get(tracking.REASON)}")
+    if tracking.GATE_RUN not in version.tags:
+        raise UserError(f"{told} did not come through quality_gate: its alias was set by hand")
+    return version.tags[tracking.GATE_RUN]
+
+
 def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:
     """Make the candidate the champion and the champion before it `previous`; return its version.
 
     `reviewed` is the version that a person looked at: another candidate is refused with a
-    UserError. The caller holds the lock. Cut anywhere, it can be repeated.
+    UserError, and so is one that was rolled back, unless `reviewed` names it. The caller holds the
+    lock. Cut anywhere, it can be repeated.
     """
     candidate = version_of(client, name, CANDIDATE)
     if candidate is None:
@@ -195,9 +237,15 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
         raise UserError(
             f"the candidate of {name!r} is version {version}, not {reviewed}: review it first"
         )
+    gate_run_of(candidate)
     before = version_of(client, name, CHAMPION)
     if before is not None and str(before.version) == version:
         return version
+    if reviewed is None and ROLLED_BACK in candidate.tags:
+        raise UserError(
+            f"version {version} of {name!r} was rolled back {candidate.tags[ROLLED_BACK]}: "
+            f"to promote it again, name it with --version {version}"
+        )
     replaced = str(before.version) if before else "none"
     audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
     client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
@@ -219,6 +267,7 @@ def roll_back(client: MlflowClient, name: str, by: str) -> str:
     if champion is None or previous is None:
         missing = CHAMPION if champion is None else PREVIOUS
         raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
+    gate_run_of(previous)
     version, replaced = str(previous.version), str(champion.version)
     if version != replaced:
         audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,6 +30,8 @@ class LineCommand(click.Command):
 
         signal.signal(signal.SIGTERM, stop)
         try:
+            if out_dir := ctx.params.get("out_dir"):
+                try_to_write(out_dir)
             return super().invoke(ctx)
         except (UserError, TryAgain, Stopped) as error:
             end(ctx, str(error), error.exit_code)
@@ -67,6 +70,25 @@ class StepCommand(LineCommand):
                 help="Do the work again even if a finished run with the same inputs exists.",
             ),
         ]
+
+
+def try_to_write(out_dir: Path) -> None:
+    """Find out before the work is done whether outputs can be written; leave nothing."""
+    made = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    probe = out_dir / ".probe.part"
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("room for a run ID\n" * 64)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"--out-dir {out_dir} cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def end(ctx: click.Context, sentence: str, exit_code: int) -> None:

@@ -147,6 +147,10 @@ def comparable_champion(
         yield {}
         return
     mlflow.set_tag(tracking.CHAMPION, str(champion.version))
+    if not champion.source.startswith("models:/"):
+        mlflow.set_tag(tracking.CHAMPION_REFUSED, f"{champion.source} was not logged by this line")
+        yield {}
+        return
     with tracking.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
         agreed = contract.read(adapter)
         if agreed.base_revision == base_revision:

@@ -42,14 +42,15 @@ def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> N
     from loraline.settings import Settings
 
     client = tracking.connect()
+    registry.known(client, model)
     by = Settings().workflow_name or os.environ.get("USER") or f"user {os.getuid()}"
     with registry.locked(client, model):
         if rollback:
             now = registry.roll_back(client, model, by)
         else:
             now = registry.promote(client, model, version, by)
-    gate_run = client.get_model_version(model, now).tags[tracking.GATE_RUN]
     click.echo(f"champion models:/{model}/{now}, by {by}")
+    gate_run = registry.gate_run_of(client.get_model_version(model, now))
     tracking.hand_over(out_dir, gate_run, version=now)
 
 

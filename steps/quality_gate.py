@@ -63,7 +63,7 @@ def quality_gate(
         __file__, {"upstream": run_id, "limits": limits.model_dump(), "champion": against}
     )
     done = None if force else tracking.finished_run(client, "quality_gate", fingerprint)
-    if done and still_holds(client, done):
+    if done and still_holds(client, done, train_run):
         result = done.data.tags[tracking.RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
         hand_over(out_dir, eval_run, done, fail_on_reject)
@@ -87,6 +87,10 @@ def quality_gate(
             tag_runs(client, verdicts, result, run, train_run)
             if result == "passed":
                 register(client, name, verdicts, run, train_run)
+            else:
+                model_id = train_run.data.tags[tracking.MODEL_ID]
+                tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
+                registry.withdraw(client, name, model_id, tags)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
@@ -116,7 +120,7 @@ def tag_runs(
     """Put the verdict where a reviewer looks: this run and the training run."""
     from loraline import policy
 
-    tags = told(verdicts, result)
+    tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
     section = f"{HEADING}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
     for target in (run, train_run):
         card = target.data.tags.get(tracking.NOTE, "").partition(HEADING)[0]
@@ -163,17 +167,21 @@ def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool)
         "alias": CANDIDATE,
         "store": tracking.uri(),
     }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "scorecard.json").write_text(json.dumps(scorecard, indent=2) + "\n")
-    tracking.hand_over(out_dir, gate_run.info.run_id, result=tags[tracking.RESULT])
+    outputs = {
+        "scorecard.json": json.dumps(scorecard, indent=2) + "\n",
+        "result": tags[tracking.RESULT],
+    }
+    tracking.hand_over(out_dir, gate_run.info.run_id, **outputs)
     if fail_on_reject and tags[tracking.RESULT] == "failed":
         click.get_current_context().exit(1)
 
 
-def still_holds(client: MlflowClient, done: Run) -> bool:
-    """Whether an earlier verdict is still what the registry says."""
+def still_holds(client: MlflowClient, done: Run, train_run: Run) -> bool:
+    """Whether an earlier verdict is still the last one, and what the registry says."""
     from loraline import registry
 
+    if train_run.data.tags.get(tracking.GATE_RUN) != done.info.run_id:
+        return False
     if done.data.tags[tracking.RESULT] == "failed":
         return True
     found = registry.version_of(client, done.data.tags[tracking.MODEL_NAME], registry.CANDIDATE)

@@ -1,4 +1,4 @@
-"""Pick the best of a sweep's evaluations that the gate would pass, for the gate to register.
+"""Pick the best of a sweep's evaluations that keeps the profile's rules, for the gate to register.
 
 Reads: the metrics of evaluate runs.
 Writes: `ranking.json`, tags on the training runs; the best evaluate run as `run-id`.
@@ -72,15 +72,25 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
         (entry(client, run, metric) for run in runs),
         key=lambda found: found.rank(metrics.HIGHER_IS_BETTER[metric]),
     )
+    if not any(math.isfinite(found.value) for found in entries):
+        raise UserError(f"--metric {metric}: none of the runs has measured it")
     ranking = [asdict(found) for found in entries]
     fingerprint = tracking.fingerprint(__file__, {"metric": metric, "ranking": ranking})
     done = None if force else tracking.finished_run(client, "select_best", fingerprint)
-    if done is None:
-        log(client, entries, metric, fingerprint)
     best = entries[0]
+    if done and told_of(client, best.train_run_id, done):
+        click.echo(f"selection of run {done.info.run_id} (reused):")
+    else:
+        log(client, entries, metric, fingerprint)
     for place, found in enumerate(entries, start=1):
         click.echo(f"{place}. {found.name}: {metric} {found} {found.broken or 'would pass'}")
     tracking.hand_over(out_dir, best.run_id, result="failed" if best.broken else "passed")
+
+
+def told_of(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
+    """Whether a training run's tag still speaks of this selection, and not of a later one."""
+    tags = client.get_run(train_run_id).data.tags
+    return f"selection {selection.info.run_id}" in tags.get(tracking.SELECTED, "")
 
 
 def parsed(run_ids: str) -> list[str]:
@@ -93,7 +103,9 @@ def parsed(run_ids: str) -> list[str]:
         raise UserError(f"--run-ids {run_ids!r} is not a JSON list of run IDs")
     members = list(dict.fromkeys(filter(None, found)))
     if not members:
-        raise UserError(f"--run-ids {run_ids!r} names no run: every member of the sweep failed")
+        raise UserError(
+            f"--run-ids {run_ids!r} names no run; in a sweep, every member of it has failed"
+        )
     return members
 
 

@@ -128,6 +128,17 @@ def test_an_image_may_come_as_a_data_url_and_text_is_refused(logged: Logged, loa
         loaded.predict(["What is this?"])
 
 
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_what_it_does_not_understand_is_refused_in_words(logged: Logged, loaded: Any) -> None:
+    model = loaded.unwrap_python_model()
+    with pytest.raises(UserError, match="takes one column, and was given 2"):
+        model.predict(None, pd.DataFrame({"a": ["x"], "b": ["y"]}))
+    with pytest.raises(UserError, match="input 1 is None, and has to be a text"):
+        model.predict(None, ["x", None])
+    with pytest.raises(UserError, match="an answer has at least one token"):
+        loaded.predict(logged.asked, params={"max_new_tokens": 0})
+
+
 @pytest.mark.slow
 def test_mlflow_serves_it(logged: Logged) -> None:
     with socket.socket() as probe:

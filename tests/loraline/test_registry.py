@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from pathlib import Path
@@ -76,7 +75,7 @@ def test_a_dead_holders_lock_is_taken_over_at_once(client) -> None:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    hold(client, f"{socket.gethostname()}:{pid}:abc")
+    hold(client, f"{registry.place()}:{pid}:abc")
     started = time.monotonic()
     with registry.locked(client, MODEL):
         assert time.monotonic() - started < registry.LEASE_SECONDS / 2
@@ -115,7 +114,7 @@ def test_of_several_who_find_a_dead_lock_one_is_inside_at_a_time(client) -> None
 def test_who_lost_the_lock_does_not_take_it_from_the_next(client) -> None:
     with registry.locked(client, MODEL):
         client.delete_registered_model(LOCK)
-        hold(client, f"{socket.gethostname()}:{os.getpid()}:next")
+        hold(client, f"{registry.place()}:{os.getpid()}:next")
     assert names(client) == {LOCK}
 
 

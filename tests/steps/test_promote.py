@@ -123,11 +123,56 @@ def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, told: st
     assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
 
 
+def test_a_version_that_was_rolled_back_has_to_be_named(step, passed) -> None:
+    for name in ("one", "two"):
+        passed(name)
+        step("promote", "--model", MODEL)
+    step("promote", "--model", MODEL, "--rollback")
+    result = step("promote", "--model", MODEL)
+    assert result.exit_code == 2
+    assert "version 2 of 'mistral-7b-lora' was rolled back by" in result.stderr
+    assert alias("champion") == "1"
+    assert step("promote", "--model", MODEL, "--version", "2").exit_code == 0
+    assert alias("champion") == "2"
+
+
+def test_a_version_that_no_gate_passed_is_not_promoted(step, passed) -> None:
+    passed("one")
+    client = mlflow.MlflowClient()
+    client.delete_model_version_tag(MODEL, "1", tracking.GATE_RUN)
+    result = step("promote", "--model", MODEL)
+    assert result.exit_code == 2
+    assert "did not come through quality_gate" in result.stderr
+    client.set_model_version_tag(MODEL, "1", tracking.RESULT, "failed")
+    assert "was rejected" in step("promote", "--model", MODEL).stderr
+    assert (alias("champion"), history()) == (None, [])
+
+
+def test_nothing_moves_where_the_run_id_cannot_be_written(step, passed, workplace: Path) -> None:
+    passed("one")
+    (workplace / "file").write_text("")
+    result = step("promote", "--model", MODEL, "--out-dir", "file/outputs")
+    assert result.exit_code == 2
+    assert "--out-dir file/outputs cannot be written: Not a directory" in result.stderr
+    assert alias("champion") is None
+
+
+@pytest.mark.parametrize("name", ["nothing", "a'b", "a/b", ""])
+def test_an_unknown_model_is_refused_with_the_names_of_the_known(
+    step, workplace: Path, passed, name: str
+) -> None:
+    passed("one")
+    result = step("promote", "--model", name)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"promote: there is no registered model {name!r} in ")
+    assert result.stderr.endswith(f"found: {MODEL}\n")
+
+
 def test_a_model_without_a_candidate_is_refused_in_one_sentence(step, workplace: Path) -> None:
+    mlflow.MlflowClient().create_registered_model("nothing")
     result = step("promote", "--model", "nothing")
     assert result.exit_code == 2
     assert result.stderr == (
         "promote: registered model 'nothing' has no candidate: nothing to promote\n"
     )
     assert not (workplace / "outputs").exists()
-    assert mlflow.MlflowClient().search_registered_models() == []

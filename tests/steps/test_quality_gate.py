@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from loraline import tracking
+from loraline import registry, tracking
 
 MODEL = "mistral-7b-lora"
 
@@ -69,6 +69,32 @@ def test_a_rejected_candidate_keeps_the_old_alias(step, candidate) -> None:
     step("quality_gate", "--run-id", candidate(name="good"))
     step("quality_gate", "--run-id", candidate(name="bad", tuned_perplexity=3.0))
     assert (versions(), alias()) == (["1"], "1")
+
+
+def test_a_candidate_that_is_rejected_after_all_loses_the_alias(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml")
+    assert versions() == ["1"]
+    assert registry.version_of(mlflow.MlflowClient(), MODEL, "candidate") is None
+    tags = mlflow.MlflowClient().get_model_version(MODEL, "1").tags
+    assert tags[tracking.RESULT] == "failed"
+    assert "tuned_bleu" in tags[tracking.REASON]
+
+
+def test_a_verdict_that_a_later_gate_replaced_is_given_anew(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    for policy in ((), ("--policy", "strict.yaml"), ()):
+        assert "reused" not in step("quality_gate", "--run-id", run_id, *policy).stdout
+    assert (versions(), alias()) == (["1"], "1")
+    assert tracking_run(workplace, "train_qlora").data.tags[tracking.RESULT] == "passed"
+    assert mlflow.MlflowClient().get_model_version(MODEL, "1").tags[tracking.RESULT] == "passed"
 
 
 def test_a_better_candidate_takes_the_alias(step, candidate) -> None:
@@ -182,8 +208,10 @@ def test_a_policy_file_replaces_single_rules_of_the_profile(
         ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, max_eval_loss"),
         ("min_rows: 0", "min_rows: 0 is refused"),
         ("- a", "must hold keys and values"),
-        ("a: [", "cannot be read"),
-        (None, "cannot be read"),
+        ("a: [", 'in "p.yaml", line 1, column 5'),
+        ("min_bleu: 80\nmin_bleu: 10", "key 'min_bleu' is given twice"),
+        ("min_bleu: true", "min_bleu: True is refused"),
+        (None, "cannot be read: No such file or directory"),
     ],
 )
 def test_a_file_that_is_no_policy_is_refused_in_one_sentence(

@@ -52,6 +52,25 @@ def test_higher_is_better_where_it_is(candidate, select) -> None:
     assert select(one, two, metric="bleu") == two
 
 
+def test_a_metric_that_no_run_measured_ranks_nothing(step, candidate) -> None:
+    given = json.dumps([candidate()])
+    result = step("select_best", "--run-ids", given, "--metric", "json_field_f1")
+    assert result.exit_code == 2
+    assert "--metric json_field_f1: none of the runs has measured it" in result.stderr
+
+
+def test_a_selection_is_reused_until_another_took_its_place(candidate, select) -> None:
+    bleu = {"tuned_bleu_low": 60.0, "tuned_bleu_high": 80.0}
+    one = candidate(name="one", **edits(0.2, 0.2, 0.2), **bleu)
+    select(one)
+    told = place(one)
+    select(one)
+    assert place(one) == told
+    select(one, metric="bleu")
+    select(one)
+    assert place(one).startswith("1 of 1 by levenshtein")
+
+
 def test_a_member_that_the_gate_would_reject_does_not_win(candidate, select) -> None:
     best = candidate(name="best", **edits(0.01, 0.005, 0.02, tuned_perplexity=9.0))
     good = candidate(name="good", **edits(0.10, 0.08, 0.12))
@@ -105,7 +124,7 @@ def test_runs_measured_on_something_else_are_not_compared(step, candidate, part:
     [
         ("nonsense", "is not a JSON list of run IDs"),
         ("[1]", "is not a JSON list of run IDs"),
-        ('["", ""]', "names no run: every member of the sweep failed"),
+        ('["", ""]', "names no run; in a sweep, every member of it has failed"),
     ],
 )
 def test_what_is_no_list_of_runs_is_refused(step, workplace: Path, run_ids: str, told: str) -> None:
