@@ -4,6 +4,7 @@ PYTHON ?= python3.11
 PROFILE ?= smoke-vision
 DATA ?=
 PROFILES ?=
+SET ?=
 PORT ?= 8000
 WORKFLOW ?= pipeline
 NAMESPACE ?= loraline
@@ -78,6 +79,7 @@ images:  ## Build both images: make images [BUILDER=buildah] [TAG=dev]
 
 .PHONY: cluster-apply
 cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]
+	@test "$(NAMESPACE)" = loraline || { echo "cluster-apply: workflows/cluster/ is about the namespace loraline; for $(NAMESPACE) write an overlay"; exit 2; }
 	kubectl apply -k workflows/cluster/$(OVERLAY)
 ifeq ($(OVERLAY),laptop)
 	@kubectl -n $(NAMESPACE) get secret loraline >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic loraline \
@@ -88,9 +90,11 @@ endif
 	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
 
 .PHONY: submit
-submit:  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [PROFILES=…] [DATA=…]
-	argo submit --namespace $(NAMESPACE) --watch workflows/$(WORKFLOW).yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' \
-		$(if $(PROFILES),-p 'profiles=$(PROFILES)')
+submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [DATA=…] [SET='resources=gpu-large …']
+	@$(BIN)/python workflows/submit.py workflows/$(WORKFLOW).yaml --namespace $(NAMESPACE) \
+		$(if $(filter pipeline sweep,$(WORKFLOW)),-p 'profile=$(PROFILE)' -p 'data=$(DATA)') \
+		$(if $(filter sweep,$(WORKFLOW)),-p 'profiles=$(or $(PROFILES),["$(PROFILE)"])') \
+		$(foreach set,$(SET),-p '$(set)')
 
 .PHONY: test-slow
 test-slow: install  ## Run the tests that take minutes each

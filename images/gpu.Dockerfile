@@ -30,7 +30,7 @@ RUN chmod -R a+rX .
 
 ARG GIT_SHA=""
 # The root file system may be read-only; whoever needs a home has it in /tmp.
-ENV HOME=/tmp PYTHONUNBUFFERED=1 LORALINE_GIT_SHA=${GIT_SHA}
+ENV HOME=/tmp PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet LORALINE_GIT_SHA=${GIT_SHA}
 # The user has a name because Python's getpass wants one, and a number because Kubernetes does.
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
 USER 8737

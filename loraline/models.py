@@ -55,7 +55,8 @@ class Base:
 def locate(base: str, revision: str | None) -> Base:
     """Find a base model in a folder, or fetch it from the hub into the hub's cache.
 
-    Raises UserError when there is no such model, TryAgain when the hub does not answer.
+    Raises UserError when there is no such model, or none in the cache and HF_HUB_OFFLINE is set;
+    TryAgain when the hub does not answer.
     """
     folder = Path(base)
     if folder.is_dir():
@@ -96,7 +97,7 @@ def locate_tokenizer(contract: Contract) -> Path:
 
 def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) -> Path:
     """Download a hub model; the folder is named after the commit."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
         LocalEntryNotFoundError,
@@ -112,6 +113,11 @@ def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) ->
             "model on the hub that this account may read"
         ) from error
     except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"base model {base!r} is not in the local cache, and HF_HUB_OFFLINE is set: "
+                "fill the cache (HF_HOME) first, or give a folder as base"
+            ) from error
         raise TryAgain(
             f"base model {base!r} is not in the local cache and the hub does not answer; "
             "mount a cache with it (HF_HOME) or give a folder as base"

@@ -70,8 +70,12 @@ async def attempt(
     values: Values,
     until: float,
     stop: Stop,
+    lock: int,
 ) -> Attempt:
-    """Run a container's process in the repository's root; `folder` is relative to it."""
+    """Run a container's process in the repository's root; `folder` is relative to it.
+
+    The process inherits the file descriptor `lock`, so that a run is held as long as one lives.
+    """
     # A file that an earlier attempt left must not pass for a result of this one.
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / folder).mkdir(parents=True)
@@ -84,6 +88,7 @@ async def attempt(
             env=os.environ | environment,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=[lock],
         )
     except (OSError, ValueError) as error:
         told = f"cannot start {command[0]}: {getattr(error, 'strerror', None) or error}"

@@ -97,6 +97,8 @@ class Run:
         self.locks: dict[str, asyncio.Lock] = {}
         self.waits_for: list[str] = []
         self.interrupted = False
+        self.lock = -1
+        """File descriptor of the lock on the run's folder, once it is taken."""
         self.unwritable: OSError | None = None
         """Why the status could not be written; the run ends with it."""
 
@@ -250,6 +252,7 @@ class Run:
                     self.values | values,
                     until,
                     self.stop,
+                    self.lock,
                 )
             except NodeError as error:
                 self.end(node, "Error", str(error))

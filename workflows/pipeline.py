@@ -69,6 +69,8 @@ SCHEDULE = "0 3 * * 0"
 )
 def pipeline(check: bool, kind: str | None, out: Path) -> None:
     """Render the workflows to YAML."""
+    if kind and out == HERE:
+        raise click.UsageError("--kind needs --out: here are the files that make and CI submit")
     for name in DAGS:
         file, rendered = out / f"{name}.yaml", render(build(name, kind))
         if not check:

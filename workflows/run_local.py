@@ -11,14 +11,16 @@ whatever a mutex or a semaphore guards.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import re
 import shlex
 import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from argo_subset import (
     Dag,
     Refused,
     Steps,
+    Suspend,
     Task,
     Values,
     Workflow,
@@ -44,6 +47,12 @@ ROOT = Path(__file__).parents[1]
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Error": "bold red", "Skipped": "yellow"}
 WAITS = 75
 """Exit code of a run that a person's answer, or a --resume, takes further."""
+
+
+class StillRunning(click.ClickException):
+    """Another process works on the run; nothing has been started."""
+
+    exit_code = 75
 
 
 class Unwritable(click.ClickException):
@@ -83,15 +92,19 @@ def run_local(
     code of the step that failed.
     """
     workflow = read(file)
+    replies = dict(divided(answer) for answer in answers)
+    refuse_unknown(workflow, replies)
+    if dry_run and (resume or before != "latest"):
+        raise Refused("--dry-run prints a run to come; it goes with -p, --only and --from alone")
     if sum(map(bool, (resume, start, only))) > 1:
         raise Refused("--resume, --from and --only exclude each other")
-    for task in filter(None, (start, only)):
-        tasks(workflow, task)
+    first = start or only
+    chosen = tasks(workflow, first) if first else None
     if dry_run:
-        print_commands(workflow, parameter_values(workflow, given, {}))
+        values = parameter_values(workflow, given, {})
+        print_commands(workflow, values, {only} if only else chosen)
         return
     progress = Progress(workflow)
-    replies = dict(divided(answer) for answer in answers)
     if resume or start or only:
         run = earlier(workflow, before, given, replies, start, only or "", progress.show)
     else:
@@ -102,7 +115,7 @@ def run_local(
     signals: list[int] = []
     try:
         point_latest_at(run)
-        with asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
+        with held(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
             runner.run(run.execute())
     except OSError as error:
         raise Unwritable(f"{error.filename}: {error.strerror}; --resume goes on") from error
@@ -111,6 +124,53 @@ def run_local(
             click.echo(progress.line(node))
     click.echo(f"status  {run.folder / 'status.json'}")
     sys.exit(exit_code(run, signals, file))
+
+
+def refuse_unknown(workflow: Workflow, answers: Values) -> None:
+    """Refuse an answer to what no task asks, and one that it would not accept."""
+    asked: dict[str, list[str]] = {}
+    for template in workflow.templates.values():
+        for task in tasks_of(template.body):
+            suspended = workflow.templates.get(task.template)
+            if suspended is None or not isinstance(suspended.body, Suspend):
+                continue
+            inputs = suspended.inputs
+            asked |= {
+                f"{task.name}.{name}": inputs[name].enum if name in inputs else []
+                for name in suspended.outputs
+            } or {task.name: []}
+    for question, answer in answers.items():
+        # A member of a fan-out is named `task(0:item)`.
+        accepted = asked.get(re.sub(r"\(.*\)", "", question))
+        if accepted is None:
+            raise Refused(f"--answer {question}: nothing asks that; there are {listed(asked)}")
+        if accepted and answer not in accepted:
+            raise Refused(f"--answer {question}={answer} is none of {listed(accepted)}")
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Hold the run alone. Its containers hold it too: one may outlive a runner that was killed."""
+    with (ROOT / run.folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            at_work = ", ".join(users_of(Path(file.name))) or "unknown"
+            raise StillRunning(
+                f"{run.name} is still at work (processes {at_work}); let them end, or end them"
+            ) from error
+        run.lock = file.fileno()
+        yield
+
+
+def users_of(file: Path) -> list[str]:
+    """IDs of other processes that have a file open, where /proc tells."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            if any(link.readlink() == file for link in folder.iterdir()):
+                found.append(folder.parent.name)
+    return sorted(set(found) - {str(os.getpid())}, key=int)
 
 
 def divided(answer: str) -> tuple[str, str]:
@@ -166,6 +226,9 @@ def earlier(
         if only or (node.phase == "Succeeded" and node.type not in ("TaskGroup", "StepGroup")):
             kept[node.name] = node
     values = parameter_values(workflow, given, parameters)
+    for parameter in (p for p in parameters if values.get(p) != parameters[p]):
+        told = f"{parameter} was {parameters[parameter]!r} for what is kept of {name}"
+        click.echo(f"{told}, and is {values.get(parameter)!r} from here on", err=True)
     return Run(ROOT, workflow, name, uid, values, answers, kept, show, only)
 
 
@@ -205,7 +268,7 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
         question = run.waits_for[0]
         click.echo(
             f"{run.name} waits for an answer; go on with: "
-            f"python workflows/run_local.py {file} --resume --answer {question}=…",
+            f".venv/bin/python workflows/run_local.py {file} --resume --answer {question}=…",
             err=True,
         )
         return WAITS
@@ -217,6 +280,13 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
     return codes[0] if codes else 1
 
 
+def tasks_of(body: object) -> list[Task]:
+    """Tasks of a DAG, or of all groups of steps."""
+    groups = [body.tasks] if isinstance(body, Dag) else []
+    groups = body.groups if isinstance(body, Steps) else groups
+    return [task for group in groups for task in group]
+
+
 class Progress:
     """A line on standard error whenever a node begins or ends."""
 
@@ -224,12 +294,7 @@ class Progress:
         from rich.console import Console
 
         bodies = [template.body for template in workflow.templates.values()]
-        lists = [
-            [b.tasks] if isinstance(b, Dag) else b.groups
-            for b in bodies
-            if isinstance(b, Dag | Steps)
-        ]
-        names = [task.name for groups in lists for group in groups for task in group]
+        names = [task.name for body in bodies for task in tasks_of(body)]
         self.width = max(map(len, names), default=8)
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -243,8 +308,11 @@ class Progress:
         ).rstrip()
 
 
-def print_commands(workflow: Workflow, parameters: Values) -> None:
-    """Print each container's command; what only a run can know stays a reference."""
+def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | None) -> None:
+    """Print each container's command; what only a run can know stays a reference.
+
+    `chosen` are the tasks of the entrypoint that would run; None stands for all.
+    """
     known = {f"workflow.parameters.{name}": value for name, value in parameters.items()}
 
     def walk(path: str, template_name: str, arguments: Values, folder: Path) -> None:
@@ -270,6 +338,8 @@ def print_commands(workflow: Workflow, parameters: Values) -> None:
             values = Open(known | inputs)
             arguments = {name: substitute(text, values) for name, text in task.arguments.items()}
             inner = f"{path}.{task.name}" if path else task.name
+            if chosen is not None and not path and task.name not in chosen:
+                continue
             walk(inner, task.template, arguments, folder / task.name)
 
     walk("", workflow.entrypoint, dict(parameters), Path("outputs", f"{workflow.prefix}…"))

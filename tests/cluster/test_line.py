@@ -208,6 +208,16 @@ def test_a_lost_mlflow_server_costs_no_run(namespace: Any, until: Callable[..., 
     assert "RUNNING" not in {status for _, status in ran}
 
 
+def test_submit_ends_as_the_workflow_did(namespace: Any, undisturbed: Object) -> None:
+    make = ["make", "-C", ROOT, "-o", ".venv/.installed", "submit", "PROFILE=smoke-text"]
+    ended = [
+        subprocess.run([*make, data], capture_output=True, text=True, check=False)
+        for data in ("DATA=", "DATA=/models/nowhere")
+    ]
+    assert [done.returncode for done in ended] == [0, 2], [done.stderr for done in ended]
+    assert ended[1].stdout.rstrip().endswith("Failed")
+
+
 @pytest.mark.parametrize(("decision", "phase"), [("yes", "Succeeded"), ("no", "Skipped")])
 def test_promotion_waits_for_a_person(
     namespace: Any, undisturbed: Object, until: Callable[..., Any], decision: str, phase: str

@@ -113,8 +113,16 @@ def test_a_folder_without_safetensors_is_refused(tmp_path) -> None:
         models.locate(str(tmp_path), None)
 
 
-def test_a_hub_that_cannot_be_reached_is_try_again() -> None:
+def test_a_hub_that_is_switched_off_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="not in the local cache, and HF_HUB_OFFLINE is set"):
+        models.locate("mistralai/Mistral-7B-v0.1", None)
+
+
+def test_a_hub_that_cannot_be_reached_is_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
     from loraline.errors import TryAgain
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
     with pytest.raises(TryAgain, match="not in the local cache and the hub does not answer"):
         models.locate("mistralai/Mistral-7B-v0.1", None)

@@ -211,12 +211,19 @@ def test_a_killed_run_can_be_resumed(run: Runner, place: Path):
     while not status.exists() or '"second"' not in status.read_text():
         assert time.monotonic() < until
         time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.wait()
 
+    (outlived,) = children
+    early = run(slow, "--resume", "-p", "s=0")
+    assert early.exit_code == 75
+    assert f"is still at work (processes {outlived}); let them end, or end them" in early.stderr
+    os.kill(int(outlived), signal.SIGKILL)
     resumed = run(slow, "--resume", "-p", "s=0")
 
     assert resumed.exit_code == 0, resumed.stderr
+    assert "s was '60' for what is kept of" in resumed.stderr
     assert (place / "counted").read_text() == "x"
 
 
@@ -316,8 +323,11 @@ def test_a_suspended_run_waits_and_goes_on_with_an_answer(run: Runner):
     assert "--resume --answer asked.word=" in waiting.stderr
 
     wrong = run(ASKED, "--resume", "--answer", "asked.word=maybe")
-    assert wrong.exit_code == 75
-    assert "yes, no" in wrong.stderr
+    assert wrong.exit_code == 2
+    assert "--answer asked.word=maybe is none of no, yes" in wrong.stderr
+    nobody = run(ASKED, "--resume", "--answer", "aksed.word=yes")
+    assert nobody.exit_code == 2
+    assert "nothing asks that; there are asked.word" in nobody.stderr
 
     answered = run(ASKED, "--resume", "--answer", "asked.word=yes")
     assert answered.exit_code == 0, answered.stderr

@@ -341,6 +341,19 @@ def test_dry_run_prints_the_commands_and_runs_nothing(run: Runner, root: Path):
     assert not (root / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [(["--only", "b"], "b"), (["--from", "b"], "bc"), (["--resume"], ""), (["--run", "x"], "")],
+)
+def test_dry_run_prints_what_would_run(run: Runner, arguments: list[str], printed: str):
+    tasks = [{"name": "a", "template": "one"}]
+    tasks += [{"name": n, "template": "one", "depends": up} for n, up in ("ba", "cb")]
+    ran = run(workflow({"one": python("")}, tasks), "--dry-run", *arguments)
+
+    assert ran.exit_code == (0 if printed else 2)
+    assert [line[0] for line in ran.stdout.splitlines() if line[1:3] == ": "] == list(printed)
+
+
 PARAMETERS = {
     "parameters": [{"name": "profile", "value": "one", "enum": ["one", "two"]}, {"name": "data"}]
 }
