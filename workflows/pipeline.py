@@ -143,6 +143,8 @@ def spec(settings: Settings) -> dict[str, Any]:
             run_as_non_root=True,
             run_as_user=settings.user,
             fs_group=settings.user,
+            # Not every file of a large model cache, at the start of every pod.
+            fs_group_change_policy="OnRootMismatch",
             seccomp_profile=models.SeccompProfile(type="RuntimeDefault"),
         ),
         "volumes": [ExistingVolume(name="models", claim_name=settings.model_cache)],

@@ -196,6 +196,7 @@ def test_no_step_has_a_token_of_the_cluster_and_none_runs_as_root(name: str) -> 
         "runAsNonRoot": True,
         "runAsUser": 8737,
         "fsGroup": 8737,
+        "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
     }
 
