@@ -139,7 +139,7 @@ def make_text(folder: Path, rows: int) -> None:
 
     with (folder / "data.jsonl").open("w") as file:
         for _ in range(rows):
-            row = {"question": say(rng.randint(6, 14)) + "?", "answer": say(rng.randint(8, 24))}
+            row = {"question": say(rng.randint(6, 20)) + "?", "answer": say(rng.randint(16, 64))}
             file.write(json.dumps(row) + "\n")
 
 
