@@ -57,12 +57,12 @@ class Template:
 
         Raises UserError when the template does not render the answer right after the prompt.
         """
-        texts = [text for _, text in row.messages]
-        # Some templates strip contents, and some leave empty ones out.
-        plain = self.prints and not row.images and not row.videos
-        if plain and all(text and text == text.strip() for text in texts):
-            prompt, tail = self.frames(tuple(role for role, _ in row.messages))
-            return filled(prompt, texts), filled(tail, texts)
+        if self.prints and not row.images and not row.videos:
+            roles, texts = zip(*row.messages, strict=True)
+            # Some templates strip contents, and some leave empty ones out.
+            if "" not in texts and texts == tuple(map(str.strip, texts)):
+                prompt, tail = self.frames(roles)
+                return filled(prompt, texts), filled(tail, texts)
         messages = row.prompt()
         return self.parted(messages, {"role": "assistant", "content": row.answer})
 

@@ -60,16 +60,24 @@ class Counter:
         self.first, self.later = Words(backend), Words(backend, ANCHOR, " ")
         # Where a space is not the begin of a word: after another space, and after an added token
         # or a mark, behind which the tokenizer begins anew.
-        ends = "".join(re.escape(end) for end in sorted({MARK, *(text[-1] for text in added)}))
-        self.odd = re.compile(rf"\s\s|[{ends}] ")
-        self.cut = re.compile(rf"(?<=[^\s{ends}]) (?=\S)")
+        ends = sorted({MARK, *(text[-1] for text in added)})
+        self.apart = ["  ", *(f"{end} " for end in ends)]
+        one_of = "".join(map(re.escape, ends))
+        self.odd = re.compile(rf"\s\s|[{one_of}] ")
+        self.cut = re.compile(rf"(?<=[^\s{one_of}]) (?=\S)")
+
+    def is_odd(self, text: str) -> bool:
+        if text.isprintable():
+            # There are no other spaces, and no need of the slower pattern.
+            return any(pair in text for pair in self.apart)
+        return self.odd.search(text) is not None
 
     def counts(self, texts: Iterable[str]) -> list[int]:
         """Tokens of each text."""
-        first, later, odd = self.first.__getitem__, self.later.__getitem__, self.odd.search
+        first, later = self.first.__getitem__, self.later.__getitem__
         found = []
         for text in texts:
-            if odd(text):
+            if self.is_odd(text):
                 head, *words = self.cut.split(text)
             elif text.startswith(" "):
                 head, *words = text[1:].split(" ")

@@ -102,6 +102,7 @@ class Exact:
         tokenizer = self.encoder.tokenizer
         self.template = Template(self.encoder.chat_template, tokenizer)
         self.counter = counter(tokenizer.backend_tokenizer)
+        self.end: str = tokenizer.eos_token
 
     def controls(self) -> re.Pattern[str] | None:
         """Pattern of texts that the tokenizer reads as control tokens."""
@@ -145,13 +146,12 @@ class Exact:
 
     def to_the_end(self, tail: str) -> str:
         """An answer with what stands around it, up to its end token."""
-        end = tail.find(self.encoder.tokenizer.eos_token)
+        end = tail.find(self.end)
         if end < 0:
             raise UserError(
-                f"the chat template must end the answer with {self.encoder.tokenizer.eos_token}; "
-                f"it rendered {tail[:400]!r}"
+                f"the chat template must end the answer with {self.end}; it rendered {tail[:400]!r}"
             )
-        return tail[: end + len(self.encoder.tokenizer.eos_token)]
+        return tail[: end + len(self.end)]
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special ones."""

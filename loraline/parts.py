@@ -11,8 +11,9 @@ import functools
 import hashlib
 import json
 import signal
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,7 @@ from loraline.sources import Source
 
 if TYPE_CHECKING:
     import re
+    from concurrent.futures import ProcessPoolExecutor
 
 ROWS, BYTES = 2048, 32 * 2**20
 """Kept rows that are written at once, and bytes of media after which they are written earlier."""
@@ -170,13 +172,9 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
         return
 
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    context = multiprocessing.get_context("forkserver")
-    # Imported once, before the fork, these cost their memory once.
-    context.set_forkserver_preload(["loraline.preload"])
-    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=settle)
+    pool = processes(min(workers, len(todo)))
     try:
         waiting = {part.number: pool.submit(process, work, part) for part in todo}
         for part in work.parts:
@@ -195,6 +193,28 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             child.terminate()
         for child in left:
             child.join()
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    """Worker processes, forked from one that has imported what they need."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, before the fork, these cost their memory once.
+    context.set_forkserver_preload(["loraline.preload"])
+    return ProcessPoolExecutor(count, context, initializer=settle)
+
+
+def apart(work: Work, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns that needs the tokenizer.
+
+    By a worker, unless transformers is loaded here already: that takes seconds and 300 MB.
+    """
+    if work.tokenizer is None or "transformers" in sys.modules:
+        return function(*arguments)
+    with processes(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def settle() -> None:
@@ -285,7 +305,7 @@ def candidates(
             tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
             continue
         tally.formats[drafted.format] += 1
-        for check in set(made.found):
+        for check in set(made.found) if made.found else ():
             tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
         yield made
 
@@ -351,8 +371,9 @@ def grouped(rows: Iterator[Candidate]) -> Iterator[list[Candidate]]:
     held = 0
     for row in rows:
         group.append(row)
-        held += sum(map(len, row.record.images))
-        held += sum(len(frame) for video in row.record.videos for frame in video.frames)
+        if row.media:
+            held += sum(map(len, row.record.images))
+            held += sum(len(frame) for video in row.record.videos for frame in video.frames)
         if len(group) == ROWS or held >= BYTES:
             yield group
             group, held = [], 0
