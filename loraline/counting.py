@@ -78,13 +78,12 @@ class Counter:
         found = []
         for text in texts:
             if self.is_odd(text):
-                head, *words = self.cut.split(text)
-            elif text.startswith(" "):
-                head, *words = text[1:].split(" ")
-                head = f" {head}"
+                words = self.cut.split(text)
             else:
-                head, *words = text.split(" ")
-            found.append(first(head) + sum(map(later, words)))
+                words = text.split(" ")
+                if text.startswith(" "):
+                    words[:2] = [f" {words[1]}"]
+            found.append(first(words.pop(0)) + sum(map(later, words)))
         return found
 
 

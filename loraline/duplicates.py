@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def signatures(texts: Sequence[str]) -> NDArray[Any]:
     import numpy as np
     from rensa import RMinHash
 
-    words = [text.split(" ") for text in texts]
-    sizes = np.array([len(own) for own in words], np.int64)
-    flat = map(HASHES.__getitem__, chain.from_iterable(words))
+    sizes = np.array([text.count(" ") + 1 for text in texts], np.int64)
+    words = chain.from_iterable(map(str.split, texts, repeat(" ")))
+    flat = map(HASHES.__getitem__, words)
     hashes = np.fromiter(flat, np.uint64, int(sizes.sum()))
     last = np.cumsum(sizes) - 1
     pairs = hashes.copy()

@@ -33,6 +33,7 @@ from loraline.sources import Source
 if TYPE_CHECKING:
     import re
     from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.context import BaseContext
 
 ROWS, BYTES = 2048, 32 * 2**20
 """Kept rows that are written at once, and bytes of media after which they are written earlier."""
@@ -195,15 +196,32 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             child.join()
 
 
-def processes(count: int) -> ProcessPoolExecutor:
-    """Worker processes, forked from one that has imported what they need."""
+def wake(data: Sequence[str], workers: int) -> None:
+    """Begin to import what workers need, some seconds, where data files are here and large."""
+    from multiprocessing import forkserver
+
+    paths = chain.from_iterable(
+        path.iterdir() if path.is_dir() else [path] for path in map(Path, data)
+    )
+    files = (path for path in paths if path.suffix.lower() in readers.KINDS and path.is_file())
+    if workers > 1 and any(file.stat().st_size >= PARALLEL_FROM for file in files):
+        preloading()
+        forkserver.ensure_running()
+
+
+def preloading() -> BaseContext:
+    """A way to start processes that imports what they need once, so its memory counts once."""
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context("forkserver")
-    # Imported once, before the fork, these cost their memory once.
     context.set_forkserver_preload(["loraline.preload"])
-    return ProcessPoolExecutor(count, context, initializer=settle)
+    return context
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    from concurrent.futures import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(count, preloading(), initializer=settle)
 
 
 def apart(work: Work, function: Callable[..., Any], *arguments: Any) -> Any:

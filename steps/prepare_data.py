@@ -86,22 +86,24 @@ def prepare_data(
     force: bool,
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
-    from loraline import checks, dataset, media, profiles, workplace
+    from loraline import checks, dataset, media, parts, profiles, workplace
 
     recipe = profiles.load(profile)
     sources = tuple(filter(None, data)) or ((recipe.data,) if recipe.data else ())
     if not sources:
         raise UserError(f"profile {profile!r} names no data; give a folder with --data")
     request = workplace.Request(sources, prompt, group_by, checks.policy(on), media.limits(limit))
+    workers = workers or cores()
+    parts.wake(sources, workers)
     client = None if check_only else tracking.connect()
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
         if part:
-            run_id = log_part(workplace.share(work, part), part, workers or cores())
+            run_id = log_part(workplace.share(work, part), part, workers)
         else:
             if merge:
                 workplace.gather(work, workplace.runs_of(merge), client)
-            counted = dataset.read(work, workers or cores(), stop_at_failure=not check_only)
+            counted = dataset.read(work, workers, stop_at_failure=not check_only)
             merged = dataset.merge(counted)
             if check_only:
                 check(merged, out_dir)
