@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import click
@@ -109,6 +109,8 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
                 [sys.executable, "-c", MAP_IMAGES, str(pictures)],
             ),
         }
+        if rows:
+            print(f"{tokens(text, place / 'base'):.0f} tokens a text row, without the template\n")
         if llamafactory:
             for kind, folder, count in (("text", text, rows), ("images", pictures, images)):
                 command = [llamafactory, "-c", FACTORY, str(folder), kind]
@@ -123,7 +125,11 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
 
 
 def make_text(folder: Path, rows: int) -> None:
-    """Questions and answers of the length of support tickets, from the words of our own pages."""
+    """Questions and answers as long as Alpaca's, from the words of our own pages.
+
+    One word in a hundred is a number, so that words which nobody saw before are as frequent as in
+    other texts.
+    """
     folder.mkdir()
     rng = random.Random(0)
     words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in PAGES))
@@ -134,13 +140,26 @@ def make_text(folder: Path, rows: int) -> None:
     def say(length: int) -> str:
         said = [rng.choice(words)]
         while len(said) < length:
-            said.append(rng.choice(after[said[-1]] or words if rng.random() < 0.8 else words))
+            drawn = rng.random()
+            said.append(rng.choice((drawn < 0.8 and after.get(said[-1])) or words))
+            if drawn > 0.99:
+                said[-1] = str(rng.randrange(10**6))
         return " ".join(said)
 
     with (folder / "data.jsonl").open("w") as file:
         for _ in range(rows):
             row = {"question": say(rng.randint(6, 20)) + "?", "answer": say(rng.randint(16, 64))}
             file.write(json.dumps(row) + "\n")
+
+
+def tokens(folder: Path, base: Path) -> float:
+    """Mean tokens of the first thousand rows."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    with (folder / "data.jsonl").open() as file:
+        rows = [" ".join(json.loads(line).values()) for line in islice(file, 1000)]
+    return sum(len(found) for found in tokenizer.encode_batch(rows)) / len(rows)
 
 
 def make_images(folder: Path, images: int) -> None:
@@ -193,7 +212,7 @@ def make_base(folder: Path) -> None:
 
 
 def lay_out(place: Path) -> None:
-    """Profiles with limits that no row meets, and the bases."""
+    """Profiles with limits that no row meets, the bases, and MLflow's store."""
     import yaml
 
     (place / "lora_profiles").mkdir()
@@ -206,6 +225,8 @@ def lay_out(place: Path) -> None:
         if kind == "vision":
             profile |= {"min_pixels": 3136, "max_pixels": 1003520}
         (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
+    connect = "from loraline import tracking; tracking.connect()"
+    subprocess.run([sys.executable, "-c", connect], cwd=place, check=True, capture_output=True)
 
 
 def measure(command: list[str], place: Path) -> tuple[float, float, int]:
@@ -224,7 +245,8 @@ def measure(command: list[str], place: Path) -> tuple[float, float, int]:
             except psutil.Error:
                 continue
         peak = max(peak, held)
-        time.sleep(0.2)
+        # To look is work too, on the cores that are measured.
+        time.sleep(0.5)
     seconds = time.monotonic() - started
     if process.returncode:
         raise click.ClickException(process.stderr.read().decode()[-2000:])
