@@ -12,6 +12,7 @@ the printed table says. Memory is the proportional set size of the process and i
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -86,17 +87,26 @@ print(len(rows.map(convert, remove_columns=rows.column_names, num_proc=2)))
 @click.option("--images", default=20_000, show_default=True, help="Rows with one image.")
 @click.option("--llamafactory", help="Python of an environment that has LLaMA-Factory.")
 @click.option("--only", default="", help="A word of the names to run, such as loraline.")
-def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
+@click.option("--files", type=click.Path(path_type=Path), help="Where the files are made and kept.")
+def bench(rows: int, images: int, llamafactory: str | None, only: str, files: Path | None) -> None:
     """Measure prepare_data beside its peers and print a table."""
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
+        place = (files or Path(scratch)).resolve()
         text, pictures = place / "text", place / "images"
-        make_text(text, rows)
-        make_images(pictures, images)
-        make_base(place / "base")
-        lay_out(place)
+        if not (place / "lora_profiles").is_dir():
+            place.mkdir(exist_ok=True)
+            make_text(text, rows)
+            make_images(pictures, images)
+            make_base(place / "base")
+            lay_out(place)
         base = str(place / "base")
-        step = [sys.executable, str(ROOT / "steps/prepare_data.py"), "--workers", str(WORKERS)]
+        step = [
+            sys.executable,
+            str(ROOT / "steps/prepare_data.py"),
+            "--force",
+            "--workers",
+            str(WORKERS),
+        ]
         runs = {
             "loraline, text": (rows, [*step, "--profile", "text", "--data", str(text)]),
             "datasets map (tokens only), text": (
@@ -118,7 +128,7 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
         print("| | rows | seconds | CPU seconds | rows/s | peak GiB |\n|---|---|---|---|---|---|")
         for name, (count, command) in runs.items():
             if count and only in name:
-                seconds, cpu, peak = measure(command, place)
+                seconds, cpu, peak = measure(command, place, scratch)
                 rate, gib = count / seconds, peak / 2**30
                 numbers = f"{seconds:.1f} | {cpu:.1f} | {rate:,.0f} | {gib:.2f}"
                 print(f"| {name} | {count:,} | {numbers} |", flush=True)
@@ -132,18 +142,22 @@ def make_text(folder: Path, rows: int) -> None:
     """
     folder.mkdir()
     rng = random.Random(0)
+    draw = rng.random
     words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in PAGES))
-    after = defaultdict(list)
+    after = defaultdict(lambda: words)
     for one, two in pairwise(words):
-        after[one].append(two)
+        after[one] = [*(after.get(one) or []), two]
 
     def say(length: int) -> str:
-        said = [rng.choice(words)]
-        while len(said) < length:
-            drawn = rng.random()
-            said.append(rng.choice((drawn < 0.8 and after.get(said[-1])) or words))
+        said, word = [], ""
+        for _ in range(length):
+            drawn = draw()
             if drawn > 0.99:
-                said[-1] = str(rng.randrange(10**6))
+                said.append(str(int(draw() * 10**6)))
+                continue
+            others = after[word] if drawn < 0.8 else words
+            word = others[int(draw() * len(others))]
+            said.append(word)
         return " ".join(said)
 
     with (folder / "data.jsonl").open("w") as file:
@@ -229,12 +243,21 @@ def lay_out(place: Path) -> None:
     subprocess.run([sys.executable, "-c", connect], cwd=place, check=True, capture_output=True)
 
 
-def measure(command: list[str], place: Path) -> tuple[float, float, int]:
-    """Seconds, CPU seconds, and the most memory in bytes, of a process and its children."""
+def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, int]:
+    """Seconds, CPU seconds, and the most memory in bytes, of a process and its children.
+
+    `cache` is where datasets keeps what it made, and finds it again.
+    """
     import psutil
 
     started, peak, used = time.monotonic(), 0, dict[int, float]()
-    process = psutil.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = psutil.Popen(
+        command,
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"HF_DATASETS_CACHE": cache},
+    )
     while process.poll() is None:
         held = 0
         for one in [process, *process.children(recursive=True)]:
