@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
     with (
         tracking.open_run("prepare_data", name=f"{name}-v{version}", fingerprint=digest) as run,
         tempfile.TemporaryDirectory() as scratch,
+        ThreadPoolExecutor(1) as aside,
     ):
         client = mlflow.MlflowClient()
         registered = f"{merged.work.recipe.registered_model}-prompt"
@@ -161,6 +163,8 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         folder.mkdir()
         template = instruction.template or prompts.OURS
         (folder / "prompt.txt").write_text(template, encoding="utf-8")
+        # Both wait for others most of the time: for the disk, and for the base's tokenizer.
+        report = aside.submit(dataset_report.write, merged, Path(scratch, "report"))
         listed = shards.write(merged, folder)
         manifest = {
             "digest": digest,
@@ -179,7 +183,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         benchmark.write(merged, Path(scratch, "benchmark"))
-        dataset_report.write(merged, Path(scratch, "report"))
+        report.result()
         for artifacts in ("dataset", "benchmark", "report"):
             mlflow.log_artifacts(str(Path(scratch, artifacts)), artifacts)
         mlflow.log_params(
