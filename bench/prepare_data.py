@@ -88,7 +88,9 @@ print(len(rows.map(convert, remove_columns=rows.column_names, num_proc=2)))
 @click.option("--llamafactory", help="Python of an environment that has LLaMA-Factory.")
 @click.option("--only", default="", help="A word of the names to run, such as loraline.")
 @click.option("--files", type=click.Path(path_type=Path), help="Where the files are made and kept.")
-def bench(rows: int, images: int, llamafactory: str | None, only: str, files: Path | None) -> None:
+def prepare_data(
+    rows: int, images: int, llamafactory: str | None, only: str, files: Path | None
+) -> None:
     """Measure prepare_data beside its peers and print a table."""
     with tempfile.TemporaryDirectory() as scratch:
         place = (files or Path(scratch)).resolve()
@@ -277,4 +279,4 @@ def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, 
 
 
 if __name__ == "__main__":
-    bench()
+    prepare_data()
