@@ -12,6 +12,7 @@ the printed table says. Memory is the proportional set size of the process and i
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import click
@@ -86,17 +87,28 @@ print(len(rows.map(convert, remove_columns=rows.column_names, num_proc=2)))
 @click.option("--images", default=20_000, show_default=True, help="Rows with one image.")
 @click.option("--llamafactory", help="Python of an environment that has LLaMA-Factory.")
 @click.option("--only", default="", help="A word of the names to run, such as loraline.")
-def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
+@click.option("--files", type=click.Path(path_type=Path), help="Where the files are made and kept.")
+def prepare_data(
+    rows: int, images: int, llamafactory: str | None, only: str, files: Path | None
+) -> None:
     """Measure prepare_data beside its peers and print a table."""
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch)
+        place = (files or Path(scratch)).resolve()
         text, pictures = place / "text", place / "images"
-        make_text(text, rows)
-        make_images(pictures, images)
-        make_base(place / "base")
-        lay_out(place)
+        if not (place / "lora_profiles").is_dir():
+            place.mkdir(exist_ok=True)
+            make_text(text, rows)
+            make_images(pictures, images)
+            make_base(place / "base")
+            lay_out(place)
         base = str(place / "base")
-        step = [sys.executable, str(ROOT / "steps/prepare_data.py"), "--workers", str(WORKERS)]
+        step = [
+            sys.executable,
+            str(ROOT / "steps/prepare_data.py"),
+            "--force",
+            "--workers",
+            str(WORKERS),
+        ]
         runs = {
             "loraline, text": (rows, [*step, "--profile", "text", "--data", str(text)]),
             "datasets map (tokens only), text": (
@@ -109,6 +121,8 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
                 [sys.executable, "-c", MAP_IMAGES, str(pictures)],
             ),
         }
+        if rows:
+            print(f"{tokens(text, place / 'base'):.0f} tokens a text row, without the template\n")
         if llamafactory:
             for kind, folder, count in (("text", text, rows), ("images", pictures, images)):
                 command = [llamafactory, "-c", FACTORY, str(folder), kind]
@@ -116,31 +130,52 @@ def bench(rows: int, images: int, llamafactory: str | None, only: str) -> None:
         print("| | rows | seconds | CPU seconds | rows/s | peak GiB |\n|---|---|---|---|---|---|")
         for name, (count, command) in runs.items():
             if count and only in name:
-                seconds, cpu, peak = measure(command, place)
+                seconds, cpu, peak = measure(command, place, scratch)
                 rate, gib = count / seconds, peak / 2**30
                 numbers = f"{seconds:.1f} | {cpu:.1f} | {rate:,.0f} | {gib:.2f}"
                 print(f"| {name} | {count:,} | {numbers} |", flush=True)
 
 
 def make_text(folder: Path, rows: int) -> None:
-    """Questions and answers of the length of support tickets, from the words of our own pages."""
+    """Questions and answers as long as Alpaca's, from the words of our own pages.
+
+    One word in a hundred is a number, so that words which nobody saw before are as frequent as in
+    other texts.
+    """
     folder.mkdir()
     rng = random.Random(0)
+    draw = rng.random
     words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in PAGES))
-    after = defaultdict(list)
+    after = defaultdict(lambda: words)
     for one, two in pairwise(words):
-        after[one].append(two)
+        after[one] = [*(after.get(one) or []), two]
 
     def say(length: int) -> str:
-        said = [rng.choice(words)]
-        while len(said) < length:
-            said.append(rng.choice(after[said[-1]] or words if rng.random() < 0.8 else words))
+        said, word = [], ""
+        for _ in range(length):
+            drawn = draw()
+            if drawn > 0.99:
+                said.append(str(int(draw() * 10**6)))
+                continue
+            others = after[word] if drawn < 0.8 else words
+            word = others[int(draw() * len(others))]
+            said.append(word)
         return " ".join(said)
 
     with (folder / "data.jsonl").open("w") as file:
         for _ in range(rows):
-            row = {"question": say(rng.randint(6, 14)) + "?", "answer": say(rng.randint(8, 24))}
+            row = {"question": say(rng.randint(6, 20)) + "?", "answer": say(rng.randint(16, 64))}
             file.write(json.dumps(row) + "\n")
+
+
+def tokens(folder: Path, base: Path) -> float:
+    """Mean tokens of the first thousand rows."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    with (folder / "data.jsonl").open() as file:
+        rows = [" ".join(json.loads(line).values()) for line in islice(file, 1000)]
+    return sum(len(found) for found in tokenizer.encode_batch(rows)) / len(rows)
 
 
 def make_images(folder: Path, images: int) -> None:
@@ -160,13 +195,13 @@ def make_images(folder: Path, images: int) -> None:
 
 
 def make_image(folder: Path, number: int) -> None:
-    """A picture with as much detail as a photo: 40 KB as JPEG."""
+    """A picture with as much detail as a photo: 60 KB as JPEG."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8)).resize((SIDE, SIDE))
-    noise = rng.normal(0, 8, (SIDE, SIDE, 1))
+    noise = rng.integers(-14, 15, (SIDE, SIDE, 1), np.int16)
     pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(folder / "images" / f"{number:06d}.jpg", quality=85)
 
@@ -193,7 +228,7 @@ def make_base(folder: Path) -> None:
 
 
 def lay_out(place: Path) -> None:
-    """Profiles with limits that no row meets, and the bases."""
+    """Profiles with limits that no row meets, the bases, and MLflow's store."""
     import yaml
 
     (place / "lora_profiles").mkdir()
@@ -206,14 +241,25 @@ def lay_out(place: Path) -> None:
         if kind == "vision":
             profile |= {"min_pixels": 3136, "max_pixels": 1003520}
         (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
+    connect = "from loraline import tracking; tracking.connect()"
+    subprocess.run([sys.executable, "-c", connect], cwd=place, check=True, capture_output=True)
 
 
-def measure(command: list[str], place: Path) -> tuple[float, float, int]:
-    """Seconds, CPU seconds, and the most memory in bytes, of a process and its children."""
+def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, int]:
+    """Seconds, CPU seconds, and the most memory in bytes, of a process and its children.
+
+    `cache` is where datasets keeps what it made, and finds it again.
+    """
     import psutil
 
     started, peak, used = time.monotonic(), 0, dict[int, float]()
-    process = psutil.Popen(command, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = psutil.Popen(
+        command,
+        cwd=place,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"HF_DATASETS_CACHE": cache},
+    )
     while process.poll() is None:
         held = 0
         for one in [process, *process.children(recursive=True)]:
@@ -224,7 +270,8 @@ def measure(command: list[str], place: Path) -> tuple[float, float, int]:
             except psutil.Error:
                 continue
         peak = max(peak, held)
-        time.sleep(0.2)
+        # To look is work too, on the cores that are measured.
+        time.sleep(0.5)
     seconds = time.monotonic() - started
     if process.returncode:
         raise click.ClickException(process.stderr.read().decode()[-2000:])
@@ -232,4 +279,4 @@ def measure(command: list[str], place: Path) -> tuple[float, float, int]:
 
 
 if __name__ == "__main__":
-    bench()
+    prepare_data()

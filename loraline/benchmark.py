@@ -29,6 +29,8 @@ def write(merged: Dataset, folder: Path) -> Path:
     with target.open("w", encoding="utf-8") as file:
         for part, start in zip(merged.work.parts, merged.starts, strict=True):
             index = int(start)
+            if written == MOST:
+                break
             for batch in batches(merged.work, part):
                 wanted = test[index : index + len(batch)]
                 for offset in wanted.nonzero()[0].tolist():

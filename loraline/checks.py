@@ -146,7 +146,8 @@ def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
     Raises BadRow where the action is to drop or to fail.
     """
     for index, (role, text) in enumerate(turns):
-        if match := UNWANTED.search(text):
+        # A text that prints holds none of them, and this is known at once.
+        if not text.isprintable() and (match := UNWANTED.search(text)):
             if actions["characters"] != REPAIR:
                 code = f"U+{ord(match.group()):04X}"
                 raise BadRow("characters", f"{role} turn holds the character {code}")
@@ -163,11 +164,10 @@ def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
 
 def alternate(turns: Turns, actions: Policy, found: list[str]) -> Turns:
     """Turns that go from user to assistant and end with the answer, after at most one of system."""
-    body = turns[1:] if turns[0][0] == "system" else turns
-    regular = len(body) >= 2 and len(body) % 2 == 0
-    if regular and all(
-        role == ("assistant" if i % 2 else "user") for i, (role, _) in enumerate(body)
-    ):
+    roles = [role for role, _ in turns]
+    begin = 1 if roles[0] == "system" else 0
+    pairs = (len(roles) - begin) // 2
+    if pairs and roles[begin:] == ["user", "assistant"] * pairs:
         return turns
     if actions["roles"] == REPAIR:
         joined = turns[:1]

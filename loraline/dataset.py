@@ -31,6 +31,9 @@ FORMAT = 1
 
 MANIFEST = "manifest.json"
 
+CHUNK = 2**16
+"""Rows whose digests are copied at once."""
+
 
 @dataclass
 class Dataset:
@@ -159,6 +162,7 @@ def merge(counted: Counted) -> Dataset:
             loaded.append(dict(arrays))
     starts = np.cumsum([0, *(len(arrays["key"]) for arrays in loaded)])[:-1]
     facts = join(loaded)
+    del loaded
     count = len(facts["key"])
     merged = Dataset(
         work,
@@ -262,17 +266,10 @@ def group_points(merged: Dataset) -> NDArray[Any]:
         joined = least[labels] != facts["group"]
         several = np.zeros(nodes, bool)
         several[labels[joined]] = True
-        points = np.where(several[labels], scattered(least[labels]) / np.float64(2**64), points)
+        points = np.where(
+            several[labels], duplicates.scattered(least[labels]) / np.float64(2**64), points
+        )
     return points
-
-
-def scattered(values: NDArray[Any]) -> NDArray[Any]:
-    """Each uint64 as another that looks unrelated: the finalizer of SplitMix64 (Steele 2014)."""
-    import numpy as np
-
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def repetitions(merged: Dataset) -> None:
@@ -312,18 +309,22 @@ def repetitions(merged: Dataset) -> None:
 
 
 def all_signatures(merged: Dataset) -> NDArray[Any]:
-    """Signatures of all rows, as a map of one file."""
+    """Signatures of all rows by band, as a map of one file."""
     import numpy as np
 
-    target = merged.work.folder / "signatures.npy"
-    shape = (len(merged.split), duplicates.PERMUTATIONS)
-    if not shape[0]:
+    target = merged.work.folder / "signatures"
+    count = len(merged.split)
+    shape = (duplicates.BANDS, count, duplicates.WIDTH)
+    if not count:
         return np.empty(shape, np.uint32)
-    joined = np.lib.format.open_memmap(target, "w+", np.uint32, shape)
-    for part, start in zip(merged.work.parts, merged.starts, strict=True):
-        own = np.load(merged.work.file(part, ".npy"))
-        joined[start : start + len(own)] = own
-    return joined
+    # Written, not mapped: what is mapped counts as memory once it is touched.
+    with target.open("wb") as file:
+        for part, start in zip(merged.work.parts, merged.starts, strict=True):
+            own = np.ascontiguousarray(duplicates.banded(np.load(merged.work.file(part, ".npy"))))
+            for band, values in enumerate(own):
+                file.seek((band * count + int(start)) * values.itemsize * duplicates.WIDTH)
+                file.write(values)
+    return np.memmap(target, np.uint32, "r", shape=shape)
 
 
 def weigh(merged: Dataset) -> None:
@@ -376,9 +377,11 @@ def digest(merged: Dataset) -> str:
     # Where the base was out of reach and no row was near the limit, the rows are the same.
     del head["exact_lengths"]
     found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    splits = merged.split.astype(np.uint8)[:, None]
-    rows = np.concatenate([splits, merged.facts["digest"]], axis=1)
-    found.update(np.repeat(rows, merged.copies, axis=0).tobytes())
+    for start in range(0, len(merged.split), CHUNK):
+        part = slice(start, start + CHUNK)
+        splits = merged.split[part].astype(np.uint8)[:, None]
+        rows = np.concatenate([splits, merged.facts["digest"][part]], axis=1)
+        found.update(np.repeat(rows, merged.copies[part], axis=0).tobytes())
     return found.hexdigest()
 
 

@@ -17,10 +17,13 @@ from loraline import parts
 from loraline.checks import CHECKS
 from loraline.dataset import Dataset, by_check, settings
 from loraline.facts import FLAGS
+from loraline.lengths import Exact
 from loraline.records import SPLITS, Record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from loraline.profiles import Profile
 
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
 WORST, SEEN, CLUSTERS, BINS = 10, 5, 10, 24
@@ -29,6 +32,9 @@ PICTURE = 200
 
 SHOWN = 2000
 """Characters of a text in the report."""
+
+PADS = re.compile(r"(<\|\w+_pad\|>)\1+")
+"""An image's placeholders, of which there are as many as it has tokens."""
 
 
 def write(merged: Dataset, folder: Path) -> Path:
@@ -54,7 +60,9 @@ def contents(merged: Dataset) -> dict[str, Any]:
     facts, work = merged.facts, merged.work
     tokens = facts["tokens"][kept]
     media_kept = kept[facts["media_row"]]
-    ruler = parts.measured(work.tokenizer, work.recipe)
+    shown = spread(merged)
+    records = [merged.record(index) for index in shown]
+    read = parts.apart(work, as_read, work.tokenizer, work.recipe, records)
     return {
         "sources": [
             {
@@ -77,7 +85,7 @@ def contents(merged: Dataset) -> dict[str, Any]:
         "examples": merged.examples,
         "settings": settings(work),
         "prompt": work.prompt or "",
-        "exact": ruler.exact,
+        "exact": work.tokenizer is not None,
         "base": work.recipe.base,
         "lengths": [
             lengths_of(name, facts["tokens"][kept & (merged.split == code)])
@@ -90,7 +98,16 @@ def contents(merged: Dataset) -> dict[str, Any]:
         "pixel_bars": bars(facts["media_pixels"][media_kept]),
         "pixels": lengths_of("pixels", facts["media_pixels"][media_kept]),
         "worst": [row_of(merged, index) for index in worst(merged)],
-        "seen": [seen(merged, index, ruler) for index in spread(merged)],
+        "seen": [
+            {
+                "place": merged.place(index),
+                "tokens": int(facts["tokens"][index]),
+                "given": cut(given),
+                "learnt": cut(learnt),
+                "pictures": pictures(record),
+            }
+            for index, record, (given, learnt) in zip(shown, records, read, strict=True)
+        ],
         "clusters": clusters(merged),
     }
 
@@ -166,25 +183,22 @@ def row_of(merged: Dataset, index: int) -> dict[str, Any]:
     }
 
 
-def seen(merged: Dataset, index: int, ruler: Any) -> dict[str, Any]:
-    """One row as the model sees it: what it is given, and what it learns to say."""
-    record = merged.record(index)
-    if ruler.exact and not record.videos:
-        row = ruler.encoder.encode(record)
-        decode = ruler.encoder.tokenizer.decode
-        given, learnt = decode(row.prompt), decode(row.answer)
-        size = len(row.prompt) + len(row.answer)
-        given = re.sub(r"(<\|\w+_pad\|>)\1+", lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", given)
-    else:
-        given = "\n".join(f"[{role}] {text}" for role, text in record.messages[:-1])
-        learnt, size = record.answer, int(merged.facts["tokens"][index])
-    return {
-        "place": merged.place(index),
-        "tokens": size,
-        "given": cut(given),
-        "learnt": cut(learnt),
-        "pictures": pictures(record),
-    }
+def as_read(
+    tokenizer: Path | None, recipe: Profile, records: Sequence[Record]
+) -> list[tuple[str, str]]:
+    """Rows as the model sees them: what it is given, and what it learns to say."""
+    ruler, found = parts.measured(tokenizer, recipe), []
+    for record in records:
+        if isinstance(ruler, Exact) and not record.videos:
+            row, decode = ruler.encoder.encode(record), ruler.encoder.tokenizer.decode
+            given = PADS.sub(
+                lambda match: f"{match[1]} x {len(match[0]) // len(match[1])}", decode(row.prompt)
+            )
+            found.append((given, decode(row.answer)))
+        else:
+            given = "\n".join(f"[{role}] {text}" for role, text in record.messages[:-1])
+            found.append((given, record.answer))
+    return found
 
 
 def pictures(record: Record) -> list[str]:

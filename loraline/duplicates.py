@@ -7,16 +7,17 @@ hashes. Both work on arrays, so a million rows take some hundred megabytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PERMUTATIONS = 64
-BANDS = 16
-"""Of 4 values each: rows that share 80 % of their word pairs meet with probability 0.9998."""
+BANDS, WIDTH = 16, 4
+"""And values of each: rows that share 80 % of their word pairs meet with probability 0.9998."""
 
 SIMILAR = 0.8
 """Share of equal signature values from which texts are near; it estimates Jaccard similarity."""
@@ -29,37 +30,75 @@ CROWD = 4096
 """Distinct hashes with an equal band of which all are compared; of more, only neighbours are."""
 
 CHUNK = 65536
+WORDS = 2**17
+"""Words whose hashes are remembered, some 20 MB."""
 
 
-def shingles(text: str) -> list[str]:
-    """Pairs of neighbouring words; a text of one word is its only shingle."""
-    words = text.split()
-    return [f"{a} {b}" for a, b in pairwise(words)] or words or [""]
+class Hashes(dict[str, int]):
+    """A number below 2**64 for each word, the same in every process."""
+
+    def __missing__(self, word: str) -> int:
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        if len(self) >= WORDS:
+            self.clear()
+        found = self[word] = int.from_bytes(digest, "big")
+        return found
+
+
+HASHES = Hashes()
 
 
 def signatures(texts: Sequence[str]) -> NDArray[Any]:
-    """MinHash signatures of normalised texts, uint32 of shape (texts, PERMUTATIONS)."""
+    """MinHash signatures of normalised texts, uint32 of shape (texts, PERMUTATIONS).
+
+    A text is the set of its pairs of neighbouring words; one word stands for itself.
+    """
     import numpy as np
     from rensa import RMinHash
 
-    found = RMinHash.digest_matrix_from_token_sets(list(map(shingles, texts)), PERMUTATIONS, SEED)
+    sizes = np.array([text.count(" ") + 1 for text in texts], np.int64)
+    words = chain.from_iterable(map(str.split, texts, repeat(" ")))
+    flat = map(HASHES.__getitem__, words)
+    hashes = np.fromiter(flat, np.uint64, int(sizes.sum()))
+    last = np.cumsum(sizes) - 1
+    pairs = hashes.copy()
+    pairs[:-1] = scattered(hashes[:-1]) + hashes[1:]
+    pairs[last] = hashes[last]
+    within = np.ones(len(pairs), bool)
+    within[last[sizes > 1]] = False
+    starts = np.cumsum([0, *np.maximum(sizes - 1, 1)]).astype(np.uint64)
+    found = RMinHash.digest_matrix_from_flat_token_hashes(pairs[within], starts, PERMUTATIONS, SEED)
     return np.array(found.to_rows(), np.uint32).reshape(-1, PERMUTATIONS)
+
+
+def banded(signed: NDArray[Any]) -> NDArray[Any]:
+    """Signatures, (rows, PERMUTATIONS), as their bands, (BANDS, rows, WIDTH)."""
+    return signed.reshape(-1, BANDS, WIDTH).swapaxes(0, 1)
+
+
+def scattered(values: NDArray[Any]) -> NDArray[Any]:
+    """Each uint64 as another that looks unrelated: the finalizer of SplitMix64 (Steele 2014)."""
+    import numpy as np
+
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def near_texts(signed: NDArray[Any], shown: NDArray[Any]) -> NDArray[Any]:
     """Pairs (row, earlier row) of rows with near texts that show the same media, shape (pairs, 2).
 
-    `signed` is uint32 of shape (rows, PERMUTATIONS) and may be a memory map; `shown` is uint64 of
-    shape (rows,), equal where the media are near.
+    `signed` is uint32 of shape (BANDS, rows, WIDTH) and may be a memory map, of which a band is
+    read at a time, and else only rows that met; `shown` is uint64 of shape (rows,), equal where the
+    media are near.
     """
     import numpy as np
 
-    width = PERMUTATIONS // BANDS
     pairs = [np.empty((0, 2), np.int64)]
     for band in range(BANDS):
         keys = shown.copy()
-        for column in range(band * width, (band + 1) * width):
-            keys = keys * np.uint64(0x9E3779B97F4A7C15) + signed[:, column]
+        for column in range(WIDTH):
+            keys = keys * np.uint64(0x9E3779B97F4A7C15) + signed[band, :, column]
         found = np.concatenate([*neighbours(keys), pairs[0]])
         pairs[0] = unique_pairs(found[similar(signed, found)])
     return pairs[0]
@@ -114,7 +153,7 @@ def similar(signed: NDArray[Any], pairs: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     agreed = [
-        (signed[part[:, 0]] == signed[part[:, 1]]).mean(axis=1) >= SIMILAR
+        (signed[:, part[:, 0]] == signed[:, part[:, 1]]).mean(axis=(0, 2)) >= SIMILAR
         for part in np.array_split(pairs, max(1, len(pairs) // CHUNK))
     ]
     return np.concatenate(agreed)

@@ -21,7 +21,7 @@ FLAGS = list(checks.CHECKS)
 
 def normalised(row: Record) -> str:
     """A row's text without regard to case and spaces."""
-    return " ".join(" ".join(content for _, content in row.messages).casefold().split())
+    return " ".join(" ".join([content for _, content in row.messages]).casefold().split())
 
 
 def facts_of(
@@ -69,7 +69,7 @@ def facts_of(
         "number": np.array([row.number for row in rows], np.int32),
         "turns": np.array([len(row.record.messages) for row in rows], np.int16),
         "flags": np.array(
-            [sum(1 << FLAGS.index(c) for c in set(row.found)) for row in rows], np.uint32
+            [sum({1 << FLAGS.index(check) for check in row.found}) for row in rows], np.uint32
         ),
         "split": np.full(len(rows), split, np.int8),
         "source": np.full(len(rows), source, np.int16),

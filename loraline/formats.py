@@ -35,6 +35,7 @@ FORMATS = {
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 QUESTIONS = {"instruction": "alpaca", "prompt": "prompt_completion", "query": "prompt_completion"}
+ASKED = ("question", *QUESTIONS)
 ANSWERS = {
     "alpaca": ("output", "response"),
     "prompt_completion": ("completion", "response", "answer"),
@@ -148,10 +149,10 @@ def from_parts(content: list[Any], made: Draft) -> str:
 def single(row: Mapping[str, Any], how: Reading) -> Draft:
     """A row of one question or one instruction for its media, and the answer."""
     images, videos = media(row, IMAGES), media(row, VIDEOS)
-    key = next((key for key in ("question", *QUESTIONS) if key in row), None)
+    key = first_of(ASKED, row)
     name = QUESTIONS.get(key, "question_answer") if key else "pairs"
-    answer = next((row[key] for key in ANSWERS[name] if key in row), None)
-    asked = row[key] if key else ""
+    answered = first_of(ANSWERS[name], row)
+    asked, answer = row[key] if key else "", row[answered] if answered else None
     if not isinstance(asked, str) or not isinstance(answer, str) or not (key or images or videos):
         expected = FORMATS[name] if key or images or videos else "; ".join(FORMATS.values())
         raise BadRow(
@@ -179,6 +180,13 @@ def single(row: Mapping[str, Any], how: Reading) -> Draft:
     if isinstance(row.get("system"), str) and row["system"]:
         turns.insert(0, ("system", row["system"]))
     return Draft(name, turns, images, videos)
+
+
+def first_of(names: Sequence[str], row: Mapping[str, Any]) -> str | None:
+    for name in names:
+        if name in row:
+            return name
+    return None
 
 
 def place_tags(made: Draft) -> None:

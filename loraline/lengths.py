@@ -79,14 +79,14 @@ class Exact:
     """Lengths by the base's own tokenizer, chat template and processor.
 
     The same numbers as `encoding.Encoder.encode`, which a test holds against it, in a tenth of the
-    time: rows are tokenised together, and images are counted by their size.
+    time: tokens are counted by words, and images by their size.
     """
 
     exact = True
 
     def __init__(self, folder: Path, recipe: Profile) -> None:
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
+        from loraline.chat_templates import Template
+        from loraline.counting import counter
         from loraline.encoding import Encoder
 
         try:
@@ -99,15 +99,10 @@ class Exact:
                 f"the tokenizer of {recipe.base!r} cannot be loaded: {reason}"
             ) from error
         self.image = functools.lru_cache(maxsize=4096)(self._image)
-        # What apply_chat_template calls. Its context is a copy of all globals, made for every row
-        # anew; ours is made once, which halves the time of a row.
-        self.template = _compile_jinja_template(self.encoder.chat_template)
-        self.names = {
-            **self.template.globals,
-            **self.encoder.tokenizer.special_tokens_map,
-            "tools": None,
-            "documents": None,
-        }
+        tokenizer = self.encoder.tokenizer
+        self.template = Template(self.encoder.chat_template, tokenizer)
+        self.counter = counter(tokenizer.backend_tokenizer)
+        self.end: str = tokenizer.eos_token
 
     def controls(self) -> re.Pattern[str] | None:
         """Pattern of texts that the tokenizer reads as control tokens."""
@@ -126,43 +121,44 @@ class Exact:
         if not rows:
             return []
         tokenizer = self.encoder.tokenizer
+        pairs = [self.template.pair(row) for row in rows]
         first = tokenizer.apply_chat_template(
             rows[0].prompt(),
             chat_template=self.encoder.chat_template,
             tokenize=False,
             add_generation_prompt=True,
         )
-        assert first == self.render(rows[0].prompt(), True), "templates are rendered another way"
-        prompts, tails = [], []
-        for row in rows:
-            messages = row.prompt()
-            prompt = self.render(messages, True)
-            whole = self.render([*messages, {"role": "assistant", "content": row.answer}], False)
-            if not whole.startswith(prompt):
-                raise UserError(
-                    "the chat template must render the answer right after the prompt; "
-                    f"it rendered {whole[:400]!r}"
-                )
-            prompts.append(prompt)
-            tails.append(whole[len(prompt) :])
-        backend = tokenizer.backend_tokenizer
-        encoded = backend.encode_batch_fast(prompts + tails, add_special_tokens=False)
-        end, lengths = self.encoder.end, []
-        for index, (row, shown) in enumerate(zip(rows, sizes, strict=True)):
-            answer = encoded[len(rows) + index].ids
-            if end not in answer:
-                raise UserError(
-                    f"the chat template must end the answer with {tokenizer.eos_token}; "
-                    f"it rendered {tails[index][:400]!r}"
-                )
-            answer_tokens = answer.index(end) + 1
+        assert first == pairs[0][0], "templates are rendered another way"
+        prompts = [prompt for prompt, _ in pairs]
+        answers = [self.to_the_end(tail) for _, tail in pairs]
+        found = self.counts(prompts + answers)
+        lengths = []
+        for row, prompt, shown, before, answer in zip(
+            rows, prompts, sizes, found[: len(rows)], found[len(rows) :], strict=True
+        ):
             if row.videos:
-                prompt_tokens = self.with_videos(prompts[index], row)
-            else:
+                before = self.with_videos(prompt, row)
+            elif shown:
                 # Each placeholder, one token, is repeated as often as its image needs.
-                prompt_tokens = len(encoded[index]) + sum(self.image(size) - 1 for size in shown)
-            lengths.append((prompt_tokens + answer_tokens, answer_tokens))
+                before += sum(self.image(size) - 1 for size in shown)
+            lengths.append((before + answer, answer))
         return lengths
+
+    def to_the_end(self, tail: str) -> str:
+        """An answer with what stands around it, up to its end token."""
+        end = tail.find(self.end)
+        if end < 0:
+            raise UserError(
+                f"the chat template must end the answer with {self.end}; it rendered {tail[:400]!r}"
+            )
+        return tail[: end + len(self.end)]
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special ones."""
+        if self.counter is not None:
+            return self.counter.counts(texts)
+        backend = self.encoder.tokenizer.backend_tokenizer
+        return [len(found) for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def with_videos(self, prompt: str, row: Record) -> int:
         """Tokens of a prompt that shows videos, by the processor itself: it also writes times."""
@@ -189,12 +185,6 @@ class Exact:
             add_special_tokens=False,
         )
         return len(encoded["input_ids"][0])
-
-    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
-        """Messages in the chat template."""
-        names = {**self.names, "messages": messages, "add_generation_prompt": add_generation_prompt}
-        context = self.template.new_context(names, shared=True)
-        return "".join(self.template.root_render_func(context))
 
     def _image(self, size: Size) -> int:
         processor: Any = self.encoder.processor.image_processor

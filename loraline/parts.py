@@ -11,8 +11,9 @@ import functools
 import hashlib
 import json
 import signal
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -31,6 +32,8 @@ from loraline.sources import Source
 
 if TYPE_CHECKING:
     import re
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.context import BaseContext
 
 ROWS, BYTES = 2048, 32 * 2**20
 """Kept rows that are written at once, and bytes of media after which they are written earlier."""
@@ -170,13 +173,9 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
         return
 
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
-    context = multiprocessing.get_context("forkserver")
-    # Imported once, before the fork, these cost their memory once.
-    context.set_forkserver_preload(["loraline.preload"])
-    pool = ProcessPoolExecutor(min(workers, len(todo)), context, initializer=settle)
+    pool = processes(min(workers, len(todo)))
     try:
         waiting = {part.number: pool.submit(process, work, part) for part in todo}
         for part in work.parts:
@@ -195,6 +194,45 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             child.terminate()
         for child in left:
             child.join()
+
+
+def wake(data: Sequence[str], workers: int) -> None:
+    """Begin to import what workers need, some seconds, where data files are here and large."""
+    from multiprocessing import forkserver
+
+    paths = chain.from_iterable(
+        path.iterdir() if path.is_dir() else [path] for path in map(Path, data)
+    )
+    files = (path for path in paths if path.suffix.lower() in readers.KINDS and path.is_file())
+    if workers > 1 and any(file.stat().st_size >= PARALLEL_FROM for file in files):
+        preloading()
+        forkserver.ensure_running()
+
+
+def preloading() -> BaseContext:
+    """A way to start processes that imports what they need once, so its memory counts once."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["loraline.preload"])
+    return context
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    from concurrent.futures import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(count, preloading(), initializer=settle)
+
+
+def apart(work: Work, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns that needs the tokenizer.
+
+    By a worker, unless transformers is loaded here already: that takes seconds and 300 MB.
+    """
+    if work.tokenizer is None or "transformers" in sys.modules:
+        return function(*arguments)
+    with processes(1) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def settle() -> None:
@@ -285,7 +323,7 @@ def candidates(
             tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
             continue
         tally.formats[drafted.format] += 1
-        for check in set(made.found):
+        for check in set(made.found) if made.found else ():
             tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
         yield made
 
@@ -351,8 +389,9 @@ def grouped(rows: Iterator[Candidate]) -> Iterator[list[Candidate]]:
     held = 0
     for row in rows:
         group.append(row)
-        held += sum(map(len, row.record.images))
-        held += sum(len(frame) for video in row.record.videos for frame in video.frames)
+        if row.media:
+            held += sum(map(len, row.record.images))
+            held += sum(len(frame) for video in row.record.videos for frame in video.frames)
         if len(group) == ROWS or held >= BYTES:
             yield group
             group, held = [], 0

@@ -46,15 +46,18 @@ def rows(path: Path, start: int, stop: int | None, row_bytes: int) -> Iterator[R
 
 def lines(file: IO[bytes], stop: int | None, most: int) -> Iterator[bytes | BadRow]:
     """Lines that begin before byte `stop`; one longer than `most` is skipped in bounded memory."""
-    while stop is None or file.tell() < stop:
+    position = file.tell()
+    while stop is None or position < stop:
         line = file.readline(most + 1)
         if not line:
             return
         if len(line) <= most:
+            position += len(line)
             yield line
             continue
         while line and not line.endswith(b"\n"):
             line = file.readline(2**20)
+        position = file.tell()
         yield BadRow("unreadable", f"is longer than {most} bytes (limit row_bytes)")
 
 

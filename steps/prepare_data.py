@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,22 +87,24 @@ def prepare_data(
     force: bool,
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
-    from loraline import checks, dataset, media, profiles, workplace
+    from loraline import checks, dataset, media, parts, profiles, workplace
 
     recipe = profiles.load(profile)
     sources = tuple(filter(None, data)) or ((recipe.data,) if recipe.data else ())
     if not sources:
         raise UserError(f"profile {profile!r} names no data; give a folder with --data")
     request = workplace.Request(sources, prompt, group_by, checks.policy(on), media.limits(limit))
+    workers = workers or cores()
+    parts.wake(sources, workers)
     client = None if check_only else tracking.connect()
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
         if part:
-            run_id = log_part(workplace.share(work, part), part, workers or cores())
+            run_id = log_part(workplace.share(work, part), part, workers)
         else:
             if merge:
                 workplace.gather(work, workplace.runs_of(merge), client)
-            counted = dataset.read(work, workers or cores(), stop_at_failure=not check_only)
+            counted = dataset.read(work, workers, stop_at_failure=not check_only)
             merged = dataset.merge(counted)
             if check_only:
                 check(merged, out_dir)
@@ -151,6 +154,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
     with (
         tracking.open_run("prepare_data", name=f"{name}-v{version}", fingerprint=digest) as run,
         tempfile.TemporaryDirectory() as scratch,
+        ThreadPoolExecutor(1) as aside,
     ):
         client = mlflow.MlflowClient()
         registered = f"{merged.work.recipe.registered_model}-prompt"
@@ -159,6 +163,8 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         folder.mkdir()
         template = instruction.template or prompts.OURS
         (folder / "prompt.txt").write_text(template, encoding="utf-8")
+        # Both wait for others most of the time: for the disk, and for the base's tokenizer.
+        report = aside.submit(dataset_report.write, merged, Path(scratch, "report"))
         listed = shards.write(merged, folder)
         manifest = {
             "digest": digest,
@@ -177,7 +183,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         benchmark.write(merged, Path(scratch, "benchmark"))
-        dataset_report.write(merged, Path(scratch, "report"))
+        report.result()
         for artifacts in ("dataset", "benchmark", "report"):
             mlflow.log_artifacts(str(Path(scratch, artifacts)), artifacts)
         mlflow.log_params(

@@ -26,6 +26,20 @@ def test_the_ways_to_generate_are_timed_on_the_same_rows() -> None:
 
 
 @pytest.mark.slow
+def test_prepare_data_is_timed_beside_datasets_on_the_same_files() -> None:
+    printed = run("bench/prepare_data.py", "--rows", "400", "--images", "40").splitlines()
+    assert "tokens a text row" in printed[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed[4:]]
+    assert [row[:2] for row in rows] == [
+        ["loraline, text", "400"],
+        ["datasets map (tokens only), text", "400"],
+        ["loraline, images", "40"],
+        ["datasets map (decode only), images", "40"],
+    ]
+    assert all(float(row[-1]) > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
     sizes = ("--sizes", "4,8", "--steps", "2", "--tested", "4")
     printed = run("bench/learning_curve.py", *sizes, "--picture", tmp_path / "curve.png")

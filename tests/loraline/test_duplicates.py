@@ -23,7 +23,7 @@ def text(seed: int, length: int = 60) -> list[str]:
 
 def pairs_of(texts: list[str], shown: list[int] | None = None) -> set[tuple[int, int]]:
     shows = np.array(shown or [0] * len(texts), np.uint64)
-    found = duplicates.near_texts(duplicates.signatures(texts), shows)
+    found = duplicates.near_texts(duplicates.banded(duplicates.signatures(texts)), shows)
     return {tuple(pair) for pair in found.tolist()}
 
 
