@@ -141,6 +141,13 @@ def check(
         raise UserError("a merged model is served alone; leave out the adapter beside it")
     if beside and where.format == "production-stack":
         raise UserError("production-stack runs one init container; serve one adapter with it")
+    if where.format != "deployment" and (where.replicas > 1 or where.prometheus or where.monitor):
+        raise UserError(
+            f"{where.format} scales and is watched in its own ways; --replicas, --prometheus and "
+            "--service-monitor are of --format deployment"
+        )
+    if where.format == "production-stack" and where.namespace:
+        raise UserError("values of a Helm chart name no namespace; give it to helm install")
     if where.replicas < 1:
         raise UserError(f"{where.replicas} replicas serve nothing; give at least one")
     server.check_image(where.server_image, base_config)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from loraline.errors import UserError
@@ -158,12 +158,15 @@ def plan(demand: Demand, gpu: str, *, cards: int = 1, fraction: float = 1.0) -> 
     raise UserError(f"{told(demand)} does not fit {described(best, fraction)}; {remedy(best)}")
 
 
-def smallest(demand: Demand) -> Plan:
-    """The plan on the smallest single card that the demand fits; a UserError if there is none."""
+def smallest(demand: Demand, learned: Mapping[str, float]) -> Plan:
+    """The plan on the smallest single card that the demand fits; a UserError if there is none.
+
+    `learned` has the activations in GiB that a log taught, by card.
+    """
     reason = UserError("no card is known")
     for gpu in GPUS:
         try:
-            return plan(demand, gpu)
+            return plan(replace(demand, activation=learned.get(gpu)), gpu)
         except UserError as error:
             reason = error
     raise reason

@@ -47,7 +47,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @step
 @click.option("--run-id", required=True, help="MLflow run of quality_gate.")
 @click.option("--gpu", callback=not_empty, help="Card to size for, or cpu.  [default: smallest]")
-@click.option("--gpus", default=1, show_default=True, help="Most cards of one node to use.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Most cards of one node to use.",
+)
 @click.option(
     "--gpu-fraction", "fraction", default=1.0, show_default=True, help="Share of one card to use."
 )
@@ -108,6 +114,8 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
     click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'})")
     if git:
         click.echo(delivery.commit(out_dir / MANIFEST, git))
+    for warning in doubts(order):
+        click.echo(f"warning: {warning}", err=True)
     if apply:
         delivery.apply(out_dir / MANIFEST, click.echo)
     tracking.hand_over(out_dir, deployed)
@@ -125,8 +133,8 @@ class Order:
     options: dict[str, Any]
     """The command line's, by name."""
 
-    remembered: str
-    """What a log of this model on the card has taught: the base's revision and GiB."""
+    remembered: dict[str, str]
+    """What logs of this model have taught, by card: the base's revision and GiB."""
 
     image: str
     fetch: dict[str, str]
@@ -148,12 +156,20 @@ class Order:
             raise UserError(f"--beside {alias}: no other version of {name} has this alias")
         if log and options["gpu"] in (None, CPU):
             raise UserError("--calibrate needs --gpu to say which card the log is of")
+        if options["gpu"] == CPU and not options["server_image"]:
+            raise UserError("--gpu cpu needs --server-image: vLLM's own image is for GPUs")
+        if options["gpu"] in (None, CPU) and (options["gpus"], options["fraction"]) != (1, 1.0):
+            raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
         return cls(
             name=name,
             version=version,
             beside=str(model.aliases[alias]) if alias else None,
             options={**options, "calibrate": log.read_text(errors="replace") if log else ""},
-            remembered=model.tags.get(f"{ACTIVATION}.{options['gpu']}", ""),
+            remembered={
+                key.removeprefix(f"{ACTIVATION}."): told
+                for key, told in sorted(model.tags.items())
+                if key.startswith(f"{ACTIVATION}.")
+            },
             image=settings.image or "localhost/loraline:dev",
             fetch=fetch_environment(settings),
         )
@@ -226,19 +242,51 @@ def size(
     # The follower's two spare slots count as well.
     ranks = ranks + ranks[:1] * (2 if order.options["follow"] else 0)
     wanted = server.demand(agreed, base_config, ranks, merged=order.options["merged"])
+    told = {card: text.split() for card, text in order.remembered.items()}
+    learned = {
+        card: float(gib)
+        for card, (revision, gib) in told.items()
+        if revision == agreed.base_revision
+    }
     if gpu is None:
-        if (cards, fraction) != (1, 1.0):
-            raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
-        return sizing.smallest(wanted)
+        return sizing.smallest(wanted, learned)
     if gpu not in sizing.GPUS:
         raise UserError(f"--gpu {gpu!r} is not known; accepted: cpu, {', '.join(sizing.GPUS)}")
-    revision, _, gib = order.remembered.partition(" ")
+    tag = f"{ACTIVATION}.{gpu}"
+    source = f"tag {tag} of registered model {order.name}; delete it to forget"
     if log := order.options["calibrate"]:
-        gib = str(sizing.calibrate(log, wanted, gpu, cards=cards, fraction=fraction))
-        revision = agreed.base_revision
-        client.set_registered_model_tag(order.name, f"{ACTIVATION}.{gpu}", f"{revision} {gib}")
-    learned = float(gib) if revision == agreed.base_revision else None
-    return sizing.plan(replace(wanted, activation=learned), gpu, cards=cards, fraction=fraction)
+        learned[gpu] = sizing.calibrate(log, wanted, gpu, cards=cards, fraction=fraction)
+        source = "the log given"
+    wanted = replace(wanted, activation=learned.get(gpu))
+    try:
+        plan = sizing.plan(wanted, gpu, cards=cards, fraction=fraction)
+    except UserError as error:
+        known = f" (activations learned from {source})" if gpu in learned else ""
+        raise UserError(f"{error}{known}") from error
+    if log:
+        client.set_registered_model_tag(order.name, tag, f"{agreed.base_revision} {learned[gpu]}")
+    return plan
+
+
+NO_STORE = (
+    "the pod has no MLflow server to fetch the adapter from; set MLFLOW_TRACKING_URI to one that "
+    "it reaches, and register the model there"
+)
+
+
+def doubts(order: Order) -> list[str]:
+    """What the manifest will need on most clusters and does not say."""
+    from loraline.manifest import SERVER_IMAGE
+
+    found = [] if "MLFLOW_TRACKING_URI" in order.fetch else [NO_STORE]
+    if order.image.startswith("localhost/"):
+        found.append(
+            f"the init container's image {order.image} is on no registry; LORALINE_IMAGE names one"
+        )
+    image = order.options["server_image"] or SERVER_IMAGE
+    if "@sha256:" not in image:
+        found.append(f"{image} is not pinned by digest; --server-image takes one")
+    return found
 
 
 def fetch_environment(settings: Settings) -> dict[str, str]:

@@ -98,7 +98,7 @@ def rendered(
         others = [Adapter(other, uri, path, "34" * 32, 16)]
     ranks = [agreed.r, *(other.rank for other in others)]
     wanted = server.demand(agreed, config, ranks, merged=where.merged)
-    plan = sizing.smallest(wanted)
+    plan = sizing.smallest(wanted, {})
     if gpu:
         plan = sizing.plan(wanted, gpu, cards=cards, fraction=where.fraction)
     return manifest.render(
@@ -278,7 +278,7 @@ def test_the_plan_of_each_profile_fits_the_card_it_names(name: str) -> None:
     profile = profiles.load(name, ROOT / "lora_profiles")
     config = base_config(profile)
     wanted = server.demand(contract_of(profile), config, [profile.r])
-    found = sizing.smallest(wanted)
+    found = sizing.smallest(wanted, {})
     assert found.fits and found.largest_len >= wanted.max_model_len
     assert str(found.max_num_seqs) == args(name)[args(name).index("--max-num-seqs") + 1]
     rank = preflight.max_lora_rank(profile.r)

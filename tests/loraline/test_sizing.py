@@ -125,7 +125,7 @@ def test_a_card_without_bfloat16_and_a_context_without_positions_are_refused() -
 
 
 def test_the_smallest_card_is_found() -> None:
-    assert sizing.smallest(Demand(MISTRAL_7B, "bfloat16", 1024, max_lora_rank=8)).gpu == "L4"
+    assert sizing.smallest(Demand(MISTRAL_7B, "bfloat16", 1024, max_lora_rank=8), {}).gpu == "L4"
 
 
 LOG = """INFO non-default args: {'model': 'x', 'gpu_memory_utilization': 0.7, 'enable_lora': True}

@@ -92,6 +92,10 @@ def test_what_the_command_line_says_is_in_the_manifest(
 MISTAKES = {
     ("--gpu", "GTX-1080"): "--gpu 'GTX-1080' is not known; accepted: cpu, T4,",
     ("--gpus", "2"): "--gpus and --gpu-fraction need --gpu",
+    ("--gpu", "cpu"): "--gpu cpu needs --server-image",
+    ("--gpu", "cpu", "--server-image", "mine", "--gpus", "2"): "need --gpu to say of which card",
+    ("--format", "kserve", "--replicas", "2"): "kserve scales and is watched in its own ways",
+    ("--format", "production-stack", "--namespace", "models"): "give it to helm install",
     ("--gpu", "L4", "--gpu-fraction", "2"): "a fraction of a card is above 0 and up to 1",
     ("--gpu", "L4", "--gpu-fraction", "0.01"): "does not fit 0.01 of one L4 (22.49 GiB x",
     ("--calibrate", "server.log"): "--calibrate needs --gpu",
@@ -108,7 +112,60 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
     for options, told in MISTAKES.items():
         result = step("deploy_vllm", "--run-id", gate_run, *options)
         assert result.exit_code == 2, options
-        assert told in result.stderr and len(result.stderr.splitlines()) == 1
+        *warnings, sentence = result.stderr.splitlines()
+        assert told in sentence
+        assert all(line.startswith("warning: ") for line in warnings)
+
+
+def test_the_number_of_cards_is_at_least_one(step, gate_run: str) -> None:
+    for number in ("0", "-3"):
+        result = step("deploy_vllm", "--run-id", gate_run, "--gpu", "L4", "--gpus", number)
+        assert result.exit_code == 2
+        assert "is not in the range x>=1" in result.stderr
+
+
+def test_what_the_manifest_will_need_is_said(
+    step, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = step("deploy_vllm", "--run-id", gate_run).stderr
+    assert [line.partition(": ")[2].split(";")[0] for line in told.splitlines()] == [
+        "the pod has no MLflow server to fetch the adapter from",
+        "the init container's image localhost/loraline:dev is on no registry",
+        "vllm/vllm-openai:v0.32.0 is not pinned by digest",
+    ]
+    monkeypatch.setenv("LORALINE_IMAGE", "registry.example/loraline:1")
+    image = f"vllm/vllm-openai:v0.32.0@sha256:{'0' * 64}"
+    told = step("deploy_vllm", "--run-id", gate_run, "--server-image", image).stderr
+    assert len(told.splitlines()) == 1
+
+
+def test_a_log_that_leaves_no_room_is_not_remembered(step, workplace: Path, gate_run: str) -> None:
+    log = workplace / "server.log"
+    log.write_text("Model loading took 0.1 GiB\nAvailable KV cache memory: -4.00 GiB\n")
+    result = step("deploy_vllm", "--run-id", gate_run, "--gpu", "L4", "--calibrate", log)
+    assert result.exit_code == 2
+    assert "does not fit" in result.stderr and "learned from the log given" in result.stderr
+    assert step("deploy_vllm", "--run-id", gate_run, "--gpu", "L4").exit_code == 0
+
+
+def test_what_a_log_taught_counts_where_a_card_is_chosen_too(
+    step, workplace: Path, gate_run: str
+) -> None:
+    step("deploy_vllm", "--run-id", gate_run)
+    first = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
+    card = first.split()[2].strip(",")
+    model = mlflow.MlflowClient().get_run(gate_run).data.tags[tracking.MODEL_NAME]
+    revision = rendered(workplace)["Deployment"]["metadata"]["annotations"][
+        "loraline/base-revision"
+    ]
+    tag = f"loraline.activation.{card}"
+    mlflow.MlflowClient().set_registered_model_tag(model, tag, f"{revision} 999")
+    step("deploy_vllm", "--run-id", gate_run)
+    second = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
+    assert second.split()[2].strip(",") != card
+    refused = step("deploy_vllm", "--run-id", gate_run, "--gpu", card)
+    assert refused.exit_code == 2
+    assert f"learned from tag {tag} of registered model {model}; delete it" in refused.stderr
 
 
 def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_run: str) -> None:
