@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import production
 import yaml
 from argo_subset import (
     OUT_DIR,
@@ -39,8 +40,6 @@ from argo_subset import (
 
 ROOT = Path(__file__).parents[1]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|ACCESS_KEY|WEBHOOK|CREDENTIAL")
-SHELLS = {"sh", "bash", "ash", "dash", "zsh"}
 
 
 @click.command()
@@ -68,9 +67,13 @@ def findings(file: Path) -> list[str]:
         return [error.message]
     spec = document["spec"].get("workflowSpec", document["spec"])
     found = [*of_workflow(document, spec), *unused(workflow)]
+    found += [f"spec: {told}" for told in production.of_spec(document, spec)]
     for template in spec["templates"]:
         where = f"template {template['name']}"
         found += [f"{where}: {told}" for told in of_template(template, spec)]
+        if "container" in template:
+            told = production.of_template(template, workflow.templates[template["name"]])
+            found += [f"{where}: {one}" for one in told]
     for name, read_template in workflow.templates.items():
         if isinstance(read_template.body, Dag):
             told = of_dag(workflow, read_template.body.tasks)
@@ -143,14 +146,9 @@ def of_template(template: Object, spec: Object) -> Iterator[str]:
 
 def of_container(template: Object, container: Object, spec: Object) -> Iterator[str]:
     words = [*container["command"], *container.get("args", [])]
-    if Path(words[0]).name in SHELLS and any("{{" in word for word in words):
-        yield "a parameter goes through a shell, which would run what it holds"
     image = container.get("image", "")
     if "{{" not in image and (told := untagged(image)):
         yield told
-    for variable in container.get("env") or []:
-        if SECRET.search(variable["name"]) and variable.get("value"):
-            yield f"env {variable['name']} holds a secret; take it from one with secretKeyRef"
     if "{{" in json.dumps(container.get("resources") or {}):
         yield "resources take no parameters; use podSpecPatch"
     mounts = {
@@ -187,14 +185,14 @@ def of_pod(template: Object, container: Object, spec: Object) -> Iterator[str]:
     patch = template.get("podSpecPatch", "")
     if not patch and not container.get("resources"):
         yield "neither resources nor a podSpecPatch with them"
-    for literal in re.findall(r":'(\{.*?\})'[,}]", patch) if patch.startswith("{{=") else [patch]:
+    for literal in production.literals(patch):
         try:
             asked = yaml.safe_load(literal) or {}
             main = next(c for c in asked["containers"] if c["name"] == "main")
             wanted = main["resources"]["requests"].keys() & main["resources"]["limits"].keys()
             if literal and "memory" not in wanted:
                 yield "podSpecPatch does not request and limit memory"
-        except (yaml.YAMLError, KeyError, StopIteration, TypeError):
+        except (yaml.YAMLError, KeyError, StopIteration, TypeError, AttributeError):
             if literal:
                 yield "podSpecPatch holds no resources of the container main"
 
