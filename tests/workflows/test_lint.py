@@ -345,6 +345,13 @@ BROKEN: dict[str, tuple[Edit, tuple[str, ...], bool]] = {
         ("template evaluate", "podSpecPatch", "privileged"),
         False,
     ),
+    "a patch that depends": (
+        lambda s: template(s, "evaluate").update(
+            podSpecPatch="{{=workflow.parameters['resources'] == 'cpu' ? '{}' : '[]'}}"
+        ),
+        ("template evaluate", "podSpecPatch is no choice from a table"),
+        False,
+    ),
     "memory in no unit": (
         patched('"memory":"32Gi"', '"memory":"4GiB"'),
         ("template evaluate", "podSpecPatch: limits.memory '4GiB'"),
