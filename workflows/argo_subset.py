@@ -64,6 +64,33 @@ FIELDS = {
 }
 """By kind of object: the fields obeyed here, and the fields that only concern Kubernetes."""
 
+TEXT, TEXTS, LIST, OBJECTS, MAPPING = (
+    "a text",
+    "a list of texts",
+    "a list",
+    "a list of mappings",
+    "a mapping",
+)
+SHAPES = {
+    TEXT: "apiVersion concurrencyPolicy depends entrypoint expression generateName globalName "
+    "image key kind name namespace onExit parameter path podSpecPatch retryPolicy "
+    "serviceAccountName template when env.value",
+    TEXTS: "args command dependencies schedules",
+    LIST: "enum steps withItems",
+    OBJECTS: "env mutexes parameters semaphores tasks templates tolerations volumeMounts volumes",
+    MAPPING: "annotations arguments backoff configMapKeyRef container dag executor inputs labels "
+    "metadata metrics nodeSelector outputs podGC podMetadata resources retryStrategy "
+    "securityContext spec supplied suspend synchronization ttlStrategy valueFrom workflowSpec",
+}
+"""What the fields of any kind have to hold, as Argo's types have it; `env.value` is env's alone.
+
+Of the rest, parameters may hold anything, and numbers and durations are read where they are used.
+"""
+SHAPE_OF = {field: shape for shape, fields in SHAPES.items() for field in fields.split()}
+SHAPE_OF |= {"cron.suspend": ""}
+LITERAL = ("default", "enum", "value", "withItems")
+"""Fields whose value is handed on as it stands."""
+
 BODIES = ("container", "dag", "steps", "suspend")
 POLICIES = {
     "Always": ("Failed", "Error"),
@@ -199,13 +226,58 @@ class Workflow:
     parallelism: float
 
 
+class Loader(yaml.SafeLoader):
+    """Reads YAML as Argo does, to which a date is a text."""
+
+
+Loader.yaml_implicit_resolvers = {
+    sign: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read(file: Path) -> Workflow:
     """The workflow in a file; refuses by name what this runner would not do as Argo does."""
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-    checked(str(file), "workflow", document)
+        return understood(load(file))
+    except Refused as error:
+        raise Refused(f"{file}: {error.message}") from error
+
+
+def load(file: Path) -> Object:
+    """The document in a file, without the fields that are null: to Argo they are not there."""
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        if not isinstance(document, dict):
+            raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
+        mapping: Object = plain(document)
+        return mapping
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise Refused(f"is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise Refused("nests too deep to be read") from error
+
+
+def plain(found: Any, *, literal: bool = False) -> Any:
+    """What JSON can say of a YAML value; inside of a literal nulls are kept."""
+    if isinstance(found, dict):
+        return {
+            text(plain(key)): plain(value, literal=literal or key in LITERAL)
+            for key, value in found.items()
+            if value is not None or literal
+        }
+    if isinstance(found, list):
+        return [plain(item, literal=literal) for item in found]
+    if found is not None and not isinstance(found, str | bool | int | float):
+        raise Refused(f"{shown(found)} is a {type(found).__name__}, which JSON has not")
+    return found
+
+
+def understood(document: Object) -> Workflow:
+    """The workflow in a loaded document."""
+    document = checked("file", "workflow", document)
     metadata = checked("metadata", "metadata", document.get("metadata"))
     spec = document.get("spec")
     match document.get("kind"):
@@ -214,10 +286,12 @@ def read(file: Path) -> Workflow:
         case "Workflow" | "WorkflowTemplate":
             pass
         case kind:
-            raise Refused(f"{file}: kind {kind} is no workflow")
-    return Reader(checked("spec", "spec", spec)).workflow(
-        metadata.get("generateName") or f"{metadata.get('name', 'workflow')}-"
-    )
+            raise Refused(f"kind {kind} is no workflow")
+    prefix = metadata.get("generateName") or f"{metadata.get('name', 'workflow')}-"
+    try:
+        return Reader(checked("spec", "spec", spec)).workflow(prefix)
+    except RecursionError as error:
+        raise Refused("an expression nests too deep to be read") from error
 
 
 class Reader:
@@ -233,7 +307,6 @@ class Reader:
         self.outputs: dict[str, dict[str, Output]] = {}
         for name, template in self.found.items():
             where = f"template {name}"
-            checked(where, "template", template)
             bodies = [body for body in BODIES if body in template]
             if len(bodies) != 1:
                 raise Refused(f"{where} needs one of {listed(BODIES)}; it has {listed(bodies)}")
@@ -271,9 +344,8 @@ class Reader:
 
     def calls(self, name: str) -> list[str]:
         template = self.found[name]
-        tasks = [*((template.get("dag") or {}).get("tasks") or [])]
-        for group in template.get("steps") or []:
-            tasks += group if isinstance(group, list) else [group]
+        groups = [template.get("dag", {}).get("tasks", []), *template.get("steps", [])]
+        tasks = [task for group in groups if isinstance(group, list) for task in group]
         return [text(task.get("template")) for task in tasks if isinstance(task, dict)]
 
     def reached(self, name: str) -> set[str]:
@@ -336,13 +408,13 @@ class Reader:
         container = checked(where, "container", template["container"])
         if not container.get("command"):
             raise Refused(f"{where}: the container needs a command; its image is not used here")
-        command = [*container["command"], *(text(word) for word in container.get("args", []))]
+        command = [*container["command"], *container.get("args", [])]
         variables = by_name(where, "env", container.get("env"))
         # Variables with valueFrom are the namespace's; here this process's environment has them.
         environment = {
-            name: text(variable.get("value"))
+            name: variable.get("value", "")
             for name, variable in variables.items()
-            if not checked(f"{where}: env {name}", "env", variable).get("valueFrom")
+            if not variable.get("valueFrom")
         }
         if retry:
             known = known | {"retries", *(f"lastRetry.{word}" for word in OF_A_RETRY)}
@@ -355,8 +427,6 @@ class Reader:
         waiting = by_name(where, "task", dag.get("tasks"))
         if not waiting:
             raise Refused(f"{where}: the dag has no tasks")
-        for name, found in waiting.items():
-            checked(f"{where}: task {name}", "task", found)
         spread = {name for name, found in waiting.items() if expands(found)}
         names, ordered, reachable = set(waiting), list[Task](), dict[str, set[str]]()
         while waiting:
@@ -378,6 +448,8 @@ class Reader:
         groups, seen, inside = list[list[Task]](), set[str](), set[str]()
         always = parse("true", DEPENDS)
         for group in found:
+            if not isinstance(group, list):
+                raise Refused(f"{where}: steps has to be a list of lists, not of {shown(group)}")
             steps = by_name(where, "step", group)
             if seen & steps.keys():
                 raise Refused(
@@ -387,7 +459,7 @@ class Reader:
             read = []
             for name, step in steps.items():
                 at = f"{where}: step {name}"
-                read.append(self.task(at, checked(at, "step", step), known, always, frozenset()))
+                read.append(self.task(at, step, known, always, frozenset()))
             groups.append(read)
             for one in read:
                 # Argo never ends a list of steps that reads an output of a skipped one.
@@ -452,7 +524,6 @@ def read_parameters(where: str, found: Any) -> dict[str, Parameter]:
     read = {}
     for name, parameter in declared.items():
         at = f"{where}: parameter {name}"
-        checked(at, "parameter", parameter)
         preset = parameter.get("value", parameter.get("default"))
         value = None if preset is None else text(preset)
         enum = [text(accepted) for accepted in parameter.get("enum", [])]
@@ -471,7 +542,7 @@ def read_outputs(where: str, found: Any, body: str) -> dict[str, Output]:
     read = {}
     for name, output in declared.items():
         at = f"{where}: output {name}"
-        source = checked(at, "valueFrom", checked(at, "output", output).get("valueFrom"))
+        source = checked(at, "valueFrom", output.get("valueFrom"))
         if source.keys() - {"default"} != {SOURCES[body]}:
             raise Refused(f"{at} of a {body} needs valueFrom.{SOURCES[body]}, not {listed(source)}")
         path, default = source.get("path", f"{OUT_DIR}/"), source.get("default")
@@ -528,6 +599,8 @@ def read_depends(
         if word and word not in {*OUTCOMES, *OF_A_GROUP}:
             known = listed({*OUTCOMES, *OF_A_GROUP})
             raise Refused(f"{where}: depends on {leaf}; after the dot can be {known}")
+        if name == task["name"]:
+            raise Refused(f"{where} depends on itself")
         upstreams.add(name)
     return depends, frozenset(upstreams)
 
@@ -568,23 +641,42 @@ def checked(where: str, kind: str, found: Any) -> Object:
     """The object itself, if it has no field that would have to be obeyed and is not."""
     found = {} if found is None else found
     if not isinstance(found, dict):
-        raise Refused(f"{where}: {kind} has to be a mapping, not {found!r}")
+        raise Refused(f"{where}: {kind} has to be a mapping, not {shown(found)}")
     obeyed, for_kubernetes = FIELDS[kind]
     if unknown := found.keys() - {*obeyed.split(), *for_kubernetes.split()}:
         raise Refused(
             f"{where}: {listed(unknown)} does not run here; {kind} can have "
             f"{listed(obeyed.split())}"
         )
+    for field, value in found.items():
+        shape = SHAPE_OF.get(f"{kind}.{field}", SHAPE_OF.get(field, ""))
+        if shape and not has_shape(value, shape):
+            raise Refused(f"{where}: {field} has to be {shape}, not {shown(value)}")
     return found
 
 
+def has_shape(value: Any, shape: str) -> bool:
+    if shape in (TEXT, MAPPING):
+        return isinstance(value, str if shape == TEXT else dict)
+    members = {TEXTS: str, OBJECTS: dict}.get(shape, object)
+    return isinstance(value, list) and all(isinstance(member, members) for member in value)
+
+
+def shown(value: Any) -> str:
+    """A value as far as it fits into a message."""
+    told = "nothing" if value is None else repr(value)
+    return told if len(told) <= 60 else f"{told[:60]}…"
+
+
 def by_name(where: str, kind: str, found: Any) -> dict[str, Object]:
+    """Objects of a kind by their names, each checked."""
     objects: dict[str, Object] = {}
     for item in found or []:
-        name = text(item.get("name")) if isinstance(item, dict) else ""
-        if name in objects or not re.fullmatch(r"\w[\w-]*", name):
-            raise Refused(f"{where}: each {kind} needs a plain name of its own, not {name!r}")
-        objects[name] = item
+        name = item.get("name") if isinstance(item, dict) else item
+        if not isinstance(name, str) or name in objects or not re.fullmatch(r"\w[\w-]*", name):
+            raise Refused(f"{where}: each {kind} needs a plain name of its own, not {shown(name)}")
+        at = f"template {name}" if kind == "template" else f"{where}: {kind} {name}"
+        objects[name] = checked(at, kind, item)
     return objects
 
 
@@ -603,13 +695,13 @@ def read_limit(where: str, found: Object) -> float:
 
 
 def seconds(where: str, found: Any) -> int:
-    if not (duration := re.fullmatch(r"(\d+)([smhd]?)", str(found))):
+    if not (duration := re.fullmatch(r"(\d{1,15})([smhd]?)", str(found))):
         raise Refused(f"{where} {found!r} is not like 10s or 5m")
     return int(duration[1]) * UNITS[duration[2]]
 
 
 def whole_number(where: str, found: Any) -> int:
-    if not re.fullmatch(r"\d+", str(found)):
+    if not re.fullmatch(r"\d{1,15}", str(found)):
         raise Refused(f"{where} has to be a whole number, not {found!r}")
     return int(found)
 

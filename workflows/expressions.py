@@ -162,7 +162,7 @@ class Parser:
         def compared(scope: Scope) -> bool:
             try:
                 return compare(left(scope), right(scope))
-            except (TypeError, re.error) as error:
+            except (AttributeError, TypeError, re.error) as error:
                 raise EvaluationError(f"{self.source!r}: {error}") from error
 
         return compared

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import production
 import yaml
 from argo_subset import (
     OUT_DIR,
@@ -33,13 +34,12 @@ from argo_subset import (
     Task,
     Workflow,
     listed,
-    read,
+    load,
+    understood,
 )
 
 ROOT = Path(__file__).parents[1]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|ACCESS_KEY|WEBHOOK|CREDENTIAL")
-SHELLS = {"sh", "bash", "ash", "dash", "zsh"}
 
 
 @click.command()
@@ -49,6 +49,8 @@ def lint(files: tuple[Path, ...]) -> None:
     chosen = files or tuple(sorted(Path(__file__).parent.glob("*.yaml")))
     found = [f"{file.name}: {finding}" for file in chosen for finding in findings(file)]
     found += argo_findings(chosen)
+    if not shutil.which("argo"):
+        click.echo("argo is not installed: its own linter was not asked", err=True)
     for finding in found:
         click.echo(finding, err=True)
     if found:
@@ -59,15 +61,19 @@ def lint(files: tuple[Path, ...]) -> None:
 def findings(file: Path) -> list[str]:
     """What is wrong with a workflow, each with the template's name."""
     try:
-        workflow = read(file)
+        document = load(file)
+        workflow = understood(document)
     except Refused as error:
         return [error.message]
-    document = yaml.safe_load(file.read_text(encoding="utf-8"))
     spec = document["spec"].get("workflowSpec", document["spec"])
     found = [*of_workflow(document, spec), *unused(workflow)]
+    found += [f"spec: {told}" for told in production.of_spec(document, spec)]
     for template in spec["templates"]:
         where = f"template {template['name']}"
         found += [f"{where}: {told}" for told in of_template(template, spec)]
+        if "container" in template:
+            told = production.of_template(template, workflow.templates[template["name"]])
+            found += [f"{where}: {one}" for one in told]
     for name, read_template in workflow.templates.items():
         if isinstance(read_template.body, Dag):
             told = of_dag(workflow, read_template.body.tasks)
@@ -76,7 +82,8 @@ def findings(file: Path) -> list[str]:
 
 
 def of_workflow(document: Object, spec: Object) -> Iterator[str]:
-    annotations = document["metadata"].get("annotations", {})
+    metadata = document.get("metadata", {})
+    annotations = metadata.get("annotations", {})
     for key in ("title", "description"):
         if not annotations.get(f"workflows.argoproj.io/{key}"):
             yield f"metadata: no annotation workflows.argoproj.io/{key} for the UI"
@@ -85,12 +92,11 @@ def of_workflow(document: Object, spec: Object) -> Iterator[str]:
             yield f"spec: no {field}"
     if spec.get("automountServiceAccountToken") is not False:
         yield "spec: automountServiceAccountToken is not false, so every step gets a token"
-    security = spec.get("securityContext") or {}
-    if security.get("runAsNonRoot") is not True:
+    if within(spec, "securityContext", "runAsNonRoot") is not True:
         yield "spec: securityContext.runAsNonRoot is not true"
-    if (security.get("seccompProfile") or {}).get("type") != "RuntimeDefault":
+    if within(spec, "securityContext", "seccompProfile", "type") != "RuntimeDefault":
         yield "spec: securityContext.seccompProfile is not RuntimeDefault"
-    for parameter in (spec.get("arguments") or {}).get("parameters") or []:
+    for parameter in within(spec, "arguments", "parameters") or []:
         where = f"spec: parameter {parameter['name']}"
         if not parameter.get("description"):
             yield f"{where} has no description"
@@ -98,10 +104,17 @@ def of_workflow(document: Object, spec: Object) -> Iterator[str]:
             yield f"{where} has no default"
         if "image" in parameter["name"] and (told := untagged(str(parameter.get("value")))):
             yield f"{where}: {told}"
-    name = document["metadata"].get("generateName", document["metadata"].get("name", ""))
+    name = metadata.get("generateName", metadata.get("name", ""))
     # A pod's name has the template's and a hash behind it, and ends at 63 characters.
     if not NAME.fullmatch(name.rstrip("-")) or len(name) > 40:
         yield f"metadata: {name!r} is no name of at most 40 letters, digits and dashes"
+
+
+def within(found: Any, *path: str) -> Any:
+    """The value at a path of fields; None where there is none."""
+    for field in path:
+        found = found.get(field) if isinstance(found, dict) else None
+    return found
 
 
 def unused(workflow: Workflow) -> Iterator[str]:
@@ -133,21 +146,18 @@ def of_template(template: Object, spec: Object) -> Iterator[str]:
 
 def of_container(template: Object, container: Object, spec: Object) -> Iterator[str]:
     words = [*container["command"], *container.get("args", [])]
-    if Path(words[0]).name in SHELLS and any("{{" in str(word) for word in words):
-        yield "a parameter goes through a shell, which would run what it holds"
-    image = str(container.get("image", ""))
+    image = container.get("image", "")
     if "{{" not in image and (told := untagged(image)):
         yield told
-    for variable in container.get("env") or []:
-        if SECRET.search(variable["name"]) and variable.get("value"):
-            yield f"env {variable['name']} holds a secret; take it from one with secretKeyRef"
     if "{{" in json.dumps(container.get("resources") or {}):
         yield "resources take no parameters; use podSpecPatch"
-    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts") or []}
-    volumes = {v["name"] for v in [*(spec.get("volumes") or []), *(template.get("volumes") or [])]}
+    mounts = {
+        str(m.get("name")): str(m.get("mountPath")) for m in container.get("volumeMounts", [])
+    }
+    volumes = {str(v.get("name")) for v in [*spec.get("volumes", []), *template.get("volumes", [])]}
     if missing := mounts.keys() - volumes:
         yield f"it mounts {listed(missing)}, which is no volume of it"
-    security = container.get("securityContext") or {}
+    security = container.get("securityContext", {})
     if security.get("readOnlyRootFilesystem") is not True:
         yield "securityContext.readOnlyRootFilesystem is not true"
     elif (template.get("outputs") or {}).get("parameters") and not any(
@@ -156,7 +166,7 @@ def of_container(template: Object, container: Object, spec: Object) -> Iterator[
         yield f"no volume is mounted at or above {OUT_DIR}, and nothing else can be written"
     if security.get("allowPrivilegeEscalation") is not False:
         yield "securityContext.allowPrivilegeEscalation is not false"
-    if (security.get("capabilities") or {}).get("drop") != ["ALL"]:
+    if within(security, "capabilities", "drop") != ["ALL"]:
         yield "securityContext.capabilities does not drop ALL"
     yield from of_command_line(words)
 
@@ -175,14 +185,14 @@ def of_pod(template: Object, container: Object, spec: Object) -> Iterator[str]:
     patch = template.get("podSpecPatch", "")
     if not patch and not container.get("resources"):
         yield "neither resources nor a podSpecPatch with them"
-    for literal in re.findall(r":'(\{.*?\})'[,}]", patch) if patch.startswith("{{=") else [patch]:
+    for literal in production.literals(patch):
         try:
             asked = yaml.safe_load(literal) or {}
             main = next(c for c in asked["containers"] if c["name"] == "main")
             wanted = main["resources"]["requests"].keys() & main["resources"]["limits"].keys()
             if literal and "memory" not in wanted:
                 yield "podSpecPatch does not request and limit memory"
-        except (yaml.YAMLError, KeyError, StopIteration, TypeError):
+        except (yaml.YAMLError, KeyError, StopIteration, TypeError, AttributeError):
             if literal:
                 yield "podSpecPatch holds no resources of the container main"
 
@@ -197,15 +207,15 @@ def untagged(image: str) -> str:
 
 def of_command_line(words: list[str]) -> Iterator[str]:
     """Whether the step that the container runs takes these arguments."""
-    if words[0] != "python" or not str(words[1]).startswith("steps/"):
+    if words[0] != "python" or not words[1:] or not words[1].startswith("steps/"):
         return
-    if not (ROOT / words[1]).is_file():
+    if not re.fullmatch(r"steps/[a-z]\w*\.py", words[1]) or not (ROOT / words[1]).is_file():
         yield f"{words[1]} is no file of the repository"
         return
-    command, arguments = step_command(ROOT / words[1]), [str(word) for word in words[2:]]
+    command, arguments = step_command(ROOT / words[1]), words[2:]
     context = click.Context(command, info_name=words[1])
     try:
-        values, rest, _ = command.make_parser(context).parse_args(list(arguments))
+        values, rest, _ = command.make_parser(context).parse_args(arguments)
         if rest:
             yield f"{words[1]} takes no {' '.join(rest)}"
         for parameter in command.params:

@@ -103,3 +103,9 @@ def test_what_a_retry_can_ask_of_the_last_attempt(source: str) -> None:
 def test_an_exit_code_that_is_no_number_is_said(code: str) -> None:
     with pytest.raises(EvaluationError, match="whole number"):
         parse("asInt(lastRetry.exitCode) == 1", RETRY).holds({"lastRetry.exitCode": code})
+
+
+@pytest.mark.parametrize("word", ["startsWith", "endsWith", "contains", "matches"])
+def test_a_number_where_a_text_has_to_be_is_an_error_of_the_node(word: str) -> None:
+    with pytest.raises(EvaluationError):
+        parse(f"asInt(lastRetry.exitCode) {word} '7'", RETRY).holds(LAST)

@@ -57,6 +57,34 @@ def stranger(spec: Object) -> None:
     del spec["volumes"]
 
 
+def hosted(spec: Object) -> None:
+    spec["volumes"].append({"name": "node", "hostPath": {"path": "/"}})
+
+
+def patched(old: str, new: str) -> Edit:
+    def edit(spec: Object) -> None:
+        found = template(spec, "evaluate")
+        assert old in found["podSpecPatch"]
+        found["podSpecPatch"] = found["podSpecPatch"].replace(old, new, 1)
+
+    return edit
+
+
+def retried(expression: str) -> Edit:
+    return lambda s: template(s, "evaluate")["retryStrategy"].update(expression=expression)
+
+
+def variable(spec: Object, name: str, **fields: Any) -> None:
+    found = next(v for v in container(spec, "evaluate")["env"] if v["name"] == name)
+    found.clear()
+    found.update(name=name, **fields)
+
+
+def without_shm(spec: Object) -> None:
+    mounts = container(spec, "train-qlora")["volumeMounts"]
+    mounts[:] = [mount for mount in mounts if mount["mountPath"] != "/dev/shm"]
+
+
 # What is broken, the words that the finding has to have, and whether Argo's own linter objects.
 BROKEN: dict[str, tuple[Edit, tuple[str, ...], bool]] = {
     "no such entrypoint": (
@@ -255,6 +283,162 @@ BROKEN: dict[str, tuple[Edit, tuple[str, ...], bool]] = {
         ("spec: parameter data", "description"),
         False,
     ),
+    "a privileged container": (
+        lambda s: container(s, "evaluate")["securityContext"].update(privileged=True),
+        ("template evaluate", "securityContext.privileged is true"),
+        False,
+    ),
+    "a container of root": (
+        lambda s: container(s, "evaluate")["securityContext"].update(runAsUser=0),
+        ("template evaluate", "securityContext.runAsUser is 0"),
+        False,
+    ),
+    "a container that may be root's": (
+        lambda s: container(s, "evaluate")["securityContext"].update(runAsNonRoot=False),
+        ("template evaluate", "securityContext.runAsNonRoot is false"),
+        False,
+    ),
+    "a pod of root": (
+        lambda s: template(s, "evaluate").update(securityContext={"runAsUser": 0}),
+        ("template evaluate", "securityContext.runAsUser is 0"),
+        False,
+    ),
+    "a workflow of root": (
+        lambda s: s["securityContext"].update(runAsUser=0),
+        ("spec", "securityContext.runAsUser is 0"),
+        False,
+    ),
+    "added capabilities": (
+        lambda s: container(s, "evaluate")["securityContext"]["capabilities"].update(
+            add=["SYS_ADMIN"]
+        ),
+        ("template evaluate", "capabilities adds", "SYS_ADMIN"),
+        False,
+    ),
+    "system calls without a filter": (
+        lambda s: template(s, "evaluate").update(
+            securityContext={"seccompProfile": {"type": "Unconfined"}}
+        ),
+        ("template evaluate", "seccompProfile", "Unconfined"),
+        False,
+    ),
+    "a token for one step": (
+        lambda s: template(s, "evaluate").update(automountServiceAccountToken=True),
+        ("template evaluate", "automountServiceAccountToken is true"),
+        False,
+    ),
+    "a folder of the node": (hosted, ("spec", "hostPath"), False),
+    "a folder of the node for one step": (
+        lambda s: template(s, "evaluate")["volumes"].append(
+            {"name": "node", "hostPath": {"path": "/"}}
+        ),
+        ("template evaluate", "hostPath"),
+        False,
+    ),
+    "the node's network by a patch": (
+        patched('{"containers":', '{"hostNetwork":true,"containers":'),
+        ("template evaluate", "podSpecPatch: hostNetwork"),
+        False,
+    ),
+    "a privileged container by a patch": (
+        patched('"name":"main",', '"name":"main","securityContext":{"privileged":true},'),
+        ("template evaluate", "podSpecPatch", "privileged"),
+        False,
+    ),
+    "a patch that depends": (
+        lambda s: template(s, "evaluate").update(
+            podSpecPatch="{{=workflow.parameters['resources'] == 'cpu' ? '{}' : '[]'}}"
+        ),
+        ("template evaluate", "podSpecPatch is no choice from a table"),
+        False,
+    ),
+    "memory in no unit": (
+        patched('"memory":"32Gi"', '"memory":"4GiB"'),
+        ("template evaluate", "podSpecPatch: limits.memory '4GiB'"),
+        False,
+    ),
+    "a shell behind env": (
+        lambda s: container(s, "evaluate").update(
+            command=["env", "sh", "-c"], args=["echo {{inputs.parameters.run-id}}"]
+        ),
+        ("template evaluate", "shell"),
+        False,
+    ),
+    "a parameter as code": (
+        lambda s: container(s, "evaluate").update(
+            command=["python", "-c"], args=["print('{{inputs.parameters.run-id}}')"]
+        ),
+        ("template evaluate", "code after -c"),
+        False,
+    ),
+    "a secret in the namespace's settings": (
+        lambda s: variable(
+            s, "HF_TOKEN", valueFrom={"configMapKeyRef": {"name": "loraline", "key": "hf-token"}}
+        ),
+        ("template evaluate", "HF_TOKEN", "secretKeyRef"),
+        False,
+    ),
+    "a secret as a parameter": (
+        lambda s: variable(s, "HF_TOKEN", value="{{workflow.parameters.data}}"),
+        ("template evaluate", "HF_TOKEN", "secretKeyRef"),
+        False,
+    ),
+    "a token among the arguments": (
+        lambda s: container(s, "evaluate")["args"].extend(["--metric", "hf_" + 30 * "x"]),
+        ("template evaluate", "arguments hold what looks like a secret"),
+        False,
+    ),
+    "a token as a default": (
+        lambda s: s["arguments"]["parameters"][1].update(value="hf_" + 30 * "x"),
+        ("spec", "a parameter holds what looks like a secret"),
+        False,
+    ),
+    "a retry of everything": (
+        retried("true"),
+        ("template evaluate", "a user's mistake (2) is tried again"),
+        False,
+    ),
+    "a retry of lack of memory": (
+        retried("asInt(lastRetry.exitCode) > 2 || lastRetry.status == 'Error'"),
+        ("template evaluate", "memory that ran out (137) is tried again"),
+        False,
+    ),
+    "an exit code read as a number": (
+        retried("lastRetry.exitCode == 75 || lastRetry.status == 'Error'"),
+        ("template evaluate", "exit code 75 is not tried again", "asInt"),
+        False,
+    ),
+    "a retry that leaves lost pods out": (
+        retried("asInt(lastRetry.exitCode) == 75"),
+        ("template evaluate", "a lost pod is not tried again"),
+        False,
+    ),
+    "no retry at all": (
+        lambda s: template(s, "evaluate")["retryStrategy"].update(limit=0),
+        ("template evaluate", "limit 0"),
+        False,
+    ),
+    "a GPU without a queue": (
+        lambda s: template(s, "evaluate").pop("synchronization"),
+        ("template evaluate", "semaphore"),
+        False,
+    ),
+    "two gates at once": (
+        lambda s: template(s, "quality-gate").pop("synchronization"),
+        ("template quality-gate", "no mutex"),
+        False,
+    ),
+    "little shared memory": (without_shm, ("template train-qlora", "/dev/shm"), False),
+    "an output that no step writes": (
+        lambda s: output(s, "evaluate")["valueFrom"].update(path="/tmp/outputs/runid"),
+        ("template evaluate", "output run-id: steps/evaluate.py writes no file runid"),
+        False,
+    ),
+    "a profile that is none": (
+        lambda s: container(s, "train-qlora")["args"].extend(["--profile", "nosuchprofile"]),
+        ("template train-qlora", "--profile nosuchprofile is none of", "smoke-text"),
+        False,
+    ),
 }
 
 
@@ -300,6 +484,16 @@ def test_the_committed_workflows_have_nothing_to_find(lint: Any) -> None:
     assert [file.stem for file in files] == names
     assert {file.stem: lint.findings(file) for file in files} == {f.stem: [] for f in files}
     assert lint.argo_findings(files) == []
+
+
+@pytest.mark.parametrize("field", ["schedules", "concurrencyPolicy"])
+def test_a_schedule_says_when_and_how_many_at_once(lint: Any, tmp_path: Path, field: str) -> None:
+    document = yaml.safe_load((ROOT / "workflows/retrain.yaml").read_text())
+    del document["spec"][field]
+    file = tmp_path / "retrain.yaml"
+    file.write_text(yaml.safe_dump(document))
+
+    assert [field in finding for finding in lint.findings(file)] == [True]
 
 
 def test_findings_are_printed_one_a_line_and_end_with_1(tmp_path: Path) -> None:

@@ -507,7 +507,7 @@ REFUSED = {
         ),
         "template step: parameter x: 'c' is none of a, b",
     ),
-    "a ring": (refusal(task={"depends": "a"}), "template line: tasks a"),
+    "a ring of one": (refusal(task={"depends": "a"}), "template line: task a depends on itself"),
     "an unknown outcome": (
         refusal(task={"depends": "a.Done"}),
         "template line: task a: depends on a.Done",

@@ -1,0 +1,292 @@
+"""Whatever a file holds, reading it ends in a workflow or in one sentence that names the fault."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).parents[2]
+Object = dict[str, Any]
+
+VALID: Object = yaml.safe_load("""
+apiVersion: argoproj.io/v1alpha1
+kind: CronWorkflow
+metadata: {name: small, annotations: {workflows.argoproj.io/title: Small}}
+spec:
+  schedules: ["0 3 * * 0"]
+  concurrencyPolicy: Forbid
+  workflowSpec:
+    activeDeadlineSeconds: 60
+    parallelism: 2
+    entrypoint: main
+    onExit: say
+    securityContext: {runAsNonRoot: true, seccompProfile: {type: RuntimeDefault}}
+    volumes: [{name: models, persistentVolumeClaim: {claimName: models}}]
+    arguments: {parameters: [{name: word, description: A word., value: a, enum: [a, b]}]}
+    templates:
+    - name: say
+      activeDeadlineSeconds: 30
+      timeout: 50s
+      inputs: {parameters: [{name: word, default: a, enum: [a, b]}]}
+      outputs: {parameters: [{name: out, valueFrom: {path: /tmp/outputs/out, default: ""}}]}
+      podSpecPatch: '{"containers": [{"name": "main", "resources": {"limits": {"memory": "1Gi"}}}]}'
+      volumes: [{name: tmp, emptyDir: {}}]
+      retryStrategy:
+        limit: 2
+        retryPolicy: Always
+        expression: asInt(lastRetry.exitCode) == 75
+        backoff: {duration: 1s, factor: 2, maxDuration: 1m}
+      synchronization:
+        mutexes: [{name: one}]
+        semaphores: [{configMapKeyRef: {name: queues, key: gpu}}]
+      container:
+        image: localhost/small:1
+        command: [python, steps/evaluate.py]
+        args: [--run-id, "{{inputs.parameters.word}}"]
+        env: [{name: A, value: b}, {name: C, valueFrom: {secretKeyRef: {name: s, key: k}}}]
+        resources: {limits: {memory: 1Gi}}
+        volumeMounts: [{name: tmp, mountPath: /tmp}]
+        securityContext: {readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+    - name: ask
+      suspend: {duration: 1s}
+    - name: group
+      steps: [[{name: first, template: say}], [{name: second, template: ask, when: 1 == 1}]]
+    - name: main
+      parallelism: 1
+      outputs:
+        parameters:
+        - {name: out, valueFrom: {parameter: "{{tasks.a.outputs.parameters.out}}"}}
+      dag:
+        failFast: false
+        tasks:
+        - name: a
+          template: say
+          arguments: {parameters: [{name: word, value: b}]}
+        - {name: b, template: older, depends: a}
+        - {name: c, template: say, depends: a && b.Succeeded, when: x == x, withItems: [1, {k: v}]}
+        - name: d
+          template: say
+          depends: c.AnySucceeded
+          withParam: "{{tasks.c.outputs.parameters.out}}"
+    - name: older
+      dag:
+        tasks:
+        - {name: a, template: group}
+        - {name: b, template: ask, dependencies: [a]}
+""")
+
+
+def paths(found: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if before:
+        yield before
+    keys = (
+        found if isinstance(found, dict) else range(len(found)) if isinstance(found, list) else ()
+    )
+    for key in keys:
+        yield from paths(found[key], (*before, key))
+
+
+def replaced(path: tuple[Any, ...], value: Any) -> Object:
+    document = copy.deepcopy(VALID)
+    parent: Any = document
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    return document
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.dates()
+    | st.binary(max_size=3)
+    | st.sampled_from(["", "a", "{{x}}", "(((", "/tmp/outputs/..", "9" * 5000, "{{=1}}", "'"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["name", "x", 5, None, True]), inner, max_size=2)
+    ),
+    max_leaves=3,
+)
+
+
+@pytest.fixture(scope="module")
+def lint(script: Any) -> Any:
+    sys.path.insert(0, str(ROOT / "workflows"))
+    return script("workflows/lint.py")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("subset") / "small.yaml"
+
+
+@given(path=st.sampled_from(list(paths(VALID))), value=ANYTHING)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_value_in_place_of_any_field_is_read_or_refused(
+    lint: Any, file: Path, path: tuple[Any, ...], value: Any
+) -> None:
+    file.write_text(yaml.safe_dump(replaced(path, value)))
+
+    assert all(isinstance(finding, str) for finding in lint.findings(file))
+
+
+def test_the_valid_workflow_is_read(lint: Any, file: Path) -> None:
+    file.write_text(yaml.safe_dump(VALID))
+
+    assert set(lint.understood(lint.load(file)).templates) == {
+        "say",
+        "ask",
+        "group",
+        "main",
+        "older",
+    }
+    assert lint.argo_findings([file]) == []
+
+
+SPEC = ("spec", "workflowSpec")
+SAY, MAIN = (*SPEC, "templates", 0), (*SPEC, "templates", 3)
+TASK = (*MAIN, "dag", "tasks")
+# What is put where, and the message.
+WRONG: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "a condition": ((*TASK, 2, "when"), True, "template main: task c: when has to be a text"),
+    "steps": (
+        (*SPEC, "templates", 2, "steps"),
+        5,
+        "template group: steps has to be a list, not 5",
+    ),
+    "a list of steps": (
+        (*SPEC, "templates", 2, "steps"),
+        [{"name": "a", "template": "say"}],
+        "template group: steps has to be a list of lists",
+    ),
+    "a path": (
+        (*SAY, "outputs", "parameters", 0, "valueFrom", "path"),
+        5,
+        "template say: output out: path has to be a text, not 5",
+    ),
+    "arguments": (
+        (*SAY, "container", "args"),
+        "-V",
+        "template say: args has to be a list of texts, not '-V'",
+    ),
+    "a number as a word": (
+        (*SAY, "container", "args", 0),
+        5,
+        "template say: args has to be a list of texts, not [5, ",
+    ),
+    "a command": (
+        (*SAY, "container", "command"),
+        "python",
+        "template say: command has to be a list of texts, not 'python'",
+    ),
+    "dependencies": (
+        (*SPEC, "templates", 4, "dag", "tasks", 1, "dependencies"),
+        "a",
+        "template older: task b: dependencies has to be a list of texts, not 'a'",
+    ),
+    "a variable": (
+        (*SAY, "container", "env", 0, "value"),
+        5,
+        "template say: env A: value has to be a text, not 5",
+    ),
+    "itself": (
+        (*TASK, 0, "depends"),
+        "a",
+        "template main: task a depends on itself",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
+    script: Any, tmp_path: Path, case: str
+) -> None:
+    path, value, told = WRONG[case]
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(replaced(path, value)))
+    done = subprocess.run(
+        [sys.executable, ROOT / "workflows/run_local.py", file, "--dry-run"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"Error: {file}: {told}"), done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("argo"), reason="argo is not installed")
+@pytest.mark.parametrize("case", WRONG)
+def test_argo_refuses_the_same_shapes(lint: Any, tmp_path: Path, case: str) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(replaced(*WRONG[case][:2])))
+
+    assert lint.argo_findings([file])
+
+
+def test_a_null_is_a_field_that_is_not_there(lint: Any, file: Path) -> None:
+    path = (*SAY, "inputs", "parameters", 0, "enum")
+    file.write_text(yaml.safe_dump(replaced(path, None)))
+
+    assert lint.understood(lint.load(file)).templates["say"].inputs["word"].enum == []
+    assert lint.argo_findings([file]) == []
+
+
+def test_a_date_is_a_text(lint: Any, file: Path) -> None:
+    file.write_text(yaml.safe_dump(VALID).replace("k: v", "k: 2026-02-30"))
+
+    main = lint.understood(lint.load(file)).templates["main"]
+    assert [1, {"k": "2026-02-30"}] in [task.items for task in main.body.tasks]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "a workflow has to be a mapping, not nothing"),
+        ("- 1", "a workflow has to be a mapping, not [1]"),
+        ("a: &b {c: *b}", "nests too deep to be read"),
+        ("a: !!set {b}", "which JSON has not"),
+        ("a: [", "is not YAML"),
+        ("a: \x00", "is not YAML"),
+        ("kind: Pod", "kind Pod is no workflow"),
+    ],
+)
+def test_a_file_that_is_no_workflow_is_refused(
+    lint: Any, file: Path, content: str, told: str
+) -> None:
+    file.write_text(content)
+
+    assert [told in finding for finding in lint.findings(file)] == [True], lint.findings(file)
+
+
+def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_looked_at(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.yaml").write_text("")
+    document = replaced((*SPEC, "onExit"), "stop")
+    del document["metadata"]
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(document))
+    done = subprocess.run(
+        [sys.executable, ROOT / "workflows/lint.py", tmp_path / "a.yaml", tmp_path / "b.yaml"],
+        capture_output=True,
+        text=True,
+        env={"PATH": ""},
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "argo is not installed: its own linter was not asked",
+        "a.yaml: a workflow has to be a mapping, not nothing",
+        "b.yaml: spec: onExit stop is no template; there are ask, group, main, older, say",
+    ]
