@@ -29,6 +29,7 @@ UNPULLED = ("ErrImagePull", "ImagePullBackOff")
 PULL_SECONDS = 120
 """How long an image may be refused before it counts as one that does not exist."""
 
+OWN_CONFIG = Path("~/.kube/config").expanduser()
 MISREAD = (TypeError, AttributeError, LookupError)
 """What the client library ends with on a kubeconfig of another form."""
 
@@ -175,7 +176,7 @@ def connect(deployment: Object) -> tuple[DynamicClient, str]:
     # The library looks at the variable only when it is imported.
     file = os.environ.get("KUBECONFIG")
     try:
-        if file is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if not (file or OWN_CONFIG.exists()) and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config()
         else:
             config.load_kube_config(file)
@@ -183,7 +184,7 @@ def connect(deployment: Object) -> tuple[DynamicClient, str]:
             namespace = context["context"].get("namespace", namespace)
     except (ConfigException, YAMLError, OSError, ValueError, *MISREAD) as error:
         reason = " ".join(str(error).split())
-        place = file or "~/.kube/config"
+        place = file or OWN_CONFIG
         raise UserError(f"--apply finds no cluster in kubeconfig {place}: {reason}") from error
     return (
         DynamicClient(client.ApiClient()),
@@ -308,7 +309,8 @@ def waits_for(pod: Object) -> list[str]:
     for container in containers_of(pod):
         waiting = container["state"].get("waiting", {})
         if waiting.get("message"):
-            found.append(f"{container['name']}: {waiting['reason']}: {waiting['message']}")
+            message = " ".join(waiting["message"].split())
+            found.append(f"{container['name']}: {waiting['reason']}: {message}")
     return found
 
 

@@ -3,9 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from collections.abc import Callable
 
 import pytest
 
@@ -16,34 +14,6 @@ from loraline.records import Record, from_prompt
 
 Answering = Callable[[int, str], str]
 ROW = from_prompt("{question}", "Who?", "")
-
-
-@pytest.fixture
-def answering() -> Iterator[Answering]:
-    """An HTTP server that gives every request one answer, whatever it is asked; its address."""
-    servers = []
-
-    def start(code: int, body: str) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.send_response(code)
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            do_POST = do_GET
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
-        Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
-        return f"http://127.0.0.1:{servers[-1].server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
 
 
 def test_the_interfaces_address_is_as_good_as_the_servers(answering: Answering) -> None:

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import pytest
+
+from loraline.client import Server
+from loraline.errors import TryAgain
+from loraline.records import from_prompt
+
+ROW = {"record": from_prompt("{question}", "Who?", "")}
+
+
+@pytest.fixture(scope="module")
+def verify(script):
+    return script("steps/verify_serving.py")
+
+
+def test_a_row_that_the_server_refuses_is_an_answer_that_says_so(verify, answering) -> None:
+    found = verify.attempt(Server(answering(400, "too long")), "tiny-lora", 5, ROW)
+    assert found.tokens == found.prompt == []
+    assert found.refusal.endswith("/v1/chat/completions answers 400: too long")
+
+
+def test_a_server_that_fails_at_a_row_gives_no_verdict(verify, answering) -> None:
+    with pytest.raises(TryAgain, match="answers 500: engine is dead"):
+        verify.attempt(Server(answering(500, "engine is dead")), "tiny-lora", 5, ROW)
