@@ -8,7 +8,10 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from loraline.errors import TryAgain, UserError
@@ -30,68 +33,92 @@ class Served:
     """Token IDs that the server made of the request."""
 
     seconds: float
+    refusal: str = ""
+    """Why there is no answer."""
+
+
+class Refused(UserError):
+    """The server does not take a request: too long for it, an unknown model, a bad image."""
 
 
 class Server:
-    """A server at an address, with the key of the environment's VLLM_API_KEY."""
+    """A server at an address, with or without the interface's /v1, and with the key of the
+    environment's VLLM_API_KEY.
+
+    What it is asked raises Refused when it answers 4xx, TryAgain when it fails or nobody listens,
+    UserError when the key is another or what answers is no vLLM server.
+    """
 
     def __init__(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(f"server address {url!r} does not start with http:// or https://")
-        self.url = url.rstrip("/")
+        self.url = url.rstrip("/").removesuffix("/v1")
 
-    def is_healthy(self) -> bool:
-        """Whether /health answers 200; TryAgain when nobody listens."""
-        try:
-            self._open("/health").close()
-        except urllib.error.HTTPError:
-            return False
-        return True
+    def check_health(self) -> None:
+        self._open("/health")
 
     def models(self) -> dict[str, str | None]:
         """Names that the server takes, each with the name of its base, if it is an adapter."""
-        with self._open("/v1/models") as answer:
-            return {each["id"]: each.get("parent") for each in json.load(answer)["data"]}
+        with self._understood("/v1/models"):
+            listed = json.loads(self._open("/v1/models"))["data"]
+            return {each["id"]: each.get("parent") for each in listed}
 
     def ask(self, model: str, record: Record, max_tokens: int) -> Served:
-        """The greedy answer to a row's prompt. Raises UserError when the server refuses."""
+        """The greedy answer to a row's prompt."""
+        path = "/v1/chat/completions"
         body = request(model, record, max_tokens) | {"return_token_ids": True}
         started = time.monotonic()
-        with self._open("/v1/chat/completions", body) as answer:
-            found = json.load(answer)
-        choice = found["choices"][0]
-        tokens = choice["token_ids"]
-        return Served(
-            tokens=tokens[:-1] if choice["finish_reason"] == "stop" else tokens,
-            text=(choice["message"]["content"] or "").strip(),
-            prompt=found["prompt_token_ids"],
-            seconds=time.monotonic() - started,
-        )
+        answer = self._open(path, body)
+        with self._understood(path):
+            found = json.loads(answer)
+            choice = found["choices"][0]
+            tokens = choice["token_ids"]
+            return Served(
+                tokens=tokens[:-1] if choice["finish_reason"] == "stop" else tokens,
+                text=(choice["message"]["content"] or "").strip(),
+                prompt=found["prompt_token_ids"],
+                seconds=time.monotonic() - started,
+            )
 
     def post(self, path: str, body: dict[str, Any]) -> str:
         """The answer to a request of another kind, as text."""
-        with self._open(path, body) as answer:
-            return str(answer.read().decode())
+        return self._open(path, body).decode(errors="replace")
 
-    def _open(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    @contextmanager
+    def _understood(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.url} is no vLLM server: what {path} answers has another form "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def _open(self, path: str, body: dict[str, Any] | None = None) -> bytes:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("VLLM_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
-        asked = urllib.request.Request(self.url + path, data, headers)
         try:
-            return urllib.request.urlopen(asked, timeout=TIMEOUT)
+            asked = urllib.request.Request(self.url + path, data, headers)
+            with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
+                found: bytes = answer.read()
+                return found
         except urllib.error.HTTPError as error:
-            if path == "/health":
-                raise
-            reason = error.read().decode(errors="replace")[:300]
-            if error.code == 401:
+            reason = " ".join(error.read().decode(errors="replace").split())[:300]
+            if error.code in (401, 403):
                 raise UserError(f"{self.url} wants another key than VLLM_API_KEY's") from error
-            raise UserError(f"{self.url}{path} answers {error.code}: {reason}") from error
-        except (urllib.error.URLError, OSError) as error:
+            said = f"{self.url}{path} answers {error.code}: {reason or error.reason}"
+            # 408 and 429 ask for patience, too.
+            if error.code >= 500 or error.code in (408, 429):
+                raise TryAgain(said) from error
+            raise Refused(said) from error
+        except OSError as error:
             raise TryAgain(
                 f"the server at {self.url} does not answer ({getattr(error, 'reason', error)})"
             ) from error
+        except (HTTPException, ValueError) as error:
+            raise UserError(f"{self.url} is no vLLM server: {error!r}") from error
 
 
 def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:

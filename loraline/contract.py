@@ -81,12 +81,21 @@ def read(adapter: Path) -> Contract:
             f"{adapter} is not an adapter of this line: {error.filename} is missing"
         ) from error
     except ValidationError as error:
-        raise UserError(f"{adapter / FILE} is not a contract of this version: {error}") from error
+        raise UserError(
+            f"{adapter / FILE} is not a contract of this version: {first_complaint(error)}"
+        ) from error
     if found != contract.adapter_sha256:
         raise UserError(
             f"{adapter / WEIGHTS} has digest {found}, its contract says {contract.adapter_sha256}"
         )
     return contract
+
+
+def first_complaint(error: ValidationError) -> str:
+    """The first thing wrong with a file, in one line; often the others follow from it."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def sha256(path: Path) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
+    from kubernetes.client import ApiException
     from kubernetes.dynamic import DynamicClient
+    from urllib3.exceptions import HTTPError
 
 MANAGER = "loraline"
 """Field manager of server-side apply: what it set before and does not set now, it removes."""
@@ -21,6 +25,13 @@ MANAGER = "loraline"
 SERVER_FIELDS = ("managedFields", "resourceVersion", "uid", "creationTimestamp", "generation")
 POLL_SECONDS = 2
 FATAL = ("CreateContainerConfigError", "ErrImageNeverPull", "InvalidImageName")
+UNPULLED = ("ErrImagePull", "ImagePullBackOff")
+PULL_SECONDS = 120
+"""How long an image may be refused before it counts as one that does not exist."""
+
+OWN_CONFIG = Path("~/.kube/config").expanduser()
+MISREAD = (TypeError, AttributeError, LookupError)
+"""What the client library ends with on a kubeconfig of another form."""
 
 Object = dict[str, Any]
 Say = Callable[[str], None]
@@ -29,26 +40,33 @@ Say = Callable[[str], None]
 def commit(manifest: Path, folder: Path) -> str:
     """Put the manifest into a folder of a git checkout and commit it; returns what was done.
 
-    Raises UserError when the folder is in no checkout or git refuses.
+    Raises UserError, and leaves the checkout as it was, when the folder is in no checkout, the file
+    there holds changes of someone else that are not committed, or git refuses.
     """
     objects = read(manifest)
     if shutil.which("git") is None or not folder.is_dir():
         raise UserError(f"--git {folder}: git is not installed or the folder does not exist")
     target = folder.resolve() / f"{name_of(objects)}.yaml"
     git(folder, "rev-parse", "--show-toplevel")
-    target.write_bytes(manifest.read_bytes())
-    git(folder, "add", "--", str(target))
-    if not git(folder, "status", "--porcelain", "--", str(target)):
-        return f"{target} is committed already"
-    version = next(
-        (
-            entry["metadata"]["annotations"]["loraline/registered-version"]
-            for entry in objects
-            if "metadata" in entry
-        ),
-        name_of(objects),
-    )
-    git(folder, "commit", "--quiet", "--message", f"Serve {version}", "--", str(target))
+    before = target.read_bytes() if target.exists() else None
+    changed = git(folder, "status", "--porcelain", "--", str(target))
+    if changed and before not in (None, manifest.read_bytes()):
+        raise UserError(f"{target} has changes that are not committed; commit or discard them")
+    try:
+        target.write_bytes(manifest.read_bytes())
+        git(folder, "add", "--", str(target))
+        if not git(folder, "status", "--porcelain", "--", str(target)):
+            return f"{target} is committed already"
+        message = f"Serve {version_of(objects)}"
+        git(folder, "commit", "--quiet", "--message", message, "--", str(target))
+    except BaseException:
+        if before is None:
+            target.unlink(missing_ok=True)
+        else:
+            target.write_bytes(before)
+        with suppress(UserError):
+            git(folder, "reset", "--quiet", "--", str(target))
+        raise
     return f"{target} is in commit {git(folder, 'rev-parse', '--short', 'HEAD')}"
 
 
@@ -57,47 +75,75 @@ def git(folder: Path, *arguments: str) -> str:
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
     )
     if ended.returncode:
-        reason = (ended.stderr or ended.stdout).strip().splitlines() or ["no reason given"]
-        raise UserError(f"--git {folder}: git {arguments[0]} failed: {reason[-1]}")
+        lines = [line.strip() for line in (ended.stderr or ended.stdout).splitlines()]
+        lines = [line for line in lines if line and not line.startswith("hint:")]
+        # Git's own reason comes first and advice after it; a hook says what it likes.
+        own = [line for line in lines if line.startswith(("fatal:", "error:"))][:1]
+        reason = " ".join(own or lines)[:300] or "no reason given"
+        raise UserError(f"--git {folder}: git {arguments[0]} failed: {reason}")
     return ended.stdout.strip()
 
 
 def apply(manifest: Path, say: Say) -> None:
     """Apply the objects to the current context's cluster and wait until the server is ready.
 
-    When it does not become ready, what was there before is applied again, or what was made is
-    deleted, and a UserError tells the reason. TryAgain when the cluster does not answer.
+    When it does not become ready, or this process is told to stop, what was there before is applied
+    again and what was made is deleted, but for a claim, which holds what was downloaded. UserError
+    tells the reason; TryAgain when the cluster does not answer.
     """
     from kubernetes.client import ApiException
-    from kubernetes.config import ConfigException
     from urllib3.exceptions import HTTPError
 
     objects = read(manifest)
     deployment = next((each for each in objects if each.get("kind") == "Deployment"), None)
     if deployment is None:
         raise UserError("--apply needs --format deployment; others are applied by their own tools")
+    name = name_of(objects)
     try:
         client, namespace = connect(deployment)
         before = [live(client, each, namespace) for each in objects]
+        changed: list[tuple[Object, Object | None]] = []
         try:
-            for entry in objects:
+            for entry, previous in zip(objects, before, strict=True):
                 put(client, entry, namespace)
+                changed.append((entry, previous))
             say(f"applied {len(objects)} objects to namespace {namespace}, waiting for the server")
-            wait(client, deployment, namespace)
-        except (UserError, ApiException, KeyboardInterrupt) as error:
-            roll_back(client, objects, before, namespace)
-            done = "put back" if any(before) else "deleted"
-            reason = error.reason if isinstance(error, ApiException) else error
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            raise UserError(f"{name_of(objects)} was not deployed: {reason}; {done}") from error
-    except ConfigException as error:
-        raise UserError(f"--apply finds no cluster: {error}") from error
+            wait(client, deployment, namespace, say)
+        except BaseException as error:
+            done = roll_back(client, changed, namespace)
+            if isinstance(error, ApiException):
+                raise refused(error, f"{name} was not deployed", done) from error
+            if isinstance(error, UserError):
+                raise UserError(f"{name} was not deployed: {error}; {done}") from error
+            say(f"{name} was not deployed; {done}")
+            raise
     except ApiException as error:
-        raise UserError(f"the cluster refused: {error.status} {error.reason}") from error
+        raise refused(error, "the cluster refused") from error
     except HTTPError as error:
-        raise TryAgain(f"the cluster does not answer: {type(error).__name__}") from error
-    say(f"{name_of(objects)} is ready")
+        raise unreachable(error) from error
+    say(f"{name} is ready")
+
+
+def refused(error: ApiException, what: str, done: str = "") -> UserError | TryAgain:
+    """The cluster's own words; a server's error and too many requests (429) pass."""
+    try:
+        reason = json.loads(error.body or "")["message"]
+    except (ValueError, LookupError, TypeError):
+        reason = f"{error.status} {error.reason}"
+    sentence = "; ".join(filter(None, (f"{what}: {reason}", done)))
+    return (TryAgain if error.status == 429 or error.status >= 500 else UserError)(sentence)
+
+
+def unreachable(error: HTTPError) -> UserError | TryAgain:
+    """Where nobody answers and why; keys that do not fit are no matter of time."""
+    from kubernetes.client import Configuration
+    from urllib3.exceptions import SSLError
+
+    host = Configuration.get_default_copy().host
+    cause = getattr(error, "reason", None) or error
+    if isinstance(cause, SSLError):
+        return UserError(f"the cluster at {host} does not take the kubeconfig's keys: {cause}")
+    return TryAgain(f"the cluster at {host} does not answer: {str(cause).rpartition(': ')[2]}")
 
 
 def read(manifest: Path) -> list[Object]:
@@ -113,19 +159,33 @@ def name_of(objects: Sequence[Object]) -> str:
     return f"lora-{objects[0]['servingEngineSpec']['modelSpec'][0]['name']}"
 
 
+def version_of(objects: Sequence[Object]) -> str:
+    """The registered version as `models:/NAME/VERSION`."""
+    entry = objects[0]
+    metadata = entry.get("metadata") or entry["servingEngineSpec"]["modelSpec"][0]
+    return str(metadata["annotations"]["loraline/registered-version"])
+
+
 def connect(deployment: Object) -> tuple[DynamicClient, str]:
     from kubernetes import client, config
+    from kubernetes.config import ConfigException
     from kubernetes.dynamic import DynamicClient
+    from yaml import YAMLError
 
     namespace = "default"
     # The library looks at the variable only when it is imported.
     file = os.environ.get("KUBECONFIG")
     try:
-        config.load_kube_config(file)
-        _, context = config.list_kube_config_contexts(file)
-        namespace = context["context"].get("namespace", namespace)
-    except config.ConfigException:
-        config.load_incluster_config()
+        if not (file or OWN_CONFIG.exists()) and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config()
+        else:
+            config.load_kube_config(file)
+            _, context = config.list_kube_config_contexts(file)
+            namespace = context["context"].get("namespace", namespace)
+    except (ConfigException, YAMLError, OSError, ValueError, *MISREAD) as error:
+        reason = " ".join(str(error).split())
+        place = file or OWN_CONFIG
+        raise UserError(f"--apply finds no cluster in kubeconfig {place}: {reason}") from error
     return (
         DynamicClient(client.ApiClient()),
         deployment["metadata"].get("namespace", namespace),
@@ -166,11 +226,16 @@ def put(client: DynamicClient, entry: Object, namespace: str) -> None:
     )
 
 
-def wait(client: DynamicClient, deployment: Object, namespace: str) -> None:
-    """Return when every pod of the new template is ready; a UserError when that will not be."""
+def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) -> None:
+    """Return when every pod of the new template is ready; a UserError when that will not be.
+
+    What the pods wait for is told once.
+    """
     resource = kind(client, deployment)
     name = deployment["metadata"]["name"]
     deadline = time.monotonic() + deployment["spec"]["progressDeadlineSeconds"]
+    unpulled: float | None = None
+    told: set[str] = set()
     while time.monotonic() < deadline:
         found = resource.get(name=name, namespace=namespace).to_dict()
         status = found.get("status", {})
@@ -184,34 +249,69 @@ def wait(client: DynamicClient, deployment: Object, namespace: str) -> None:
         for condition in status.get("conditions", []):
             if condition.get("reason") == "ProgressDeadlineExceeded":
                 raise UserError(condition["message"])
-        if reason := failure(client, deployment, namespace):
-            raise UserError(reason)
+        pods = pods_of(client, deployment, namespace)
+        for pod in pods:
+            if reason := failure(pod):
+                raise UserError(reason)
+        waiting = [reason for pod in pods for reason in waits_for(pod)]
+        for reason in waiting:
+            if reason not in told:
+                say(f"waiting: {reason}")
+                told.add(reason)
+        # A registry may be away for a moment; a name that is wrong stays wrong.
+        pulls = [reason for reason in waiting if any(word in reason for word in UNPULLED)]
+        unpulled = (unpulled or time.monotonic()) if pulls else None
+        if unpulled is not None and time.monotonic() - unpulled > PULL_SECONDS:
+            raise UserError(pulls[0])
         time.sleep(POLL_SECONDS)
     raise UserError("it was not ready in time")
 
 
-def failure(client: DynamicClient, deployment: Object, namespace: str) -> str | None:
-    """What keeps a pod of this template from ever starting, in the words of its container."""
+def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[Object]:
+    """The pods of this template, not those of the one before."""
     wanted = deployment["spec"]["template"]["metadata"]["annotations"]
-    pods = client.resources.get(api_version="v1", kind="Pod")
     labels = deployment["spec"]["selector"]["matchLabels"]
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    for pod in pods.get(namespace=namespace, label_selector=selector).to_dict()["items"]:
-        if not wanted.items() <= (pod["metadata"].get("annotations") or {}).items():
-            continue
-        status = pod.get("status", {})
-        containers = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
-        for container in containers:
-            waiting = container["state"].get("waiting", {})
-            ended = container["state"].get("terminated") or container["lastState"].get("terminated")
-            if waiting.get("reason") in FATAL:
-                return f"{container['name']}: {waiting['message']}"
-            # The user's mistake, as all of this project's programs end with it.
-            if ended and ended["exitCode"] == 2:
-                return f"{container['name']} ended with exit code 2{last_words(pod, container)}"
-            if container["restartCount"] >= 3:
-                return f"{container['name']} ended {container['restartCount']} times"
+    pods = client.resources.get(api_version="v1", kind="Pod")
+    found = pods.get(namespace=namespace, label_selector=selector).to_dict()["items"]
+    return [
+        pod for pod in found if wanted.items() <= (pod["metadata"].get("annotations") or {}).items()
+    ]
+
+
+def containers_of(pod: Object) -> list[Object]:
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def failure(pod: Object) -> str | None:
+    """What keeps a pod from ever starting, in the words of its container."""
+    for container in containers_of(pod):
+        waiting = container["state"].get("waiting", {})
+        ended = container["state"].get("terminated") or container["lastState"].get("terminated")
+        if waiting.get("reason") in FATAL:
+            return f"{container['name']}: {waiting['message']}"
+        # The user's mistake, as all of this project's programs end with it.
+        if ended and ended["exitCode"] == 2:
+            return f"{container['name']} ended with exit code 2{last_words(pod, container)}"
+        if container["restartCount"] >= 3:
+            return f"{container['name']} ended {container['restartCount']} times"
     return None
+
+
+def waits_for(pod: Object) -> list[str]:
+    """What a pod waits for, where the cluster gives a message: a node, an image, a restart."""
+    found = [
+        condition["message"]
+        for condition in pod.get("status", {}).get("conditions", [])
+        if condition["type"] == "PodScheduled" and condition.get("message")
+    ]
+    for container in containers_of(pod):
+        waiting = container["state"].get("waiting", {})
+        if waiting.get("message"):
+            message = " ".join(waiting["message"].split())
+            found.append(f"{container['name']}: {waiting['reason']}: {message}")
+    return found
 
 
 def last_words(pod: Object, container: Object) -> str:
@@ -231,16 +331,32 @@ def last_words(pod: Object, container: Object) -> str:
 
 
 def roll_back(
-    client: DynamicClient, objects: Sequence[Object], before: Sequence[Object | None], space: str
-) -> None:
-    """What was there is applied again, what was not is deleted."""
-    from kubernetes.dynamic.exceptions import NotFoundError
+    client: DynamicClient, changed: Sequence[tuple[Object, Object | None]], namespace: str
+) -> str:
+    """What was there is applied again, what was not is deleted; returns what was done in words.
 
-    for entry, previous in zip(objects, before, strict=True):
-        if previous is not None:
-            put(client, previous, space)
-            continue
-        try:
-            kind(client, entry).delete(name=entry["metadata"]["name"], namespace=space)
-        except NotFoundError:
-            continue
+    Raises TryAgain when the cluster does not let it.
+    """
+    from kubernetes.client import ApiException
+    from kubernetes.dynamic.exceptions import NotFoundError
+    from urllib3.exceptions import HTTPError
+
+    done = set()
+    try:
+        for entry, previous in changed:
+            if previous is not None:
+                put(client, previous, namespace)
+                done.add("what was there is put back")
+            elif entry["kind"] == "PersistentVolumeClaim":
+                done.add("the claim with what was downloaded is kept")
+            else:
+                with suppress(NotFoundError):
+                    kind(client, entry).delete(name=entry["metadata"]["name"], namespace=namespace)
+                done.add("what was made is deleted")
+    except (ApiException, HTTPError) as error:
+        name = changed[0][0]["metadata"]["name"]
+        raise TryAgain(
+            f"{name} was not deployed, and is left half applied since the cluster did not answer; "
+            "deploy the version before it again"
+        ) from error
+    return ", ".join(sorted(done, reverse=True)) or "nothing was changed"

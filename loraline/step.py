@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,24 +53,28 @@ class LineCommand(click.Command):
 
 
 class StepCommand(LineCommand):
-    """A step of the line: a command with an output folder and the right to repeat its work."""
+    """A step of the line: a command with an output folder and, where its function takes `force`,
+    the right to repeat its work; a measurement is made anew each time and does not."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params += [
+        self.params.append(
             click.Option(
                 ["--out-dir"],
                 type=click.Path(file_okay=False, path_type=Path),
                 default=Path("outputs"),
                 show_default=True,
                 help="Folder for the output files: run-id, and what else the step hands over.",
-            ),
-            click.Option(
-                ["--force"],
-                is_flag=True,
-                help="Do the work again even if a finished run with the same inputs exists.",
-            ),
-        ]
+            )
+        )
+        if self.callback and "force" in inspect.signature(self.callback).parameters:
+            self.params.append(
+                click.Option(
+                    ["--force"],
+                    is_flag=True,
+                    help="Do the work again even if a finished run with the same inputs exists.",
+                )
+            )
 
 
 def try_to_write(out_dir: Path) -> None:

@@ -35,7 +35,7 @@ DONE = ".loraline-adapter"
     "--out-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the adapter; it appears whole or not at all.",
+    help="Folder for the adapter, new, empty or of an earlier one; it appears whole or not at all.",
 )
 def fetch_adapter(
     model: str, digest: str, max_lora_rank: int, base: str | None, out_dir: Path
@@ -45,6 +45,8 @@ def fetch_adapter(
     if is_whole(out_dir, digest, merged=base is not None):
         click.echo(f"{model} is already in {out_dir}")
         return
+    if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / DONE).is_file():
+        raise UserError(f"--out-dir {out_dir} holds files of others; name an empty or a new folder")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))

@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
 from loraline import server, tracking
 from loraline.client import Server
-from loraline.contract import FILE, Contract
+from loraline.contract import FILE, Contract, first_complaint
 from loraline.errors import TryAgain, UserError
 from loraline.preflight import LORA_RANKS
 from loraline.step import LineCommand
@@ -47,7 +48,13 @@ FETCH = Path(__file__).with_name("fetch_adapter.py")
     help="Folder that the server sees under the same path.",
 )
 @click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="The server's.")
-@click.option("--interval", default=30.0, show_default=True, help="Seconds between two looks.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(1),
+    default=30.0,
+    show_default=True,
+    help="Seconds between two looks.",
+)
 @click.option("--once", is_flag=True, help="Look once; errors end the command.")
 def follow_alias(
     model: str,
@@ -63,7 +70,8 @@ def follow_alias(
     try:
         agreed = Contract.model_validate_json(contract_file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--contract {contract_file} is not a contract: {error}") from error
+        reason = first_complaint(error) if isinstance(error, ValidationError) else error
+        raise UserError(f"--contract {contract_file} is not a contract: {reason}") from error
     follower = Follower(model, alias, Server(url), agreed, adapters.resolve(), max_lora_rank)
     while True:
         try:

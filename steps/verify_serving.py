@@ -4,7 +4,8 @@ Reads: the version that the deploy_vllm run rendered, its contract, the held-out
 that evaluate measured. The key is VLLM_API_KEY of the environment.
 Writes: `verification.json` with what was found and every row that differs, agreement and latency.
 
-    python steps/verify_serving.py --run-id "$(cat outputs/run-id)" --url http://127.0.0.1:8000
+    python steps/verify_serving.py --run-id "$(cat outputs/latest/deploy-vllm/run-id)" \
+        --url http://127.0.0.1:8000
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline import tracking
-from loraline.errors import UserError
+from loraline.served_answers import agreements, differences, other_answers, refusals
 from loraline.step import step
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ SAMPLE = 10
     show_default=True,
     help="Share of answers that must be the measured ones; kernels round differently.",
 )
-def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path, force: bool) -> None:
+def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -> None:
     """Hold a running server against what was measured: models, prompts, answers, latency."""
     from loraline import contract, server
     from loraline.client import Server
@@ -61,16 +62,18 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path, f
     name = server.served_name(deploy_run.data.tags[tracking.MODEL_NAME])
     with tracking.adapter(train_run) as adapter:
         agreed = contract.read(adapter)
-    served = running.models() if running.is_healthy() else {}
+    running.check_health()
+    served = running.models()
     problems, answers, numbers = [], {}, {}
     if name not in served:
         problems.append(f"the server does not list {name}, only {', '.join(served) or 'nothing'}")
     else:
         base = server.base_name(agreed) if server.base_name(agreed) in served else None
         answers = ask(running, rows, agreed, {"tuned": name, **({"base": base} if base else {})})
-        problems += other_answers(rows, answers, min_agreement)
+        problems += refusals(rows, answers) + other_answers(rows, answers, min_agreement)
         problems += other_prompts(running, name, agreed, rows, answers["tuned"])
-        numbers = {**agreements(rows, answers), **latency(running, name, rows, agreed)}
+        answered = [row for row, found in zip(rows, answers["tuned"], strict=True) if found.tokens]
+        numbers = {**agreements(rows, answers), **latency(running, name, answered, agreed)}
     with tracking.open_run(
         "verify_serving",
         name=f"verify {name}",
@@ -116,55 +119,18 @@ def ask(
     for column, model in models.items():
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answer = partial(attempt, running, model, agreed.max_new_tokens)
-            found[column] = list(pool.map(answer, rows, [column] * len(rows)))
+            found[column] = list(pool.map(answer, rows))
     return found
 
 
-def attempt(running: Server, model: str, most: int, row: Mapping[str, Any], column: str) -> Served:
-    """A row's answer; none from a server that refuses what had no answer when it was measured."""
-    from loraline.client import Served
+def attempt(running: Server, model: str, most: int, row: Mapping[str, Any]) -> Served:
+    """A row's answer, empty when the server refuses the row."""
+    from loraline.client import Refused, Served
 
     try:
         return running.ask(model, row["record"], most)
-    except UserError:
-        if row[f"{column}_tokens"]:
-            raise
-        return Served([], "", [], 0.0)
-
-
-def agreements(
-    rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]
-) -> dict[str, float]:
-    """Share of answers that are token for token the measured ones."""
-    return {
-        f"{column}_agreement": sum(
-            each.tokens == row[f"{column}_tokens"] for row, each in zip(rows, found, strict=True)
-        )
-        / len(rows)
-        for column, found in answers.items()
-    }
-
-
-def other_answers(
-    rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]], least: float
-) -> list[str]:
-    """What is wrong with the answers: not the measured ones, or the base's."""
-    problems = []
-    for key, share in agreements(rows, answers).items():
-        column = key.removesuffix("_agreement")
-        if share < least:
-            first = differences(rows, {column: answers[column]})[0]
-            problems.append(
-                f"{share:.0%} of the {column} answers are the measured ones, below {least:.0%}; "
-                f"row {first['row']} first: measured {first['measured']!r}, "
-                f"served {first['served']!r}"
-            )
-    apart = [row["tuned_tokens"] != row["base_tokens"] for row in rows]
-    if "base" in answers and any(apart):
-        pairs = zip(answers["tuned"], answers["base"], strict=True)
-        if all(tuned.tokens == base.tokens for tuned, base in pairs):
-            problems.append("adapter and base give the same answers, so the adapter has no effect")
-    return problems
+    except Refused as error:
+        return Served([], "", [], 0.0, str(error))
 
 
 def other_prompts(
@@ -176,6 +142,7 @@ def other_prompts(
 ) -> list[str]:
     """What is wrong with the tokens that the server makes of a request: template, pixel limits."""
     from loraline import models
+    from loraline.client import Refused
     from loraline.encoding import Encoder
 
     base = models.Base(models.locate_tokenizer(agreed), agreed.base_revision, {})
@@ -189,7 +156,12 @@ def other_prompts(
                 f"the prompt of row {row['row']} is {len(answer.prompt)} tokens on the server and "
                 f"{len(wanted)} in training: another chat template, prompt or pixel limit"
             ]
-    return other_pixels(running, name, agreed, encoder) if agreed.modality == "vision" else []
+    if agreed.modality == "text":
+        return []
+    try:
+        return other_pixels(running, name, agreed, encoder)
+    except Refused as error:
+        return [f"the server refuses an image beyond the limits: {error}"]
 
 
 def other_pixels(running: Server, name: str, agreed: Contract, encoder: Encoder) -> list[str]:
@@ -220,35 +192,9 @@ def latency(
     running: Server, name: str, rows: Sequence[dict[str, Any]], agreed: Contract
 ) -> dict[str, float]:
     """Seconds of whole answers, asked one after another."""
-    taken = [
-        running.ask(name, row["record"], agreed.max_new_tokens).seconds
-        for row in [row for row in rows if row["tuned_tokens"]][:SAMPLE]
-    ] or [0.0]
+    most = agreed.max_new_tokens
+    taken = [running.ask(name, row["record"], most).seconds for row in rows[:SAMPLE]] or [0.0]
     return {"latency_seconds_median": statistics.median(taken), "latency_seconds_max": max(taken)}
-
-
-def differences(
-    rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "row": row["row"],
-            "model": column,
-            "measured": row[column],
-            "served": each.text,
-            "first_other_token": next(
-                (
-                    place
-                    for place, pair in enumerate(zip(row[f"{column}_tokens"], each.tokens))  # noqa: B905 - the shorter one ends it
-                    if pair[0] != pair[1]
-                ),
-                min(len(row[f"{column}_tokens"]), len(each.tokens)),
-            ),
-        }
-        for column, found in answers.items()
-        for row, each in zip(rows, found, strict=True)
-        if each.tokens != row[f"{column}_tokens"]
-    ]
 
 
 if __name__ == "__main__":

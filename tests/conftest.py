@@ -14,7 +14,9 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 
 import pytest
@@ -116,6 +118,37 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+Answering = Callable[[int, str], str]
+
+
+@pytest.fixture
+def answering() -> Iterator[Answering]:
+    """An HTTP server that gives every request one answer, whatever it is asked; its address."""
+    servers = []
+
+    def start(code: int, body: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.send_response(code)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            do_POST = do_GET
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 Step = Callable[..., Result]

@@ -51,6 +51,27 @@ def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: 
     getattr(module, Path(path).stem).make_context(path, arguments)
 
 
+@pytest.mark.parametrize(
+    ("page", "command"), [each for each in commands() if "outputs/latest/" in each[1]]
+)
+def test_commands_that_take_a_task_of_the_last_run_take_the_right_one(
+    page: str, command: str, script
+) -> None:
+    taken = re.findall(r'--run-id "\$\(cat outputs/latest/([a-z-]+)/run-id\)"', command)
+    path = shlex.split(command)[1]
+    options = getattr(script(path), Path(path).stem).params
+    wanted = next((option.help for option in options if option.name == "run_id"), None)
+    assert [f"MLflow run of {task.replace('-', '_')}." for task in taken] == [wanted] * len(taken)
+
+
+def test_the_serving_pages_commands_follow_a_pipeline() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    assert "cat outputs/run-id" not in page
+    tasks = (ROOT / "workflows" / "pipeline.yaml").read_text()
+    for task in re.findall(r"outputs/latest/([a-z-]+)/run-id", page):
+        assert f"name: {task}\n" in tasks
+
+
 def test_the_docs_use_each_script_of_the_house() -> None:
     named = {shlex.split(command)[1] for _, command in commands()}
     steps = {f"steps/{path.name}" for path in (ROOT / "steps").glob("*.py")}

@@ -1,9 +1,8 @@
-import base64
 import io
 
 import pytest
 
-from loraline.records import Record, from_prompt
+from loraline.records import from_prompt
 
 NAME = "tiny-lora"
 
@@ -22,10 +21,14 @@ def row(model: str, rate: float, **numbers: float) -> dict[str, object]:
 def test_targets_are_met_or_not_or_not_measured(benchmark) -> None:
     table = [row("base", 1, tpot_median_ms=99.0), row(NAME, 1), row(NAME, 4)]
     met = benchmark.targets(table, NAME, 59.0)
-    assert list(met.values()) == ["59 s, met", "2.75 s, met", "120, met"]
+    assert list(met.values()) == ["59 s, met", "2.75 s (TTFT + 511 TPOT), met", "120, met"]
     slow = [row(NAME, 1, tpot_median_ms=10.0, requests_per_second=0.1)]
     missed = benchmark.targets(slow, NAME, None)
-    assert list(missed.values()) == ["not measured", "5.31 s, not met", "6, not met"]
+    assert list(missed.values()) == [
+        "not measured",
+        "5.31 s (TTFT + 511 TPOT), not met",
+        "6, not met",
+    ]
 
 
 def test_headline_is_the_adapters_at_the_highest_rate(benchmark) -> None:
@@ -58,24 +61,6 @@ def picture(kind: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_images_are_sent_in_the_request_with_their_type(kind: str) -> None:
-    from loraline import client
-
-    image = picture(kind)
-    record = Record((("user", "a <image> b <image>"), ("assistant", "")), (image, image))
-    content = client.request(NAME, record, 5)["messages"][0]["content"]
-    assert [part["type"] for part in content] == ["text", "image_url", "text", "image_url"]
-    head, _, data = content[1]["image_url"]["url"].partition(",")
-    assert head == f"data:image/{kind.lower()};base64"
-    assert base64.b64decode(data) == image
-
-
-def test_a_server_that_is_no_address_or_not_there_is_said() -> None:
-    from loraline.client import Server
-    from loraline.errors import TryAgain, UserError
-
-    with pytest.raises(UserError, match="does not start with http"):
-        Server("localhost:8000")
-    with pytest.raises(TryAgain, match=r"127\.0\.0\.1:9 does not answer"):
-        Server("http://127.0.0.1:9").models()
+def test_a_benchmark_without_requests_is_refused(step, workplace) -> None:
+    result = step("benchmark_serving", "--run-id", "x", "--url", "http://x", "--prompts", "0")
+    assert (result.exit_code, "Invalid value for '--prompts'" in result.stderr) == (2, True)

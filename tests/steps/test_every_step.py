@@ -65,6 +65,13 @@ def test_a_steps_docstring_has_a_command_that_parses(name: str, script) -> None:
     getattr(module, name).make_context(name, words)
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_force_is_offered_where_finished_work_is_reused(name: str, script) -> None:
+    command = getattr(script(f"steps/{name}.py"), name)
+    reuses = "finished_run(" in (ROOT / "steps" / f"{name}.py").read_text()
+    assert ("--force" in {option for each in command.params for option in each.opts}) == reuses
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "steps").glob("*.py")), ids=lambda path: path.stem)
 def test_steps_import_neither_each_other_nor_hera(path: Path) -> None:
     assert not imported(path) & {"hera", "steps", "workflows", *STEPS}

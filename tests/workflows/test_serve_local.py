@@ -362,11 +362,20 @@ def test_fetched_adapter_is_whole_and_replaces_another(text, tmp_path):
     out_dir = tmp_path / "v1"
     out_dir.mkdir()
     (out_dir / "leftover.txt").write_text("of another adapter")
+    (out_dir / ".loraline-adapter").write_text("its digest")
     ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, out_dir)
     assert ended.returncode == 0, ended.stderr
     assert contracts.read(out_dir) == text.contract
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
     assert not (out_dir / "leftover.txt").exists()
+
+
+def test_folder_with_files_of_others_is_left_alone(text, tmp_path):
+    (tmp_path / "important.txt").write_text("mine")
+    ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, tmp_path)
+    assert ended.returncode == 2
+    assert f"--out-dir {tmp_path} holds files of others" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["important.txt"]
 
 
 def test_adapter_that_the_server_would_refuse_is_not_fetched(text, tmp_path):
