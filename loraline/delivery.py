@@ -29,6 +29,11 @@ UNPULLED = ("ErrImagePull", "ImagePullBackOff")
 PULL_SECONDS = 120
 """How long an image may be refused before it counts as one that does not exist."""
 
+NO_STORE = (
+    "the pod has no MLflow server to fetch the adapter from; set MLFLOW_TRACKING_URI to one that "
+    "it reaches, and register the model there"
+)
+
 OWN_CONFIG = Path("~/.kube/config").expanduser()
 MISREAD = (TypeError, AttributeError, LookupError)
 """What the client library ends with on a kubeconfig of another form."""
@@ -101,6 +106,8 @@ def apply(manifest: Path, say: Say) -> None:
     name = name_of(objects)
     try:
         client, namespace = connect(deployment)
+        if not knows_store(deployment):
+            raise UserError(f"--apply: {NO_STORE}")
         before = [live(client, each, namespace) for each in objects]
         changed: list[tuple[Object, Object | None]] = []
         try:
@@ -122,6 +129,13 @@ def apply(manifest: Path, say: Say) -> None:
     except HTTPError as error:
         raise unreachable(error) from error
     say(f"{name} is ready")
+
+
+def knows_store(deployment: Object) -> bool:
+    """Whether init containers, if there are any, are told of an MLflow server."""
+    fetching = deployment["spec"]["template"]["spec"].get("initContainers", [])
+    told = (variable["name"] for each in fetching for variable in each.get("env", []))
+    return not fetching or "MLFLOW_TRACKING_URI" in told
 
 
 def refused(error: ApiException, what: str, done: str = "") -> UserError | TryAgain:

@@ -4,7 +4,7 @@ Reads: the version that the quality_gate run registered, its contract and its ba
 Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects in a cluster, with
 --git a commit in a checkout.
 
-    python steps/deploy_vllm.py --run-id "$(cat outputs/run-id)"
+    python steps/deploy_vllm.py --run-id "$(cat outputs/latest/quality-gate/run-id)"
 """
 
 from __future__ import annotations
@@ -268,14 +268,9 @@ def size(
     return plan
 
 
-NO_STORE = (
-    "the pod has no MLflow server to fetch the adapter from; set MLFLOW_TRACKING_URI to one that "
-    "it reaches, and register the model there"
-)
-
-
 def doubts(order: Order) -> list[str]:
     """What the manifest will need on most clusters and does not say."""
+    from loraline.delivery import NO_STORE
     from loraline.manifest import SERVER_IMAGE
 
     found = [] if "MLFLOW_TRACKING_URI" in order.fetch else [NO_STORE]

@@ -146,3 +146,11 @@ def test_a_key_that_is_none_is_no_matter_of_time(
         monkeypatch.setenv("KUBECONFIG", str(file))
         with pytest.raises(UserError, match=f"{server} does not take the kubeconfig's keys: .*PEM"):
             delivery.apply(manifest, print)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL"])
+def test_a_pod_that_has_to_fetch_needs_a_store(variable: str) -> None:
+    fetching = {"name": "fetch-adapter", "env": [{"name": variable, "value": "http://mlflow"}]}
+    pod = {"initContainers": [fetching]}
+    deployment = {"spec": {"template": {"spec": pod}}}
+    assert delivery.knows_store(deployment) == (variable == "MLFLOW_TRACKING_URI")
