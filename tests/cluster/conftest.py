@@ -109,7 +109,8 @@ def cluster() -> Iterator[Cluster]:
                 pytest.skip(f"KUBECONFIG is not set and there is no {SCRIPT} to start a cluster")
             if os.geteuid():
                 pytest.skip("KUBECONFIG is not set, and starting a cluster needs root")
-            up = subprocess.run([SCRIPT, "up"], capture_output=True, text=True, check=False)
+            command = ["timeout", "600", SCRIPT, "up"]
+            up = subprocess.run(command, capture_output=True, text=True, check=False)
             if up.returncode:
                 pytest.skip(f"{SCRIPT} could not start a cluster: {up.stderr[-500:]}")
             shell = f'{found.run(SCRIPT, "env")}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"'
