@@ -215,7 +215,7 @@ def test_submit_ends_as_the_workflow_did(namespace: Any, undisturbed: Object) ->
         for data in ("DATA=", "DATA=/models/nowhere")
     ]
     assert [done.returncode for done in ended] == [0, 2], [done.stderr for done in ended]
-    assert ended[1].stdout.rstrip().endswith("Failed")
+    assert re.search(r"^loraline-pipeline-\w+  Failed$", ended[1].stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("decision", "phase"), [("yes", "Succeeded"), ("no", "Skipped")])
