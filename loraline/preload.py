@@ -14,10 +14,8 @@ NEEDED = [
     "transformers.models.auto.tokenization_auto",
 ]
 
-# What is imported stays: the collector would walk through it in vain, here and in every worker, and
-# a worker that looks at an object no longer shares its memory.
+# What is imported stays: the collector would walk through it in vain.
 gc.disable()
 for name in NEEDED:
     importlib.import_module(name)
-gc.freeze()
 gc.enable()
