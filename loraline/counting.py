@@ -11,7 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from loraline.words import Words, words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PATTERNS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
@@ -22,8 +27,11 @@ PATTERNS = {
 """Where Qwen2 to Qwen3, and Llama 3, cut texts into words. A single space between two characters
 that are none begins a word in each of them, and no word looks back."""
 
-WORDS, LONGEST = 2**17, 64
-"""Words whose counts are remembered, some 20 MB, and characters of the longest that is."""
+SLOTS = 18
+"""Bits of a word's number that are its place in what is remembered, 3 MB."""
+
+INNER = b"\xff"
+"""Stands in a word for a space that begins none; no byte of UTF-8."""
 
 MARK = "\u2581"
 """What SentencePiece writes for a space."""
@@ -32,24 +40,45 @@ ANCHOR = "a"
 """Stands before a word that is counted, since tokenizers treat the first one in their own way."""
 
 
-class Words(dict[str, int]):
-    """Tokens that a word adds to the text before it, found by the tokenizer at first sight."""
+class Known:
+    """Tokens that a word adds to the text before it, found by the tokenizer at first sight.
+
+    A word has one place, where it drives out another: what is remembered does not grow.
+    """
 
     def __init__(self, backend: Any, before: str = "", space: str = "") -> None:
-        super().__init__()
+        import numpy as np
+
         self.backend, self.before = backend, before + space
-        self.alone = self.tokens(before)
+        self.numbers = np.zeros(1 << SLOTS, np.uint64)
+        # A number whose place is another one.
+        self.numbers[0] = 2**64 - 1
+        self.counts = np.zeros(1 << SLOTS, np.int64)
+        self.alone = len(backend.encode(before, add_special_tokens=False))
 
-    def tokens(self, text: str) -> int:
-        return len(self.backend.encode(text, add_special_tokens=False))
+    def tokens(self, found: Words, chosen: NDArray[Any]) -> NDArray[Any]:
+        """Tokens of some words, given by their places, int64 of the shape of `chosen`."""
+        import numpy as np
 
-    def __missing__(self, word: str) -> int:
-        count = self.tokens(self.before + word) - self.alone
-        if len(word) <= LONGEST:
-            if len(self) >= WORDS:
-                self.clear()
-            self[word] = count
-        return count
+        numbers = found.numbers[chosen]
+        places = numbers >> np.uint64(64 - SLOTS)
+        tokens = self.counts[places]
+        new = np.flatnonzero(self.numbers[places] != numbers)
+        if len(new):
+            fresh, first, again = np.unique(numbers[new], return_index=True, return_inverse=True)
+            texts = [found[index].replace(INNER, b" ").decode() for index in chosen[new[first]]]
+            counts = self.tokenized(texts)
+            tokens[new] = counts[again]
+            places = fresh >> np.uint64(64 - SLOTS)
+            self.numbers[places], self.counts[places] = fresh, counts
+        return tokens
+
+    def tokenized(self, texts: Sequence[str]) -> NDArray[Any]:
+        import numpy as np
+
+        texts = [self.before + text for text in texts]
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return np.array([len(tokens) for tokens in found]) - self.alone
 
 
 class Counter:
@@ -57,7 +86,7 @@ class Counter:
 
     def __init__(self, backend: Any, added: Iterable[str]) -> None:
         self.backend = backend
-        self.first, self.later = Words(backend), Words(backend, ANCHOR, " ")
+        self.first, self.later = Known(backend), Known(backend, ANCHOR, " ")
         # Where a space is not the begin of a word: after another space, and after an added token
         # or a mark, behind which the tokenizer begins anew.
         ends = sorted({MARK, *(text[-1] for text in added)})
@@ -72,19 +101,25 @@ class Counter:
             return any(pair in text for pair in self.apart)
         return self.odd.search(text) is not None
 
-    def counts(self, texts: Iterable[str]) -> list[int]:
-        """Tokens of each text."""
-        first, later = self.first.__getitem__, self.later.__getitem__
-        found = []
-        for text in texts:
-            if self.is_odd(text):
-                words = self.cut.split(text)
-            else:
-                words = text.split(" ")
-                if text.startswith(" "):
-                    words[:2] = [f" {words[1]}"]
-            found.append(first(words.pop(0)) + sum(map(later, words)))
-        return found
+    def encoded(self, text: str, may_be_odd: bool) -> bytes:
+        """A text whose spaces begin words; there are others where it is odd, and at its start."""
+        if may_be_odd and self.is_odd(text):
+            return b" ".join(word.encode().replace(b" ", INNER) for word in self.cut.split(text))
+        return INNER + text[1:].encode() if text.startswith(" ") else text.encode()
+
+    def counts(self, texts: Sequence[str]) -> NDArray[Any]:
+        """Tokens of each text, int64 of shape (texts,)."""
+        import numpy as np
+
+        may_be_odd = self.is_odd(ANCHOR.join(texts))
+        found = words([self.encoded(text, may_be_odd) for text in texts])
+        starts = np.cumsum(found.counts) - found.counts
+        tokens = np.empty(len(found.numbers), np.int64)
+        tokens[starts] = self.first.tokens(found, starts)
+        later = np.ones(len(tokens), bool)
+        later[starts] = False
+        tokens[later] = self.later.tokens(found, np.flatnonzero(later))
+        return np.add.reduceat(tokens, starts)
 
 
 def counter(backend: Any) -> Counter | None:

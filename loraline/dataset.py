@@ -15,6 +15,7 @@ from loraline.errors import UserError
 from loraline.facts import FLAGS, join
 from loraline.parts import EXAMPLES, Part, Work, run
 from loraline.records import SPLITS, Record, from_columns
+from loraline.words import MIX, scattered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 SPLIT_POINTS = (0.8, 0.9)
 """Shares of the hash range that go to train, and to train and validation together."""
-
-MIX = 0x9E3779B97F4A7C15
-"""Odd and without pattern: the golden ratio in 64 bits."""
 
 FORMAT = 1
 """Of the shards; another one makes every dataset a new one."""
@@ -266,9 +264,7 @@ def group_points(merged: Dataset) -> NDArray[Any]:
         joined = least[labels] != facts["group"]
         several = np.zeros(nodes, bool)
         several[labels[joined]] = True
-        points = np.where(
-            several[labels], duplicates.scattered(least[labels]) / np.float64(2**64), points
-        )
+        points = np.where(several[labels], scattered(least[labels]) / np.float64(2**64), points)
     return points
 
 

@@ -7,10 +7,12 @@ hashes. Both work on arrays, so a million rows take some hundred megabytes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain, repeat
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+from loraline.words import MIX, scattered, words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,22 +32,9 @@ CROWD = 4096
 """Distinct hashes with an equal band of which all are compared; of more, only neighbours are."""
 
 CHUNK = 65536
-WORDS = 2**17
-"""Words whose hashes are remembered, some 20 MB."""
 
-
-class Hashes(dict[str, int]):
-    """A number below 2**64 for each word, the same in every process."""
-
-    def __missing__(self, word: str) -> int:
-        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        if len(self) >= WORDS:
-            self.clear()
-        found = self[word] = int.from_bytes(digest, "big")
-        return found
-
-
-HASHES = Hashes()
+THREADS = 2
+"""Bands that are sorted at the same time, 50 MB a million rows each."""
 
 
 def signatures(texts: Sequence[str]) -> NDArray[Any]:
@@ -56,10 +45,8 @@ def signatures(texts: Sequence[str]) -> NDArray[Any]:
     import numpy as np
     from rensa import RMinHash
 
-    sizes = np.array([text.count(" ") + 1 for text in texts], np.int64)
-    words = chain.from_iterable(map(str.split, texts, repeat(" ")))
-    flat = map(HASHES.__getitem__, words)
-    hashes = np.fromiter(flat, np.uint64, int(sizes.sum()))
+    found = words([text.encode("utf-8", "surrogatepass") for text in texts])
+    sizes, hashes = found.counts, found.numbers
     last = np.cumsum(sizes) - 1
     pairs = hashes.copy()
     pairs[:-1] = scattered(hashes[:-1]) + hashes[1:]
@@ -67,22 +54,14 @@ def signatures(texts: Sequence[str]) -> NDArray[Any]:
     within = np.ones(len(pairs), bool)
     within[last[sizes > 1]] = False
     starts = np.cumsum([0, *np.maximum(sizes - 1, 1)]).astype(np.uint64)
-    found = RMinHash.digest_matrix_from_flat_token_hashes(pairs[within], starts, PERMUTATIONS, SEED)
-    return np.array(found.to_rows(), np.uint32).reshape(-1, PERMUTATIONS)
+    made = RMinHash.digest_matrix_from_flat_token_hashes(pairs[within], starts, PERMUTATIONS, SEED)
+    values = chain.from_iterable(made.to_rows())
+    return np.fromiter(values, np.uint32, len(texts) * PERMUTATIONS).reshape(-1, PERMUTATIONS)
 
 
 def banded(signed: NDArray[Any]) -> NDArray[Any]:
     """Signatures, (rows, PERMUTATIONS), as their bands, (BANDS, rows, WIDTH)."""
     return signed.reshape(-1, BANDS, WIDTH).swapaxes(0, 1)
-
-
-def scattered(values: NDArray[Any]) -> NDArray[Any]:
-    """Each uint64 as another that looks unrelated: the finalizer of SplitMix64 (Steele 2014)."""
-    import numpy as np
-
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def near_texts(signed: NDArray[Any], shown: NDArray[Any]) -> NDArray[Any]:
@@ -94,14 +73,18 @@ def near_texts(signed: NDArray[Any], shown: NDArray[Any]) -> NDArray[Any]:
     """
     import numpy as np
 
-    pairs = [np.empty((0, 2), np.int64)]
-    for band in range(BANDS):
+    def met(band: int) -> NDArray[Any]:
         keys = shown.copy()
         for column in range(WIDTH):
-            keys = keys * np.uint64(0x9E3779B97F4A7C15) + signed[band, :, column]
-        found = np.concatenate([*neighbours(keys), pairs[0]])
-        pairs[0] = unique_pairs(found[similar(signed, found)])
-    return pairs[0]
+            keys = keys * np.uint64(MIX) + signed[band, :, column]
+        found = np.concatenate([np.empty((0, 2), np.int64), *neighbours(keys)])
+        return found[similar(signed, found)]
+
+    pairs = np.empty((0, 2), np.int64)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for found in pool.map(met, range(BANDS)):
+            pairs = unique_pairs(np.concatenate([pairs, found]))
+    return pairs
 
 
 def near_images(hashes: NDArray[Any]) -> NDArray[Any]:

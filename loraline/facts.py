@@ -21,7 +21,11 @@ FLAGS = list(checks.CHECKS)
 
 def normalised(row: Record) -> str:
     """A row's text without regard to case and spaces."""
-    return " ".join(" ".join([content for _, content in row.messages]).casefold().split())
+    text = " ".join([content for _, content in row.messages]).casefold()
+    # A text that prints has no other spaces, and mostly none to take away.
+    if text.isprintable() and "  " not in text and text.strip(" ") == text:
+        return text
+    return " ".join(text.split())
 
 
 def facts_of(

@@ -156,7 +156,7 @@ class Exact:
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special ones."""
         if self.counter is not None:
-            return self.counter.counts(texts)
+            return list(self.counter.counts(texts).tolist())
         backend = self.encoder.tokenizer.backend_tokenizer
         return [len(found) for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 

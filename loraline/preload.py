@@ -1,13 +1,21 @@
 """What every worker of prepare_data needs; imported once, before the workers are forked."""
 
-import imagehash  # noqa: F401
-import numpy  # noqa: F401
-import orjson  # noqa: F401
-import pyarrow.parquet
-import rensa  # noqa: F401
-import transformers.models.auto.tokenization_auto  # noqa: F401
+import gc
+import importlib
 
-import loraline.encoding
-import loraline.parts  # noqa: F401
+NEEDED = [
+    "imagehash",
+    "loraline.encoding",
+    "loraline.parts",
+    "numpy",
+    "orjson",
+    "pyarrow.parquet",
+    "rensa",
+    "transformers.models.auto.tokenization_auto",
+]
 
-__all__ = ["pyarrow"]
+# What is imported stays: the collector would walk through it in vain.
+gc.disable()
+for name in NEEDED:
+    importlib.import_module(name)
+gc.enable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ GROUP, SHARD = 32 * 2**20, 512 * 2**20
 
 
 class Shards:
-    """Parquet shards of one split, written as rows come."""
+    """Parquet shards of one split, written as rows come, one row group at a time in a thread."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, aside: Executor) -> None:
+        self.folder, self.aside = folder, aside
+        self.writing: Future[None] | None = None
         self.folder.mkdir()
         self.waiting: list[pa.RecordBatch] = []
         self.held = self.filled = 0
@@ -42,15 +44,22 @@ class Shards:
             # Images are compressed already.
             codecs = {"messages.list.element.content": "zstd", "messages.list.element.role": "zstd"}
             self.writer = pq.ParquetWriter(self.files[-1], schema(), compression=codecs)
-        self.writer.write_table(pa.Table.from_batches(self.waiting, schema()))
+        table = pa.Table.from_batches(self.waiting, schema())
+        self.settle()
+        self.writing = self.aside.submit(self.writer.write_table, table)
         self.filled += self.held
         self.waiting, self.held = [], 0
         if self.filled >= SHARD:
             self.close()
 
+    def settle(self) -> None:
+        if self.writing is not None:
+            self.writing.result()
+
     def close(self) -> None:
         if self.waiting or not self.files:
             self.flush()
+        self.settle()
         if self.writer is not None:
             self.writer.close()
         self.writer, self.filled = None, 0
@@ -61,19 +70,21 @@ def write(merged: Dataset, folder: Path) -> list[dict[str, Any]]:
     import numpy as np
     import pyarrow as pa
 
-    shards = [Shards(folder / f"{name}.parquet") for name in SPLITS]
-    for part, start in zip(merged.work.parts, merged.starts, strict=True):
-        first = int(start)
-        for batch in batches(merged.work, part):
-            span = slice(first, first + len(batch))
-            first += len(batch)
-            for code, shard in enumerate(shards):
-                copies = np.where(merged.split[span] == code, merged.copies[span], 0)
-                if copies.any():
-                    shard.add(batch.take(pa.array(np.repeat(np.arange(len(batch)), copies))))
+    with ThreadPoolExecutor(1) as aside:
+        shards = [Shards(folder / f"{name}.parquet", aside) for name in SPLITS]
+        for part, start in zip(merged.work.parts, merged.starts, strict=True):
+            first = int(start)
+            for batch in batches(merged.work, part):
+                span = slice(first, first + len(batch))
+                first += len(batch)
+                for code, shard in enumerate(shards):
+                    copies = np.where(merged.split[span] == code, merged.copies[span], 0)
+                    if copies.any():
+                        shard.add(batch.take(pa.array(np.repeat(np.arange(len(batch)), copies))))
+        for shard in shards:
+            shard.close()
     listed = []
     for name, shard in zip(SPLITS, shards, strict=True):
-        shard.close()
         for file in shard.files:
             with file.open("rb") as content:
                 sha = hashlib.file_digest(content, "sha256").hexdigest()

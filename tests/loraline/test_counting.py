@@ -57,7 +57,7 @@ def test_a_text_has_as_many_tokens_as_its_words(kind: str, text: str) -> None:
     counts = counter(backend)
     assert counts is not None
     expected = len(backend.encode(text, add_special_tokens=False))
-    assert counts.counts([text, text]) == [expected, expected]
+    assert counts.counts([text, "", text]).tolist() == [expected, 0, expected]
 
 
 def other(change: Any) -> Tokenizer:
@@ -108,11 +108,13 @@ def test_a_tokenizer_whose_words_hang_together_is_left_to_itself(change: Any) ->
     assert counter(other(change)) is None
 
 
-def test_words_that_are_remembered_are_bounded(monkeypatch) -> None:
-    monkeypatch.setattr("loraline.counting.WORDS", 10)
+def test_words_that_drive_each_other_out_are_counted_right(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loraline.counting.SLOTS", 3)
     counts = counter(trained("qwen"))
     assert counts is not None
     text = " ".join(map(str, range(100)))
     expected = len(trained("qwen").encode(text))
-    assert counts.counts([text, text]) == [expected, expected]
-    assert len(counts.later) <= 10
+    assert counts.counts([text, text]).tolist() == [expected, expected]
+    assert counts.counts([text]).tolist() == [expected]
