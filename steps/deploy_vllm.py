@@ -188,7 +188,8 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
         agreed, other = join(agreed, order)
         beside, ranks = [other], [*ranks, other.rank]
     given = {key: order.options[key] for key in PLACED if order.options[key] is not None}
-    where = manifest.Placement(cpu=order.options["gpu"] == CPU, **given)
+    gpu = order.options["gpu"]
+    where = manifest.Placement(cpu=gpu == CPU, on_card=gpu not in (None, CPU), **given)
     plan = None if where.cpu else size(client, agreed, base_config, ranks, order)
     objects = manifest.render(
         agreed,

@@ -38,11 +38,17 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
     "cpu": ("smoke-text", Placement(cpu=True, server_image="localhost/loraline:serve"), {}),
     "quarter-of-a-card": ("smoke-text", Placement(fraction=0.25), {"gpu": "RTX-4080"}),
     "two-cards": ("qwen3-vl", Placement(), {"gpu": "RTX-4080", "cards": 2}),
+    "on-its-card": ("standard", Placement(on_card=True), {"gpu": "A10"}),
     "follow": ("smoke-text", Placement(follow="candidate"), {}),
     "kserve": ("standard", Placement(format="kserve"), {}),
     "kserve-vision": ("smoke-vision", Placement(format="kserve"), {}),
     "production-stack": ("standard", Placement(format="production-stack"), {}),
     "production-stack-vision": ("latex-ocr", Placement(format="production-stack"), {}),
+    "production-stack-two-cards": (
+        "qwen3-vl",
+        Placement(format="production-stack", on_card=True),
+        {"gpu": "RTX-4080", "cards": 2},
+    ),
     "gptq": ("standard", Placement(), {"quantized": True}),
 }
 
@@ -232,6 +238,35 @@ def test_a_share_of_a_card_has_its_resource_and_its_memory() -> None:
 
 
 UTILIZATION = "--gpu-memory-utilization"
+
+
+def test_a_named_card_is_the_one_it_is_placed_on_where_nodes_tell() -> None:
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    terms = pod("way-on-its-card")["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"]
+    assert [term["matchExpressions"] for term in terms] == [
+        [
+            {
+                "key": "nvidia.com/gpu.product",
+                "operator": "In",
+                "values": ["NVIDIA-A10", "NVIDIA-A10G"],
+            }
+        ],
+        [{"key": "nvidia.com/gpu.product", "operator": "DoesNotExist"}],
+    ]
+    assert "affinity" not in pod("standard"), "the smallest that fits is no wish for that one"
+    values = ALL["way-production-stack-two-cards"][0]["servingEngineSpec"]["modelSpec"][0]
+    products = values["nodeSelectorTerms"][0]["matchExpressions"][0]["values"]
+    assert products[0] == "NVIDIA-GeForce-RTX-4080"
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if "production-stack" in name])
+def test_the_chart_gets_shared_memory_for_all_cards(name: str) -> None:
+    values = ALL[name][0]["servingEngineSpec"]["modelSpec"][0]
+    volumes = {volume["name"]: volume for volume in values["extraVolumes"]}
+    size = "16Gi" if "two-cards" in name else "2Gi"
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": size}
+    assert {"name": "shm", "mountPath": "/dev/shm"} in values["extraVolumeMounts"]
+    assert "tensorParallelSize" not in values["vllmConfig"], "the chart would add a second shm"
 
 
 def test_without_a_gpu_none_is_asked_for() -> None:
