@@ -16,7 +16,7 @@ from loraline.preflight import max_lora_rank
 from loraline.server import ADAPTERS, BASES, CACHE, CONFIG, PORT, SHUTDOWN_SECONDS, Adapter
 from loraline.sizing import GPUS, PRODUCT, Plan
 
-SERVER_IMAGE = "vllm/vllm-openai:v0.32.0"
+SERVER_IMAGE = f"vllm/vllm-openai:{server.TESTED}"
 
 DRAIN_SECONDS = 10
 """Time for the Service to forget a pod before its server stops listening."""
@@ -128,9 +128,10 @@ def check(
     beside: Sequence[Adapter],
 ) -> None:
     """Raise a UserError for what cannot be combined or would be refused later."""
-    for value, what in ((where.namespace, "namespace"), (where.base_volume, "base volume")):
-        if value is not None:
-            server.checked_name(value, what)
+    if where.namespace is not None:
+        server.checked_name(where.namespace, "namespace", longest=63)
+    if where.base_volume is not None:
+        server.checked_subdomain(where.base_volume, "base volume")
     if where.prometheus and not re.fullmatch(r"https?://[\w.:/-]+", where.prometheus):
         raise UserError(f"address {where.prometheus!r} of Prometheus is not an http(s) URL")
     if where.follow is not None:

@@ -53,11 +53,11 @@ GPUS = {
     "H100-80GB": Gpu(79.11, ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe")),
     "H200": Gpu(139.8, ("NVIDIA-H200",)),
 }
-"""From small to large. vLLM plans with the memory that CUDA reports (cudaMemGetInfo), which is half a
-GiB below what nvidia-smi shows and differs by driver. The numbers are the lowest that public reports
-of PyTorch's "total capacity" show; none was found for RTX-4080, L4 and H200, which are taken as far
-below nvidia-smi as RTX-4090, A10 and H100. RTX-5090's is the one with which the starts behind
-VIDEO_ACTIVATION agree."""
+"""From small to large. vLLM plans with the memory that CUDA reports (cudaMemGetInfo), which is half
+a GiB below what nvidia-smi shows and differs by driver. The numbers are the lowest that public
+reports of PyTorch's "total capacity" show; none was found for RTX-4080, L4 and H200, which are as
+far below nvidia-smi's as RTX-4090's, A10's and H100's. RTX-5090's is the one with which the starts
+behind VIDEO_ACTIVATION agree."""
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
