@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraline import server
 from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -40,6 +41,28 @@ MISREAD = (TypeError, AttributeError, LookupError)
 
 Object = dict[str, Any]
 Say = Callable[[str], None]
+
+
+def doubts(image: str, fetch: Mapping[str, str], server_image: str) -> list[str]:
+    """What a manifest needs on most clusters and does not say: the images of its init container
+    and its server, and where the first one finds MLflow."""
+    found = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
+    if image.startswith("localhost/"):
+        found.append(
+            f"the init container's image {image} is on no registry; LORALINE_IMAGE names one"
+        )
+    if server.version_of(server_image) is None:
+        found.append(
+            f"{server_image} does not say which vLLM it holds; one before "
+            f"{server.OLDEST[0]}.{server.OLDEST[1]} may run code from a model repository"
+        )
+    if "@sha256:" not in server_image:
+        found.append(
+            f"{server_image} is not pinned by digest; pass --server-image "
+            f"{server_image}@sha256:DIGEST, with the digest that your registry or `docker buildx "
+            "imagetools inspect` shows for it"
+        )
+    return found
 
 
 def commit(manifest: Path, folder: Path) -> str:
@@ -109,6 +132,7 @@ def apply(manifest: Path, say: Say) -> None:
         if not knows_store(deployment):
             raise UserError(f"--apply: {NO_STORE}")
         before = [live(client, each, namespace) for each in objects]
+        check_claims(objects, before)
         changed: list[tuple[Object, Object | None]] = []
         try:
             for entry, previous in zip(objects, before, strict=True):
@@ -129,6 +153,21 @@ def apply(manifest: Path, say: Say) -> None:
     except HTTPError as error:
         raise unreachable(error) from error
     say(f"{name} is ready")
+
+
+def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:
+    """Raise a UserError where a claim is there and would have to change what no claim can."""
+    for entry, previous in zip(objects, before, strict=True):
+        if entry["kind"] != "PersistentVolumeClaim" or previous is None:
+            continue
+        asked, has = (", ".join(each["spec"]["accessModes"]) for each in (entry, previous))
+        if asked != has:
+            name = entry["metadata"]["name"]
+            raise UserError(
+                f"--apply: the claim {name} is {has}, this number of replicas needs {asked}, and "
+                f"Kubernetes changes neither; serve from a claim of yours with --base-volume, or "
+                f"delete the Deployment and the claim {name}, and the base is downloaded again"
+            )
 
 
 def knows_store(deployment: Object) -> bool:

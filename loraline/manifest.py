@@ -14,9 +14,9 @@ from loraline.contract import Contract
 from loraline.errors import UserError
 from loraline.preflight import max_lora_rank
 from loraline.server import ADAPTERS, BASES, CACHE, CONFIG, PORT, SHUTDOWN_SECONDS, Adapter
-from loraline.sizing import Plan
+from loraline.sizing import GPUS, PRODUCT, Plan
 
-SERVER_IMAGE = "vllm/vllm-openai:v0.32.0"
+SERVER_IMAGE = f"vllm/vllm-openai:{server.TESTED}"
 
 DRAIN_SECONDS = 10
 """Time for the Service to forget a pod before its server stops listening."""
@@ -50,6 +50,9 @@ class Placement:
 
     fraction: float = 1.0
     """Share of one card, by a device plugin that hands out shared ones."""
+
+    on_card: bool = False
+    """Only on nodes with the card of the plan, as far as nodes say which one they have."""
 
     replicas: int = 1
     """Most replicas; above one they follow the waiting requests."""
@@ -125,9 +128,10 @@ def check(
     beside: Sequence[Adapter],
 ) -> None:
     """Raise a UserError for what cannot be combined or would be refused later."""
-    for value, what in ((where.namespace, "namespace"), (where.base_volume, "base volume")):
-        if value is not None:
-            server.checked_name(value, what)
+    if where.namespace is not None:
+        server.checked_name(where.namespace, "namespace", longest=63)
+    if where.base_volume is not None:
+        server.checked_subdomain(where.base_volume, "base volume")
     if where.prometheus and not re.fullmatch(r"https?://[\w.:/-]+", where.prometheus):
         raise UserError(f"address {where.prometheus!r} of Prometheus is not an http(s) URL")
     if where.follow is not None:
@@ -432,6 +436,15 @@ class Pod:
             "seccompProfile": {"type": "RuntimeDefault"},
         }
 
+    def node_terms(self) -> Object:
+        """Nodes whose label names the card, and nodes of clusters that do not label them."""
+        if not (self.where.on_card and self.plan):
+            return {}
+        named = {"operator": "In", "values": list(GPUS[self.plan.gpu].products)}
+        rules: list[Object] = [named, {"operator": "DoesNotExist"}]
+        terms = [{"matchExpressions": [{"key": PRODUCT, **rule}]} for rule in rules]
+        return {"nodeSelectorTerms": terms}
+
     def spec(self) -> Object:
         """The pod's specification."""
         found: Object = {
@@ -443,6 +456,9 @@ class Pod:
         if not self.where.cpu:
             taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
             found["tolerations"] = [taint]
+        if terms := self.node_terms():
+            required = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+            found["affinity"] = {"nodeAffinity": required}
         if self.where.replicas > 1:
             found["topologySpreadConstraints"] = [
                 {
@@ -632,7 +648,8 @@ class Pod:
         args = [arg.replace(f"{CONFIG}/", "/templates/") for arg in self.arguments()[1:]]
         skip = args.index("--chat-template")
         del args[skip : skip + 2]
-        own = {"adapters", "cache", "bases", "tmp"}
+        # The chart's own shared memory comes only with tensorParallelSize in vllmConfig.
+        own = {"adapters", "cache", "bases", "shm", "tmp"}
         variables, claim = self.variables(), {}
         if self.hub:
             # The chart makes the hub's cache a claim of its own and says where it is.
@@ -653,6 +670,7 @@ class Pod:
             "requestMemory": self.memory,
             "requestGPU": self.plan.tensor_parallel_size if self.plan else 1,
             "requestGPUType": self.card,
+            **self.node_terms(),
             **claim,
             "chatTemplate": "chat_template.jinja",
             "chatTemplateConfigMap": self.contract.chat_template,

@@ -28,9 +28,15 @@ SHUTDOWN_SECONDS = 30
 OLDEST = (0, 18)
 """vLLM below it runs code that a model repository names, whatever it is told (CVE-2026-27893)."""
 
+TESTED = "v0.32.0"
+"""Tag of the version that this project is tested with."""
+
 PLUGIN_SINCE = (0, 28)
 """vLLM from here on reads bitsandbytes bases only with vllm-bnb-plugin in its image."""
 
+
+LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+"""What Kubernetes takes as a name (RFC 1123)."""
 
 SHARED = (
     *("base", "base_revision", "modality", "chat_template", "min_pixels", "max_pixels"),
@@ -85,8 +91,10 @@ CPU_ENV = {
 
 
 def on_cpu(args: Sequence[str]) -> list[str]:
-    """The arguments with those of CPU_ARGS replaced."""
+    """The arguments with those of CPU_ARGS replaced; the same for what was replaced before."""
     found: list[str] = []
+    if CPU_ARGS["--gpu-memory-utilization"].instead[0] in args:
+        return list(args)
     rest = iter(args)
     for arg in rest:
         if arg in CPU_ARGS:
@@ -228,23 +236,37 @@ def startup_seconds(weights_gib: float, *, local_base: bool) -> int:
 
 
 def check_image(image: str, base_config: Mapping[str, Any]) -> None:
-    """Refuse an image whose vLLM is too old, or that cannot read a quantized base."""
+    """Refuse an image whose vLLM is too old, or that cannot read a quantized base.
+
+    vLLM's own image says its version, by tag or by digest; what other images hold is taken on trust
+    where their tag does not say.
+    """
     if not re.fullmatch(r"[a-zA-Z0-9][\w./:-]*(?:@sha256:[0-9a-f]{64})?", image):
         raise UserError(f"server image {image!r} is no image reference")
-    tag = re.search(r":v?(\d+)\.(\d+)", image.rpartition("/")[2])
-    version = (int(tag[1]), int(tag[2])) if tag else None
-    if version is not None and version < OLDEST:
-        raise UserError(
-            f"server image {image} holds a vLLM before {OLDEST[0]}.{OLDEST[1]}, which may run code "
-            "from a model repository; use a later one"
-        )
-    method = (base_config.get("quantization_config") or {}).get("quant_method")
+    version = version_of(image)
     stock = image.startswith(("vllm/vllm-openai", "docker.io/vllm/vllm-openai"))
+    danger = (
+        f"a vLLM before {OLDEST[0]}.{OLDEST[1]}, which may run code from a model repository; use"
+    )
+    if stock and version is None and "@sha256:" not in image:
+        raise UserError(
+            f"server image {image} names no version, and may hold {danger} one like "
+            f"vllm/vllm-openai:{TESTED}"
+        )
+    if version is not None and version < OLDEST:
+        raise UserError(f"server image {image} holds {danger} a later one")
+    method = (base_config.get("quantization_config") or {}).get("quant_method")
     if method == "bitsandbytes" and stock and (version is None or version >= PLUGIN_SINCE):
         raise UserError(
             f"the base is quantized by bitsandbytes, which {image} cannot read; build an image "
             "from it with vllm-bnb-plugin and name that with --server-image"
         )
+
+
+def version_of(image: str) -> tuple[int, int] | None:
+    """vLLM's version as the image's tag has it."""
+    tag = re.search(r":v?(\d+)\.(\d+)", image.rpartition("/")[2])
+    return (int(tag[1]), int(tag[2])) if tag else None
 
 
 def check_precision(contract: Contract, base_config: Mapping[str, Any]) -> None:
@@ -311,12 +333,23 @@ def served_name(model_name: str) -> str:
     return f"{slug[:40].strip('-')}-{digest}".strip("-")
 
 
-def checked_name(name: str, what: str = "name") -> str:
-    if len(name) <= 50 and re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
+def checked_name(name: str, what: str = "name", longest: int = 50) -> str:
+    """The name, if it is a DNS label (RFC 1123), with room for our prefixes."""
+    if len(name) <= longest and re.fullmatch(LABEL, name):
         return name
     raise UserError(
-        f"{what} {name!r} is not accepted: use up to 50 lower-case letters, digits and hyphens, "
-        "with a letter or digit at both ends"
+        f"{what} {name!r} is not accepted: use up to {longest} lower-case letters, digits and "
+        "hyphens, with a letter or digit at both ends"
+    )
+
+
+def checked_subdomain(name: str, what: str) -> str:
+    """The name, if it is one of the labels of DNS with dots between them, as claims have."""
+    if len(name) <= 253 and re.fullmatch(rf"{LABEL}(\.{LABEL})*", name):
+        return name
+    raise UserError(
+        f"{what} {name!r} is not accepted: use up to 253 lower-case letters, digits, hyphens and "
+        "dots, with a letter or digit at both ends of each part"
     )
 
 

@@ -26,28 +26,38 @@ UTILIZATION = 0.9
 
 
 class Gpu(NamedTuple):
-    """A card, as its driver reports it."""
+    """A card, as CUDA reports it."""
 
     memory: float
     """GiB."""
 
+    products: tuple[str, ...]
+    """Values of the node label PRODUCT for it."""
+
     bfloat16: bool = True
 
 
+PRODUCT = "nvidia.com/gpu.product"
+"""Node label with the card's name, spaces as hyphens, by NVIDIA's GPU feature discovery."""
+
 GPUS = {
-    "T4": Gpu(15.0, bfloat16=False),
-    "RTX-4080": Gpu(15.99),
-    "L4": Gpu(22.49),
-    "A10": Gpu(22.49),
-    "RTX-4090": Gpu(23.99),
-    "RTX-5090": Gpu(31.84),
-    "A100-40GB": Gpu(40.0),
-    "L40S": Gpu(44.99),
-    "A100-80GB": Gpu(80.0),
-    "H100-80GB": Gpu(79.65),
-    "H200": Gpu(140.4),
+    "T4": Gpu(14.56, ("Tesla-T4",), bfloat16=False),
+    "RTX-4080": Gpu(15.5, ("NVIDIA-GeForce-RTX-4080", "NVIDIA-GeForce-RTX-4080-SUPER")),
+    "L4": Gpu(21.99, ("NVIDIA-L4",)),
+    "A10": Gpu(21.99, ("NVIDIA-A10", "NVIDIA-A10G")),
+    "RTX-4090": Gpu(23.52, ("NVIDIA-GeForce-RTX-4090",)),
+    "RTX-5090": Gpu(31.84, ("NVIDIA-GeForce-RTX-5090",)),
+    "A100-40GB": Gpu(39.5, ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-PCIE-40GB")),
+    "L40S": Gpu(44.42, ("NVIDIA-L40S",)),
+    "A100-80GB": Gpu(79.14, ("NVIDIA-A100-SXM4-80GB", "NVIDIA-A100-80GB-PCIe")),
+    "H100-80GB": Gpu(79.11, ("NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-PCIe")),
+    "H200": Gpu(139.8, ("NVIDIA-H200",)),
 }
-"""Memory that the driver reports, which is below the number on the box; from small to large."""
+"""From small to large. vLLM plans with the memory that CUDA reports (cudaMemGetInfo), which is half
+a GiB below what nvidia-smi shows and differs by driver. The numbers are the lowest that public
+reports of PyTorch's "total capacity" show; none was found for RTX-4080, L4 and H200, which are as
+far below nvidia-smi's as RTX-4090's, A10's and H100's. RTX-5090's is the one with which the starts
+behind VIDEO_ACTIVATION agree."""
 
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

@@ -72,6 +72,20 @@ def uri() -> str:
     return re.sub(r"//[^/@]*@", "//", Settings().store_uri())
 
 
+def pod_environment() -> dict[str, str]:
+    """Where a pod finds this process's MLflow and its artifacts; never a credential.
+
+    A store on this machine's disk is of no use to a pod and stays out.
+    """
+    from loraline.settings import Settings
+
+    settings = Settings()
+    found = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint}
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        found["MLFLOW_TRACKING_URI"] = uri()
+    return {key: value for key, value in found.items() if value}
+
+
 def connect() -> MlflowClient:
     """Open the store and select the experiment.
 
@@ -321,13 +335,14 @@ def adapter(train_run: Run) -> Iterator[Path]:
 
 
 @contextmanager
-def logged_adapter(model_id: str) -> Iterator[Path]:
-    """The adapter folder of a logged model, gone after use."""
+def logged_adapter(model: str) -> Iterator[Path]:
+    """The adapter folder of a logged model (its ID) or of a registered one (NAME/VERSION), gone
+    after use."""
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder:
-        model = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
-        yield Path(model) / ADAPTER
+        found = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
+        yield Path(found) / ADAPTER
 
 
 def profile(client: MlflowClient, train_run: Run) -> Profile:

@@ -9,8 +9,7 @@ Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects
 
 from __future__ import annotations
 
-import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +25,12 @@ if TYPE_CHECKING:
 
     from loraline.contract import Contract
     from loraline.server import Adapter
-    from loraline.settings import Settings
     from loraline.sizing import Plan
 
 MANIFEST = "vllm.yaml"
 CPU = "cpu"
-ACTIVATION = "loraline.activation"
-"""Tag of a registered model, for each card that a log of it was learned from."""
-
+DEPLOYED = "loraline.deployed"
+"""Tag of a training run: the version that --apply has brought to a cluster, where it is ready."""
 
 PLACED = (
     *("format", "namespace", "fraction", "replicas", "prometheus", "monitor", "base_volume"),
@@ -80,11 +77,13 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--git", type=click.Path(path_type=Path), help="Folder of a checkout to commit to.")
 def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None:
     """Render the Kubernetes manifest of a vLLM server for the version that passed the gate."""
-    from loraline import delivery
+    from loraline import delivery, server
+    from loraline.manifest import SERVER_IMAGE
 
     apply, git = options.pop("apply"), options.pop("git")
     client = tracking.connect()
     gate_run = tracking.upstream_run(client, run_id, "quality_gate")
+    train_run = tracking.ancestor(client, gate_run, "train_qlora")
     order = Order.of(client, gate_run, options)
     fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
     done = None if force else tracking.finished_run(client, "deploy_vllm", fingerprint)
@@ -92,7 +91,6 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
     if deployed is None:
         import mlflow
 
-        train_run = tracking.ancestor(client, gate_run, "train_qlora")
         with tracking.open_run(
             "deploy_vllm",
             name=f"deploy {order.name} v{order.version}",
@@ -105,8 +103,6 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
                 text, plan = manifest(client, adapter, order)
             mlflow.log_text(text, MANIFEST)
             mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
-            uri = f"models:/{order.name}/{order.version}"
-            client.set_tag(train_run.info.run_id, "loraline.deployed", uri)
         deployed = run.info.run_id
     with tracking.artifacts(client, deployed, MANIFEST) as rendered:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -114,10 +110,13 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
     click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'})")
     if git:
         click.echo(delivery.commit(out_dir / MANIFEST, git))
-    for warning in doubts(order):
-        click.echo(f"warning: {warning}", err=True)
+    image = order.options["server_image"] or SERVER_IMAGE
+    for doubt in delivery.doubts(order.image, order.fetch, image):
+        click.echo(f"warning: {doubt}", err=True)
     if apply:
         delivery.apply(out_dir / MANIFEST, click.echo)
+        uri = server.model_uri(order.name, order.version)
+        client.set_tag(train_run.info.run_id, DEPLOYED, uri)
     tracking.hand_over(out_dir, deployed)
 
 
@@ -141,9 +140,10 @@ class Order:
 
     @classmethod
     def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
+        from loraline import calibration
         from loraline.settings import Settings
 
-        tags, settings = gate_run.data.tags, Settings()
+        tags = gate_run.data.tags
         if tags[tracking.RESULT] != "passed":
             raise UserError(
                 f"--run-id {gate_run.info.run_id} rejected its candidate "
@@ -154,6 +154,9 @@ class Order:
         model = client.get_registered_model(name)
         if alias and str(model.aliases.get(alias, version)) == version:
             raise UserError(f"--beside {alias}: no other version of {name} has this alias")
+        if options["follow"] and options["follow"] not in model.aliases:
+            has = ", ".join(sorted(model.aliases)) or "none"
+            raise UserError(f"--follow {options['follow']}: {name} has no such alias; it has {has}")
         if log and options["gpu"] in (None, CPU):
             raise UserError("--calibrate needs --gpu to say which card the log is of")
         if options["gpu"] == CPU and not options["server_image"]:
@@ -165,13 +168,9 @@ class Order:
             version=version,
             beside=str(model.aliases[alias]) if alias else None,
             options={**options, "calibrate": log.read_text(errors="replace") if log else ""},
-            remembered={
-                key.removeprefix(f"{ACTIVATION}."): told
-                for key, told in sorted(model.tags.items())
-                if key.startswith(f"{ACTIVATION}.")
-            },
-            image=settings.image or "localhost/loraline:dev",
-            fetch=fetch_environment(settings),
+            remembered=calibration.remembered(model),
+            image=Settings().image or "localhost/loraline:dev",
+            fetch=tracking.pod_environment(),
         )
 
 
@@ -188,7 +187,8 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
         agreed, other = join(agreed, order)
         beside, ranks = [other], [*ranks, other.rank]
     given = {key: order.options[key] for key in PLACED if order.options[key] is not None}
-    where = manifest.Placement(cpu=order.options["gpu"] == CPU, **given)
+    gpu = order.options["gpu"]
+    where = manifest.Placement(cpu=gpu == CPU, on_card=gpu not in (None, CPU), **given)
     plan = None if where.cpu else size(client, agreed, base_config, ranks, order)
     objects = manifest.render(
         agreed,
@@ -207,16 +207,13 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
 
 def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
     """The contract that serves both versions, and the other version; it must fit the same base."""
-    import mlflow
-
     from loraline import contract, preflight, server
 
     assert order.beside is not None
     uri = server.model_uri(order.name, order.beside)
-    with tempfile.TemporaryDirectory() as folder:
-        found = mlflow.artifacts.download_artifacts(f"{uri}/artifacts/adapter", dst_path=folder)
-        other, rank = contract.read(Path(found)), preflight.highest_rank(Path(found))
-        preflight.check(Path(found), other, uri)
+    with tracking.logged_adapter(f"{order.name}/{order.beside}") as folder:
+        other, rank = contract.read(folder), preflight.highest_rank(folder)
+        preflight.check(folder, other, uri)
     name = f"{server.served_name(order.name)[:38].strip('-')}-{order.options['beside']}"
     adapter = server.Adapter(
         name=server.checked_name(name, "name of the adapter beside it,"),
@@ -236,63 +233,23 @@ def size(
     order: Order,
 ) -> Plan:
     """The cards and arguments that fit; what a log teaches is remembered with the model."""
-    from loraline import server, sizing
+    from loraline import calibration, server
 
-    gpu, cards, fraction = (order.options[key] for key in ("gpu", "gpus", "fraction"))
     # The follower's two spare slots count as well.
     ranks = ranks + ranks[:1] * (2 if order.options["follow"] else 0)
-    wanted = server.demand(agreed, base_config, ranks, merged=order.options["merged"])
-    told = {card: text.split() for card, text in order.remembered.items()}
-    learned = {
-        card: float(gib)
-        for card, (revision, gib) in told.items()
-        if revision == agreed.base_revision
-    }
-    if gpu is None:
-        return sizing.smallest(wanted, learned)
-    if gpu not in sizing.GPUS:
-        raise UserError(f"--gpu {gpu!r} is not known; accepted: cpu, {', '.join(sizing.GPUS)}")
-    tag = f"{ACTIVATION}.{gpu}"
-    source = f"tag {tag} of registered model {order.name}; delete it to forget"
-    if log := order.options["calibrate"]:
-        learned[gpu] = sizing.calibrate(log, wanted, gpu, cards=cards, fraction=fraction)
-        source = "the log given"
-    wanted = replace(wanted, activation=learned.get(gpu))
-    try:
-        plan = sizing.plan(wanted, gpu, cards=cards, fraction=fraction)
-    except UserError as error:
-        known = f" (activations learned from {source})" if gpu in learned else ""
-        raise UserError(f"{error}{known}") from error
-    if log:
-        client.set_registered_model_tag(order.name, tag, f"{agreed.base_revision} {learned[gpu]}")
+    plan = calibration.plan(
+        server.demand(agreed, base_config, ranks, merged=order.options["merged"]),
+        order.options["gpu"],
+        cards=order.options["gpus"],
+        fraction=order.options["fraction"],
+        log=order.options["calibrate"],
+        told=order.remembered,
+        model=order.name,
+        revision=agreed.base_revision,
+    )
+    if order.options["calibrate"]:
+        calibration.remember(client, order.name, agreed.base_revision, plan)
     return plan
-
-
-def doubts(order: Order) -> list[str]:
-    """What the manifest will need on most clusters and does not say."""
-    from loraline.delivery import NO_STORE
-    from loraline.manifest import SERVER_IMAGE
-
-    found = [] if "MLFLOW_TRACKING_URI" in order.fetch else [NO_STORE]
-    if order.image.startswith("localhost/"):
-        found.append(
-            f"the init container's image {order.image} is on no registry; LORALINE_IMAGE names one"
-        )
-    image = order.options["server_image"] or SERVER_IMAGE
-    if "@sha256:" not in image:
-        found.append(f"{image} is not pinned by digest; --server-image takes one")
-    return found
-
-
-def fetch_environment(settings: Settings) -> dict[str, str]:
-    """Where the manifest's init container finds MLflow and its artifacts; never a credential.
-
-    A store on this machine's disk is of no use to a pod and stays out.
-    """
-    found = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint}
-    if settings.tracking_uri.startswith(("http://", "https://")):
-        found["MLFLOW_TRACKING_URI"] = tracking.uri()
-    return {key: value for key, value in found.items() if value}
 
 
 if __name__ == "__main__":

@@ -170,12 +170,21 @@ def read(manifest: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        objects = {entry["kind"]: entry for entry in yaml.safe_load_all(manifest.read_text())}
-        objects["Deployment"], objects["ConfigMap"]
-    except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
+        entries = [entry for entry in yaml.safe_load_all(manifest.read_text()) if entry]
+        objects = {entry.get("kind"): entry for entry in entries}
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{manifest} is not a manifest of deploy_vllm: it has no objects of Kubernetes"
+        ) from error
+    if "InferenceService" in objects or any("servingEngineSpec" in entry for entry in entries):
+        raise UserError(
+            f"{manifest} is for KServe or a Helm chart, which this machine does not run; render it "
+            "again with deploy_vllm --format deployment: the arguments of vLLM are the same"
+        )
+    if not {"Deployment", "ConfigMap"} <= set(objects):
         raise UserError(
             f"{manifest} is not a manifest of deploy_vllm: it has no Deployment and ConfigMap"
-        ) from error
+        )
     return objects
 
 

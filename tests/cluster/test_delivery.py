@@ -141,3 +141,9 @@ def test_stopped_or_refused_the_version_before_comes_back(
     with pytest.raises(UserError, match="field is immutable; what was there is put back"):
         delivery.apply(write(tmp_path, changed), print)
     assert there(cluster, "configmap", "{.data.version}") == "1"
+
+    wider = objects("2")
+    wider[0]["spec"]["accessModes"] = ["ReadWriteMany"]
+    with pytest.raises(UserError, match=f"claim {NAME} is ReadWriteOnce, this number of replicas"):
+        delivery.apply(write(tmp_path, wider), print)
+    assert there(cluster, "configmap", "{.data.version}") == "1", "nothing was changed"

@@ -243,11 +243,16 @@ def served() -> list[int]:
 def test_applied_manifest_becomes_ready_and_serves_the_candidate(
     place: Path, versions: list[Registered]
 ) -> None:
+    from loraline import tracking
+
     first, second = versions
     assert first.tokens != second.tokens
     ended = deploy(place, first.gate_run, "--apply")
     assert ended.returncode == 0, ended.stderr
     assert f"lora-{MODEL} is ready" in ended.stdout
+    client = tracking.connect()
+    train = tracking.ancestor(client, client.get_run(first.gate_run), "train_qlora")
+    assert train.data.tags["loraline.deployed"] == f"models:/{MODEL}/{first.version}"
     # What the step rendered is what kubectl and its strict validation take, too.
     assert "configured" in kubectl(
         "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict",

@@ -154,3 +154,35 @@ def test_a_pod_that_has_to_fetch_needs_a_store(variable: str) -> None:
     pod = {"initContainers": [fetching]}
     deployment = {"spec": {"template": {"spec": pod}}}
     assert delivery.knows_store(deployment) == (variable == "MLFLOW_TRACKING_URI")
+
+
+def claim(mode: str) -> dict[str, Any]:
+    return {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "lora-tiny-lora"},
+        "spec": {"accessModes": [mode]},
+    }
+
+
+def test_a_claim_that_would_have_to_change_is_told_with_what_to_do() -> None:
+    one, several = claim("ReadWriteOnce"), claim("ReadWriteMany")
+    with pytest.raises(UserError) as error:
+        delivery.check_claims([several, DEPLOYMENT], [one, DEPLOYMENT])
+    assert "lora-tiny-lora is ReadWriteOnce, this number of replicas needs ReadWriteMany" in (
+        str(error.value)
+    )
+    assert "--base-volume" in str(error.value) and "delete the Deployment" in str(error.value)
+    delivery.check_claims([several, DEPLOYMENT], [None, DEPLOYMENT])
+    delivery.check_claims([several], [several])
+
+
+def test_what_an_image_does_not_say_is_doubted() -> None:
+    known = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    pinned = f"registry.example/vllm:v0.32.0@sha256:{'0' * 64}"
+    assert delivery.doubts("registry.example/loraline:1", known, pinned) == []
+    doubts = delivery.doubts("registry.example/loraline:1", known, "registry.example/vllm:prod")
+    assert [doubt.split(";")[0] for doubt in doubts] == [
+        "registry.example/vllm:prod does not say which vLLM it holds",
+        "registry.example/vllm:prod is not pinned by digest",
+    ]
+    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in doubts[1]

@@ -283,7 +283,25 @@ def test_hostile_texts_come_back_as_they_were(
     assert module["path"] == f"/adapters/{module['name']}/v3"
 
 
-accepted = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
+LABEL = r"[a-z0-9]([a-z0-9-]*[a-z0-9])?"
+accepted = {
+    "namespace": lambda text: len(text) <= 63 and re.fullmatch(LABEL, text),
+    "base_volume": lambda text: len(text) <= 253 and re.fullmatch(rf"{LABEL}(\.{LABEL})*", text),
+}
+
+
+@pytest.mark.parametrize("name", ["a" * 63, "models", "0"])
+def test_a_namespace_is_as_long_as_kubernetes_takes_it(name):
+    assert rendered(placement=Placement(namespace=name))
+    with pytest.raises(UserError, match="up to 63 lower-case letters, digits and hyphens"):
+        rendered(placement=Placement(namespace=f"{name}{'a' * 63}"))
+
+
+def test_a_claim_may_have_dots_in_its_name():
+    assert rendered(placement=Placement(base_volume="bases.models-1"))
+    for name in ("bases..models", ".bases", "bases.", "a." * 127):
+        with pytest.raises(UserError, match="each part"):
+            rendered(placement=Placement(base_volume=name))
 
 
 @settings(deadline=None, max_examples=60)
@@ -302,11 +320,11 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
         )
     except UserError as error:
         assert "\n" not in str(error)
-        assert key not in ("namespace", "base_volume") or not accepted.fullmatch(value)
+        assert key not in accepted or not accepted[key](value)
         return
     assert list(yaml.load_all(manifest.to_yaml(objects).encode(), yaml.CSafeLoader)) == objects
-    if key in ("namespace", "base_volume"):
-        assert accepted.fullmatch(value)
+    if key in accepted:
+        assert accepted[key](value)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +333,8 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
         ({}, Placement(replicas=0), {}, "0 replicas serve nothing"),
         ({}, Placement(prometheus="prometheus"), {}, "is not an http"),
         ({}, Placement(server_image="vllm/vllm-openai:v0.17.1"), {}, "before 0.18"),
+        ({}, Placement(server_image="vllm/vllm-openai"), {}, "names no version"),
+        ({}, Placement(server_image="vllm/vllm-openai:latest"), {}, "one like vllm/vllm-openai:v0"),
         ({}, Placement(), {"quant_method": "bitsandbytes"}, "cannot read; build an image"),
         ({"dtype": "float32"}, Placement(), {"quant_method": "gptq"}, "not served in float32"),
     ],
@@ -334,6 +354,11 @@ def test_a_bitsandbytes_base_is_served_by_an_image_of_ones_own():
     assert rendered(base_config=config, placement=own)["Deployment"]
     old = Placement(server_image="vllm/vllm-openai:v0.27.1")
     assert rendered(base_config=config, placement=old)["Deployment"]
+
+
+def test_an_image_pinned_by_digest_needs_no_version_in_its_tag():
+    image = f"vllm/vllm-openai@sha256:{'0' * 64}"
+    assert rendered(placement=Placement(server_image=image))["Deployment"]
 
 
 def test_what_does_not_go_together_is_refused():

@@ -88,6 +88,18 @@ def test_adapter_slots_are_counted_at_the_servers_rank() -> None:
     assert sizing.lora_bytes(replace(demand, max_loras=2)) == 2 * sizing.lora_bytes(demand)
 
 
+def test_no_card_is_planned_with_more_than_cuda_reports() -> None:
+    """Lowest "total capacity" in public reports of PyTorch's out-of-memory errors."""
+    reported = {"T4": 14.56, "A10": 21.99, "RTX-4090": 23.52, "A100-40GB": 39.5, "L40S": 44.42}
+    reported |= {"A100-80GB": 79.14, "H100-80GB": 79.11}
+    assert {gpu: sizing.GPUS[gpu].memory for gpu in reported} == reported
+
+
+def test_cards_are_told_apart_by_the_names_that_nodes_have() -> None:
+    products = [product for card in sizing.GPUS.values() for product in card.products]
+    assert len(products) == len(set(products)) and all(" " not in product for product in products)
+
+
 def test_more_cards_are_taken_only_when_one_is_too_small() -> None:
     demand = Demand(MISTRAL_7B, "bfloat16", 1024, max_lora_rank=8)
     assert sizing.plan(demand, "L4", cards=4).tensor_parallel_size == 1
@@ -97,7 +109,7 @@ def test_more_cards_are_taken_only_when_one_is_too_small() -> None:
 def test_a_base_of_7b_in_16_bits_is_not_served_on_a_quarter_of_16_gb_but_a_small_one_is() -> None:
     demand = Demand(MISTRAL_7B, "bfloat16", 1024, max_lora_rank=8)
     with pytest.raises(
-        UserError, match=r"does not fit 0\.25 of one RTX-4080 \(15\.99 GiB x 0\.225"
+        UserError, match=r"does not fit 0\.25 of one RTX-4080 \(15\.50 GiB x 0\.225"
     ):
         sizing.plan(demand, "RTX-4080", fraction=0.25)
     small = MISTRAL_7B | {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}

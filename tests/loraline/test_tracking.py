@@ -136,3 +136,14 @@ def test_the_run_id_is_written_last_and_whole(tmp_path: Path) -> None:
     tracking.hand_over(tmp_path / "out", "r1", result="passed")
     files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert files == {"run-id": "r1", "result": "passed"}
+
+
+def test_a_pod_is_told_of_a_server_but_of_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://s3:9000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
+    assert tracking.pod_environment() == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000",
+    }
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert set(tracking.pod_environment()) == {"MLFLOW_S3_ENDPOINT_URL"}

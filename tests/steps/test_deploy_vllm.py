@@ -46,20 +46,6 @@ def test_a_rejected_candidate_is_not_deployed(step, workplace: Path, candidate) 
     assert not (workplace / "outputs" / "vllm.yaml").exists()
 
 
-def test_the_manifest_names_the_server_but_no_credential(
-    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch, script
-) -> None:
-    from loraline.settings import Settings
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
-    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://s3:9000")
-    found = script("steps/deploy_vllm.py").fetch_environment(Settings())
-    assert found == {
-        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
-        "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000",
-    }
-
-
 def rendered(workplace: Path) -> dict[str, dict]:
     text = (workplace / "outputs" / "vllm.yaml").read_text()
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
@@ -82,6 +68,8 @@ def test_what_the_command_line_says_is_in_the_manifest(
     found = rendered(workplace)
     assert {"ScaledObject", "ServiceMonitor"} <= set(found)
     assert {entry["metadata"]["namespace"] for entry in found.values()} == {"models"}
+    affinity = found["Deployment"]["spec"]["template"]["spec"]["affinity"]
+    assert "NVIDIA-L4" in str(affinity), "a card that is named is the one it is placed on"
     assert container(workplace)["args"][0] == "/bases/base"
     assert container(workplace)["image"] == "localhost/vllm:v0.32.0"
     step("deploy_vllm", "--run-id", gate_run, "--format", "production-stack", "--merged")
@@ -97,9 +85,11 @@ MISTAKES = {
     ("--format", "kserve", "--replicas", "2"): "kserve scales and is watched in its own ways",
     ("--format", "production-stack", "--namespace", "models"): "give it to helm install",
     ("--gpu", "L4", "--gpu-fraction", "2"): "a fraction of a card is above 0 and up to 1",
-    ("--gpu", "L4", "--gpu-fraction", "0.01"): "does not fit 0.01 of one L4 (22.49 GiB x",
+    ("--gpu", "L4", "--gpu-fraction", "0.01"): "does not fit 0.01 of one L4 (21.99 GiB x",
     ("--calibrate", "server.log"): "--calibrate needs --gpu",
     ("--beside", "champion"): "no other version of mistral-7b-lora has this alias",
+    ("--follow", "nobody"): "mistral-7b-lora has no such alias; it has candidate",
+    ("--server-image", "vllm/vllm-openai:latest"): "names no version",
     ("--git", "nowhere"): "--git nowhere: git is not installed or the folder does not exist",
     ("--format", "kserve", "--apply"): "--apply needs --format deployment",
 }
@@ -176,9 +166,9 @@ def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_r
     before = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
     assert step("deploy_vllm", "--run-id", gate_run, *card, "--calibrate", log).exit_code == 0
     learned = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
-    assert "activations 2.50" in before and "activations 5.14" in learned
+    assert "activations 2.50" in before and "activations 4.69" in learned
     step("deploy_vllm", "--run-id", gate_run, *card)
-    assert "activations 5.14" in (workplace / "outputs" / "vllm.yaml").read_text()
+    assert "activations 4.69" in (workplace / "outputs" / "vllm.yaml").read_text()
 
 
 def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
@@ -265,8 +255,12 @@ def test_without_a_cluster_apply_says_so(
     assert (result.exit_code, "does not answer" in result.stderr) == (75, True)
 
 
-def test_the_training_run_tells_what_is_deployed(step, workplace: Path, gate_run: str) -> None:
-    step("deploy_vllm", "--run-id", gate_run)
+def test_nothing_is_deployed_before_a_cluster_has_it(
+    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(workplace / "none"))
+    assert step("deploy_vllm", "--run-id", gate_run).exit_code == 0
+    assert step("deploy_vllm", "--run-id", gate_run, "--apply").exit_code == 2
     client = mlflow.MlflowClient()
     train = tracking.ancestor(client, client.get_run(gate_run), "train_qlora")
-    assert train.data.tags["loraline.deployed"] == "models:/mistral-7b-lora/1"
+    assert "loraline.deployed" not in train.data.tags

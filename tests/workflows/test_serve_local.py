@@ -311,6 +311,24 @@ def test_file_that_is_no_manifest_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("form", ["way-kserve", "way-production-stack"])
+def test_manifest_for_another_runner_tells_how_to_get_one_of_ours(form):
+    other = ROOT / f"tests/loraline/manifests/{form}.yaml"
+    with (
+        pytest.raises(UserError, match=r"render it again with deploy_vllm --format deployment"),
+        serve_local.start(other, free_port()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", ["- a list\n", "{", "words", b"\xff\xfe"])
+def test_file_without_objects_is_no_manifest(content, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"is not a manifest of deploy_vllm: it has no objects"):
+        serve_local.read(other)
+
+
 def edited(registered, folder, old, new):
     copy = folder / "edited.yaml"
     copy.write_text(registered.manifest.read_text().replace(old, new))
@@ -440,3 +458,4 @@ def test_only_the_listed_arguments_change_without_a_gpu():
     assert server.on_cpu(args) == [
         *("base", "--max-loras", "2", "--kv-cache-memory-bytes", "1G", "--dtype", "float32")
     ]
+    assert server.on_cpu(server.on_cpu(args)) == server.on_cpu(args), "a manifest for a CPU stays"
