@@ -2,6 +2,10 @@
 
 import gc
 import importlib
+import signal
+
+# Ctrl-C is the step's, which ends its workers.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 NEEDED = [
     "imagehash",
