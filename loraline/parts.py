@@ -180,7 +180,7 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
 
     pool = processes(min(workers, len(todo)))
     try:
-        with undisturbed():
+        with blocked(signal.SIGINT, signal.SIGTERM):
             waiting = {part.number: pool.submit(process, work, part) for part in todo}
         for part in work.parts:
             if part.number in waiting:
@@ -201,12 +201,13 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Let signals wait for some seconds at most.
+def blocked(*numbers: int) -> Iterator[None]:
+    """Let these signals wait, and have the processes that begin meanwhile never hear of them.
 
-    A worker that starts while its parent ends would complain of what is gone.
+    Ctrl-C is the step's, which ends its workers; and a worker that starts while its parent ends
+    would complain of what is gone.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -215,32 +216,30 @@ def undisturbed() -> Iterator[None]:
 
 def wake(data: Sequence[str], workers: int) -> None:
     """Begin to import what workers need, some seconds, where data files are here and large."""
-    from multiprocessing import forkserver
-
     paths = chain.from_iterable(
         path.iterdir() if path.is_dir() else [path] for path in map(Path, data)
     )
     files = (path for path in paths if path.suffix.lower() in readers.KINDS and path.is_file())
     if workers > 1 and any(file.stat().st_size >= PARALLEL_FROM for file in files):
         preloading()
-        forkserver.ensure_running()
 
 
 def preloading() -> BaseContext:
     """A way to start processes that imports what they need once, so its memory counts once."""
     import multiprocessing
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["loraline.preload"])
+    resource_tracker.ensure_running()  # Or else it is begun below, and unblocks what is blocked.
+    with blocked(signal.SIGINT):
+        forkserver.ensure_running()
     return context
 
 
 def processes(count: int) -> ProcessPoolExecutor:
     from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import forkserver
 
-    preloading()
-    forkserver.ensure_running()
     return ProcessPoolExecutor(count, preloading(), initializer=settle)
 
 

@@ -2,10 +2,6 @@
 
 import gc
 import importlib
-import signal
-
-# Ctrl-C is the step's, which ends its workers.
-signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 NEEDED = [
     "imagehash",
