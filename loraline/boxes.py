@@ -37,6 +37,9 @@ JSON_BOX = re.compile(rf'("bbox(?:_2d)?"\s*:\s*)\[{NUMBER},{NUMBER},{NUMBER},{NU
 TOKEN_BOX = re.compile(
     rf"(<\|box_start\|>)\({NUMBER},{NUMBER}\)\s*,\s*\({NUMBER},{NUMBER}\)<\|box_end\|>"
 )
+BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>""")
+"""Where a box begins, whatever it is; in a question it may stand for the form of the answer."""
+
 TOKENS = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>")
 """Control tokens that belong into rows with boxes."""
 
@@ -127,7 +130,15 @@ def convert(
             return written(box, "qwen2_vl")
         return f"{match.group(1)}[{box[0]}, {box[1]}, {box[2]}, {box[3]}]"
 
-    def fill(text: str) -> str:
+    def fill(role: str, text: str) -> str:
+        if role == "assistant":
+            whole = {
+                match.start() for form in (JSON_BOX, TOKEN_BOX) for match in form.finditer(text)
+            }
+            for match in BOX.finditer(text):
+                if match.start() not in whole:
+                    shown = text[match.start() : match.end() + 40]
+                    raise BadRow("boxes", f"{shown!r} is not a box of four numbers")
         text = TOKEN_BOX.sub(one, JSON_BOX.sub(one, text))
         try:
             text = re.sub(NAME, lambda match: str(next(names)), text)
@@ -135,7 +146,7 @@ def convert(
         except (StopIteration, RuntimeError):
             raise BadRow("boxes", f"more {PLACE} or {NAME} than objects") from None
 
-    filled = [(role, fill(text)) for role, text in turns]
+    filled = [(role, fill(role, text)) for role, text in turns]
     if next(placed, None) is not None:
         raise BadRow("boxes", f"more objects than {PLACE}")
     return filled

@@ -44,7 +44,11 @@ CHECKS: dict[str, Check] = {
         "question of a row that has none",
     ),
     "tags_in_answer": Check(FAIL, (FAIL, DROP), "a media tag in a turn that is not the user's"),
-    "modality": Check(FAIL, (FAIL, DROP), "media in a row for a text model"),
+    "modality": Check(
+        FAIL,
+        (FAIL, DROP),
+        "media in a row for a text model, or a video for a base without a place for one",
+    ),
     "media_missing": Check(
         FAIL, (FAIL, DROP), "media that are absent, outside of the source, or a web address"
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,7 @@ class Counted:
         self.work = work
         self.lines: dict[int, int] = {}
         self.totals: Counter[tuple[int, str]] = Counter()
+        self.rows = 0
         self.counts: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
         self.examples: list[dict[str, Any]] = []
@@ -121,6 +122,7 @@ class Counted:
                 self.examples.append({**example, "place": where})
                 del self.examples[-1]["row"]
         self.totals[key] += tally["lines"]
+        self.rows += tally["rows"]
         self.counts.update(tally["counts"])
         self.formats.update(tally["formats"])
 
@@ -131,7 +133,7 @@ def read(work: Work, workers: int, *, stop_at_failure: bool) -> Counted:
     with progress.bar("read", len(work.parts)) as advance:
         for part, tally in run(work, workers):
             counted.add(part, tally)
-            advance(1, f"{sum(counted.totals.values())} rows")
+            advance(1, f"{counted.rows} rows")
             if stop_at_failure:
                 refuse(counted.examples)
     return counted
@@ -143,6 +145,7 @@ def refuse(examples: Sequence[Mapping[str, Any]], report: str = "") -> None:
     if failed:
         first = failed[0]
         hint = f"all is in {report}" if report else "--check-only reports all of them"
+        hint += f", --on {first['check']}=drop leaves them out"
         joint = " " if first["check"] == "unreadable" else ": "
         raise UserError(
             f"{first['place']}{joint}{first['clause']} (check {first['check']}; {hint})"
@@ -172,7 +175,7 @@ def merge(counted: Counted) -> Dataset:
         counted.counts.copy(),
         counted.formats,
         list(counted.examples),
-        sum(counted.totals.values()),
+        counted.rows,
     )
     sample(merged)
     assign_splits(merged)
@@ -181,8 +184,17 @@ def merge(counted: Counted) -> Dataset:
     return merged
 
 
-def out(merged: Dataset, check: str, rows: NDArray[Any], clause: str) -> None:
-    """Count the rows in which a check found something, and do what the check's action says."""
+def out(
+    merged: Dataset,
+    check: str,
+    rows: NDArray[Any],
+    clause: str,
+    partner: Callable[[int], int | None] = lambda row: None,
+) -> None:
+    """Count the rows in which a check found something, and do what the check's action says.
+
+    `partner` gives the row that a row repeats, which the examples name.
+    """
     import numpy as np
 
     found = np.flatnonzero(rows)
@@ -191,14 +203,15 @@ def out(merged: Dataset, check: str, rows: NDArray[Any], clause: str) -> None:
         return
     merged.counts[f"{check} {action}"] += len(found)
     merged.facts["flags"][found] |= np.uint32(1 << FLAGS.index(check))
-    for index in found[:EXAMPLES]:
+    for index in found[:EXAMPLES].tolist():
+        other = partner(index)
         merged.examples.append(
             {
                 "check": check,
                 "action": action,
-                "place": merged.place(int(index)),
-                "clause": clause,
-                "text": merged.record(int(index)).answer[:300],
+                "place": merged.place(index),
+                "clause": clause if other is None else f"{clause}: {merged.place(other)}",
+                "text": merged.record(index).answer[:300],
             }
         )
     if action == DROP:
@@ -277,14 +290,29 @@ def repetitions(merged: Dataset) -> None:
     alive = merged.copies > 0
     again = np.zeros(len(split), bool)
     again[alive] = duplicates.repeated(own_split[alive])
-    out(merged, "duplicates", again, "repeats an earlier row of its split")
+
+    def first(row: int) -> int:
+        return int(np.flatnonzero(alive & (own_split == own_split[row]))[0])
+
+    out(merged, "duplicates", again, "repeats an earlier row of its split", first)
 
     alive = merged.copies > 0
     media_row = facts["media_row"]
     leaks = duplicates.leaked(facts["key"], split, alive)
     shown = duplicates.leaked(facts["media_sha"], split[media_row], alive[media_row])
+    by_text = leaks.copy()
     leaks[media_row[shown]] = True
-    out(merged, "leaks", leaks, "also stands in a later split, or its image does")
+
+    def later(row: int) -> int:
+        if by_text[row]:
+            same = facts["key"] == facts["key"][row]
+        else:
+            own = facts["media_sha"][media_row == row]
+            same = np.zeros(len(split), bool)
+            same[media_row[np.isin(facts["media_sha"], own)]] = True
+        return int(np.flatnonzero(alive & same & (split > split[row]))[0])
+
+    out(merged, "leaks", leaks, "also stands in a later split, or its image does", later)
 
     media = duplicates.clusters(len(media_row), duplicates.near_images(facts["media_near"]))
     shows = np.zeros(len(split), np.uint64)

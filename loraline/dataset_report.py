@@ -76,6 +76,7 @@ def contents(merged: Dataset) -> dict[str, Any]:
         ],
         "read": merged.read,
         "kept": int(kept.sum()),
+        "weighted": any(source.entry.weight != 1 for source in work.sources),
         "rows": merged.rows,
         "formats": dict(merged.formats),
         "checks": [
@@ -268,7 +269,8 @@ def markdown(found: dict[str, Any]) -> str:
     how = "as the model sees them" if found["exact"] else "estimated: the base was out of reach"
     blocks = [
         "# Dataset report",
-        f"{found['read']} rows read, {found['kept']} kept.",
+        f"{found['read']} rows read, {found['kept']} kept."
+        + (" Splits count with weights." if found["weighted"] else ""),
         table(["split", "rows"], list(found["rows"].items())),
         table(["format", "rows"], list(found["formats"].items())),
         "## Checks",

@@ -83,6 +83,9 @@ def draft(raw: Any, how: Reading) -> Draft:
         raise BadRow("format", f"expected an object with named fields, found {type(raw).__name__}")
     row = raw
     if how.columns:
+        for own, source in how.columns.items():
+            if own in raw and source not in raw:
+                raise BadRow("format", f"has no column {source!r}, which `columns` names for {own}")
         named = {source: own for own, source in how.columns.items()}
         row = {named.get(key, key): value for key, value in raw.items()}
     made = conversation(row) or single(row, how)
@@ -101,7 +104,9 @@ def conversation(row: Mapping[str, Any]) -> Draft | None:
     """A row that holds its turns as a list."""
     for key in CONVERSATIONS:
         turns = row.get(key)
-        if isinstance(turns, list) and turns:
+        if isinstance(turns, list):
+            if not turns:
+                raise BadRow("format", f"{key} holds no turns")
             break
     else:
         if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):

@@ -52,8 +52,8 @@ class Estimate:
         self.cell = pixels.cell(recipe.base)
         self.limits = (recipe.min_pixels or 0, recipe.max_pixels or 2**31)
 
-    def controls(self) -> re.Pattern[str] | None:
-        return None
+    controls = None
+    shows_videos = True
 
     def measure(
         self, rows: Sequence[Record], sizes: Sequence[Sequence[Size]]
@@ -104,6 +104,7 @@ class Exact:
         self.counter = counter(tokenizer.backend_tokenizer)
         self.end: str = tokenizer.eos_token
 
+    @functools.cached_property
     def controls(self) -> re.Pattern[str] | None:
         """Pattern of texts that the tokenizer reads as control tokens."""
         added = self.encoder.tokenizer.added_tokens_decoder.values()
@@ -113,6 +114,13 @@ class Exact:
             if token.special and token.content and not boxes.TOKENS.fullmatch(token.content)
         )
         return re.compile("|".join(map(re.escape, special))) if special else None
+
+    @functools.cached_property
+    def shows_videos(self) -> bool:
+        """Whether the chat template has a place for a video that the processor knows."""
+        token = getattr(self.encoder.processor, "video_token", None)
+        shown = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+        return token is not None and token in self.template.render(shown, True)
 
     def measure(
         self, rows: Sequence[Record], sizes: Sequence[Sequence[Size]]

@@ -159,7 +159,7 @@ def named(medium: str | bytes | Sequence[str]) -> str:
 
 
 def over(kind: str, medium: Media, size: str, limit: float) -> BadRow:
-    return BadRow("media_limits", f"{kind} {named(medium)} has {size}, the limit is {limit:g}")
+    return BadRow("media_limits", f"{kind} {named(medium)} has {size}, the limit is {limit:,.15g}")
 
 
 def inside(folder: Path, root: Path) -> Fetch:

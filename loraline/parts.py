@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -31,7 +32,6 @@ from loraline.records import Record, Video, batch, schema
 from loraline.sources import Source
 
 if TYPE_CHECKING:
-    import re
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing.context import BaseContext
 
@@ -100,6 +100,9 @@ class Tally:
     """Counts and examples of one part."""
 
     lines: int = 0
+    """Of the file, or its rows; some lines are blank."""
+
+    rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     counts: Counter[str] = field(default_factory=Counter)
     """Rows by `check action`."""
@@ -177,7 +180,8 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
 
     pool = processes(min(workers, len(todo)))
     try:
-        waiting = {part.number: pool.submit(process, work, part) for part in todo}
+        with blocked(signal.SIGINT, signal.SIGTERM):
+            waiting = {part.number: pool.submit(process, work, part) for part in todo}
         for part in work.parts:
             if part.number in waiting:
                 waiting.pop(part.number).result()
@@ -196,25 +200,40 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             child.join()
 
 
+@contextmanager
+def blocked(*numbers: int) -> Iterator[None]:
+    """Let these signals wait, and have the processes that begin meanwhile never hear of them.
+
+    Ctrl-C is the step's, which ends its workers; and a worker that starts while its parent ends
+    would complain of what is gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def wake(data: Sequence[str], workers: int) -> None:
     """Begin to import what workers need, some seconds, where data files are here and large."""
-    from multiprocessing import forkserver
-
     paths = chain.from_iterable(
         path.iterdir() if path.is_dir() else [path] for path in map(Path, data)
     )
     files = (path for path in paths if path.suffix.lower() in readers.KINDS and path.is_file())
     if workers > 1 and any(file.stat().st_size >= PARALLEL_FROM for file in files):
         preloading()
-        forkserver.ensure_running()
 
 
 def preloading() -> BaseContext:
     """A way to start processes that imports what they need once, so its memory counts once."""
     import multiprocessing
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["loraline.preload"])
+    resource_tracker.ensure_running()  # Or else it is begun below, and unblocks what is blocked.
+    with blocked(signal.SIGINT):
+        forkserver.ensure_running()
     return context
 
 
@@ -271,11 +290,10 @@ def make(work: Work, part: Part) -> None:
 
     tally, facts, signed = Tally(), [], []
     ruler = measured(work.tokenizer, work.recipe)
-    controls = ruler.controls()
     path = work.sources[part.source].path(part.file)
     temporary = work.file(part, ".arrow.part")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema()) as rows:
-        for group in grouped(candidates(work, part, path, controls, tally)):
+        for group in grouped(candidates(work, part, path, ruler, tally)):
             kept, tokens = in_length(group, ruler, work, tally)
             if kept:
                 rows.write_batch(batch([one.record for one in kept], [row for row, _ in tokens]))
@@ -294,7 +312,7 @@ def make(work: Work, part: Part) -> None:
 
 
 def candidates(
-    work: Work, part: Part, path: Path, controls: re.Pattern[str] | None, tally: Tally
+    work: Work, part: Part, path: Path, ruler: lengths.Lengths, tally: Tally
 ) -> Iterator[Candidate]:
     """Rows of a part that pass the checks that need no other row; the rest is counted."""
     source = work.sources[part.source]
@@ -308,21 +326,22 @@ def candidates(
         tally.lines = number
         if raw is None:
             continue
+        tally.rows += 1
         try:
             if isinstance(raw, BadRow):
                 raise raw
             drafted = formats.draft(raw, how)
+            tally.formats[drafted.format] += 1
             pick = picked(drafted)
             if pick >= share * 2**64:
                 tally.counts["sample out"] += 1
                 continue
-            made = checked(drafted, number, pick, work, source, fetch, controls)
+            made = checked(drafted, number, pick, work, source, fetch, ruler)
         except BadRow as bad:
             action = work.actions[bad.check]
             shown = raw if not isinstance(raw, BadRow) else ""
             tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
             continue
-        tally.formats[drafted.format] += 1
         for check in set(made.found) if made.found else ():
             tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
         yield made
@@ -335,7 +354,7 @@ def checked(
     work: Work,
     source: Source,
     fetch: media.Fetch,
-    controls: re.Pattern[str] | None,
+    ruler: lengths.Lengths,
 ) -> Candidate:
     """One draft through the checks, to a record; BadRow says which it does not pass."""
     found: list[str] = []
@@ -346,7 +365,9 @@ def checked(
     turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, found)
     if work.recipe.modality == "text" and (drafted.images or drafted.videos):
         raise BadRow("modality", "holds media, the profile's modality is text")
-    if controls is not None:
+    if drafted.videos and not ruler.shows_videos:
+        raise BadRow("modality", f"holds a video, which {work.recipe.base} has no place for")
+    if (controls := ruler.controls) is not None:
         for role, text in turns:
             if match := controls.search(text):
                 if actions["special_tokens"] in (FAIL, DROP):

@@ -147,6 +147,7 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int) -> Iterator[Raw]:
                 )
 
         reader = csv.DictReader(text(), delimiter=delimiter, restkey="(no header)", strict=True)
+        header(path, reader, delimiter)
         while True:
             try:
                 row = next(reader)
@@ -161,6 +162,24 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int) -> Iterator[Raw]:
                 yield BadRow("unreadable", "has more fields than the header")
             else:
                 yield {key: value for key, value in row.items() if value not in (None, "")}
+
+
+def header(path: Path, reader: csv.DictReader[str], delimiter: str) -> None:
+    """Read the names of the columns; a UserError if rows could not be told by them."""
+    try:
+        names = [name or "" for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise UserError(f"{path} has a header that is not valid CSV: {error}") from error
+    if not all(map(is_utf8, names)):
+        raise UserError(f"{path} is not UTF-8; convert it")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path} has two columns named {twice[0]!r}; rename one")
+    other = next((mark for mark in ";\t,|" if mark != delimiter and mark in "".join(names)), None)
+    if len(names) == 1 and other:
+        raise UserError(
+            f"{path} has one column, {names[0][:80]!r}; fields of a {path.suffix} are separated by "
+            f"{delimiter!r}, here they seem to be by {other!r}"
+        )
 
 
 def is_utf8(text: str) -> bool:

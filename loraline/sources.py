@@ -47,6 +47,11 @@ NOT_ROWS = {
 }
 """Files that datasets, and this line, keep beside the rows."""
 
+UNREAD = re.compile(
+    r"\.(ndjson|jsonlines|(jsonl?|ndjson|csv|tsv|parquet|arrow|tar)\.(gz|bz2|xz|zst)|tgz)$"
+)
+"""Endings of files that hold rows, in a form that is not read."""
+
 FLAG = re.compile(
     r"(?P<uri>.+?)(?:%(?P<percent>\d+(?:\.\d+)?)|#(?P<rows>\d+))?(?:\*(?P<weight>\d+(?:\.\d+)?))?"
 )
@@ -62,8 +67,8 @@ class Entry(BaseModel):
     uri: str = Field(min_length=1)
     """Path, s3://, hf://, dvc:// or mlflow://."""
 
-    sample: str = Field("", pattern=r"^(%\d+(\.\d+)?|#\d+)?$")
-    """`%50` takes half of the rows, `#2000` takes 2,000; chosen by content."""
+    sample: str = Field("", pattern=r"^(%\d+(\.\d+)?|#0*[1-9]\d*)?$")
+    """`%50` takes about half of the rows, `#2000` takes 2,000; chosen by content."""
 
     weight: PositiveFloat = 1
     """How often a training row of this source stands in the dataset; 0.5 keeps half of them."""
@@ -150,6 +155,8 @@ def entries(flags: Sequence[str]) -> list[Entry]:
             entry = entry.model_copy(update={"weight": float(weight)})
         if percent and not 0 < float(percent) <= 100:
             raise UserError(f"--data {flag!r}: a sample of %{percent} is not between 0 and 100")
+        if rows and not int(rows):
+            raise UserError(f"--data {flag!r} asks for a sample of no rows")
         if entry.weight <= 0:
             raise UserError(f"--data {flag!r}: a weight of {weight} is not above 0")
         found.append(entry)
@@ -232,7 +239,7 @@ def walk(folder: Path) -> Iterator[str]:
         for name in files:
             path = Path(place, name)
             if (
-                path.suffix.lower() in KINDS
+                (path.suffix.lower() in KINDS or UNREAD.search(name.lower()))
                 and path.is_file()
                 and path.resolve().is_relative_to(inner)
             ):
@@ -241,18 +248,29 @@ def walk(folder: Path) -> Iterator[str]:
 
 def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFile, ...]:
     """The data files among those listed: the topmost ones, each with the split that it names."""
-    usable = [
+    seen = [
         item
         for item in listed
+        if not any(part.startswith(".") for part in PurePosixPath(item[0]).parts)
+    ]
+    usable = [
+        item
+        for item in seen
         if PurePosixPath(item[0]).suffix.lower() in KINDS
         and posixpath.basename(item[0]) not in NOT_ROWS
-        and not any(part.startswith(".") for part in PurePosixPath(item[0]).parts)
     ]
+    top = [item for item in usable if "/" not in item[0]]
+    unread = [name for name, *_ in seen if UNREAD.search(name.lower())]
+    if unread := [name for name in unread if "/" not in name or not top]:
+        raise UserError(
+            f"{entry.uri} holds {', '.join(unread[:5])}, which would not be read; unpack it, name "
+            "it .jsonl, or give the files that are meant"
+        )
     if not usable:
         raise UserError(f"{entry.uri} holds no .jsonl file and none of {', '.join(KINDS[1:])}")
-    top = [item for item in usable if "/" not in item[0]] or usable
     files = [
-        DataFile(name, entry.split or split_of(name), size, v) for name, size, v in sorted(top)
+        DataFile(name, entry.split or split_of(name), size, v)
+        for name, size, v in sorted(top or usable)
     ]
     unnamed = [file.name for file in files if file.split is None]
     if 0 < len(unnamed) < len(files):
@@ -280,9 +298,13 @@ def hugging_face(entry: Entry, rest: str) -> Source:
 
     path, _, split = rest.partition(":")
     path, _, revision = path.partition("@")
+    if path.startswith(("/", ".")) and not Path(path).is_dir():
+        raise UserError(f"{entry.uri}: {path} is no folder here, nor owner/name of the hub")
     try:
         if Path(path, "dataset_dict.json").is_file() or Path(path, "state.json").is_file():
             loaded = datasets.load_from_disk(path)
+            if split and split not in loaded:
+                raise UserError(f"{entry.uri} has no split {split!r}, it has {', '.join(loaded)}")
             loaded = loaded[split] if split else loaded
         else:
             loaded = datasets.load_dataset(path, revision=revision or None, split=split or None)
@@ -348,7 +370,7 @@ def earlier(entry: Entry, rest: str, cache: Path) -> Source:
     from loraline import tracking
 
     client = tracking.connect()
-    run = tracking.upstream_run(client, rest, "prepare_data")
+    run = tracking.upstream_run(client, rest, "prepare_data", flag="--data mlflow://")
     cache.mkdir(parents=True, exist_ok=True)
     folder = Path(client.download_artifacts(run.info.run_id, "dataset", str(cache)))
     found = local(entry, folder)

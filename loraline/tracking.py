@@ -178,7 +178,7 @@ def is_outage(error: BaseException) -> bool:
     return False
 
 
-def upstream_run(client: MlflowClient, run_id: str, step: str) -> Run:
+def upstream_run(client: MlflowClient, run_id: str, step: str, flag: str = "--run-id") -> Run:
     """The finished run `run_id` of `step`; a UserError says what is wrong with any other."""
     from mlflow.exceptions import MlflowException
 
@@ -187,16 +187,14 @@ def upstream_run(client: MlflowClient, run_id: str, step: str) -> Run:
     except MlflowException as error:
         if is_outage(error):
             raise
-        raise UserError(f"--run-id {run_id!r} is not a run of MLflow at {uri()}") from error
+        raise UserError(f"{flag} {run_id!r} is not a run of MLflow at {uri()}") from error
     found = run.data.tags.get(STEP)
     if found != step:
         raise UserError(
-            f"--run-id {run_id} is a run of {found or 'something else'}, expected one of {step}"
+            f"{flag} {run_id} is a run of {found or 'something else'}, expected one of {step}"
         )
     if run.info.status != "FINISHED":
-        raise UserError(
-            f"--run-id {run_id} of {step} is {run.info.status}, expected a FINISHED run"
-        )
+        raise UserError(f"{flag} {run_id} of {step} is {run.info.status}, expected a FINISHED run")
     return run
 
 

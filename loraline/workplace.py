@@ -179,11 +179,14 @@ def gather(work: Work, runs: Sequence[str], client: Any) -> None:
     Raises UserError when a run's parts are of other data or choices, or when parts are missing.
     """
     for run_id in runs:
-        run = tracking.upstream_run(client, run_id, "prepare_data_part")
+        run = tracking.upstream_run(client, run_id, "prepare_data_part", flag="--merge")
         with tracking.artifacts(client, run.info.run_id, "parts") as fetched:
             told = json.loads((fetched / PLAN).read_text())
             if told["identity"] != identity_of_all(work):
-                raise UserError(f"--merge: run {run_id} prepared other data, or with other choices")
+                raise UserError(
+                    f"--merge: run {run_id} prepared other data, or with other choices; give "
+                    "--data and all else as its share was made with, but for --part"
+                )
             for file in sorted(fetched.glob("[0-9]*")):
                 shutil.move(file, work.folder / file.name)
     missing = [part for part in work.parts if not work.file(part, ".json").is_file()]

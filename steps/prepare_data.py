@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--workers",
+    type=click.IntRange(min=0),
     default=0,
     help="Processes that read and check rows; 0 is one a core.  [default: 0]",
 )
@@ -93,10 +94,12 @@ def prepare_data(
     sources = tuple(filter(None, data)) or ((recipe.data,) if recipe.data else ())
     if not sources:
         raise UserError(f"profile {profile!r} names no data; give a folder with --data")
+    if part and (check_only or merge):
+        raise UserError("--part makes one share; --check-only and --merge are for the whole")
     request = workplace.Request(sources, prompt, group_by, checks.policy(on), media.limits(limit))
     workers = workers or cores()
     parts.wake(sources, workers)
-    client = None if check_only else tracking.connect()
+    client = tracking.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
         if part:
@@ -114,7 +117,8 @@ def prepare_data(
             digest = dataset.digest(merged)
             done = None if force else tracking.finished_run(client, "prepare_data", digest)
             run_id = done.info.run_id if done else log(merged, instruction, digest)
-            click.echo(f"dataset {digest[:8]}: {counts(merged)} ({'reused' if done else 'logged'})")
+            click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
+            warn_of_loss(merged)
     tracking.hand_over(out_dir, run_id)
 
 
@@ -123,12 +127,23 @@ def cores() -> int:
 
 
 def counts(merged: Dataset) -> str:
-    """Rows by split, and rows counted out by check, in one line."""
+    """Sources, rows by split, and rows counted out by check, in one line."""
     from loraline import dataset
 
+    uris = ", ".join(source.entry.uri for source in merged.work.sources)
     kept = ", ".join(f"{count} {split}" for split, count in merged.rows.items())
     out = ", ".join(f"{count} {check}" for check, count in dataset.dropped(merged.counts).items())
-    return f"{kept} rows" + (f"; counted out: {out}" if out else "")
+    return f"of {uris}: {kept} rows" + (f"; counted out: {out}" if out else "")
+
+
+def warn_of_loss(merged: Dataset) -> None:
+    """Say so when most of the data is gone: a training on the rest would look like a success."""
+    from loraline import dataset
+
+    out = dataset.dropped(merged.counts)
+    lost = sum(count for check, count in out.items() if check not in ("sample", "weight"))
+    if 2 * lost > merged.read:
+        click.echo(f"warning: checks counted out {lost} of {merged.read} rows", err=True)
 
 
 def check(merged: Dataset, out_dir: Path) -> None:
@@ -136,7 +151,8 @@ def check(merged: Dataset, out_dir: Path) -> None:
     from loraline import dataset, dataset_report
 
     report = dataset_report.write(merged, out_dir)
-    click.echo(f"checked: {counts(merged)}; report in {report}")
+    click.echo(f"checked {counts(merged)}; report in {report}")
+    warn_of_loss(merged)
     dataset.refuse(merged.examples, report=str(report))
     dataset.refuse_empty(merged)
 
@@ -214,8 +230,8 @@ def log_part(work: Work, part: str, workers: int) -> str:
     ):
         workplace.pack(work, Path(scratch, "parts"))
         mlflow.log_artifacts(str(Path(scratch, "parts")), "parts")
-        mlflow.log_metric("rows_read", sum(counted.totals.values()))
-    click.echo(f"part {part}: {sum(counted.totals.values())} rows read")
+        mlflow.log_metric("rows_read", counted.rows)
+    click.echo(f"part {part}: {counted.rows} rows read")
     return str(run.info.run_id)
 
 

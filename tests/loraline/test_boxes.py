@@ -103,6 +103,29 @@ def test_placeholders_and_boxes_match_one_to_one(text: str, objects: dict, told:
 
 
 @pytest.mark.parametrize(
+    "answer",
+    [
+        '{"bbox_2d": [1, 2, 3]}',
+        '{"bbox_2d": [0, 0, 56, 42, 9]}',
+        '{"bbox_2d": ["0", "0", "56", "42"]}',
+        '{"bbox_2d": [[0, 0, 56, 42], [1, 1, 5, 5]]}',
+        '{"bbox": null}',
+        "{'bbox_2d': [0, 0, 56, 42]}",
+        "<|box_start|>(1,2),(3)<|box_end|>",
+        '{"bbox_2d": [0, 0, 56, 42]} and {"bbox_2d": [x1, y1, x2, y2]}',
+    ],
+)
+def test_a_box_in_an_answer_is_converted_or_refused(answer: str) -> None:
+    with pytest.raises(BadRow, match="is not a box of four numbers"):
+        boxes.convert([("assistant", answer)], None, [SIZE], "pixels", "qwen3_vl", RECIPE)
+
+
+def test_a_question_may_show_the_form_of_boxes() -> None:
+    turns = [("user", 'Answer as {"bbox_2d": [x1, y1, x2, y2]}.'), ("assistant", "none")]
+    assert boxes.convert(turns, None, [SIZE], "pixels", "qwen3_vl", RECIPE) == turns
+
+
+@pytest.mark.parametrize(
     ("base", "expected"),
     [
         ("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl"),

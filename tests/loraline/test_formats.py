@@ -83,6 +83,12 @@ def test_columns_go_by_the_names_that_the_registry_gives_them() -> None:
     assert formats.draft({"ask": "Where?", "reply": "Here."}, how).turns == ASKED
 
 
+def test_a_column_that_the_registry_names_and_no_row_has_is_said() -> None:
+    how = Reading(None, {"question": "aks"})
+    with pytest.raises(BadRow, match="has no column 'aks', which `columns` names for question"):
+        formats.draft({"question": "Where?", "answer": "Here.", "ask": "Why?"}, how)
+
+
 def test_parts_of_a_message_become_tags_and_media() -> None:
     data = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
     content = [
@@ -119,6 +125,7 @@ def test_several_images_of_a_question_stand_before_it() -> None:
         ({"question": "a"}, "expected strings question and answer, found question"),
         ({"instruction": "a", "output": 3}, "expected strings instruction and output"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+        ({"messages": []}, "messages holds no turns"),
         ({"messages": ["x"]}, "a turn of messages is not an object"),
         ({"messages": [{"role": "user", "content": 3}]}, "content of a user turn is not text"),
         (
@@ -179,6 +186,22 @@ def test_rows_are_the_same_from_every_kind_of_file(kind: str, tmp_path: Path, pr
 def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path, prepare) -> None:
     write_lines(tmp_path / "data" / "data.json", ROWS)
     assert len(kept(prepare(tmp_path / "data"))) == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"question,question,answer\na,b,c\n", "has two columns named 'question'"),
+        ("question,answer\na,b\n".encode("utf-16"), "is not UTF-8"),
+        (b"question;answer\na;b\n", "are separated by ',', here they seem to be by ';'"),
+    ],
+)
+def test_a_header_by_which_no_row_can_be_told_is_refused(
+    content: bytes, told: str, tmp_path: Path, prepare
+) -> None:
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        prepare(tmp_path)
 
 
 def test_an_image_folder_has_a_metadata_file(tmp_path: Path, prepare) -> None:

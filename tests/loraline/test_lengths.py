@@ -83,6 +83,7 @@ def test_a_videos_length_grows_with_its_frames(
         return Record((("user", f"{VIDEO}a"), ("assistant", "b")), (), (shown,))
 
     rows = [video(4), video(8), video(16)]
+    assert not ruler().shows_videos
     with pytest.raises(UserError, match="the chat template has no place for videos"):
         ruler().measure(rows, [[(112, 112)]] * 3)
 
@@ -91,6 +92,7 @@ def test_a_videos_length_grows_with_its_frames(
     (folder / "chat_template.jinja").write_text(
         template.replace("{% else %}{{ part.text }}", place + "{% else %}{{ part.text }}")
     )
+    assert ruler().shows_videos
     four, eight, sixteen = (row for row, _ in ruler().measure(rows, [[(112, 112)]] * 3))
     assert sixteen > eight > four
     with pytest.raises(UserError, match="not yet trained"):

@@ -40,9 +40,9 @@ def test_a_folder_that_is_named_like_a_sample_is_a_folder(tmp_path: Path) -> Non
     assert entry.sample == ""
 
 
-@pytest.mark.parametrize("flag", ["data%0", "data%101", "data*0"])
+@pytest.mark.parametrize("flag", ["data%0", "data%101", "data*0", "data#0"])
 def test_a_sample_or_weight_of_nothing_is_refused(flag: str) -> None:
-    with pytest.raises(UserError, match=r"--data .* is not (between|above) 0"):
+    with pytest.raises(UserError, match=r"--data .* (is not (between|above) 0|of no rows)"):
         sources.entries([flag])
 
 
@@ -125,8 +125,18 @@ def test_only_the_topmost_data_files_are_read(tmp_path: Path, prepare) -> None:
     write_lines(data / "rows.jsonl", ROWS[:3])
     write_lines(data / "old" / "rows.jsonl", ROWS)
     write_lines(data / ".cache" / "rows.jsonl", ROWS)
+    (data / "old" / "more.jsonl.gz").write_bytes(b"")
     (data / "dataset_info.json").write_text("{}")
     assert len(kept(prepare(data))) == 3
+
+
+@pytest.mark.parametrize("name", ["more.jsonl.gz", "more.ndjson", "x.tar.gz"])
+def test_files_that_hold_rows_and_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"holds {name}, which would not be read"):
+        sources.locate(Entry(uri=str(tmp_path)), tmp_path)
 
 
 def test_a_linked_data_file_outside_of_the_folder_is_not_read(tmp_path: Path, prepare) -> None:
@@ -188,6 +198,20 @@ def test_a_hugging_face_row_names_no_file_outside_of_its_folder(tmp_path: Path, 
 def test_a_hub_dataset_that_cannot_be_had_is_said(tmp_path: Path) -> None:
     with pytest.raises((UserError, TryAgain), match="hf://nobody/nothing"):
         sources.locate(Entry(uri="hf://nobody/nothing"), tmp_path)
+
+
+def test_a_folder_of_datasets_that_is_not_there_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="/gone is no folder here"):
+        sources.locate(Entry(uri=f"hf://{tmp_path}/gone"), tmp_path)
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    saved.save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="has no split 'eval', it has train"):
+        sources.locate(Entry(uri=f"hf://{tmp_path}/saved:eval"), tmp_path)
 
 
 def git(folder: Path, *words: str) -> None:

@@ -1,8 +1,15 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
 from loraline import records
@@ -220,8 +227,9 @@ def test_check_only_writes_the_report_and_logs_nothing(step, workplace: Path) ->
     data = write_rows(workplace / "data", list(ROWS))
     result = step("prepare_data", "--profile", "smoke-text", "--data", data, "--check-only")
     assert result.exit_code == 0, result.stderr
-    assert "checked: 47 train, 6 validation, 7 test rows; report in outputs/report.html" in (
-        result.stdout
+    assert (
+        f"checked of {data}: 47 train, 6 validation, 7 test rows; report in outputs/report.html"
+        in (result.stdout)
     )
     assert sorted(file.name for file in (workplace / "outputs").iterdir()) == [
         "report.html",
@@ -235,12 +243,71 @@ def test_check_only_ends_with_two_when_a_check_failed_and_reports_all(step, work
     data = write_rows(workplace / "data", [*ROWS, *bad])
     result = step("prepare_data", "--profile", "smoke-text", "--data", data, "--check-only")
     assert result.exit_code == 2
-    assert "data.jsonl line 61: answer is empty (check empty; all is in outputs/report.html)" in (
+    assert "data.jsonl line 61: answer is empty (check empty; all is in outputs/report.html, " in (
         result.stderr
     )
+    assert "--on empty=drop leaves them out)" in result.stderr
     report = (workplace / "outputs" / "report.md").read_text()
     for check in ("empty", "format", "unreadable"):
         assert f"| {check} | fail | 1 |" in report
+
+
+def test_blank_lines_are_no_rows(step, workplace: Path) -> None:
+    data = write_rows(workplace / "data", [row for one in ROWS for row in (one, "")])
+    step("prepare_data", "--profile", "smoke-text", "--data", data, "--check-only")
+    assert f"{len(ROWS)} rows read, {len(ROWS)} kept" in (
+        (workplace / "outputs" / "report.md").read_text()
+    )
+
+
+def test_losing_most_of_the_data_is_said(step, workplace: Path) -> None:
+    long = [{"question": f"{n}?", "answer": f"{n} word" * 900} for n in range(len(ROWS) + 1)]
+    data = write_rows(workplace / "data", [*ROWS, *long])
+    result = step("prepare_data", "--profile", "smoke-text", "--data", data)
+    assert result.exit_code == 0
+    assert f"warning: checks counted out {len(long)} of {len(ROWS) + len(long)} rows" in (
+        result.stderr
+    )
+
+
+def test_examples_name_the_row_that_is_repeated(step, workplace: Path) -> None:
+    for split, rows in (("train", [ROWS[0], *ROWS[:3], ROWS[9]]), ("test", ROWS[9:])):
+        write_rows(workplace / "data", rows, f"{split}.jsonl")
+    step("prepare_data", "--profile", "smoke-text", "--data", "data", "--check-only")
+    report = (workplace / "outputs" / "report.md").read_text()
+    assert "repeats an earlier row of its split: data/train.jsonl line 1 " in report
+    assert "also stands in a later split, or its image does: data/test.jsonl line 1 " in report
+
+
+@pytest.mark.parametrize("after", [0.2, 3.0])
+@pytest.mark.parametrize(
+    ("kill", "number", "code", "told"),
+    [
+        (os.killpg, signal.SIGINT, 130, "interrupted"),
+        (os.kill, signal.SIGTERM, 75, "stopped by SIGTERM; start it again"),
+    ],
+)
+def test_workers_that_are_interrupted_say_nothing(
+    after: float, kill: Callable[[int, int], None], number: int, code: int, told: str, workplace
+) -> None:
+    data = write_rows(workplace / "data", [{**row, "answer": str(row) * 9} for row in ROWS * 1500])
+    script = Path(__file__).parents[2] / "steps/prepare_data.py"
+    flags = ["--profile", "smoke-text", "--data", str(data), "--workers", "2", "--check-only"]
+    started = subprocess.Popen(
+        [sys.executable, script, *flags],
+        cwd=workplace,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not psutil.Process(started.pid).children():
+        time.sleep(0.05)
+    time.sleep(after)
+    kill(started.pid, number)
+    _, stderr = started.communicate(timeout=60)
+    assert started.returncode == code
+    assert stderr.strip().splitlines()[-1] == f"prepare-data: {told}"
+    assert "Traceback" not in stderr
 
 
 def test_check_only_needs_no_mlflow(step, workplace: Path, monkeypatch) -> None:
@@ -276,7 +343,13 @@ def test_shares_of_the_data_merge_to_the_dataset_of_one_run(
     assert merged.exit_code == 0, merged.stderr
     digest = mlflow.get_run(logged(workplace)).data.params["digest"]
     alone = step("prepare_data", *arguments)
-    assert f"dataset {digest[:8]}: " in alone.stdout
+    assert f"dataset {digest[:8]} of {data}: " in alone.stdout
+    checked = step("prepare_data", *arguments, "--merge", ",".join(runs), "--check-only")
+    assert (checked.exit_code, "report in outputs" in checked.stdout) == (0, True)
+    both = step("prepare_data", *arguments, "--part", "1/3", "--check-only")
+    assert (both.exit_code, "are for the whole" in both.stderr) == (2, True)
+    nobodys = step("prepare_data", *arguments, "--merge", "nobody", "--check-only")
+    assert (nobodys.exit_code, "--merge 'nobody' is not a run" in nobodys.stderr) == (2, True)
     assert "(reused)" in alone.stdout
 
     missing = step("prepare_data", *arguments, "--merge", ",".join(runs[:2]))
