@@ -108,6 +108,9 @@ class Profile(Strict):
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354, which proposes 16); null is 1."""
 
+    neftune_noise_alpha: PositiveFloat | None = None
+    """Noise on the embeddings in training (NEFTune, arXiv 2310.05914, which tries 5 to 15)."""
+
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate."""
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from loraline import attention, checkpoint, loss, models, packing
+from loraline import attention, checkpoint, loss, models, neftune, packing
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def build(
     """The trainer of a profile on its base; `rows` has the splits train and validation."""
     on_gpu = torch.cuda.is_available()
     model = models.for_training(base, recipe, plan)
+    if recipe.neftune_noise_alpha is not None:
+        neftune.disturb(model.get_base_model(), recipe.neftune_noise_alpha)
     trainer = PackedTrainer(
         model=model,
         encoder=encoder,
