@@ -6,12 +6,16 @@ estimate with the peak that torch measures.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import UserError
+from loraline.models import targets_of
+from loraline.preflight import linears, tower_block
 
 if TYPE_CHECKING:
     from loraline.encoding import Row
@@ -172,25 +176,27 @@ def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Es
     layers = text["num_hidden_layers"]
     kept = kept_by_layer(text, recipe, fused=plan.fused)
     width = text["hidden_size"]
+    tower, tower_again = tower_activations(recipe, base, rows, tokens, plan)
     if plan.checkpointing:
         # Each layer's input is kept; one layer at a time is run again, with the gradients of its
-        # widest tensors and its unpacked weights beside it.
+        # widest tensors and its unpacked weights beside it. The tower's turn comes last, when the
+        # language model's have gone.
         activations = tokens * layers * 2 * width
         again = tokens * (kept + 4 * text["intermediate_size"] + 2 * width)
-        working = max(again + unpacked_layer(text), LOSS)
+        working = max(again + unpacked_layer(text), LOSS, tower_again - activations)
     else:
         activations = tokens * layers * kept
         working = max(unpacked_layer(text), LOSS // 2)
+    activations += tower
     inputs = 0
     if recipe.modality == "vision":
         vision = base.config["vision_config"]
         merged = vision.get("spatial_merge_size", 2) ** 2
         patch = 3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
         inputs = tokens * merged * patch * 4
-    adapter = adapter_parameters(text, recipe)
     return Estimate(
         weights=weight_bytes(base.path, plan, quantized=recipe.quantization == "nf4"),
-        adapter=16 * adapter,
+        adapter=16 * adapter_parameters(recipe, base),
         activations=activations,
         working=working,
         inputs=inputs,
@@ -232,18 +238,63 @@ def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> i
     return norms + attention + gated + lora + 2 * recipe.r * len(adapted)
 
 
+def tower_activations(
+    recipe: Profile, base: Base, rows: Sequence[Row], tokens: int, plan: Plan
+) -> tuple[int, int]:
+    """Bytes that an adapted tower keeps for its backward pass, and those of one block run again.
+
+    A frozen tower keeps nothing; behind an adapted merger alone, only the mergers do.
+    """
+    if not recipe.trains_vision:
+        return 0, 0
+    vision = base.config["vision_config"]
+    image = base.config["image_token_id"]
+    share = max(row.prompt.count(image) / len(row) for row in rows)
+    patches = math.ceil(tokens * share) * vision.get("spatial_merge_size", 2) ** 2
+    block = tower_block(base.architecture, vision)
+    width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
+    mergers = 1 + len(vision.get("deepstack_visual_indexes", []))
+    # A float32 norm, the activation's input, and the inputs of two adapted layers.
+    kept = mergers * patches * (4 + 2 + 2 * (3 if recipe.lora_dropout else 2)) * width
+    if recipe.tower_learning_rate is None:
+        return kept, 0
+    of_block = kept_by_block(base, recipe, fused=plan.fused)
+    if plan.checkpointing:
+        again = patches * (of_block + 4 * inner + 2 * width)
+        return kept + patches * vision["depth"] * 2 * width, again
+    return kept + patches * vision["depth"] * of_block, 0
+
+
+def kept_by_block(base: Base, recipe: Profile, *, fused: bool) -> int:
+    """Bytes a patch that one block of an adapted tower keeps for its backward pass, in bfloat16."""
+    block = tower_block(base.architecture, base.config["vision_config"])
+    heads = base.config["vision_config"]["num_heads"]
+    width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
+    # liger-kernel has no norm for Qwen3-VL's tower; torch's autocast widens it to float32.
+    norms = 2 * (2 if fused and "Qwen3" not in base.architecture else 4) * width
+    # Rotated queries and keys, the product that holds the values, output, and the normalizer.
+    attention = 2 * (width + width + 3 * width + width) + 4 * heads
+    # A gated MLP keeps gate, up and the activated gate; quick GELU its input and the sigmoid.
+    gated = {"Qwen2_5_VLForConditionalGeneration": 3, "Qwen2VLForConditionalGeneration": 2}
+    activation = 2 * gated.get(base.architecture, 1) * inner
+    if recipe.lora_dropout:
+        lora = sum(3 * size for size, _ in block.values())
+    else:
+        # The output of attention is kept anyway; gate and up read the same tensor.
+        lora = 2 * (width + width + inner)
+    return norms + attention + activation + lora + 2 * recipe.r * len(block)
+
+
 def unpacked_layer(text: Mapping[str, Any]) -> int:
     """Bytes of the largest weight of a decoder layer, as a product needs it."""
     return 2 * int(text["hidden_size"]) * int(text["intermediate_size"])
 
 
-def adapter_parameters(text: Mapping[str, Any], recipe: Profile) -> int:
-    """Parameters of the adapter: rank times inputs and outputs of every adapted projection."""
-    from loraline.preflight import decoder_layer
-
-    sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
-    a_layer = sum(sum(sizes[name]) for name in recipe.target_modules)
-    return int(recipe.r * a_layer * text["num_hidden_layers"])
+def adapter_parameters(recipe: Profile, base: Base) -> int:
+    """Parameters of the adapter: rank times inputs and outputs of every adapted layer."""
+    adapted = re.compile(targets_of(recipe))
+    sizes = [size for name, size in linears(base.config).items() if adapted.fullmatch(name)]
+    return recipe.r * sum(inputs + outputs for inputs, outputs in sizes)
 
 
 def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
@@ -252,8 +303,6 @@ def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
     Projections of the language model take four bits a weight and, after double quantization, 0.127
     bits for its scales (QLoRA, arXiv 2305.14314, section 3); the rest is bfloat16.
     """
-    import math
-
     from safetensors import safe_open
 
     total = 0.0

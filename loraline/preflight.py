@@ -117,6 +117,19 @@ def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS
         raise UserError(f"{name} cannot be served: {'; '.join(map(str, found[:3]))}{more}")
 
 
+def check_base(modality: str, architecture: str) -> None:
+    """Refuse, before it is trained on, a base of whose adapters the server applies nothing known.
+
+    Towers and mergers of all VISION are applied, once the server is told of them.
+    """
+    fitting = VISION if modality == "vision" else TEXT
+    if architecture not in fitting:
+        raise UserError(
+            f"a base of class {architecture} cannot be trained with modality: {modality}, because "
+            f"what vLLM does with its adapters is not known; it is for {', '.join(sorted(fitting))}"
+        )
+
+
 def max_lora_rank(rank: int) -> int:
     """The smallest rank that vLLM accepts and the adapter fits in; slots are allocated at it."""
     for accepted in LORA_RANKS:
@@ -298,21 +311,27 @@ def decoder_layer(text: Mapping[str, Any]) -> Linears:
     }
 
 
+def tower_block(architecture: str, vision: Mapping[str, Any]) -> Linears:
+    """Linear layers of one block of the tower, the one that leaves its MLP last."""
+    first_vl = architecture == "Qwen2VLForConditionalGeneration"
+    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
+    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
+    block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
+    if first_vl:
+        return block | {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
+    if architecture == "Qwen2_5_VLForConditionalGeneration":
+        block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
+        return block | {"mlp.down_proj": (inner, width)}
+    return block | {"mlp.linear_fc1": (width, inner), "mlp.linear_fc2": (inner, width)}
+
+
 def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     """Linear layers of the tower and its merger, whose input is a square of patches."""
     first_vl = architecture == "Qwen2VLForConditionalGeneration"
-    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
+    block = tower_block(architecture, vision)
+    width, _ = block["attn.qkv"]
     out = vision["hidden_size"] if first_vl else vision["out_hidden_size"]
-    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
     merged = width * vision.get("spatial_merge_size", 2) ** 2
-    block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
-    if first_vl:
-        block |= {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
-    elif architecture == "Qwen2_5_VLForConditionalGeneration":
-        block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
-        block |= {"mlp.down_proj": (inner, width)}
-    else:
-        block |= {"mlp.linear_fc1": (width, inner), "mlp.linear_fc2": (inner, width)}
     found = {
         f"model.visual.blocks.{layer}.{name}": size
         for layer in range(vision["depth"])

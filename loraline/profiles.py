@@ -105,6 +105,9 @@ class Profile(Strict):
     merger_learning_rate: PositiveFloat | None = None
     """Also adapt the vision merger (the projector), at this learning rate; null leaves it alone."""
 
+    tower_learning_rate: PositiveFloat | None = None
+    """Also adapt the blocks of the vision tower, at this learning rate; null leaves them alone."""
+
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354, which proposes 16); null is 1."""
 
@@ -156,13 +159,19 @@ class Profile(Strict):
     gate: Gate = Gate()
     """Limits that a candidate must keep."""
 
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision tower or its merger is adapted."""
+        return self.merger_learning_rate is not None or self.tower_learning_rate is not None
+
     @model_validator(mode="after")
     def pixels_belong_to_vision(self) -> Self:
         limits = (self.min_pixels, self.max_pixels)
         if self.modality == "text":
-            if limits != (None, None) or self.merger_learning_rate is not None:
+            if limits != (None, None) or self.trains_vision:
                 raise ValueError(
-                    "min_pixels, max_pixels and merger_learning_rate need modality: vision"
+                    "min_pixels, max_pixels, merger_learning_rate and tower_learning_rate need "
+                    "modality: vision"
                 )
         elif self.min_pixels is None or self.max_pixels is None:
             raise ValueError("modality: vision needs min_pixels and max_pixels")

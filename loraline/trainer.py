@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,10 @@ def build(
         steps=packing.Steps(len(rows["train"]), recipe.rows_per_step, recipe.seed),
         budget=plan.token_budget,
         checkpointing=plan.checkpointing,
-        merger_rate=recipe.merger_learning_rate,
+        rates={
+            models.VISION_TOWER: recipe.merger_learning_rate,
+            models.TOWER_BLOCKS: recipe.tower_learning_rate,
+        },
         ratio=recipe.loraplus_lr_ratio or 1.0,
         patience=recipe.early_stopping_patience,
         args=TrainingArguments(
@@ -67,8 +70,8 @@ def build(
             logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="no",
-            # Rows without an image leave a trained merger without gradients.
-            ddp_find_unused_parameters=recipe.merger_learning_rate is not None,
+            # Rows without an image leave a trained tower or merger without gradients.
+            ddp_find_unused_parameters=recipe.trains_vision,
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -126,7 +129,7 @@ class PackedTrainer(Trainer):
         steps: packing.Steps,
         budget: int,
         checkpointing: bool,
-        merger_rate: float | None,
+        rates: Mapping[str, float | None],
         ratio: float,
         patience: int | None,
         **options: Any,
@@ -138,7 +141,7 @@ class PackedTrainer(Trainer):
             **options,
         )
         self.encoder, self.rows, self.steps = encoder, rows, steps
-        self.budget, self.merger_rate, self.ratio = budget, merger_rate, ratio
+        self.budget, self.rates, self.ratio = budget, rates, ratio
         self.rope_index = getattr(model.get_base_model().model, "get_rope_index", None)
         self.attention = attention.use(model.get_base_model())
         loss.give_losses(model.get_base_model())
@@ -164,25 +167,28 @@ class PackedTrainer(Trainer):
         causal.disable_input_require_grads()
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer, with rates of their own for the vision merger and for LoRA's B."""
+        """The optimizer, with rates of their own for the vision parts and for LoRA's B."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(self.parameter_groups(), **options)
         return self.optimizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        rates = {False: self.args.learning_rate, True: self.merger_rate or 0.0}
         groups: dict[float, list[Any]] = {}
-        in_merger = False
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                merger = f".{models.VISION_TOWER}." in name
-                in_merger |= merger
                 ratio = self.ratio if ".lora_B." in name else 1.0
-                groups.setdefault(rates[merger] * ratio, []).append(parameter)
-        if self.merger_rate is not None and not in_merger:
-            raise UserError("merger_learning_rate is set, but this base has no known vision merger")
+                groups.setdefault(self.rate_of(name) * ratio, []).append(parameter)
         return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+    def rate_of(self, name: str) -> float:
+        """Learning rate of a parameter by the longest of the paths that have one of their own."""
+        for path in sorted(self.rates, key=len, reverse=True):
+            if f".{path}." in name:
+                rate = self.rates[path]
+                assert rate is not None, f"{name} is adapted without a rate"
+                return rate
+        return float(self.args.learning_rate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         return [next(epoch_iterator)], None

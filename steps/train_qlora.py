@@ -56,7 +56,7 @@ def train_qlora(
     force: bool,
 ) -> None:
     """Train a LoRA adapter on a frozen base; log it and hand over the run ID."""
-    from loraline import models, profiles
+    from loraline import models, preflight, profiles
 
     recipe = profiles.load(profile)
     if launch.rank():
@@ -65,6 +65,7 @@ def train_qlora(
     client = tracking.connect()
     data_run = tracking.upstream_run(client, run_id, "prepare_data")
     base = models.locate(recipe.base, recipe.base_revision)
+    preflight.check_base(recipe.modality, base.architecture)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
@@ -223,7 +224,7 @@ def write_contract(
         r=recipe.r,
         lora_alpha=recipe.lora_alpha,
         target_modules=recipe.target_modules,
-        trains_vision=recipe.merger_learning_rate is not None,
+        trains_vision=recipe.trains_vision,
         adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
     )
     contract.write(written, adapter)

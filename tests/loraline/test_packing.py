@@ -62,7 +62,8 @@ def tuned(base: Path, vision: bool) -> Any:
     auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     torch.manual_seed(0)
     modality = "vision" if vision else "text"
-    targets = models.target_modules(modality, ["q_proj", "v_proj", "down_proj"], merger=vision)
+    projections = ["q_proj", "v_proj", "down_proj"]
+    targets = models.target_modules(modality, projections, merger=vision, tower=vision)
     config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
     return get_peft_model(auto.from_pretrained(base, dtype=torch.float32), config)
 
@@ -105,7 +106,11 @@ def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
 
     torch.testing.assert_close(packed, torch.cat(separate), atol=1e-4, rtol=0)
     found = gradients(model)
-    assert found.keys() == expected.keys() and any("visual" in name for name in found) == vision
+    assert found.keys() == expected.keys()
+    blocks = len(causal.model.visual.blocks) if vision else 0
+    for block in range(blocks):
+        assert any(f"visual.blocks.{block}.attn.qkv" in name for name in found)
+        assert any(f"visual.blocks.{block}.mlp" in name for name in found)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
@@ -156,3 +161,26 @@ def test_sliced_losses_and_gradients_equal_cross_entropy(monkeypatch: pytest.Mon
     (found * weights).sum().backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden.grad, gradient)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+def test_recomputed_activations_give_a_tower_the_same_gradients(
+    architecture: str, tiny_base: Callable[[str], Path]
+) -> None:
+    base = tiny_base(architecture)
+    encoder = encoder_for(base, True)
+    model = tuned(base, True).train()
+    causal = model.get_base_model()
+    lora.add_in_place(model)
+    attention.use(causal)
+    loss.give_losses(causal)
+    batch = packing.pack(encoder, rows_for(encoder, True), causal.model.get_rope_index)
+    model(**batch).sum().backward()
+    expected = gradients(model)
+    causal.gradient_checkpointing_enable({"use_reentrant": False})
+    causal.disable_input_require_grads()
+    model(**batch).sum().backward()
+    found = gradients(model)
+    assert found.keys() == expected.keys() and any("visual.blocks" in name for name in found)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)

@@ -27,10 +27,15 @@ def adapter(tiny_base, tmp_path: Path):
     """Make an adapter with real PEFT; options go to its LoraConfig."""
 
     def make(
-        architecture: str = "mistral", *, merger: bool = False, random: bool = True, **options
+        architecture: str = "mistral",
+        *,
+        merger: bool = False,
+        tower: bool = False,
+        random: bool = True,
+        **options,
     ):
         base = tiny_base(architecture)
-        targets = models.target_modules(modality(architecture), SEVEN, merger)
+        targets = models.target_modules(modality(architecture), SEVEN, merger, tower)
         options = {"r": 4, "lora_alpha": 8, "target_modules": targets} | options
         model = load(base, architecture)
         model.config.name_or_path = "the/base"
@@ -84,9 +89,10 @@ def test_what_vllm_serves_right_is_let_through(adapter, options: dict[str, objec
     assert found(adapter(**options)) == []
 
 
+@pytest.mark.parametrize("part", ["merger", "tower"])
 @pytest.mark.parametrize("architecture", ALL[1:])
-def test_merger_weights_need_a_server_that_is_told(adapter, architecture: str) -> None:
-    folder = adapter(architecture, merger=True)
+def test_vision_weights_need_a_server_that_is_told(adapter, architecture: str, part: str) -> None:
+    folder = adapter(architecture, **{part: True})
     assert found(folder, trains_vision=True) == []
     assert "whose weights the server would drop in silence" in found(folder)[0]
 

@@ -83,6 +83,8 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"modality": "audio"}, "input should be 'text' or 'vision'"),
         ({"modality": "vision"}, "modality: vision needs min_pixels and max_pixels"),
         ({"min_pixels": 100}, "need modality: vision"),
+        ({"tower_learning_rate": 1e-5}, "need modality: vision"),
+        ({"neftune_noise_alpha": 0}, "neftune_noise_alpha: 0 is refused, input should be greater"),
         ({"registered_model": "a/b"}, "registered_model: 'a/b' is refused"),
         ({"r": None}, "r: None is refused"),
     ],
