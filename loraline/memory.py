@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraline.errors import UserError
 from loraline.models import targets_of
-from loraline.preflight import linears, tower_block
+from loraline.preflight import decoder_layer, linears, tower_block
 
 if TYPE_CHECKING:
     from loraline.encoding import Row
@@ -188,6 +188,9 @@ def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Es
         activations = tokens * layers * kept
         working = max(unpacked_layer(text), LOSS // 2)
     activations += tower
+    copies, dora = dora_weights(recipe, base)
+    activations += 0 if plan.checkpointing else copies
+    working += dora
     inputs = 0
     if recipe.modality == "vision":
         vision = base.config["vision_config"]
@@ -219,23 +222,31 @@ def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> i
         # Norms widen to float32 and keep the normalized input too; the activation keeps its result.
         norms += 2 * 6 * width
         gated += 2 * inner
-    inputs = {
-        "q_proj": ("attention", width),
-        "k_proj": ("attention", width),
-        "v_proj": ("attention", width),
-        "o_proj": ("output", queries),
-        "gate_proj": ("mlp", width),
-        "up_proj": ("mlp", width),
-        "down_proj": ("gated", inner),
-    }
-    adapted = [inputs[name] for name in recipe.target_modules]
+    read = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
+    read |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}
+    sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
+    adapted = {name: sizes[name] for name in recipe.target_modules}
+    # Layers that read the same tensor keep it once; attention keeps its output anyway.
+    once = {read[name]: size for name, (size, _) in adapted.items() if name in read}
+    lora = kept_by_adapters(list(adapted.values()), sum(once.values()), recipe)
+    return norms + attention + gated + lora
+
+
+def kept_by_adapters(sizes: Sequence[tuple[int, int]], once: int, recipe: Profile) -> int:
+    """Bytes a token that the adapters of layers of these sizes keep for the backward pass.
+
+    `once` is the size of the tensors that they read, each of them counted once.
+    """
+    low = 2 * recipe.r * len(sizes)
     if recipe.lora_dropout:
         # Every adapted layer drops on its own: a masked copy and the mask, a byte a value.
-        lora = sum(3 * size for _, size in adapted)
+        low += sum(3 * inputs for inputs, _ in sizes)
+    elif recipe.use_dora:
+        low += sum(2 * inputs for inputs, _ in sizes)
     else:
-        # Layers that read the same tensor keep it once; attention keeps its output anyway.
-        lora = sum(2 * size for name, size in set(adapted) if name != "output")
-    return norms + attention + gated + lora + 2 * recipe.r * len(adapted)
+        low += 2 * once
+    # Of a magnitude's gradient: what it multiplies, the base's output and the adapter's.
+    return low + (sum(4 * outputs for _, outputs in sizes) if recipe.use_dora else 0)
 
 
 def tower_activations(
@@ -277,12 +288,24 @@ def kept_by_block(base: Base, recipe: Profile, *, fused: bool) -> int:
     # A gated MLP keeps gate, up and the activated gate; quick GELU its input and the sigmoid.
     gated = {"Qwen2_5_VLForConditionalGeneration": 3, "Qwen2VLForConditionalGeneration": 2}
     activation = 2 * gated.get(base.architecture, 1) * inner
-    if recipe.lora_dropout:
-        lora = sum(3 * size for size, _ in block.values())
-    else:
-        # The output of attention is kept anyway; gate and up read the same tensor.
-        lora = 2 * (width + width + inner)
-    return norms + attention + activation + lora + 2 * recipe.r * len(block)
+    # The output of attention is kept anyway; gate and up read the same tensor.
+    lora = kept_by_adapters(list(block.values()), width + width + inner, recipe)
+    return norms + attention + activation + lora
+
+
+def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
+    """Bytes of weights that PEFT's DoRA keeps for the backward pass, and has for a moment.
+
+    With dropout it multiplies by the base's weights anew, and autograd keeps its copy of them. The
+    norm of base and update is computed from both in float32, the update as the product of the
+    adapter and an identity matrix.
+    """
+    if not recipe.use_dora:
+        return 0, 0
+    sizes = adapted_sizes(recipe, base)
+    kept = sum(2 * inputs * outputs for inputs, outputs in sizes) if recipe.lora_dropout else 0
+    # Of the identity and of the update a rounded copy too; base, update, both scaled, added.
+    return kept, max(6 * inputs**2 + 22 * inputs * outputs for inputs, outputs in sizes)
 
 
 def unpacked_layer(text: Mapping[str, Any]) -> int:
@@ -292,9 +315,15 @@ def unpacked_layer(text: Mapping[str, Any]) -> int:
 
 def adapter_parameters(recipe: Profile, base: Base) -> int:
     """Parameters of the adapter: rank times inputs and outputs of every adapted layer."""
+    sizes = adapted_sizes(recipe, base)
+    magnitudes = sum(outputs for _, outputs in sizes) if recipe.use_dora else 0
+    return recipe.r * sum(inputs + outputs for inputs, outputs in sizes) + magnitudes
+
+
+def adapted_sizes(recipe: Profile, base: Base) -> list[tuple[int, int]]:
+    """Input and output size of every layer that the profile adapts."""
     adapted = re.compile(targets_of(recipe))
-    sizes = [size for name, size in linears(base.config).items() if adapted.fullmatch(name)]
-    return recipe.r * sum(inputs + outputs for inputs, outputs in sizes)
+    return [size for name, size in linears(base.config).items() if adapted.fullmatch(name)]
 
 
 def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:

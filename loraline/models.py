@@ -190,6 +190,7 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
             lora_alpha=recipe.lora_alpha,
             lora_dropout=recipe.lora_dropout,
             use_rslora=recipe.use_rslora,
+            use_dora=recipe.use_dora,
             target_modules=targets_of(recipe),
             task_type="CAUSAL_LM",
         ),
@@ -262,14 +263,13 @@ def target_modules(
 
 def attach(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """Load an adapter onto its base; a UserError if a weight fits no module or does nothing."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     tuned = PeftModel.from_pretrained(model, str(adapter))
     with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
         stored = {key: bool(weights.get_tensor(key).any()) for key in weights.keys()}  # noqa: SIM118 - not a dict
-    loaded = {name.replace(".default", "") for name, _ in tuned.named_parameters()}
-    strays = sorted(set(stored) - loaded)
+    strays = sorted(set(stored) - set(get_peft_model_state_dict(tuned)))
     if strays:
         raise UserError(f"{adapter}: {strays[0]} matches no module of {type(model).__name__}")
     if not any(stored[key] for key in stored if ".lora_B." in key):

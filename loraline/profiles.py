@@ -93,6 +93,9 @@ class Profile(Strict):
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732); vLLM serves both."""
 
+    use_dora: bool = False
+    """Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353)."""
+
     quantization: Literal["nf4", "none"] = "nf4"
     """Precision of the frozen base in training: 4-bit NF4, or 16-bit as it is."""
 
@@ -150,6 +153,9 @@ class Profile(Strict):
     max_pixels: PositiveInt | None = None
     """Largest image in pixels after resizing; required for vision. The main memory knob."""
 
+    export: Literal["adapter", "merged"] = "adapter"
+    """What is measured and served: the adapter on its base, or the base with it merged in."""
+
     serve_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the base when it is evaluated and served."""
 
@@ -163,6 +169,12 @@ class Profile(Strict):
     def trains_vision(self) -> bool:
         """Whether the vision tower or its merger is adapted."""
         return self.merger_learning_rate is not None or self.tower_learning_rate is not None
+
+    @model_validator(mode="after")
+    def served_as_the_server_can(self) -> Self:
+        if self.use_dora and self.export == "adapter":
+            raise ValueError("use_dora needs export: merged, because vLLM refuses DoRA adapters")
+        return self
 
     @model_validator(mode="after")
     def pixels_belong_to_vision(self) -> Self:

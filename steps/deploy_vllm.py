@@ -181,6 +181,8 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
 
     agreed = contract.read(adapter)
     preflight.check(adapter, agreed, f"{order.name} version {order.version}")
+    if agreed.export == "merged":
+        order = replace(order, options=order.options | {"merged": True})
     base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
     ranks = [preflight.highest_rank(adapter)]
     beside = []

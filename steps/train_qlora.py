@@ -65,7 +65,7 @@ def train_qlora(
     client = tracking.connect()
     data_run = tracking.upstream_run(client, run_id, "prepare_data")
     base = models.locate(recipe.base, recipe.base_revision)
-    preflight.check_base(recipe.modality, base.architecture)
+    preflight.check_base(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
@@ -224,6 +224,7 @@ def write_contract(
         r=recipe.r,
         lora_alpha=recipe.lora_alpha,
         target_modules=recipe.target_modules,
+        export=recipe.export,
         trains_vision=recipe.trains_vision,
         adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
     )

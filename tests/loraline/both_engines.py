@@ -1,6 +1,6 @@
 """Measures a tiny base and two adapters with both engines; vLLM wants a process of its own.
 
-python tests/loraline/both_engines.py text FOLDER
+python tests/loraline/both_engines.py text adapter FOLDER
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def rows_of(modality: str, encoder: Encoder, count: int) -> list:
     return [encoder.encode(record) for record in records]
 
 
-def main(modality: str, folder: Path) -> None:
+def main(modality: str, export: str, folder: Path) -> None:
     base = models.locate(str(DATA / modality / "base"), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
@@ -82,6 +82,9 @@ def main(modality: str, folder: Path) -> None:
     settings = agreed(base, encoder, modality, one)
     rows = rows_of(modality, encoder, 40)
     adapters = {"base": None, "tuned": one, "champion": two}
+    merged = agreed(base, encoder, modality, two).model_copy(update={"export": export})
+    contract.write(settings, one)
+    contract.write(merged, two)
     found = {}
     for engine in (generation, vllm_offline):
         measured = engine.measure(settings, base, adapters, encoder, rows)
@@ -93,4 +96,4 @@ def main(modality: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -84,6 +84,7 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"modality": "vision"}, "modality: vision needs min_pixels and max_pixels"),
         ({"min_pixels": 100}, "need modality: vision"),
         ({"tower_learning_rate": 1e-5}, "need modality: vision"),
+        ({"use_dora": True}, "use_dora needs export: merged, because vLLM refuses DoRA adapters"),
         ({"neftune_noise_alpha": 0}, "neftune_noise_alpha: 0 is refused, input should be greater"),
         ({"registered_model": "a/b"}, "registered_model: 'a/b' is refused"),
         ({"r": None}, "r: None is refused"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import TrainerCallback
 
 from loraline import memory, models, profiles, trainer
 from loraline.encoding import Encoder, Row
@@ -136,6 +137,40 @@ def test_an_unquantized_base_and_rank_stabilized_scaling_learn(make: Make) -> No
     sft.train()
     losses = curve(sft, "loss")
     assert losses[-1] < losses[0]
+
+
+def test_dora_learns_magnitudes_by_pefts_own_forward(make: Make) -> None:
+    sft = make(use_dora=True, export="merged", max_steps=12)
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert "forward" not in vars(layer) and layer.lora_variant
+    before = {n: p.detach().clone() for n, p in sft.model.named_parameters() if "magnitude" in n}
+    found = learned(sft)
+    assert before and all(not found[name].equal(weight) for name, weight in before.items())
+    losses = curve(sft, "loss")
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"use_dora": True, "export": "merged"}, {"neftune_noise_alpha": 5.0, "lora_dropout": 0.1}],
+    ids=["DoRA", "noise and dropout"],
+)
+def test_a_checkpoint_goes_on_as_if_there_had_been_none(
+    make: Make, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    class SaveAtTwo(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_save = state.global_step == 2
+
+    whole = make(**changes)
+    whole.add_callback(SaveAtTwo())
+    expected = learned(whole)
+    resumed = make(**changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    found = {n: p for n, p in resumed.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert_close(found[name].detach(), weight, atol=1e-6, rtol=0, msg=name)
 
 
 def test_lora_plus_gives_b_a_rate_of_its_own(make: Make) -> None:
