@@ -191,6 +191,7 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
             lora_dropout=recipe.lora_dropout,
             use_rslora=recipe.use_rslora,
             use_dora=recipe.use_dora,
+            init_lora_weights=recipe.init_lora_weights or True,
             target_modules=targets_of(recipe),
             task_type="CAUSAL_LM",
         ),

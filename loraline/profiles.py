@@ -96,6 +96,10 @@ class Profile(Strict):
     use_dora: bool = False
     """Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353)."""
 
+    init_lora_weights: Literal["pissa", "pissa_niter_16"] | None = None
+    """Train the base's principal components (PiSSA, arXiv 2404.02948), found exactly or, much
+    faster, by 16 iterations; null begins with an adapter that does nothing."""
+
     quantization: Literal["nf4", "none"] = "nf4"
     """Precision of the frozen base in training: 4-bit NF4, or 16-bit as it is."""
 
@@ -170,10 +174,30 @@ class Profile(Strict):
         """Whether the vision tower or its merger is adapted."""
         return self.merger_learning_rate is not None or self.tower_learning_rate is not None
 
+    @property
+    def ranks(self) -> int:
+        """How many times the rank of what is trained the logged adapter has."""
+        return 2 if self.init_lora_weights else 1
+
     @model_validator(mode="after")
     def served_as_the_server_can(self) -> Self:
         if self.use_dora and self.export == "adapter":
             raise ValueError("use_dora needs export: merged, because vLLM refuses DoRA adapters")
+        if self.init_lora_weights is None:
+            return self
+        if self.quantization != "none":
+            raise ValueError(
+                "init_lora_weights needs quantization: none, because components are taken out of "
+                "the weights, and the rest cannot be quantized without changing the sum"
+            )
+        if self.use_dora or self.use_rslora:
+            raise ValueError(
+                "init_lora_weights ends as a plain LoRA; leave use_dora and use_rslora out"
+            )
+        if 2 * self.r > 512:
+            raise ValueError(
+                f"init_lora_weights doubles the rank, and vLLM serves up to 512: r is {self.r}"
+            )
         return self
 
     @model_validator(mode="after")

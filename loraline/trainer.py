@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from loraline import attention, checkpoint, loss, models, neftune, packing
+from loraline import attention, checkpoint, loss, models, neftune, packing, pissa
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def build(
         },
         ratio=recipe.loraplus_lr_ratio or 1.0,
         patience=recipe.early_stopping_patience,
+        initial=pissa.matrices(model) if recipe.init_lora_weights else None,
         args=TrainingArguments(
             output_dir=str(scratch / "trainer"),
             num_train_epochs=recipe.num_train_epochs,
@@ -132,6 +133,7 @@ class PackedTrainer(Trainer):
         rates: Mapping[str, float | None],
         ratio: float,
         patience: int | None,
+        initial: pissa.Matrices | None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -152,7 +154,7 @@ class PackedTrainer(Trainer):
         )
         self.tokens_seen = 0
         self.ran_out = False
-        self.patience = patience
+        self.patience, self.initial = patience, initial
         self.best: dict[str, Any] = {}
         self.seconds = self.paused = 0.0
         self.pace = (time.monotonic(), 0)
@@ -332,10 +334,20 @@ class PackedTrainer(Trainer):
             parameters[name].data.copy_(weight)
         return float(self.best["eval_loss"])
 
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter that is served: PEFT's files, on the base as it was."""
+        if self.initial is None:
+            self.model.save_pretrained(folder)
+        else:
+            pissa.save(self.model, self.initial, folder)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter as PEFT does, and not the arguments beside it, which are a pickle."""
+        """Write the adapter as it is trained, and not the arguments, which are a pickle."""
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir)
+            folder = Path(output_dir or self.args.output_dir)
+            self.model.save_pretrained(folder)
+            if self.initial is not None:
+                pissa.write(self.initial, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -346,6 +358,8 @@ class PackedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
         if checkpoint_dir is not None:
             folder = Path(checkpoint_dir)
+            if self.initial is not None:
+                self.initial = pissa.adopt(self.model, self.initial, folder)
             self.best = checkpoint.read_state(folder / "best")
             self.optimizer.load_state_dict(checkpoint.read_state(folder / "optimizer"))
             self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))

@@ -188,7 +188,7 @@ def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) 
     from loraline.preflight import BASE_CONFIG
 
     sft.model.peft_config["default"].base_model_name_or_path = recipe.base
-    sft.model.save_pretrained(folder)
+    sft.save_adapter(folder)
     # PEFT's model card is an empty form; what it would say is in the contract.
     (folder / "README.md").unlink()
     (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
@@ -221,8 +221,8 @@ def write_contract(
         max_length=max(len(row) for split in rows.values() for row in split),
         max_new_tokens=recipe.max_new_tokens,
         dtype=recipe.serve_dtype,
-        r=recipe.r,
-        lora_alpha=recipe.lora_alpha,
+        r=recipe.r * recipe.ranks,
+        lora_alpha=recipe.lora_alpha * recipe.ranks,
         target_modules=recipe.target_modules,
         export=recipe.export,
         trains_vision=recipe.trains_vision,

@@ -85,6 +85,16 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"min_pixels": 100}, "need modality: vision"),
         ({"tower_learning_rate": 1e-5}, "need modality: vision"),
         ({"use_dora": True}, "use_dora needs export: merged, because vLLM refuses DoRA adapters"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights needs quantization: none"),
+        (
+            {"init_lora_weights": "pissa", "quantization": "none", "use_rslora": True},
+            "leave use_dora and use_rslora out",
+        ),
+        (
+            {"init_lora_weights": "pissa", "quantization": "none", "r": 257},
+            "init_lora_weights doubles the rank, and vLLM serves up to 512: r is 257",
+        ),
+        ({"init_lora_weights": "olora"}, "init_lora_weights: 'olora' is refused"),
         ({"neftune_noise_alpha": 0}, "neftune_noise_alpha: 0 is refused, input should be greater"),
         ({"registered_model": "a/b"}, "registered_model: 'a/b' is refused"),
         ({"r": None}, "r: None is refused"),

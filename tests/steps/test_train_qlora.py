@@ -26,6 +26,21 @@ def test_the_adapter_travels_with_its_contract(train, data_run: str, quick) -> N
     assert run.data.params["rows_per_step"] == "16"
 
 
+def test_a_pissa_adapter_is_logged_as_a_plain_lora_of_twice_the_rank(
+    step, train, data_run: str, quick, workplace: Path
+) -> None:
+    pissa = {"init_lora_weights": "pissa", "quantization": "none", "r": 4, "lora_alpha": 8}
+    train_id = train(data_run, quick("one", **pissa))
+    with tracking.adapter(mlflow.get_run(train_id)) as adapter:
+        agreed = contract.read(adapter)
+        assert preflight.findings(adapter, agreed.base, agreed.trains_vision) == []
+        assert preflight.highest_rank(adapter) == agreed.r == 8
+    assert agreed.lora_alpha == 16
+    assert step("evaluate", "--run-id", train_id).exit_code == 0
+    evaluated = mlflow.get_run((workplace / "outputs" / "run-id").read_text()).data.metrics
+    assert evaluated["tuned_eval_loss"] < evaluated["base_eval_loss"]
+
+
 def test_curves_and_costs_are_logged(train, data_run: str, quick) -> None:
     settings = {"num_train_epochs": 2, "max_steps": None, "early_stopping_patience": 5}
     run = mlflow.get_run(train(data_run, quick("one", **settings)))
