@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def measure(
         if merged:
             # What was added cannot be taken out again to the last digit.
             model = loaded = None
+            gc.collect()  # The model is in reference cycles, and the next one needs its memory.
         elif adapter is not None:
             loaded = model.unload()
     return measured

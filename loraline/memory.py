@@ -190,7 +190,7 @@ def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Es
     activations += tower
     copies, dora = dora_weights(recipe, base)
     activations += 0 if plan.checkpointing else copies
-    working += dora
+    working += dora + (copies // layers if plan.checkpointing else 0)
     inputs = 0
     if recipe.modality == "vision":
         vision = base.config["vision_config"]

@@ -29,8 +29,8 @@ def merge(tuned: PeftModel) -> PreTrainedModel:
     """The base of `tuned` with the adapter merged in; the base itself is changed.
 
     Raises UserError when the base is quantized, whose rounding would swallow the update, or when
-    the logits of a probe are not the adapter's: further off than half of the type's digits, or not
-    much nearer to them than the base without the adapter is.
+    the logits of a probe are not the adapter's: further off than half of the type's digits, or
+    hardly nearer to them than those of the base alone, as when rounding swallows the update.
     """
     base = tuned.get_base_model()
     if getattr(base.config, "quantization_config", None) is not None:
@@ -42,13 +42,13 @@ def merge(tuned: PeftModel) -> PreTrainedModel:
         unchanged = distance(logits(tuned, asked), wanted)
     merged = tuned.merge_and_unload(safe_merge=True)
     found = distance(logits(merged, asked), wanted)
-    allowed = min(torch.finfo(base.dtype).eps ** 0.5, unchanged / 2)
+    allowed = min(torch.finfo(base.dtype).eps ** 0.5, 0.75 * unchanged)
     # Not a number is neither near nor far.
     if not found <= allowed:
         raise UserError(
             f"the adapter is not the same once it is merged into its {base.dtype} base: logits are "
             f"{found:.2g} of their size from the adapter's, and up to {allowed:.2g} would be "
-            "rounding; set export: adapter, or a serve_dtype with more digits"
+            "rounding; serve it unmerged, or with a serve_dtype of more digits"
         )
     return merged
 

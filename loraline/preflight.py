@@ -133,7 +133,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
 
     Towers and mergers of all VISION are applied, once the server is told of them.
     """
-    architecture = config["architectures"][0]
+    architecture = (config.get("architectures") or ["none"])[0]
     fitting = VISION if recipe.modality == "vision" else TEXT
     if architecture not in fitting:
         raise UserError(

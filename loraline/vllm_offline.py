@@ -137,9 +137,14 @@ def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) 
         ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
         arguments.max_loras = len(adapters) + 1
         arguments.max_lora_rank = preflight.max_lora_rank(max(ranks))
-    if adapters and not agreed.trains_vision:
         # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
-        arguments.lora_target_modules = list(get_args(Projection))
+        if not agreed.trains_vision:
+            arguments.lora_target_modules = list(get_args(Projection))
+        elif not torch.cuda.is_available():
+            # By their paths: names alone would match the patch embedding, which cannot be wrapped.
+            paths = [path.removeprefix("model.") for path in preflight.linears(base.config)]
+            tower = [path for path in paths if path.startswith("visual.")]
+            arguments.lora_target_modules = [*get_args(Projection), *tower]
     # A reference may be longer than any answer that the server would give.
     arguments.max_model_len = max(server.max_model_len(agreed), longest + 1)
     if not torch.cuda.is_available():

@@ -243,3 +243,19 @@ def test_an_adapted_tower_takes_memory_by_its_images(tiny_base: Callable[[str], 
     assert 0 < again < by_much / 3
     merger = activations(much, False, merger_learning_rate=1e-4) - frozen
     assert 0 < merger < by_much / 2
+
+
+def test_doras_copies_of_the_weights_are_counted(mistral: Base) -> None:
+    """With dropout and kept activations PEFT's DoRA holds every adapted weight once more."""
+    attention = sum(2 * 4096 * out for out in (4096, 1024, 1024, 4096)) * 32
+
+    def total(checkpointing: bool, **changes: Any) -> int:
+        recipe = STANDARD.model_copy(update=changes)
+        plan = memory.Plan(2048, checkpointing, dequantized=False, fused=True)
+        return memory.estimate(recipe, mistral, rows(2000), plan).total
+
+    dora = STANDARD.model_copy(update={"use_dora": True, "export": "merged"})
+    assert memory.dora_weights(dora, mistral)[0] == attention
+    assert memory.dora_weights(dora.model_copy(update={"lora_dropout": 0.0}), mistral)[0] == 0
+    assert total(False, use_dora=True) - total(False) > attention
+    assert 0 < total(True, use_dora=True) - total(True) < attention

@@ -36,6 +36,8 @@ def test_a_merged_model_is_served_as_it_was_measured(
     outputs = workplace / "outputs"
     assert step("evaluate", "--run-id", trained).exit_code == 0
     evaluated = (outputs / "run-id").read_text()
+    card = mlflow.artifacts.load_text(f"runs:/{evaluated}/model_card.md")
+    assert "down_proj; merged into the base" in card
     assert step("quality_gate", "--run-id", evaluated).exit_code == 0
     assert (outputs / "result").read_text() == "passed"
     where = ("--gpu", "cpu", "--server-image", "localhost/vllm:v0.32.0")
