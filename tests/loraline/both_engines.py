@@ -20,7 +20,12 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def make_adapter(
-    base: models.Base, modality: str, tower: bool, folder: Path, seed: int, rank: int = RANK
+    base: models.Base,
+    modality: str,
+    folder: Path,
+    seed: int,
+    rank: int = RANK,
+    tower: bool = False,
 ) -> Path:
     """A random adapter that changes the base's answers."""
     import torch
@@ -37,7 +42,7 @@ def make_adapter(
 
 
 def agreed(
-    base: models.Base, encoder: Encoder, modality: str, tower: bool, adapter: Path
+    base: models.Base, encoder: Encoder, modality: str, adapter: Path, tower: bool = False
 ) -> contract.Contract:
     vision = modality == "vision"
     return contract.Contract(
@@ -80,12 +85,12 @@ def main(modality: str, export: str, part: str, folder: Path) -> None:
     base = models.locate(str(DATA / modality / "base"), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
-    one = make_adapter(base, modality, tower, folder / "one", 1)
-    two = make_adapter(base, modality, tower, folder / "two", 2, rank=4 * RANK)
-    settings = agreed(base, encoder, modality, tower, one)
+    one = make_adapter(base, modality, folder / "one", 1, tower=tower)
+    two = make_adapter(base, modality, folder / "two", 2, rank=4 * RANK, tower=tower)
+    settings = agreed(base, encoder, modality, one, tower)
     rows = rows_of(modality, encoder, 40)
     adapters = {"base": None, "tuned": one, "champion": two}
-    other = agreed(base, encoder, modality, tower, two).model_copy(update={"export": export})
+    other = agreed(base, encoder, modality, two, tower).model_copy(update={"export": export})
     contract.write(settings, one)
     contract.write(other, two)
     found = {}
