@@ -41,7 +41,7 @@ class AdapterModel(PythonModel):
     _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
-        from loraline import contract, models
+        from loraline import contract, merging, models
         from loraline.encoding import Encoder
 
         settings = CONFIG | (context.model_config or {})
@@ -55,7 +55,9 @@ class AdapterModel(PythonModel):
             quantize=bool(settings["quantize"]),
             dtype=self.contract.dtype,
         )
-        self.model = models.attach(model, adapter)
+        attached = models.attach(model, adapter)
+        merged = self.contract.export == "merged" and not settings["quantize"]
+        self.model = merging.merge(attached) if merged else attached
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Answers to a table of one column, or to a list."""

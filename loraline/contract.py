@@ -59,6 +59,9 @@ class Contract(BaseModel):
     target_modules: tuple[str, ...]
     """Names of the adapted modules, without their path."""
 
+    export: Literal["adapter", "merged"] = "adapter"
+    """What was measured and is to be served: the adapter itself, or merged into its base."""
+
     trains_vision: bool
     """Whether the adapter holds weights for the vision tower or its merger."""
 

@@ -67,6 +67,8 @@ class Evaluation:
 def facts(agreed: Contract, train_run: Run, data_run: Run) -> dict[str, str]:
     """What the page says of the adapter and the data."""
     data, targets = data_run.data.params, ", ".join(agreed.target_modules)
+    targets += ", vision parts" if agreed.trains_vision else ""
+    targets += "; merged into the base" if agreed.export == "merged" else ""
     return {
         "base": f"{agreed.base} at {agreed.base_revision[:19]}",
         "precision": f"{agreed.dtype}, as served",

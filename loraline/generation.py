@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,21 +44,30 @@ def measure(
     encoder: Encoder,
     rows: Sequence[Row],
 ) -> dict[str, tuple[list[Answer], list[float]]]:
-    """Answers and likelihoods of the base under each adapter, in one load of the base.
+    """Answers and likelihoods of the base under each adapter, merged where its contract says so.
 
     `adapters` gives a name to each adapter's folder; None stands for the bare base.
     """
-    from loraline import models, progress
+    from loraline import contract, merging, models, progress
 
-    loaded: Any = models.load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+    loaded: Any = None
     measured = {}
     for name, adapter in adapters.items():
+        if loaded is None:
+            loaded = models.load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
         model = loaded.eval() if adapter is None else models.attach(loaded, adapter)
+        merged = adapter is not None and contract.read(adapter).export == "merged"
+        if merged:
+            model = merging.merge(model)
         with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
             nll = negative_log_likelihoods(model, encoder, rows, advance)
             found = answers(model, encoder, rows, agreed.max_new_tokens, advance)
         measured[name] = found, nll
-        if adapter is not None:
+        if merged:
+            # What was added cannot be taken out again to the last digit.
+            model = loaded = None
+            gc.collect()  # The model is in reference cycles, and the next one needs its memory.
+        elif adapter is not None:
             loaded = model.unload()
     return measured
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_in_place(model: PeftModel) -> None:
-    """Give every plain LoRA layer of a model in training the forward below."""
+    """Give every plain LoRA layer of a model in training the forward below; DoRA's keep PEFT's."""
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():

@@ -6,12 +6,16 @@ estimate with the peak that torch measures.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import UserError
+from loraline.models import targets_of
+from loraline.preflight import decoder_layer, linears, tower_block
 
 if TYPE_CHECKING:
     from loraline.encoding import Row
@@ -172,25 +176,30 @@ def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Es
     layers = text["num_hidden_layers"]
     kept = kept_by_layer(text, recipe, fused=plan.fused)
     width = text["hidden_size"]
+    tower, tower_again = tower_activations(recipe, base, rows, tokens, plan)
     if plan.checkpointing:
         # Each layer's input is kept; one layer at a time is run again, with the gradients of its
-        # widest tensors and its unpacked weights beside it.
+        # widest tensors and its unpacked weights beside it. The tower's turn comes last, when the
+        # language model's have gone.
         activations = tokens * layers * 2 * width
         again = tokens * (kept + 4 * text["intermediate_size"] + 2 * width)
-        working = max(again + unpacked_layer(text), LOSS)
+        working = max(again + unpacked_layer(text), LOSS, tower_again - activations)
     else:
         activations = tokens * layers * kept
         working = max(unpacked_layer(text), LOSS // 2)
+    activations += tower
+    copies, dora = dora_weights(recipe, base)
+    activations += 0 if plan.checkpointing else copies
+    working += dora + (copies // layers if plan.checkpointing else 0)
     inputs = 0
     if recipe.modality == "vision":
         vision = base.config["vision_config"]
         merged = vision.get("spatial_merge_size", 2) ** 2
         patch = 3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
         inputs = tokens * merged * patch * 4
-    adapter = adapter_parameters(text, recipe)
     return Estimate(
         weights=weight_bytes(base.path, plan, quantized=recipe.quantization == "nf4"),
-        adapter=16 * adapter,
+        adapter=16 * adapter_parameters(recipe, base),
         activations=activations,
         working=working,
         inputs=inputs,
@@ -213,23 +222,90 @@ def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> i
         # Norms widen to float32 and keep the normalized input too; the activation keeps its result.
         norms += 2 * 6 * width
         gated += 2 * inner
-    inputs = {
-        "q_proj": ("attention", width),
-        "k_proj": ("attention", width),
-        "v_proj": ("attention", width),
-        "o_proj": ("output", queries),
-        "gate_proj": ("mlp", width),
-        "up_proj": ("mlp", width),
-        "down_proj": ("gated", inner),
-    }
-    adapted = [inputs[name] for name in recipe.target_modules]
+    read = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
+    read |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}
+    sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
+    adapted = {name: sizes[name] for name in recipe.target_modules}
+    # Layers that read the same tensor keep it once; attention keeps its output anyway.
+    once = {read[name]: size for name, (size, _) in adapted.items() if name in read}
+    lora = kept_by_adapters(list(adapted.values()), sum(once.values()), recipe)
+    return norms + attention + gated + lora
+
+
+def kept_by_adapters(sizes: Sequence[tuple[int, int]], once: int, recipe: Profile) -> int:
+    """Bytes a token that the adapters of layers of these sizes keep for the backward pass.
+
+    `once` is the size of the tensors that they read, each of them counted once.
+    """
+    low = 2 * recipe.r * len(sizes)
     if recipe.lora_dropout:
         # Every adapted layer drops on its own: a masked copy and the mask, a byte a value.
-        lora = sum(3 * size for _, size in adapted)
+        low += sum(3 * inputs for inputs, _ in sizes)
+    elif recipe.use_dora:
+        low += sum(2 * inputs for inputs, _ in sizes)
     else:
-        # Layers that read the same tensor keep it once; attention keeps its output anyway.
-        lora = sum(2 * size for name, size in set(adapted) if name != "output")
-    return norms + attention + gated + lora + 2 * recipe.r * len(adapted)
+        low += 2 * once
+    # Of a magnitude's gradient: what it multiplies, the base's output and the adapter's.
+    return low + (sum(4 * outputs for _, outputs in sizes) if recipe.use_dora else 0)
+
+
+def tower_activations(
+    recipe: Profile, base: Base, rows: Sequence[Row], tokens: int, plan: Plan
+) -> tuple[int, int]:
+    """Bytes that an adapted tower keeps for its backward pass, and those of one block run again.
+
+    A frozen tower keeps nothing; behind an adapted merger alone, only the mergers do.
+    """
+    if not recipe.trains_vision:
+        return 0, 0
+    vision = base.config["vision_config"]
+    image = base.config["image_token_id"]
+    share = max(row.prompt.count(image) / len(row) for row in rows)
+    patches = math.ceil(tokens * share) * vision.get("spatial_merge_size", 2) ** 2
+    block = tower_block(base.architecture, vision)
+    width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
+    mergers = 1 + len(vision.get("deepstack_visual_indexes", []))
+    # A float32 norm, the activation's input, and the inputs of two adapted layers.
+    kept = mergers * patches * (4 + 2 + 2 * (3 if recipe.lora_dropout else 2)) * width
+    if recipe.tower_learning_rate is None:
+        return kept, 0
+    of_block = kept_by_block(base, recipe, fused=plan.fused)
+    if plan.checkpointing:
+        again = patches * (of_block + 4 * inner + 2 * width)
+        return kept + patches * vision["depth"] * 2 * width, again
+    return kept + patches * vision["depth"] * of_block, 0
+
+
+def kept_by_block(base: Base, recipe: Profile, *, fused: bool) -> int:
+    """Bytes a patch that one block of an adapted tower keeps for its backward pass, in bfloat16."""
+    block = tower_block(base.architecture, base.config["vision_config"])
+    heads = base.config["vision_config"]["num_heads"]
+    width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
+    # liger-kernel has no norm for Qwen3-VL's tower; torch's autocast widens it to float32.
+    norms = 2 * (2 if fused and "Qwen3" not in base.architecture else 4) * width
+    # Rotated queries and keys, the product that holds the values, output, and the normalizer.
+    attention = 2 * (width + width + 3 * width + width) + 4 * heads
+    # A gated MLP keeps gate, up and the activated gate; quick GELU its input and the sigmoid.
+    gated = {"Qwen2_5_VLForConditionalGeneration": 3, "Qwen2VLForConditionalGeneration": 2}
+    activation = 2 * gated.get(base.architecture, 1) * inner
+    # The output of attention is kept anyway; gate and up read the same tensor.
+    lora = kept_by_adapters(list(block.values()), width + width + inner, recipe)
+    return norms + attention + activation + lora
+
+
+def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
+    """Bytes of weights that PEFT's DoRA keeps for the backward pass, and has for a moment.
+
+    With dropout it multiplies by the base's weights anew, and autograd keeps its copy of them. The
+    norm of base and update is computed from both in float32, the update as the product of the
+    adapter and an identity matrix.
+    """
+    if not recipe.use_dora:
+        return 0, 0
+    sizes = adapted_sizes(recipe, base)
+    kept = sum(2 * inputs * outputs for inputs, outputs in sizes) if recipe.lora_dropout else 0
+    # Of the identity and of the update a rounded copy too; base, update, both scaled, added.
+    return kept, max(6 * inputs**2 + 22 * inputs * outputs for inputs, outputs in sizes)
 
 
 def unpacked_layer(text: Mapping[str, Any]) -> int:
@@ -237,13 +313,17 @@ def unpacked_layer(text: Mapping[str, Any]) -> int:
     return 2 * int(text["hidden_size"]) * int(text["intermediate_size"])
 
 
-def adapter_parameters(text: Mapping[str, Any], recipe: Profile) -> int:
-    """Parameters of the adapter: rank times inputs and outputs of every adapted projection."""
-    from loraline.preflight import decoder_layer
+def adapter_parameters(recipe: Profile, base: Base) -> int:
+    """Parameters of the adapter: rank times inputs and outputs of every adapted layer."""
+    sizes = adapted_sizes(recipe, base)
+    magnitudes = sum(outputs for _, outputs in sizes) if recipe.use_dora else 0
+    return recipe.r * sum(inputs + outputs for inputs, outputs in sizes) + magnitudes
 
-    sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
-    a_layer = sum(sum(sizes[name]) for name in recipe.target_modules)
-    return int(recipe.r * a_layer * text["num_hidden_layers"])
+
+def adapted_sizes(recipe: Profile, base: Base) -> list[tuple[int, int]]:
+    """Input and output size of every layer that the profile adapts."""
+    adapted = re.compile(targets_of(recipe))
+    return [size for name, size in linears(base.config).items() if adapted.fullmatch(name)]
 
 
 def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
@@ -252,8 +332,6 @@ def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
     Projections of the language model take four bits a weight and, after double quantization, 0.127
     bits for its scales (QLoRA, arXiv 2305.14314, section 3); the rest is bfloat16.
     """
-    import math
-
     from safetensors import safe_open
 
     total = 0.0

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 VISION_TOWER = "model.visual"
 """Module path of the vision tower and its merger in Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
 
+TOWER_BLOCKS = f"{VISION_TOWER}.blocks"
+"""Module path of the tower's blocks; what else has linear layers in the tower is a merger."""
+
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
@@ -180,7 +183,6 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
         # The same rounded weights, unpacked once instead of in every pass.
         model = model.dequantize()
         gc.collect()  # The packed weights are in reference cycles.
-    merger = recipe.merger_learning_rate is not None
     tuned = get_peft_model(
         model,
         LoraConfig(
@@ -188,7 +190,9 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
             lora_alpha=recipe.lora_alpha,
             lora_dropout=recipe.lora_dropout,
             use_rslora=recipe.use_rslora,
-            target_modules=target_modules(recipe.modality, recipe.target_modules, merger),
+            use_dora=recipe.use_dora,
+            init_lora_weights=recipe.init_lora_weights or True,
+            target_modules=targets_of(recipe),
             task_type="CAUSAL_LM",
         ),
     )
@@ -221,8 +225,21 @@ def check_quantized(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def target_modules(modality: str, projections: Sequence[str], merger: bool) -> str:
-    """Regex over module paths, for PEFT: the language model's projections, and the merger if asked.
+def targets_of(recipe: Profile) -> str:
+    """Regex over the paths of the modules that a profile adapts."""
+    return target_modules(
+        recipe.modality,
+        recipe.target_modules,
+        recipe.merger_learning_rate is not None,
+        recipe.tower_learning_rate is not None,
+    )
+
+
+def target_modules(
+    modality: str, projections: Sequence[str], merger: bool, tower: bool = False
+) -> str:
+    """Regex over module paths, for PEFT: the language model's projections, and what is asked for of
+    the merger and the tower's blocks.
 
     Anchored at the language model because Qwen2.5-VL's vision tower has gate, up and down
     projections of the same names, and vLLM drops tower weights that it was not told of.
@@ -235,19 +252,25 @@ def target_modules(modality: str, projections: Sequence[str], merger: bool) -> s
             r"|model\.visual\.(?:merger\.mlp\.[02]"
             r"|(?:merger|deepstack_merger_list\.\d+)\.linear_fc[12])"
         )
+    if tower:
+        # Qwen2-VL's names, Qwen2.5-VL's and Qwen3-VL's. The patch embedding stays out: it is a
+        # convolution, and vLLM applies an adapter on it wrongly.
+        pattern += (
+            r"|model\.visual\.blocks\.\d+\.(?:attn\.(?:qkv|proj)"
+            r"|mlp\.(?:fc[12]|(?:gate|up|down)_proj|linear_fc[12]))"
+        )
     return pattern
 
 
 def attach(model: PreTrainedModel, adapter: Path) -> PeftModel:
     """Load an adapter onto its base; a UserError if a weight fits no module or does nothing."""
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     tuned = PeftModel.from_pretrained(model, str(adapter))
     with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
         stored = {key: bool(weights.get_tensor(key).any()) for key in weights.keys()}  # noqa: SIM118 - not a dict
-    loaded = {name.replace(".default", "") for name, _ in tuned.named_parameters()}
-    strays = sorted(set(stored) - loaded)
+    strays = sorted(set(stored) - set(get_peft_model_state_dict(tuned)))
     if strays:
         raise UserError(f"{adapter}: {strays[0]} matches no module of {type(model).__name__}")
     if not any(stored[key] for key in stored if ".lora_B." in key):

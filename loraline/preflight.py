@@ -13,10 +13,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraline.contract import WEIGHTS, Contract
 from loraline.errors import UserError
+
+if TYPE_CHECKING:
+    from loraline.profiles import Profile
 
 CONFIG = "adapter_config.json"
 BASE_CONFIG = "base_config.json"
@@ -26,6 +29,7 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vector")
 
 TEXT = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 VISION = {
@@ -35,7 +39,7 @@ VISION = {
 }
 
 REFUSED_SETTINGS = {
-    "use_dora": "train without DoRA",
+    "use_dora": "set export: merged, or train without DoRA",
     "lora_bias": "train with lora_bias: false",
     "use_qalora": "train without QALoRA",
     "use_bdlora": "train without BD-LoRA",
@@ -75,18 +79,20 @@ def findings(
     *,
     revision: str | None = None,
     max_rank: int = LORA_RANKS[-1],
+    merged: bool = False,
 ) -> list[Finding]:
     """Everything that speaks against serving the adapter on `base`; empty when nothing does.
 
     `trains_vision` says whether the server will be told of tower and merger weights, `revision`
-    which commit of the base it loads, `max_rank` its --max-lora-rank.
+    which commit of the base it loads, `max_rank` its --max-lora-rank, `merged` that the adapter is
+    merged into the base first.
     """
     config = read_json(adapter / CONFIG)
     base_config = read_json(adapter / BASE_CONFIG)
     if config is None or base_config is None:
         missing = CONFIG if config is None else BASE_CONFIG
         return [Finding(missing, "is missing or no JSON object", "train the adapter anew")]
-    found = setting_findings(config, base, revision, max_rank)
+    found = setting_findings(config, base, revision, max_rank, merged)
     architecture = str((base_config.get("architectures") or ["none"])[0])
     if architecture not in TEXT | VISION:
         known = ", ".join(sorted(TEXT | VISION))
@@ -100,7 +106,11 @@ def findings(
         tensors = read_tensors(adapter / WEIGHTS)
     except (OSError, ValueError) as error:
         return [*found, Finding(WEIGHTS, f"cannot be read ({error})", "log the adapter anew")]
-    return found + weight_findings(tensors, config, linears(base_config), trains_vision)
+    modules = linears(base_config)
+    if merged and config.get("use_dora"):
+        tensors, wrong = without_magnitudes(tensors, modules)
+        found += wrong
+    return found + weight_findings(tensors, config, modules, trains_vision)
 
 
 def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS[-1]) -> None:
@@ -111,10 +121,31 @@ def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS
         agreed.trains_vision,
         revision=agreed.base_revision,
         max_rank=max_rank,
+        merged=agreed.export == "merged",
     )
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(f"{name} cannot be served: {'; '.join(map(str, found[:3]))}{more}")
+
+
+def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
+    """Refuse, before it is trained on, a base of whose adapters the server applies nothing known.
+
+    Towers and mergers of all VISION are applied, once the server is told of them.
+    """
+    architecture = (config.get("architectures") or ["none"])[0]
+    fitting = VISION if recipe.modality == "vision" else TEXT
+    if architecture not in fitting:
+        raise UserError(
+            f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
+            "because what vLLM does with its adapters is not known; it is for "
+            f"{', '.join(sorted(fitting))}"
+        )
+    if recipe.export == "merged" and config.get("quantization_config"):
+        raise UserError(
+            f"export: merged needs an unquantized base, and {recipe.base} is quantized; name the "
+            "model that it was made from, or set export: adapter"
+        )
 
 
 def max_lora_rank(rank: int) -> int:
@@ -132,7 +163,7 @@ def highest_rank(adapter: Path) -> int:
 
 
 def setting_findings(
-    config: Mapping[str, Any], base: str, revision: str | None, max_rank: int
+    config: Mapping[str, Any], base: str, revision: str | None, max_rank: int, merged: bool
 ) -> list[Finding]:
     """What is wrong with the adapter's settings alone."""
     found = []
@@ -153,7 +184,7 @@ def setting_findings(
     found += [
         Finding(key, f"is {config[key]!r}, which vLLM refuses", remedy)
         for key, remedy in REFUSED_SETTINGS.items()
-        if config.get(key)
+        if config.get(key) and not (merged and key == "use_dora")
     ]
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in ACCEPTED_INITS:
@@ -200,6 +231,23 @@ def weight_findings(
             rule = f"all lora_{side} weights are zero, so the answers are the base's"
             found.append(Finding(WEIGHTS, rule, "train it"))
     return found
+
+
+def without_magnitudes(
+    tensors: Mapping[str, Tensor], modules: Linears
+) -> tuple[dict[str, Tensor], list[Finding]]:
+    """The tensors but for DoRA's magnitudes, one for each output, and what is wrong with those."""
+    found, kept = [], {}
+    for key, tensor in tensors.items():
+        match = MAGNITUDE.fullmatch(key)
+        if not match:
+            kept[key] = tensor
+        elif match["module"] not in modules:
+            found.append(Finding(key, "matches no linear layer of the base", hint(key, modules)))
+        elif not tensor.finite or tensor.shape != (modules[match["module"]][1],):
+            rule = f"has shape {tensor.shape}, or holds NaN or infinity"
+            found.append(Finding(key, rule, "train again, or merge it into its own base"))
+    return kept, found
 
 
 def pair_findings(
@@ -298,21 +346,27 @@ def decoder_layer(text: Mapping[str, Any]) -> Linears:
     }
 
 
+def tower_block(architecture: str, vision: Mapping[str, Any]) -> Linears:
+    """Linear layers of one block of the tower, the one that leaves its MLP last."""
+    first_vl = architecture == "Qwen2VLForConditionalGeneration"
+    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
+    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
+    block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
+    if first_vl:
+        return block | {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
+    if architecture == "Qwen2_5_VLForConditionalGeneration":
+        block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
+        return block | {"mlp.down_proj": (inner, width)}
+    return block | {"mlp.linear_fc1": (width, inner), "mlp.linear_fc2": (inner, width)}
+
+
 def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     """Linear layers of the tower and its merger, whose input is a square of patches."""
     first_vl = architecture == "Qwen2VLForConditionalGeneration"
-    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
+    block = tower_block(architecture, vision)
+    width, _ = block["attn.qkv"]
     out = vision["hidden_size"] if first_vl else vision["out_hidden_size"]
-    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
     merged = width * vision.get("spatial_merge_size", 2) ** 2
-    block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
-    if first_vl:
-        block |= {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
-    elif architecture == "Qwen2_5_VLForConditionalGeneration":
-        block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
-        block |= {"mlp.down_proj": (inner, width)}
-    else:
-        block |= {"mlp.linear_fc1": (width, inner), "mlp.linear_fc2": (inner, width)}
     found = {
         f"model.visual.blocks.{layer}.{name}": size
         for layer in range(vision["depth"])

@@ -93,6 +93,13 @@ class Profile(Strict):
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732); vLLM serves both."""
 
+    use_dora: bool = False
+    """Learn each output's magnitude apart from its direction (DoRA, arXiv 2402.09353)."""
+
+    init_lora_weights: Literal["pissa", "pissa_niter_16"] | None = None
+    """Train the base's principal components (PiSSA, arXiv 2404.02948), found exactly or, much
+    faster, by 16 iterations; null begins with an adapter that does nothing."""
+
     quantization: Literal["nf4", "none"] = "nf4"
     """Precision of the frozen base in training: 4-bit NF4, or 16-bit as it is."""
 
@@ -105,8 +112,14 @@ class Profile(Strict):
     merger_learning_rate: PositiveFloat | None = None
     """Also adapt the vision merger (the projector), at this learning rate; null leaves it alone."""
 
+    tower_learning_rate: PositiveFloat | None = None
+    """Also adapt the blocks of the vision tower, at this learning rate; null leaves them alone."""
+
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354, which proposes 16); null is 1."""
+
+    neftune_noise_alpha: PositiveFloat | None = None
+    """Noise on the embeddings in training (NEFTune, arXiv 2310.05914, which tries 5 to 15)."""
 
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate."""
@@ -144,6 +157,9 @@ class Profile(Strict):
     max_pixels: PositiveInt | None = None
     """Largest image in pixels after resizing; required for vision. The main memory knob."""
 
+    export: Literal["adapter", "merged"] = "adapter"
+    """What is measured and served: the adapter on its base, or the base with it merged in."""
+
     serve_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the base when it is evaluated and served."""
 
@@ -153,13 +169,45 @@ class Profile(Strict):
     gate: Gate = Gate()
     """Limits that a candidate must keep."""
 
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision tower or its merger is adapted."""
+        return self.merger_learning_rate is not None or self.tower_learning_rate is not None
+
+    @property
+    def ranks(self) -> int:
+        """How many times the rank of what is trained the logged adapter has."""
+        return 2 if self.init_lora_weights else 1
+
+    @model_validator(mode="after")
+    def served_as_the_server_can(self) -> Self:
+        if self.use_dora and self.export == "adapter":
+            raise ValueError("use_dora needs export: merged, because vLLM refuses DoRA adapters")
+        if self.init_lora_weights is None:
+            return self
+        if self.quantization != "none":
+            raise ValueError(
+                "init_lora_weights needs quantization: none, because components are taken out of "
+                "the weights, and the rest cannot be quantized without changing the sum"
+            )
+        if self.use_dora or self.use_rslora:
+            raise ValueError(
+                "init_lora_weights ends as a plain LoRA; leave use_dora and use_rslora out"
+            )
+        if 2 * self.r > 512:
+            raise ValueError(
+                f"init_lora_weights doubles the rank, and vLLM serves up to 512: r is {self.r}"
+            )
+        return self
+
     @model_validator(mode="after")
     def pixels_belong_to_vision(self) -> Self:
         limits = (self.min_pixels, self.max_pixels)
         if self.modality == "text":
-            if limits != (None, None) or self.merger_learning_rate is not None:
+            if limits != (None, None) or self.trains_vision:
                 raise ValueError(
-                    "min_pixels, max_pixels and merger_learning_rate need modality: vision"
+                    "min_pixels, max_pixels, merger_learning_rate and tower_learning_rate need "
+                    "modality: vision"
                 )
         elif self.min_pixels is None or self.max_pixels is None:
             raise ValueError("modality: vision needs min_pixels and max_pixels")

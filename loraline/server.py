@@ -40,7 +40,7 @@ LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
 
 SHARED = (
     *("base", "base_revision", "modality", "chat_template", "min_pixels", "max_pixels"),
-    *("dtype", "trains_vision"),
+    *("dtype", "trains_vision", "export"),
 )
 LENGTHS = ("max_length", "max_new_tokens")
 """What two contracts served by one pod agree on, and what it takes the larger of."""

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from loraline import attention, checkpoint, loss, models, packing
+from loraline import attention, checkpoint, loss, models, neftune, packing, pissa
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def build(
     """The trainer of a profile on its base; `rows` has the splits train and validation."""
     on_gpu = torch.cuda.is_available()
     model = models.for_training(base, recipe, plan)
+    if recipe.neftune_noise_alpha is not None:
+        neftune.disturb(model.get_base_model(), recipe.neftune_noise_alpha)
     trainer = PackedTrainer(
         model=model,
         encoder=encoder,
@@ -44,9 +46,13 @@ def build(
         steps=packing.Steps(len(rows["train"]), recipe.rows_per_step, recipe.seed),
         budget=plan.token_budget,
         checkpointing=plan.checkpointing,
-        merger_rate=recipe.merger_learning_rate,
+        rates={
+            models.VISION_TOWER: recipe.merger_learning_rate,
+            models.TOWER_BLOCKS: recipe.tower_learning_rate,
+        },
         ratio=recipe.loraplus_lr_ratio or 1.0,
         patience=recipe.early_stopping_patience,
+        initial=pissa.matrices(model) if recipe.init_lora_weights else None,
         args=TrainingArguments(
             output_dir=str(scratch / "trainer"),
             num_train_epochs=recipe.num_train_epochs,
@@ -65,8 +71,8 @@ def build(
             logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="no",
-            # Rows without an image leave a trained merger without gradients.
-            ddp_find_unused_parameters=recipe.merger_learning_rate is not None,
+            # Rows without an image leave a trained tower or merger without gradients.
+            ddp_find_unused_parameters=recipe.trains_vision,
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -124,9 +130,10 @@ class PackedTrainer(Trainer):
         steps: packing.Steps,
         budget: int,
         checkpointing: bool,
-        merger_rate: float | None,
+        rates: Mapping[str, float | None],
         ratio: float,
         patience: int | None,
+        initial: pissa.Matrices | None,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -136,7 +143,7 @@ class PackedTrainer(Trainer):
             **options,
         )
         self.encoder, self.rows, self.steps = encoder, rows, steps
-        self.budget, self.merger_rate, self.ratio = budget, merger_rate, ratio
+        self.budget, self.rates, self.ratio = budget, rates, ratio
         self.rope_index = getattr(model.get_base_model().model, "get_rope_index", None)
         self.attention = attention.use(model.get_base_model())
         loss.give_losses(model.get_base_model())
@@ -147,7 +154,7 @@ class PackedTrainer(Trainer):
         )
         self.tokens_seen = 0
         self.ran_out = False
-        self.patience = patience
+        self.patience, self.initial = patience, initial
         self.best: dict[str, Any] = {}
         self.seconds = self.paused = 0.0
         self.pace = (time.monotonic(), 0)
@@ -162,25 +169,28 @@ class PackedTrainer(Trainer):
         causal.disable_input_require_grads()
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer, with rates of their own for the vision merger and for LoRA's B."""
+        """The optimizer, with rates of their own for the vision parts and for LoRA's B."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(self.parameter_groups(), **options)
         return self.optimizer
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        rates = {False: self.args.learning_rate, True: self.merger_rate or 0.0}
         groups: dict[float, list[Any]] = {}
-        in_merger = False
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                merger = f".{models.VISION_TOWER}." in name
-                in_merger |= merger
                 ratio = self.ratio if ".lora_B." in name else 1.0
-                groups.setdefault(rates[merger] * ratio, []).append(parameter)
-        if self.merger_rate is not None and not in_merger:
-            raise UserError("merger_learning_rate is set, but this base has no known vision merger")
+                groups.setdefault(self.rate_of(name) * ratio, []).append(parameter)
         return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+    def rate_of(self, name: str) -> float:
+        """Learning rate of a parameter by the longest of the paths that have one of their own."""
+        for path in sorted(self.rates, key=len, reverse=True):
+            if f".{path}." in name:
+                rate = self.rates[path]
+                assert rate is not None, f"{name} is adapted without a rate"
+                return rate
+        return float(self.args.learning_rate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         return [next(epoch_iterator)], None
@@ -324,10 +334,20 @@ class PackedTrainer(Trainer):
             parameters[name].data.copy_(weight)
         return float(self.best["eval_loss"])
 
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter that is served: PEFT's files, on the base as it was."""
+        if self.initial is None:
+            self.model.save_pretrained(folder)
+        else:
+            pissa.save(self.model, self.initial, folder)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter as PEFT does, and not the arguments beside it, which are a pickle."""
+        """Write the adapter as it is trained, and not the arguments, which are a pickle."""
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir)
+            folder = Path(output_dir or self.args.output_dir)
+            self.model.save_pretrained(folder)
+            if self.initial is not None:
+                pissa.write(self.initial, folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -338,6 +358,8 @@ class PackedTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
         if checkpoint_dir is not None:
             folder = Path(checkpoint_dir)
+            if self.initial is not None:
+                self.initial = pissa.adopt(self.model, self.initial, folder)
             self.best = checkpoint.read_state(folder / "best")
             self.optimizer.load_state_dict(checkpoint.read_state(folder / "optimizer"))
             self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -36,10 +39,55 @@ def measure(
     encoder: Encoder,
     rows: Sequence[Row],
 ) -> dict[str, tuple[list[Answer], list[float]]]:
-    """Answers and likelihoods of the base under each adapter, in one load of the base.
+    """Answers and likelihoods of the base under each adapter, merged where its contract says so.
 
-    `adapters` gives a name to each adapter's folder; None stands for the bare base.
+    `adapters` gives a name to each adapter's folder; None stands for the bare base. All that is not
+    merged shares one load of the base; what is merged gets an engine of its own.
     """
+    from loraline import contract
+
+    merged = {
+        name: folder
+        for name, folder in adapters.items()
+        if folder and contract.read(folder).export == "merged"
+    }
+    if not merged:
+        return side_by_side(agreed, base, adapters, encoder, rows)
+    rest = {name: folder for name, folder in adapters.items() if name not in merged}
+    found = aside(side_by_side, agreed, base, rest, encoder, rows) if rest else {}
+    for name, folder in merged.items():
+        found[name] = by_itself(name, folder, agreed, base, encoder, rows)
+    return {name: found[name] for name in adapters}
+
+
+def aside(task: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in a process of its own, whose end alone surely gives a GPU's memory back."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(task, *arguments).result()
+
+
+def by_itself(
+    name: str, adapter: Path, agreed: Contract, base: Base, encoder: Encoder, rows: Sequence[Row]
+) -> tuple[list[Answer], list[float]]:
+    """What the base with an adapter merged into it answers."""
+    from loraline import contract, merging, models
+
+    with tempfile.TemporaryDirectory() as scratch:
+        own = contract.read(adapter)
+        folder = aside(merging.write, own, base, adapter, Path(scratch, "merged"))
+        model = models.Base(folder, base.revision, base.config)
+        bare: dict[str, Path | None] = {name: None}
+        return aside(side_by_side, agreed, model, bare, encoder, rows)[name]
+
+
+def side_by_side(
+    agreed: Contract,
+    base: Base,
+    adapters: Mapping[str, Path | None],
+    encoder: Encoder,
+    rows: Sequence[Row],
+) -> dict[str, tuple[list[Answer], list[float]]]:
+    """Answers and likelihoods of one engine, under each of its adapters."""
     from loraline import progress
 
     longest = max(map(len, rows), default=0)
@@ -60,7 +108,8 @@ def measure(
 
 
 def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) -> Any:
-    """vLLM's offline engine with the server's arguments, with room for all adapters at once.
+    """vLLM's offline engine with the server's arguments, with room for all adapters at once, or
+    without any.
 
     `longest` is the longest row in tokens, its reference included.
     """
@@ -79,17 +128,23 @@ def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) 
 
     models.tiny_models_run_faster_on_one_thread(base)
     adapter = server.Adapter("tuned", "", "", agreed.adapter_sha256, agreed.r)
-    _, *flags = server.arguments(agreed, [adapter])
+    _, *flags = server.arguments(agreed, [adapter], merged=not adapters)
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     known, _ = parser.parse_known_args(["--model", str(base.path), *flags])
     arguments = EngineArgs.from_cli_args(known)
     arguments.tokenizer, arguments.revision = str(base.path), None
-    ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
-    arguments.max_loras = len(adapters) + 1
-    arguments.max_lora_rank = preflight.max_lora_rank(max(ranks, default=agreed.r))
-    if not agreed.trains_vision:
+    if adapters:
+        ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
+        arguments.max_loras = len(adapters) + 1
+        arguments.max_lora_rank = preflight.max_lora_rank(max(ranks))
         # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
-        arguments.lora_target_modules = list(get_args(Projection))
+        if not agreed.trains_vision:
+            arguments.lora_target_modules = list(get_args(Projection))
+        elif not torch.cuda.is_available():
+            # By their paths: names alone would match the patch embedding, which cannot be wrapped.
+            paths = [path.removeprefix("model.") for path in preflight.linears(base.config)]
+            tower = [path for path in paths if path.startswith("visual.")]
+            arguments.lora_target_modules = [*get_args(Projection), *tower]
     # A reference may be longer than any answer that the server would give.
     arguments.max_model_len = max(server.max_model_len(agreed), longest + 1)
     if not torch.cuda.is_available():

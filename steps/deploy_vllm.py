@@ -9,7 +9,7 @@ Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +180,8 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
 
     agreed = contract.read(adapter)
     preflight.check(adapter, agreed, f"{order.name} version {order.version}")
+    if agreed.export == "merged":
+        order = replace(order, options=order.options | {"merged": True})
     base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
     ranks = [preflight.highest_rank(adapter)]
     beside = []

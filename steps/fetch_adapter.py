@@ -51,7 +51,10 @@ def fetch_adapter(
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
         check(adapter, model, digest)
-        preflight.check(adapter, contract.read(adapter), model, max_lora_rank)
+        agreed = contract.read(adapter)
+        if agreed.export == "merged" and not base:
+            raise UserError(f"{model} was measured merged into its base; fetch it with --merge")
+        preflight.check(adapter, agreed, model, max_lora_rank)
         if base:
             adapter = merge(adapter, base, Path(part, "merged"))
         (adapter / DONE).write_text(digest)
@@ -114,9 +117,7 @@ def check(adapter: Path, model: str, digest: str) -> None:
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:
     """The base with the adapter merged into it, in the contract's precision, with its tokenizer."""
-    from transformers import AutoProcessor, AutoTokenizer
-
-    from loraline import models, server
+    from loraline import merging, models, server
 
     agreed = contract.read(adapter)
     if Path(base).is_dir() and not server.is_folder(agreed):
@@ -124,11 +125,7 @@ def merge(adapter: Path, base: str, folder: Path) -> Path:
         located = models.locate(base, None)
     else:
         located = models.locate_measured(agreed.model_copy(update={"base": base}))
-    loaded = models.load(located, agreed.modality, quantize=False, dtype=agreed.dtype)
-    models.attach(loaded, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
-    words = AutoProcessor if agreed.modality == "vision" else AutoTokenizer
-    words.from_pretrained(located.path).save_pretrained(folder)
-    return folder
+    return merging.write(agreed, located, adapter, folder)
 
 
 if __name__ == "__main__":

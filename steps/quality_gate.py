@@ -102,7 +102,8 @@ def servable(adapter: Path) -> Verdict:
     from loraline.policy import Verdict
 
     agreed = contract.read(adapter)
-    found = preflight.findings(adapter, agreed.base, agreed.trains_vision)
+    merged = agreed.export == "merged"
+    found = preflight.findings(adapter, agreed.base, agreed.trains_vision, merged=merged)
     told = "; ".join(map(str, found[:3])) + ("; and more" if len(found) > 3 else "")
     return Verdict("preflight_findings", len(found), "at most 0", not found, told)
 

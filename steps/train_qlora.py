@@ -56,7 +56,7 @@ def train_qlora(
     force: bool,
 ) -> None:
     """Train a LoRA adapter on a frozen base; log it and hand over the run ID."""
-    from loraline import models, profiles
+    from loraline import models, preflight, profiles
 
     recipe = profiles.load(profile)
     if launch.rank():
@@ -65,6 +65,7 @@ def train_qlora(
     client = tracking.connect()
     data_run = tracking.upstream_run(client, run_id, "prepare_data")
     base = models.locate(recipe.base, recipe.base_revision)
+    preflight.check_base(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
@@ -187,7 +188,7 @@ def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) 
     from loraline.preflight import BASE_CONFIG
 
     sft.model.peft_config["default"].base_model_name_or_path = recipe.base
-    sft.model.save_pretrained(folder)
+    sft.save_adapter(folder)
     # PEFT's model card is an empty form; what it would say is in the contract.
     (folder / "README.md").unlink()
     (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
@@ -220,10 +221,11 @@ def write_contract(
         max_length=max(len(row) for split in rows.values() for row in split),
         max_new_tokens=recipe.max_new_tokens,
         dtype=recipe.serve_dtype,
-        r=recipe.r,
-        lora_alpha=recipe.lora_alpha,
+        r=recipe.r * recipe.ranks,
+        lora_alpha=recipe.lora_alpha * recipe.ranks,
         target_modules=recipe.target_modules,
-        trains_vision=recipe.merger_learning_rate is not None,
+        export=recipe.export,
+        trains_vision=recipe.trains_vision,
         adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
     )
     contract.write(written, adapter)

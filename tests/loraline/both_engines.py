@@ -1,6 +1,6 @@
 """Measures a tiny base and two adapters with both engines; vLLM wants a process of its own.
 
-python tests/loraline/both_engines.py text FOLDER
+python tests/loraline/both_engines.py vision adapter tower FOLDER
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def make_adapter(
-    base: models.Base, modality: str, folder: Path, seed: int, rank: int = RANK
+    base: models.Base,
+    modality: str,
+    folder: Path,
+    seed: int,
+    rank: int = RANK,
+    tower: bool = False,
 ) -> Path:
     """A random adapter that changes the base's answers."""
     import torch
@@ -28,7 +33,7 @@ def make_adapter(
 
     torch.manual_seed(seed)
     model = models.load(base, modality, quantize=False, dtype="float32")
-    pattern = models.target_modules(modality, PROJECTIONS, False)
+    pattern = models.target_modules(modality, PROJECTIONS, tower, tower)
     settings = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=pattern, init_lora_weights=False, bias="none"
     )
@@ -36,7 +41,9 @@ def make_adapter(
     return folder
 
 
-def agreed(base: models.Base, encoder: Encoder, modality: str, adapter: Path) -> contract.Contract:
+def agreed(
+    base: models.Base, encoder: Encoder, modality: str, adapter: Path, tower: bool = False
+) -> contract.Contract:
     vision = modality == "vision"
     return contract.Contract(
         base=str(base.path),
@@ -53,7 +60,7 @@ def agreed(base: models.Base, encoder: Encoder, modality: str, adapter: Path) ->
         r=RANK,
         lora_alpha=RANK,
         target_modules=PROJECTIONS,
-        trains_vision=False,
+        trains_vision=tower,
         adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
     )
 
@@ -73,15 +80,19 @@ def rows_of(modality: str, encoder: Encoder, count: int) -> list:
     return [encoder.encode(record) for record in records]
 
 
-def main(modality: str, folder: Path) -> None:
+def main(modality: str, export: str, part: str, folder: Path) -> None:
+    tower = part == "tower"
     base = models.locate(str(DATA / modality / "base"), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
-    one = make_adapter(base, modality, folder / "one", 1)
-    two = make_adapter(base, modality, folder / "two", 2, rank=4 * RANK)
-    settings = agreed(base, encoder, modality, one)
+    one = make_adapter(base, modality, folder / "one", 1, tower=tower)
+    two = make_adapter(base, modality, folder / "two", 2, rank=4 * RANK, tower=tower)
+    settings = agreed(base, encoder, modality, one, tower)
     rows = rows_of(modality, encoder, 40)
     adapters = {"base": None, "tuned": one, "champion": two}
+    other = agreed(base, encoder, modality, two, tower).model_copy(update={"export": export})
+    contract.write(settings, one)
+    contract.write(other, two)
     found = {}
     for engine in (generation, vllm_offline):
         measured = engine.measure(settings, base, adapters, encoder, rows)
@@ -93,4 +104,4 @@ def main(modality: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(*sys.argv[1:4], Path(sys.argv[4]))

@@ -369,5 +369,7 @@ def test_what_does_not_go_together_is_refused():
         rendered(beside=[other], placement=Placement(format="production-stack"))
     with pytest.raises(UserError, match="dtype 'bfloat16' and the one beside it has 'float32'"):
         server.together(TEXT, TEXT.model_copy(update={"dtype": "float32"}))
+    with pytest.raises(UserError, match="export 'adapter' and the one beside it has 'merged'"):
+        server.together(TEXT, TEXT.model_copy(update={"export": "merged"}))
     longer = TEXT.model_copy(update={"max_length": 900})
     assert server.together(TEXT, longer).max_length == 900

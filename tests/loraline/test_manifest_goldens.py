@@ -68,7 +68,7 @@ def contract_of(profile: profiles.Profile) -> Contract:
         r=profile.r,
         lora_alpha=profile.lora_alpha,
         target_modules=profile.target_modules,
-        trains_vision=profile.merger_learning_rate is not None,
+        trains_vision=profile.trains_vision,
         adapter_sha256="ab" * 32,
     )
 

@@ -50,6 +50,23 @@ def test_the_merger_is_adapted_when_asked(tiny_base, architecture: str, linears:
     assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in merger)
 
 
+@pytest.mark.parametrize(("architecture", "linears"), zip(VISION, (4, 5, 4), strict=True))
+def test_every_linear_layer_of_the_towers_blocks_is_adapted_when_asked(
+    tiny_base, architecture: str, linears: int
+) -> None:
+    model = load(tiny_base(architecture), architecture, quantize=False)
+    pattern = models.target_modules("vision", ("q_proj",), False, True)
+    matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
+    blocks = model.get_submodule(models.TOWER_BLOCKS)
+    expected = {
+        f"{models.TOWER_BLOCKS}.{name}"
+        for name, module in blocks.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert {name for name in matched if "visual" in name} == expected
+    assert len(expected) == linears * len(blocks)
+
+
 def adapter(model, folder, *, zero: bool = False):
     targets = models.target_modules("text", ("q_proj",), False)
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=targets))

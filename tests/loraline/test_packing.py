@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packed_rows import ARCHITECTURES, encoder_for, rows_for
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from loraline import attention, lora, loss, models, packing
 from loraline.encoding import Encoder, Row
 
-ARCHITECTURES = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=60)
 
 
@@ -60,46 +57,15 @@ def test_each_epoch_visits_every_row_once_in_an_order_of_its_own(
         assert list(steps) != order
 
 
-def picture(width: int, height: int, seed: int) -> bytes:
-    noise = random.Random(seed).randbytes(width * height * 3)
-    file = io.BytesIO()
-    Image.frombytes("RGB", (width, height), noise).save(file, "PNG")
-    return file.getvalue()
-
-
-def rows_for(encoder: Encoder, vision: bool) -> list[Row]:
-    """Rows of very different lengths; with vision: no image, one, and two of different sizes."""
-    rng = random.Random(0)
-    sizes = [[], [(56, 28)], [(28, 84), (56, 56)], [(84, 28)], []] if vision else [[]] * 5
-    rows = []
-    for number, (images, words) in enumerate(zip(sizes, (3, 1, 8, 2, 5), strict=True)):
-        pictures = tuple(picture(*size, seed=number) for size in images)
-        text = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
-        text += "What is the capital of France? " * words
-        if pictures:
-            from loraline.encoding import opened
-
-            prompt = list(encoder.processor(text=[text], images=opened(pictures)).input_ids[0])
-        else:
-            prompt = list(encoder.tokenizer(text).input_ids)
-        answer = [rng.randrange(10, 300) for _ in range(words + 1)]
-        rows.append(Row(prompt, [*answer, encoder.end], pictures))
-    return rows
-
-
 def tuned(base: Path, vision: bool) -> Any:
     """The base in float32 with an adapter that already does something."""
     auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     torch.manual_seed(0)
     modality = "vision" if vision else "text"
-    targets = models.target_modules(modality, ["q_proj", "v_proj", "down_proj"], merger=vision)
+    projections = ["q_proj", "v_proj", "down_proj"]
+    targets = models.target_modules(modality, projections, merger=vision, tower=vision)
     config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
     return get_peft_model(auto.from_pretrained(base, dtype=torch.float32), config)
-
-
-def encoder_for(base: Path, vision: bool) -> Encoder:
-    limits = {"min_pixels": 784, "max_pixels": 7840} if vision else {}
-    return Encoder(base, "vision" if vision else "text", **limits)
 
 
 def alone(model: Any, encoder: Encoder, row: Row) -> torch.Tensor:
@@ -140,7 +106,11 @@ def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
 
     torch.testing.assert_close(packed, torch.cat(separate), atol=1e-4, rtol=0)
     found = gradients(model)
-    assert found.keys() == expected.keys() and any("visual" in name for name in found) == vision
+    assert found.keys() == expected.keys()
+    blocks = len(causal.model.visual.blocks) if vision else 0
+    for block in range(blocks):
+        assert any(f"visual.blocks.{block}.attn.qkv" in name for name in found)
+        assert any(f"visual.blocks.{block}.mlp" in name for name in found)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
@@ -191,3 +161,26 @@ def test_sliced_losses_and_gradients_equal_cross_entropy(monkeypatch: pytest.Mon
     (found * weights).sum().backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden.grad, gradient)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+def test_recomputed_activations_give_a_tower_the_same_gradients(
+    architecture: str, tiny_base: Callable[[str], Path]
+) -> None:
+    base = tiny_base(architecture)
+    encoder = encoder_for(base, True)
+    model = tuned(base, True).train()
+    causal = model.get_base_model()
+    lora.add_in_place(model)
+    attention.use(causal)
+    loss.give_losses(causal)
+    batch = packing.pack(encoder, rows_for(encoder, True), causal.model.get_rope_index)
+    model(**batch).sum().backward()
+    expected = gradients(model)
+    causal.gradient_checkpointing_enable({"use_reentrant": False})
+    causal.disable_input_require_grads()
+    model(**batch).sum().backward()
+    found = gradients(model)
+    assert found.keys() == expected.keys() and any("visual.blocks" in name for name in found)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)

@@ -27,10 +27,15 @@ def adapter(tiny_base, tmp_path: Path):
     """Make an adapter with real PEFT; options go to its LoraConfig."""
 
     def make(
-        architecture: str = "mistral", *, merger: bool = False, random: bool = True, **options
+        architecture: str = "mistral",
+        *,
+        merger: bool = False,
+        tower: bool = False,
+        random: bool = True,
+        **options,
     ):
         base = tiny_base(architecture)
-        targets = models.target_modules(modality(architecture), SEVEN, merger)
+        targets = models.target_modules(modality(architecture), SEVEN, merger, tower)
         options = {"r": 4, "lora_alpha": 8, "target_modules": targets} | options
         model = load(base, architecture)
         model.config.name_or_path = "the/base"
@@ -48,6 +53,36 @@ def adapter(tiny_base, tmp_path: Path):
 
 def found(folder: Path, trains_vision: bool = False) -> list[str]:
     return [str(each) for each in preflight.findings(folder, "the/base", trains_vision)]
+
+
+def test_dora_is_let_through_where_it_is_merged(adapter) -> None:
+    folder = adapter(use_dora=True)
+    assert preflight.findings(folder, "the/base", False, merged=True) == []
+    told = found(folder)
+    assert told[0].startswith("use_dora: is True, which vLLM refuses; set export: merged")
+    assert any("lora_magnitude_vector: is no LoRA weight" in each for each in told)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda key, value: (key, value[:-1]), "has shape (127,), or holds NaN or infinity"),
+        (lambda key, value: (key, value * float("nan")), "has shape (128,), or holds NaN"),
+        (
+            lambda key, value: (key.replace("layers.0", "layers.7"), value),
+            "matches no linear layer of the base; the base has 3 layers",
+        ),
+    ],
+)
+def test_a_magnitude_that_does_not_fit_is_found(adapter, change, told: str) -> None:
+    folder = adapter(use_dora=True)
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
+    change_weights(
+        folder,
+        lambda kept: dict(change(k, v) if k == key else (k, v) for k, v in kept.items()),
+    )
+    (finding,) = preflight.findings(folder, "the/base", False, merged=True)
+    assert told in str(finding)
 
 
 def change_weights(folder: Path, change) -> None:
@@ -84,9 +119,10 @@ def test_what_vllm_serves_right_is_let_through(adapter, options: dict[str, objec
     assert found(adapter(**options)) == []
 
 
+@pytest.mark.parametrize("part", ["merger", "tower"])
 @pytest.mark.parametrize("architecture", ALL[1:])
-def test_merger_weights_need_a_server_that_is_told(adapter, architecture: str) -> None:
-    folder = adapter(architecture, merger=True)
+def test_vision_weights_need_a_server_that_is_told(adapter, architecture: str, part: str) -> None:
+    folder = adapter(architecture, **{part: True})
     assert found(folder, trains_vision=True) == []
     assert "whose weights the server would drop in silence" in found(folder)[0]
 
@@ -94,7 +130,10 @@ def test_merger_weights_need_a_server_that_is_told(adapter, architecture: str) -
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"use_dora": True}, "use_dora: is True, which vLLM refuses; train without DoRA"),
+        (
+            {"use_dora": True},
+            "use_dora: is True, which vLLM refuses; set export: merged, or train without DoRA",
+        ),
         ({"bias": "all"}, "bias: is 'all'; train with bias: none"),
         ({"lora_bias": True}, "lora_bias: is True"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save: is ['lm_head']"),

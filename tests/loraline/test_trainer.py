@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import TrainerCallback
 
-from loraline import memory, models, profiles, trainer
+from loraline import attention, loss, memory, models, pissa, profiles, trainer
 from loraline.encoding import Encoder, Row
 from loraline.errors import UserError
 
@@ -136,6 +138,94 @@ def test_an_unquantized_base_and_rank_stabilized_scaling_learn(make: Make) -> No
     sft.train()
     losses = curve(sft, "loss")
     assert losses[-1] < losses[0]
+
+
+def test_dora_learns_magnitudes_by_pefts_own_forward(make: Make) -> None:
+    sft = make(use_dora=True, export="merged", max_steps=12)
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert "forward" not in vars(layer) and layer.lora_variant
+    before = {n: p.detach().clone() for n, p in sft.model.named_parameters() if "magnitude" in n}
+    found = learned(sft)
+    assert before and all(not found[name].equal(weight) for name, weight in before.items())
+    losses = curve(sft, "loss")
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True, "export": "merged"},
+        {"neftune_noise_alpha": 5.0, "lora_dropout": 0.1},
+        {"init_lora_weights": "pissa", "quantization": "none"},
+        {"init_lora_weights": "pissa_niter_16", "quantization": "none"},
+    ],
+    ids=["DoRA", "noise and dropout", "PiSSA", "fast PiSSA"],
+)
+def test_a_checkpoint_goes_on_as_if_there_had_been_none(
+    make: Make, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    class SaveAtTwo(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_save = state.global_step == 2
+
+    whole = make(**changes)
+    whole.add_callback(SaveAtTwo())
+    expected = learned(whole)
+    resumed = make(**changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    found = {n: p for n, p in resumed.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert_close(found[name].detach(), weight, atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("method", ["pissa", "pissa_niter_16"])
+def test_pissa_begins_as_the_base_and_ends_as_a_lora_on_it(
+    method: str, make: Make, tmp_path: Path
+) -> None:
+    plain = make(quantization="none", max_steps=1)
+    sft = make(quantization="none", init_lora_weights=method)
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert layer.lora_B["default"].weight.any(), "it begins with components"
+    plain.train()
+    sft.train()
+    assert curve(sft, "loss")[0] == pytest.approx(curve(plain, "loss")[0], abs=1e-4)
+    measured = sft.evaluate()["eval_loss"]
+    assert measured < curve(plain, "eval_loss")[-1] - 0.01, "it has learned"
+
+    sft.save_adapter(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (8, 16)
+    assert settings["init_lora_weights"] is True
+    base = models.locate(sft.model.get_base_model().config.name_or_path, None)
+    untouched = models.load(base, "text", quantize=False, dtype="float32")
+    served = models.attach(untouched, tmp_path / "adapter")
+    causal = served.get_base_model()
+    attention.use(causal)
+    loss.give_losses(causal)
+    sft.model = served
+    assert sft.evaluate()["eval_loss"] == pytest.approx(measured, abs=1e-5)
+
+
+def test_a_checkpoints_components_are_taken_out_of_the_base_again(
+    make: Make, tmp_path: Path
+) -> None:
+    sft = make(quantization="none", init_lora_weights="pissa")
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    rest = layer.get_base_layer().weight
+    whole = (rest + layer.scaling["default"] * b @ a).detach().clone()
+    before = rest.detach().clone()
+    pissa.write(sft.initial, tmp_path)
+    pissa.adopt(sft.model, sft.initial, tmp_path)
+    assert rest.equal(before), "the same components leave the base as it is"
+    other = {name: 1.1 * weight for name, weight in sft.initial.items()}
+    pissa.write(other, tmp_path)
+    found = pissa.adopt(sft.model, sft.initial, tmp_path)
+    name = next(n for n in found if n.endswith("q_proj.lora_A.weight"))
+    taken = found[name.replace("lora_A", "lora_B")] @ found[name]
+    assert not rest.equal(before)
+    assert_close(rest + layer.scaling["default"] * taken, whole, atol=1e-6, rtol=1e-5)
 
 
 def test_lora_plus_gives_b_a_rate_of_its_own(make: Make) -> None:

@@ -9,11 +9,22 @@ from loraline import vllm_offline
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("modality", ["text", "vision"])
-def test_both_engines_give_the_same_tokens_and_likelihoods(modality: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("modality", "champion", "part"),
+    [
+        ("text", "adapter", "language model"),
+        ("text", "merged", "language model"),
+        ("vision", "adapter", "language model"),
+        ("vision", "adapter", "tower"),
+        ("vision", "merged", "tower"),
+    ],
+)
+def test_both_engines_give_the_same_tokens_and_likelihoods(
+    modality: str, champion: str, part: str, tmp_path: Path
+) -> None:
     script = Path(__file__).with_name("both_engines.py")
     ended = subprocess.run(
-        [sys.executable, script, modality, tmp_path], capture_output=True, text=True
+        [sys.executable, script, modality, champion, part, tmp_path], capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     found = json.loads((tmp_path / "found.json").read_text())

@@ -101,6 +101,7 @@ def test_an_interrupted_training_ends_with_the_same_adapter(
     with_signal: signal.Signals, times: int, start: Start, train, data_run: str, quick
 ) -> None:
     settings = {"max_steps": None, "num_train_epochs": 2, "lora_dropout": 0.1}
+    settings["neftune_noise_alpha"] = 5.0
     whole = train(data_run, quick("whole", **settings))
     run_id = interrupt(start, quick("broken", **settings), with_signal, times)
     assert_close(weights(run_id), weights(whole), rtol=0, atol=1e-6)

@@ -26,6 +26,21 @@ def test_the_adapter_travels_with_its_contract(train, data_run: str, quick) -> N
     assert run.data.params["rows_per_step"] == "16"
 
 
+def test_a_pissa_adapter_is_logged_as_a_plain_lora_of_twice_the_rank(
+    step, train, data_run: str, quick, workplace: Path
+) -> None:
+    pissa = {"init_lora_weights": "pissa", "quantization": "none", "r": 4, "lora_alpha": 8}
+    train_id = train(data_run, quick("one", **pissa))
+    with tracking.adapter(mlflow.get_run(train_id)) as adapter:
+        agreed = contract.read(adapter)
+        assert preflight.findings(adapter, agreed.base, agreed.trains_vision) == []
+        assert preflight.highest_rank(adapter) == agreed.r == 8
+    assert agreed.lora_alpha == 16
+    assert step("evaluate", "--run-id", train_id).exit_code == 0
+    evaluated = mlflow.get_run((workplace / "outputs" / "run-id").read_text()).data.metrics
+    assert evaluated["tuned_eval_loss"] < evaluated["base_eval_loss"]
+
+
 def test_curves_and_costs_are_logged(train, data_run: str, quick) -> None:
     settings = {"num_train_epochs": 2, "max_steps": None, "early_stopping_patience": 5}
     run = mlflow.get_run(train(data_run, quick("one", **settings)))
@@ -73,6 +88,29 @@ def test_rows_over_max_length_are_counted_out(train, data_run: str, quick) -> No
         assert contract.read(adapter).max_length <= 60
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"modality": "vision", "min_pixels": 784, "max_pixels": 7840},
+            "a base of class MistralForCausalLM cannot be trained with modality: vision",
+        ),
+        (
+            {"base": "test_data/vision/base"},
+            "a base of class Qwen3VLForConditionalGeneration cannot be trained with modality: text",
+        ),
+    ],
+)
+def test_a_base_whose_adapters_no_server_takes_is_refused_before_anything_is_loaded(
+    step, data_run: str, quick, changes: dict[str, object], told: str
+) -> None:
+    result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", **changes))
+    assert result.exit_code == 2
+    assert told in result.stderr
+    filters = f"tags.`{tracking.STEP}` = 'train_qlora'"
+    assert not mlflow.search_runs(filter_string=filters, output_format="list")
+
+
 def test_a_max_length_below_every_row_is_refused(step, data_run: str, quick) -> None:
     result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", max_length=16))
     assert result.exit_code == 2
@@ -81,7 +119,9 @@ def test_a_max_length_below_every_row_is_refused(step, data_run: str, quick) -> 
 
 
 @pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
-def test_the_merger_learns_at_its_own_rate(tiny_base, workplace: Path, architecture: str) -> None:
+def test_merger_and_tower_learn_at_their_own_rates(
+    tiny_base, workplace: Path, architecture: str
+) -> None:
     base = locate(str(tiny_base(architecture)), None)
     recipe = profiles.Profile(
         base=str(base.path),
@@ -91,6 +131,7 @@ def test_the_merger_learns_at_its_own_rate(tiny_base, workplace: Path, architect
         target_modules=["q_proj"],
         learning_rate=1e-2,
         merger_learning_rate=1e-3,
+        tower_learning_rate=2e-3,
         min_pixels=784,
         max_pixels=4704,
         warmup_steps=0,
@@ -105,13 +146,14 @@ def test_the_merger_learns_at_its_own_rate(tiny_base, workplace: Path, architect
     tracking.connect()
     with mlflow.start_run():
         sft.train()
-    rates = {
-        ("visual" in name): group["lr"]
-        for group in sft.optimizer.param_groups
-        for name, parameter in sft.model.named_parameters()
-        if any(parameter is other for other in group["params"])
-    }
-    assert rates == {False: 1e-2, True: 1e-3}
-    moved = [n for n, p in sft.model.named_parameters() if "lora_B" in n and bool(p.any())]
-    assert any("visual.merger" in name for name in moved)
-    assert any("language_model" in name for name in moved)
+    learning = {id(p): name for name, p in sft.model.named_parameters() if p.requires_grad}
+    rates: dict[str, set[float]] = {}
+    for group in sft.optimizer.param_groups:
+        for parameter in group["params"]:
+            name = learning.pop(id(parameter))
+            part = next(part for part in ("blocks", "visual", "language_model") if part in name)
+            rates.setdefault(part, set()).add(group["lr"])
+    assert rates == {"language_model": {1e-2}, "visual": {1e-3}, "blocks": {2e-3}}
+    assert not learning
+    still = [n for n, p in sft.model.named_parameters() if "lora_B" in n and not bool(p.any())]
+    assert still == []

@@ -1,0 +1,43 @@
+"""Rows for a pack that is hard to get right: of very different lengths, with and without images."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+from PIL import Image
+
+from loraline.encoding import Encoder, Row, opened
+
+ARCHITECTURES = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+
+
+def picture(width: int, height: int, seed: int) -> bytes:
+    noise = random.Random(seed).randbytes(width * height * 3)
+    file = io.BytesIO()
+    Image.frombytes("RGB", (width, height), noise).save(file, "PNG")
+    return file.getvalue()
+
+
+def rows_for(encoder: Encoder, vision: bool) -> list[Row]:
+    """Rows of very different lengths; with vision: no image, one, and two of different sizes."""
+    rng = random.Random(0)
+    sizes = [[], [(56, 28)], [(28, 84), (56, 56)], [(84, 28)], []] if vision else [[]] * 5
+    rows = []
+    for number, (images, words) in enumerate(zip(sizes, (3, 1, 8, 2, 5), strict=True)):
+        pictures = tuple(picture(*size, seed=number) for size in images)
+        text = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
+        text += "What is the capital of France? " * words
+        if pictures:
+            prompt = list(encoder.processor(text=[text], images=opened(pictures)).input_ids[0])
+        else:
+            prompt = list(encoder.tokenizer(text).input_ids)
+        answer = [rng.randrange(10, 300) for _ in range(words + 1)]
+        rows.append(Row(prompt, [*answer, encoder.end], pictures))
+    return rows
+
+
+def encoder_for(base: Path, vision: bool) -> Encoder:
+    limits = {"min_pixels": 784, "max_pixels": 7840} if vision else {}
+    return Encoder(base, "vision" if vision else "text", **limits)

@@ -1,0 +1,109 @@
+"""`export: merged`: what is measured and deployed is the base with the adapter merged in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from loraline import contract, generation, models, records, tracking
+from loraline.encoding import Encoder
+
+ANYTHING_GOES = {
+    "max_eval_loss": 99.0,
+    "max_perplexity": 1e9,
+    "min_bleu": None,
+    "max_levenshtein": None,
+    "min_gain_over_base": None,
+    "min_gain_over_champion": None,
+}
+
+
+@pytest.fixture
+def trained(data_run: str, quick, train) -> str:
+    """The run of a training whose adapter only a merged model can serve."""
+    dora = {"use_dora": True, "export": "merged", "gate": ANYTHING_GOES}
+    return train(data_run, quick("one", **dora))
+
+
+def test_a_merged_model_is_served_as_it_was_measured(
+    step, workplace: Path, trained: str, data_run: str
+) -> None:
+    outputs = workplace / "outputs"
+    assert step("evaluate", "--run-id", trained).exit_code == 0
+    evaluated = (outputs / "run-id").read_text()
+    card = mlflow.artifacts.load_text(f"runs:/{evaluated}/model_card.md")
+    assert "down_proj; merged into the base" in card
+    assert step("quality_gate", "--run-id", evaluated).exit_code == 0
+    assert (outputs / "result").read_text() == "passed"
+    where = ("--gpu", "cpu", "--server-image", "localhost/vllm:v0.32.0")
+    gated = (outputs / "run-id").read_text()
+    assert step("deploy_vllm", "--run-id", gated, *where).exit_code == 0
+
+    documents = yaml.safe_load_all((outputs / "vllm.yaml").read_text())
+    (deployment,) = (each for each in documents if each["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert "--enable-lora" not in " ".join(pod["containers"][0]["args"])
+    words = pod["initContainers"][0]["command"]
+    asked = {key: words[words.index(key) + 1] for key in ("--model", "--sha256", "--merge")}
+    fetch = [word for pair in asked.items() for word in pair]
+    assert step("fetch_adapter", *fetch, "--out-dir", "served").exit_code == 0
+
+    run = mlflow.get_run(trained)
+    with tracking.adapter(run) as adapter:
+        agreed = contract.read(adapter)
+    served = models.locate("served", None)
+    model = models.load(served, "text", quantize=False, dtype="float32")
+    encoder = Encoder.of(agreed, served)
+    table = mlflow.artifacts.load_dict(f"runs:/{evaluated}/predictions.json")
+    client = mlflow.MlflowClient()
+    with tracking.artifacts(client, data_run, "dataset/test.parquet") as file:
+        rows = [encoder.encode(record) for record in records.read(file)]
+    found = generation.answers(model, encoder, rows, agreed.max_new_tokens, lambda *_: None)
+    column = table["columns"].index("tuned_tokens")
+    assert [answer.tokens for answer in found] == [row[column] for row in table["data"]]
+
+    registered = mlflow.pyfunc.load_model(f"models:/{run.data.tags[tracking.MODEL_ID]}")
+    prompted = [row[table["columns"].index("question")] for row in table["data"][:8]]
+    questions = [text.removeprefix(agreed.prompt.partition("{")[0]) for text in prompted]
+    assert registered.predict(questions) == [answer.text for answer in found[:8]]
+    assert type(registered.unwrap_python_model().model).__name__ == "MistralForCausalLM"
+
+
+def test_an_adapter_that_was_measured_merged_is_not_fetched_alone(
+    step, workplace: Path, trained: str
+) -> None:
+    run = mlflow.get_run(trained)
+    model = run.data.tags[tracking.MODEL_ID]
+    version = mlflow.register_model(f"models:/{model}", "merged").version
+    with tracking.adapter(run) as adapter:
+        digest = contract.read(adapter).adapter_sha256
+    fetch = ("--model", f"models:/merged/{version}", "--sha256", digest, "--out-dir", "alone")
+    result = step("fetch_adapter", *fetch)
+    assert result.exit_code == 2
+    assert "was measured merged into its base; fetch it with --merge" in result.stderr
+    assert not (workplace / "alone").exists()
+
+
+def test_dora_without_merging_is_refused_at_the_start(step, data_run: str, quick) -> None:
+    result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", use_dora=True))
+    assert result.exit_code == 2
+    assert "use_dora needs export: merged, because vLLM refuses DoRA adapters" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_merging_into_a_quantized_base_is_refused_at_the_start(
+    step, workplace: Path, data_run: str, quick
+) -> None:
+    shutil.copytree(workplace / "test_data" / "text" / "base", workplace / "mine")
+    config = workplace / "mine" / "config.json"
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | gptq))
+    profile = quick("one", base="mine", export="merged")
+    result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+    assert result.exit_code == 2
+    assert "export: merged needs an unquantized base, and mine is quantized" in result.stderr
