@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from loraline import step, tracking
+from loraline import signals, tracking
 from loraline.errors import TryAgain, UserError
 from loraline.settings import Settings
 
@@ -110,8 +110,7 @@ class KeepCheckpoints(TrainerCallback):
             self.stop_signal = signal.Signals(signum)
 
         signal.signal(signal.SIGTERM, stop)
-        if step.received:
-            raise step.received[0]
+        signals.check()
 
     def stopped_early(self, state: Any) -> bool:
         """Whether a signal ended the training before its last step."""

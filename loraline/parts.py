@@ -14,13 +14,12 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline import boxes, checks, formats, lengths, media, pixels, readers
+from loraline import boxes, checks, formats, lengths, media, pixels, readers, signals
 from loraline.checks import DROP, FAIL, REPAIR, BadRow, Policy
 from loraline.duplicates import signatures
 from loraline.errors import TryAgain
@@ -180,7 +179,8 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
 
     pool = processes(min(workers, len(todo)))
     try:
-        with blocked(signal.SIGINT, signal.SIGTERM):
+        # A worker that starts while its parent ends would complain of what is gone.
+        with signals.held():
             waiting = {part.number: pool.submit(process, work, part) for part in todo}
         for part in work.parts:
             if part.number in waiting:
@@ -200,20 +200,6 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             child.join()
 
 
-@contextmanager
-def blocked(*numbers: int) -> Iterator[None]:
-    """Let these signals wait, and have the processes that begin meanwhile never hear of them.
-
-    Ctrl-C is the step's, which ends its workers; and a worker that starts while its parent ends
-    would complain of what is gone.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def wake(data: Sequence[str], workers: int) -> None:
     """Begin to import what workers need, some seconds, where data files are here and large."""
     paths = chain.from_iterable(
@@ -231,9 +217,14 @@ def preloading() -> BaseContext:
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["loraline.preload"])
-    resource_tracker.ensure_running()  # Or else it is begun below, and unblocks what is blocked.
-    with blocked(signal.SIGINT):
+    # Ctrl-C is the step's, which ends its workers: their server begins with the signal blocked. The
+    # tracker would unblock it if it began with it.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

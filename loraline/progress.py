@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from loraline import signals
+
 
 @contextmanager
 def bar(
@@ -42,6 +44,7 @@ def bar(
 
         def advance(units: int, remark: str = "") -> None:
             nonlocal written
+            signals.check()
             progress.update(task, advance=units, remark=remark)
             done = round(progress.tasks[0].completed)
             # The executor looks every few seconds; finer steps than these are for nobody.

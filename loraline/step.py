@@ -11,17 +11,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
 
-from loraline import tracking
+from loraline import signals, tracking
 from loraline.errors import Stopped, TryAgain, UserError
-
-received: list[Stopped] = []
-"""Filled by a signal. Where it strikes a callback of the interpreter, raising has no effect; long
-work looks here before it begins."""
 
 
 @atexit.register
@@ -38,11 +33,8 @@ class LineCommand(click.Command):
     """Ends a user's mistake in one sentence and exit code 2, a passing trouble in 75."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        def stop(signum: int, frame: FrameType | None) -> None:
-            received.append(Stopped(f"stopped by {signal.Signals(signum).name}; start it again"))
-            raise received[0]
-
-        signal.signal(signal.SIGTERM, stop)
+        signals.received.clear()
+        signal.signal(signal.SIGTERM, signals.stop)
         try:
             if out_dir := ctx.params.get("out_dir"):
                 try_to_write(out_dir)
@@ -57,6 +49,8 @@ class LineCommand(click.Command):
             place = f" at {error.filename}" if error.filename else ""
             end(ctx, f"the disk is full{place}; free some space and run it again", 75)
         except Exception as error:
+            if signals.received:
+                end(ctx, str(signals.received[0]), Stopped.exit_code)
             # SQLite says it in words only.
             if "disk is full" in str(error):
                 end(ctx, f"the disk of {tracking.uri()} is full; free some and run it again", 75)

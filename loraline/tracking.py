@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from loraline import signals
 from loraline.errors import Stopped, TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -286,22 +287,22 @@ def open_run(
     if upstream is not None:
         own[UPSTREAM] = upstream.info.run_id
         own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
-    run = mlflow.start_run(
-        run_id=resumed.info.run_id if resumed else None,
-        run_name=name,
-        tags={key: value for key, value in (own | dict(tags or {})).items() if value},
-        parent_run_id=parent.info.run_id if parent else None,
-        nested=parent is not None,
-    )
-    if upstream is None:
-        mlflow.set_tag(PIPELINE, settings.workflow_uid or run.info.run_id)
     try:
+        # Stopped in the middle of this, MLflow would call the run FINISHED at the end.
+        with signals.held():
+            run = mlflow.start_run(
+                run_id=resumed.info.run_id if resumed else None,
+                run_name=name,
+                tags={key: value for key, value in (own | dict(tags or {})).items() if value},
+                parent_run_id=parent.info.run_id if parent else None,
+                nested=parent is not None,
+            )
+            if upstream is None:
+                mlflow.set_tag(PIPELINE, settings.workflow_uid or run.info.run_id)
         yield run
-    except (TryAgain, Stopped, KeyboardInterrupt):
-        mlflow.end_run("KILLED")
-        raise
-    except BaseException:
-        mlflow.end_run("FAILED")
+    except BaseException as error:
+        stopped = signals.received or isinstance(error, TryAgain | Stopped | KeyboardInterrupt)
+        mlflow.end_run("KILLED" if stopped else "FAILED")
         raise
     mlflow.end_run("FINISHED")
 

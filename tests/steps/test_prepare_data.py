@@ -299,6 +299,8 @@ def test_workers_that_are_interrupted_say_nothing(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs, and with them their tests, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not psutil.Process(started.pid).children():
         time.sleep(0.05)

@@ -1,0 +1,111 @@
+"""SIGTERM ends a step as stopped wherever it strikes, and never in the middle of opening a run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import click
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+
+from loraline import progress, signals, tracking
+from loraline.step import LineCommand
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    signals.received.clear()
+
+
+def told(work: click.decorators.FC) -> Result:
+    return CliRunner().invoke(click.command("work", cls=LineCommand)(work))
+
+
+def test_what_a_signal_turned_into_another_error_is_stopped() -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise ImportError("initialization of _C failed") from error
+
+    result = told(work)
+    assert (result.exit_code, result.stderr) == (75, "work: stopped by SIGTERM; start it again\n")
+
+
+def test_long_work_hears_of_a_signal_that_was_swallowed() -> None:
+    done = []
+
+    def work() -> None:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        with progress.bar("work", 2) as advance:
+            advance(1, "")
+            done.append(1)
+
+    assert told(work).exit_code == 75
+    assert not done
+
+
+def test_a_signal_that_came_before_is_none_for_the_next_command() -> None:
+    told(lambda: signal.raise_signal(signal.SIGTERM))
+    assert told(lambda: None).exit_code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_held_signal_is_heard_at_the_end(number: signal.Signals) -> None:
+    heard = []
+    before = signal.signal(number, lambda signum, _: heard.append(signum))
+    try:
+        with signals.held():
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            assert not heard
+        assert heard == [number]
+    finally:
+        signal.signal(number, before)
+
+
+def test_other_threads_hold_nothing() -> None:
+    failed = []
+
+    def work() -> None:
+        try:
+            with signals.held():
+                pass
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed
+
+
+def test_a_run_that_is_stopped_while_it_is_opened_is_killed(
+    workplace: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = mlflow.start_run
+
+    def start_and_be_stopped(**options: object) -> mlflow.ActiveRun:
+        run = start(**options)
+        signal.raise_signal(signal.SIGTERM)
+        return run
+
+    monkeypatch.setattr(mlflow, "start_run", start_and_be_stopped)
+
+    def work() -> None:
+        client = tracking.connect()
+        with tracking.open_run("prepare_data", name="x", fingerprint="f"):
+            client.create_experiment("never")
+
+    assert told(work).exit_code == 75
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (run.info.status, run.data.tags[tracking.FINGERPRINT]) == ("KILLED", "f")
+    assert mlflow.active_run() is None
