@@ -186,8 +186,10 @@ def stats(folder: Path) -> list[list[Any]] | None:
     return sorted(found)
 
 
-def prepared(client: MlflowClient, same: str) -> Run | None:
-    """The finished run that made a dataset of the same `state`: the same files and choices."""
+def prepared(client: MlflowClient, work: Work) -> Run | None:
+    """The finished run that made a dataset of the same files, with the same choices."""
+    if (same := state(work)) is None:
+        return None
     condition = f"tags.`{tracking.SOURCES}` = '{same}' and attributes.status = 'FINISHED'"
     return next(iter(tracking.latest_runs(client, "prepare_data", condition, 1)), None)
 

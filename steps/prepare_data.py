@@ -102,14 +102,14 @@ def prepare_data(
     client = tracking.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
-        state = None if part or check_only else workplace.state(work)
         if part:
             run_id = log_part(workplace.share(work, part), part, workers)
-        elif state and not (merge or force) and (done := workplace.prepared(client, state)):
+        elif not (merge or check_only or force) and (done := workplace.prepared(client, work)):
             run_id = done.info.run_id
             version, uris = done.data.params["version"], ", ".join(sources)
             click.echo(f"dataset {version} of {uris}: nothing changed (reused)")
         else:
+            state = workplace.state(work)
             if merge:
                 workplace.gather(work, workplace.runs_of(merge), client)
             counted = dataset.read(work, workers, stop_at_failure=not check_only)
