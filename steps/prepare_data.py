@@ -104,12 +104,7 @@ def prepare_data(
         work, instruction = workplace.plan(request, recipe, client, place)
         if part:
             run_id = log_part(workplace.share(work, part), part, workers)
-        elif not (merge or check_only or force) and (done := workplace.prepared(client, work)):
-            run_id = done.info.run_id
-            version, uris = done.data.params["version"], ", ".join(sources)
-            click.echo(f"dataset {version} of {uris}: nothing changed (reused)")
         else:
-            state = workplace.state(work)
             if merge:
                 workplace.gather(work, workplace.runs_of(merge), client)
             counted = dataset.read(work, workers, stop_at_failure=not check_only)
@@ -122,8 +117,6 @@ def prepare_data(
             digest = dataset.digest(merged)
             done = None if force else tracking.finished_run(client, "prepare_data", digest)
             run_id = done.info.run_id if done else log(merged, instruction, digest)
-            if state and client:
-                client.set_tag(run_id, tracking.SOURCES, state)
             click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
             warn_of_loss(merged)
     tracking.hand_over(out_dir, run_id)
