@@ -17,6 +17,7 @@ from loraline.server import ADAPTERS, BASES, CACHE, CONFIG, PORT, SHUTDOWN_SECON
 from loraline.sizing import GPUS, PRODUCT, Plan
 
 SERVER_IMAGE = f"vllm/vllm-openai:{server.TESTED}"
+CPU_IMAGE = f"vllm/vllm-openai-cpu:{server.TESTED}"
 
 DRAIN_SECONDS = 10
 """Time for the Service to forget a pod before its server stops listening."""
@@ -155,7 +156,7 @@ def check(
     if where.replicas < 1:
         raise UserError(f"{where.replicas} replicas serve nothing; give at least one")
     server.check_image(where.server_image, base_config)
-    server.check_precision(contract, base_config)
+    server.check_precision(contract, base_config, cpu=where.cpu, merged=where.merged)
 
 
 @dataclass(frozen=True)
@@ -637,6 +638,16 @@ class Pod:
             },
         }
 
+    def chart_resources(self) -> Object:
+        """The server's resources in the chart's words."""
+        found = self.resources()
+        return {
+            "requestCPU": int(found["requests"]["cpu"]),
+            "requestMemory": found["requests"]["memory"],
+            "requestGPU": found.get("limits", {}).get(self.card, 0),
+            "requestGPUType": self.card,
+        }
+
     def helm_values(self) -> Object:
         """Values for the chart `vllm-stack` of vLLM's production-stack."""
         container, fetch = self.serving(), self.fetches()[0]
@@ -666,10 +677,7 @@ class Pod:
             "tag": image[2],
             "modelURL": self.arguments()[0],
             "replicaCount": 1,
-            "requestCPU": 2,
-            "requestMemory": self.memory,
-            "requestGPU": self.plan.tensor_parallel_size if self.plan else 1,
-            "requestGPUType": self.card,
+            **self.chart_resources(),
             **self.node_terms(),
             **claim,
             "chatTemplate": "chat_template.jinja",

@@ -31,6 +31,9 @@ OLDEST = (0, 18)
 TESTED = "v0.32.0"
 """Tag of the version that this project is tested with."""
 
+HALF_ON_GPUS = "vLLM applies adapters on GPUs in bfloat16 or float16 only"
+"""Its Triton kernels for LoRA assert it (`lora_shrink_op.py`); seen with vLLM 0.24 on an H200."""
+
 PLUGIN_SINCE = (0, 28)
 """vLLM from here on reads bitsandbytes bases only with vllm-bnb-plugin in its image."""
 
@@ -269,12 +272,25 @@ def version_of(image: str) -> tuple[int, int] | None:
     return (int(tag[1]), int(tag[2])) if tag else None
 
 
-def check_precision(contract: Contract, base_config: Mapping[str, Any]) -> None:
+def check_precision(
+    contract: Contract, base_config: Mapping[str, Any], *, cpu: bool, merged: bool
+) -> None:
+    """Refuse a precision that vLLM does not compute this base or this adapter in."""
+    if needs_cpu(contract.dtype, merged=merged) and not cpu:
+        raise UserError(
+            f"the adapter was measured in float32, and {HALF_ON_GPUS}; train it with serve_dtype: "
+            "bfloat16, or serve it with --gpu cpu or --merged"
+        )
     method = (base_config.get("quantization_config") or {}).get("quant_method")
     if method and contract.dtype == "float32":
         raise UserError(
             f"a base quantized by {method} is not served in float32; set serve_dtype: bfloat16"
         )
+
+
+def needs_cpu(dtype: str, *, merged: bool) -> bool:
+    """Whether no GPU could serve what was measured in this precision."""
+    return dtype == "float32" and not merged
 
 
 def is_folder(contract: Contract) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from loraline.contract import Contract
+    from loraline.profiles import Profile
     from loraline.server import Adapter
     from loraline.sizing import Plan
 
@@ -78,13 +79,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None:
     """Render the Kubernetes manifest of a vLLM server for the version that passed the gate."""
     from loraline import delivery, server
-    from loraline.manifest import SERVER_IMAGE
 
     apply, git = options.pop("apply"), options.pop("git")
     client = tracking.connect()
     gate_run = tracking.upstream_run(client, run_id, "quality_gate")
     train_run = tracking.ancestor(client, gate_run, "train_qlora")
-    order = Order.of(client, gate_run, options)
+    order = Order.of(client, gate_run, tracking.profile(client, train_run), options)
     fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
     done = None if force else tracking.finished_run(client, "deploy_vllm", fingerprint)
     deployed = done.info.run_id if done else None
@@ -107,11 +107,11 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
     with tracking.artifacts(client, deployed, MANIFEST) as rendered:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / MANIFEST).write_bytes(rendered.read_bytes())
-    click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'})")
+    cpus = ", for CPUs" if order.options["gpu"] == CPU else ""
+    click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'}{cpus})")
     if git:
         click.echo(delivery.commit(out_dir / MANIFEST, git))
-    image = order.options["server_image"] or SERVER_IMAGE
-    for doubt in delivery.doubts(order.image, order.fetch, image):
+    for doubt in delivery.doubts(order.image, order.fetch, order.options["server_image"]):
         click.echo(f"warning: {doubt}", err=True)
     if apply:
         delivery.apply(out_dir / MANIFEST, click.echo)
@@ -139,8 +139,10 @@ class Order:
     fetch: dict[str, str]
 
     @classmethod
-    def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
-        from loraline import calibration
+    def of(
+        cls, client: MlflowClient, gate_run: Run, recipe: Profile, options: dict[str, Any]
+    ) -> Order:
+        from loraline import calibration, manifest, server
         from loraline.settings import Settings
 
         tags = gate_run.data.tags
@@ -159,10 +161,13 @@ class Order:
             raise UserError(f"--follow {options['follow']}: {name} has no such alias; it has {has}")
         if log and options["gpu"] in (None, CPU):
             raise UserError("--calibrate needs --gpu to say which card the log is of")
-        if options["gpu"] == CPU and not options["server_image"]:
-            raise UserError("--gpu cpu needs --server-image: vLLM's own image is for GPUs")
         if options["gpu"] in (None, CPU) and (options["gpus"], options["fraction"]) != (1, 1.0):
             raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
+        merged = options["merged"] or recipe.export == "merged"
+        if options["gpu"] is None and server.needs_cpu(recipe.serve_dtype, merged=merged):
+            options = options | {"gpu": CPU}
+        stock = manifest.CPU_IMAGE if options["gpu"] == CPU else manifest.SERVER_IMAGE
+        options = options | {"server_image": options["server_image"] or stock}
         return cls(
             name=name,
             version=version,

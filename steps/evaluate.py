@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from loraline.evaluation_report import Evaluation
     from loraline.measurement import Comparison, Measurement
+    from loraline.profiles import Profile
     from loraline.records import Record
 
 
@@ -53,7 +54,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     recipe = tracking.profile(client, train_run)
     model_id = train_run.data.tags[tracking.MODEL_ID]
     champion = registry.other_champion(client, recipe.registered_model, model_id)
-    engine = chosen(engine)
+    engine = chosen(engine, recipe)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
     fingerprint = tracking.fingerprint(__file__, inputs)
     if not force and (done := tracking.finished_run(client, "evaluate", fingerprint)):
@@ -116,18 +117,26 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     tracking.hand_over(out_dir, run.info.run_id)
 
 
-def chosen(engine: str) -> str:
-    """The engine to use; a UserError if vLLM is asked for and not installed."""
+def chosen(engine: str, recipe: Profile) -> str:
+    """The engine to use; a UserError if vLLM is asked for and cannot be had."""
     installed = find_spec("vllm") is not None
     if engine == "vllm" and not installed:
         raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
-    if engine != "auto":
-        return engine
-    if not installed:
+    if engine == "hf" or not installed:
         return "hf"
     import torch
 
-    return "vllm" if torch.cuda.is_available() else "hf"
+    from loraline import server
+
+    gpu = torch.cuda.is_available()
+    # A champion beside a merged candidate may not be merged.
+    refused = gpu and server.needs_cpu(recipe.serve_dtype, merged=False)
+    if engine == "vllm" and refused:
+        raise UserError(
+            f"--engine vllm: the profile has serve_dtype float32, and {server.HALF_ON_GPUS}; use "
+            "--engine hf, or train with serve_dtype: bfloat16"
+        )
+    return "vllm" if engine == "vllm" or (gpu and not refused) else "hf"
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from loraline.errors import UserError
-from loraline.server import BASES, CPU_ENV, on_cpu
+from loraline.server import BASES, CPU_ENV, HALF_ON_GPUS, needs_cpu, on_cpu
 from loraline.step import LineCommand
 
 ROOT = Path(__file__).parents[1]
@@ -127,7 +127,13 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Ser
         # This machine's caches and home stay in use.
         if "value" in entry and not entry["value"].startswith(tuple(places))
     }
-    if not has_gpu():
+    if has_gpu():
+        if needs_cpu(contract["dtype"], merged=merged):
+            raise UserError(
+                f"the adapter of {manifest} was measured in float32, and {HALF_ON_GPUS}; train it "
+                "with serve_dtype: bfloat16, or serve it where there is no GPU"
+            )
+    else:
         args = on_cpu(args)
         variables |= {name: entry.instead[0] for name, entry in CPU_ENV.items()}
     for init in pod["initContainers"]:

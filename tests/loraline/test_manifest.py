@@ -39,7 +39,6 @@ VISION = TEXT.model_copy(
         "min_pixels": 3136,
         "max_pixels": 50176,
         "max_length": 2900,
-        "dtype": "float32",
         "trains_vision": True,
     }
 )
@@ -90,7 +89,7 @@ def test_vision_adapter_is_served_with_the_pixel_limits_and_the_tower_it_was_tra
         *("--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules"),
         '{"name":"latex-ocr","path":"/adapters/latex-ocr/v3","base_model_name":"base"}',
         "--enable-tower-connector-lora",
-        *("--dtype", "float32", "--max-model-len", "3072", "--gpu-memory-utilization", "0.9"),
+        *("--dtype", "bfloat16", "--max-model-len", "3072", "--gpu-memory-utilization", "0.9"),
         *("--max-num-seqs", "64", "--max-num-batched-tokens", "3072"),
         *("--chat-template", "/etc/loraline/chat_template.jinja"),
         *("--chat-template-content-format", "openai", "--generation-config", "vllm"),
@@ -336,7 +335,8 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
         ({}, Placement(server_image="vllm/vllm-openai"), {}, "names no version"),
         ({}, Placement(server_image="vllm/vllm-openai:latest"), {}, "one like vllm/vllm-openai:v0"),
         ({}, Placement(), {"quant_method": "bitsandbytes"}, "cannot read; build an image"),
-        ({"dtype": "float32"}, Placement(), {"quant_method": "gptq"}, "not served in float32"),
+        ({"dtype": "float32"}, Placement(cpu=True), {"quant_method": "gptq"}, "not served in"),
+        ({"dtype": "float32"}, Placement(), {}, "adapters on GPUs in bfloat16 or float16 only"),
     ],
 )
 def test_what_would_not_start_is_refused(changes, placement, base_config, told):

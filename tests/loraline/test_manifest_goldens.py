@@ -32,18 +32,23 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
     "merged": ("standard", Placement(merged=True), {}),
     "beside": ("standard", Placement(), {"beside": True}),
     "cpu": ("smoke-text", Placement(cpu=True, server_image="localhost/loraline:serve"), {}),
-    "quarter-of-a-card": ("smoke-text", Placement(fraction=0.25), {"gpu": "RTX-4080"}),
+    "quarter-of-a-card": ("standard", Placement(fraction=0.25), {"gpu": "A100-80GB"}),
     "two-cards": ("qwen3-vl", Placement(), {"gpu": "RTX-4080", "cards": 2}),
     "on-its-card": ("standard", Placement(on_card=True), {"gpu": "A10"}),
-    "follow": ("smoke-text", Placement(follow="candidate"), {}),
+    "follow": ("standard", Placement(follow="candidate"), {}),
     "kserve": ("standard", Placement(format="kserve"), {}),
-    "kserve-vision": ("smoke-vision", Placement(format="kserve"), {}),
+    "kserve-vision": ("latex-ocr", Placement(format="kserve"), {}),
     "production-stack": ("standard", Placement(format="production-stack"), {}),
     "production-stack-vision": ("latex-ocr", Placement(format="production-stack"), {}),
     "production-stack-two-cards": (
         "qwen3-vl",
         Placement(format="production-stack", on_card=True),
         {"gpu": "RTX-4080", "cards": 2},
+    ),
+    "production-stack-cpu": (
+        "smoke-text",
+        Placement(format="production-stack", cpu=True, server_image=manifest.CPU_IMAGE),
+        {},
     ),
     "gptq": ("standard", Placement(), {"quantized": True}),
 }
@@ -116,8 +121,16 @@ def rendered(
     )
 
 
+def usual_place(name: str) -> Placement:
+    """Where deploy_vllm places a profile's model when it is not told."""
+    profile = profiles.load(name, ROOT / "lora_profiles")
+    if server.needs_cpu(profile.serve_dtype, merged=profile.export == "merged"):
+        return Placement(cpu=True, server_image=manifest.CPU_IMAGE)
+    return Placement()
+
+
 def everything() -> dict[str, list[dict[str, Any]]]:
-    found = {name: rendered(name, Placement()) for name in PROFILES}
+    found = {name: rendered(name, usual_place(name)) for name in PROFILES}
     return found | {
         f"way-{way}": rendered(name, where, **options)
         for way, (name, where, options) in WAYS.items()
@@ -197,7 +210,7 @@ def test_a_merged_model_is_served_without_adapters() -> None:
 def test_an_alias_is_followed_by_a_sidecar_with_slots_to_spare() -> None:
     server_container, sidecar = pod("way-follow")["containers"]
     assert sidecar["command"][1] == "steps/follow_alias.py"
-    assert sidecar["command"][sidecar["command"].index("--model") + 1] == "tiny-mistral-lora"
+    assert sidecar["command"][sidecar["command"].index("--model") + 1] == "mistral-7b-lora"
     allowed = {"name": "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "value": "1"}
     assert allowed in server_container["env"]
     assert allowed not in pod("standard")["containers"][0]["env"], "off by default"
@@ -248,6 +261,8 @@ def test_without_a_gpu_none_is_asked_for() -> None:
     spec = pod("way-cpu")
     assert "limits" not in spec["containers"][0]["resources"] and "tolerations" not in spec
     assert UTILIZATION not in args("way-cpu") and "--kv-cache-memory-bytes" in args("way-cpu")
+    engine = ALL["way-production-stack-cpu"][0]["servingEngineSpec"]
+    assert engine["modelSpec"][0]["requestGPU"] == 0 and engine["tolerations"] == []
 
 
 def test_several_replicas_belong_to_the_autoscaler_and_update_one_by_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -29,9 +30,12 @@ GOOD = {
 MEASURED = {"tokenizer": "t", "template": "m", "rows": "r"}
 
 Candidate = Callable[..., str]
+Precision = Literal["bfloat16", "float16", "float32"]
 
 
-def make_adapter(folder: Path, *, rank: int = 8, weight: float = 1.0) -> Path:
+def make_adapter(
+    folder: Path, *, rank: int = 8, weight: float = 1.0, dtype: Precision = "bfloat16"
+) -> Path:
     """An adapter folder as train_qlora leaves it, with small weights."""
     import torch
     from safetensors.torch import save_file
@@ -71,7 +75,7 @@ def make_adapter(folder: Path, *, rank: int = 8, weight: float = 1.0) -> Path:
             max_pixels=None,
             max_length=40,
             max_new_tokens=32,
-            dtype="float32",
+            dtype=dtype,
             r=rank,
             lora_alpha=16,
             target_modules=("q_proj",),
@@ -109,8 +113,10 @@ def candidate(workplace: Path, script) -> Candidate:
             upstream=client.get_run(data.info.run_id),
             tags={tracking.PROFILE: profile},
         ) as train:
-            mlflow.log_dict(profiles.load(profile).model_dump(mode="json"), "profile.json")
-            adapter = make_adapter(workplace / name / "adapter", weight=weight)
+            recipe = profiles.load(profile)
+            mlflow.log_dict(recipe.model_dump(mode="json"), "profile.json")
+            folder = workplace / name / "adapter"
+            adapter = make_adapter(folder, weight=weight, dtype=recipe.serve_dtype)
             train_step.log_adapter(adapter, contract.read(adapter), profile)
         train_run = client.get_run(train.info.run_id)
         with tracking.open_run(

@@ -80,7 +80,6 @@ def test_what_the_command_line_says_is_in_the_manifest(
 MISTAKES = {
     ("--gpu", "GTX-1080"): "--gpu 'GTX-1080' is not known; accepted: cpu, T4,",
     ("--gpus", "2"): "--gpus and --gpu-fraction need --gpu",
-    ("--gpu", "cpu"): "--gpu cpu needs --server-image",
     ("--gpu", "cpu", "--server-image", "mine", "--gpus", "2"): "need --gpu to say of which card",
     ("--format", "kserve", "--replicas", "2"): "kserve scales and is watched in its own ways",
     ("--format", "production-stack", "--namespace", "models"): "give it to helm install",
@@ -105,6 +104,21 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
         *warnings, sentence = result.stderr.splitlines()
         assert told in sentence
         assert all(line.startswith("warning: ") for line in warnings)
+
+
+def test_what_no_card_can_apply_is_served_by_cpus(step, workplace: Path, candidate) -> None:
+    step("quality_gate", "--run-id", candidate("smoke-text"))
+    gate_run = (workplace / "outputs" / "run-id").read_text()
+    assert "rendered, for CPUs" in step("deploy_vllm", "--run-id", gate_run).stdout
+    args = container(workplace)["args"]
+    assert args[args.index("--dtype") + 1] == "float32"
+    assert container(workplace)["image"] == "vllm/vllm-openai-cpu:v0.32.0"
+    assert "limits" not in container(workplace)["resources"]
+    refused = step("deploy_vllm", "--run-id", gate_run, "--gpu", "L4")
+    assert refused.exit_code == 2
+    assert "measured in float32, and vLLM applies adapters on GPUs in bfloat16" in refused.stderr
+    assert "rendered)" in step("deploy_vllm", "--run-id", gate_run, "--merged").stdout
+    assert container(workplace)["resources"]["limits"] == {"nvidia.com/gpu": 1}
 
 
 def test_the_number_of_cards_is_at_least_one(step, gate_run: str) -> None:

@@ -150,7 +150,13 @@ def register(folder, modality, name, tiny_base):
         registered_model_name=name,
     )
     version = logged.registered_model_version
-    objects = manifest.render(contract, model_name=name, version=version, image="loraline:test")
+    objects = manifest.render(
+        contract,
+        model_name=name,
+        version=version,
+        image="loraline:test",
+        placement=manifest.Placement(cpu=True),
+    )
     (folder / "vllm.yaml").write_text(manifest.to_yaml(objects))
     return Registered(
         contract, folder / "vllm.yaml", images, tokens, os.environ["MLFLOW_TRACKING_URI"]
@@ -340,6 +346,15 @@ def test_missing_base_folder_is_named_before_anything_starts(text, tmp_path):
     with (
         pytest.raises(UserError, match=r"base model folder '/no/such/base' of .* does not exist"),
         serve_local.start(copy, free_port()),
+    ):
+        pass
+
+
+def test_what_a_gpu_cannot_apply_is_refused_before_anything_starts(text, monkeypatch):
+    monkeypatch.setattr(serve_local, "has_gpu", lambda: True)
+    with (
+        pytest.raises(UserError, match="float32, and vLLM applies adapters on GPUs in bfloat16"),
+        serve_local.start(text.manifest, free_port()),
     ):
         pass
 
