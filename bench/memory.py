@@ -1,6 +1,7 @@
 """The memory estimate beside the peak that torch measures, over tasks, modes and pass sizes.
 
     python bench/memory.py
+    python bench/memory.py --task dora --task tower
 
 Each line trains two optimizer steps on one pack of rows, so the pack is the worst step there is.
 """
@@ -17,9 +18,30 @@ import click
 PASSES = (1024, 2048, 4096, 8192, 16384)
 
 
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "text": ("text", {}),
+    "vision": ("vision", {}),
+    "dora": ("text", {"use_dora": True, "export": "merged"}),
+    "pissa": (
+        "text",
+        {"init_lora_weights": "pissa_niter_16", "lora_dropout": 0.0, "quantization": "none"},
+    ),
+    "tower": ("vision", {"tower_learning_rate": 1e-5}),
+}
+"""The rows and base of a task of bench/train.py, and what its profile has besides."""
+
+
 @click.command()
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(list(TASKS)),
+    default=("text", "vision"),
+    show_default=True,
+)
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
-def memory(scratch: Path | None) -> None:
+def memory(tasks: tuple[str, ...], scratch: Path | None) -> None:
     """Print estimated and measured GiB, and how far apart they are."""
     from train import call, environment
 
@@ -27,9 +49,10 @@ def memory(scratch: Path | None) -> None:
         environment()
         click.echo("\n| task | mode | tokens a pass | estimated GiB | measured GiB | apart |")
         click.echo("|---|---|---|---|---|---|")
-        for task in ("text", "vision"):
-            base = Path(folder, task)
-            call(str(Path(__file__).with_name("train.py")), "make-base", task, str(base))
+        for task in tasks:
+            base = Path(folder, TASKS[task][0])
+            if not base.exists():
+                call(str(Path(__file__).with_name("train.py")), "make-base", base.name, str(base))
             for mode in ("small", "fast"):
                 click.echo(call(__file__, task, mode, str(base)), nl=False)
 
@@ -43,9 +66,11 @@ def measure(task: str, mode: str, base: Path) -> None:
     from loraline import memory, models, packing, trainer
 
     found = models.locate(str(base), None)
-    recipe = recipe_for(task, base, 1, 2)
+    rows, changes = TASKS[task]
+    recipe = recipe_for(rows, base, 1, 2)
+    recipe = type(recipe).model_validate(recipe.model_dump() | changes)
     encoder = encoder_for(base, recipe)
-    every = rows_for(task, encoder, 128)
+    every = rows_for(rows, encoder, 128)
     plan = memory.Plan(PASSES[-1], mode == "small", mode == "fast", memory.has_fused_kernels())
     with tempfile.TemporaryDirectory() as scratch:
         splits = {"train": every, "validation": every[:1]}

@@ -1,4 +1,4 @@
-"""PEFT's LoRA layers with their update added by the product that computes it.
+"""PEFT's LoRA layers with their update added by the product that computes it, in its type.
 
 PEFT computes base(x) + scaling * B(A(dropout(x))) in passes of their own over the output: the
 product with B, the scaling, a copy for 4-bit bases, the sum. They cost about a twentieth of a
@@ -22,6 +22,21 @@ def add_in_place(model: PeftModel) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer) and not module.lora_variant:
             module.forward = types.MethodType(forward, module)
+
+
+def keep_type(model: PeftModel) -> None:
+    """Let DoRA layers on a 4-bit base answer in the type that they are asked in, as others do.
+
+    Under a GPU's autocast PEFT leaves their answer in the magnitude's float32. That widens the
+    residual stream and all that is kept of it, and an unpacked base would be trained differently.
+    """
+    from bitsandbytes.nn import Linear4bit
+    from peft.tuners.lora import LoraLayer
+
+    for module in model.modules():
+        dora = isinstance(module, LoraLayer) and module.lora_variant
+        if dora and isinstance(module.get_base_layer(), Linear4bit):
+            module.register_forward_hook(lambda _, asked, answer: answer.to(asked[0].dtype))
 
 
 def forward(self: Any, x: Tensor) -> Tensor:

@@ -197,6 +197,8 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
         ),
     )
     lora.add_in_place(tuned)
+    if recipe.use_dora:
+        lora.keep_type(tuned)
     return tuned
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
-from loraline import attention, loss, memory, models, pissa, profiles, trainer
+from loraline import attention, lora, loss, memory, models, pissa, profiles, trainer
 from loraline.encoding import Encoder, Row
 from loraline.errors import UserError
 
@@ -149,6 +150,24 @@ def test_dora_learns_magnitudes_by_pefts_own_forward(make: Make) -> None:
     assert before and all(not found[name].equal(weight) for name, weight in before.items())
     losses = curve(sft, "loss")
     assert losses[-1] < losses[0]
+
+
+def test_dora_on_a_4_bit_base_does_not_widen_the_residual_stream(
+    tiny_base: Callable[[str], Path],
+) -> None:
+    base = models.locate(str(tiny_base("mistral")), None)
+    model = models.load(base, "text", quantize=True, dtype="bfloat16")
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    layer = next(m for n, m in tuned.named_modules() if n.endswith("q_proj"))
+    stream = torch.randn(1, 3, model.config.hidden_size, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        # PEFT asks whether there is autocast on a GPU, whatever runs here.
+        patch.setattr(torch, "is_autocast_enabled", lambda *_: True)
+        widened = layer(stream)
+        lora.keep_type(tuned)
+        kept = layer(stream)
+    assert (widened.dtype, kept.dtype) == (torch.float32, torch.bfloat16)
+    assert kept.equal(widened.bfloat16())
 
 
 @pytest.mark.parametrize(
