@@ -10,7 +10,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from loraline.prompts import Prompt
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
     from loraline.profiles import Profile
 
@@ -31,6 +32,9 @@ TEXT_PART, VISION_PART = 2**20, 2**16
 """Bytes of a data file that make one part; a row with images is worth some milliseconds."""
 
 PLAN = "plan.json"
+
+MOST_FILES = 100_000
+"""Files that are asked for their size and time, which takes a second or two."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,47 @@ def identity(work: Work) -> str:
 def changed_since(work: Work) -> str:
     """What tells an interrupted run that a file was changed: sizes and times, or ETags."""
     return repr([[file.version for file in source.files] for source in work.sources])
+
+
+def state(work: Work) -> str | None:
+    """SHA-256 of names, sizes and times of all files that a dataset comes from, media included.
+
+    While it is the same, the dataset is, and nothing has to be read to know it. None for sources
+    whose media may lie anywhere, or among too many files to ask.
+    """
+    seen = []
+    for source in work.sources:
+        if source.media is not None:
+            return None
+        if source.bucket is not None:
+            seen.append([source.bucket.uri, sorted(source.bucket.objects.items())])
+        else:
+            if (found := stats(source.root)) is None:
+                return None
+            seen.append([str(source.root.resolve()), found])
+    base = stats(work.tokenizer) if work.tokenizer else None
+    told = json.dumps([identity(work), seen, str(work.tokenizer), base])
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def stats(folder: Path) -> list[list[Any]] | None:
+    """Path, size and time of change of each file under a folder; None if they are too many."""
+    found: list[list[Any]] = []
+    for place, _, files in os.walk(folder):
+        if len(found) + len(files) > MOST_FILES:
+            return None
+        for name in files:
+            path = os.path.join(place, name)
+            with suppress(OSError):
+                told = os.stat(path)
+                found.append([path, told.st_size, told.st_mtime_ns])
+    return sorted(found)
+
+
+def prepared(client: MlflowClient, same: str) -> Run | None:
+    """The finished run that made a dataset of the same `state`: the same files and choices."""
+    condition = f"tags.`{tracking.SOURCES}` = '{same}' and attributes.status = 'FINISHED'"
+    return next(iter(tracking.latest_runs(client, "prepare_data", condition, 1)), None)
 
 
 def share(work: Work, asked: str) -> Work:

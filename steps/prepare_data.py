@@ -102,8 +102,13 @@ def prepare_data(
     client = tracking.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
+        state = None if part or check_only else workplace.state(work)
         if part:
             run_id = log_part(workplace.share(work, part), part, workers)
+        elif state and not (merge or force) and (done := workplace.prepared(client, state)):
+            run_id = done.info.run_id
+            version, uris = done.data.params["version"], ", ".join(sources)
+            click.echo(f"dataset {version} of {uris}: nothing changed (reused)")
         else:
             if merge:
                 workplace.gather(work, workplace.runs_of(merge), client)
@@ -117,6 +122,8 @@ def prepare_data(
             digest = dataset.digest(merged)
             done = None if force else tracking.finished_run(client, "prepare_data", digest)
             run_id = done.info.run_id if done else log(merged, instruction, digest)
+            if state and client:
+                client.set_tag(run_id, tracking.SOURCES, state)
             click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
             warn_of_loss(merged)
     tracking.hand_over(out_dir, run_id)

@@ -325,7 +325,8 @@ def tokens_of(url: str, body: dict[str, Any]) -> list[int]:
 def test_an_unchanged_second_run_reuses_every_step(line: Line, client: Any) -> None:
     first = {task: line.output(task) for task in TASKS}
     count = len(client.search_runs(["1"], max_results=100))
-    assert line.pipeline().returncode == 0
+    again = line.pipeline()
+    assert again.returncode == 0, again.stdout + again.stderr
     assert {task: line.output(task) for task in TASKS} == first
     assert len(client.search_runs(["1"], max_results=100)) == count
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+from made_data import picture
 
 from loraline import records
 
@@ -62,6 +63,37 @@ def test_the_same_data_is_logged_once_unless_forced(step, workplace: Path) -> No
         step(*arguments, *extra)
         run_ids.append((workplace / "outputs" / "run-id").read_text())
     assert run_ids[0] == run_ids[1] != run_ids[2]
+
+
+def test_unchanged_files_are_not_even_read(step, workplace: Path) -> None:
+    first = step("prepare_data", "--profile", "smoke-vision")
+    assert "(logged)" in first.stdout
+    run_id = logged(workplace)
+    again = step("prepare_data", "--profile", "smoke-vision")
+    assert again.stdout.startswith("dataset ")
+    assert again.stdout.endswith("of test_data/vision: nothing changed (reused)\n")
+    assert logged(workplace) == run_id
+
+
+def test_a_picture_that_changed_in_its_place_is_read_again(step, workplace: Path) -> None:
+    data = workplace / "data"
+    data.mkdir()
+    for number in range(30):
+        (data / f"{number}.png").write_bytes(picture(number))
+    write_rows(
+        data,
+        [{"file_name": f"{number}.png", "text": str(number)} for number in range(30)],
+        "metadata.jsonl",
+    )
+    (data / "prompt.txt").write_text("Read.")
+    arguments = ("prepare_data", "--profile", "smoke-vision", "--data", data)
+    assert step(*arguments).exit_code == 0
+    before = logged(workplace)
+    assert "nothing changed" in step(*arguments).stdout
+    (data / "3.png").write_bytes(picture(99))
+    assert "(logged)" in step(*arguments).stdout
+    assert logged(workplace) != before
+    assert "(logged)" in step(*arguments, "--on", "near_leaks=drop").stdout
 
 
 def test_changed_rows_or_prompt_make_another_dataset(step, workplace: Path) -> None:
