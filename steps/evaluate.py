@@ -122,21 +122,21 @@ def chosen(engine: str, recipe: Profile) -> str:
     installed = find_spec("vllm") is not None
     if engine == "vllm" and not installed:
         raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
-    if engine == "hf" or not installed:
+    from loraline import server
+
+    # A champion beside a merged candidate may not be merged.
+    whole = server.needs_cpu(recipe.serve_dtype, merged=False)
+    if engine == "hf" or not installed or (engine == "auto" and whole):
         return "hf"
     import torch
 
-    from loraline import server
-
     gpu = torch.cuda.is_available()
-    # A champion beside a merged candidate may not be merged.
-    refused = gpu and server.needs_cpu(recipe.serve_dtype, merged=False)
-    if engine == "vllm" and refused:
+    if gpu and whole:
         raise UserError(
             f"--engine vllm: the profile has serve_dtype float32, and {server.HALF_ON_GPUS}; use "
             "--engine hf, or train with serve_dtype: bfloat16"
         )
-    return "vllm" if engine == "vllm" or (gpu and not refused) else "hf"
+    return "vllm" if engine == "vllm" or gpu else "hf"
 
 
 @contextmanager
