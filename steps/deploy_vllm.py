@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from loraline.contract import Contract
-    from loraline.profiles import Profile
     from loraline.server import Adapter
     from loraline.sizing import Plan
 
@@ -84,7 +83,11 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
     client = tracking.connect()
     gate_run = tracking.upstream_run(client, run_id, "quality_gate")
     train_run = tracking.ancestor(client, gate_run, "train_qlora")
-    order = Order.of(client, gate_run, tracking.profile(client, train_run), options)
+    if options["gpu"] is None:
+        recipe = tracking.profile(client, train_run)
+        merged = options["merged"] or recipe.export == "merged"
+        options["gpu"] = CPU if server.needs_cpu(recipe.serve_dtype, merged=merged) else None
+    order = Order.of(client, gate_run, options)
     fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
     done = None if force else tracking.finished_run(client, "deploy_vllm", fingerprint)
     deployed = done.info.run_id if done else None
@@ -139,10 +142,8 @@ class Order:
     fetch: dict[str, str]
 
     @classmethod
-    def of(
-        cls, client: MlflowClient, gate_run: Run, recipe: Profile, options: dict[str, Any]
-    ) -> Order:
-        from loraline import calibration, manifest, server
+    def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
+        from loraline import calibration, manifest
         from loraline.settings import Settings
 
         tags = gate_run.data.tags
@@ -163,16 +164,14 @@ class Order:
             raise UserError("--calibrate needs --gpu to say which card the log is of")
         if options["gpu"] in (None, CPU) and (options["gpus"], options["fraction"]) != (1, 1.0):
             raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
-        merged = options["merged"] or recipe.export == "merged"
-        if options["gpu"] is None and server.needs_cpu(recipe.serve_dtype, merged=merged):
-            options = options | {"gpu": CPU}
         stock = manifest.CPU_IMAGE if options["gpu"] == CPU else manifest.SERVER_IMAGE
-        options = options | {"server_image": options["server_image"] or stock}
+        image = options["server_image"] or stock
         return cls(
             name=name,
             version=version,
             beside=str(model.aliases[alias]) if alias else None,
-            options={**options, "calibrate": log.read_text(errors="replace") if log else ""},
+            options=options
+            | {"calibrate": log.read_text(errors="replace") if log else "", "server_image": image},
             remembered=calibration.remembered(model),
             image=Settings().image or "localhost/loraline:dev",
             fetch=tracking.pod_environment(),
