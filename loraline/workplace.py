@@ -168,7 +168,7 @@ def state(work: Work) -> str | None:
                 return None
             seen.append([str(source.root.resolve()), found])
     base = stats(work.tokenizer) if work.tokenizer else None
-    told = json.dumps([identity(work), seen, str(work.tokenizer), base])
+    told = json.dumps([identity_of_all(work), seen, str(work.tokenizer), base])
     return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
 
 
