@@ -82,6 +82,27 @@ class Cluster:
         return json.loads(printed.strip().splitlines()[-1])
 
 
+def script(*words: str | Path, seconds: int = 3600) -> subprocess.CompletedProcess[str]:
+    """What the script did; it is repeated where it says that an image did not reach the node.
+
+    It looks for the image with `ctr images ls | grep -q` under `pipefail`, which fails at times
+    though the image is there: grep stops reading at the first match, and ctr dies of the pipe.
+    An image that really did not arrive fails every time.
+    """
+    command = ["timeout", str(seconds), SCRIPT, *words]
+    for _ in range(5):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0 or "did not reach the node" not in done.stderr:
+            break
+    return done
+
+
+def load(image: str) -> None:
+    """Bring an image that buildah has into the node."""
+    done = script("load", image)
+    assert done.returncode == 0, f"{image}: {done.stdout}{done.stderr}"
+
+
 def ended(workflow: Object) -> Object | None:
     return workflow if workflow.get("status", {}).get("phase") in DONE else None
 
@@ -109,8 +130,7 @@ def cluster() -> Iterator[Cluster]:
                 pytest.skip(f"KUBECONFIG is not set and there is no {SCRIPT} to start a cluster")
             if os.geteuid():
                 pytest.skip("KUBECONFIG is not set, and starting a cluster needs root")
-            command = ["timeout", "600", SCRIPT, "up"]
-            up = subprocess.run(command, capture_output=True, text=True, check=False)
+            up = script("up", seconds=600)
             if up.returncode:
                 pytest.skip(f"{SCRIPT} could not start a cluster: {up.stderr[-500:]}")
             shell = f'{found.run(SCRIPT, "env")}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"'
@@ -120,7 +140,7 @@ def cluster() -> Iterator[Cluster]:
             found.builds_images = True
             if not found.run("buildah", "images", "-q", PYTHON, check=False):
                 found.run(SCRIPT, "base-image")
-            found.run(SCRIPT, "load", PYTHON)
+            load(PYTHON)
         for program in ("kubectl", "argo"):
             if not shutil.which(program):
                 pytest.skip(f"{program} is not installed")
@@ -141,9 +161,10 @@ def images(cluster: Cluster) -> None:
         cluster.run("buildah", "config", "--entrypoint", entry, "--user", "8737", container)
         cluster.run("buildah", "commit", container, S3)
         cluster.run("buildah", "rm", container)
-    cluster.run(SCRIPT, "load", S3)
+    load(S3)
     for image, file in ((IMAGE, "cpu"), (SERVER_IMAGE, "serve")):
-        cluster.run(SCRIPT, "build", image, ROOT / f"images/{file}.Dockerfile", ROOT)
+        built = script("build", image, ROOT / f"images/{file}.Dockerfile", ROOT)
+        assert built.returncode == 0, f"{image} was not built: {built.stdout}{built.stderr}"
 
 
 @pytest.fixture(scope="session")
