@@ -73,7 +73,12 @@ class Placement:
     follow: str | None = None
     """Alias whose later versions a sidecar loads without a restart; off unless it is named."""
 
-    server_image: str = SERVER_IMAGE
+    server_image: str | None = None
+    """Image of vLLM; by default vLLM's own, for GPUs or for CPUs."""
+
+    @property
+    def serving_image(self) -> str:
+        return self.server_image or (CPU_IMAGE if self.cpu else SERVER_IMAGE)
 
 
 def render(
@@ -102,13 +107,8 @@ def render(
     """
     where = placement or Placement()
     name = server.served_name(model_name) if name is None else server.checked_name(name)
-    adapter = Adapter(
-        name=name,
-        uri=server.model_uri(model_name, version),
-        path=f"{ADAPTERS}/{name}/v{int(version)}",
-        sha256=contract.adapter_sha256,
-        rank=rank or contract.r,
-    )
+    sha256 = contract.adapter_sha256
+    adapter = Adapter.of(name, model_name, version, sha256, rank or contract.r)
     check(contract, where, base_config or {}, beside)
     # A Service named vllm would give every pod of the namespace a VLLM_PORT that vLLM cannot read,
     # and one that starts with a digit is refused.
@@ -155,7 +155,7 @@ def check(
         raise UserError("values of a Helm chart name no namespace; give it to helm install")
     if where.replicas < 1:
         raise UserError(f"{where.replicas} replicas serve nothing; give at least one")
-    server.check_image(where.server_image, base_config)
+    server.check_image(where.serving_image, base_config)
     server.check_precision(contract, base_config, cpu=where.cpu, merged=where.merged)
 
 
@@ -349,7 +349,7 @@ class Pod:
         names = [each.name for each in self.adapters]
         return {
             "name": "vllm",
-            "image": self.where.server_image,
+            "image": self.where.serving_image,
             "command": ["vllm", "serve"],
             "args": [literal(arg) for arg in self.arguments()],
             "env": [
@@ -651,9 +651,9 @@ class Pod:
     def helm_values(self) -> Object:
         """Values for the chart `vllm-stack` of vLLM's production-stack."""
         container, fetch = self.serving(), self.fetches()[0]
-        image = re.fullmatch(r"(.+?):([\w.-]+(?:@sha256:\w+)?)", self.where.server_image)
+        image = re.fullmatch(r"(.+?):([\w.-]+(?:@sha256:\w+)?)", self.where.serving_image)
         if image is None:
-            raise UserError(f"production-stack needs a tag in {self.where.server_image}")
+            raise UserError(f"production-stack needs a tag in {self.where.serving_image}")
         # The chart runs `vllm serve MODEL --host ... --port ...` and has a place of its own for
         # chat templates.
         args = [arg.replace(f"{CONFIG}/", "/templates/") for arg in self.arguments()[1:]]

@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraline import bootstrap, metrics
 from loraline.bootstrap import Interval
+from loraline.errors import UserError
 from loraline.generation import Answer
 from loraline.metrics import Metric
 
@@ -40,6 +42,31 @@ class Measurement:
 
     tokens: Sequence[int]
     """Target tokens, the end token included."""
+
+
+def chosen_engine(asked: str, serve_dtype: str) -> str:
+    """`hf` or `vllm`; `auto` takes vLLM where it is installed, has a GPU and the precision.
+
+    Raises UserError if vLLM is asked for and cannot be had.
+    """
+    installed = find_spec("vllm") is not None
+    if asked == "vllm" and not installed:
+        raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
+    from loraline import server
+
+    # A champion beside a merged candidate may not be merged.
+    whole = server.needs_cpu(serve_dtype, merged=False)
+    if asked == "hf" or not installed or (asked == "auto" and whole):
+        return "hf"
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if gpu and whole:
+        raise UserError(
+            f"--engine vllm: the profile has serve_dtype float32, and {server.HALF_ON_GPUS}; use "
+            "--engine hf, or train with serve_dtype: bfloat16"
+        )
+    return "vllm" if asked == "vllm" or gpu else "hf"
 
 
 def measure(

@@ -65,6 +65,12 @@ class Adapter(NamedTuple):
     rank: int
     """The highest of its modules."""
 
+    @classmethod
+    def of(cls, name: str, model: str, version: int | str, sha256: str, rank: int) -> Adapter:
+        """A version of a registered model that clients call `name`; UserError if it is none."""
+        uri = model_uri(model, version)
+        return cls(name, uri, f"{ADAPTERS}/{name}/v{int(version)}", sha256, rank)
+
 
 class OnCpu(NamedTuple):
     """What takes the place of an argument or variable when there is no GPU, and why."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from loraline.contract import Contract
+    from loraline.manifest import Placement
     from loraline.server import Adapter
     from loraline.sizing import Plan
 
@@ -90,8 +91,7 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
     order = Order.of(client, gate_run, options)
     fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
     done = None if force else tracking.finished_run(client, "deploy_vllm", fingerprint)
-    deployed = done.info.run_id if done else None
-    if deployed is None:
+    if done is None:
         import mlflow
 
         with tracking.open_run(
@@ -106,20 +106,20 @@ def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None
                 text, plan = manifest(client, adapter, order)
             mlflow.log_text(text, MANIFEST)
             mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
-        deployed = run.info.run_id
+    deployed = (done or run).info.run_id
     with tracking.artifacts(client, deployed, MANIFEST) as rendered:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / MANIFEST).write_bytes(rendered.read_bytes())
-    cpus = ", for CPUs" if order.options["gpu"] == CPU else ""
+    cpus = ", for CPUs" if order.where.cpu else ""
     click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'}{cpus})")
     if git:
         click.echo(delivery.commit(out_dir / MANIFEST, git))
-    for doubt in delivery.doubts(order.image, order.fetch, order.options["server_image"]):
+    for doubt in delivery.doubts(order.image, order.fetch, order.where.serving_image):
         click.echo(f"warning: {doubt}", err=True)
     if apply:
         delivery.apply(out_dir / MANIFEST, click.echo)
-        uri = server.model_uri(order.name, order.version)
-        client.set_tag(train_run.info.run_id, DEPLOYED, uri)
+        version = server.model_uri(order.name, order.version)
+        client.set_tag(train_run.info.run_id, DEPLOYED, version)
     tracking.hand_over(out_dir, deployed)
 
 
@@ -129,11 +129,15 @@ class Order:
 
     name: str
     version: str
+    alias: str | None
     beside: str | None
-    """Another version of the same model."""
+    """Another version of the same model: the one with this alias."""
 
-    options: dict[str, Any]
-    """The command line's, by name."""
+    where: Placement
+    gpu: str | None
+    cards: int
+    log: str
+    """What a server on that card printed at its start."""
 
     remembered: dict[str, str]
     """What logs of this model have taught, by card: the base's revision and GiB."""
@@ -143,7 +147,8 @@ class Order:
 
     @classmethod
     def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
-        from loraline import calibration, manifest
+        from loraline import calibration
+        from loraline.manifest import Placement
         from loraline.settings import Settings
 
         tags = gate_run.data.tags
@@ -153,25 +158,27 @@ class Order:
                 f"({tags[tracking.REASON]}): nothing to deploy"
             )
         name, version = tags[tracking.MODEL_NAME], tags[tracking.MODEL_VERSION]
-        alias, log = options["beside"], options["calibrate"]
+        gpu, alias, log = options["gpu"], options["beside"], options["calibrate"]
         model = client.get_registered_model(name)
         if alias and str(model.aliases.get(alias, version)) == version:
             raise UserError(f"--beside {alias}: no other version of {name} has this alias")
         if options["follow"] and options["follow"] not in model.aliases:
             has = ", ".join(sorted(model.aliases)) or "none"
             raise UserError(f"--follow {options['follow']}: {name} has no such alias; it has {has}")
-        if log and options["gpu"] in (None, CPU):
+        if log and gpu in (None, CPU):
             raise UserError("--calibrate needs --gpu to say which card the log is of")
-        if options["gpu"] in (None, CPU) and (options["gpus"], options["fraction"]) != (1, 1.0):
+        if gpu in (None, CPU) and (options["gpus"], options["fraction"]) != (1, 1.0):
             raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
-        stock = manifest.CPU_IMAGE if options["gpu"] == CPU else manifest.SERVER_IMAGE
-        image = options["server_image"] or stock
+        placed = {key: options[key] for key in PLACED if options[key] is not None}
         return cls(
             name=name,
             version=version,
+            alias=alias,
             beside=str(model.aliases[alias]) if alias else None,
-            options=options
-            | {"calibrate": log.read_text(errors="replace") if log else "", "server_image": image},
+            where=Placement(cpu=gpu == CPU, on_card=gpu not in (None, CPU), **placed),
+            gpu=gpu,
+            cards=options["gpus"],
+            log=log.read_text(errors="replace") if log else "",
             remembered=calibration.remembered(model),
             image=Settings().image or "localhost/loraline:dev",
             fetch=tracking.pod_environment(),
@@ -185,17 +192,14 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     agreed = contract.read(adapter)
     preflight.check(adapter, agreed, f"{order.name} version {order.version}")
     if agreed.export == "merged":
-        order = replace(order, options=order.options | {"merged": True})
+        order = replace(order, where=replace(order.where, merged=True))
     base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
     ranks = [preflight.highest_rank(adapter)]
     beside = []
     if order.beside:
         agreed, other = join(agreed, order)
         beside, ranks = [other], [*ranks, other.rank]
-    given = {key: order.options[key] for key in PLACED if order.options[key] is not None}
-    gpu = order.options["gpu"]
-    where = manifest.Placement(cpu=gpu == CPU, on_card=gpu not in (None, CPU), **given)
-    plan = None if where.cpu else size(client, agreed, base_config, ranks, order)
+    plan = None if order.where.cpu else size(client, agreed, base_config, ranks, order)
     objects = manifest.render(
         agreed,
         model_name=order.name,
@@ -206,7 +210,7 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
         beside=beside,
         base_config=base_config,
         plan=plan,
-        placement=where,
+        placement=order.where,
     )
     return manifest.to_yaml(objects), plan
 
@@ -216,18 +220,12 @@ def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
     from loraline import contract, preflight, server
 
     assert order.beside is not None
-    uri = server.model_uri(order.name, order.beside)
     with tracking.logged_adapter(f"{order.name}/{order.beside}") as folder:
         other, rank = contract.read(folder), preflight.highest_rank(folder)
-        preflight.check(folder, other, uri)
-    name = f"{server.served_name(order.name)[:38].strip('-')}-{order.options['beside']}"
-    adapter = server.Adapter(
-        name=server.checked_name(name, "name of the adapter beside it,"),
-        uri=uri,
-        path=f"{server.ADAPTERS}/{name}/v{order.beside}",
-        sha256=other.adapter_sha256,
-        rank=rank,
-    )
+        preflight.check(folder, other, server.model_uri(order.name, order.beside))
+    name = f"{server.served_name(order.name)[:38].strip('-')}-{order.alias}"
+    server.checked_name(name, "name of the adapter beside it,")
+    adapter = server.Adapter.of(name, order.name, order.beside, other.adapter_sha256, rank)
     return server.together(agreed, other), adapter
 
 
@@ -242,18 +240,18 @@ def size(
     from loraline import calibration, server
 
     # The follower's two spare slots count as well.
-    ranks = ranks + ranks[:1] * (2 if order.options["follow"] else 0)
+    ranks = ranks + ranks[:1] * (2 if order.where.follow else 0)
     plan = calibration.plan(
-        server.demand(agreed, base_config, ranks, merged=order.options["merged"]),
-        order.options["gpu"],
-        cards=order.options["gpus"],
-        fraction=order.options["fraction"],
-        log=order.options["calibrate"],
+        server.demand(agreed, base_config, ranks, merged=order.where.merged),
+        order.gpu,
+        cards=order.cards,
+        fraction=order.where.fraction,
+        log=order.log,
         told=order.remembered,
         model=order.name,
         revision=agreed.base_revision,
     )
-    if order.options["calibrate"]:
+    if order.log:
         calibration.remember(client, order.name, agreed.base_revision, plan)
     return plan
 

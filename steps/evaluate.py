@@ -14,14 +14,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraline import tracking
-from loraline.errors import UserError
 from loraline.step import step
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
     from loraline.evaluation_report import Evaluation
     from loraline.measurement import Comparison, Measurement
-    from loraline.profiles import Profile
     from loraline.records import Record
 
 
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
 )
 def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     """Answer the held-out rows with base, adapter and champion; log the metrics side by side."""
-    from loraline import registry
+    from loraline import measurement, registry
 
     client = tracking.connect()
     train_run = tracking.upstream_run(client, run_id, "train_qlora")
@@ -54,7 +51,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     recipe = tracking.profile(client, train_run)
     model_id = train_run.data.tags[tracking.MODEL_ID]
     champion = registry.other_champion(client, recipe.registered_model, model_id)
-    engine = chosen(engine, recipe)
+    engine = measurement.chosen_engine(engine, recipe.serve_dtype)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
     fingerprint = tracking.fingerprint(__file__, inputs)
     if not force and (done := tracking.finished_run(client, "evaluate", fingerprint)):
@@ -65,7 +62,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     import mlflow
     import yaml
 
-    from loraline import contract, evaluation_report, measurement, models, records
+    from loraline import contract, evaluation_report, models, records
     from loraline.encoding import Encoder
 
     started = time.monotonic()
@@ -115,28 +112,6 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         log_report(client, evaluation, train_run)
     print_headline(found)
     tracking.hand_over(out_dir, run.info.run_id)
-
-
-def chosen(engine: str, recipe: Profile) -> str:
-    """The engine to use; a UserError if vLLM is asked for and cannot be had."""
-    installed = find_spec("vllm") is not None
-    if engine == "vllm" and not installed:
-        raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
-    from loraline import server
-
-    # A champion beside a merged candidate may not be merged.
-    whole = server.needs_cpu(recipe.serve_dtype, merged=False)
-    if engine == "hf" or not installed or (engine == "auto" and whole):
-        return "hf"
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if gpu and whole:
-        raise UserError(
-            f"--engine vllm: the profile has serve_dtype float32, and {server.HALF_ON_GPUS}; use "
-            "--engine hf, or train with serve_dtype: bfloat16"
-        )
-    return "vllm" if engine == "vllm" or gpu else "hf"
 
 
 @contextmanager

@@ -47,7 +47,7 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
     ),
     "production-stack-cpu": (
         "smoke-text",
-        Placement(format="production-stack", cpu=True, server_image=manifest.CPU_IMAGE),
+        Placement(format="production-stack", cpu=True),
         {},
     ),
     "gptq": ("standard", Placement(), {"quantized": True}),
@@ -125,7 +125,7 @@ def usual_place(name: str) -> Placement:
     """Where deploy_vllm places a profile's model when it is not told."""
     profile = profiles.load(name, ROOT / "lora_profiles")
     if server.needs_cpu(profile.serve_dtype, merged=profile.export == "merged"):
-        return Placement(cpu=True, server_image=manifest.CPU_IMAGE)
+        return Placement(cpu=True)
     return Placement()
 
 

@@ -7,6 +7,7 @@ import pytest
 from loraline import measurement, metrics
 from loraline.contract import Contract
 from loraline.encoding import Encoder
+from loraline.errors import UserError
 from loraline.generation import Answer
 from loraline.measurement import Measurement
 from loraline.records import from_prompt
@@ -110,3 +111,24 @@ def test_fingerprints_follow_vocabulary_template_pixels_and_rows(tiny_base) -> N
     assert differing(encoder, contract(), ROWS[::-1]) == {"rows"}
     with_image = [*ROWS[:2], from_prompt("{question}", "q", "maybe", b"image")]
     assert differing(encoder, contract(), with_image) == {"rows"}
+
+
+def test_what_is_not_installed_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(measurement, "find_spec", lambda name: None)
+    assert measurement.chosen_engine("auto", "bfloat16") == "hf"
+    with pytest.raises(UserError, match="--engine vllm: vLLM is not installed here"):
+        measurement.chosen_engine("vllm", "bfloat16")
+
+
+def test_without_a_gpu_auto_is_hugging_face() -> None:
+    assert measurement.chosen_engine("auto", "bfloat16") == "hf"
+
+
+def test_on_a_gpu_vllm_takes_what_it_can_apply_there(monkeypatch) -> None:
+    monkeypatch.setattr(measurement, "find_spec", lambda name: "found")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    chosen = measurement.chosen_engine
+    assert chosen("auto", "bfloat16") == chosen("vllm", "bfloat16") == "vllm"
+    assert chosen("auto", "float32") == chosen("hf", "float32") == "hf"
+    with pytest.raises(UserError, match="adapters on GPUs in bfloat16 or float16 only; use"):
+        chosen("vllm", "float32")

@@ -5,8 +5,7 @@ import mlflow
 import pytest
 from safetensors.torch import load_file, save_file
 
-from loraline import profiles, tracking
-from loraline.errors import UserError
+from loraline import tracking
 
 MODEL = "tiny-mistral-lora"
 NAMES = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
@@ -50,32 +49,6 @@ def test_another_base_in_its_place_is_refused(
     assert result.exit_code == 2
     assert "the adapter was trained on sha256:" in result.stderr
     assert not (workplace / "evaluated").exists()
-
-
-WHOLE, HALF = (profiles.load(name) for name in ("smoke-text", "standard"))
-"""Measured in float32 and in bfloat16."""
-
-
-def test_what_is_not_installed_is_refused(script, monkeypatch) -> None:
-    evaluate = script("steps/evaluate.py")
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: None)
-    assert evaluate.chosen("auto", HALF) == "hf"
-    with pytest.raises(UserError, match="--engine vllm: vLLM is not installed here"):
-        evaluate.chosen("vllm", HALF)
-
-
-def test_without_a_gpu_auto_is_hugging_face(script) -> None:
-    assert script("steps/evaluate.py").chosen("auto", HALF) == "hf"
-
-
-def test_on_a_gpu_vllm_takes_what_it_can_apply_there(script, monkeypatch) -> None:
-    evaluate = script("steps/evaluate.py")
-    monkeypatch.setattr(evaluate, "find_spec", lambda name: "found")
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert evaluate.chosen("auto", HALF) == evaluate.chosen("vllm", HALF) == "vllm"
-    assert evaluate.chosen("auto", WHOLE) == evaluate.chosen("hf", WHOLE) == "hf"
-    with pytest.raises(UserError, match="adapters on GPUs in bfloat16 or float16 only; use"):
-        evaluate.chosen("vllm", WHOLE)
 
 
 @pytest.fixture
