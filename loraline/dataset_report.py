@@ -23,6 +23,7 @@ from loraline.records import SPLITS, Record
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from loraline.encoding import Row
     from loraline.profiles import Profile
 
 TEMPLATE = Path(__file__).with_suffix(".html.jinja")
@@ -63,6 +64,7 @@ def contents(merged: Dataset) -> dict[str, Any]:
     shown = spread(merged)
     records = [merged.record(index) for index in shown]
     read = parts.apart(work, as_read, work.tokenizer, work.recipe, records)
+    answers = "last answers" if (facts["turns"][kept] > 3).any() else "answers"
     return {
         "sources": [
             {
@@ -92,8 +94,8 @@ def contents(merged: Dataset) -> dict[str, Any]:
             lengths_of(name, facts["tokens"][kept & (merged.split == code)])
             for code, name in enumerate(SPLITS)
         ],
-        "answers": lengths_of("answers", facts["answer"][kept]),
-        "target_share": float(facts["answer"][kept].sum() / max(1, tokens.sum())),
+        "answers": lengths_of(answers, facts["answer"][kept]),
+        "answer_share": float(facts["answer"][kept].sum() / max(1, tokens.sum())),
         "turns": lengths_of("turns", facts["turns"][kept]),
         "token_bars": bars(tokens),
         "pixel_bars": bars(facts["media_pixels"][media_kept]),
@@ -103,11 +105,10 @@ def contents(merged: Dataset) -> dict[str, Any]:
             {
                 "place": merged.place(index),
                 "tokens": int(facts["tokens"][index]),
-                "given": cut(given),
-                "learnt": cut(learnt),
+                "rows": [[(learnt, cut(text)) for learnt, text in row] for row in rows],
                 "pictures": pictures(record),
             }
-            for index, record, (given, learnt) in zip(shown, records, read, strict=True)
+            for index, record, rows in zip(shown, records, read, strict=True)
         ],
         "clusters": clusters(merged),
     }
@@ -184,22 +185,40 @@ def row_of(merged: Dataset, index: int) -> dict[str, Any]:
     }
 
 
+Piece = tuple[bool, str]
+"""Whether a text is learnt, and the text."""
+
+
 def as_read(
     tokenizer: Path | None, recipe: Profile, records: Sequence[Record]
-) -> list[tuple[str, str]]:
-    """Rows as the model sees them: what it is given, and what it learns to say."""
+) -> list[list[list[Piece]]]:
+    """What training makes of each record: rows, in pieces that are given or learnt."""
     ruler, found = parts.measured(tokenizer, recipe), []
     for record in records:
         if isinstance(ruler, Exact) and not record.videos:
-            row, decode = ruler.encoder.encode(record), ruler.encoder.tokenizer.decode
-            given = PADS.sub(
-                lambda match: f"{match[1]} x {len(match[0]) // len(match[1])}", decode(row.prompt)
-            )
-            found.append((given, decode(row.answer)))
+            rows = ruler.encoder.conversation(record)
+            found.append([pieces(row, ruler.encoder.tokenizer) for row in rows])
         else:
-            given = "\n".join(f"[{role}] {text}" for role, text in record.messages[:-1])
-            found.append((given, record.answer))
+            found.append([pieces_of_turns(record)])
     return found
+
+
+def pieces(row: Row, tokenizer: Any) -> list[Piece]:
+    tokens, found, place = row.prompt + row.answer, [], 0
+    for answer in row.learnt:
+        given = tokenizer.decode(tokens[place : answer.start])
+        found.append((False, PADS.sub(lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", given)))
+        found.append((True, tokenizer.decode(tokens[answer])))
+        place = answer.stop
+    return found
+
+
+def pieces_of_turns(record: Record) -> list[Piece]:
+    """The same for what cannot be encoded here."""
+    return [
+        (True, text) if role == "assistant" else (False, f"[{role}] {text}\n")
+        for role, text in record.messages
+    ]
 
 
 def pictures(record: Record) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,29 @@ class Row:
     images: tuple[bytes, ...] = ()
     """Encoded images; a batch decodes its own, since pixels take a thousand times the memory."""
 
+    earlier: tuple[slice, ...] = ()
+    """Answers within the prompt that are learnt as well, each with its end token."""
+
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
+
+    @property
+    def learnt(self) -> list[slice]:
+        """Places in `prompt + answer` of the tokens that are learnt."""
+        return [*self.earlier, slice(len(self.prompt), len(self))]
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens that are learnt."""
+        return sum(answer.stop - answer.start for answer in self.learnt)
+
+    def labels(self) -> list[int]:
+        """One for each token: itself where it is learnt, else IGNORED."""
+        tokens = self.prompt + self.answer
+        labels = [IGNORED] * len(tokens)
+        for answer in self.learnt:
+            labels[answer] = tokens[answer]
+        return labels
 
 
 class Encoder:
@@ -95,6 +116,46 @@ class Encoder:
         Raises UserError when the chat template does not render the answer after the prompt and
         end it with the end-of-sequence token.
         """
+        prompt, answer = self._prompt_and_answer(record)
+        if not record.images:
+            return Row(self.tokenizer(prompt, add_special_tokens=False).input_ids, answer)
+        # The call of the server: special tokens are already in the text.
+        encoded = self.processor(
+            text=[prompt], images=opened(record.images), add_special_tokens=False
+        )
+        return Row(list(encoded["input_ids"][0]), answer, record.images)
+
+    def conversation(self, record: Record) -> list[Row]:
+        """Rows that learn every answer of a conversation, after exactly what a server would see.
+
+        They are one row where the chat template goes on after an earlier answer as it ended it.
+        An answer that it prints in another way once it is history (without its reasoning, as
+        Qwen3's does) has a row of its own. Raises UserError as `encode` does.
+        """
+        row = self.encode(record)
+        # An image is one token before the processor repeats it.
+        image = self.processor.image_token_id if record.images else None
+        firsts = [
+            place
+            for place, token in enumerate(row.prompt)
+            if token != image or place == 0 or row.prompt[place - 1] != image
+        ]
+        history = [row.prompt[place] for place in firsts]
+        earlier, apart = [], []
+        for turn, (role, _) in enumerate(record.messages[:-1]):
+            if role == "assistant":
+                asked = record.until(turn)
+                text, answer = self._prompt_and_answer(asked)
+                prompt = self.tokenizer(text, add_special_tokens=False).input_ids
+                start, stop = len(prompt), len(prompt) + len(answer)
+                if history[:stop] == prompt + answer:
+                    earlier.append(slice(firsts[start], firsts[stop - 1] + 1))
+                else:
+                    apart.append(self.encode(asked))
+        return [*apart, replace(row, earlier=tuple(earlier))]
+
+    def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
+        """The prompt as text, and the answer's tokens with the end token."""
         if record.videos:
             raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
         messages = record.prompt()
@@ -107,14 +168,7 @@ class Encoder:
                 "the chat template must render the answer right after the prompt and end it with "
                 f"{self.tokenizer.eos_token}; it rendered {whole!r}"
             )
-        answer = answer[: answer.index(self.end) + 1]
-        if not record.images:
-            return Row(self.tokenizer(prompt, add_special_tokens=False).input_ids, answer)
-        # The call of the server: special tokens are already in the text.
-        encoded = self.processor(
-            text=[prompt], images=opened(record.images), add_special_tokens=False
-        )
-        return Row(list(encoded["input_ids"][0]), answer, record.images)
+        return prompt, answer[: answer.index(self.end) + 1]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
@@ -128,7 +182,7 @@ class Encoder:
         import torch
 
         sequences = [row.prompt + row.answer if answers else row.prompt for row in rows]
-        labels = [[IGNORED] * len(row.prompt) + row.answer for row in rows] if answers else []
+        labels = [row.labels() for row in rows] if answers else []
         width = max(map(len, sequences))
 
         def pad(lists: list[list[int]], value: int) -> Tensor:
@@ -187,10 +241,10 @@ def load_rows(
         # A vision set may hold rows of text alone, a text set nothing else.
         if shows != (recipe.modality == "vision") and (shows or split == "train"):
             raise UserError(f"the dataset of --run-id does not fit modality {recipe.modality}")
-        rows = []
+        rows: list[Row] = []
         with progress.bar(f"encode {split}", len(found)) as advance:
             for record in found:
-                rows.append(encoder.encode(record))
+                rows += encoder.conversation(record)
                 advance(1, "")
         kept[split] = [row for row in rows if len(row) <= recipe.max_length]
         left_out[split] = len(rows) - len(kept[split])

@@ -144,14 +144,15 @@ def pack(
     bounds = [0]
     predicting: list[int] = []
     for row in rows:
-        answer = bounds[-1] + len(row.prompt)
-        predicting += range(answer - 1, answer - 1 + len(row.answer))
+        for answer in row.learnt:
+            predicting += range(bounds[-1] + answer.start - 1, bounds[-1] + answer.stop - 1)
         bounds.append(bounds[-1] + len(row))
+    tokens = torch.tensor([token for row in rows for token in row.prompt + row.answer])
     return batch | {
-        "input_ids": torch.tensor([[token for row in rows for token in row.prompt + row.answer]]),
+        "input_ids": tokens[None],
         "position_ids": places if rope_index is None else places[:, None],
         "row_bounds": torch.tensor(bounds, dtype=torch.int32),
         "longest_row": max(map(len, rows)),
-        "labels": torch.tensor([token for row in rows for token in row.answer]),
+        "labels": tokens[1:][predicting],
         "predicting": torch.tensor(predicting),
     }

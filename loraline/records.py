@@ -48,6 +48,11 @@ class Record:
         """The last user turn as text."""
         return self.messages[-2][1]
 
+    def until(self, turn: int) -> Record:
+        """The conversation as it was when a turn was its answer; not for records with videos."""
+        messages = self.messages[: turn + 1]
+        return Record(messages, self.images[: sum(text.count(IMAGE) for _, text in messages)])
+
     def prompt(self) -> list[dict[str, Any]]:
         """Turns before the answer, in the form that chat templates take."""
         shows = bool(self.images or self.videos)

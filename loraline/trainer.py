@@ -221,7 +221,7 @@ class PackedTrainer(Trainer):
         )
         budget = budget or self.budget
         batches = self.packs([rows[i] for i in mine] or rows[:1], budget)
-        targets = sum(len(row.answer) for row in rows)
+        targets = sum(row.targets for row in rows)
         return Step([indices[i] for i in mine], batches, targets, budget)
 
     def packs(self, rows: Sequence[Row], budget: int) -> list[packing.MicroBatch]:
@@ -300,7 +300,7 @@ class PackedTrainer(Trainer):
         with torch.no_grad(), self.accelerator.autocast():
             for batch in self.loader(range(len(rows)), mine, pack):
                 total += self.model(**self._prepare_inputs(batch)).sum()
-        mean = float(self.accelerator.reduce(total)) / sum(len(row.answer) for row in rows)
+        mean = float(self.accelerator.reduce(total)) / sum(row.targets for row in rows)
         metrics = {"eval_loss": mean, "eval_perplexity": math.exp(min(mean, 700))}
         self.paused += time.monotonic() - started
         self.log(dict(metrics))

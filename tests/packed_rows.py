@@ -21,7 +21,10 @@ def picture(width: int, height: int, seed: int) -> bytes:
 
 
 def rows_for(encoder: Encoder, vision: bool) -> list[Row]:
-    """Rows of very different lengths; with vision: no image, one, and two of different sizes."""
+    """Rows of very different lengths; with vision: no image, one, and two of different sizes.
+
+    The longest learns an earlier answer, too.
+    """
     rng = random.Random(0)
     sizes = [[], [(56, 28)], [(28, 84), (56, 56)], [(84, 28)], []] if vision else [[]] * 5
     rows = []
@@ -34,7 +37,8 @@ def rows_for(encoder: Encoder, vision: bool) -> list[Row]:
         else:
             prompt = list(encoder.tokenizer(text).input_ids)
         answer = [rng.randrange(10, 300) for _ in range(words + 1)]
-        rows.append(Row(prompt, [*answer, encoder.end], pictures))
+        earlier = (slice(len(prompt) - 20, len(prompt) - 12),) if words == 8 else ()
+        rows.append(Row(prompt, [*answer, encoder.end], pictures, earlier))
     return rows
 
 

@@ -1,13 +1,18 @@
 import io
+from collections.abc import Sequence
+from itertools import cycle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_data import profile
 from PIL import Image
 
-from loraline import generation, models
-from loraline.encoding import IGNORED, Encoder
+from loraline import generation, models, records
+from loraline.encoding import IGNORED, Encoder, Row, load_rows
 from loraline.errors import UserError
-from loraline.records import Record, from_prompt
+from loraline.records import IMAGE, Record, from_prompt
 
 VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 ALL = ("mistral", *VISION)
@@ -61,6 +66,82 @@ def test_only_the_answer_and_its_end_are_predicted(tiny_base, architecture: str)
             predicted = [token for token in label if token != IGNORED]
             assert predicted[-1] == encoder.end
             assert encoder.decode(predicted[:-1]) == answer
+
+
+def talk(turns: Sequence[str], images: tuple[bytes, ...] = ()) -> Record:
+    """A conversation of user and assistant by turns, an image before each of the first turns."""
+    shown = [
+        IMAGE if turn < 2 * len(images) and turn % 2 == 0 else "" for turn in range(len(turns))
+    ]
+    said = [image + text for image, text in zip(shown, turns, strict=True)]
+    return Record(tuple(zip(cycle(("user", "assistant")), said, strict=False)), images)
+
+
+def lessons(rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
+    """Each answer that is learnt, after what stands before it."""
+    found = [(row.prompt + row.answer, answer) for row in rows for answer in row.learnt]
+    return sorted((tokens[: answer.start], tokens[answer]) for tokens, answer in found)
+
+
+def asked_by_turns(encoder: Encoder, record: Record) -> list[tuple[list[int], list[int]]]:
+    """What a server sees at each turn, and the answer to it."""
+    turns = range(1, len(record.messages), 2)
+    rows = [encoder.encode(record.until(turn)) for turn in turns]
+    return sorted((row.prompt, row.answer) for row in rows)
+
+
+def test_every_answer_is_learnt_in_one_row(tiny_base, architecture: str) -> None:
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    images = () if architecture == "mistral" else (drawing(168, 28), drawing(56, 84))
+    record = talk(["One?", "a", "And the two of them?", "b + c", "x", "yes, it is"], images)
+    (row,) = encoder.conversation(record)
+    last = encoder.encode(record)
+    assert (row.prompt, row.answer, row.images) == (last.prompt, last.answer, images)
+    assert lessons([row]) == asked_by_turns(encoder, record)
+    answers = [encoder.decode((row.prompt + row.answer)[answer]) for answer in row.learnt]
+    assert answers == ["a", "b + c", "yes, it is"]
+
+
+TEXT = st.text(st.sampled_from("ab1 \n.é中"), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("base", ["mistral", "qwen3-vl"])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
+def test_an_answer_is_learnt_after_what_a_server_would_see(
+    tiny_base, base: str, pairs: list[tuple[str, str]]
+) -> None:
+    encoder = encoder_of(tiny_base(base), base)
+    record = talk([text for pair in pairs for text in pair])
+    assert lessons(encoder.conversation(record)) == asked_by_turns(encoder, record)
+
+
+def test_training_learns_every_answer(tiny_base, tmp_path) -> None:
+    folder = tiny_base("mistral")
+    for split in ("train", "validation"):
+        records.write(tmp_path / f"{split}.parquet", [talk(["q", "a", "r", "b"])] * 3)
+    (tmp_path / "prompt.txt").write_text("{question}")
+    recipe = profile("text", base=str(folder))
+    base = models.locate(str(folder), None)
+    _, _, rows, _ = load_rows(tmp_path, recipe, base)
+    for split in rows.values():
+        assert [len(row.learnt) for row in split] == [2, 2, 2]
+
+
+def test_an_answer_that_history_shows_in_another_way_has_a_row_of_its_own(tiny_base) -> None:
+    thinks = (
+        "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }} = "
+        "{% else %}{% if loop.last %}(thought) {% endif %}{{ message.content }}</s>{% endif %}"
+        "{% endfor %}"
+    )
+    encoder = Encoder(tiny_base("mistral"), "text", chat_template=thinks)
+    record = talk(["one", "two", "; three", "four"])
+    rows = encoder.conversation(record)
+    assert [encoder.decode(row.prompt + row.answer) for row in rows] == [
+        "one = (thought) two",
+        "one = two; three = (thought) four",
+    ]
+    assert lessons(rows) == asked_by_turns(encoder, record)
 
 
 def test_prompt_and_answer_tokens_are_those_of_the_whole_conversation(

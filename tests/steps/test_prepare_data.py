@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -253,6 +254,30 @@ def test_the_report_is_logged_beside_the_dataset(step, workplace: Path) -> None:
     assert "&lt;/s&gt;</span></pre>" in page
     summary = mlflow.artifacts.load_text(f"runs:/{logged(workplace)}/report/report.md")
     assert "| train | 288 |" in summary
+
+
+def test_the_report_shows_every_answer_of_a_conversation_as_learnt(step, workplace: Path) -> None:
+    said = ["one?", "first", "two?", "second"]
+    talks = [
+        {
+            "messages": [
+                {"role": role, "content": f"{text} {n}"}
+                for role, text in zip(("user", "assistant") * 2, said, strict=True)
+            ]
+        }
+        for n in range(60)
+    ]
+    data = write_rows(workplace / "data", talks)
+    step("prepare_data", "--profile", "smoke-text", "--data", data, "--check-only")
+    page = (workplace / "outputs" / "report.html").read_text()
+    assert re.search(
+        r'<pre><span class="given">&lt;s&gt;\[INST\] one\? (\d+) \[/INST\]</span>'
+        r'<span class="learnt"> ?first \1&lt;/s&gt;</span>'
+        r'<span class="given"> ?\[INST\] two\? \1 \[/INST\]</span>'
+        r'<span class="learnt"> ?second \1&lt;/s&gt;</span></pre>',
+        page,
+    )
+    assert "Last answers are " in page
 
 
 def test_check_only_writes_the_report_and_logs_nothing(step, workplace: Path) -> None:
