@@ -89,6 +89,9 @@ class Encoder:
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {base} has no end-of-sequence token")
         self.end: int = self.tokenizer.eos_token_id
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self.prefixes = backend is not None and "Prepend(" in repr(backend.normalizer)
+        """Whether the tokenizer puts a space before every text (SentencePiece's dummy prefix)."""
         pad = self.tokenizer.pad_token_id
         self.pad: int = self.end if pad is None else pad
 
@@ -154,6 +157,10 @@ class Encoder:
                     apart.append(self.encode(asked))
         return [*apart, replace(row, earlier=tuple(earlier))]
 
+    def without_prefix(self, tail: str) -> str:
+        """What to tokenise for an answer that goes on behind a prompt, so that its space is one."""
+        return tail[1:] if self.prefixes and tail.startswith(" ") else tail
+
     def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
         """The prompt as text, and the answer's tokens with the end token."""
         if record.videos:
@@ -162,7 +169,7 @@ class Encoder:
         prompt = self._render(messages, add_generation_prompt=True)
         whole = self._render([*messages, {"role": "assistant", "content": record.answer}])
         tail = whole.removeprefix(prompt)
-        answer = self.tokenizer(tail, add_special_tokens=False).input_ids
+        answer = self.tokenizer(self.without_prefix(tail), add_special_tokens=False).input_ids
         if tail == whole or self.end not in answer:
             raise UserError(
                 "the chat template must render the answer right after the prompt and end it with "

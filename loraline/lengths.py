@@ -159,7 +159,7 @@ class Exact:
             raise UserError(
                 f"the chat template must end the answer with {self.end}; it rendered {tail[:400]!r}"
             )
-        return tail[: end + len(self.end)]
+        return self.encoder.without_prefix(tail[: end + len(self.end)])
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special ones."""

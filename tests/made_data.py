@@ -58,3 +58,28 @@ def film(frames: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48)) -> 
             container.mux(stream.encode(av.VideoFrame.from_ndarray(shade, "rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def prefixing_base(folder: Path) -> Path:
+    """A base of which only the tokenizer is there: it puts a space before every text, as the
+    `tokenizer.json` of Mistral 7B v0.1 does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=["\u2581", *map(chr, range(33, 127))],
+    )
+    made.train_from_iterator(["[INST] What is the capital of France? [/INST] Paris"] * 4, trainer)
+    made.pre_tokenizer = None
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    made.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_data import profile
+from made_data import prefixing_base, profile
 from PIL import Image
 
 from loraline import generation, models, records
@@ -193,6 +193,16 @@ def test_likelihood_does_not_depend_on_batch_or_padding(tiny_base, architecture:
     assert [answer.tokens for answer in answers] == [
         generation.answers(model, encoder, [row], 8, nothing)[0].tokens for row in rows
     ]
+
+
+def test_an_answer_begins_with_the_one_space_of_its_template(tmp_path) -> None:
+    encoder = Encoder(prefixing_base(tmp_path), "text")
+    record = talk(["What?", "Paris", "of France?", "is"])
+    (row,) = encoder.conversation(record)
+    whole = "<s>[INST] What? [/INST] Paris</s>[INST] of France? [/INST] is</s>"
+    assert row.prompt + row.answer == encoder.tokenizer(whole, add_special_tokens=False).input_ids
+    assert lessons([row]) == asked_by_turns(encoder, record)
+    assert encoder.tokenizer.convert_ids_to_tokens(row.answer) == ["\u2581is", "</s>"]
 
 
 def test_a_base_without_a_chat_template_gets_one(tiny_base, tmp_path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import picture, profile
+from made_data import picture, prefixing_base, profile
 from PIL import Image
 
 from loraline import lengths, pixels
@@ -22,10 +22,12 @@ ROOT = Path(__file__).parents[2]
 LIMITS = {"min_pixels": 3136, "max_pixels": 50176}
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
-def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base) -> None:
-    modality = "text" if architecture == "mistral" else "vision"
-    folder = tiny_base(architecture)
+@pytest.mark.parametrize(
+    "architecture", ["mistral", "prefixing", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+)
+def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base, tmp_path) -> None:
+    modality = "vision" if architecture.startswith("qwen") else "text"
+    folder = prefixing_base(tmp_path) if architecture == "prefixing" else tiny_base(architecture)
     recipe = profile(modality, base=str(folder), **(LIMITS if modality == "vision" else {}))
     ruler = lengths.lengths(lengths.tokenizer_folder(str(folder), None), recipe)
     encoder = Encoder(folder, modality, **(LIMITS if modality == "vision" else {}))
