@@ -111,6 +111,8 @@ class Shown:
 
     number: int
     question: str
+    """Empty where every row asks the same."""
+
     reference: str
     answers: Mapping[str, str]
     diff: str
@@ -119,8 +121,8 @@ class Shown:
     distance: float
     """Edit distance / longer length, 0 to 1, in canonical characters."""
 
-    image: str
-    """A data URL, or nothing."""
+    images: Sequence[str]
+    """Data URLs of those that are pictures."""
 
     remark: str
 
@@ -219,6 +221,12 @@ def ranked(evaluation: Evaluation) -> list[int]:
     )
 
 
+def asked_alike(evaluation: Evaluation) -> bool:
+    """Whether all rows ask the same, of an image each; the page has the prompt once already."""
+    first, *others = evaluation.held_out
+    return bool(first.images) and all(record.asked == first.asked for record in others)
+
+
 def shown(evaluation: Evaluation, index: int) -> Shown:
     record = evaluation.held_out[index]
     answer = evaluation.measured["tuned"].answers[index]
@@ -229,12 +237,12 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
     }
     return Shown(
         number=index,
-        question=record.question,
+        question="" if asked_alike(evaluation) else record.asked,
         reference=record.answer,
         answers={model: found.answers[index].text for model, found in evaluation.measured.items()},
         diff=difference(*canonical_pair(evaluation, index)),
         distance=distance(evaluation, index),
-        image=data_url(record.images[0]) if record.images else "",
+        images=list(filter(None, map(data_url, record.images))),
         remark=", ".join(text for text, holds in remarks.items() if holds),
     )
 

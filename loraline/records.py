@@ -48,6 +48,14 @@ class Record:
         """The last user turn as text."""
         return self.messages[-2][1]
 
+    @property
+    def asked(self) -> str:
+        """What a reader needs to judge the answer: the question, or all turns before the answer."""
+        before = self.messages[:-1]
+        if len(before) == 1:
+            return self.question
+        return "\n".join(f"[{role}] {content}" for role, content in before)
+
     def until(self, turn: int) -> Record:
         """The conversation as it was when a turn was its answer; not for records with videos."""
         messages = self.messages[: turn + 1]

@@ -154,7 +154,7 @@ def predictions(
     """Columns of the predictions table, one entry a held-out row."""
     table: dict[str, list[Any]] = {
         "row": list(range(len(held_out))),
-        "question": [record.question for record in held_out],
+        "question": [record.asked for record in held_out],
         "reference": [record.answer for record in held_out],
     }
     for model, found in measured.items():

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from loraline import evaluation_report, measurement
 from loraline.evaluation_report import Evaluation
 from loraline.generation import Answer
 from loraline.measurement import Measurement
-from loraline.records import from_prompt
+from loraline.records import Record, from_prompt
 
 HOSTILE = (
     "</dd></article><script>fetch('http://127.0.0.1:9/x')</script>",
@@ -104,6 +105,29 @@ def test_images_are_inside_the_page() -> None:
     page = evaluation_report.render(ordinary(images=True))
     assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 16
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_a_row_shows_what_was_asked_and_all_its_images() -> None:
+    evaluation = ordinary(images=True)
+    turns = ("user", "<image>which?"), ("assistant", "this"), ("user", "<image>and now?")
+    last = ("assistant", evaluation.held_out[9].answer)
+    several = Record((*turns, last), (picture(1), picture(2)))
+    rows = [several if i == 9 else row for i, row in enumerate(evaluation.held_out)]
+    page = evaluation_report.render(replace(evaluation, held_out=rows))
+    worst = page[page.index("Worst rows") :].split("</article>")[0]
+    assert "[user] &lt;image&gt;which?\n[assistant] this\n[user] &lt;image&gt;and now?" in worst
+    assert worst.count("<img src=") == 2
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_question_that_all_images_share_is_not_repeated(alike: bool) -> None:
+    evaluation = ordinary(images=True)
+    rows = [
+        from_prompt("read {question}", "it" if alike else str(i), row.answer, row.images[0])
+        for i, row in enumerate(evaluation.held_out)
+    ]
+    page = evaluation_report.render(replace(evaluation, held_out=rows))
+    assert ("<dt>question</dt>" in page) is not alike
 
 
 def test_hostile_text_stays_text() -> None:
