@@ -136,6 +136,9 @@ class Encoder:
         Qwen3's does) has a row of its own. Raises UserError as `encode` does.
         """
         row = self.encode(record)
+        turns = [i for i, (role, _) in enumerate(record.messages[:-1]) if role == "assistant"]
+        if not turns:
+            return [row]
         # An image is one token before the processor repeats it.
         image = self.processor.image_token_id if record.images else None
         firsts = [
@@ -145,16 +148,15 @@ class Encoder:
         ]
         history = [row.prompt[place] for place in firsts]
         earlier, apart = [], []
-        for turn, (role, _) in enumerate(record.messages[:-1]):
-            if role == "assistant":
-                asked = record.until(turn)
-                text, answer = self._prompt_and_answer(asked)
-                prompt = self.tokenizer(text, add_special_tokens=False).input_ids
-                start, stop = len(prompt), len(prompt) + len(answer)
-                if history[:stop] == prompt + answer:
-                    earlier.append(slice(firsts[start], firsts[stop - 1] + 1))
-                else:
-                    apart.append(self.encode(asked))
+        for turn in turns:
+            asked = record.until(turn)
+            text, answer = self._prompt_and_answer(asked)
+            prompt = self.tokenizer(text, add_special_tokens=False).input_ids
+            start, stop = len(prompt), len(prompt) + len(answer)
+            if history[:stop] == prompt + answer:
+                earlier.append(slice(firsts[start], firsts[stop - 1] + 1))
+            else:
+                apart.append(self.encode(asked))
         return [*apart, replace(row, earlier=tuple(earlier))]
 
     def without_prefix(self, tail: str) -> str:
