@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 from loraline.errors import Stopped
 
@@ -15,10 +15,43 @@ received: list[Stopped] = []
 extension, the exception is lost or becomes another one; long work looks here."""
 
 
-def stop(signum: int, frame: Any) -> None:
+AGAIN = 0.05
+"""Seconds after which a signal that struck a transaction is heard again."""
+
+
+def listen() -> None:
+    """Hear SIGTERM, and Ctrl-C unless it is ignored, as in the background of a script."""
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def stop(signum: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
-    received.append(Stopped(f"stopped by {signal.Signals(signum).name}; start it again"))
-    raise received[0]
+    if not put_off(stop, signum, frame):
+        received.append(Stopped(f"stopped by {signal.Signals(signum).name}; start it again"))
+        raise received[0]
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """The handler of Ctrl-C."""
+    if not put_off(interrupt, signum, frame):
+        raise KeyboardInterrupt
+
+
+def put_off(handler: Callable[..., None], signum: int, frame: FrameType | None) -> bool:
+    """Whether a signal struck a database transaction; then it is heard a little later.
+
+    A transaction that an exception leaves open keeps SQLite locked against the step itself, which
+    could no longer say how its run ended.
+    """
+    while frame is not None:
+        if "sqlalchemy" in frame.f_globals.get("__name__", ""):
+            signal.signal(signal.SIGALRM, lambda _, later: handler(signum, later))
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+            return True
+        frame = frame.f_back
+    return False
 
 
 def check() -> None:
@@ -34,7 +67,7 @@ def held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     before = [signal.signal(number, lambda signum, _: came.append(signum)) for number in numbers]
     try:
         yield

@@ -34,7 +34,7 @@ class LineCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         signals.received.clear()
-        signal.signal(signal.SIGTERM, signals.stop)
+        signals.listen()
         try:
             if out_dir := ctx.params.get("out_dir"):
                 try_to_write(out_dir)

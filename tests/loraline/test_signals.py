@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -11,6 +12,8 @@ import click
 import mlflow
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from loraline import progress, signals, tracking
 from loraline.step import LineCommand
@@ -18,9 +21,11 @@ from loraline.step import LineCommand
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
     signals.received.clear()
 
 
@@ -109,3 +114,23 @@ def test_a_run_that_is_stopped_while_it_is_opened_is_killed(
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (run.info.status, run.data.tags[tracking.FINGERPRINT]) == ("KILLED", "f")
     assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("moment", ["begin", "commit"])
+def test_a_signal_within_a_transaction_is_heard_after_it(
+    workplace: object, moment: str, number: signal.Signals, exit_code: int
+) -> None:
+    def work() -> None:
+        client = tracking.connect()
+        with tracking.open_run("prepare_data", name="x", fingerprint="f"):
+            event.listen(Engine, moment, lambda _: signal.raise_signal(number), once=True)
+            mlflow.log_metric("loss", 1.0)
+            time.sleep(10)
+            client.create_experiment("never")
+
+    started = time.monotonic()
+    assert told(work).exit_code == exit_code
+    assert time.monotonic() - started < 10
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 1.0})
