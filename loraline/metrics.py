@@ -129,9 +129,14 @@ def _bleu(predictions: Sequence[str], references: Sequence[str], tokenize: str) 
         def score(row: FloatArray) -> float:
             counts = [int(count) for count in row]
             found: Any = BLEU.compute_bleu(
-                counts[:4], counts[4:8], *counts[8:], effective_order=True
+                counts[:4],
+                counts[4:8],
+                *counts[8:],
+                smooth_method=scorer.smooth_method,
+                effective_order=True,
             )
-            return float(found.score)
+            # A perfect score is a rounding error above 100.
+            return min(float(found.score), 100.0)
 
         return np.apply_along_axis(score, -1, sums)
 

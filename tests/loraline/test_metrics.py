@@ -141,6 +141,44 @@ def test_bleu_equals_sacrebleu_on_its_own_command_line(
         assert metrics.bleu_13a(predictions, references).value == found
 
 
+@pytest.mark.parametrize(
+    ("predictions", "references"),
+    [
+        (["the cat is here ."], ["the cat was here ."]),
+        (["a b x d e", "q r s t"], ["a b c d e", "u v w x"]),
+        (["w x y z"], ["a b c d"]),
+    ],
+    ids=["no 3-grams match", "no 3-grams of two rows match", "nothing matches"],
+)
+def test_bleu_equals_sacrebleus_command_where_orders_have_no_match(
+    tmp_path: Path, predictions: list[str], references: list[str]
+) -> None:
+    (tmp_path / "predictions").write_text("\n".join(predictions))
+    (tmp_path / "references").write_text("\n".join(references))
+    command = [sys.executable, "-m", "sacrebleu", "references", "-i", "predictions"]
+    printed = subprocess.run(
+        [*command, "-m", "bleu", "--score-only", "--width", "4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found = metrics.bleu(predictions, references, "prose").value
+    assert found == pytest.approx(float(printed), abs=1e-4)
+
+
+SENTENCES = st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join)
+
+
+@given(st.lists(st.tuples(SENTENCES, SENTENCES), min_size=1, max_size=5))
+def test_bleu_is_sacrebleus_of_the_corpus(pairs: list[tuple[str, str]]) -> None:
+    from sacrebleu.metrics import BLEU
+
+    predictions, references = map(list, zip(*pairs, strict=True))
+    theirs = BLEU(effective_order=True).corpus_score(predictions, [references]).score
+    assert metrics.bleu(predictions, references, "prose").value == pytest.approx(theirs)
+
+
 def test_the_signature_names_tokenizer_smoothing_and_version() -> None:
     assert metrics.bleu_signature("latex").startswith("nrefs:1|case:mixed|eff:yes|tok:none|")
     assert "tok:13a|smooth:exp|version:" in metrics.bleu_signature("prose")
