@@ -202,16 +202,22 @@ def compare(scored: Mapping[str, Mapping[str, Metric]]) -> Comparison:
 def fingerprints(encoder: Encoder, agreed: Contract, held_out: Sequence[Record]) -> dict[str, str]:
     """SHA-256 of what must be equal before two models' numbers are compared.
 
-    `tokenizer` is the vocabulary, `template` the chat template and the pixel limits, `rows` the
-    held-out rows, images included.
+    `tokenizer` is the vocabulary, `template` the chat template and the pixel limits, `prompt` what
+    questions are put into, which the rows are asked with already, `rows` the held-out rows with
+    their images and videos.
     """
     rows = hashlib.sha256()
     for record in held_out:
         images = [hashlib.sha256(image).hexdigest() for image in record.images]
-        rows.update(json.dumps([record.messages, images]).encode())
+        videos = [
+            [video.fps, *(hashlib.sha256(frame).hexdigest() for frame in video.frames)]
+            for video in record.videos
+        ]
+        rows.update(json.dumps([record.messages, images, videos]).encode())
     return {
         "tokenizer": digest(sorted(encoder.tokenizer.get_vocab().items())),
         "template": digest([agreed.chat_template, agreed.min_pixels, agreed.max_pixels]),
+        "prompt": digest(agreed.prompt),
         "rows": rows.hexdigest(),
     }
 

@@ -126,7 +126,7 @@ def against_champion(
 ) -> Verdict:
     """Whether the candidate is surely better than the champion by the margin.
 
-    Numbers against another version, or on another tokenizer or template, say nothing.
+    Numbers against another version, or on another tokenizer, template or prompt, say nothing.
     """
     limit = f"above {margin:g}"
     if champion is None:
@@ -138,7 +138,10 @@ def against_champion(
         )
         return Verdict(name, None, limit, passed=False, detail=told)
     if tracking.CHAMPION_REFUSED in tags:
-        told = f"version {champion} cannot be compared: {tags[tracking.CHAMPION_REFUSED]}"
+        told = (
+            f"version {champion} cannot be compared: {tags[tracking.CHAMPION_REFUSED]}; a policy "
+            "with min_gain_over_champion: null judges without it"
+        )
         return Verdict(name, None, limit, passed=False, detail=told)
     value = metrics.get(name)
     return Verdict(name, value, limit, is_finite(value) and value > margin)

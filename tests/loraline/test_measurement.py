@@ -10,7 +10,7 @@ from loraline.encoding import Encoder
 from loraline.errors import UserError
 from loraline.generation import Answer
 from loraline.measurement import Measurement
-from loraline.records import from_prompt
+from loraline.records import Video, from_prompt
 
 DATA = Path(__file__).parents[2] / "test_data"
 ROWS = [from_prompt("{question}", "q", answer) for answer in ("yes it is so", "no", "maybe")]
@@ -107,10 +107,15 @@ def test_fingerprints_follow_vocabulary_template_pixels_and_rows(tiny_base) -> N
     assert differing(other, contract(), ROWS) == {"tokenizer"}
     assert differing(encoder, contract(chat_template="other"), ROWS) == {"template"}
     assert differing(encoder, contract(max_pixels=9408), ROWS) == {"template"}
+    assert differing(encoder, contract(prompt="Answer. {question}"), ROWS) == {"prompt"}
     assert differing(encoder, contract(), ROWS[:2]) == {"rows"}
     assert differing(encoder, contract(), ROWS[::-1]) == {"rows"}
     with_image = [*ROWS[:2], from_prompt("{question}", "q", "maybe", b"image")]
     assert differing(encoder, contract(), with_image) == {"rows"}
+    videos = [Video((b"a", b"b"), 2.0), Video((b"a", b"c"), 2.0), Video((b"a", b"b"), 1.0)]
+    with_videos = [[replace(ROWS[0], videos=(video,))] for video in videos]
+    found = [measurement.fingerprints(encoder, contract(), rows)["rows"] for rows in with_videos]
+    assert len(set(found)) == 3
 
 
 def test_what_is_not_installed_is_refused(monkeypatch) -> None:

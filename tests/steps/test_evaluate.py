@@ -93,3 +93,16 @@ def test_a_champion_on_another_template_is_not_compared_and_the_reason_is_kept(
     assert (workplace / "outputs" / "result").read_text() == "failed"
     gate = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     assert "version 1 cannot be compared" in gate.data.tags[tracking.REASON]
+
+
+def test_a_champion_that_was_asked_with_another_prompt_is_not_compared(
+    step, workplace: Path, data_run, quick, train, champion: str
+) -> None:
+    (workplace / "other.txt").write_text("Say it quickly. {question}")
+    again = step("prepare_data", "--profile", quick("data"), "--prompt", workplace / "other.txt")
+    assert again.exit_code == 0, again.output
+    two = train((workplace / "outputs" / "run-id").read_text(), quick("two", seed=2))
+    step("evaluate", "--run-id", two)
+    run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert run.data.tags[tracking.CHAMPION_REFUSED] == "it has another prompt"
+    assert "champion_bleu" not in run.data.metrics
