@@ -3,6 +3,12 @@
 The bootstrap (Efron 1979) draws as many rows as there are, with replacement, and recomputes the
 metric from the drawn rows' sums. All metrics of equally many rows use the same draws, so a gain is
 the difference on the same drawn rows (paired bootstrap, Koehn 2004).
+
+Where most rows are right, resampling shows nothing of the errors that these rows happen to be
+without: 72 right answers would make an interval from 1 to 1. So every resample also holds one row
+that is all wrong and one that is all right, each as heavy as an exponential draw: for a share of
+right answers that is Laplace's rule of succession (1814), a Beta(right + 1, wrong + 1). They weigh
+as much less as rows lie between the extremes, where the rows themselves show how values spread.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ class Interval:
 
 def interval(metric: Metric) -> Interval:
     """The metric and its interval; `low` and `high` are NaN for a single row."""
-    return _interval(metric.value, _resampled(metric), len(metric.rows))
+    return _interval(metric.value, _resampled(metric, _unseen()), len(metric.rows))
 
 
 def gain(metric: Metric, other: Metric) -> Interval:
@@ -44,14 +50,25 @@ def gain(metric: Metric, other: Metric) -> Interval:
         raise ValueError(f"{len(metric.rows)} rows cannot be paired with {len(other.rows)}")
     sign = 1 if metric.higher_is_better else -1
     with np.errstate(invalid="ignore"):
-        drawn = sign * (_resampled(metric) - _resampled(other))
+        # What one gets wrong unseen the other gets right, and the other way round.
+        drawn = sign * np.concatenate(
+            [
+                _resampled(metric, unseen) - _resampled(other, unseen[:, ::-1])
+                for unseen in (_unseen(), _unseen()[:, ::-1])
+            ]
+        )
         value = sign * float(np.subtract(metric.value, other.value))
     return _interval(value, drawn, len(metric.rows))
 
 
-def _resampled(metric: Metric) -> FloatArray:
+def _resampled(metric: Metric, unseen: FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore"):
-        return metric.of_sums(_draws(len(metric.rows)) @ metric.rows)
+        sums = _draws(len(metric.rows)) @ metric.rows
+        if metric.extremes is not None:
+            ends = metric.of_sums(metric.extremes)
+            extreme = np.isclose(metric.of_sums(metric.rows)[:, None], ends).any(axis=1)
+            sums += extreme.mean() * unseen @ metric.extremes
+        return metric.of_sums(sums)
 
 
 @functools.lru_cache(maxsize=1)
@@ -61,12 +78,18 @@ def _draws(rows: int) -> FloatArray:
     return rng.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)
 
 
+@functools.lru_cache(maxsize=1)
+def _unseen() -> FloatArray:
+    """Weights of the two rows that a resample holds besides, (resamples, 2)."""
+    return np.random.default_rng(SEED + 1).exponential(size=(RESAMPLES, 2))
+
+
 def _interval(value: float, drawn: FloatArray, rows: int) -> Interval:
     if rows < 2 or not (math.isfinite(value) and np.isfinite(drawn).all()):
         return Interval(value, math.nan, math.nan)
     tail = expanded_tail(rows)
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(value, float(low), float(high))
+    return Interval(value, min(float(low), value), max(float(high), value))
 
 
 def expanded_tail(rows: int) -> float:

@@ -56,6 +56,10 @@ class Metric:
 
     higher_is_better: bool
 
+    extremes: FloatArray | None = None
+    """What a row of the usual size would add with all wrong and with all right, (2, sums); None for
+    a metric without bounds."""
+
     @property
     def value(self) -> float:
         """The metric over all rows; NaN where it is not defined."""
@@ -66,6 +70,12 @@ def ratio(sums: FloatArray) -> FloatArray:
     """First sum over second; NaN over nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def from_zero_to_one(rows: FloatArray) -> FloatArray:
+    """The extremes of a share, whose rows add a part and its whole."""
+    whole = rows[:, -1].mean()
+    return np.array([[0.0, whole], [whole, whole]])
 
 
 def canonical(text: str, answer_format: str) -> str:
@@ -127,11 +137,12 @@ def _bleu(predictions: Sequence[str], references: Sequence[str], tokenize: str) 
 
     def of_sums(sums: FloatArray) -> FloatArray:
         def score(row: FloatArray) -> float:
-            counts = [int(count) for count in row]
+            *counts, answered, wanted = row.tolist()
             found: Any = BLEU.compute_bleu(
                 counts[:4],
-                counts[4:8],
-                *counts[8:],
+                counts[4:],
+                round(answered),
+                round(wanted),
                 smooth_method=scorer.smooth_method,
                 effective_order=True,
             )
@@ -140,8 +151,11 @@ def _bleu(predictions: Sequence[str], references: Sequence[str], tokenize: str) 
 
         return np.apply_along_axis(score, -1, sums)
 
-    rows = [counts(*pair) for pair in zip(predictions, references, strict=True)]
-    return Metric(np.array(rows, dtype=float), of_sums, higher_is_better=True)
+    scored = [counts(*pair) for pair in zip(predictions, references, strict=True)]
+    rows = np.array(scored, dtype=float)
+    totals, words = rows[:, 4:8].mean(axis=0), rows[:, -1:].mean(axis=0)
+    extremes = [np.concatenate([hits, totals, words, words]) for hits in (0 * totals, totals)]
+    return Metric(rows, of_sums, True, np.array(extremes))
 
 
 def _distances(
@@ -175,7 +189,8 @@ def levenshtein(
     def of_sums(sums: FloatArray) -> FloatArray:
         return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
 
-    return Metric(np.stack([distance, longest], axis=1), of_sums, higher_is_better=False)
+    rows = np.stack([distance, longest], axis=1)
+    return Metric(rows, of_sums, False, from_zero_to_one(rows))
 
 
 def levenshtein_mean(
@@ -198,7 +213,8 @@ def character_error_rate(
     The character error rate (CER) of speech and text recognition.
     """
     distance, wanted, _ = _distances(predictions, references, answer_format)
-    return Metric(np.stack([distance, wanted], axis=1), ratio, higher_is_better=False)
+    rows = np.stack([distance, wanted], axis=1)
+    return Metric(rows, ratio, False, from_zero_to_one(rows))
 
 
 def exact_match(
@@ -219,7 +235,7 @@ def exact_match_raw(predictions: Sequence[str], references: Sequence[str]) -> Me
 
 def _mean(values: FloatArray, *, higher_is_better: bool) -> Metric:
     rows = np.stack([values, np.ones_like(values)], axis=1)
-    return Metric(rows, ratio, higher_is_better)
+    return Metric(rows, ratio, higher_is_better, from_zero_to_one(rows))
 
 
 def eval_loss(nll: Sequence[float], tokens: Sequence[int]) -> Metric:
@@ -248,6 +264,14 @@ def f1(sums: FloatArray) -> FloatArray:
     return np.asarray(np.where(total > 0, 2 * sums[..., 0] / np.maximum(total, 1), 1.0))
 
 
+def _f1(counts: Sequence[Sequence[float]]) -> Metric:
+    """F1 of rows that add hits, what was predicted and what was wanted."""
+    rows = np.array(counts, dtype=float)
+    wanted = rows[:, 2].mean()
+    extremes = np.array([[0.0, wanted, wanted], [wanted, wanted, wanted]])
+    return Metric(rows, f1, True, extremes)
+
+
 def json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Metric:
     """F1 over the fields of JSON answers, 0 to 1, higher is better.
 
@@ -260,8 +284,7 @@ def json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Metr
         found, wanted = fields(parse_json(prediction)), fields(parse_json(reference))
         return [(found & wanted).total(), found.total(), wanted.total()]
 
-    rows = [counts(*pair) for pair in zip(predictions, references, strict=True)]
-    return Metric(np.array(rows, dtype=float), f1, higher_is_better=True)
+    return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 
 
 INVALID = object()
@@ -312,8 +335,7 @@ def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metri
                 taken[1].add(j)
         return [len(taken[0]), len(found), len(wanted)]
 
-    rows = [counts(*pair) for pair in zip(predictions, references, strict=True)]
-    return Metric(np.array(rows, dtype=float), f1, higher_is_better=True)
+    return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 
 
 def boxes(text: str) -> list[tuple[float, float, float, float]]:

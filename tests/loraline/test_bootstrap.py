@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from loraline.metrics import Metric
 def share(values) -> Metric:
     """A mean of the values, higher is better."""
     rows = np.stack([values, np.ones(len(values))], axis=1)
-    return Metric(rows, metrics.ratio, higher_is_better=True)
+    return Metric(rows, metrics.ratio, True, metrics.from_zero_to_one(rows))
 
 
 def loss(nll, tokens) -> Metric:
@@ -23,7 +24,7 @@ def edits(rng: np.random.Generator, rows: int) -> Metric:
     """A ratio of sums like the normalised edit distance: lengths vary, distances follow them."""
     longest = rng.integers(5, 60, rows)
     counts = np.stack([rng.binomial(longest, 0.3), longest], axis=1).astype(float)
-    return Metric(counts, metrics.ratio, higher_is_better=False)
+    return Metric(counts, metrics.ratio, False, metrics.from_zero_to_one(counts))
 
 
 def losses(rng: np.random.Generator, rows: int) -> Metric:
@@ -55,6 +56,61 @@ def test_a_95_percent_interval_covers_the_truth_95_percent_of_the_time(draw, row
     assert 0.93 <= inside / runs <= 0.97
 
 
+def mostly_right(rng: np.random.Generator, rows: int, wrong: float) -> Metric:
+    """Edit distances of answers of which few are wrong, by 30% of their characters."""
+    longest = rng.integers(5, 60, rows)
+    distance = rng.binomial(longest, 0.3) * (rng.random(rows) < wrong)
+    counts = np.stack([distance, longest], axis=1).astype(float)
+    return Metric(counts, metrics.ratio, False, metrics.from_zero_to_one(counts))
+
+
+@pytest.mark.parametrize("wrong", [0.01, 0.02, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("rows", [20, 50, 72, 200])
+def test_errors_too_rare_to_be_seen_are_within_the_interval(rows: int, wrong: float) -> None:
+    rng = np.random.default_rng(5)
+    runs = 500
+    matched = edited = 0
+    for _ in range(runs):
+        found = bootstrap.interval(share(rng.binomial(1, 1 - wrong, rows).astype(float)))
+        matched += found.low <= 1 - wrong <= found.high
+        found = bootstrap.interval(mostly_right(rng, rows, wrong))
+        edited += found.low <= 0.3 * wrong <= found.high
+    assert min(matched, edited) / runs >= 0.93
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0.03, 0.03), (0.06, 0.02), (0.2, 0.1)])
+@pytest.mark.parametrize("rows", [50, 200])
+def test_the_interval_of_a_gain_by_few_rows_covers_the_true_gain(
+    rows: int, won: float, lost: float
+) -> None:
+    rng = np.random.default_rng(6)
+    runs = 500
+    inside = 0
+    for _ in range(runs):
+        drawn = rng.random(rows)
+        base = (drawn >= won).astype(float)
+        tuned = ((drawn < won) | (drawn >= won + lost)).astype(float)
+        found = bootstrap.gain(share(tuned), share(base))
+        inside += found.low <= won - lost <= found.high
+    assert inside / runs >= 0.93
+
+
+def test_four_rows_won_and_none_lost_are_no_sure_gain() -> None:
+    """A sign test would say 0.125."""
+    base = np.array([0.0] * 4 + [1.0] * 68)
+    assert bootstrap.gain(share(np.ones(72)), share(base)).low < 0
+    base[:8] = 0
+    assert bootstrap.gain(share(np.ones(72)), share(base)).low > 0
+
+
+@pytest.mark.parametrize("rows", [20, 72, 500])
+def test_all_right_is_within_the_rule_of_three(rows: int) -> None:
+    """Of no error in n rows, the upper limit at 97.5% is 3.7 / n (Hanley 1983)."""
+    found = bootstrap.interval(share(np.ones(rows)))
+    assert found.high == 1
+    assert 1 - found.low == pytest.approx(3.7 / (rows + 3.7), rel=0.15)
+
+
 @pytest.mark.parametrize("rows", [50, 200])
 def test_the_interval_of_a_paired_gain_covers_the_true_gain(rows: int) -> None:
     rng = np.random.default_rng(2)
@@ -81,7 +137,7 @@ def test_bleu_intervals_cover_the_corpus_that_the_rows_were_drawn_from() -> None
     runs, inside = 300, 0
     for _ in range(runs):
         drawn = rng.choice(3000, 60, replace=False)
-        sample = Metric(population.rows[drawn], population.of_sums, higher_is_better=True)
+        sample = replace(population, rows=population.rows[drawn])
         interval = bootstrap.interval(sample)
         inside += interval.low <= population.value <= interval.high
     assert 0.93 <= inside / runs <= 0.97
@@ -103,8 +159,8 @@ def test_a_gain_turned_around_is_its_negative(pairs) -> None:
 
 
 def test_a_gain_is_positive_for_the_better_model_whichever_way_the_metric_points() -> None:
-    wanted = ["a b c d e f"] * 8
-    good, bad = wanted, ["a x c d e f"] * 8
+    wanted = ["a b c d e f"] * 80
+    good, bad = wanted, ["a x c d e f"] * 80
     for metric in (metrics.bleu, metrics.levenshtein, metrics.exact_match):
         found = bootstrap.gain(metric(good, wanted, "prose"), metric(bad, wanted, "prose"))
         assert found.low > 0
@@ -121,7 +177,10 @@ def test_pairing_the_rows_makes_a_gain_surer_than_two_intervals() -> None:
 
 def test_a_model_gains_nothing_over_itself() -> None:
     metric = share(np.array([0.0, 1.0, 1.0]))
-    assert bootstrap.gain(metric, metric) == bootstrap.Interval(0.0, 0.0, 0.0)
+    found = bootstrap.gain(metric, metric)
+    assert found.value == 0 and found.low == pytest.approx(-found.high)
+    losses = loss([1.0, 2.0, 3.0], [1, 1, 1])
+    assert bootstrap.gain(losses, losses) == bootstrap.Interval(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, math.inf], [1.0, math.nan]])
