@@ -64,8 +64,8 @@ class Evaluation:
     costs: Mapping[str, str]
 
 
-def facts(agreed: Contract, train_run: Run, data_run: Run) -> dict[str, str]:
-    """What the page says of the adapter and the data."""
+def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:
+    """What the page says of the adapter and the data, and of the champion, if there is another."""
     data, targets = data_run.data.params, ", ".join(agreed.target_modules)
     targets += ", vision parts" if agreed.trains_vision else ""
     targets += "; merged into the base" if agreed.export == "merged" else ""
@@ -76,6 +76,7 @@ def facts(agreed: Contract, train_run: Run, data_run: Run) -> dict[str, str]:
         "profile": train_run.data.tags[tracking.PROFILE],
         "data": f"{data['source']}, version {data['version']}",
         "training run": train_run.info.run_id,
+        **({"champion": champion} if champion else {}),
     }
 
 
@@ -411,11 +412,11 @@ def model_card(evaluation: Evaluation) -> str:
     models = list(found.values)
     lines = [f"# {evaluation.title}", ""]
     lines += [f"- {label}: {value}" for label, value in evaluation.facts.items()]
-    lines += ["", f"| metric | {' | '.join(models)} | gain over base |"]
-    lines += [f"|---|{'---|' * len(models)}---|"]
+    columns = ["metric", *models, *(f"gain over {other}" for other in found.gains)]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in measurement.HEADLINE:
-        values = " | ".join(told(found.values[model][name]) for model in models)
-        lines.append(f"| {name} | {values} | {told(found.gains['base'][name])} |")
+        values = [told(row[name]) for row in (*found.values.values(), *found.gains.values())]
+        lines.append(f"| {name} | {' | '.join(values)} |")
     counted = measurement.counts(evaluation.measured["tuned"].answers)
     lines += ["", "95% intervals in parentheses; a gain is positive where the adapter is better. "]
     lines[-1] += ", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in counted.items()) + "."

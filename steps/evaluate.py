@@ -84,7 +84,8 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         prints = measurement.fingerprints(encoder, agreed, held_out)
         mlflow.set_tags({f"{tracking.MEASURED}.{key}": print_ for key, print_ in prints.items()})
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
-        with comparable_champion(champion, held_out, agreed.base_revision, prints) as other:
+        comparable = comparable_champion(champion, held_out, agreed.base_revision, prints)
+        with comparable as (other, champion_told):
             adapters = {"base": None, "tuned": adapter, **other}
             measured = measurement.measure(engine, agreed, base, adapters, encoder, held_out)
         mlflow.log_table(predictions(held_out, measured), "predictions.json")
@@ -99,7 +100,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
         evaluation = evaluation_report.Evaluation(
             train_run.info.run_name,
-            evaluation_report.facts(agreed, train_run, data_run),
+            evaluation_report.facts(agreed, train_run, data_run, champion_told),
             held_out,
             measured,
             found,
@@ -120,20 +121,22 @@ def comparable_champion(
     held_out: Sequence[Record],
     base_revision: str,
     prints: Mapping[str, str],
-) -> Iterator[dict[str, Path]]:
-    """The champion's adapter, if its numbers on these rows can be compared; else a tag says why."""
+) -> Iterator[tuple[dict[str, Path], str | None]]:
+    """The champion's adapter, if its numbers on these rows can be compared, and words for both."""
     import mlflow
 
     from loraline import contract, measurement, models
     from loraline.encoding import Encoder
 
     if champion is None:
-        yield {}
+        yield {}, None
         return
+    version = f"version {champion.version}"
     mlflow.set_tag(tracking.CHAMPION, str(champion.version))
     if not champion.source.startswith("models:/"):
-        mlflow.set_tag(tracking.CHAMPION_REFUSED, f"{champion.source} was not logged by this line")
-        yield {}
+        refused = f"{champion.source} was not logged by this line"
+        mlflow.set_tag(tracking.CHAMPION_REFUSED, refused)
+        yield {}, f"{version}, not measured: {refused}"
         return
     with tracking.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
         agreed = contract.read(adapter)
@@ -143,9 +146,12 @@ def comparable_champion(
             differing = [key for key, value in prints.items() if theirs[key] != value]
         else:
             differing = ["base"]
-        if differing:
-            mlflow.set_tag(tracking.CHAMPION_REFUSED, f"it has another {' and '.join(differing)}")
-        yield {} if differing else {"champion": adapter}
+        if not differing:
+            yield {"champion": adapter}, version
+            return
+        refused = f"it has another {' and '.join(differing)}"
+        mlflow.set_tag(tracking.CHAMPION_REFUSED, refused)
+        yield {}, f"{version}, not measured: {refused}"
 
 
 def predictions(
@@ -231,8 +237,11 @@ def print_headline(found: Comparison) -> None:
 
     for name in measurement.HEADLINE:
         told = ", ".join(f"{model} {row[name].value:.3f}" for model, row in found.values.items())
-        gain = found.gains["base"][name]
-        click.echo(f"{name}: {told} (gain over base {gain.low:.3f} to {gain.high:.3f})")
+        gains = (
+            f"gain over {other} {gains[name].low:.3f} to {gains[name].high:.3f}"
+            for other, gains in found.gains.items()
+        )
+        click.echo(f"{name}: {told} ({', '.join(gains)})")
 
 
 if __name__ == "__main__":

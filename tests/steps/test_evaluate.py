@@ -65,13 +65,17 @@ def test_the_champion_answers_the_same_rows(
     step, workplace: Path, data_run, quick, train, champion: str
 ) -> None:
     two = train(data_run, quick("two", seed=2))
-    assert step("evaluate", "--run-id", two).exit_code == 0
+    result = step("evaluate", "--run-id", two)
+    assert "gain over champion" in result.stdout
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     assert run.data.tags[tracking.CHAMPION] == "1"
     assert tracking.CHAMPION_REFUSED not in run.data.tags
     gain = run.data.metrics["gain_over_champion_eval_loss"]
     better = run.data.metrics["champion_eval_loss"] - run.data.metrics["tuned_eval_loss"]
     assert gain == pytest.approx(better) and gain != 0
+    card = mlflow.get_run(two).data.tags[tracking.NOTE]
+    assert "- champion: version 1\n" in card
+    assert "| metric | base | tuned | champion | gain over base | gain over champion |" in card
     step("evaluate", "--run-id", champion)
     own = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     assert tracking.CHAMPION not in own.data.tags
@@ -105,4 +109,6 @@ def test_a_champion_that_was_asked_with_another_prompt_is_not_compared(
     step("evaluate", "--run-id", two)
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     assert run.data.tags[tracking.CHAMPION_REFUSED] == "it has another prompt"
+    card = mlflow.get_run(two).data.tags[tracking.NOTE]
+    assert "- champion: version 1, not measured: it has another prompt\n" in card
     assert "champion_bleu" not in run.data.metrics
