@@ -294,24 +294,32 @@ def parse_json(text: str) -> Any:
     """The JSON value of an answer, also from a fenced block; INVALID if there is none."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
-        return json.loads(fenced.group(1) if fenced else text)
+        value = json.loads(fenced.group(1) if fenced else text, parse_float=json_number)
+        # Written in one form, too: what is nested too deeply for that is no answer either.
+        json.dumps(value)
     except (ValueError, RecursionError):
         return INVALID
+    return value
 
 
-def fields(value: Any, path: str = "") -> Counter[tuple[str, str]]:
+def json_number(text: str) -> float:
+    """1.0 and 1 are the same number in JSON."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+def fields(value: Any) -> Counter[tuple[str, str]]:
     """Leaves of a JSON value by path, `a.b[]`, with values as JSON."""
-    if value is INVALID:
-        return Counter()
-    if isinstance(value, dict) and value:
-        items = [(f"{path}.{key}", entry) for key, entry in value.items()]
-    elif isinstance(value, list) and value:
-        items = [(f"{path}[]", entry) for entry in value]
-    else:
-        return Counter([(path, json.dumps(value))])
     found: Counter[tuple[str, str]] = Counter()
-    for key, entry in items:
-        found += fields(entry, key)
+    waiting = [] if value is INVALID else [("", value)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict) and value:
+            waiting += [(f"{path}.{key}", entry) for key, entry in value.items()]
+        elif isinstance(value, list) and value:
+            waiting += [(f"{path}[]", entry) for entry in value]
+        else:
+            found[path, json.dumps(value)] += 1
     return found
 
 

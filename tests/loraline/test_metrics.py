@@ -250,3 +250,16 @@ def test_iou_is_symmetric_between_0_and_1_and_1_for_itself(one, other) -> None:
     assert metrics.iou(one, other) == metrics.iou(other, one)
     assert 0 <= metrics.iou(one, other) <= 1
     assert metrics.iou(one, one) == 1
+
+
+@pytest.mark.parametrize("depth", [10, 900, 985, 990, 995, 1000, 100_000])
+def test_an_answer_of_any_depth_is_scored(depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    for metric in (metrics.json_field_f1([nested], ["[1]"]), metrics.bleu([nested], ["1"], "json")):
+        assert metric.value == 0
+
+
+def test_numbers_are_equal_however_they_are_written() -> None:
+    assert metrics.json_field_f1(['{"a": 1.0, "b": 2e3}'], ['{"a": 1, "b": 2000}']).value == 1
+    assert metrics.exact_match(['{"a": 1.50}'], ['{"a":1.5}'], "json").value == 1
+    assert metrics.json_field_f1(['{"a": 1.5}'], ['{"a": 1}']).value == 0
