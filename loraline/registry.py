@@ -28,6 +28,9 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 
 PROMOTED = "loraline.promoted"
+PROMOTED_GATE = "loraline.promoted.gate_run_id"
+"""The gate run that a version was promoted by: what a rollback goes by, whatever came later."""
+
 ROLLED_BACK = "loraline.rolled_back"
 
 LOCK_SUFFIX = ".lock"
@@ -222,6 +225,16 @@ def gate_run_of(version: ModelVersion) -> str:
     return version.tags[tracking.GATE_RUN]
 
 
+def promoting_gate_run_of(version: ModelVersion) -> str:
+    """The gate run that a champion, of today or before, was promoted by.
+
+    A later verdict on it does not count: judged again, an old champion is no better than its
+    successor, which says nothing against going back to it. A version whose alias was set by hand
+    was promoted by nothing and is held to its last verdict, as by `gate_run_of`.
+    """
+    return version.tags.get(PROMOTED_GATE) or gate_run_of(version)
+
+
 def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:
     """Make the candidate the champion and the champion before it `previous`; return its version.
 
@@ -237,7 +250,7 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
         raise UserError(
             f"the candidate of {name!r} is version {version}, not {reviewed}: review it first"
         )
-    gate_run_of(candidate)
+    gate_run = gate_run_of(candidate)
     before = version_of(client, name, CHAMPION)
     if before is not None and str(before.version) == version:
         return version
@@ -249,6 +262,7 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     replaced = str(before.version) if before else "none"
     audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
     client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
+    client.set_model_version_tag(name, version, PROMOTED_GATE, gate_run)
     if before is not None:
         client.set_registered_model_alias(name, PREVIOUS, replaced)
     elif version_of(client, name, PREVIOUS) is not None:
@@ -260,14 +274,15 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
 def roll_back(client: MlflowClient, name: str, by: str) -> str:
     """Make `previous` the champion again; return its version.
 
-    `previous` is gone afterwards, so that a repeated call never goes back two steps. Raises
-    UserError when there is nothing to go back to. The caller holds the lock.
+    It asks for what `previous` was promoted by, not for verdicts that came later. `previous` is
+    gone afterwards, so that a repeated call never goes back two steps. Raises UserError when there
+    is nothing to go back to. The caller holds the lock.
     """
     champion, previous = (version_of(client, name, alias) for alias in (CHAMPION, PREVIOUS))
     if champion is None or previous is None:
         missing = CHAMPION if champion is None else PREVIOUS
         raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
-    gate_run_of(previous)
+    promoting_gate_run_of(previous)
     version, replaced = str(previous.version), str(champion.version)
     if version != replaced:
         audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")

@@ -50,7 +50,11 @@ def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> N
         else:
             now = registry.promote(client, model, version, by)
     click.echo(f"champion models:/{model}/{now}, by {by}")
-    gate_run = registry.gate_run_of(client.get_model_version(model, now))
+    champion = client.get_model_version(model, now)
+    if champion.tags.get(tracking.RESULT) == "failed":
+        reason = champion.tags.get(tracking.REASON)
+        click.echo(f"warning: a later gate rejected version {now}: {reason}", err=True)
+    gate_run = registry.promoting_gate_run_of(champion)
     tracking.hand_over(out_dir, gate_run, version=now)
 
 

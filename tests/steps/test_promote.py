@@ -60,6 +60,38 @@ def test_the_champion_before_stays_as_previous_and_comes_back(
     assert (workplace / "outputs" / "run-id").read_text() == first
 
 
+def test_an_old_champion_that_is_judged_again_can_still_be_gone_back_to(
+    step, candidate, passed, workplace: Path
+) -> None:
+    first = candidate(name="one")
+    step("quality_gate", "--run-id", first)
+    promoted_by = (workplace / "outputs" / "run-id").read_text()
+    step("promote", "--model", MODEL)
+    passed("two")
+    step("promote", "--model", MODEL)
+    step("quality_gate", "--run-id", first)
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    assert aliases() == ("2", "2", "1")
+    result = step("promote", "--model", MODEL, "--rollback")
+    assert result.exit_code == 0
+    assert "warning: a later gate rejected version 1: gain_over_champion" in result.stderr
+    assert aliases() == ("2", "1", None)
+    assert (workplace / "outputs" / "run-id").read_text() == promoted_by
+    assert mlflow.get_run(promoted_by).data.tags[tracking.RESULT] == "passed"
+
+
+def test_a_previous_that_was_never_promoted_is_held_to_its_last_verdict(step, passed) -> None:
+    passed("one")
+    passed("two")
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(MODEL, "champion", "2")
+    client.set_model_version_tag(MODEL, "1", tracking.RESULT, "failed")
+    result = step("promote", "--model", MODEL, "--rollback")
+    assert result.exit_code == 2
+    assert "was rejected" in result.stderr
+    assert alias("champion") == "2"
+
+
 def test_every_move_leaves_a_trace(step, passed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "ada")
     passed("one")
