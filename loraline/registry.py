@@ -91,16 +91,20 @@ def register(client: MlflowClient, name: str, model_id: str) -> str:
     return version
 
 
-def withdraw(client: MlflowClient, name: str, model_id: str, tags: Mapping[str, str]) -> None:
-    """Take `candidate` from a logged model that was rejected after all, and tag its version.
-
-    A champion stays: a person put it there. The caller holds the lock.
-    """
-    version = version_of_model(client, name, model_id)
-    if version is None:
-        return
+def describe(
+    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], card: str
+) -> None:
+    """Say the last verdict on a version, in its tags and in its description alike."""
+    client.update_model_version(name, version, card)
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
+
+
+def withdraw(client: MlflowClient, name: str, version: str) -> None:
+    """Take `candidate` from a version that was rejected after all; the caller holds the lock.
+
+    A champion stays: a person put it there.
+    """
     candidate = version_of(client, name, CANDIDATE)
     if candidate is not None and str(candidate.version) == version:
         client.delete_registered_model_alias(name, CANDIDATE)

@@ -85,12 +85,7 @@ def quality_gate(
         # The training run's tags are shared by all its gates, so they too are the lock's.
         with registry.locked(client, name):
             tag_runs(client, verdicts, result, run, train_run)
-            if result == "passed":
-                register(client, name, verdicts, run, train_run)
-            else:
-                model_id = train_run.data.tags[tracking.MODEL_ID]
-                tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
-                registry.withdraw(client, name, model_id, tags)
+            register(client, name, verdicts, result, run, train_run)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
@@ -130,20 +125,33 @@ def tag_runs(
 
 
 def register(
-    client: MlflowClient, name: str, verdicts: Sequence[Verdict], run: Run, train_run: Run
+    client: MlflowClient,
+    name: str,
+    verdicts: Sequence[Verdict],
+    result: str,
+    run: Run,
+    train_run: Run,
 ) -> None:
-    """Register the logged model, once however often the gate runs, and point the alias at it.
+    """Register a logged model that passed, once however often the gate runs, and move the alias.
 
-    The caller holds the registered model's lock.
+    One that was rejected gets no version; if it has one, that loses the alias and says why. The
+    caller holds the registered model's lock.
     """
     from loraline import registry
 
-    version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
+    model_id = train_run.data.tags[tracking.MODEL_ID]
+    if result == "passed":
+        version = registry.register(client, name, model_id)
+    elif (known := registry.version_of_model(client, name, model_id)) is not None:
+        version = known
+    else:
+        return
     card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
-    client.update_model_version(name, version, card)
-    tags = {**told(verdicts, "passed"), tracking.GATE_RUN: run.info.run_id}
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
+    tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
+    registry.describe(client, name, version, tags, card)
+    if result == "failed":
+        registry.withdraw(client, name, version)
+        return
     for target in (run, train_run):
         client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
         client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)

@@ -85,6 +85,20 @@ def test_a_candidate_that_is_rejected_after_all_loses_the_alias(
     assert "tuned_bleu" in tags[tracking.REASON]
 
 
+def test_a_versions_description_says_the_verdict_that_its_tags_say(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    for policy, result in (((), "passed"), (("--policy", "strict.yaml"), "failed"), ((), "passed")):
+        step("quality_gate", "--run-id", run_id, *policy)
+        version = mlflow.MlflowClient().get_model_version(MODEL, "1")
+        assert version.tags[tracking.RESULT] == result
+        verdict = version.description.partition("## Quality gate")[2].strip()
+        assert verdict.startswith(f"{result}: {version.tags[tracking.REASON]}\n")
+        assert ("| tuned_bleu | 70 | at least 99 | FAILED |" in verdict) == (result == "failed")
+
+
 def test_a_verdict_that_a_later_gate_replaced_is_given_anew(
     step, workplace: Path, candidate
 ) -> None:
