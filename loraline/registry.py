@@ -8,6 +8,7 @@ candidate before.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 import uuid
@@ -125,25 +126,30 @@ def move_candidate(client: MlflowClient, name: str, version: str) -> None:
 
 
 @contextmanager
-def locked(client: MlflowClient, name: str, lease_seconds: float = LEASE_SECONDS) -> Iterator[None]:
+def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) -> Iterator[None]:
     """Hold the registered model's lock, on whatever machines the others are.
 
     The lock is a registered model of its own beside it: the store lets one of several create it,
-    since names are unique. A lock whose holder died is renamed after its holder first, which one
-    of several can do, too, and then made anew. Raises TryAgain when the lock is not to be had.
+    since names are unique. A lock whose holder died is deleted (see `clear`) and then made anew.
+    The lease is not renewed: a holder that stands still for longer than `lease_seconds`,
+    LEASE_SECONDS unless given, may find that another went on. Raises TryAgain when the lock is not
+    to be had.
     """
     lock = f"{name}{LOCK_SUFFIX}"
+    with held(client, lock, LEASE_SECONDS if lease_seconds is None else lease_seconds) as holder:
+        sweep(client, lock, holder)
+        yield
+
+
+@contextmanager
+def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]:
+    """Hold one entry of the registry, and give its holder, a name that never comes again."""
     holder = f"{place()}:{os.getpid()}:{uuid.uuid4().hex}"
     acquire(client, lock, holder, lease_seconds)
     try:
-        yield
+        yield holder
     finally:
-        if holder_of(client, lock) == holder:
-            with races_lost():
-                client.delete_registered_model(lock)
-        for broken in client.search_registered_models(f"name LIKE '{lock}-%'"):
-            with races_lost():
-                client.delete_registered_model(broken.name)
+        delete_held(client, lock, holder)
 
 
 def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
@@ -160,18 +166,62 @@ def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) 
         if found != seen:
             seen, since = found, time.monotonic()
         if found and (is_dead(found) or time.monotonic() - since > lease_seconds):
-            # Its holder's name is free once, so of several who find it dead one renames it.
-            with races_lost():
-                client.rename_registered_model(lock, f"{lock}-{found.rpartition(':')[2]}")
+            clear(client, lock, found, lease_seconds)
         else:
             time.sleep(POLL_SECONDS)
     raise TryAgain(f"registered model {lock.removesuffix(LOCK_SUFFIX)!r} is locked by {seen}")
 
 
+def clear(client: MlflowClient, lock: str, dead: str, lease_seconds: float) -> None:
+    """Delete a dead holder's lock, and never that of one who came after it.
+
+    The store can neither delete nor rename an entry on condition of its holder. So only who holds
+    a second lock, named after the dead holder, may delete the first, and looks again inside:
+    whoever comes late finds another holder, or none. A holder of the second lock that died is
+    cleared in the same way, by a third.
+    """
+    with held(client, breaking(lock, dead), lease_seconds):
+        delete_held(client, lock, dead)
+
+
+def breaking(lock: str, holder: str) -> str:
+    """The lock that has to be held to delete this holder's lock."""
+    return f"{lock}-{holder.rpartition(':')[2]}"
+
+
+def delete_held(client: MlflowClient, lock: str, holder: str) -> None:
+    """Delete a lock if it is still this holder's."""
+    if holder_of(client, lock) == holder:
+        with races_lost():
+            client.delete_registered_model(lock)
+
+
+def sweep(client: MlflowClient, lock: str, holder: str) -> None:
+    """Delete what died with those who were clearing locks of earlier holders.
+
+    Nobody needs these any more: whoever gets one sees that the lock has another holder by now.
+    """
+    own = breaking(lock, holder)
+    # In LIKE, an underscore of the name stands for any character, and a model may be named alike.
+    of_the_lock = re.compile(rf"{re.escape(lock)}(-[0-9a-f]{{32}})+")
+    for found in client.search_registered_models(f"name LIKE '{lock}-%'"):
+        if of_the_lock.fullmatch(found.name) and not found.name.startswith(own):
+            with races_lost():
+                client.delete_registered_model(found.name)
+
+
 def holder_of(client: MlflowClient, lock: str) -> str | None:
-    """Who holds a lock; None if nobody does, or no longer by the time that is read."""
+    """Who holds a lock; None if nobody does, or no longer by the time that is read.
+
+    Raises UserError if the name belongs to a registered model that is no lock.
+    """
     with races_lost():
-        return client.get_registered_model(lock).tags.get(HOLDER)
+        holder = client.get_registered_model(lock).tags.get(HOLDER)
+        if holder is None:
+            raise UserError(
+                f"registered model {lock!r} has the name that a lock needs: rename it in MLflow"
+            )
+        return holder
     return None
 
 
