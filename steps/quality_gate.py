@@ -57,12 +57,14 @@ def quality_gate(
     limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
     limits = rules.load(Path(policy) if policy else None, limits)
     name = tracking.profile(client, train_run).registered_model
-    champion = registry.other_champion(client, name, train_run.data.tags[tracking.MODEL_ID])
-    against = str(champion.version) if champion else None
-    fingerprint = tracking.fingerprint(
-        __file__, {"upstream": run_id, "limits": limits.model_dump(), "champion": against}
-    )
-    done = None if force else tracking.finished_run(client, "quality_gate", fingerprint)
+    model_id = train_run.data.tags[tracking.MODEL_ID]
+
+    def fingerprint(champion: str | None) -> str:
+        inputs = {"upstream": run_id, "limits": limits.model_dump(), "champion": champion}
+        return tracking.fingerprint(__file__, inputs)
+
+    same = fingerprint(other_champion(client, name, model_id))
+    done = None if force else tracking.finished_run(client, "quality_gate", same)
     if done and still_holds(client, done, train_run):
         result = done.data.tags[tracking.RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
@@ -70,25 +72,36 @@ def quality_gate(
         return
 
     with tracking.adapter(train_run) as adapter:
+        served = servable(adapter)
+    # Under the lock, since no champion may be promoted between the verdict and what follows from
+    # it; the training run's tags are shared by all its gates, so they too are the lock's.
+    with registry.locked(client, name):
+        champion = other_champion(client, name, model_id)
         metrics, tags = eval_run.data.metrics, eval_run.data.tags
-        verdicts = [*rules.judge(metrics, tags, limits, against), servable(adapter)]
-    result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
-    with tracking.open_run(
-        "quality_gate",
-        name=f"gate {train_run.info.run_name}",
-        fingerprint=fingerprint,
-        upstream=eval_run,
-        parent=train_run,
-    ) as run:
-        judged = [asdict(verdict) for verdict in verdicts]
-        mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
-        # The training run's tags are shared by all its gates, so they too are the lock's.
-        with registry.locked(client, name):
+        verdicts = [*rules.judge(metrics, tags, limits, champion), served]
+        result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
+        with tracking.open_run(
+            "quality_gate",
+            name=f"gate {train_run.info.run_name}",
+            fingerprint=fingerprint(champion),
+            upstream=eval_run,
+            parent=train_run,
+        ) as run:
+            judged = [asdict(verdict) for verdict in verdicts]
+            mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
             tag_runs(client, verdicts, result, run, train_run)
             register(client, name, verdicts, result, run, train_run)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
+
+
+def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None:
+    """The version of today's champion, unless it is this logged model itself."""
+    from loraline import registry
+
+    found = registry.other_champion(client, name, model_id)
+    return str(found.version) if found else None
 
 
 def servable(adapter: Path) -> Verdict:

@@ -288,6 +288,30 @@ def test_numbers_that_cannot_be_compared_with_the_champion_are_refused(
     assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
 
 
+def test_a_champion_that_is_promoted_while_the_gate_works_is_the_one_that_counts(
+    step, workplace: Path, candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        step("quality_gate", "--run-id", candidate(name=name))
+    promote("1")
+    gain = {"gain_over_champion_levenshtein_low": 0.5}
+    run_id = candidate(name="three", tags=against("1"), **gain)
+    locked = registry.locked
+
+    def promoted_before(*arguments):
+        promote("2")
+        return locked(*arguments)
+
+    with monkeypatch.context() as late:
+        late.setattr(registry, "locked", promoted_before)
+        step("quality_gate", "--run-id", run_id)
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    told = "the champion is version 2, compared with 1: evaluate again"
+    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+    assert (versions(), alias()) == (["1", "2"], "2")
+    assert "reused" in step("quality_gate", "--run-id", run_id).stdout
+
+
 def test_the_champion_itself_is_not_compared_with_itself(step, workplace: Path, candidate) -> None:
     run_id = candidate()
     step("quality_gate", "--run-id", run_id)
