@@ -53,12 +53,20 @@ LOST_RACES = (
 
 
 def known(client: MlflowClient, name: str) -> None:
-    """Raises UserError, with the names that there are, if there is no such registered model."""
-    names = [found.name for found in client.search_registered_models()]
-    names = [found for found in names if LOCK_SUFFIX not in found]
-    if name not in names:
-        told = ", ".join(names) or "none"
-        raise UserError(f"there is no registered model {name!r} in {tracking.uri()}; found: {told}")
+    """Raises UserError, with names that there are, if there is no such registered model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if HOLDER not in client.get_registered_model(name).tags:
+            return
+    except MlflowException as error:
+        # A name that MLflow takes for none is an invalid parameter.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    found = client.search_registered_models()
+    names = [each.name for each in found if HOLDER not in each.tags] + ["..."] * bool(found.token)
+    told = ", ".join(names) or "none"
+    raise UserError(f"there is no registered model {name!r} in {tracking.uri()}; found: {told}")
 
 
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

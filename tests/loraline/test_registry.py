@@ -97,6 +97,17 @@ def test_a_lock_of_another_machine_is_taken_over_after_its_lease(client) -> None
     assert names(client) == set()
 
 
+def test_the_lease_is_the_one_that_counts_at_that_moment(
+    client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "LEASE_SECONDS", 0.4)
+    hold(client, "elsewhere:1:abc")
+    started = time.monotonic()
+    with registry.locked(client, MODEL):
+        assert time.monotonic() - started < 20
+    assert names(client) == set()
+
+
 def test_of_several_who_find_a_dead_lock_one_is_inside_at_a_time(client) -> None:
     hold(client, "elsewhere:1:abc")
     inside: list[int] = []
@@ -223,3 +234,21 @@ def test_an_alias_that_is_not_set_is_none(client) -> None:
     assert registry.version_of(client, MODEL, "candidate") is None
     client.create_registered_model(MODEL)
     assert registry.version_of(client, MODEL, "candidate") is None
+
+
+def test_a_model_is_known_however_many_there_are_and_whatever_its_name(client) -> None:
+    for number in range(101):
+        client.create_registered_model(f"model-{number:03}")
+    client.create_registered_model("some.locked.lora")
+    for name in ("model-100", "some.locked.lora"):
+        registry.known(client, name)
+    with pytest.raises(UserError, match=r"no registered model 'nothing' .*, model-099, \.\.\."):
+        registry.known(client, "nothing")
+
+
+def test_a_lock_is_no_model(client) -> None:
+    with (
+        registry.locked(client, MODEL),
+        pytest.raises(UserError, match=r"no registered model 'some-lora\.lock' .*found: none"),
+    ):
+        registry.known(client, LOCK)
