@@ -305,13 +305,11 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     lock. Cut anywhere, it can be repeated.
     """
     candidate = version_of(client, name, CANDIDATE)
+    if reviewed is not None and (candidate is None or str(candidate.version) != reviewed):
+        raise UserError(why_not(client, name, reviewed, candidate))
     if candidate is None:
         raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
     version = str(candidate.version)
-    if reviewed is not None and reviewed != version:
-        raise UserError(
-            f"the candidate of {name!r} is version {version}, not {reviewed}: review it first"
-        )
     gate_run = gate_run_of(candidate)
     before = version_of(client, name, CHAMPION)
     if before is not None and str(before.version) == version:
@@ -325,12 +323,33 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
     client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
     client.set_model_version_tag(name, version, PROMOTED_GATE, gate_run)
+    if ROLLED_BACK in candidate.tags:
+        client.delete_model_version_tag(name, version, ROLLED_BACK)
     if before is not None:
         client.set_registered_model_alias(name, PREVIOUS, replaced)
     elif version_of(client, name, PREVIOUS) is not None:
         client.delete_registered_model_alias(name, PREVIOUS)
     client.set_registered_model_alias(name, CHAMPION, version)
     return version
+
+
+def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None) -> str:
+    """Why a version that a person named is not promoted: it is none, was rejected, or has no alias.
+
+    `candidate` is the version that has the alias, if any has it.
+    """
+    found = client.search_model_versions(f"name = '{name}'")
+    versions = {str(each.version): each for each in found}
+    if reviewed not in versions:
+        there = ", ".join(sorted(versions, key=int)) or "none"
+        return f"registered model {name!r} has no version {reviewed}; found: {there}"
+    tags = versions[reviewed].tags
+    if tags.get(tracking.RESULT) == "failed":
+        return f"version {reviewed} of {name!r} was rejected: {tags.get(tracking.REASON)}"
+    if candidate is None:
+        return f"registered model {name!r} has no candidate: nothing to promote"
+    named = candidate.version
+    return f"the candidate of {name!r} is version {named}, not {reviewed}: review it first"
 
 
 def roll_back(client: MlflowClient, name: str, by: str) -> str:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import mlflow
@@ -142,7 +143,7 @@ def test_a_second_rollback_does_not_go_two_steps_back(step, passed) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--version", "2"), "the candidate of 'mistral-7b-lora' is version 1, not 2"),
+        (("--version", "2"), "'mistral-7b-lora' has no version 2; found: 1"),
         (("--rollback", "--version", "1"), "--rollback takes none"),
     ],
 )
@@ -153,6 +154,53 @@ def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, told: st
     assert told in result.stderr
     assert alias("champion") is None
     assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("1", "the candidate of 'mistral-7b-lora' is version 2, not 1: review it first"),
+        ("7", "registered model 'mistral-7b-lora' has no version 7; found: 1, 2"),
+        ("best", "registered model 'mistral-7b-lora' has no version best; found: 1, 2"),
+    ],
+)
+def test_a_named_version_that_is_not_the_candidate_is_refused_with_its_reason(
+    step, passed, version: str, told: str
+) -> None:
+    passed("one")
+    passed("two")
+    result = step("promote", "--model", MODEL, "--version", version)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert alias("champion") is None
+
+
+def test_a_named_version_that_was_rejected_after_all_is_refused_with_its_verdict(
+    step, candidate, workplace: Path
+) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml")
+    result = step("promote", "--model", MODEL, "--version", "1")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "promote: version 1 of 'mistral-7b-lora' was rejected: tuned_bleu 70.0 is not at least 99\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "by"), [(0, "root"), (54321, "somebody without a name (user ID 54321)")]
+)
+def test_who_promoted_is_told_where_no_variable_names_them(
+    step, passed, monkeypatch: pytest.MonkeyPatch, number: int, by: str
+) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    passed("one")
+    monkeypatch.setattr(os, "getuid", lambda: number)
+    assert step("promote", "--model", MODEL).exit_code == 0
+    assert history() == [f"champion none -> 1: promoted by {by}"]
 
 
 def test_a_version_that_was_rolled_back_has_to_be_named(step, passed) -> None:
@@ -166,6 +214,7 @@ def test_a_version_that_was_rolled_back_has_to_be_named(step, passed) -> None:
     assert alias("champion") == "1"
     assert step("promote", "--model", MODEL, "--version", "2").exit_code == 0
     assert alias("champion") == "2"
+    assert registry.ROLLED_BACK not in mlflow.MlflowClient().get_model_version(MODEL, "2").tags
 
 
 def test_a_version_that_no_gate_passed_is_not_promoted(step, passed) -> None:

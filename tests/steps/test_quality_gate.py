@@ -351,3 +351,12 @@ def test_a_run_of_another_step_is_refused(step, workplace: Path, candidate) -> N
     assert result.exit_code == 2
     assert "is a run of train_qlora, expected one of evaluate" in result.stderr
     assert not (workplace / "outputs").exists()
+
+
+def test_a_run_that_was_deleted_is_refused(step, workplace: Path, candidate) -> None:
+    run_id = candidate()
+    mlflow.MlflowClient().delete_run(run_id)
+    result = step("quality_gate", "--run-id", run_id)
+    assert result.exit_code == 2
+    assert f"--run-id {run_id} of evaluate was deleted: restore it with" in result.stderr
+    assert versions() == []
