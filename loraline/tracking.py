@@ -195,6 +195,11 @@ def upstream_run(client: MlflowClient, run_id: str, step: str, flag: str = "--ru
         raise UserError(
             f"{flag} {run_id} is a run of {found or 'something else'}, expected one of {step}"
         )
+    if run.info.lifecycle_stage == "deleted":
+        raise UserError(
+            f"{flag} {run_id} of {step} was deleted: restore it with "
+            f"`mlflow runs restore --run-id {run_id}`, or name another"
+        )
     if run.info.status != "FINISHED":
         raise UserError(f"{flag} {run_id} of {step} is {run.info.status}, expected a FINISHED run")
     return run

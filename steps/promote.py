@@ -9,6 +9,7 @@ Reads and moves the registered model's aliases: `candidate` to `champion`, the c
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 
@@ -43,15 +44,28 @@ def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> N
 
     client = tracking.connect()
     registry.known(client, model)
-    by = Settings().workflow_name or os.environ.get("USER") or f"user {os.getuid()}"
+    by = Settings().workflow_name or os.environ.get("USER") or person()
     with registry.locked(client, model):
         if rollback:
             now = registry.roll_back(client, model, by)
         else:
             now = registry.promote(client, model, version, by)
     click.echo(f"champion models:/{model}/{now}, by {by}")
-    gate_run = registry.gate_run_of(client.get_model_version(model, now))
+    champion = client.get_model_version(model, now)
+    if champion.tags.get(tracking.RESULT) == "failed":
+        reason = champion.tags.get(tracking.REASON)
+        click.echo(f"warning: a later gate rejected version {now}: {reason}", err=True)
+    gate_run = registry.promoting_gate_run_of(champion)
     tracking.hand_over(out_dir, gate_run, version=now)
+
+
+def person() -> str:
+    """Whoever runs this: their name, or their number where a container knows no name for it."""
+    try:
+        return getpass.getuser()
+    # Python 3.13 made the KeyError of an unknown number an OSError.
+    except (KeyError, OSError):
+        return f"somebody without a name (user ID {os.getuid()})"
 
 
 if __name__ == "__main__":

@@ -57,12 +57,14 @@ def quality_gate(
     limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
     limits = rules.load(Path(policy) if policy else None, limits)
     name = tracking.profile(client, train_run).registered_model
-    champion = registry.other_champion(client, name, train_run.data.tags[tracking.MODEL_ID])
-    against = str(champion.version) if champion else None
-    fingerprint = tracking.fingerprint(
-        __file__, {"upstream": run_id, "limits": limits.model_dump(), "champion": against}
-    )
-    done = None if force else tracking.finished_run(client, "quality_gate", fingerprint)
+    model_id = train_run.data.tags[tracking.MODEL_ID]
+
+    def fingerprint(champion: str | None) -> str:
+        inputs = {"upstream": run_id, "limits": limits.model_dump(), "champion": champion}
+        return tracking.fingerprint(__file__, inputs)
+
+    same = fingerprint(other_champion(client, name, model_id))
+    done = None if force else tracking.finished_run(client, "quality_gate", same)
     if done and still_holds(client, done, train_run):
         result = done.data.tags[tracking.RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
@@ -70,30 +72,36 @@ def quality_gate(
         return
 
     with tracking.adapter(train_run) as adapter:
+        served = servable(adapter)
+    # Under the lock, since no champion may be promoted between the verdict and what follows from
+    # it; the training run's tags are shared by all its gates, so they too are the lock's.
+    with registry.locked(client, name):
+        champion = other_champion(client, name, model_id)
         metrics, tags = eval_run.data.metrics, eval_run.data.tags
-        verdicts = [*rules.judge(metrics, tags, limits, against), servable(adapter)]
-    result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
-    with tracking.open_run(
-        "quality_gate",
-        name=f"gate {train_run.info.run_name}",
-        fingerprint=fingerprint,
-        upstream=eval_run,
-        parent=train_run,
-    ) as run:
-        judged = [asdict(verdict) for verdict in verdicts]
-        mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
-        # The training run's tags are shared by all its gates, so they too are the lock's.
-        with registry.locked(client, name):
+        verdicts = [*rules.judge(metrics, tags, limits, champion), served]
+        result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
+        with tracking.open_run(
+            "quality_gate",
+            name=f"gate {train_run.info.run_name}",
+            fingerprint=fingerprint(champion),
+            upstream=eval_run,
+            parent=train_run,
+        ) as run:
+            judged = [asdict(verdict) for verdict in verdicts]
+            mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
             tag_runs(client, verdicts, result, run, train_run)
-            if result == "passed":
-                register(client, name, verdicts, run, train_run)
-            else:
-                model_id = train_run.data.tags[tracking.MODEL_ID]
-                tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
-                registry.withdraw(client, name, model_id, tags)
+            register(client, name, verdicts, result, run, train_run)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
+
+
+def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None:
+    """The version of today's champion, unless it is this logged model itself."""
+    from loraline import registry
+
+    found = registry.other_champion(client, name, model_id)
+    return str(found.version) if found else None
 
 
 def servable(adapter: Path) -> Verdict:
@@ -130,20 +138,33 @@ def tag_runs(
 
 
 def register(
-    client: MlflowClient, name: str, verdicts: Sequence[Verdict], run: Run, train_run: Run
+    client: MlflowClient,
+    name: str,
+    verdicts: Sequence[Verdict],
+    result: str,
+    run: Run,
+    train_run: Run,
 ) -> None:
-    """Register the logged model, once however often the gate runs, and point the alias at it.
+    """Register a logged model that passed, once however often the gate runs, and move the alias.
 
-    The caller holds the registered model's lock.
+    One that was rejected gets no version; if it has one, that loses the alias and says why. The
+    caller holds the registered model's lock.
     """
     from loraline import registry
 
-    version = registry.register(client, name, train_run.data.tags[tracking.MODEL_ID])
+    model_id = train_run.data.tags[tracking.MODEL_ID]
+    if result == "passed":
+        version = registry.register(client, name, model_id)
+    elif (known := registry.version_of_model(client, name, model_id)) is not None:
+        version = known
+    else:
+        return
     card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
-    client.update_model_version(name, version, card)
-    tags = {**told(verdicts, "passed"), tracking.GATE_RUN: run.info.run_id}
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
+    tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
+    registry.describe(client, name, version, tags, card)
+    if result == "failed":
+        registry.withdraw(client, name, version)
+        return
     for target in (run, train_run):
         client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
         client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)

@@ -1,4 +1,6 @@
-"""Pick the best of a sweep's evaluations that keeps the profile's rules, for the gate to register.
+"""Pick the best of a sweep's evaluations that keeps its profile's limits, for the gate to judge.
+
+The gate asks for more: the rules of its --policy, and an adapter that vLLM would take.
 
 Reads: the metrics of evaluate runs.
 Writes: `ranking.json`, tags on the training runs; the best evaluate run as `run-id`.
@@ -30,7 +32,7 @@ BEST = "loraline.selected.run_id"
 
 @dataclass(frozen=True)
 class Entry:
-    """A member of the sweep, its metric with the interval, and why the gate would reject it."""
+    """A member of the sweep, its metric with the interval, and which limits it breaks."""
 
     run_id: str
     train_run_id: str
@@ -39,11 +41,17 @@ class Entry:
     low: float
     high: float
     broken: str
+    champion: bool
 
-    def rank(self, higher_is_better: bool) -> tuple[bool, float]:
-        """Sorts the best first: those that pass, and of those the best at its worse end."""
+    def rank(self, higher_is_better: bool) -> tuple[bool, bool, float]:
+        """Sorts the best first: those that keep their limits, and of those the best at its worse
+        end. Today's champion is last: there is nothing to promote in it."""
         worst = -self.low if higher_is_better else self.high
-        return bool(self.broken), worst if math.isfinite(worst) else math.inf
+        return self.champion, bool(self.broken), worst if math.isfinite(worst) else math.inf
+
+    def told(self) -> str:
+        """What the ranking says of the member beside its metric."""
+        return "is the champion" if self.champion else self.broken or "keeps its limits"
 
     def __str__(self) -> str:
         return f"{self.value:.4g} ({self.low:.4g} to {self.high:.4g})"
@@ -57,7 +65,10 @@ class Entry:
 def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
     """Rank a sweep by the worse end of a metric's interval, and hand over the best evaluation.
 
-    If none would pass the gate, the best of all is handed over, for the gate to reject.
+    If none keeps its limits, the best of all is handed over, for the gate to reject. Today's
+    champion, which beats no champion, comes last. Intervals that overlap do not tell two members
+    apart; though all were measured on the same rows, the intervals are each member's own and not of
+    the differences, so this says "not told apart" too often rather than too seldom.
     """
     from loraline import metrics
 
@@ -66,7 +77,7 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
         raise UserError(f"unknown --metric {metric!r}; accepted: {accepted}")
     members = parsed(run_ids)
     client = tracking.connect()
-    runs = [tracking.upstream_run(client, member, "evaluate") for member in members]
+    runs = [tracking.upstream_run(client, member, "evaluate", "--run-ids") for member in members]
     refuse_unlike(runs)
     entries = sorted(
         (entry(client, run, metric) for run in runs),
@@ -83,8 +94,10 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
     else:
         log(client, entries, metric, fingerprint)
     for place, found in enumerate(entries, start=1):
-        click.echo(f"{place}. {found.name}: {metric} {found} {found.broken or 'would pass'}")
-    tracking.hand_over(out_dir, best.run_id, result="failed" if best.broken else "passed")
+        click.echo(f"{place}. {found.name}: {metric} {found} {found.told()}")
+    tracking.hand_over(
+        out_dir, best.run_id, result="failed" if best.broken or best.champion else "passed"
+    )
 
 
 def told_of(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
@@ -127,15 +140,17 @@ def entry(client: MlflowClient, run: Run, metric: str) -> Entry:
     train_run = tracking.ancestor(client, run, "train_qlora")
     limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
     name = tracking.profile(client, train_run).registered_model
-    champion = registry.other_champion(client, name, train_run.data.tags[tracking.MODEL_ID])
-    against = str(champion.version) if champion else None
+    model_id = train_run.data.tags[tracking.MODEL_ID]
+    champion = registry.version_of(client, name, registry.CHAMPION)
+    itself = champion is not None and champion.source == f"models:/{model_id}"
+    against = str(champion.version) if champion and not itself else None
     verdicts = policy.judge(run.data.metrics, run.data.tags, limits, against)
     value, low, high = (
         run.data.metrics.get(f"tuned_{metric}{end}", math.nan) for end in ("", "_low", "_high")
     )
     broken = "" if all(verdict.passed for verdict in verdicts) else policy.reasons(verdicts)
     ids = run.info.run_id, train_run.info.run_id
-    return Entry(*ids, str(train_run.info.run_name), value, low, high, broken)
+    return Entry(*ids, str(train_run.info.run_name), value, low, high, broken, itself)
 
 
 def log(client: MlflowClient, entries: Sequence[Entry], metric: str, fingerprint: str) -> None:

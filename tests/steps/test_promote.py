@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import mlflow
@@ -60,6 +61,38 @@ def test_the_champion_before_stays_as_previous_and_comes_back(
     assert (workplace / "outputs" / "run-id").read_text() == first
 
 
+def test_an_old_champion_that_is_judged_again_can_still_be_gone_back_to(
+    step, candidate, passed, workplace: Path
+) -> None:
+    first = candidate(name="one")
+    step("quality_gate", "--run-id", first)
+    promoted_by = (workplace / "outputs" / "run-id").read_text()
+    step("promote", "--model", MODEL)
+    passed("two")
+    step("promote", "--model", MODEL)
+    step("quality_gate", "--run-id", first)
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    assert aliases() == ("2", "2", "1")
+    result = step("promote", "--model", MODEL, "--rollback")
+    assert result.exit_code == 0
+    assert "warning: a later gate rejected version 1: gain_over_champion" in result.stderr
+    assert aliases() == ("2", "1", None)
+    assert (workplace / "outputs" / "run-id").read_text() == promoted_by
+    assert mlflow.get_run(promoted_by).data.tags[tracking.RESULT] == "passed"
+
+
+def test_a_previous_that_was_never_promoted_is_held_to_its_last_verdict(step, passed) -> None:
+    passed("one")
+    passed("two")
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(MODEL, "champion", "2")
+    client.set_model_version_tag(MODEL, "1", tracking.RESULT, "failed")
+    result = step("promote", "--model", MODEL, "--rollback")
+    assert result.exit_code == 2
+    assert "was rejected" in result.stderr
+    assert alias("champion") == "2"
+
+
 def test_every_move_leaves_a_trace(step, passed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("USER", "ada")
     passed("one")
@@ -110,7 +143,7 @@ def test_a_second_rollback_does_not_go_two_steps_back(step, passed) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--version", "2"), "the candidate of 'mistral-7b-lora' is version 1, not 2"),
+        (("--version", "2"), "'mistral-7b-lora' has no version 2; found: 1"),
         (("--rollback", "--version", "1"), "--rollback takes none"),
     ],
 )
@@ -121,6 +154,53 @@ def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, told: st
     assert told in result.stderr
     assert alias("champion") is None
     assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
+
+
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        ("1", "the candidate of 'mistral-7b-lora' is version 2, not 1: review it first"),
+        ("7", "registered model 'mistral-7b-lora' has no version 7; found: 1, 2"),
+        ("best", "registered model 'mistral-7b-lora' has no version best; found: 1, 2"),
+    ],
+)
+def test_a_named_version_that_is_not_the_candidate_is_refused_with_its_reason(
+    step, passed, version: str, told: str
+) -> None:
+    passed("one")
+    passed("two")
+    result = step("promote", "--model", MODEL, "--version", version)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert alias("champion") is None
+
+
+def test_a_named_version_that_was_rejected_after_all_is_refused_with_its_verdict(
+    step, candidate, workplace: Path
+) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml")
+    result = step("promote", "--model", MODEL, "--version", "1")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "promote: version 1 of 'mistral-7b-lora' was rejected: tuned_bleu 70.0 is not at least 99\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "by"), [(0, "root"), (54321, "somebody without a name (user ID 54321)")]
+)
+def test_who_promoted_is_told_where_no_variable_names_them(
+    step, passed, monkeypatch: pytest.MonkeyPatch, number: int, by: str
+) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    passed("one")
+    monkeypatch.setattr(os, "getuid", lambda: number)
+    assert step("promote", "--model", MODEL).exit_code == 0
+    assert history() == [f"champion none -> 1: promoted by {by}"]
 
 
 def test_a_version_that_was_rolled_back_has_to_be_named(step, passed) -> None:
@@ -134,6 +214,7 @@ def test_a_version_that_was_rolled_back_has_to_be_named(step, passed) -> None:
     assert alias("champion") == "1"
     assert step("promote", "--model", MODEL, "--version", "2").exit_code == 0
     assert alias("champion") == "2"
+    assert registry.ROLLED_BACK not in mlflow.MlflowClient().get_model_version(MODEL, "2").tags
 
 
 def test_a_version_that_no_gate_passed_is_not_promoted(step, passed) -> None:

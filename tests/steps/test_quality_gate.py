@@ -85,6 +85,20 @@ def test_a_candidate_that_is_rejected_after_all_loses_the_alias(
     assert "tuned_bleu" in tags[tracking.REASON]
 
 
+def test_a_versions_description_says_the_verdict_that_its_tags_say(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    for policy, result in (((), "passed"), (("--policy", "strict.yaml"), "failed"), ((), "passed")):
+        step("quality_gate", "--run-id", run_id, *policy)
+        version = mlflow.MlflowClient().get_model_version(MODEL, "1")
+        assert version.tags[tracking.RESULT] == result
+        verdict = version.description.partition("## Quality gate")[2].strip()
+        assert verdict.startswith(f"{result}: {version.tags[tracking.REASON]}\n")
+        assert ("| tuned_bleu | 70 | at least 99 | FAILED |" in verdict) == (result == "failed")
+
+
 def test_a_verdict_that_a_later_gate_replaced_is_given_anew(
     step, workplace: Path, candidate
 ) -> None:
@@ -274,6 +288,30 @@ def test_numbers_that_cannot_be_compared_with_the_champion_are_refused(
     assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
 
 
+def test_a_champion_that_is_promoted_while_the_gate_works_is_the_one_that_counts(
+    step, workplace: Path, candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        step("quality_gate", "--run-id", candidate(name=name))
+    promote("1")
+    gain = {"gain_over_champion_levenshtein_low": 0.5}
+    run_id = candidate(name="three", tags=against("1"), **gain)
+    locked = registry.locked
+
+    def promoted_before(*arguments):
+        promote("2")
+        return locked(*arguments)
+
+    with monkeypatch.context() as late:
+        late.setattr(registry, "locked", promoted_before)
+        step("quality_gate", "--run-id", run_id)
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+    told = "the champion is version 2, compared with 1: evaluate again"
+    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+    assert (versions(), alias()) == (["1", "2"], "2")
+    assert "reused" in step("quality_gate", "--run-id", run_id).stdout
+
+
 def test_the_champion_itself_is_not_compared_with_itself(step, workplace: Path, candidate) -> None:
     run_id = candidate()
     step("quality_gate", "--run-id", run_id)
@@ -313,3 +351,12 @@ def test_a_run_of_another_step_is_refused(step, workplace: Path, candidate) -> N
     assert result.exit_code == 2
     assert "is a run of train_qlora, expected one of evaluate" in result.stderr
     assert not (workplace / "outputs").exists()
+
+
+def test_a_run_that_was_deleted_is_refused(step, workplace: Path, candidate) -> None:
+    run_id = candidate()
+    mlflow.MlflowClient().delete_run(run_id)
+    result = step("quality_gate", "--run-id", run_id)
+    assert result.exit_code == 2
+    assert f"--run-id {run_id} of evaluate was deleted: restore it with" in result.stderr
+    assert versions() == []

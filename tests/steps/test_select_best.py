@@ -100,6 +100,32 @@ def test_the_best_can_be_gated_at_once(candidate, select, step, workplace: Path)
     assert version.run_id == train.info.run_id
 
 
+def test_todays_champion_is_not_the_best_of_a_sweep(
+    candidate, select, step, workplace: Path
+) -> None:
+    champion = candidate(name="champion", **edits(0.1, 0.08, 0.12))
+    step("quality_gate", "--run-id", champion)
+    mlflow.MlflowClient().set_registered_model_alias("mistral-7b-lora", "champion", "1")
+    unlike = candidate(name="unlike", **edits(0.01, 0.01, 0.01))
+    gain = {"gain_over_champion_levenshtein_low": 0.01}
+    better = candidate(
+        name="better", tags={tracking.CHAMPION: "1"}, **edits(0.09, 0.07, 0.2, **gain)
+    )
+    assert select(champion, unlike, better) == better
+    assert (workplace / "outputs" / "result").read_text() == "passed"
+    assert place(champion).startswith("3 of 3")
+    assert select(champion, unlike) == unlike
+    assert (workplace / "outputs" / "result").read_text() == "failed"
+
+
+def test_the_ranking_says_what_was_looked_at_and_no_more(candidate, step) -> None:
+    good, poor = candidate(name="good", weight=0.0), candidate(name="poor", tuned_perplexity=9.0)
+    given = json.dumps([good, poor])
+    printed = step("select_best", "--run-ids", given).stdout.splitlines()
+    assert printed[0].startswith("1. lora-good: ") and printed[0].endswith(" keeps its limits")
+    assert printed[1].endswith(" tuned_perplexity 9.0 is not at most 2")
+
+
 def test_the_ranking_is_kept_in_a_run_of_its_own_and_made_once(candidate, select) -> None:
     runs = [candidate(name=n, **edits(v, v, v)) for n, v in (("one", 0.2), ("two", 0.1))]
     for _ in range(2):
@@ -131,6 +157,13 @@ def test_what_is_no_list_of_runs_is_refused(step, workplace: Path, run_ids: str,
     result = step("select_best", "--run-ids", run_ids)
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+def test_a_run_that_is_no_evaluation_is_refused_by_its_flag(step, candidate) -> None:
+    wrong = mlflow.get_run(candidate()).data.tags[tracking.UPSTREAM]
+    result = step("select_best", "--run-ids", json.dumps([wrong]))
+    assert result.exit_code == 2
+    assert f"--run-ids {wrong} is a run of train_qlora, expected one of evaluate" in result.stderr
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones(step, workplace: Path) -> None:
