@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,12 @@ from loraline.encoding import Encoder
 from loraline.errors import UserError
 from loraline.records import from_prompt
 
-DATA = Path(__file__).parents[2] / "test_data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "test_data"
+PAGE = (ROOT / "docs" / "evaluation.md").read_text().partition("## The registered model")[2]
+EXPORT, PYTHON, SERVE = re.findall(r"```\w*\n(.+?)```", PAGE.partition("\n## ")[0], re.DOTALL)
+"""What the documentation tells to type, in its order."""
+
 QUESTIONS = ["Where does Mieb Ishul live?", "Who is it?", "What is the answer to this, then?"]
 IMAGES = [DATA / "vision" / "images" / f"000{i}.png" for i in (1, 2, 3)]
 
@@ -37,9 +43,21 @@ class Logged:
     """A logged adapter, what to ask it, and what it has to answer."""
 
     uri: str
-    store: str
+    place: Path
+    """Folder in which the steps ran, with the store that they make when none is named."""
+
     asked: list[str]
     wanted: list[str]
+
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.place}/mlruns/mlflow.db"
+
+    def outside(self) -> dict[str, str]:
+        """The activated environment of a shell that knows of no store."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        found = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        return {key: value for key, value in found.items() if key != "MLFLOW_TRACKING_URI"}
 
 
 @pytest.fixture(scope="module", params=["text", "vision"])
@@ -58,12 +76,14 @@ def logged(
     contract.write(agreed, adapter)
     (adapter / preflight.BASE_CONFIG).write_text(json.dumps(base.config))
 
-    store = f"sqlite:///{place}/mlflow.db"
-    mlflow.set_tracking_uri(store)
+    (place / "mlruns").mkdir()
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlruns/mlflow.db")
     experiment = mlflow.create_experiment("adapters", artifact_location=(place / "a").as_uri())
     with mlflow.start_run(experiment_id=experiment) as run:
         train.log_adapter(adapter, agreed, "standard")
     model_id = mlflow.get_run(run.info.run_id).data.tags["loraline.model_id"]
+    version = mlflow.register_model(f"models:/{model_id}", "tiny-mistral-lora").version
+    mlflow.MlflowClient().set_registered_model_alias("tiny-mistral-lora", "candidate", version)
 
     if modality == "text":
         asked = QUESTIONS
@@ -80,7 +100,7 @@ def logged(
         agreed.max_new_tokens,
         lambda units, remark: None,
     )
-    yield Logged(f"models:/{model_id}", store, asked, [answer.text for answer in answers])
+    yield Logged(f"models:/{model_id}", place, asked, [answer.text for answer in answers])
 
 
 @pytest.fixture
@@ -139,19 +159,35 @@ def test_what_it_does_not_understand_is_refused_in_words(logged: Logged, loaded:
         loaded.predict(logged.asked, params={"max_new_tokens": 0})
 
 
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_the_documented_lines_load_it_from_the_store_of_the_steps(logged: Logged) -> None:
+    program = PYTHON.replace("model.predict", "answers = model.predict") + "print(len(answers))"
+    shell = subprocess.run(
+        ["bash", "-ec", f"{EXPORT}\npython - <<'END'\n{program}\nEND"],
+        cwd=logged.place,
+        env=logged.outside(),
+        capture_output=True,
+        text=True,
+    )
+    assert shell.returncode == 0, shell.stderr
+    assert shell.stdout.splitlines()[-1] == "1"
+    assert list(logged.place.rglob("mlflow.db")) == [logged.place / "mlruns" / "mlflow.db"]
+
+
+def test_the_readme_and_the_page_name_the_same_store() -> None:
+    assert EXPORT in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.slow
-def test_mlflow_serves_it(logged: Logged) -> None:
+def test_mlflow_serves_it_with_the_documented_line(logged: Logged) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", logged.uri]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    command = f"{EXPORT}\nexec {SERVE.strip()} --host 127.0.0.1 --port {port} --workers 1"
     server = subprocess.Popen(
-        [*command, "--workers", "1"],
-        # MLflow looks for uvicorn on the path, as an activated environment has it.
-        env=os.environ
-        | {"MLFLOW_TRACKING_URI": logged.store}
-        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        ["bash", "-ec", command],
+        cwd=logged.place,
+        env=logged.outside(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
