@@ -58,7 +58,7 @@ def load(path: Path | None, defaults: Gate) -> Gate:
     if not isinstance(content, dict):
         raise UserError(f"policy {path} must hold keys and values, found {content!r}")
     try:
-        return Gate(**(defaults.model_dump() | content))
+        return Gate.model_validate(defaults.model_dump() | content)
     except ValidationError as error:
         told = "; ".join(complaints(error, Gate))
         raise UserError(f"policy {path}: {told}") from error

@@ -253,7 +253,7 @@ def load(name: str, folder: Path = FOLDER) -> Profile:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, found {content!r}")
     try:
-        return Profile(**content)
+        return Profile.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(complaints(error))}") from error
 
@@ -267,6 +267,8 @@ def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[st
             keys = Gate if key.startswith("gate.") else model
             accepted = ", ".join(sorted(keys.model_fields))
             clauses.append(f"unknown key {key!r} (accepted: {accepted})")
+        elif item["type"] == "invalid_key":
+            clauses.append(f"key {key!r} has to be a text")
         elif item["type"] == "missing":
             clauses.append(f"key {key!r} is missing")
         elif item["type"] == "value_error":

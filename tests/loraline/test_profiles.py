@@ -98,6 +98,8 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"neftune_noise_alpha": 0}, "neftune_noise_alpha: 0 is refused, input should be greater"),
         ({"registered_model": "a/b"}, "registered_model: 'a/b' is refused"),
         ({"r": None}, "r: None is refused"),
+        ({1: 2}, "key '1' has to be a text"),
+        ({"gate": {1: 2}}, "key 'gate.1' has to be a text"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_sentence(

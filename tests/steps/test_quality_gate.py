@@ -208,6 +208,7 @@ def test_a_policy_file_replaces_single_rules_of_the_profile(
         ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, max_eval_loss"),
         ("min_rows: 0", "min_rows: 0 is refused"),
         ("- a", "must hold keys and values"),
+        ("1: 2", "key '1' has to be a text"),
         ("a: [", 'in "p.yaml", line 1, column 5'),
         ("min_bleu: 80\nmin_bleu: 10", "key 'min_bleu' is given twice"),
         ("min_bleu: true", "min_bleu: True is refused"),
