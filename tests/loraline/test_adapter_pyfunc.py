@@ -23,7 +23,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from loraline import contract, generation, models, preflight
+from loraline import contract, generation, measurement, models, preflight
 from loraline.encoding import Encoder
 from loraline.errors import UserError
 from loraline.records import from_prompt
@@ -120,6 +120,7 @@ def test_answers_can_be_cut_shorter_and_never_made_longer(logged: Logged, loaded
     short = loaded.predict(logged.asked, params={"max_new_tokens": 1})
     assert sum(map(len, short)) < sum(map(len, logged.wanted))
     assert loaded.predict(logged.asked, params={"max_new_tokens": 10**6}) == logged.wanted
+    assert loaded.predict(logged.asked, params={"max_new_tokens": None}) == logged.wanted
 
 
 def test_signature_and_parameters_are_declared(logged: Logged, loaded: Any) -> None:
@@ -146,6 +147,66 @@ def test_an_image_may_come_as_a_data_url_and_text_is_refused(logged: Logged, loa
     assert loaded.predict(urls) == logged.wanted
     with pytest.raises(UserError, match="takes images in base64"):
         loaded.predict(["What is this?"])
+    with pytest.raises(UserError, match="input 0 is not base64"):
+        loaded.predict(["Où est-ce?"])
+
+
+@pytest.mark.parametrize("logged", ["vision"], indirect=True)
+def test_base64_may_come_in_lines_as_the_program_of_that_name_prints_it(
+    logged: Logged, loaded: Any
+) -> None:
+    printed = [
+        subprocess.run(["base64", path], capture_output=True, text=True, check=True).stdout
+        for path in IMAGES
+    ]
+    assert all(text.count("\n") > 1 for text in printed)
+    assert loaded.predict(printed) == logged.wanted
+
+
+@pytest.mark.parametrize("logged", ["vision"], indirect=True)
+def test_what_is_no_image_is_named_by_its_place(logged: Logged, loaded: Any) -> None:
+    def asked(image: bytes) -> list[str]:
+        return [logged.asked[0], base64.b64encode(image).decode()]
+
+    told = "input 1 is no image: expected a file such as PNG or JPEG, in base64"
+    for content in (b"", b"%PDF-1.7"):
+        with pytest.raises(UserError, match=told):
+            loaded.predict(asked(content))
+    cut = IMAGES[0].read_bytes()[:200]
+    with pytest.raises(UserError, match="input 1 is an image that cannot be read"):
+        loaded.predict(asked(cut))
+
+
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_a_prompt_without_room_for_its_answer_is_refused(logged: Logged, loaded: Any) -> None:
+    with pytest.raises(UserError, match=r"input 1 is too long: \d+ tokens with its prompt, and"):
+        loaded.predict([logged.asked[0], "who " * 3000])
+
+
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_the_longest_prompt_is_the_one_that_evaluation_would_ask(
+    logged: Logged, loaded: Any
+) -> None:
+    model = loaded.unwrap_python_model()
+
+    def taken(words: int) -> bool:
+        with suppress(UserError):
+            return bool(model.encoded(0, "who " * words, model.contract.max_new_tokens))
+        return False
+
+    def askable(words: int) -> bool:
+        record = from_prompt(model.contract.prompt, "who " * words, "")
+        return bool(measurement.askable([record], model.encoder, model.contract))
+
+    found = [(taken(words), askable(words)) for words in range(0, 3000, 25)]
+    assert set(found) == {(True, True), (False, False)}
+
+
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_a_word_for_quantize_is_not_taken_for_yes(logged: Logged) -> None:
+    mlflow.set_tracking_uri(logged.store)
+    with pytest.raises(UserError, match="'quantize' is 'no'; accepted: True, False"):
+        mlflow.pyfunc.load_model(logged.uri, model_config={"quantize": "no"})
 
 
 @pytest.mark.parametrize("logged", ["text"], indirect=True)
