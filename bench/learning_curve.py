@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loraline.errors import UserError
 from loraline.step import LineCommand
 
 if TYPE_CHECKING:
@@ -71,18 +74,51 @@ class Point:
     seconds: float
 
 
+def numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Callback: whole numbers of at least 1 with commas between them."""
+    if not re.fullmatch(r"\s*0*[1-9]\d*\s*(,\s*0*[1-9]\d*\s*)*", value, re.ASCII):
+        raise click.BadParameter(f"{value!r} is not accepted: use numbers from 1, such as 18,72")
+    return [int(word) for word in value.split(",")]
+
+
+def to_be_drawn(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Callback: a PNG file that can be written, found out before hours of training."""
+    if value is None:
+        return None
+    if value.suffix.lower() != ".png":
+        raise click.BadParameter(f"{str(value)!r} is not accepted: a PNG file is drawn")
+    if not (value.parent.is_dir() and os.access(value.parent, os.W_OK)):
+        raise click.BadParameter(f"{str(value)!r}: its folder is not there or cannot be written")
+    return value
+
+
 @click.command(cls=LineCommand)
 @click.option("--modality", type=click.Choice(["text", "vision"]), default="text")
-@click.option("--sizes", default="18,36,72,144,288", show_default=True, help="Training rows.")
-@click.option("--steps", default=144, show_default=True, help="Optimizer steps of every training.")
-@click.option("--tested", default=72, show_default=True, help="Held-out rows.")
+@click.option(
+    "--sizes",
+    default="18,36,72,144,288",
+    show_default=True,
+    callback=numbers,
+    help="Training rows.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=144,
+    show_default=True,
+    help="Optimizer steps of every training.",
+)
+@click.option(
+    "--tested", type=click.IntRange(min=1), default=72, show_default=True, help="Held-out rows."
+)
 @click.option(
     "--picture",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=to_be_drawn,
     help="PNG file for the curves.  [default: none is drawn]",
 )
 def learning_curve(
-    modality: str, sizes: str, steps: int, tested: int, picture: Path | None
+    modality: str, sizes: list[int], steps: int, tested: int, picture: Path | None
 ) -> None:
     """Train on growing parts of the test data in several ways; print a Markdown table."""
     from loraline import models
@@ -96,7 +132,7 @@ def learning_curve(
     train, test = split(modality, tested)
     points = []
     for variant in VARIANTS[modality]:
-        for size in (int(word) for word in sizes.split(",")):
+        for size in sizes:
             chosen = [encoder.encode(record) for record in train[:size]]
             started = time.monotonic()
             model = trained(base, modality, encoder, variant, chosen, steps)
@@ -114,10 +150,11 @@ def learning_curve(
 
 def split(modality: str, tested: int) -> tuple[list[Record], list[Record]]:
     """Shuffled training rows, and held-out rows."""
+    from loraline import prompts
     from loraline.records import from_prompt
 
     folder = DATA / modality
-    prompt = (folder / "prompt.txt").read_text()
+    prompt = prompts.resolve(None, folder / "prompt.txt", None).template or ""
 
     def read(name: str) -> list[dict[str, str]]:
         return [json.loads(line) for line in (folder / name).read_text().splitlines()]
@@ -135,6 +172,8 @@ def split(modality: str, tested: int) -> tuple[list[Record], list[Record]]:
         test, train = rows[:tested], rows[tested:]
         held_out = {record.answer for record in test}
         train = [record for record in train if record.answer not in held_out]
+    if not train:
+        raise UserError(f"--tested {tested} leaves no row of {folder} to train on")
     random.Random(0).shuffle(train)
     return train, test[:tested]
 

@@ -7,11 +7,9 @@ MLflow runs this file to load a version (models from code), so nothing is pickle
 from __future__ import annotations
 
 import base64
-import binascii
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow.models import ModelSignature
@@ -20,11 +18,14 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from loraline.errors import UserError
 
+if TYPE_CHECKING:
+    from loraline.encoding import Row
+
 # An example would run the model when it is logged.
 warnings.filterwarnings("ignore", ".*An input example was not provided")
 
 CONFIG = {"quantize": False}
-"""Settings of loading, with their defaults."""
+"""Settings of loading, with their defaults: what `model_config` may hold."""
 
 
 def signature(max_new_tokens: int) -> ModelSignature:
@@ -44,7 +45,11 @@ class AdapterModel(PythonModel):
         from loraline import contract, merging, models
         from loraline.encoding import Encoder
 
+        # MLflow has left out, with a warning, what CONFIG does not name.
         settings = CONFIG | (context.model_config or {})
+        quantize = settings["quantize"]
+        if not isinstance(quantize, bool):
+            raise UserError(f"model_config 'quantize' is {quantize!r}; accepted: True, False")
         adapter = Path(context.artifacts["adapter"])
         self.contract = contract.read(adapter)
         base = models.locate_measured(self.contract)
@@ -52,11 +57,11 @@ class AdapterModel(PythonModel):
         model = models.load(
             base,
             self.contract.modality,
-            quantize=bool(settings["quantize"]),
+            quantize=quantize,
             dtype=self.contract.dtype,
         )
         attached = models.attach(model, adapter)
-        merged = self.contract.export == "merged" and not settings["quantize"]
+        merged = self.contract.export == "merged" and not quantize
         self.model = merging.merge(attached) if merged else attached
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
@@ -64,27 +69,53 @@ class AdapterModel(PythonModel):
         from loraline import generation
 
         longest = self.contract.max_new_tokens
-        wanted = (params or {}).get("max_new_tokens", longest)
+        wanted = (params or {}).get("max_new_tokens")
+        wanted = longest if wanted is None else wanted
         if wanted < 1:
             raise UserError(f"max_new_tokens is {wanted}, and an answer has at least one token")
-        rows = [self.encoder.encode(record) for record in self.asked(inputs(model_input))]
+        longest = min(wanted, longest)
+        given = enumerate(inputs(model_input))
+        rows = [self.encoded(number, text, longest) for number, text in given]
         answers = generation.answers(
-            self.model,
-            self.encoder,
-            rows,
-            min(wanted, longest),
-            lambda units, remark: None,
+            self.model, self.encoder, rows, longest, lambda units, remark: None
         )
         return [answer.text for answer in answers]
 
-    def asked(self, given: Iterable[str]) -> list[Any]:
-        """The training's prompt around each question or image."""
+    def encoded(self, number: int, text: str, longest: int) -> Row:
+        """One input in the training's prompt, as tokens.
+
+        Raises UserError for what the server would refuse as well: an image that it cannot read, or
+        a prompt that leaves no room for the longest answer.
+        """
+        from loraline import records, server
+
+        if self.contract.modality == "text":
+            row = self.encoder.encode(records.from_prompt(self.contract.prompt, text, ""))
+        else:
+            row = self.shown(number, text)
+        room = server.max_model_len(self.contract) - longest
+        if len(row.prompt) > room:
+            raise UserError(
+                f"input {number} is too long: {len(row.prompt)} tokens with its prompt, and at "
+                f"most {room} leave room for an answer of {longest}"
+            )
+        return row
+
+    def shown(self, number: int, text: str) -> Row:
+        """One image in the training's prompt, as tokens."""
+        from PIL import Image, UnidentifiedImageError
+
         from loraline import records
 
-        prompt = self.contract.prompt
-        if self.contract.modality == "text":
-            return [records.from_prompt(prompt, question, "") for question in given]
-        return [records.from_prompt(prompt, "", "", decoded(image)) for image in given]
+        image = decoded(number, text)
+        try:
+            return self.encoder.encode(records.from_prompt(self.contract.prompt, "", "", image))
+        except UnidentifiedImageError as error:
+            raise UserError(
+                f"input {number} is no image: expected a file such as PNG or JPEG, in base64"
+            ) from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"input {number} is an image that cannot be read: {error}") from error
 
 
 def inputs(model_input: Any) -> list[str]:
@@ -100,12 +131,14 @@ def inputs(model_input: Any) -> list[str]:
     return found
 
 
-def decoded(image: str) -> bytes:
-    """The bytes of an image in base64, with or without the head of a data URL."""
+def decoded(number: int, text: str) -> bytes:
+    """The bytes of an image in base64, in one line or many, with the head of a data URL or not."""
     try:
-        return base64.b64decode(image.rpartition("base64,")[2], validate=True)
-    except binascii.Error as error:
-        raise UserError(f"a vision adapter takes images in base64: {error}") from error
+        return base64.b64decode("".join(text.rpartition("base64,")[2].split()), validate=True)
+    except ValueError as error:
+        raise UserError(
+            f"input {number} is not base64, and a vision adapter takes images in base64: {error}"
+        ) from error
 
 
 mlflow.models.set_model(AdapterModel())

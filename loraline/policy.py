@@ -37,7 +37,7 @@ class Verdict:
     def cells(self) -> tuple[str, str, str, str]:
         """Rule, value, limit and verdict as text."""
         nothing = "-" if self.passed else "missing"
-        value = nothing if self.value is None else number(self.value)
+        value = nothing if self.value is None else number(self.value, self.limit)
         return self.metric, value, self.limit, "passed" if self.passed else "FAILED"
 
 
@@ -58,7 +58,7 @@ def load(path: Path | None, defaults: Gate) -> Gate:
     if not isinstance(content, dict):
         raise UserError(f"policy {path} must hold keys and values, found {content!r}")
     try:
-        return Gate(**(defaults.model_dump() | content))
+        return Gate.model_validate(defaults.model_dump() | content)
     except ValidationError as error:
         told = "; ".join(complaints(error, Gate))
         raise UserError(f"policy {path}: {told}") from error
@@ -147,9 +147,14 @@ def against_champion(
     return Verdict(name, value, limit, is_finite(value) and value > margin)
 
 
-def number(value: float) -> str:
-    """A metric for people; MLflow stores infinity as the largest float."""
-    shown = f"{value:.4g}"
+def number(value: float, limit: str = "") -> str:
+    """A metric for people, in as many digits as tell it apart from the number that ends `limit`.
+
+    MLflow stores infinity as the largest float.
+    """
+    bound = limit.rpartition(" ")[2]
+    digits = (f"{value:.{precision}g}" for precision in range(4, 18))
+    shown = next((each for each in digits if each != bound), f"{value:.4g}")
     return shown if is_finite(value) else shown.replace(f"{sys.float_info.max:.4g}", "inf")
 
 
@@ -178,10 +183,10 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 
 def reasons(verdicts: Sequence[Verdict]) -> str:
     """Why the candidate is rejected, in one line."""
-    broken = [
-        f"{v.metric} {'missing' if v.value is None else v.value} is not {v.limit}"
-        + (f" ({v.detail})" if v.detail else "")
-        for v in verdicts
-        if not v.passed
-    ]
+    broken = []
+    for verdict in verdicts:
+        if not verdict.passed:
+            metric, value, limit, _ = verdict.cells()
+            detail = f" ({verdict.detail})" if verdict.detail else ""
+            broken.append(f"{metric} {value} is not {limit}{detail}")
     return "; ".join(broken) or "all rules kept"

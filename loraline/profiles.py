@@ -11,7 +11,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -29,19 +28,23 @@ Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_pr
 class Strict(BaseModel):
     """Nothing is guessed: an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Gate(Strict):
-    """Limits that a candidate must keep on the held-out rows; a limit of null is not checked."""
+    """Limits that a candidate must keep on the held-out rows; a limit of null is not checked.
+
+    `min_rows` is never null: numbers of few rows say nothing, whatever their limits. Neither is
+    `compare_on`, which names a metric and limits nothing.
+    """
 
     # `true` is no limit of 1.
     model_config = ConfigDict(strict=True)
 
-    max_eval_loss: PositiveFloat = 1.0
+    max_eval_loss: PositiveFloat | None = 1.0
     """Mean negative log-likelihood a target token, in nats."""
 
-    max_perplexity: PositiveFloat = 2.0
+    max_perplexity: PositiveFloat | None = 2.0
     """exp of the eval loss."""
 
     min_bleu: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -56,10 +59,10 @@ class Gate(Strict):
     compare_on: Literal["levenshtein", "bleu", "exact_match", "eval_loss"] = "levenshtein"
     """Metric of the two gains below, which are positive where the candidate is better."""
 
-    min_gain_over_base: FiniteFloat | None = 0.0
+    min_gain_over_base: float | None = 0.0
     """Lower end of the paired interval of the gain over the base must be at least this."""
 
-    min_gain_over_champion: FiniteFloat | None = 0.0
+    min_gain_over_champion: float | None = 0.0
     """Lower end of the paired interval of the gain over the champion must be above this."""
 
 
@@ -253,7 +256,7 @@ def load(name: str, folder: Path = FOLDER) -> Profile:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, found {content!r}")
     try:
-        return Profile(**content)
+        return Profile.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: {'; '.join(complaints(error))}") from error
 
@@ -267,10 +270,16 @@ def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[st
             keys = Gate if key.startswith("gate.") else model
             accepted = ", ".join(sorted(keys.model_fields))
             clauses.append(f"unknown key {key!r} (accepted: {accepted})")
+        elif item["type"] == "invalid_key":
+            clauses.append(f"key {key!r} has to be a text")
         elif item["type"] == "missing":
             clauses.append(f"key {key!r} is missing")
         elif item["type"] == "value_error":
             clauses.append(item["msg"].removeprefix("Value error, "))
+        elif item["type"] == "finite_number" and (model is Gate or key.startswith("gate.")):
+            clauses.append(
+                f"{key}: {item['input']!r} is refused, write null for a limit that is not checked"
+            )
         else:
             clauses.append(f"{key}: {item['input']!r} is refused, {lower_first(item['msg'])}")
     return clauses

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import inspect
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 
 import click
 
-from loraline import signals, tracking
+from loraline import full_disk, signals, tracking
 from loraline.errors import Stopped, TryAgain, UserError
 
 
@@ -35,25 +34,20 @@ class LineCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         signals.received.clear()
         signals.listen()
+        out_dir = ctx.params.get("out_dir")
         try:
-            if out_dir := ctx.params.get("out_dir"):
+            if out_dir:
                 try_to_write(out_dir)
             return super().invoke(ctx)
         except (UserError, TryAgain, Stopped) as error:
             end(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:
             end(ctx, "interrupted", 128 + signal.SIGINT)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            place = f" at {error.filename}" if error.filename else ""
-            end(ctx, f"the disk is full{place}; free some space and run it again", 75)
         except Exception as error:
             if signals.received:
                 end(ctx, str(signals.received[0]), Stopped.exit_code)
-            # SQLite says it in words only.
-            if "disk is full" in str(error):
-                end(ctx, f"the disk of {tracking.uri()} is full; free some and run it again", 75)
+            if full := full_disk.sentence(error, tracking.uri(), out_dir or Path()):
+                end(ctx, full, TryAgain.exit_code)
             if not tracking.is_outage(error):
                 raise
             end(ctx, f"lost {tracking.uri()}: {first_line(error)}; run it again", 75)
@@ -92,7 +86,7 @@ def try_to_write(out_dir: Path) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         probe.write_text("room for a run ID\n" * 64)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (*full_disk.FULL, full_disk.TOO_LARGE):
             raise
         raise UserError(f"--out-dir {out_dir} cannot be written: {error.strerror}") from error
     finally:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from loraline import signals
+from loraline import full_disk, signals
 from loraline.errors import Stopped, TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -118,9 +118,11 @@ def connect() -> MlflowClient:
         mlflow.set_experiment(settings.experiment)
     except Exception as error:
         reason = str(error).splitlines()[0]
+        if full_disk.sentence(error, uri()):
+            raise
         if is_outage(error):
             raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
-        if isinstance(error, MlflowException) or type(error).__module__.startswith("sqlalchemy"):
+        if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):
             raise UserError(f"MLflow at {uri()} cannot be used: {reason}") from error
         raise
     return client
@@ -128,7 +130,14 @@ def connect() -> MlflowClient:
 
 def expect_answer(store_uri: str) -> None:
     """Fail at once, in one sentence, when nobody listens at the tracking server's address."""
-    parts = urlsplit(store_uri)
+    try:
+        parts = urlsplit(store_uri)
+        # The property raises as well, for what is no number.
+        port = parts.port if parts.scheme in ("http", "https") else None
+    except ValueError as error:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: {error}; use http(s)://HOST:PORT"
+        ) from error
     if parts.scheme == "sqlite":
         folder = Path(store_uri.removeprefix("sqlite:///")).parent
         try:
@@ -143,9 +152,11 @@ def expect_answer(store_uri: str) -> None:
             f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: use http(s)://, sqlite:/// or another "
             "SQL store (file stores are closed by MLflow 3)"
         )
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if not parts.hostname:
+        raise UserError(f"MLFLOW_TRACKING_URI {uri()!r} names no host: use http(s)://HOST:PORT")
+    port = port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT).close()
+        socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT).close()
     except OSError as error:
         raise TryAgain(
             f"MLflow at {uri()} does not answer ({error.strerror or error}); "
@@ -160,6 +171,10 @@ def artifact_location(store_uri: str) -> str | None:
     if not store_uri.startswith("sqlite"):
         return None
     return (local_store() / "artifacts").as_uri()
+
+
+def is_sqlalchemys(error: Exception) -> bool:
+    return type(error).__module__.startswith("sqlalchemy")
 
 
 def is_outage(error: BaseException) -> bool:
@@ -206,11 +221,25 @@ def upstream_run(client: MlflowClient, run_id: str, step: str, flag: str = "--ru
 
 
 def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
-    """Follow the upstream tags from `run` back to the run of `step`."""
+    """Follow the upstream tags from `run` back to the run of `step`.
+
+    Raises UserError where the line ends before it or names a run that is gone.
+    """
+    from mlflow.exceptions import MlflowException
+
     while run.data.tags.get(STEP) != step:
         if UPSTREAM not in run.data.tags:
             raise UserError(f"run {run.info.run_id} has no upstream run of {step}")
-        run = client.get_run(run.data.tags[UPSTREAM])
+        before = run.data.tags[UPSTREAM]
+        try:
+            run = client.get_run(before)
+        except MlflowException as error:
+            if is_outage(error):
+                raise
+            raise UserError(
+                f"run {run.info.run_id} came from run {before} (its tag {UPSTREAM}), which is not "
+                f"in MLflow at {uri()}: restore it, or start again from the step before"
+            ) from error
     return run
 
 
@@ -329,7 +358,19 @@ def checkout_sha() -> str:
 def artifacts(client: MlflowClient, run_id: str, path: str) -> Iterator[Path]:
     """A run's artifact folder as local files, gone after use."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(client.download_artifacts(run_id, path, folder))
+        yield download(client, run_id, path, Path(folder))
+
+
+def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """A run's artifact as a file or folder in `folder`.
+
+    MLflow's own call for a run hides why it failed, a full disk and a lost server included.
+    """
+    import mlflow
+
+    place = client.get_run(run_id).info.artifact_uri
+    found = mlflow.artifacts.download_artifacts(f"{place}/{path}", dst_path=str(folder))
+    return Path(found)
 
 
 @contextmanager

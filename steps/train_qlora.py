@@ -103,7 +103,7 @@ def train_qlora(
         launch.shared_folder() as scratch,
     ):
         log_inputs(recipe, profile, base, version)
-        client.download_artifacts(run_id, "dataset", str(scratch))
+        tracking.download(client, run_id, "dataset", scratch)
         start = checkpoint.fetch(client, found, scratch) if found else None
         launch.let_follow(scratch)
         encoder, prompt, rows, left_out = encoding.load_rows(scratch / "dataset", recipe, base)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,36 @@ def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
     assert {("LoRA, packed", "8"), ("full fine-tune", "4")} <= set(ways)
     with Image.open(tmp_path / "curve.png") as drawn:
         assert drawn.width > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--sizes", "abc"), "'abc' is not accepted: use numbers from 1, such as 18,72"),
+        (("--sizes", "0"), "'0' is not accepted"),
+        (("--sizes", "18,"), "'18,' is not accepted"),
+        (("--steps", "0"), "0 is not in the range x>=1"),
+        (("--tested", "0"), "0 is not in the range x>=1"),
+        (("--modality", "vision", "--tested", "1000000"), "leaves no row of"),
+        (("--picture", "/nosuch/x.png"), "its folder is not there"),
+        (("--picture", "x.jpg"), "a PNG file is drawn"),
+    ],
+)
+def test_a_learning_curve_that_cannot_be_is_refused_before_training(
+    script, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    bench = script("bench/learning_curve.py")
+    monkeypatch.setattr(bench, "trained", lambda *given: pytest.fail("it trained"))
+    result = CliRunner().invoke(bench.learning_curve, arguments)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr
+
+
+def test_the_bench_asks_with_the_prompt_that_prepare_data_makes(script) -> None:
+    train, test = script("bench/learning_curve.py").split("vision", 4)
+    prompt = (ROOT / "test_data" / "vision" / "prompt.txt").read_text()
+    assert prompt.endswith("\n")
+    assert {record.question for record in train + test} == {f"<image>{prompt.strip()}"}
 
 
 @pytest.mark.parametrize("modality", ["text", "vision"])

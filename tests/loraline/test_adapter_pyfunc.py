@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,12 +23,17 @@ import mlflow
 import pandas as pd
 import pytest
 
-from loraline import contract, generation, models, preflight
+from loraline import contract, generation, measurement, models, preflight
 from loraline.encoding import Encoder
 from loraline.errors import UserError
 from loraline.records import from_prompt
 
-DATA = Path(__file__).parents[2] / "test_data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "test_data"
+PAGE = (ROOT / "docs" / "evaluation.md").read_text().partition("## The registered model")[2]
+EXPORT, PYTHON, SERVE = re.findall(r"```\w*\n(.+?)```", PAGE.partition("\n## ")[0], re.DOTALL)
+"""What the documentation tells to type, in its order."""
+
 QUESTIONS = ["Where does Mieb Ishul live?", "Who is it?", "What is the answer to this, then?"]
 IMAGES = [DATA / "vision" / "images" / f"000{i}.png" for i in (1, 2, 3)]
 
@@ -37,9 +43,21 @@ class Logged:
     """A logged adapter, what to ask it, and what it has to answer."""
 
     uri: str
-    store: str
+    place: Path
+    """Folder in which the steps ran, with the store that they make when none is named."""
+
     asked: list[str]
     wanted: list[str]
+
+    @property
+    def store(self) -> str:
+        return f"sqlite:///{self.place}/mlruns/mlflow.db"
+
+    def outside(self) -> dict[str, str]:
+        """The activated environment of a shell that knows of no store."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        found = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        return {key: value for key, value in found.items() if key != "MLFLOW_TRACKING_URI"}
 
 
 @pytest.fixture(scope="module", params=["text", "vision"])
@@ -58,12 +76,14 @@ def logged(
     contract.write(agreed, adapter)
     (adapter / preflight.BASE_CONFIG).write_text(json.dumps(base.config))
 
-    store = f"sqlite:///{place}/mlflow.db"
-    mlflow.set_tracking_uri(store)
+    (place / "mlruns").mkdir()
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlruns/mlflow.db")
     experiment = mlflow.create_experiment("adapters", artifact_location=(place / "a").as_uri())
     with mlflow.start_run(experiment_id=experiment) as run:
         train.log_adapter(adapter, agreed, "standard")
     model_id = mlflow.get_run(run.info.run_id).data.tags["loraline.model_id"]
+    version = mlflow.register_model(f"models:/{model_id}", "tiny-mistral-lora").version
+    mlflow.MlflowClient().set_registered_model_alias("tiny-mistral-lora", "candidate", version)
 
     if modality == "text":
         asked = QUESTIONS
@@ -80,7 +100,7 @@ def logged(
         agreed.max_new_tokens,
         lambda units, remark: None,
     )
-    yield Logged(f"models:/{model_id}", store, asked, [answer.text for answer in answers])
+    yield Logged(f"models:/{model_id}", place, asked, [answer.text for answer in answers])
 
 
 @pytest.fixture
@@ -100,6 +120,7 @@ def test_answers_can_be_cut_shorter_and_never_made_longer(logged: Logged, loaded
     short = loaded.predict(logged.asked, params={"max_new_tokens": 1})
     assert sum(map(len, short)) < sum(map(len, logged.wanted))
     assert loaded.predict(logged.asked, params={"max_new_tokens": 10**6}) == logged.wanted
+    assert loaded.predict(logged.asked, params={"max_new_tokens": None}) == logged.wanted
 
 
 def test_signature_and_parameters_are_declared(logged: Logged, loaded: Any) -> None:
@@ -126,6 +147,66 @@ def test_an_image_may_come_as_a_data_url_and_text_is_refused(logged: Logged, loa
     assert loaded.predict(urls) == logged.wanted
     with pytest.raises(UserError, match="takes images in base64"):
         loaded.predict(["What is this?"])
+    with pytest.raises(UserError, match="input 0 is not base64"):
+        loaded.predict(["Où est-ce?"])
+
+
+@pytest.mark.parametrize("logged", ["vision"], indirect=True)
+def test_base64_may_come_in_lines_as_the_program_of_that_name_prints_it(
+    logged: Logged, loaded: Any
+) -> None:
+    printed = [
+        subprocess.run(["base64", path], capture_output=True, text=True, check=True).stdout
+        for path in IMAGES
+    ]
+    assert all(text.count("\n") > 1 for text in printed)
+    assert loaded.predict(printed) == logged.wanted
+
+
+@pytest.mark.parametrize("logged", ["vision"], indirect=True)
+def test_what_is_no_image_is_named_by_its_place(logged: Logged, loaded: Any) -> None:
+    def asked(image: bytes) -> list[str]:
+        return [logged.asked[0], base64.b64encode(image).decode()]
+
+    told = "input 1 is no image: expected a file such as PNG or JPEG, in base64"
+    for content in (b"", b"%PDF-1.7"):
+        with pytest.raises(UserError, match=told):
+            loaded.predict(asked(content))
+    cut = IMAGES[0].read_bytes()[:200]
+    with pytest.raises(UserError, match="input 1 is an image that cannot be read"):
+        loaded.predict(asked(cut))
+
+
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_a_prompt_without_room_for_its_answer_is_refused(logged: Logged, loaded: Any) -> None:
+    with pytest.raises(UserError, match=r"input 1 is too long: \d+ tokens with its prompt, and"):
+        loaded.predict([logged.asked[0], "who " * 3000])
+
+
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_the_longest_prompt_is_the_one_that_evaluation_would_ask(
+    logged: Logged, loaded: Any
+) -> None:
+    model = loaded.unwrap_python_model()
+
+    def taken(words: int) -> bool:
+        with suppress(UserError):
+            return bool(model.encoded(0, "who " * words, model.contract.max_new_tokens))
+        return False
+
+    def askable(words: int) -> bool:
+        record = from_prompt(model.contract.prompt, "who " * words, "")
+        return bool(measurement.askable([record], model.encoder, model.contract))
+
+    found = [(taken(words), askable(words)) for words in range(0, 3000, 25)]
+    assert set(found) == {(True, True), (False, False)}
+
+
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_a_word_for_quantize_is_not_taken_for_yes(logged: Logged) -> None:
+    mlflow.set_tracking_uri(logged.store)
+    with pytest.raises(UserError, match="'quantize' is 'no'; accepted: True, False"):
+        mlflow.pyfunc.load_model(logged.uri, model_config={"quantize": "no"})
 
 
 @pytest.mark.parametrize("logged", ["text"], indirect=True)
@@ -139,19 +220,35 @@ def test_what_it_does_not_understand_is_refused_in_words(logged: Logged, loaded:
         loaded.predict(logged.asked, params={"max_new_tokens": 0})
 
 
+@pytest.mark.parametrize("logged", ["text"], indirect=True)
+def test_the_documented_lines_load_it_from_the_store_of_the_steps(logged: Logged) -> None:
+    program = PYTHON.replace("model.predict", "answers = model.predict") + "print(len(answers))"
+    shell = subprocess.run(
+        ["bash", "-ec", f"{EXPORT}\npython - <<'END'\n{program}\nEND"],
+        cwd=logged.place,
+        env=logged.outside(),
+        capture_output=True,
+        text=True,
+    )
+    assert shell.returncode == 0, shell.stderr
+    assert shell.stdout.splitlines()[-1] == "1"
+    assert list(logged.place.rglob("mlflow.db")) == [logged.place / "mlruns" / "mlflow.db"]
+
+
+def test_the_readme_and_the_page_name_the_same_store() -> None:
+    assert EXPORT in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.slow
-def test_mlflow_serves_it(logged: Logged) -> None:
+def test_mlflow_serves_it_with_the_documented_line(logged: Logged) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", logged.uri]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    command = f"{EXPORT}\nexec {SERVE.strip()} --host 127.0.0.1 --port {port} --workers 1"
     server = subprocess.Popen(
-        [*command, "--workers", "1"],
-        # MLflow looks for uvicorn on the path, as an activated environment has it.
-        env=os.environ
-        | {"MLFLOW_TRACKING_URI": logged.store}
-        | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        ["bash", "-ec", command],
+        cwd=logged.place,
+        env=logged.outside(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -1,3 +1,10 @@
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from loraline import policy
 from loraline.profiles import Gate
 
@@ -43,6 +50,35 @@ def test_a_rule_set_to_null_is_not_judged() -> None:
     limits = Gate(min_gain_over_base=None, min_gain_over_champion=None)
     names = [verdict.metric for verdict in policy.judge(ON_THE_LIMIT, MEASURED, limits, "3")]
     assert names == ["unmeasured", "rows", "tuned_eval_loss", "tuned_perplexity"]
+
+
+def test_every_limit_but_the_rows_can_be_switched_off() -> None:
+    limits = {name: None for name in Gate.model_fields if name not in ("min_rows", "compare_on")}
+    verdicts = policy.judge(ON_THE_LIMIT, MEASURED, Gate(**limits), "3")
+    assert [verdict.metric for verdict in verdicts] == ["unmeasured", "rows"]
+    with pytest.raises(ValidationError):
+        Gate(min_rows=None)
+
+
+def test_reasons_name_an_infinite_value_as_the_table_does() -> None:
+    # MLflow gives an infinite metric back as the largest float.
+    metrics = ON_THE_LIMIT | {"tuned_eval_loss": sys.float_info.max, "tuned_bleu": 12.345678}
+    verdicts = policy.judge(metrics, MEASURED, LIMITS, None)
+    told = policy.reasons(verdicts)
+    assert "tuned_eval_loss inf is not at most 1" in told
+    assert "tuned_bleu 12.35 is not at least 70" in told
+    assert "1.79" not in told + policy.table(verdicts) + policy.markdown(verdicts)
+
+
+@given(
+    st.floats(0.01, 100).map(lambda limit: float(f"{limit:g}")), st.floats(1e-9, 1), st.booleans()
+)
+def test_a_broken_limit_is_never_shown_as_its_value(limit: float, by: float, above: bool) -> None:
+    value = limit * (1 + by if above else 1 - by)
+    bound = f"at most {limit:g}"
+    shown = policy.number(value, bound)
+    assert shown != bound.split()[-1]
+    assert float(shown) == pytest.approx(value, rel=1e-3)
 
 
 def test_gains_are_judged_on_the_metric_that_the_policy_names() -> None:

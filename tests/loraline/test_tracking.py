@@ -52,6 +52,17 @@ def test_a_run_of_another_step_is_refused(workplace: Path) -> None:
         tracking.upstream_run(client, run.info.run_id, "evaluate")
 
 
+def test_an_upstream_run_that_is_gone_is_named(workplace: Path) -> None:
+    client = tracking.connect()
+    tags = {tracking.UPSTREAM: "0" * 32}
+    with tracking.open_run("evaluate", name="e", fingerprint="a", tags=tags) as run:
+        pass
+    found = client.get_run(run.info.run_id)
+    told = f"run {run.info.run_id} came from run {'0' * 32} .its tag loraline.upstream., which is"
+    with pytest.raises(UserError, match=told):
+        tracking.ancestor(client, found, "train_qlora")
+
+
 def test_a_failed_run_is_neither_handed_over_nor_reused(workplace: Path) -> None:
     client = tracking.connect()
     with (
@@ -114,12 +125,33 @@ def test_an_absent_server_is_try_again_within_seconds(
     assert "secret" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/x", "ftp://x"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mlruns",
+        "file:///tmp/x",
+        "ftp://x",
+        "http://127.0.0.1:notaport",
+        "http://h:99999",
+        "http://[",
+    ],
+)
 def test_a_store_of_an_unknown_kind_is_refused(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UserError, match="is not accepted"):
+        tracking.connect()
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"), [("http://", "names no host"), ("postgresql://h:port/x", "cannot be used")]
+)
+def test_an_address_that_leads_nowhere_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str, told: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=told):
         tracking.connect()
 
 

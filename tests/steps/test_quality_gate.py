@@ -158,7 +158,7 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
         ({"base_bleu": math.inf}, "not finite: base_bleu"),
         ({"without": "tuned_exact_match"}, "missing or not finite: tuned_exact_match"),
         ({"tags": {f"{tracking.MEASURED}.rows": ""}}, "not finite: loraline.measured.rows"),
-        ({"rows": 3.0}, "rows 3.0 is not at least 20"),
+        ({"rows": 3.0}, "rows 3 is not at least 20"),
         (
             {"gain_over_base_levenshtein_low": -0.01},
             "gain_over_base_levenshtein_low -0.01 is not at least 0",
@@ -222,6 +222,9 @@ def test_a_policy_file_replaces_single_rules_of_the_profile(
         ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, max_eval_loss"),
         ("min_rows: 0", "min_rows: 0 is refused"),
         ("- a", "must hold keys and values"),
+        ("max_eval_loss: .inf", "max_eval_loss: inf is refused, write null for a limit"),
+        ("min_rows: null", "min_rows: None is refused"),
+        ("1: 2", "key '1' has to be a text"),
         ("a: [", 'in "p.yaml", line 1, column 5'),
         ("min_bleu: 80\nmin_bleu: 10", "key 'min_bleu' is given twice"),
         ("min_bleu: true", "min_bleu: True is refused"),
