@@ -177,7 +177,7 @@ def drop(client: MlflowClient, run_id: str) -> None:
 def fetch(client: MlflowClient, run: Run, folder: Path) -> Path:
     """The latest checkpoint of an unfinished run, as local files under `folder`."""
     name = run.data.tags[tracking.CHECKPOINT]
-    return Path(client.download_artifacts(run.info.run_id, f"{FOLDER}/{name}", str(folder)))
+    return tracking.download(client, run.info.run_id, f"{FOLDER}/{name}", folder)
 
 
 def tags(inputs: dict[str, str]) -> dict[str, str]:

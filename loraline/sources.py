@@ -372,7 +372,7 @@ def earlier(entry: Entry, rest: str, cache: Path) -> Source:
     client = tracking.connect()
     run = tracking.upstream_run(client, rest, "prepare_data", flag="--data mlflow://")
     cache.mkdir(parents=True, exist_ok=True)
-    folder = Path(client.download_artifacts(run.info.run_id, "dataset", str(cache)))
+    folder = tracking.download(client, run.info.run_id, "dataset", cache)
     found = local(entry, folder)
     return replace(
         found, files=tuple(file for file in found.files if file.name.endswith(".parquet"))
