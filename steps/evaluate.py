@@ -229,7 +229,10 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
         mlflow.log_figure(sheet, "contact_sheet.png")
     card = evaluation_report.model_card(evaluation)
     mlflow.log_text(card, "model_card.md")
-    client.set_tag(train_run.info.run_id, tracking.NOTE, card)
+    # The tags still say what the gate has said, and so does the description.
+    note = client.get_run(train_run.info.run_id).data.tags.get(tracking.NOTE, "")
+    verdict = "".join(note.partition(tracking.VERDICT)[1:])
+    client.set_tag(train_run.info.run_id, tracking.NOTE, card + verdict)
 
 
 def print_headline(found: Comparison) -> None:

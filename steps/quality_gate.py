@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from loraline.policy import Verdict
 
-HEADING = "\n## Quality gate\n"
-
 
 @step
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
@@ -130,9 +128,11 @@ def tag_runs(
     from loraline import policy
 
     tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
-    section = f"{HEADING}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
+    section = (
+        f"{tracking.VERDICT}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
+    )
     for target in (run, train_run):
-        card = target.data.tags.get(tracking.NOTE, "").partition(HEADING)[0]
+        card = target.data.tags.get(tracking.NOTE, "").partition(tracking.VERDICT)[0]
         for key, value in (tags | {tracking.NOTE: card + section}).items():
             client.set_tag(target.info.run_id, key, value)
 

@@ -47,7 +47,8 @@ def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: 
             )
             if not target.exists():
                 target.write_text("")
-    (workplace / "workflows").symlink_to(ROOT / "workflows")
+    for folder in ("workflows", "docs"):
+        (workplace / folder).symlink_to(ROOT / folder)
     getattr(module, Path(path).stem).make_context(path, arguments)
 
 

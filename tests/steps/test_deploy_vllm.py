@@ -42,7 +42,7 @@ def test_a_rejected_candidate_is_not_deployed(step, workplace: Path, candidate) 
     gate_run = (workplace / "outputs" / "run-id").read_text()
     result = step("deploy_vllm", "--run-id", gate_run)
     assert result.exit_code == 2
-    assert "rejected its candidate (tuned_perplexity 5.0 is not at most 2)" in result.stderr
+    assert "rejected its candidate (tuned_perplexity 5 is not at most 2)" in result.stderr
     assert not (workplace / "outputs" / "vllm.yaml").exists()
 
 

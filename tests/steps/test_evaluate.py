@@ -112,3 +112,16 @@ def test_a_champion_that_was_asked_with_another_prompt_is_not_compared(
     card = mlflow.get_run(two).data.tags[tracking.NOTE]
     assert "- champion: version 1, not measured: it has another prompt\n" in card
     assert "champion_bleu" not in run.data.metrics
+
+
+def test_measured_again_the_description_keeps_the_verdict(
+    step, workplace: Path, data_run, quick, train
+) -> None:
+    train_id = train(data_run, quick("one"))
+    step("evaluate", "--run-id", train_id)
+    step("quality_gate", "--run-id", (workplace / "outputs" / "run-id").read_text())
+    before = mlflow.get_run(train_id).data.tags[tracking.NOTE]
+    step("evaluate", "--run-id", train_id, "--force")
+    after = mlflow.get_run(train_id).data.tags[tracking.NOTE]
+    assert after.partition(tracking.VERDICT)[1:] == before.partition(tracking.VERDICT)[1:]
+    assert tracking.VERDICT in after

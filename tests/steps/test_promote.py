@@ -185,7 +185,7 @@ def test_a_named_version_that_was_rejected_after_all_is_refused_with_its_verdict
     result = step("promote", "--model", MODEL, "--version", "1")
     assert result.exit_code == 2
     assert result.stderr == (
-        "promote: version 1 of 'mistral-7b-lora' was rejected: tuned_bleu 70.0 is not at least 99\n"
+        "promote: version 1 of 'mistral-7b-lora' was rejected: tuned_bleu 70 is not at least 99\n"
     )
 
 

@@ -123,7 +123,7 @@ def test_the_ranking_says_what_was_looked_at_and_no_more(candidate, step) -> Non
     given = json.dumps([good, poor])
     printed = step("select_best", "--run-ids", given).stdout.splitlines()
     assert printed[0].startswith("1. lora-good: ") and printed[0].endswith(" keeps its limits")
-    assert printed[1].endswith(" tuned_perplexity 9.0 is not at most 2")
+    assert printed[1].endswith(" tuned_perplexity 9 is not at most 2")
 
 
 def test_the_ranking_is_kept_in_a_run_of_its_own_and_made_once(candidate, select) -> None:
