@@ -65,9 +65,7 @@ def _resampled(metric: Metric, unseen: FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore"):
         sums = _draws(len(metric.rows)) @ metric.rows
         if metric.extremes is not None:
-            ends = metric.of_sums(metric.extremes)
-            extreme = np.isclose(metric.of_sums(metric.rows)[:, None], ends).any(axis=1)
-            sums += extreme.mean() * unseen @ metric.extremes
+            sums += metric.at_extremes * unseen @ metric.extremes
         return metric.of_sums(sums)
 
 

@@ -7,6 +7,7 @@ bootstrap (`loraline.bootstrap`) resamples the rows without scoring anything twi
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -64,6 +65,14 @@ class Metric:
     def value(self) -> float:
         """The metric over all rows; NaN where it is not defined."""
         return float(self.of_sums(self.rows.sum(axis=0)))
+
+    @functools.cached_property
+    def at_extremes(self) -> float:
+        """Share of the rows that are all wrong or all right; 0 for a metric without bounds."""
+        if self.extremes is None:
+            return 0.0
+        ends = self.of_sums(self.extremes)
+        return float(np.isclose(self.of_sums(self.rows)[:, None], ends).any(axis=1).mean())
 
 
 def ratio(sums: FloatArray) -> FloatArray:
