@@ -115,20 +115,52 @@ def test_running_out_of_memory_again_is_the_users_to_mend(
         sft.train()
 
 
-def test_the_adapter_with_the_lowest_validation_loss_is_kept(make: Make) -> None:
-    sft = make(max_steps=None, num_train_epochs=6, learning_rate=0.2)
-    sft.train()
-    evaluations = curve(sft, "eval_loss")
-    assert evaluations.index(min(evaluations)) < len(evaluations) - 1, "it must have overfitted"
-    assert sft.restore_best() == min(evaluations)
-    assert sft.evaluate()["eval_loss"] == pytest.approx(min(evaluations), abs=1e-5)
+@pytest.fixture
+def give_validation_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets a trainer's evaluations end with given losses, whatever its training really did."""
+
+    def give(sft: trainer.PackedTrainer, losses: list[float]) -> None:
+        targets = sum(row.targets for row in sft.rows["validation"])
+        sums = iter([loss * targets for loss in losses])
+        monkeypatch.setattr(sft.accelerator, "reduce", lambda total: next(sums))
+
+    return give
 
 
-def test_training_stops_when_validation_no_longer_improves(make: Make) -> None:
-    sft = make(max_steps=None, num_train_epochs=30, learning_rate=0.2, early_stopping_patience=2)
+def test_the_adapter_with_the_lowest_validation_loss_is_kept(
+    make: Make, give_validation_losses: Callable[..., None]
+) -> None:
+    class WeightsOfEachEpoch(TrainerCallback):
+        def __init__(self) -> None:
+            self.epochs: list[dict[str, torch.Tensor]] = []
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            parameters = options["model"].named_parameters()
+            self.epochs.append({n: p.detach().clone() for n, p in parameters if p.requires_grad})
+
+    sft, weights = make(max_steps=None, num_train_epochs=4), WeightsOfEachEpoch()
+    sft.add_callback(weights)
+    give_validation_losses(sft, [3.0, 1.0, 2.0, 1.5])
     sft.train()
-    evaluations = curve(sft, "eval_loss")
-    assert evaluations.index(min(evaluations)) == len(evaluations) - 3
+    assert sft.restore_best() == 1.0
+    for name, parameter in sft.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.equal(weights.epochs[1][name]), name
+            assert not parameter.equal(weights.epochs[3][name]), name
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs"),
+    [([3.0, 1.0, 2.0, 1.5, 0.5], 4), ([3.0, 1.0, 2.0, 0.5, 0.6], 5), ([1.0, 1.0, 1.0, 0.5], 3)],
+    ids=["two worse ones", "better just in time", "equal is not better"],
+)
+def test_training_stops_when_validation_no_longer_improves(
+    make: Make, give_validation_losses: Callable[..., None], losses: list[float], epochs: int
+) -> None:
+    sft = make(max_steps=None, num_train_epochs=len(losses), early_stopping_patience=2)
+    give_validation_losses(sft, losses)
+    sft.train()
+    assert curve(sft, "eval_loss") == losses[:epochs]
 
 
 def test_an_unquantized_base_and_rank_stabilized_scaling_learn(make: Make) -> None:
