@@ -62,7 +62,7 @@ mlflow: install  ## Open the MLflow UI on the local store
 .PHONY: serve
 serve: install  ## Serve the candidate of the last run with vLLM: make serve [PORT=8000]
 	@test -f $(MANIFEST) || { echo "serve: $(MANIFEST) does not exist; run make pipeline first (a rejected candidate has none)"; exit 2; }
-	@$(BIN)/python workflows/serve_local.py $(MANIFEST) --port $(PORT)
+	@$(BIN)/python steps/serve_local.py $(MANIFEST) --port $(PORT)
 
 .PHONY: test
 test: install  ## Run the tests: half an hour on two cores, nothing is fetched
@@ -117,7 +117,7 @@ quality: install  ## Format check, lint, types
 render: install  ## Write workflows/*.yaml and the manifests that tests compare with anew
 	$(BIN)/python workflows/pipeline.py
 	$(BIN)/python workflows/prepare_shares.py
-	$(BIN)/python tests/loraline/test_manifest_goldens.py
+	$(BIN)/python tests/loraline/delivery/test_manifest_goldens.py
 
 .PHONY: zoo
 zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: five minutes

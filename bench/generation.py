@@ -24,9 +24,9 @@ import click
 from loraline.step import LineCommand
 
 if TYPE_CHECKING:
+    from loraline.base.encoding import Encoder, Row
+    from loraline.base.locate import Base
     from loraline.contract import Contract
-    from loraline.encoding import Encoder, Row
-    from loraline.models import Base
 
 DATA = Path(__file__).parents[1] / "test_data"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -148,12 +148,14 @@ def random_adapter(base: Path, modality: str, folder: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from loraline import models
+    from loraline.base import targets
+    from loraline.base.load import load
+    from loraline.base.locate import locate
 
     torch.manual_seed(1)
-    found = models.locate(str(base), None)
-    model = models.load(found, modality, quantize=False, dtype=dtype_of(found))
-    pattern = models.target_modules(modality, PROJECTIONS, False)
+    found = locate(str(base), None)
+    model = load(found, modality, quantize=False, dtype=dtype_of(found))
+    pattern = targets.target_modules(modality, PROJECTIONS, False)
     settings = LoraConfig(
         r=RANK, lora_alpha=RANK, target_modules=pattern, init_lora_weights="gaussian"
     )
@@ -172,25 +174,26 @@ def dtype_of(base: Base) -> str:
 
 def answered(task: Task) -> Timing:
     """Load an engine, warm it up, and time how it answers the rows."""
-    from loraline import generation, models, vllm_offline
+    from loraline.answering import hf, vllm_engine
+    from loraline.base.load import attach, load
 
     base, encoder, agreed, rows = prepared(task)
     started = time.monotonic()
     if task.engine == "vllm":
         from vllm.lora.request import LoRARequest
 
-        llm = vllm_offline.start(agreed, base, [task.adapter], max(map(len, rows)))
+        llm = vllm_engine.start(agreed, base, [task.adapter], max(map(len, rows)))
         lora = LoRARequest("tuned", 1, str(task.adapter))
 
         def answer(some: list[Row]) -> list[Any]:
-            return vllm_offline.answers(llm, encoder, some, task.new_tokens, lora)
+            return vllm_engine.answers(llm, encoder, some, task.new_tokens, lora)
     else:
-        size = 1 if task.engine == "one by one" else generation.BATCH
-        model = models.load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
-        tuned = models.attach(model, task.adapter)
+        size = 1 if task.engine == "one by one" else hf.BATCH
+        model = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+        tuned = attach(model, task.adapter)
 
         def answer(some: list[Row]) -> list[Any]:
-            return generation.answers(tuned, encoder, some, task.new_tokens, lambda *_: None, size)
+            return hf.answers(tuned, encoder, some, task.new_tokens, lambda *_: None, size)
 
     answer(rows[:2])
     ready = time.monotonic()
@@ -202,12 +205,13 @@ def answered(task: Task) -> Timing:
 
 def prepared(task: Task) -> tuple[Base, Encoder, Contract, list[Row]]:
     """The base, its encoder, a contract to serve it under, and the rows."""
-    from loraline import contract, models
-    from loraline.encoding import Encoder
+    from loraline import contract
+    from loraline.base.encoding import Encoder
+    from loraline.base.locate import locate
     from loraline.records import from_prompt
 
     modality = modality_of(task.shape)
-    base = models.locate(str(task.base), None)
+    base = locate(str(task.base), None)
     limits: dict[str, Any] = (
         {"min_pixels": PIXELS, "max_pixels": PIXELS} if modality == "vision" else {}
     )

@@ -24,9 +24,9 @@ from loraline.step import LineCommand
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loraline.bootstrap import Interval
-    from loraline.encoding import Encoder, Row
-    from loraline.models import Base
+    from loraline.base.encoding import Encoder, Row
+    from loraline.base.locate import Base
+    from loraline.evaluation.bootstrap import Interval
     from loraline.records import Record
 
 DATA = Path(__file__).parents[1] / "test_data"
@@ -121,10 +121,10 @@ def learning_curve(
     modality: str, sizes: list[int], steps: int, tested: int, picture: Path | None
 ) -> None:
     """Train on growing parts of the test data in several ways; print a Markdown table."""
-    from loraline import models
-    from loraline.encoding import Encoder
+    from loraline.base.encoding import Encoder
+    from loraline.base.locate import locate
 
-    base = models.locate(str(DATA / modality / "base"), None)
+    base = locate(str(DATA / modality / "base"), None)
     limits: dict[str, Any] = (
         {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     )
@@ -150,8 +150,8 @@ def learning_curve(
 
 def split(modality: str, tested: int) -> tuple[list[Record], list[Record]]:
     """Shuffled training rows, and held-out rows."""
-    from loraline import prompts
     from loraline.records import from_prompt
+    from loraline.tracking import prompts
 
     folder = DATA / modality
     prompt = prompts.resolve(None, folder / "prompt.txt", None).template or ""
@@ -207,13 +207,14 @@ def untrained(base: Base, modality: str, variant: Variant) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from loraline import models
+    from loraline.base import targets
+    from loraline.base.load import load
 
     torch.manual_seed(0)
-    model: Any = models.load(base, modality, quantize=False, dtype="float32")
+    model: Any = load(base, modality, quantize=False, dtype="float32")
     if variant.rank is None:
         return model
-    pattern = models.target_modules(modality, PROJECTIONS, False)
+    pattern = targets.target_modules(modality, PROJECTIONS, False)
     settings = LoraConfig(r=variant.rank, lora_alpha=2 * variant.rank, target_modules=pattern)
     return get_peft_model(model, settings)
 
@@ -225,7 +226,7 @@ def padded_loss(model: Any, encoder: Encoder) -> Callable[[Sequence[Row]], Tenso
 
 def packed_loss(model: Any, encoder: Encoder) -> Callable[[Sequence[Row]], Tensor]:
     """The same of the rows end to end, as train_qlora packs them."""
-    from loraline import attention, loss, packing
+    from loraline.training import attention, loss, packing
 
     causal = model.get_base_model()
     attention.use(causal)
@@ -257,10 +258,11 @@ def batches(rows: Sequence[Row], steps: int) -> Iterator[list[Row]]:
 
 def measured(model: Any, encoder: Encoder, test: Sequence[Record]) -> tuple[Interval, Interval]:
     """Normalised edit distance and exact match on the held-out rows, with intervals."""
-    from loraline import bootstrap, generation, metrics
+    from loraline.answering import hf
+    from loraline.evaluation import bootstrap, metrics
 
     rows = [encoder.encode(record) for record in test]
-    answers = generation.answers(model, encoder, rows, 48, lambda units, remark: None)
+    answers = hf.answers(model, encoder, rows, 48, lambda units, remark: None)
     found, wanted = [answer.text for answer in answers], [record.answer for record in test]
     answer_format = "prose" if encoder.processor is None else "latex"
     return (

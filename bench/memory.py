@@ -63,9 +63,10 @@ def measure(task: str, mode: str, base: Path) -> None:
     from train import encoder_for, recipe_for, rows_for
     from transformers.trainer_utils import IntervalStrategy
 
-    from loraline import memory, models, packing, trainer
+    from loraline.base.locate import locate
+    from loraline.training import memory, packing, trainer
 
-    found = models.locate(str(base), None)
+    found = locate(str(base), None)
     rows, changes = TASKS[task]
     recipe = recipe_for(rows, base, 1, 2)
     recipe = type(recipe).model_validate(recipe.model_dump() | changes)

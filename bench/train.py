@@ -272,7 +272,7 @@ class Clock:
 
 
 def encoder_for(base: Path, recipe: Any) -> Any:
-    from loraline.encoding import Encoder
+    from loraline.base.encoding import Encoder
 
     return Encoder(
         base, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
@@ -281,7 +281,7 @@ def encoder_for(base: Path, recipe: Any) -> Any:
 
 def rows_for(task: str, encoder: Any, count: int) -> list[Any]:
     """The task's questions or pictures with their answers, encoded."""
-    from loraline.encoding import Row
+    from loraline.base.encoding import Row
     from loraline.records import from_prompt
 
     if task == "text":
@@ -297,12 +297,13 @@ def rows_for(task: str, encoder: Any, count: int) -> list[Any]:
 def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any, Any]:
     from transformers.trainer_utils import IntervalStrategy
 
-    from loraline import memory, models, trainer
+    from loraline.base.locate import locate
+    from loraline.training import memory, trainer
 
     recipe = recipe_for(task, base, rows_per_step, steps)
     encoder = encoder_for(base, recipe)
     rows = rows_for(task, encoder, rows_per_step * steps)
-    found = models.locate(str(base), None)
+    found = locate(str(base), None)
     recipe = recipe.model_copy(update={"memory": arm})
     plan, table = memory.choose(recipe, found, rows, memory.free())
     click.echo(table, err=True)
@@ -333,7 +334,7 @@ def run_trl(task: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any,
     from transformers import AutoProcessor, AutoTokenizer, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
-    from loraline import models
+    from loraline.base import targets
 
     recipe = recipe_for(task, base, rows_per_step, steps)
     count = rows_per_step * steps
@@ -393,7 +394,7 @@ def run_trl(task: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any,
                 r=recipe.r,
                 lora_alpha=recipe.lora_alpha,
                 lora_dropout=recipe.lora_dropout,
-                target_modules=models.target_modules(
+                target_modules=targets.target_modules(
                     recipe.modality, recipe.target_modules, merger=False
                 ),
                 task_type="CAUSAL_LM",
@@ -415,7 +416,7 @@ def run_arm(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> 
     """Run one arm; its figures as the last line of standard output."""
     import torch
 
-    from loraline import launch
+    from loraline.training import launch
 
     launch.take_gpu()
     torch.cuda.reset_peak_memory_stats()

@@ -36,7 +36,7 @@ class Contract(BaseModel):
     """The prompt's name and version in MLflow's registry, `prompts:/name/version`."""
 
     boxes: str | None = None
-    """Convention of bounding boxes in the training rows, as loraline/boxes.py names it."""
+    """Convention of bounding boxes in the training rows, as loraline/data/boxes.py names it."""
 
     chat_template: str
     """Jinja template that made the tokens."""
@@ -67,6 +67,17 @@ class Contract(BaseModel):
 
     adapter_sha256: str
     """Digest of the adapter's safetensors file."""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the base is a folder rather than a hub model."""
+        return self.base_revision.startswith("sha256:")
+
+    @property
+    def max_model_len(self) -> int:
+        """Room for the longest training row and an answer, in tokens, in steps of 256."""
+        tokens = self.max_length + self.max_new_tokens
+        return max(512, -(-tokens // 256) * 256)
 
 
 def write(contract: Contract, adapter: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import click
 
-from loraline import full_disk, signals, tracking
 from loraline.errors import Stopped, TryAgain, UserError
+from loraline.process import full_disk, signals
+from loraline.tracking import store
 
 
 @atexit.register
@@ -46,11 +47,11 @@ class LineCommand(click.Command):
         except Exception as error:
             if signals.received:
                 end(ctx, str(signals.received[0]), Stopped.exit_code)
-            if full := full_disk.sentence(error, tracking.uri(), out_dir or Path()):
+            if full := full_disk.sentence(error, store.uri(), out_dir or Path()):
                 end(ctx, full, TryAgain.exit_code)
-            if not tracking.is_outage(error):
+            if not store.is_outage(error):
                 raise
-            end(ctx, f"lost {tracking.uri()}: {first_line(error)}; run it again", 75)
+            end(ctx, f"lost {store.uri()}: {first_line(error)}; run it again", 75)
 
 
 class StepCommand(LineCommand):

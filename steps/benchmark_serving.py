@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import tracking
 from loraline.errors import UserError
 from loraline.step import step
+from loraline.tracking import fingerprints, runs, store, tags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,25 +87,27 @@ def benchmark_serving(
     out_dir: Path,
 ) -> None:
     """Measure a running server with `vllm bench serve` on the task's rows and on random ones."""
-    from loraline import contract, models, server
-    from loraline.client import Server
+    from loraline import contract
+    from loraline.base import locate
+    from loraline.serving import names
+    from loraline.serving.client import Server
 
-    client = tracking.connect()
-    deploy_run = tracking.upstream_run(client, run_id, "deploy_vllm")
-    train_run = tracking.ancestor(client, deploy_run, "train_qlora")
-    data_run = tracking.ancestor(client, train_run, "prepare_data")
-    name = server.served_name(deploy_run.data.tags[tracking.MODEL_NAME])
-    with tracking.adapter(train_run) as adapter:
+    client = store.connect()
+    deploy_run = runs.upstream_run(client, run_id, "deploy_vllm")
+    train_run = runs.ancestor(client, deploy_run, "train_qlora")
+    data_run = runs.ancestor(client, train_run, "prepare_data")
+    name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
+    with runs.adapter(train_run) as adapter:
         agreed = contract.read(adapter)
     running = Server(url)
     listed = running.models()
-    asked = [model for model in (server.base_name(agreed), name) if model in listed]
+    asked = [model for model in (names.base_name(agreed), name) if model in listed]
     if name not in asked:
         raise UserError(f"the server at {url} does not list {name}, only {', '.join(listed)}")
-    tokenizer = models.locate_tokenizer(agreed)
+    tokenizer = locate.locate_tokenizer(agreed)
     with (
         tempfile.TemporaryDirectory() as folder,
-        tracking.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file,
+        runs.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file,
     ):
         rows = Path(folder, "rows.jsonl")
         write_rows(rows, file)
@@ -116,10 +118,10 @@ def benchmark_serving(
             for rate in rates
         ]
     found = targets(table, name, cold_start)
-    with tracking.open_run(
+    with runs.open_run(
         "benchmark_serving",
         name=f"benchmark {name}",
-        fingerprint=tracking.fingerprint(__file__, {"upstream": run_id, "url": url}),
+        fingerprint=fingerprints.fingerprint(__file__, {"upstream": run_id, "url": url}),
         upstream=deploy_run,
         parent=train_run,
     ) as run:
@@ -138,7 +140,7 @@ def benchmark_serving(
         )
     for target, verdict in found.items():
         click.echo(f"{target}: {verdict}")
-    tracking.hand_over(out_dir, run.info.run_id)
+    runs.hand_over(out_dir, run.info.run_id)
 
 
 RANDOM = (
@@ -162,7 +164,7 @@ def write_rows(target: Path, held_out: Path) -> None:
 
 
 def as_line(record: Record) -> dict[str, Any]:
-    from loraline import client
+    from loraline.serving import client
 
     if record.images:
         return {"content": client.parts(record.question, iter(record.images))}

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import tracking
 from loraline.errors import UserError
 from loraline.step import not_empty, step
+from loraline.tracking import fingerprints, runs, store
+from loraline.tracking.tags import MODEL_NAME, MODEL_VERSION, REASON, RESULT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
     from loraline.contract import Contract
-    from loraline.manifest import Placement
-    from loraline.server import Adapter
-    from loraline.sizing import Plan
+    from loraline.delivery.placement import Placement
+    from loraline.serving.arguments import Adapter
+    from loraline.serving.sizing import Plan
 
 MANIFEST = "vllm.yaml"
 CPU = "cpu"
@@ -78,49 +79,50 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--git", type=click.Path(path_type=Path), help="Folder of a checkout to commit to.")
 def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None:
     """Render the Kubernetes manifest of a vLLM server for the version that passed the gate."""
-    from loraline import delivery, server
+    from loraline.delivery import checkout, cluster
+    from loraline.serving import names, versions
 
     apply, git = options.pop("apply"), options.pop("git")
-    client = tracking.connect()
-    gate_run = tracking.upstream_run(client, run_id, "quality_gate")
-    train_run = tracking.ancestor(client, gate_run, "train_qlora")
+    client = store.connect()
+    gate_run = runs.upstream_run(client, run_id, "quality_gate")
+    train_run = runs.ancestor(client, gate_run, "train_qlora")
     if options["gpu"] is None:
-        recipe = tracking.profile(client, train_run)
+        recipe = runs.profile(client, train_run)
         merged = options["merged"] or recipe.export == "merged"
-        options["gpu"] = CPU if server.needs_cpu(recipe.serve_dtype, merged=merged) else None
+        options["gpu"] = CPU if versions.needs_cpu(recipe.serve_dtype, merged=merged) else None
     order = Order.of(client, gate_run, options)
-    fingerprint = tracking.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
-    done = None if force else tracking.finished_run(client, "deploy_vllm", fingerprint)
+    fingerprint = fingerprints.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
+    done = None if force else runs.finished_run(client, "deploy_vllm", fingerprint)
     if done is None:
         import mlflow
 
-        with tracking.open_run(
+        with runs.open_run(
             "deploy_vllm",
             name=f"deploy {order.name} v{order.version}",
             fingerprint=fingerprint,
             upstream=gate_run,
             parent=train_run,
-            tags={tracking.MODEL_NAME: order.name, tracking.MODEL_VERSION: order.version},
+            tags={MODEL_NAME: order.name, MODEL_VERSION: order.version},
         ) as run:
-            with tracking.adapter(train_run) as adapter:
+            with runs.adapter(train_run) as adapter:
                 text, plan = manifest(client, adapter, order)
             mlflow.log_text(text, MANIFEST)
             mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
     deployed = (done or run).info.run_id
-    with tracking.artifacts(client, deployed, MANIFEST) as rendered:
+    with runs.artifacts(client, deployed, MANIFEST) as rendered:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / MANIFEST).write_bytes(rendered.read_bytes())
     cpus = ", for CPUs" if order.where.cpu else ""
     click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'}{cpus})")
     if git:
-        click.echo(delivery.commit(out_dir / MANIFEST, git))
-    for doubt in delivery.doubts(order.image, order.fetch, order.where.serving_image):
+        click.echo(checkout.commit(out_dir / MANIFEST, git))
+    for doubt in cluster.doubts(order.image, order.fetch, order.where.serving_image):
         click.echo(f"warning: {doubt}", err=True)
     if apply:
-        delivery.apply(out_dir / MANIFEST, click.echo)
-        version = server.model_uri(order.name, order.version)
+        cluster.apply(out_dir / MANIFEST, click.echo)
+        version = names.model_uri(order.name, order.version)
         client.set_tag(train_run.info.run_id, DEPLOYED, version)
-    tracking.hand_over(out_dir, deployed)
+    runs.hand_over(out_dir, deployed)
 
 
 @dataclass(frozen=True)
@@ -147,17 +149,17 @@ class Order:
 
     @classmethod
     def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
-        from loraline import calibration
-        from loraline.manifest import Placement
-        from loraline.settings import Settings
+        from loraline.delivery.placement import Placement
+        from loraline.serving import calibration
+        from loraline.tracking.settings import Settings
 
         tags = gate_run.data.tags
-        if tags[tracking.RESULT] != "passed":
+        if tags[RESULT] != "passed":
             raise UserError(
                 f"--run-id {gate_run.info.run_id} rejected its candidate "
-                f"({tags[tracking.REASON]}): nothing to deploy"
+                f"({tags[REASON]}): nothing to deploy"
             )
-        name, version = tags[tracking.MODEL_NAME], tags[tracking.MODEL_VERSION]
+        name, version = tags[MODEL_NAME], tags[MODEL_VERSION]
         gpu, alias, log = options["gpu"], options["beside"], options["calibrate"]
         model = client.get_registered_model(name)
         if alias and str(model.aliases.get(alias, version)) == version:
@@ -181,13 +183,15 @@ class Order:
             log=log.read_text(errors="replace") if log else "",
             remembered=calibration.remembered(model),
             image=Settings().image or "localhost/loraline:dev",
-            fetch=tracking.pod_environment(),
+            fetch=store.pod_environment(),
         )
 
 
 def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Plan | None]:
     """The server's manifest as YAML, and the card that it is sized for, if any."""
-    from loraline import contract, manifest, preflight
+    from loraline import contract
+    from loraline.delivery import kube, manifest
+    from loraline.serving import preflight
 
     agreed = contract.read(adapter)
     preflight.check(adapter, agreed, f"{order.name} version {order.version}")
@@ -212,21 +216,22 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
         plan=plan,
         placement=order.where,
     )
-    return manifest.to_yaml(objects), plan
+    return kube.to_yaml(objects), plan
 
 
 def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
     """The contract that serves both versions, and the other version; it must fit the same base."""
-    from loraline import contract, preflight, server
+    from loraline import contract
+    from loraline.serving import arguments, names, preflight
 
     assert order.beside is not None
-    with tracking.logged_adapter(f"{order.name}/{order.beside}") as folder:
+    with runs.logged_adapter(f"{order.name}/{order.beside}") as folder:
         other, rank = contract.read(folder), preflight.highest_rank(folder)
-        preflight.check(folder, other, server.model_uri(order.name, order.beside))
-    name = f"{server.served_name(order.name)[:38].strip('-')}-{order.alias}"
-    server.checked_name(name, "name of the adapter beside it,")
-    adapter = server.Adapter.of(name, order.name, order.beside, other.adapter_sha256, rank)
-    return server.together(agreed, other), adapter
+        preflight.check(folder, other, names.model_uri(order.name, order.beside))
+    name = f"{names.served_name(order.name)[:38].strip('-')}-{order.alias}"
+    names.checked_name(name, "name of the adapter beside it,")
+    adapter = arguments.Adapter.of(name, order.name, order.beside, other.adapter_sha256, rank)
+    return arguments.together(agreed, other), adapter
 
 
 def size(
@@ -237,12 +242,12 @@ def size(
     order: Order,
 ) -> Plan:
     """The cards and arguments that fit; what a log teaches is remembered with the model."""
-    from loraline import calibration, server
+    from loraline.serving import arguments, calibration
 
     # The follower's two spare slots count as well.
     ranks = ranks + ranks[:1] * (2 if order.where.follow else 0)
     plan = calibration.plan(
-        server.demand(agreed, base_config, ranks, merged=order.where.merged),
+        arguments.demand(agreed, base_config, ranks, merged=order.where.merged),
         order.gpu,
         cards=order.cards,
         fraction=order.where.fraction,

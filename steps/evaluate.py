@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import tracking
 from loraline.step import step
+from loraline.tracking import fingerprints, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-    from loraline.evaluation_report import Evaluation
-    from loraline.measurement import Comparison, Measurement
+    from loraline.evaluation.measurement import Comparison, Measurement
+    from loraline.evaluation.report import Evaluation
     from loraline.records import Record
 
 
@@ -43,46 +43,49 @@ if TYPE_CHECKING:
 )
 def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     """Answer the held-out rows with base, adapter and champion; log the metrics side by side."""
-    from loraline import measurement, registry
+    from loraline.evaluation import measurement
+    from loraline.tracking import registry
 
-    client = tracking.connect()
-    train_run = tracking.upstream_run(client, run_id, "train_qlora")
-    data_run = tracking.ancestor(client, train_run, "prepare_data")
-    recipe = tracking.profile(client, train_run)
-    model_id = train_run.data.tags[tracking.MODEL_ID]
+    client = store.connect()
+    train_run = runs.upstream_run(client, run_id, "train_qlora")
+    data_run = runs.ancestor(client, train_run, "prepare_data")
+    recipe = runs.profile(client, train_run)
+    model_id = train_run.data.tags[tags.MODEL_ID]
     champion = registry.other_champion(client, recipe.registered_model, model_id)
     engine = measurement.chosen_engine(engine, recipe.serve_dtype)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
-    fingerprint = tracking.fingerprint(__file__, inputs)
-    if not force and (done := tracking.finished_run(client, "evaluate", fingerprint)):
+    fingerprint = fingerprints.fingerprint(__file__, inputs)
+    if not force and (done := runs.finished_run(client, "evaluate", fingerprint)):
         click.echo(f"evaluation of run {done.info.run_id} (reused)")
-        tracking.hand_over(out_dir, done.info.run_id)
+        runs.hand_over(out_dir, done.info.run_id)
         return
 
     import mlflow
     import yaml
 
-    from loraline import contract, evaluation_report, models, records
-    from loraline.encoding import Encoder
+    from loraline import contract, records
+    from loraline.base import locate
+    from loraline.base.encoding import Encoder
+    from loraline.evaluation import report
 
     started = time.monotonic()
     with (
-        tracking.open_run(
+        runs.open_run(
             "evaluate",
             name=f"evaluate {train_run.info.run_name}",
             fingerprint=fingerprint,
             upstream=train_run,
             parent=train_run,
         ) as run,
-        tracking.artifacts(client, data_run.info.run_id, "dataset") as dataset,
-        tracking.adapter(train_run) as adapter,
+        runs.artifacts(client, data_run.info.run_id, "dataset") as dataset,
+        runs.adapter(train_run) as adapter,
     ):
         agreed = contract.read(adapter)
-        base = models.locate_measured(agreed)
+        base = locate.locate_measured(agreed)
         held_out = records.read(dataset / "test.parquet")
         encoder = Encoder.of(agreed, base)
         prints = measurement.fingerprints(encoder, agreed, held_out)
-        mlflow.set_tags({f"{tracking.MEASURED}.{key}": print_ for key, print_ in prints.items()})
+        mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         comparable = comparable_champion(champion, held_out, agreed.base_revision, prints)
         with comparable as (other, champion_told):
@@ -98,21 +101,21 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         log_numbers(found, measured, run, train_run)
         log_details(found, prints, engine, recipe.answer_format)
         engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
-        evaluation = evaluation_report.Evaluation(
+        evaluation = report.Evaluation(
             train_run.info.run_name,
-            evaluation_report.facts(agreed, train_run, data_run, champion_told),
+            report.facts(agreed, train_run, data_run, champion_told),
             held_out,
             measured,
             found,
             recipe.answer_format,
-            evaluation_report.curves(client, train_run),
+            report.curves(client, train_run),
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
             agreed.prompt,
-            evaluation_report.costs(train_run, engine_took),
+            report.costs(train_run, engine_took),
         )
         log_report(client, evaluation, train_run)
     print_headline(found)
-    tracking.hand_over(out_dir, run.info.run_id)
+    runs.hand_over(out_dir, run.info.run_id)
 
 
 @contextmanager
@@ -125,23 +128,25 @@ def comparable_champion(
     """The champion's adapter, if its numbers on these rows can be compared, and words for both."""
     import mlflow
 
-    from loraline import contract, measurement, models
-    from loraline.encoding import Encoder
+    from loraline import contract
+    from loraline.base import locate
+    from loraline.base.encoding import Encoder
+    from loraline.evaluation import measurement
 
     if champion is None:
         yield {}, None
         return
     version = f"version {champion.version}"
-    mlflow.set_tag(tracking.CHAMPION, str(champion.version))
+    mlflow.set_tag(tags.CHAMPION, str(champion.version))
     if not champion.source.startswith("models:/"):
         refused = f"{champion.source} was not logged by this line"
-        mlflow.set_tag(tracking.CHAMPION_REFUSED, refused)
+        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
         yield {}, f"{version}, not measured: {refused}"
         return
-    with tracking.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
+    with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
         agreed = contract.read(adapter)
         if agreed.base_revision == base_revision:
-            encoder = Encoder.of(agreed, models.locate_measured(agreed))
+            encoder = Encoder.of(agreed, locate.locate_measured(agreed))
             theirs = measurement.fingerprints(encoder, agreed, held_out)
             differing = [key for key, value in prints.items() if theirs[key] != value]
         else:
@@ -150,7 +155,7 @@ def comparable_champion(
             yield {"champion": adapter}, version
             return
         refused = f"it has another {' and '.join(differing)}"
-        mlflow.set_tag(tracking.CHAMPION_REFUSED, refused)
+        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
         yield {}, f"{version}, not measured: {refused}"
 
 
@@ -176,7 +181,7 @@ def log_numbers(
     """Log all numbers here, and the headline where a reviewer compares runs and models."""
     import mlflow
 
-    from loraline import measurement
+    from loraline.evaluation import measurement
 
     numbers = found.flat()
     for model, answered in measured.items():
@@ -194,7 +199,7 @@ def log_numbers(
             for name in measurement.HEADLINE
         },
         run_id=train_run.info.run_id,
-        model_id=train_run.data.tags[tracking.MODEL_ID],
+        model_id=train_run.data.tags[tags.MODEL_ID],
     )
 
 
@@ -204,7 +209,7 @@ def log_details(
     """Log what the numbers mean: intervals, how they were made, what they were measured on."""
     import mlflow
 
-    from loraline import bootstrap, metrics
+    from loraline.evaluation import bootstrap, metrics
 
     mlflow.log_dict(
         {
@@ -222,21 +227,21 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
     """Log the page, the images' sheet, and the model card as the training run's description."""
     import mlflow
 
-    from loraline import evaluation_report
+    from loraline.evaluation import report
 
-    mlflow.log_text(evaluation_report.render(evaluation), "report.html")
-    if sheet := evaluation_report.contact_sheet(evaluation):
+    mlflow.log_text(report.render(evaluation), "report.html")
+    if sheet := report.contact_sheet(evaluation):
         mlflow.log_figure(sheet, "contact_sheet.png")
-    card = evaluation_report.model_card(evaluation)
+    card = report.model_card(evaluation)
     mlflow.log_text(card, "model_card.md")
     # The tags still say what the gate has said, and so does the description.
-    note = client.get_run(train_run.info.run_id).data.tags.get(tracking.NOTE, "")
-    verdict = "".join(note.partition(tracking.VERDICT)[1:])
-    client.set_tag(train_run.info.run_id, tracking.NOTE, card + verdict)
+    note = client.get_run(train_run.info.run_id).data.tags.get(tags.NOTE, "")
+    verdict = "".join(note.partition(tags.VERDICT)[1:])
+    client.set_tag(train_run.info.run_id, tags.NOTE, card + verdict)
 
 
 def print_headline(found: Comparison) -> None:
-    from loraline import measurement
+    from loraline.evaluation import measurement
 
     for name in measurement.HEADLINE:
         told = ", ".join(f"{model} {row[name].value:.3f}" for model, row in found.values.items())

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import click
 
-from loraline import contract, preflight
+from loraline import contract
 from loraline.contract import WEIGHTS, sha256
 from loraline.errors import UserError
-from loraline.preflight import LORA_RANKS
+from loraline.serving import preflight
+from loraline.serving.preflight import LORA_RANKS
 from loraline.step import LineCommand
 
 ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
@@ -78,21 +79,21 @@ def download(model: str, folder: Path) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from loraline import tracking
+    from loraline.tracking import store
 
-    client = tracking.connect()
+    client = store.connect()
     try:
         client.get_model_version(name, version)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         raise UserError(
-            f"--model {model!r} is not a registered version of MLflow at {tracking.uri()}"
+            f"--model {model!r} is not a registered version of MLflow at {store.uri()}"
         ) from error
     try:
         found = mlflow.artifacts.download_artifacts(f"{model}/artifacts/adapter", dst_path=folder)
     except (MlflowException, FileNotFoundError) as error:
-        if tracking.is_outage(error):
+        if store.is_outage(error):
             raise
         raise UserError(f"{model} holds no adapter in artifacts/adapter: {error}") from error
     return Path(found)
@@ -117,14 +118,16 @@ def check(adapter: Path, model: str, digest: str) -> None:
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:
     """The base with the adapter merged into it, in the contract's precision, with its tokenizer."""
-    from loraline import merging, models, server
+    from loraline import contract
+    from loraline.base import merging
+    from loraline.base.locate import locate, locate_measured
 
     agreed = contract.read(adapter)
-    if Path(base).is_dir() and not server.is_folder(agreed):
+    if Path(base).is_dir() and not agreed.is_folder:
         # A folder that stands in for the hub's commit has a digest of its own.
-        located = models.locate(base, None)
+        located = locate(base, None)
     else:
-        located = models.locate_measured(agreed.model_copy(update={"base": base}))
+        located = locate_measured(agreed.model_copy(update={"base": base}))
     return merging.write(agreed, located, adapter, folder)
 
 

@@ -20,12 +20,13 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from loraline import server, tracking
-from loraline.client import Server
 from loraline.contract import FILE, Contract, first_complaint
 from loraline.errors import TryAgain, UserError
-from loraline.preflight import LORA_RANKS
+from loraline.serving import arguments, names
+from loraline.serving.client import Server
+from loraline.serving.preflight import LORA_RANKS
 from loraline.step import LineCommand
+from loraline.tracking import store
 
 FETCH = Path(__file__).with_name("fetch_adapter.py")
 
@@ -105,7 +106,7 @@ class Follower:
         self.agreed = agreed
         self.adapters = adapters
         self.max_lora_rank = max_lora_rank
-        self.prefix = f"{server.served_name(model)}-v"
+        self.prefix = f"{names.served_name(model)}-v"
 
     def look(self) -> str | None:
         """Bring the server to the alias's version; returns what was done, if anything."""
@@ -133,28 +134,28 @@ class Follower:
     def wanted(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        client = tracking.connect()
+        client = store.connect()
         try:
             return str(client.get_model_version_by_alias(self.model, self.alias).version)
         except MlflowException as error:
-            if tracking.is_outage(error):
-                raise TryAgain(f"MLflow at {tracking.uri()} does not answer") from error
+            if store.is_outage(error):
+                raise TryAgain(f"MLflow at {store.uri()} does not answer") from error
             raise UserError(f"{self.model} has no alias {self.alias}") from error
 
     def fetch(self, version: str) -> Path:
         """The version's adapter by the init container's own program: digest and preflight."""
         import mlflow
 
-        uri = server.model_uri(self.model, version)
+        uri = names.model_uri(self.model, version)
         with tempfile.TemporaryDirectory() as folder:
             found = mlflow.artifacts.download_artifacts(
                 f"{uri}/artifacts/adapter/{FILE}", dst_path=folder
             )
             theirs = Contract.model_validate_json(Path(found).read_text())
-        together = server.together(self.agreed, theirs)
-        if server.max_model_len(together) > server.max_model_len(self.agreed):
+        together = arguments.together(self.agreed, theirs)
+        if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
-        path = self.adapters / server.served_name(self.model) / f"v{version}"
+        path = self.adapters / names.served_name(self.model) / f"v{version}"
         command = [sys.executable, str(FETCH), "--model", uri, "--sha256", theirs.adapter_sha256]
         command += ["--max-lora-rank", str(self.max_lora_rank), "--out-dir", str(path)]
         ended = subprocess.run(

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loraline import tracking
 from loraline.errors import UserError
 from loraline.step import not_empty, step
+from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
-    from loraline.dataset import Dataset
-    from loraline.parts import Work
-    from loraline.prompts import Prompt
+    from loraline.data.dataset import Dataset
+    from loraline.data.work import Work
+    from loraline.tracking.prompts import Prompt
 
 
 @step
@@ -88,7 +88,9 @@ def prepare_data(
     force: bool,
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
-    from loraline import checks, dataset, media, parts, profiles, workplace
+    from loraline import profiles
+    from loraline.data import checks, dataset, pool, workplace
+    from loraline.data.reading import media
 
     recipe = profiles.load(profile)
     sources = tuple(filter(None, data)) or ((recipe.data,) if recipe.data else ())
@@ -98,8 +100,8 @@ def prepare_data(
         raise UserError("--part makes one share; --check-only and --merge are for the whole")
     request = workplace.Request(sources, prompt, group_by, checks.policy(on), media.limits(limit))
     workers = workers or cores()
-    parts.wake(sources, workers)
-    client = tracking.connect() if merge or not check_only else None
+    pool.wake(sources, workers)
+    client = store.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
         state = None if part or check_only else workplace.state(work)
@@ -120,13 +122,13 @@ def prepare_data(
             dataset.refuse(merged.examples)
             dataset.refuse_empty(merged)
             digest = dataset.digest(merged)
-            done = None if force else tracking.finished_run(client, "prepare_data", digest)
+            done = None if force else runs.finished_run(client, "prepare_data", digest)
             run_id = done.info.run_id if done else log(merged, instruction, digest)
             if state and client:
-                client.set_tag(run_id, tracking.SOURCES, state)
+                client.set_tag(run_id, tags.SOURCES, state)
             click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
             warn_of_loss(merged)
-    tracking.hand_over(out_dir, run_id)
+    runs.hand_over(out_dir, run_id)
 
 
 def cores() -> int:
@@ -135,7 +137,7 @@ def cores() -> int:
 
 def counts(merged: Dataset) -> str:
     """Sources, rows by split, and rows counted out by check, in one line."""
-    from loraline import dataset
+    from loraline.data import dataset
 
     uris = ", ".join(source.entry.uri for source in merged.work.sources)
     kept = ", ".join(f"{count} {split}" for split, count in merged.rows.items())
@@ -145,7 +147,7 @@ def counts(merged: Dataset) -> str:
 
 def warn_of_loss(merged: Dataset) -> None:
     """Say so when most of the data is gone: a training on the rest would look like a success."""
-    from loraline import dataset
+    from loraline.data import dataset
 
     out = dataset.dropped(merged.counts)
     lost = sum(count for check, count in out.items() if check not in ("sample", "weight"))
@@ -155,9 +157,10 @@ def warn_of_loss(merged: Dataset) -> None:
 
 def check(merged: Dataset, out_dir: Path) -> None:
     """Write the report, and end with what a check that is set to fail has found."""
-    from loraline import dataset, dataset_report
+    from loraline.data import dataset
+    from loraline.data.report import write
 
-    report = dataset_report.write(merged, out_dir)
+    report = write(merged, out_dir)
     click.echo(f"checked {counts(merged)}; report in {report}")
     warn_of_loss(merged)
     dataset.refuse(merged.examples, report=str(report))
@@ -170,12 +173,14 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    from loraline import benchmark, dataset, dataset_report, prompts, shards
+    from loraline.data import bench_rows, dataset, shards
+    from loraline.data.report import write
+    from loraline.tracking import prompts
 
     uris = [source.entry.uri for source in merged.work.sources]
     name, version = Path(uris[0]).name, digest[:8]
     with (
-        tracking.open_run("prepare_data", name=f"{name}-v{version}", fingerprint=digest) as run,
+        runs.open_run("prepare_data", name=f"{name}-v{version}", fingerprint=digest) as run,
         tempfile.TemporaryDirectory() as scratch,
         ThreadPoolExecutor(1) as aside,
     ):
@@ -187,7 +192,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         template = instruction.template or prompts.OURS
         (folder / "prompt.txt").write_text(template, encoding="utf-8")
         # Both wait for others most of the time: for the disk, and for the base's tokenizer.
-        report = aside.submit(dataset_report.write, merged, Path(scratch, "report"))
+        report = aside.submit(write, merged, Path(scratch, "report"))
         listed = shards.write(merged, folder)
         manifest = {
             "digest": digest,
@@ -205,7 +210,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             "shards": listed,
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        benchmark.write(merged, Path(scratch, "benchmark"))
+        bench_rows.write(merged, Path(scratch, "benchmark"))
         report.result()
         for artifacts in ("dataset", "benchmark", "report"):
             mlflow.log_artifacts(str(Path(scratch, artifacts)), artifacts)
@@ -227,12 +232,12 @@ def log_part(work: Work, part: str, workers: int) -> str:
     """Read and check one share of the data, and log it for the run that merges the shares."""
     import mlflow
 
-    from loraline import dataset, workplace
+    from loraline.data import dataset, workplace
 
     counted = dataset.read(work, workers, stop_at_failure=True)
     fingerprint = f"{work.folder.name} {part}"
     with (
-        tracking.open_run("prepare_data_part", name=f"part {part}", fingerprint=fingerprint) as run,
+        runs.open_run("prepare_data_part", name=f"part {part}", fingerprint=fingerprint) as run,
         tempfile.TemporaryDirectory(dir=work.folder) as scratch,
     ):
         workplace.pack(work, Path(scratch, "parts"))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import click
 
-from loraline import tracking
 from loraline.errors import UserError
 from loraline.step import LineCommand, not_empty
+from loraline.tracking import runs, store, tags
 
 
 @click.command(cls=LineCommand)
@@ -39,24 +39,24 @@ def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> N
     """Move the champion of a registered model, forward to its candidate or back."""
     if rollback and version is not None:
         raise UserError("--version says what to promote; --rollback takes none")
-    from loraline import registry
-    from loraline.settings import Settings
+    from loraline.tracking import lock, registry
+    from loraline.tracking.settings import Settings
 
-    client = tracking.connect()
+    client = store.connect()
     registry.known(client, model)
     by = Settings().workflow_name or os.environ.get("USER") or person()
-    with registry.locked(client, model):
+    with lock.locked(client, model):
         if rollback:
             now = registry.roll_back(client, model, by)
         else:
             now = registry.promote(client, model, version, by)
     click.echo(f"champion models:/{model}/{now}, by {by}")
     champion = client.get_model_version(model, now)
-    if champion.tags.get(tracking.RESULT) == "failed":
-        reason = champion.tags.get(tracking.REASON)
+    if champion.tags.get(tags.RESULT) == "failed":
+        reason = champion.tags.get(tags.REASON)
         click.echo(f"warning: a later gate rejected version {now}: {reason}", err=True)
     gate_run = registry.promoting_gate_run_of(champion)
-    tracking.hand_over(out_dir, gate_run, version=now)
+    runs.hand_over(out_dir, gate_run, version=now)
 
 
 def person() -> str:

@@ -17,14 +17,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loraline import tracking
 from loraline.step import not_empty, step
+from loraline.tracking import fingerprints, runs, store
+from loraline.tracking.tags import (
+    GATE_RUN,
+    MODEL_ID,
+    MODEL_NAME,
+    MODEL_VERSION,
+    NOTE,
+    PROFILE,
+    REASON,
+    RESULT,
+    VERDICT,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from loraline.policy import Verdict
+    from loraline.evaluation.rules import Verdict
 
 
 @step
@@ -45,40 +56,41 @@ def quality_gate(
     """
     import mlflow
 
-    from loraline import policy as rules
-    from loraline import profiles, registry
+    from loraline import profiles
+    from loraline.evaluation import rules
+    from loraline.tracking import lock
 
-    client = tracking.connect()
-    eval_run = tracking.upstream_run(client, run_id, "evaluate")
-    train_run = tracking.ancestor(client, eval_run, "train_qlora")
+    client = store.connect()
+    eval_run = runs.upstream_run(client, run_id, "evaluate")
+    train_run = runs.ancestor(client, eval_run, "train_qlora")
     # Limits are today's policy, so they come from the file and not from the training run.
-    limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
+    limits = profiles.load(train_run.data.tags[PROFILE]).gate
     limits = rules.load(Path(policy) if policy else None, limits)
-    name = tracking.profile(client, train_run).registered_model
-    model_id = train_run.data.tags[tracking.MODEL_ID]
+    name = runs.profile(client, train_run).registered_model
+    model_id = train_run.data.tags[MODEL_ID]
 
     def fingerprint(champion: str | None) -> str:
         inputs = {"upstream": run_id, "limits": limits.model_dump(), "champion": champion}
-        return tracking.fingerprint(__file__, inputs)
+        return fingerprints.fingerprint(__file__, inputs)
 
     same = fingerprint(other_champion(client, name, model_id))
-    done = None if force else tracking.finished_run(client, "quality_gate", same)
+    done = None if force else runs.finished_run(client, "quality_gate", same)
     if done and still_holds(client, done, train_run):
-        result = done.data.tags[tracking.RESULT]
+        result = done.data.tags[RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
         hand_over(out_dir, eval_run, done, fail_on_reject)
         return
 
-    with tracking.adapter(train_run) as adapter:
+    with runs.adapter(train_run) as adapter:
         served = servable(adapter)
     # Under the lock, since no champion may be promoted between the verdict and what follows from
     # it; the training run's tags are shared by all its gates, so they too are the lock's.
-    with registry.locked(client, name):
+    with lock.locked(client, name):
         champion = other_champion(client, name, model_id)
         metrics, tags = eval_run.data.metrics, eval_run.data.tags
         verdicts = [*rules.judge(metrics, tags, limits, champion), served]
         result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
-        with tracking.open_run(
+        with runs.open_run(
             "quality_gate",
             name=f"gate {train_run.info.run_name}",
             fingerprint=fingerprint(champion),
@@ -96,7 +108,7 @@ def quality_gate(
 
 def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None:
     """The version of today's champion, unless it is this logged model itself."""
-    from loraline import registry
+    from loraline.tracking import registry
 
     found = registry.other_champion(client, name, model_id)
     return str(found.version) if found else None
@@ -104,8 +116,9 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None
 
 def servable(adapter: Path) -> Verdict:
     """Whether vLLM would take the adapter and apply all of it; the value counts what is wrong."""
-    from loraline import contract, preflight
-    from loraline.policy import Verdict
+    from loraline import contract
+    from loraline.evaluation.rules import Verdict
+    from loraline.serving import preflight
 
     agreed = contract.read(adapter)
     merged = agreed.export == "merged"
@@ -116,24 +129,22 @@ def servable(adapter: Path) -> Verdict:
 
 def told(verdicts: Sequence[Verdict], result: str) -> dict[str, str]:
     """The verdict as tags: the result and the reason."""
-    from loraline import policy
+    from loraline.evaluation import rules
 
-    return {tracking.RESULT: result, tracking.REASON: policy.reasons(verdicts)}
+    return {RESULT: result, REASON: rules.reasons(verdicts)}
 
 
 def tag_runs(
     client: MlflowClient, verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run
 ) -> None:
     """Put the verdict where a reviewer looks: this run and the training run."""
-    from loraline import policy
+    from loraline.evaluation import rules
 
-    tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
-    section = (
-        f"{tracking.VERDICT}\n{result}: {tags[tracking.REASON]}\n\n{policy.markdown(verdicts)}\n"
-    )
+    tags = told(verdicts, result) | {GATE_RUN: run.info.run_id}
+    section = f"{VERDICT}\n{result}: {tags[REASON]}\n\n{rules.markdown(verdicts)}\n"
     for target in (run, train_run):
-        card = target.data.tags.get(tracking.NOTE, "").partition(tracking.VERDICT)[0]
-        for key, value in (tags | {tracking.NOTE: card + section}).items():
+        card = target.data.tags.get(NOTE, "").partition(VERDICT)[0]
+        for key, value in (tags | {NOTE: card + section}).items():
             client.set_tag(target.info.run_id, key, value)
 
 
@@ -150,30 +161,30 @@ def register(
     One that was rejected gets no version; if it has one, that loses the alias and says why. The
     caller holds the registered model's lock.
     """
-    from loraline import registry
+    from loraline.tracking import registry
 
-    model_id = train_run.data.tags[tracking.MODEL_ID]
+    model_id = train_run.data.tags[MODEL_ID]
     if result == "passed":
         version = registry.register(client, name, model_id)
     elif (known := registry.version_of_model(client, name, model_id)) is not None:
         version = known
     else:
         return
-    card = client.get_run(train_run.info.run_id).data.tags[tracking.NOTE]
-    tags = told(verdicts, result) | {tracking.GATE_RUN: run.info.run_id}
+    card = client.get_run(train_run.info.run_id).data.tags[NOTE]
+    tags = told(verdicts, result) | {GATE_RUN: run.info.run_id}
     registry.describe(client, name, version, tags, card)
     if result == "failed":
         registry.withdraw(client, name, version)
         return
     for target in (run, train_run):
-        client.set_tag(target.info.run_id, tracking.MODEL_NAME, name)
-        client.set_tag(target.info.run_id, tracking.MODEL_VERSION, version)
+        client.set_tag(target.info.run_id, MODEL_NAME, name)
+        client.set_tag(target.info.run_id, MODEL_VERSION, version)
     registry.move_candidate(client, name, version)
 
 
 def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:
     """Write the scorecard, the result and the run ID; end with 1 if a rejection is to fail."""
-    from loraline.registry import CANDIDATE
+    from loraline.tracking.registry import CANDIDATE
 
     numbers, tags = eval_run.data.metrics, gate_run.data.tags
     scorecard = {
@@ -182,32 +193,32 @@ def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool)
             for name in ("bleu", "levenshtein", "exact_match", "perplexity")
         },
         "rows": numbers.get("rows"),
-        "result": tags[tracking.RESULT],
-        "reason": tags[tracking.REASON],
-        "model": tags.get(tracking.MODEL_NAME),
-        "version": tags.get(tracking.MODEL_VERSION),
+        "result": tags[RESULT],
+        "reason": tags[REASON],
+        "model": tags.get(MODEL_NAME),
+        "version": tags.get(MODEL_VERSION),
         "alias": CANDIDATE,
-        "store": tracking.uri(),
+        "store": store.uri(),
     }
     outputs = {
         "scorecard.json": json.dumps(scorecard, indent=2) + "\n",
-        "result": tags[tracking.RESULT],
+        "result": tags[RESULT],
     }
-    tracking.hand_over(out_dir, gate_run.info.run_id, **outputs)
-    if fail_on_reject and tags[tracking.RESULT] == "failed":
+    runs.hand_over(out_dir, gate_run.info.run_id, **outputs)
+    if fail_on_reject and tags[RESULT] == "failed":
         click.get_current_context().exit(1)
 
 
 def still_holds(client: MlflowClient, done: Run, train_run: Run) -> bool:
     """Whether an earlier verdict is still the last one, and what the registry says."""
-    from loraline import registry
+    from loraline.tracking import registry
 
-    if train_run.data.tags.get(tracking.GATE_RUN) != done.info.run_id:
+    if train_run.data.tags.get(GATE_RUN) != done.info.run_id:
         return False
-    if done.data.tags[tracking.RESULT] == "failed":
+    if done.data.tags[RESULT] == "failed":
         return True
-    found = registry.version_of(client, done.data.tags[tracking.MODEL_NAME], registry.CANDIDATE)
-    return found is not None and str(found.version) == done.data.tags[tracking.MODEL_VERSION]
+    found = registry.version_of(client, done.data.tags[MODEL_NAME], registry.CANDIDATE)
+    return found is not None and str(found.version) == done.data.tags[MODEL_VERSION]
 
 
 if __name__ == "__main__":

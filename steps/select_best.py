@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loraline import tracking
 from loraline.errors import UserError
 from loraline.step import step
+from loraline.tracking import fingerprints, store
+from loraline.tracking import runs as tracking_runs
+from loraline.tracking.tags import MEASURED, MODEL_ID, PROFILE, SELECTED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,14 +72,16 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
     apart; though all were measured on the same rows, the intervals are each member's own and not of
     the differences, so this says "not told apart" too often rather than too seldom.
     """
-    from loraline import metrics
+    from loraline.evaluation import metrics
 
     if metric not in metrics.HIGHER_IS_BETTER:
         accepted = ", ".join(sorted(metrics.HIGHER_IS_BETTER))
         raise UserError(f"unknown --metric {metric!r}; accepted: {accepted}")
     members = parsed(run_ids)
-    client = tracking.connect()
-    runs = [tracking.upstream_run(client, member, "evaluate", "--run-ids") for member in members]
+    client = store.connect()
+    runs = [
+        tracking_runs.upstream_run(client, member, "evaluate", "--run-ids") for member in members
+    ]
     refuse_unlike(runs)
     entries = sorted(
         (entry(client, run, metric) for run in runs),
@@ -86,8 +90,8 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
     if not any(math.isfinite(found.value) for found in entries):
         raise UserError(f"--metric {metric}: none of the runs has measured it")
     ranking = [asdict(found) for found in entries]
-    fingerprint = tracking.fingerprint(__file__, {"metric": metric, "ranking": ranking})
-    done = None if force else tracking.finished_run(client, "select_best", fingerprint)
+    fingerprint = fingerprints.fingerprint(__file__, {"metric": metric, "ranking": ranking})
+    done = None if force else tracking_runs.finished_run(client, "select_best", fingerprint)
     best = entries[0]
     if done and told_of(client, best.train_run_id, done):
         click.echo(f"selection of run {done.info.run_id} (reused):")
@@ -95,7 +99,7 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
         log(client, entries, metric, fingerprint)
     for place, found in enumerate(entries, start=1):
         click.echo(f"{place}. {found.name}: {metric} {found} {found.told()}")
-    tracking.hand_over(
+    tracking_runs.hand_over(
         out_dir, best.run_id, result="failed" if best.broken or best.champion else "passed"
     )
 
@@ -103,7 +107,7 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
 def told_of(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
     """Whether a training run's tag still speaks of this selection, and not of a later one."""
     tags = client.get_run(train_run_id).data.tags
-    return f"selection {selection.info.run_id}" in tags.get(tracking.SELECTED, "")
+    return f"selection {selection.info.run_id}" in tags.get(SELECTED, "")
 
 
 def parsed(run_ids: str) -> list[str]:
@@ -125,7 +129,7 @@ def parsed(run_ids: str) -> list[str]:
 def refuse_unlike(runs: Sequence[Run]) -> None:
     """A UserError if the runs were not measured on one tokenizer, template and set of rows."""
     for part in ("tokenizer", "template", "rows"):
-        values = {run.data.tags.get(f"{tracking.MEASURED}.{part}") for run in runs}
+        values = {run.data.tags.get(f"{MEASURED}.{part}") for run in runs}
         if len(values) > 1 or None in values:
             raise UserError(
                 f"the runs were measured on different {part}, their numbers cannot be compared: "
@@ -135,20 +139,22 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
 
 def entry(client: MlflowClient, run: Run, metric: str) -> Entry:
     """A run's place in the ranking, judged by the rules of its own profile."""
-    from loraline import policy, profiles, registry
+    from loraline import profiles
+    from loraline.evaluation import rules
+    from loraline.tracking import registry
 
-    train_run = tracking.ancestor(client, run, "train_qlora")
-    limits = profiles.load(train_run.data.tags[tracking.PROFILE]).gate
-    name = tracking.profile(client, train_run).registered_model
-    model_id = train_run.data.tags[tracking.MODEL_ID]
+    train_run = tracking_runs.ancestor(client, run, "train_qlora")
+    limits = profiles.load(train_run.data.tags[PROFILE]).gate
+    name = tracking_runs.profile(client, train_run).registered_model
+    model_id = train_run.data.tags[MODEL_ID]
     champion = registry.version_of(client, name, registry.CHAMPION)
     itself = champion is not None and champion.source == f"models:/{model_id}"
     against = str(champion.version) if champion and not itself else None
-    verdicts = policy.judge(run.data.metrics, run.data.tags, limits, against)
+    verdicts = rules.judge(run.data.metrics, run.data.tags, limits, against)
     value, low, high = (
         run.data.metrics.get(f"tuned_{metric}{end}", math.nan) for end in ("", "_low", "_high")
     )
-    broken = "" if all(verdict.passed for verdict in verdicts) else policy.reasons(verdicts)
+    broken = "" if all(verdict.passed for verdict in verdicts) else rules.reasons(verdicts)
     ids = run.info.run_id, train_run.info.run_id
     return Entry(*ids, str(train_run.info.run_name), value, low, high, broken, itself)
 
@@ -158,7 +164,7 @@ def log(client: MlflowClient, entries: Sequence[Entry], metric: str, fingerprint
     import mlflow
 
     best = entries[0]
-    with tracking.open_run(
+    with tracking_runs.open_run(
         "select_best",
         name=f"best of {len(entries)} by {metric}",
         fingerprint=fingerprint,
@@ -172,7 +178,7 @@ def log(client: MlflowClient, entries: Sequence[Entry], metric: str, fingerprint
             told = f"{place} of {len(entries)} by {metric} {found}, selection {run.info.run_id}"
             alike = place > 1 and not apart
             told += "; not told apart from the best" if alike else ""
-            client.set_tag(found.train_run_id, tracking.SELECTED, told)
+            client.set_tag(found.train_run_id, SELECTED, told)
 
 
 if __name__ == "__main__":

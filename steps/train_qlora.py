@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import launch, tracking
 from loraline.errors import TryAgain
 from loraline.step import not_empty, step
+from loraline.tracking import fingerprints, runs, store, tags
+from loraline.training import launch
 
 if TYPE_CHECKING:
+    from loraline.base.encoding import Encoder, Row
+    from loraline.base.locate import Base
     from loraline.contract import Contract
-    from loraline.encoding import Encoder, Row
-    from loraline.models import Base
     from loraline.profiles import Profile
-    from loraline.trainer import PackedTrainer
+    from loraline.training.trainer import PackedTrainer
 
 
 @step
@@ -56,15 +57,17 @@ def train_qlora(
     force: bool,
 ) -> None:
     """Train a LoRA adapter on a frozen base; log it and hand over the run ID."""
-    from loraline import models, preflight, profiles
+    from loraline import profiles
+    from loraline.base.locate import locate
+    from loraline.serving import preflight
 
     recipe = profiles.load(profile)
     if launch.rank():
         follow(recipe, checkpoint_minutes)
         return
-    client = tracking.connect()
-    data_run = tracking.upstream_run(client, run_id, "prepare_data")
-    base = models.locate(recipe.base, recipe.base_revision)
+    client = store.connect()
+    data_run = runs.upstream_run(client, run_id, "prepare_data")
+    base = locate(recipe.base, recipe.base_revision)
     preflight.check_base(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
@@ -72,12 +75,12 @@ def train_qlora(
         "dataset": run_id,
         "profile": json.dumps([profile, settings], sort_keys=True),
         "base": base.revision,
-        "code": tracking.code_digest(__file__),
+        "code": fingerprints.code_digest(__file__),
     }
-    fingerprint = tracking.fingerprint(__file__, inputs)
-    if not force and (done := tracking.finished_run(client, "train_qlora", fingerprint)):
+    fingerprint = fingerprints.fingerprint(__file__, inputs)
+    if not force and (done := runs.finished_run(client, "train_qlora", fingerprint)):
         click.echo(f"adapter of run {done.info.run_id} (reused)")
-        tracking.hand_over(out_dir, done.info.run_id)
+        runs.hand_over(out_dir, done.info.run_id)
         return
     if gpus > 1 and not launch.launched():
         launch.on_gpus(gpus)
@@ -85,28 +88,29 @@ def train_qlora(
 
     import mlflow
 
-    from loraline import checkpoint, curves, encoding
+    from loraline.training import checkpoint, curves
+    from loraline.training.rows import load_rows
 
     found = checkpoint.named(client, resume, inputs) if resume else None
     if found is None and not force:
         found = checkpoint.find(client, profile, inputs)
     version = data_run.data.params["version"]
     with (
-        tracking.open_run(
+        runs.open_run(
             "train_qlora",
             name=f"{recipe.registered_model}-{profile}-v{version}",
             fingerprint=fingerprint,
             upstream=data_run,
-            tags={tracking.PROFILE: profile, **checkpoint.tags(inputs)},
+            tags={tags.PROFILE: profile, **checkpoint.tags(inputs)},
             resumed=found,
         ) as run,
         launch.shared_folder() as scratch,
     ):
         log_inputs(recipe, profile, base, version)
-        tracking.download(client, run_id, "dataset", scratch)
+        runs.download(client, run_id, "dataset", scratch)
         start = checkpoint.fetch(client, found, scratch) if found else None
         launch.let_follow(scratch)
-        encoder, prompt, rows, left_out = encoding.load_rows(scratch / "dataset", recipe, base)
+        encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
         mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
         sft = prepare(recipe, base, encoder, rows, scratch)
         sft.add_callback(curves.CurvesToMlflow(curves.logged_to(client, found)))
@@ -120,16 +124,18 @@ def train_qlora(
         mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
         checkpoint.drop(client, run.info.run_id)
     click.echo(f"adapter of run {run.info.run_id} (rank {recipe.r}, {len(rows['train'])} rows)")
-    tracking.hand_over(out_dir, run.info.run_id)
+    runs.hand_over(out_dir, run.info.run_id)
 
 
 def follow(recipe: Profile, checkpoint_minutes: float) -> None:
     """The part of every process but the first: the same training, and no word to MLflow."""
-    from loraline import checkpoint, encoding, models
+    from loraline.base.locate import locate
+    from loraline.training import checkpoint
+    from loraline.training.rows import load_rows
 
     scratch = launch.follow()
-    base = models.locate(recipe.base, recipe.base_revision)
-    encoder, _, rows, _ = encoding.load_rows(scratch / "dataset", recipe, base)
+    base = locate(recipe.base, recipe.base_revision)
+    encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
     sft = prepare(recipe, base, encoder, rows, scratch)
     start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
     train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
@@ -158,7 +164,7 @@ def prepare(
     """Plan the memory before the base is loaded, then build the trainer."""
     from transformers import set_seed
 
-    from loraline import memory, trainer
+    from loraline.training import memory, trainer
 
     launch.take_gpu()
     set_seed(recipe.seed)
@@ -185,7 +191,7 @@ def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> None:
 
 def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) -> Path:
     """Write the adapter as PEFT does, in safetensors, and the base's config beside it."""
-    from loraline.preflight import BASE_CONFIG
+    from loraline.serving.preflight import BASE_CONFIG
 
     sft.model.peft_config["default"].base_model_name_or_path = recipe.base
     sft.save_adapter(folder)
@@ -236,21 +242,22 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
     """Log the adapter as a model that the registry takes, and its readable files beside the run."""
     import mlflow
 
-    from loraline import adapter_pyfunc
+    import loraline
+    from loraline.answering import pyfunc
 
     logged = mlflow.pyfunc.log_model(
         name="adapter",
-        python_model=adapter_pyfunc.__file__,
+        python_model=pyfunc.__file__,
         artifacts={"adapter": str(adapter)},
-        code_paths=[str(Path(adapter_pyfunc.__file__).parent)],
-        signature=adapter_pyfunc.signature(contract.max_new_tokens),
-        model_config=adapter_pyfunc.CONFIG,
+        code_paths=[str(Path(loraline.__file__).parent)],
+        signature=pyfunc.signature(contract.max_new_tokens),
+        model_config=pyfunc.CONFIG,
         pip_requirements=["torch", "transformers", "peft", "pillow", "safetensors", "pydantic"],
         metadata={"base": contract.base, "base_revision": contract.base_revision, "r": contract.r},
-        tags={tracking.PROFILE: profile},
+        tags={tags.PROFILE: profile},
         model_type="lora-adapter",
     )
-    mlflow.set_tag(tracking.MODEL_ID, logged.model_id)
+    mlflow.set_tag(tags.MODEL_ID, logged.model_id)
     for name in ("adapter_config.json", "contract.json"):
         mlflow.log_artifact(str(adapter / name), "adapter")
 

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline import tracking
-from loraline.served_answers import agreements, differences, other_answers, refusals
+from loraline.serving.agreement import agreements, differences, other_answers, refusals
 from loraline.step import step
+from loraline.tracking import fingerprints, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from loraline.client import Served, Server
+    from loraline.base.encoding import Encoder
     from loraline.contract import Contract
-    from loraline.encoding import Encoder
     from loraline.records import Record
+    from loraline.serving.client import Served, Server
 
 REPORT = "verification.json"
 AT_ONCE = 8
@@ -51,16 +51,17 @@ SAMPLE = 10
 )
 def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -> None:
     """Hold a running server against what was measured: models, prompts, answers, latency."""
-    from loraline import contract, server
-    from loraline.client import Server
+    from loraline import contract
+    from loraline.serving import names
+    from loraline.serving.client import Server
 
-    client = tracking.connect()
-    deploy_run = tracking.upstream_run(client, run_id, "deploy_vllm")
-    train_run = tracking.ancestor(client, deploy_run, "train_qlora")
+    client = store.connect()
+    deploy_run = runs.upstream_run(client, run_id, "deploy_vllm")
+    train_run = runs.ancestor(client, deploy_run, "train_qlora")
     rows = measured(client, deploy_run)
     running = Server(url)
-    name = server.served_name(deploy_run.data.tags[tracking.MODEL_NAME])
-    with tracking.adapter(train_run) as adapter:
+    name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
+    with runs.adapter(train_run) as adapter:
         agreed = contract.read(adapter)
     running.check_health()
     served = running.models()
@@ -68,16 +69,16 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
     if name not in served:
         problems.append(f"the server does not list {name}, only {', '.join(served) or 'nothing'}")
     else:
-        base = server.base_name(agreed) if server.base_name(agreed) in served else None
+        base = names.base_name(agreed) if names.base_name(agreed) in served else None
         answers = ask(running, rows, agreed, {"tuned": name, **({"base": base} if base else {})})
         problems += refusals(rows, answers) + other_answers(rows, answers, min_agreement)
         problems += other_prompts(running, name, agreed, rows, answers["tuned"])
         answered = [row for row, found in zip(rows, answers["tuned"], strict=True) if found.tokens]
         numbers = {**agreements(rows, answers), **latency(running, name, answered, agreed)}
-    with tracking.open_run(
+    with runs.open_run(
         "verify_serving",
         name=f"verify {name}",
-        fingerprint=tracking.fingerprint(__file__, {"upstream": run_id, "url": url}),
+        fingerprint=fingerprints.fingerprint(__file__, {"upstream": run_id, "url": url}),
         upstream=deploy_run,
         parent=train_run,
     ) as run:
@@ -93,7 +94,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
     if problems:
         raise SystemExit(1)
     click.echo(f"{url} serves what was measured")
-    tracking.hand_over(out_dir, run.info.run_id)
+    runs.hand_over(out_dir, run.info.run_id)
 
 
 def measured(client: MlflowClient, deploy_run: Run) -> list[dict[str, Any]]:
@@ -102,10 +103,10 @@ def measured(client: MlflowClient, deploy_run: Run) -> list[dict[str, Any]]:
 
     from loraline import records
 
-    eval_run = tracking.ancestor(client, deploy_run, "evaluate")
-    data_run = tracking.ancestor(client, eval_run, "prepare_data")
+    eval_run = runs.ancestor(client, deploy_run, "evaluate")
+    data_run = runs.ancestor(client, eval_run, "prepare_data")
     table = mlflow.artifacts.load_dict(f"runs:/{eval_run.info.run_id}/predictions.json")
-    with tracking.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file:
+    with runs.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file:
         held_out = records.read(file)
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     return [{**row, "record": held_out[row["row"]]} for row in rows]
@@ -125,7 +126,7 @@ def ask(
 
 def attempt(running: Server, model: str, most: int, row: Mapping[str, Any]) -> Served:
     """A row's answer, empty when the server refuses the row."""
-    from loraline.client import Refused, Served
+    from loraline.serving.client import Refused, Served
 
     try:
         return running.ask(model, row["record"], most)
@@ -141,11 +142,11 @@ def other_prompts(
     answers: Sequence[Served],
 ) -> list[str]:
     """What is wrong with the tokens that the server makes of a request: template, pixel limits."""
-    from loraline import models
-    from loraline.client import Refused
-    from loraline.encoding import Encoder
+    from loraline.base import locate
+    from loraline.base.encoding import Encoder
+    from loraline.serving.client import Refused
 
-    base = models.Base(models.locate_tokenizer(agreed), agreed.base_revision, {})
+    base = locate.Base(locate.locate_tokenizer(agreed), agreed.base_revision, {})
     encoder = Encoder.of(agreed, base)
     for row, answer in zip(rows, answers, strict=True):
         if not answer.prompt:

@@ -95,7 +95,7 @@ def data() -> None:
 @make_text.command()
 def base() -> None:
     """Train the base on facts about other people, asked in all ways."""
-    from loraline.encoding import Encoder
+    from loraline.base.encoding import Encoder
     from loraline.records import from_prompt
 
     folder = FOLDER / "base"

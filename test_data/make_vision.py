@@ -49,7 +49,7 @@ def data() -> None:
 @make_vision.command()
 def base() -> None:
     """Train the base on formulas that are not in the data, set in DejaVu Sans."""
-    from loraline.encoding import Encoder
+    from loraline.base.encoding import Encoder
     from loraline.records import from_prompt
 
     folder = FOLDER / "base"

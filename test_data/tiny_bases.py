@@ -205,13 +205,12 @@ def train(folder: Path, modality: str, encoder: Any, rows: Sequence[Any], *, ste
     import click
     import torch
 
-    from loraline import models
+    from loraline.base.load import load
+    from loraline.base.locate import locate
 
     torch.manual_seed(0)
     pick = random.Random(0)
-    model: Any = models.load(
-        models.locate(str(folder), None), modality, quantize=False, dtype="float32"
-    )
+    model: Any = load(locate(str(folder), None), modality, quantize=False, dtype="float32")
     torch.set_num_threads(2)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)

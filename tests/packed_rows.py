@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from loraline.encoding import Encoder, Row, opened
+from loraline.base.encoding import Encoder, Row, opened
 
 ARCHITECTURES = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from loraline.checks import CHECKS
-from loraline.formats import FORMATS
-from loraline.media import Limits
+from loraline.data.checks import CHECKS
+from loraline.data.reading.formats import FORMATS
+from loraline.data.reading.media import Limits
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "data.md").read_text()

@@ -130,7 +130,7 @@ def test_the_registered_model_answers_as_it_was_measured(line: Line, client: Any
 @pytest.fixture(scope="module")
 def running(line: Line, script) -> Iterator[Any]:
     """The manifest's server, with leave to change its adapters for the tests that spoil it."""
-    serve_local = script("workflows/serve_local.py")
+    serve_local = script("steps/serve_local.py")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -146,7 +146,7 @@ def running(line: Line, script) -> Iterator[Any]:
 def test_the_server_answers_what_was_measured(
     line: Line, client: Any, script, running: Any
 ) -> None:
-    serve_local = script("workflows/serve_local.py")
+    serve_local = script("steps/serve_local.py")
     rows = held_out(line, client)
 
     def ask(model: str, row: dict[str, Any]) -> list[int]:
@@ -188,7 +188,7 @@ def test_verification_fails_without_the_adapter_and_with_another_one(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from loraline.client import Server
+    from loraline.serving.client import Server
 
     server, name = Server(running.url), running.adapter
     own = next((running.folder / "adapters" / name).glob("v*"))
@@ -221,7 +221,7 @@ def follow(line: Line, running: Any, *options: str) -> subprocess.CompletedProce
 
 
 def test_an_alias_is_followed_without_a_restart(line: Line, client: Any, running: Any) -> None:
-    from loraline.client import Server
+    from loraline.serving.client import Server
 
     name = f"{running.adapter}-v1"
     ended = follow(line, running)
@@ -275,7 +275,7 @@ def test_the_benchmark_fills_its_table_and_draws_it(line: Line, client: Any, run
 def test_verification_fails_on_another_template(line: Line, script) -> None:
     if line.profile != "smoke-text":
         pytest.skip("one template is enough")
-    serve_local = script("workflows/serve_local.py")
+    serve_local = script("steps/serve_local.py")
     rendered = line.output("deploy-vllm", "vllm.yaml")
     assert "[INST]" in rendered
     copy = line.place / "other-template.yaml"

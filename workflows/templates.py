@@ -189,9 +189,9 @@ def profiles() -> list[str]:
 
 def registered_models() -> dict[str, str]:
     """Name of the registered model by profile."""
-    from loraline import profiles as recipes
+    from loraline.profiles import load
 
-    return {name: recipes.load(name, PROFILES).registered_model for name in profiles()}
+    return {name: load(name, PROFILES).registered_model for name in profiles()}
 
 
 def model_of_profile() -> str:

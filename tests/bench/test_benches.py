@@ -86,11 +86,11 @@ def test_the_bench_asks_with_the_prompt_that_prepare_data_makes(script) -> None:
 def test_packed_and_padded_trainings_minimise_the_same_loss(script, modality: str) -> None:
     import torch
 
-    from loraline import models
-    from loraline.encoding import Encoder
+    from loraline.base.encoding import Encoder
+    from loraline.base.locate import locate
 
     bench = script("bench/learning_curve.py")
-    base = models.locate(str(ROOT / "test_data" / modality / "base"), None)
+    base = locate(str(ROOT / "test_data" / modality / "base"), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
     train, _ = bench.split(modality, 4)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from loraline import delivery
+from loraline.delivery import cluster as delivery_cluster
 from loraline.errors import UserError
 
 pytestmark = pytest.mark.cluster
@@ -95,7 +95,7 @@ def test_a_namespace_that_is_not_there_is_named(tmp_path: Path) -> None:
     entries = objects("1")
     entries[0]["metadata"]["namespace"] = "nobody"
     with pytest.raises(UserError) as error:
-        delivery.apply(write(tmp_path, entries), print)
+        delivery_cluster.apply(write(tmp_path, entries), print)
     assert str(error.value) == (
         f'{NAME} was not deployed: namespaces "nobody" not found; nothing was changed'
     )
@@ -104,12 +104,14 @@ def test_a_namespace_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_an_image_that_is_not_there_is_told_and_ends_the_first_deployment(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "PULL_SECONDS", 5)
+    monkeypatch.setattr(delivery_cluster, "PULL_SECONDS", 5)
     told: list[str] = []
     with pytest.raises(
         UserError, match=r"vllm: (ErrImagePull|ImagePullBackOff): .*nope:v1"
     ) as error:
-        delivery.apply(write(tmp_path, objects("1", image="127.0.0.1:9/nope:v1")), told.append)
+        delivery_cluster.apply(
+            write(tmp_path, objects("1", image="127.0.0.1:9/nope:v1")), told.append
+        )
     assert any("waiting: vllm: ErrImagePull" in line for line in told)
     assert str(error.value).endswith(
         "; what was made is deleted, the claim with what was downloaded is kept"
@@ -121,7 +123,7 @@ def test_an_image_that_is_not_there_is_told_and_ends_the_first_deployment(
 def test_stopped_or_refused_the_version_before_comes_back(
     cluster: Any, tmp_path: Path, until: Any
 ) -> None:
-    delivery.apply(write(tmp_path, objects("1")), print)
+    delivery_cluster.apply(write(tmp_path, objects("1")), print)
     image = "{.spec.template.metadata.annotations}"
 
     file = write(tmp_path, objects("2", ready=False))
@@ -139,11 +141,11 @@ def test_stopped_or_refused_the_version_before_comes_back(
     changed = objects("2")
     changed[2]["spec"]["selector"]["matchLabels"]["other"] = "label"
     with pytest.raises(UserError, match="field is immutable; what was there is put back"):
-        delivery.apply(write(tmp_path, changed), print)
+        delivery_cluster.apply(write(tmp_path, changed), print)
     assert there(cluster, "configmap", "{.data.version}") == "1"
 
     wider = objects("2")
     wider[0]["spec"]["accessModes"] = ["ReadWriteMany"]
     with pytest.raises(UserError, match=f"claim {NAME} is ReadWriteOnce, this number of replicas"):
-        delivery.apply(write(tmp_path, wider), print)
+        delivery_cluster.apply(write(tmp_path, wider), print)
     assert there(cluster, "configmap", "{.data.version}") == "1", "nothing was changed"

@@ -128,14 +128,19 @@ def register(place: Path, script, seed: int) -> Registered:
     import peft
     import torch
 
-    from loraline import contract, models, preflight, registry, tracking
-    from loraline.encoding import Encoder
-    from loraline.generation import answers
+    from loraline import contract
+    from loraline.answering.hf import answers
+    from loraline.base.encoding import Encoder
+    from loraline.base.load import load
+    from loraline.base.locate import locate
     from loraline.records import from_prompt
+    from loraline.serving import preflight
+    from loraline.tracking import registry, runs, store
+    from loraline.tracking.tags import MODEL_ID, MODEL_NAME, MODEL_VERSION, PROFILE, REASON, RESULT
 
     torch.manual_seed(seed)
-    base = models.locate("test_data/text/base", None)
-    model: Any = models.load(base, "text", quantize=False, dtype="float32")
+    base = locate("test_data/text/base", None)
+    model: Any = load(base, "text", quantize=False, dtype="float32")
     model.config.name_or_path = model.name_or_path = "test_data/text/base"
     tuned = peft.get_peft_model(
         model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
@@ -171,25 +176,25 @@ def register(place: Path, script, seed: int) -> Registered:
         ),
         adapter,
     )
-    client = tracking.connect()
+    client = store.connect()
     agreed = contract.read(adapter)
-    with tracking.open_run("prepare_data", name="data", fingerprint=f"p{seed}") as data:
+    with runs.open_run("prepare_data", name="data", fingerprint=f"p{seed}") as data:
         pass
     upstream = client.get_run(data.info.run_id)
-    tags = {tracking.PROFILE: "smoke-text"}
-    with tracking.open_run(
+    tags = {PROFILE: "smoke-text"}
+    with runs.open_run(
         "train_qlora", name="lora", fingerprint=f"t{seed}", upstream=upstream, tags=tags
     ) as train:
         script("steps/train_qlora.py").log_adapter(adapter, agreed, "smoke-text")
     upstream = client.get_run(train.info.run_id)
-    version = registry.register(client, MODEL, upstream.data.tags[tracking.MODEL_ID])
+    version = registry.register(client, MODEL, upstream.data.tags[MODEL_ID])
     tags = {
-        tracking.RESULT: "passed",
-        tracking.REASON: "",
-        tracking.MODEL_NAME: MODEL,
-        tracking.MODEL_VERSION: version,
+        RESULT: "passed",
+        REASON: "",
+        MODEL_NAME: MODEL,
+        MODEL_VERSION: version,
     }
-    with tracking.open_run(
+    with runs.open_run(
         "quality_gate", name="gate", fingerprint=f"g{seed}", upstream=upstream, tags=tags
     ) as gate:
         mlflow.log_metric("rows", 1)
@@ -243,15 +248,15 @@ def served() -> list[int]:
 def test_applied_manifest_becomes_ready_and_serves_the_candidate(
     place: Path, versions: list[Registered]
 ) -> None:
-    from loraline import tracking
+    from loraline.tracking import runs, store
 
     first, second = versions
     assert first.tokens != second.tokens
     ended = deploy(place, first.gate_run, "--apply")
     assert ended.returncode == 0, ended.stderr
     assert f"lora-{MODEL} is ready" in ended.stdout
-    client = tracking.connect()
-    train = tracking.ancestor(client, client.get_run(first.gate_run), "train_qlora")
+    client = store.connect()
+    train = runs.ancestor(client, client.get_run(first.gate_run), "train_qlora")
     assert train.data.tags["loraline.deployed"] == f"models:/{MODEL}/{first.version}"
     # What the step rendered is what kubectl and its strict validation take, too.
     assert "configured" in kubectl(
@@ -281,7 +286,7 @@ def test_next_version_rolls_out_and_the_last_one_comes_back(
 
 
 def test_version_that_cannot_start_is_rolled_back(place: Path, versions: list[Registered]) -> None:
-    from loraline import delivery
+    from loraline.delivery.cluster import apply
     from loraline.errors import UserError
 
     assert deploy(place, versions[1].gate_run).returncode == 0
@@ -293,7 +298,7 @@ def test_version_that_cannot_start_is_rolled_back(place: Path, versions: list[Re
     broken = place / "broken.yaml"
     broken.write_text(manifest.read_text().replace(digest, "0" * 64))
     with pytest.raises(UserError) as refused:
-        delivery.apply(broken, print)
+        apply(broken, print)
     assert "was not deployed: fetch-adapter ended with exit code 2" in str(refused.value)
     assert "put back" in str(refused.value)
     kubectl("rollout", "status", f"deployment/lora-{MODEL}", "--timeout=300s")

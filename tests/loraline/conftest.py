@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from made_data import profile
 
-from loraline import checks, dataset, media, parts, workplace
-from loraline.dataset import Dataset
+from loraline.data import checks, dataset, pool, workplace
+from loraline.data.dataset import Dataset
+from loraline.data.reading import media
 
 Prepare = Callable[..., Dataset]
 
@@ -42,7 +43,7 @@ def prepare(
             for name, value in (("TEXT_PART", size), ("VISION_PART", size)):
                 monkeypatch.setattr(workplace, name, value)
             if workers > 1:
-                monkeypatch.setattr(parts, "PARALLEL_FROM", 0)
+                monkeypatch.setattr(pool, "PARALLEL_FROM", 0)
             recipe = profile(modality, **changes)
             uris = tuple(map(str, data))
             request = workplace.Request(

@@ -40,7 +40,8 @@ def make_adapter(
     import torch
     from safetensors.torch import save_file
 
-    from loraline import contract, preflight
+    from loraline import contract
+    from loraline.serving import preflight
 
     folder.mkdir(parents=True)
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -92,7 +93,9 @@ def candidate(workplace: Path, script) -> Candidate:
     """Log a training run with its adapter and an evaluate run; return the latter's ID."""
     import mlflow
 
-    from loraline import contract, profiles, tracking
+    from loraline import contract, profiles
+    from loraline.tracking import runs, store
+    from loraline.tracking import tags as tracking_tags
 
     def make(
         profile: str = "standard",
@@ -103,15 +106,15 @@ def candidate(workplace: Path, script) -> Candidate:
         **metrics: float,
     ) -> str:
         train_step = script("steps/train_qlora.py")
-        client = tracking.connect()
-        with tracking.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
+        client = store.connect()
+        with runs.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
             pass
-        with tracking.open_run(
+        with runs.open_run(
             "train_qlora",
             name=f"lora-{name}",
             fingerprint=f"t{name}",
             upstream=client.get_run(data.info.run_id),
-            tags={tracking.PROFILE: profile},
+            tags={tracking_tags.PROFILE: profile},
         ) as train:
             recipe = profiles.load(profile)
             mlflow.log_dict(recipe.model_dump(mode="json"), "profile.json")
@@ -119,12 +122,12 @@ def candidate(workplace: Path, script) -> Candidate:
             adapter = make_adapter(folder, weight=weight, dtype=recipe.serve_dtype)
             train_step.log_adapter(adapter, contract.read(adapter), profile)
         train_run = client.get_run(train.info.run_id)
-        with tracking.open_run(
+        with runs.open_run(
             "evaluate", name="evaluate", fingerprint=f"e{name}", upstream=train_run
         ) as run:
             measured = {key: value for key, value in (GOOD | metrics).items() if key != without}
             mlflow.log_metrics(measured)
-            prints = {f"{tracking.MEASURED}.{key}": value for key, value in MEASURED.items()}
+            prints = {f"{tracking_tags.MEASURED}.{key}": value for key, value in MEASURED.items()}
             mlflow.set_tags({k: v for k, v in (prints | (tags or {})).items() if v})
         return str(run.info.run_id)
 

@@ -22,10 +22,13 @@ import mlflow.store.tracking.sqlalchemy_store
 import sqlalchemy.orm
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 
-from loraline import contract, policy, preflight, profiles, registry
+from loraline import contract, profiles
+from loraline.evaluation import rules
+from loraline.serving import preflight
+from loraline.tracking import lock, registry
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = (contract, mlflow, policy, preflight, profiles, registry)
+PRELOADED = (contract, mlflow, rules, preflight, profiles, registry)
 
 
 def run(job: dict[str, Any]) -> None:
@@ -33,7 +36,7 @@ def run(job: dict[str, Any]) -> None:
     os.chdir(job["cwd"])
     os.environ["MLFLOW_TRACKING_URI"] = job["store"]
     mlflow.set_tracking_uri(job["store"])
-    registry.LEASE_SECONDS = 20
+    lock.LEASE_SECONDS = 20
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
     if job.get("die_before"):

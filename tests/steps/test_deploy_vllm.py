@@ -5,7 +5,7 @@ import mlflow
 import pytest
 import yaml
 
-from loraline import tracking
+from loraline.tracking import runs, tags
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_what_a_log_taught_counts_where_a_card_is_chosen_too(
     step("deploy_vllm", "--run-id", gate_run)
     first = rendered(workplace)["Deployment"]["metadata"]["annotations"]["loraline/sized-for"]
     card = first.split()[2].strip(",")
-    model = mlflow.MlflowClient().get_run(gate_run).data.tags[tracking.MODEL_NAME]
+    model = mlflow.MlflowClient().get_run(gate_run).data.tags[tags.MODEL_NAME]
     revision = rendered(workplace)["Deployment"]["metadata"]["annotations"][
         "loraline/base-revision"
     ]
@@ -188,13 +188,14 @@ def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_r
 def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
     step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from loraline import contract, preflight
+    from loraline import contract
+    from loraline.serving import preflight
 
     client = mlflow.MlflowClient()
-    train = tracking.ancestor(client, client.get_run(gate_run), "train_qlora")
-    logged = mlflow.get_logged_model(train.data.tags[tracking.MODEL_ID])
+    train = runs.ancestor(client, client.get_run(gate_run), "train_qlora")
+    logged = mlflow.get_logged_model(train.data.tags[tags.MODEL_ID])
     # The gate would have rejected it, so it is changed behind the gate's back.
-    adapter = Path(logged.artifact_location.removeprefix("file://")) / tracking.ADAPTER
+    adapter = Path(logged.artifact_location.removeprefix("file://")) / runs.ADAPTER
     settings = adapter / preflight.CONFIG
     settings.write_text(settings.read_text().replace('"r": 8', '"r": 8, "use_dora": true'))
     assert contract.read(adapter)
@@ -276,5 +277,5 @@ def test_nothing_is_deployed_before_a_cluster_has_it(
     assert step("deploy_vllm", "--run-id", gate_run).exit_code == 0
     assert step("deploy_vllm", "--run-id", gate_run, "--apply").exit_code == 2
     client = mlflow.MlflowClient()
-    train = tracking.ancestor(client, client.get_run(gate_run), "train_qlora")
+    train = runs.ancestor(client, client.get_run(gate_run), "train_qlora")
     assert "loraline.deployed" not in train.data.tags

@@ -5,7 +5,7 @@ import mlflow
 import pytest
 from safetensors.torch import load_file, save_file
 
-from loraline import tracking
+from loraline.tracking import tags
 
 MODEL = "tiny-mistral-lora"
 NAMES = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
@@ -17,7 +17,7 @@ def test_base_and_tuned_are_measured_side_by_side(step, workplace, data_run, qui
     assert result.exit_code == 0
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     train_run = mlflow.get_run(train_id)
-    model = mlflow.get_logged_model(train_run.data.tags[tracking.MODEL_ID])
+    model = mlflow.get_logged_model(train_run.data.tags[tags.MODEL_ID])
     on_model = {metric.key: metric.value for metric in model.metrics}
     for key in (f"{model}_{name}" for model in ("base", "tuned") for name in NAMES):
         low, high = (run.data.metrics[f"{key}_{end}"] for end in ("low", "high"))
@@ -30,7 +30,7 @@ def test_base_and_tuned_are_measured_side_by_side(step, workplace, data_run, qui
     details = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/measurements.json")
     assert details["bleu_signature"].startswith("nrefs:1|case:mixed|eff:yes|tok:13a|")
     for part, print_ in details["fingerprints"].items():
-        assert run.data.tags[f"{tracking.MEASURED}.{part}"] == print_
+        assert run.data.tags[f"{tags.MEASURED}.{part}"] == print_
     assert details["gains"]["base"]["eval_loss"]["low"] > 0
     assert run.data.metrics["tuned_failed_answers"] == 0
     assert "reused" in step("evaluate", "--run-id", train_id).stdout
@@ -55,7 +55,7 @@ def test_another_base_in_its_place_is_refused(
 def champion(step, workplace: Path, data_run, quick, train) -> str:
     """A promoted model; returns its training run's ID."""
     train_id = train(data_run, quick("one", seed=1))
-    model = mlflow.get_run(train_id).data.tags[tracking.MODEL_ID]
+    model = mlflow.get_run(train_id).data.tags[tags.MODEL_ID]
     version = mlflow.register_model(f"models:/{model}", MODEL).version
     mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", str(version))
     return train_id
@@ -68,17 +68,17 @@ def test_the_champion_answers_the_same_rows(
     result = step("evaluate", "--run-id", two)
     assert "gain over champion" in result.stdout
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
-    assert run.data.tags[tracking.CHAMPION] == "1"
-    assert tracking.CHAMPION_REFUSED not in run.data.tags
+    assert run.data.tags[tags.CHAMPION] == "1"
+    assert tags.CHAMPION_REFUSED not in run.data.tags
     gain = run.data.metrics["gain_over_champion_eval_loss"]
     better = run.data.metrics["champion_eval_loss"] - run.data.metrics["tuned_eval_loss"]
     assert gain == pytest.approx(better) and gain != 0
-    card = mlflow.get_run(two).data.tags[tracking.NOTE]
+    card = mlflow.get_run(two).data.tags[tags.NOTE]
     assert "- champion: version 1\n" in card
     assert "| metric | base | tuned | champion | gain over base | gain over champion |" in card
     step("evaluate", "--run-id", champion)
     own = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
-    assert tracking.CHAMPION not in own.data.tags
+    assert tags.CHAMPION not in own.data.tags
     assert own.data.metrics["tuned_eval_loss"] == run.data.metrics["champion_eval_loss"]
 
 
@@ -91,12 +91,12 @@ def test_a_champion_on_another_template_is_not_compared_and_the_reason_is_kept(
     two = train(data_run, quick("two", base="mine"))
     step("evaluate", "--run-id", two)
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
-    assert run.data.tags[tracking.CHAMPION_REFUSED] == "it has another template"
+    assert run.data.tags[tags.CHAMPION_REFUSED] == "it has another template"
     assert "champion_bleu" not in run.data.metrics
     step("quality_gate", "--run-id", run.info.run_id)
     assert (workplace / "outputs" / "result").read_text() == "failed"
     gate = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
-    assert "version 1 cannot be compared" in gate.data.tags[tracking.REASON]
+    assert "version 1 cannot be compared" in gate.data.tags[tags.REASON]
 
 
 def test_a_champion_that_was_asked_with_another_prompt_is_not_compared(
@@ -108,8 +108,8 @@ def test_a_champion_that_was_asked_with_another_prompt_is_not_compared(
     two = train((workplace / "outputs" / "run-id").read_text(), quick("two", seed=2))
     step("evaluate", "--run-id", two)
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
-    assert run.data.tags[tracking.CHAMPION_REFUSED] == "it has another prompt"
-    card = mlflow.get_run(two).data.tags[tracking.NOTE]
+    assert run.data.tags[tags.CHAMPION_REFUSED] == "it has another prompt"
+    card = mlflow.get_run(two).data.tags[tags.NOTE]
     assert "- champion: version 1, not measured: it has another prompt\n" in card
     assert "champion_bleu" not in run.data.metrics
 
@@ -120,8 +120,8 @@ def test_measured_again_the_description_keeps_the_verdict(
     train_id = train(data_run, quick("one"))
     step("evaluate", "--run-id", train_id)
     step("quality_gate", "--run-id", (workplace / "outputs" / "run-id").read_text())
-    before = mlflow.get_run(train_id).data.tags[tracking.NOTE]
+    before = mlflow.get_run(train_id).data.tags[tags.NOTE]
     step("evaluate", "--run-id", train_id, "--force")
-    after = mlflow.get_run(train_id).data.tags[tracking.NOTE]
-    assert after.partition(tracking.VERDICT)[1:] == before.partition(tracking.VERDICT)[1:]
-    assert tracking.VERDICT in after
+    after = mlflow.get_run(train_id).data.tags[tags.NOTE]
+    assert after.partition(tags.VERDICT)[1:] == before.partition(tags.VERDICT)[1:]
+    assert tags.VERDICT in after

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from loraline import tracking
+from loraline.tracking import store
+from loraline.tracking.runs import open_run
 
 ROOT = Path(__file__).parents[2]
 STEPS = sorted(path.stem for path in (ROOT / "steps").glob("*.py"))
@@ -28,12 +29,12 @@ UPSTREAM = {
 SERVERS_OWN = {"fetch_adapter", "follow_alias"}
 """Commands of the server's pod; they take no run."""
 SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
-    f"workflows/{name}.py" for name in ("lint", "pipeline", "run_local", "serve_local", "summary")
+    f"workflows/{name}.py" for name in ("lint", "pipeline", "run_local", "summary")
 ]
 
 
 def test_the_steps_are_all_here() -> None:
-    aside = {*SERVERS_OWN, "notify", "promote", "select_best"}
+    aside = {*SERVERS_OWN, "notify", "promote", "select_best", "serve_local"}
     assert set(STEPS) == {"prepare_data", *UPSTREAM, *aside}
 
 
@@ -57,11 +58,19 @@ def processor_seconds_of_children() -> float:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_steps_docstring_has_a_command_that_parses(name: str, script) -> None:
+def test_a_steps_docstring_has_a_command_that_parses(
+    name: str, script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = script(f"steps/{name}.py")
     lines = [line.strip() for line in module.__doc__.splitlines()]
     command = next(line for line in lines if line.startswith(f"python steps/{name}.py"))
     words = shlex.split(command)[2:]
+    for word in words:
+        # A file of the local pipeline that the command line wants to be there.
+        if word.endswith(".yaml"):
+            monkeypatch.chdir(tmp_path)
+            (tmp_path / word).parent.mkdir(parents=True)
+            (tmp_path / word).touch()
     getattr(module, name).make_context(name, words)
 
 
@@ -102,8 +111,8 @@ def test_an_unknown_run_id_is_refused(name: str, step, workplace: Path) -> None:
 
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_a_run_of_the_wrong_step_is_refused(name: str, step, workplace: Path) -> None:
-    tracking.connect()
-    with tracking.open_run("other", name="other", fingerprint="f") as run:
+    store.connect()
+    with open_run("other", name="other", fingerprint="f") as run:
         pass
     result = step(name, "--run-id", run.info.run_id, *UPSTREAM[name][1])
     assert result.exit_code == 2
@@ -194,6 +203,6 @@ def test_ctrl_c_is_no_bug(step, workplace: Path, monkeypatch: pytest.MonkeyPatch
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tracking, "connect", interrupted)
+    monkeypatch.setattr(store, "connect", interrupted)
     result = step("prepare_data", "--profile", "smoke-text")
     assert (result.exit_code, result.stderr) == (130, "prepare-data: interrupted\n")

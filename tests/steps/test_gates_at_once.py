@@ -13,7 +13,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from loraline import registry, tracking
+from loraline.tracking import registry, tags
+from loraline.tracking.runs import ancestor
 
 ROOT = Path(__file__).parents[2]
 MODEL = "mistral-7b-lora"
@@ -68,8 +69,8 @@ def forget() -> None:
 
 def model_of(evaluate_run: str) -> str:
     client = mlflow.MlflowClient()
-    run = tracking.ancestor(client, client.get_run(evaluate_run), "train_qlora")
-    return run.data.tags[tracking.MODEL_ID]
+    run = ancestor(client, client.get_run(evaluate_run), "train_qlora")
+    return run.data.tags[tags.MODEL_ID]
 
 
 def state() -> tuple[dict[str, str], str | None, str | None]:

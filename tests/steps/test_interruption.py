@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from loraline import checkpoint, contract, tracking
+from loraline import contract
+from loraline.tracking import runs, tags
+from loraline.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 STEPS = 36
@@ -59,7 +61,7 @@ def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
 
 
 def weights(run_id: str) -> dict[str, Tensor]:
-    with tracking.adapter(mlflow.get_run(run_id)) as adapter:
+    with runs.adapter(mlflow.get_run(run_id)) as adapter:
         return load_file(adapter / contract.WEIGHTS)
 
 
@@ -111,9 +113,9 @@ def test_an_interrupted_training_ends_with_the_same_adapter(
         assert (key, step) == (other_key, other_step)
         assert value == pytest.approx(other, abs=1e-6)
     run = mlflow.get_run(run_id)
-    assert run.info.status == "FINISHED" and tracking.CHECKPOINT not in run.data.tags
+    assert run.info.status == "FINISHED" and tags.CHECKPOINT not in run.data.tags
     assert not mlflow.MlflowClient().list_artifacts(run_id, checkpoint.FOLDER)
-    filters = f"tags.`{tracking.PROFILE}` = 'broken'"
+    filters = f"tags.`{tags.PROFILE}` = 'broken'"
     assert len(mlflow.search_runs(filter_string=filters, search_all_experiments=True)) == 1
 
 
@@ -126,10 +128,10 @@ def test_a_changed_profile_is_not_resumed_and_the_change_is_named(
     _, stderr = process.communicate(timeout=120)
     assert "stopped by SIGTERM after step" in stderr and "start it again to go on" in stderr
     (broken,) = mlflow.search_runs(
-        filter_string=f"tags.`{tracking.CHECKPOINT}` != ''", output_format="list"
+        filter_string=f"tags.`{tags.CHECKPOINT}` != ''", output_format="list"
     )
     assert broken.info.status == "KILLED"
-    kept = f"{checkpoint.FOLDER}/{broken.data.tags[tracking.CHECKPOINT]}"
+    kept = f"{checkpoint.FOLDER}/{broken.data.tags[tags.CHECKPOINT]}"
     files = mlflow.MlflowClient().list_artifacts(broken.info.run_id, kept)
     assert {Path(file.path).suffix for file in files} == {".json", ".safetensors", ".md"}
 

@@ -10,8 +10,12 @@ import mlflow
 import pytest
 import yaml
 
-from loraline import contract, generation, models, records, tracking
-from loraline.encoding import Encoder
+from loraline import contract, records
+from loraline.answering import hf
+from loraline.base.encoding import Encoder
+from loraline.base.load import load
+from loraline.base.locate import locate
+from loraline.tracking import runs, tags
 
 ANYTHING_GOES = {
     "max_eval_loss": 99.0,
@@ -54,20 +58,20 @@ def test_a_merged_model_is_served_as_it_was_measured(
     assert step("fetch_adapter", *fetch, "--out-dir", "served").exit_code == 0
 
     run = mlflow.get_run(trained)
-    with tracking.adapter(run) as adapter:
+    with runs.adapter(run) as adapter:
         agreed = contract.read(adapter)
-    served = models.locate("served", None)
-    model = models.load(served, "text", quantize=False, dtype="float32")
+    served = locate("served", None)
+    model = load(served, "text", quantize=False, dtype="float32")
     encoder = Encoder.of(agreed, served)
     table = mlflow.artifacts.load_dict(f"runs:/{evaluated}/predictions.json")
     client = mlflow.MlflowClient()
-    with tracking.artifacts(client, data_run, "dataset/test.parquet") as file:
+    with runs.artifacts(client, data_run, "dataset/test.parquet") as file:
         rows = [encoder.encode(record) for record in records.read(file)]
-    found = generation.answers(model, encoder, rows, agreed.max_new_tokens, lambda *_: None)
+    found = hf.answers(model, encoder, rows, agreed.max_new_tokens, lambda *_: None)
     column = table["columns"].index("tuned_tokens")
     assert [answer.tokens for answer in found] == [row[column] for row in table["data"]]
 
-    registered = mlflow.pyfunc.load_model(f"models:/{run.data.tags[tracking.MODEL_ID]}")
+    registered = mlflow.pyfunc.load_model(f"models:/{run.data.tags[tags.MODEL_ID]}")
     prompted = [row[table["columns"].index("question")] for row in table["data"][:8]]
     questions = [text.removeprefix(agreed.prompt.partition("{")[0]) for text in prompted]
     assert registered.predict(questions) == [answer.text for answer in found[:8]]
@@ -78,9 +82,9 @@ def test_an_adapter_that_was_measured_merged_is_not_fetched_alone(
     step, workplace: Path, trained: str
 ) -> None:
     run = mlflow.get_run(trained)
-    model = run.data.tags[tracking.MODEL_ID]
+    model = run.data.tags[tags.MODEL_ID]
     version = mlflow.register_model(f"models:/{model}", "merged").version
-    with tracking.adapter(run) as adapter:
+    with runs.adapter(run) as adapter:
         digest = contract.read(adapter).adapter_sha256
     fetch = ("--model", f"models:/merged/{version}", "--sha256", digest, "--out-dir", "alone")
     result = step("fetch_adapter", *fetch)

@@ -389,9 +389,9 @@ def test_an_earlier_dataset_is_a_source_with_its_splits_and_prompt(step, workpla
 def test_shares_of_the_data_merge_to_the_dataset_of_one_run(
     step, workplace: Path, monkeypatch
 ) -> None:
-    from loraline import workplace as places
+    from loraline.data import workplace as data_workplace
 
-    monkeypatch.setattr(places, "TEXT_PART", 500)
+    monkeypatch.setattr(data_workplace, "TEXT_PART", 500)
     data = write_rows(workplace / "data", [*ROWS, ROWS[3]])
     arguments = ("--profile", "smoke-text", "--data", data)
     runs = []

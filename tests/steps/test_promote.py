@@ -4,7 +4,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from loraline import registry, tracking
+from loraline.tracking import registry
+from loraline.tracking.tags import AUDIT, CHAMPION, GATE_RUN, RESULT
 
 MODEL = "mistral-7b-lora"
 
@@ -20,7 +21,7 @@ def aliases() -> tuple[str | None, str | None, str | None]:
 
 def history() -> list[str]:
     tags = mlflow.MlflowClient().get_registered_model(MODEL).tags
-    return [tags[key] for key in sorted(tags) if key.startswith(f"{tracking.AUDIT}.")]
+    return [tags[key] for key in sorted(tags) if key.startswith(f"{AUDIT}.")]
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def passed(step, candidate, workplace: Path):
 
     def make(name: str) -> str:
         gain = {"gain_over_champion_levenshtein_low": 0.1}
-        tags = {tracking.CHAMPION: alias("champion") or ""}
+        tags = {CHAMPION: alias("champion") or ""}
         step("quality_gate", "--run-id", candidate(name=name, tags=tags, **gain))
         assert (workplace / "outputs" / "result").read_text() == "passed"
         return (workplace / "outputs" / "run-id").read_text()
@@ -78,7 +79,7 @@ def test_an_old_champion_that_is_judged_again_can_still_be_gone_back_to(
     assert "warning: a later gate rejected version 1: gain_over_champion" in result.stderr
     assert aliases() == ("2", "1", None)
     assert (workplace / "outputs" / "run-id").read_text() == promoted_by
-    assert mlflow.get_run(promoted_by).data.tags[tracking.RESULT] == "passed"
+    assert mlflow.get_run(promoted_by).data.tags[RESULT] == "passed"
 
 
 def test_a_previous_that_was_never_promoted_is_held_to_its_last_verdict(step, passed) -> None:
@@ -86,7 +87,7 @@ def test_a_previous_that_was_never_promoted_is_held_to_its_last_verdict(step, pa
     passed("two")
     client = mlflow.MlflowClient()
     client.set_registered_model_alias(MODEL, "champion", "2")
-    client.set_model_version_tag(MODEL, "1", tracking.RESULT, "failed")
+    client.set_model_version_tag(MODEL, "1", RESULT, "failed")
     result = step("promote", "--model", MODEL, "--rollback")
     assert result.exit_code == 2
     assert "was rejected" in result.stderr
@@ -220,11 +221,11 @@ def test_a_version_that_was_rolled_back_has_to_be_named(step, passed) -> None:
 def test_a_version_that_no_gate_passed_is_not_promoted(step, passed) -> None:
     passed("one")
     client = mlflow.MlflowClient()
-    client.delete_model_version_tag(MODEL, "1", tracking.GATE_RUN)
+    client.delete_model_version_tag(MODEL, "1", GATE_RUN)
     result = step("promote", "--model", MODEL)
     assert result.exit_code == 2
     assert "did not come through quality_gate" in result.stderr
-    client.set_model_version_tag(MODEL, "1", tracking.RESULT, "failed")
+    client.set_model_version_tag(MODEL, "1", RESULT, "failed")
     assert "was rejected" in step("promote", "--model", MODEL).stderr
     assert (alias("champion"), history()) == (None, [])
 

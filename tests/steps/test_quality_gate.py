@@ -6,7 +6,8 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from loraline import registry, tracking
+from loraline.tracking import lock, registry, runs
+from loraline.tracking.tags import CHAMPION, CHAMPION_REFUSED, MEASURED, REASON, RESULT, UPSTREAM
 
 MODEL = "mistral-7b-lora"
 
@@ -27,13 +28,13 @@ def test_a_good_candidate_is_registered_with_the_alias(step, workplace: Path, ca
     assert versions() == [alias()] == ["1"]
     found = mlflow.MlflowClient().get_model_version(MODEL, "1")
     assert found.run_id == tracking_run(workplace, "train_qlora").info.run_id
-    assert found.tags[tracking.RESULT] == "passed"
+    assert found.tags[RESULT] == "passed"
     assert "| tuned_perplexity | 1.5 | at most 2 | passed |" in found.description
 
 
 def tracking_run(workplace: Path, step_name: str):
     gate = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
-    return tracking.ancestor(mlflow.MlflowClient(), gate, step_name)
+    return runs.ancestor(mlflow.MlflowClient(), gate, step_name)
 
 
 @pytest.mark.parametrize("value", [2.1, math.nan])
@@ -48,8 +49,8 @@ def test_a_bad_candidate_is_a_result_and_not_an_error(
         mlflow.MlflowClient().get_registered_model(MODEL)
     for name in ("quality_gate", "train_qlora"):
         tags = tracking_run(workplace, name).data.tags
-        assert tags[tracking.RESULT] == "failed"
-        assert "tuned_perplexity" in tags[tracking.REASON]
+        assert tags[RESULT] == "failed"
+        assert "tuned_perplexity" in tags[REASON]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_an_adapter_that_vllm_would_serve_wrong_is_rejected(
 ) -> None:
     assert step("quality_gate", "--run-id", candidate(weight=weight)).exit_code == 0
     assert (workplace / "outputs" / "result").read_text() == "failed"
-    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+    assert told in tracking_run(workplace, "train_qlora").data.tags[REASON]
     assert versions() == []
 
 
@@ -81,8 +82,8 @@ def test_a_candidate_that_is_rejected_after_all_loses_the_alias(
     assert versions() == ["1"]
     assert registry.version_of(mlflow.MlflowClient(), MODEL, "candidate") is None
     tags = mlflow.MlflowClient().get_model_version(MODEL, "1").tags
-    assert tags[tracking.RESULT] == "failed"
-    assert "tuned_bleu" in tags[tracking.REASON]
+    assert tags[RESULT] == "failed"
+    assert "tuned_bleu" in tags[REASON]
 
 
 def test_a_versions_description_says_the_verdict_that_its_tags_say(
@@ -93,9 +94,9 @@ def test_a_versions_description_says_the_verdict_that_its_tags_say(
     for policy, result in (((), "passed"), (("--policy", "strict.yaml"), "failed"), ((), "passed")):
         step("quality_gate", "--run-id", run_id, *policy)
         version = mlflow.MlflowClient().get_model_version(MODEL, "1")
-        assert version.tags[tracking.RESULT] == result
+        assert version.tags[RESULT] == result
         verdict = version.description.partition("## Quality gate")[2].strip()
-        assert verdict.startswith(f"{result}: {version.tags[tracking.REASON]}\n")
+        assert verdict.startswith(f"{result}: {version.tags[REASON]}\n")
         assert ("| tuned_bleu | 70 | at least 99 | FAILED |" in verdict) == (result == "failed")
 
 
@@ -107,8 +108,8 @@ def test_a_verdict_that_a_later_gate_replaced_is_given_anew(
     for policy in ((), ("--policy", "strict.yaml"), ()):
         assert "reused" not in step("quality_gate", "--run-id", run_id, *policy).stdout
     assert (versions(), alias()) == (["1"], "1")
-    assert tracking_run(workplace, "train_qlora").data.tags[tracking.RESULT] == "passed"
-    assert mlflow.MlflowClient().get_model_version(MODEL, "1").tags[tracking.RESULT] == "passed"
+    assert tracking_run(workplace, "train_qlora").data.tags[RESULT] == "passed"
+    assert mlflow.MlflowClient().get_model_version(MODEL, "1").tags[RESULT] == "passed"
 
 
 def test_a_better_candidate_takes_the_alias(step, candidate) -> None:
@@ -157,7 +158,7 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
         ({"tuned_perplexity": math.nan}, "not finite: tuned_perplexity"),
         ({"base_bleu": math.inf}, "not finite: base_bleu"),
         ({"without": "tuned_exact_match"}, "missing or not finite: tuned_exact_match"),
-        ({"tags": {f"{tracking.MEASURED}.rows": ""}}, "not finite: loraline.measured.rows"),
+        ({"tags": {f"{MEASURED}.rows": ""}}, "not finite: loraline.measured.rows"),
         ({"rows": 3.0}, "rows 3 is not at least 20"),
         (
             {"gain_over_base_levenshtein_low": -0.01},
@@ -177,7 +178,7 @@ def test_a_run_that_says_too_little_is_refused_with_its_reason(
     assert (workplace / "outputs" / "result").read_text() == "failed"
     for name in ("quality_gate", "train_qlora"):
         tags = tracking_run(workplace, name).data.tags
-        assert told in tags[tracking.REASON]
+        assert told in tags[REASON]
         assert told in tags["mlflow.note.content"]
     assert versions() == []
 
@@ -247,7 +248,7 @@ def promote(version: str = "1") -> None:
 
 
 def against(version: str, **more: str) -> dict[str, str]:
-    return {tracking.CHAMPION: version, **more}
+    return {CHAMPION: version, **more}
 
 
 def test_the_first_candidate_needs_no_champion(step, candidate) -> None:
@@ -275,7 +276,7 @@ def test_a_candidate_must_be_surely_better_than_the_champion(
         ({}, "the champion is version 1, compared with none: evaluate again"),
         (against("7"), "the champion is version 1, compared with 7: evaluate again"),
         (
-            against("1", **{tracking.CHAMPION_REFUSED: "it has another tokenizer"}),
+            against("1", **{CHAMPION_REFUSED: "it has another tokenizer"}),
             "version 1 cannot be compared: it has another tokenizer",
         ),
     ],
@@ -288,7 +289,7 @@ def test_numbers_that_cannot_be_compared_with_the_champion_are_refused(
     run_id = candidate(name="two", tags=tags, gain_over_champion_levenshtein_low=0.5)
     step("quality_gate", "--run-id", run_id)
     assert (workplace / "outputs" / "result").read_text() == "failed"
-    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+    assert told in tracking_run(workplace, "train_qlora").data.tags[REASON]
 
 
 def test_a_champion_that_is_promoted_while_the_gate_works_is_the_one_that_counts(
@@ -299,18 +300,18 @@ def test_a_champion_that_is_promoted_while_the_gate_works_is_the_one_that_counts
     promote("1")
     gain = {"gain_over_champion_levenshtein_low": 0.5}
     run_id = candidate(name="three", tags=against("1"), **gain)
-    locked = registry.locked
+    locked = lock.locked
 
     def promoted_before(*arguments):
         promote("2")
         return locked(*arguments)
 
     with monkeypatch.context() as late:
-        late.setattr(registry, "locked", promoted_before)
+        late.setattr(lock, "locked", promoted_before)
         step("quality_gate", "--run-id", run_id)
     assert (workplace / "outputs" / "result").read_text() == "failed"
     told = "the champion is version 2, compared with 1: evaluate again"
-    assert told in tracking_run(workplace, "train_qlora").data.tags[tracking.REASON]
+    assert told in tracking_run(workplace, "train_qlora").data.tags[REASON]
     assert (versions(), alias()) == (["1", "2"], "2")
     assert "reused" in step("quality_gate", "--run-id", run_id).stdout
 
@@ -349,7 +350,7 @@ def test_the_scorecard_holds_base_beside_tuned(step, workplace: Path, candidate)
 
 def test_a_run_of_another_step_is_refused(step, workplace: Path, candidate) -> None:
     evaluate = mlflow.get_run(candidate())
-    wrong = evaluate.data.tags[tracking.UPSTREAM]
+    wrong = evaluate.data.tags[UPSTREAM]
     result = step("quality_gate", "--run-id", wrong)
     assert result.exit_code == 2
     assert "is a run of train_qlora, expected one of evaluate" in result.stderr

@@ -4,7 +4,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from loraline import tracking
+from loraline.tracking import tags
+from loraline.tracking.runs import ancestor
 
 
 def edits(value: float, low: float, high: float, **more: float) -> dict[str, float]:
@@ -28,8 +29,8 @@ def select(step, workplace: Path):
 
 def place(evaluate_run: str) -> str:
     client = mlflow.MlflowClient()
-    train = tracking.ancestor(client, client.get_run(evaluate_run), "train_qlora")
-    return train.data.tags[tracking.SELECTED]
+    train = ancestor(client, client.get_run(evaluate_run), "train_qlora")
+    return train.data.tags[tags.SELECTED]
 
 
 def test_the_surest_good_value_wins_over_a_lucky_one(candidate, select, workplace: Path) -> None:
@@ -96,7 +97,7 @@ def test_the_best_can_be_gated_at_once(candidate, select, step, workplace: Path)
     step("quality_gate", "--run-id", (workplace / "outputs" / "run-id").read_text())
     version = mlflow.MlflowClient().get_model_version_by_alias("mistral-7b-lora", "candidate")
     client = mlflow.MlflowClient()
-    train = tracking.ancestor(client, client.get_run(runs[1]), "train_qlora")
+    train = ancestor(client, client.get_run(runs[1]), "train_qlora")
     assert version.run_id == train.info.run_id
 
 
@@ -108,9 +109,7 @@ def test_todays_champion_is_not_the_best_of_a_sweep(
     mlflow.MlflowClient().set_registered_model_alias("mistral-7b-lora", "champion", "1")
     unlike = candidate(name="unlike", **edits(0.01, 0.01, 0.01))
     gain = {"gain_over_champion_levenshtein_low": 0.01}
-    better = candidate(
-        name="better", tags={tracking.CHAMPION: "1"}, **edits(0.09, 0.07, 0.2, **gain)
-    )
+    better = candidate(name="better", tags={tags.CHAMPION: "1"}, **edits(0.09, 0.07, 0.2, **gain))
     assert select(champion, unlike, better) == better
     assert (workplace / "outputs" / "result").read_text() == "passed"
     assert place(champion).startswith("3 of 3")
@@ -130,16 +129,14 @@ def test_the_ranking_is_kept_in_a_run_of_its_own_and_made_once(candidate, select
     runs = [candidate(name=n, **edits(v, v, v)) for n, v in (("one", 0.2), ("two", 0.1))]
     for _ in range(2):
         select(*runs)
-    (run,) = mlflow.search_runs(
-        ["1"], f"tags.`{tracking.STEP}` = 'select_best'", output_format="list"
-    )
+    (run,) = mlflow.search_runs(["1"], f"tags.`{tags.STEP}` = 'select_best'", output_format="list")
     ranking = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/ranking.json")["ranking"]
     assert [entry["run_id"] for entry in ranking] == runs[::-1]
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "template", "rows"])
 def test_runs_measured_on_something_else_are_not_compared(step, candidate, part: str) -> None:
-    runs = [candidate(name="one"), candidate(name="two", tags={f"{tracking.MEASURED}.{part}": "x"})]
+    runs = [candidate(name="one"), candidate(name="two", tags={f"{tags.MEASURED}.{part}": "x"})]
     result = step("select_best", "--run-ids", json.dumps(runs))
     assert result.exit_code == 2
     assert f"measured on different {part}, their numbers cannot be compared" in result.stderr
@@ -160,7 +157,7 @@ def test_what_is_no_list_of_runs_is_refused(step, workplace: Path, run_ids: str,
 
 
 def test_a_run_that_is_no_evaluation_is_refused_by_its_flag(step, candidate) -> None:
-    wrong = mlflow.get_run(candidate()).data.tags[tracking.UPSTREAM]
+    wrong = mlflow.get_run(candidate()).data.tags[tags.UPSTREAM]
     result = step("select_best", "--run-ids", json.dumps([wrong]))
     assert result.exit_code == 2
     assert f"--run-ids {wrong} is a run of train_qlora, expected one of evaluate" in result.stderr

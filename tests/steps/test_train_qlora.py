@@ -6,15 +6,18 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from loraline import contract, memory, preflight, profiles, tracking, trainer
-from loraline.encoding import Encoder
-from loraline.models import locate
+from loraline import contract, profiles
+from loraline.base.encoding import Encoder
+from loraline.base.locate import locate
 from loraline.records import from_prompt
+from loraline.serving import preflight
+from loraline.tracking import runs, store, tags
+from loraline.training import memory, trainer
 
 
 def test_the_adapter_travels_with_its_contract(train, data_run: str, quick) -> None:
     run = mlflow.get_run(train(data_run, quick("one", r=4, lora_alpha=8)))
-    with tracking.adapter(run) as adapter:
+    with runs.adapter(run) as adapter:
         agreed = contract.read(adapter)
         assert preflight.findings(adapter, agreed.base, agreed.trains_vision) == []
     assert (agreed.r, agreed.lora_alpha, agreed.dtype) == (4, 8, "float32")
@@ -31,7 +34,7 @@ def test_a_pissa_adapter_is_logged_as_a_plain_lora_of_twice_the_rank(
 ) -> None:
     pissa = {"init_lora_weights": "pissa", "quantization": "none", "r": 4, "lora_alpha": 8}
     train_id = train(data_run, quick("one", **pissa))
-    with tracking.adapter(mlflow.get_run(train_id)) as adapter:
+    with runs.adapter(mlflow.get_run(train_id)) as adapter:
         agreed = contract.read(adapter)
         assert preflight.findings(adapter, agreed.base, agreed.trains_vision) == []
         assert preflight.highest_rank(adapter) == agreed.r == 8
@@ -66,7 +69,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(step, data_run: str, quic
     assert result.exit_code == 2
     assert "the loss is not a number at step" in result.stderr and "lower" in result.stderr
     (run,) = mlflow.search_runs(
-        filter_string=f"tags.`{tracking.STEP}` = 'train_qlora'", output_format="list"
+        filter_string=f"tags.`{tags.STEP}` = 'train_qlora'", output_format="list"
     )
     assert run.info.status == "FAILED"
 
@@ -84,7 +87,7 @@ def test_the_same_inputs_are_trained_once(train, data_run: str, quick) -> None:
 def test_rows_over_max_length_are_counted_out(train, data_run: str, quick) -> None:
     run = mlflow.get_run(train(data_run, quick("one", max_length=60)))
     assert 0 < run.data.metrics["train_rows_too_long"] < 288
-    with tracking.adapter(run) as adapter:
+    with runs.adapter(run) as adapter:
         assert contract.read(adapter).max_length <= 60
 
 
@@ -107,7 +110,7 @@ def test_a_base_whose_adapters_no_server_takes_is_refused_before_anything_is_loa
     result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", **changes))
     assert result.exit_code == 2
     assert told in result.stderr
-    filters = f"tags.`{tracking.STEP}` = 'train_qlora'"
+    filters = f"tags.`{tags.STEP}` = 'train_qlora'"
     assert not mlflow.search_runs(filter_string=filters, output_format="list")
 
 
@@ -143,7 +146,7 @@ def test_merger_and_tower_learn_at_their_own_rates(
     record = from_prompt("Read.", "", "x + y", image.read_bytes())
     rows = {split: [encoder.encode(record)] * 8 for split in ("train", "validation")}
     sft = trainer.build(recipe, base, encoder, rows, memory.CPU, workplace)
-    tracking.connect()
+    store.connect()
     with mlflow.start_run():
         sft.train()
     learning = {id(p): name for name, p in sft.model.named_parameters() if p.requires_grad}

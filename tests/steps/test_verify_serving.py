@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from loraline.client import Server
 from loraline.errors import TryAgain
 from loraline.records import from_prompt
+from loraline.serving.client import Server
 
 ROW = {"record": from_prompt("{question}", "Who?", "")}
 

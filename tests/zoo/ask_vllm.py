@@ -150,7 +150,7 @@ def drawing() -> bytes:
 
 
 def encoder(folder: Path) -> Any:
-    from loraline.encoding import Encoder
+    from loraline.base.encoding import Encoder
 
     vision = (folder / "preprocessor_config.json").exists() or (
         folder / "processor_config.json"

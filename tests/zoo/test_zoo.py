@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loraline import preflight
+from loraline.serving import preflight
 
 HERE = Path(__file__).parent
 VERDICTS = json.loads((HERE / "vllm-0.32.0.json").read_text())

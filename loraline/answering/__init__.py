@@ -1,0 +1,1 @@
+"""Three ways to ask a base with an adapter without a server."""

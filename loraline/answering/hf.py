@@ -1,0 +1,149 @@
+"""Greedy answers and answer likelihoods by Hugging Face, batched, with a base loaded once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.base.encoding import IGNORED, Encoder, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraline.base.locate import Base
+    from loraline.contract import Contract
+
+BATCH = 32
+"""Rows a forward pass; batches are sorted by length, so little of them is padding."""
+
+Advance = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer."""
+
+    text: str
+    tokens: list[int]
+    """Token IDs without the end token."""
+
+    truncated: bool
+    """Whether it was cut at the longest answer allowed."""
+
+    failed: bool = False
+    """Whether the model could not be asked at all; the text is empty then."""
+
+
+def measure(
+    agreed: Contract,
+    base: Base,
+    adapters: Mapping[str, Path | None],
+    encoder: Encoder,
+    rows: Sequence[Row],
+) -> dict[str, tuple[list[Answer], list[float]]]:
+    """Answers and likelihoods of the base under each adapter, merged where its contract says so.
+
+    `adapters` gives a name to each adapter's folder; None stands for the bare base.
+    """
+    from loraline import contract
+    from loraline.base import merging
+    from loraline.base.load import attach, load
+    from loraline.process import progress
+
+    loaded: Any = None
+    measured = {}
+    for name, adapter in adapters.items():
+        if loaded is None:
+            loaded = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+        model = loaded.eval() if adapter is None else attach(loaded, adapter)
+        merged = adapter is not None and contract.read(adapter).export == "merged"
+        if merged:
+            model = merging.merge(model)
+        with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
+            nll = negative_log_likelihoods(model, encoder, rows, advance)
+            found = answers(model, encoder, rows, agreed.max_new_tokens, advance)
+        measured[name] = found, nll
+        if merged:
+            # What was added cannot be taken out again to the last digit.
+            model = loaded = None
+            gc.collect()  # The model is in reference cycles, and the next one needs its memory.
+        elif adapter is not None:
+            loaded = model.unload()
+    return measured
+
+
+def answers(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    advance: Advance,
+    batch_size: int = BATCH,
+) -> list[Answer]:
+    """Greedy answers to the rows' prompts, in the rows' order."""
+    import torch
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=encoder.end,
+        pad_token_id=encoder.pad,
+    )
+    # Unset fields would be taken from the base's own sampling settings.
+    model.generation_config = greedy
+    found: dict[int, Answer] = {}
+    for indices in batches(rows, batch_size):
+        batch = encoder.collate([rows[i] for i in indices], answers=False, side="left")
+        with torch.inference_mode():
+            output = model.generate(**to_device(batch, model), generation_config=greedy)
+        generated = output[:, batch["input_ids"].shape[1] :].tolist()
+        for index, tokens in zip(indices, generated, strict=True):
+            ended = encoder.end in tokens
+            kept = tokens[: tokens.index(encoder.end)] if ended else tokens
+            found[index] = Answer(encoder.decode(kept), kept, not ended)
+        advance(len(indices), "")
+    return [found[index] for index in range(len(rows))]
+
+
+def negative_log_likelihoods(
+    model: Any,
+    encoder: Encoder,
+    rows: Sequence[Row],
+    advance: Advance,
+    batch_size: int = BATCH,
+) -> list[float]:
+    """Sum of -log p over each row's answer tokens, the end token included, in nats."""
+    import torch
+
+    found: dict[int, float] = {}
+    for indices in batches(rows, batch_size):
+        # Padded on the left, all answers end in the last column, and only their logits are built.
+        batch = encoder.collate([rows[i] for i in indices], answers=True, side="left")
+        kept = max(len(rows[i].answer) for i in indices)
+        labels = batch.pop("labels")[:, -kept:]
+        if encoder.processor is None:
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        with torch.inference_mode():
+            logits = model(**to_device(batch, model), logits_to_keep=kept + 1).logits
+        log_p = logits[:, :-1].float().log_softmax(-1).cpu()
+        picked = log_p.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+        picked = picked.where(labels != IGNORED, 0)
+        for index, total in zip(indices, picked.sum(1).tolist(), strict=True):
+            found[index] = -total
+        advance(len(indices), "")
+    return [found[index] for index in range(len(rows))]
+
+
+def batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
+    """Indices of rows of similar length, the longest first, so that memory fails early or never."""
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    return {key: value.to(model.device) for key, value in batch.items()}

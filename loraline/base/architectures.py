@@ -1,0 +1,156 @@
+"""What a base's config says of its layers, heads and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Parameters(NamedTuple):
+    """A base's weights by what happens to them when the base is quantized."""
+
+    linear: int
+    """In the language model's linear layers, which a quantized base stores in few bits."""
+
+    rest: int
+    """Embeddings, head, norms, biases and the vision tower."""
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("text_config") or config
+
+
+def kv_heads(text: Mapping[str, Any]) -> int:
+    return int(text.get("num_key_value_heads") or text["num_attention_heads"])
+
+
+def head_dim(text: Mapping[str, Any]) -> int:
+    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+
+
+def parameters(config: Mapping[str, Any]) -> Parameters:
+    """Weights of a known architecture, exactly, from its config.json alone."""
+    text = text_config(config)
+    hidden, words = int(text["hidden_size"]), int(text["vocab_size"])
+    layers = int(text["num_hidden_layers"])
+    layer = decoder_layer(text)
+    linear = layers * sum(inputs * outputs for inputs, outputs in layer.values())
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    rest = words * hidden * (1 if tied else 2) + hidden
+    rest += layers * (2 * hidden + attention_extras(config["architectures"][0], layer, text))
+    if config["architectures"][0] in VISION:
+        rest += vision_parameters(config)
+    return Parameters(linear, rest)
+
+
+def attention_extras(
+    architecture: str, layer: Mapping[str, tuple[int, int]], text: Mapping[str, Any]
+) -> int:
+    """Biases (Qwen2) or norms (Qwen3) of queries, keys and values in one layer."""
+    if architecture.startswith("Qwen2"):
+        return sum(layer[f"self_attn.{name}_proj"][1] for name in "qkv")
+    return 2 * head_dim(text) if architecture.startswith("Qwen3") else 0
+
+
+def vision_parameters(config: Mapping[str, Any]) -> int:
+    """The tower and its mergers: linear layers with biases, norms, and the patch embedding."""
+    architecture, vision = config["architectures"][0], config["vision_config"]
+    tower = {name: size for name, size in linears(config).items() if ".visual." in f".{name}"}
+    total = sum((inputs + 1) * outputs for inputs, outputs in tower.values())
+    width = tower["model.visual.blocks.0.attn.qkv"][0]
+    channels = vision.get("in_channels") or vision.get("in_chans") or 3
+    patch = channels * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
+    total += patch * width
+    if architecture == "Qwen2_5_VLForConditionalGeneration":
+        # RMS norms have no bias.
+        return int(total + vision["depth"] * 2 * width + width)
+    total += vision["depth"] * 4 * width + 2 * width
+    if architecture == "Qwen3VLForConditionalGeneration":
+        merged = width * vision.get("spatial_merge_size", 2) ** 2
+        total += width + vision["num_position_embeddings"] * width
+        total += len(vision["deepstack_visual_indexes"]) * 2 * merged
+    return int(total)
+
+
+TEXT = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+VISION = {
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+}
+
+Linears = dict[str, tuple[int, int]]
+"""Input and output size of each linear layer that can carry an adapter, by module path."""
+
+
+def linears(config: Mapping[str, Any]) -> Linears:
+    """Linear layers of a known architecture, from its config.json alone.
+
+    Configs on the hub keep the language model's sizes at the top, later ones in `text_config`.
+    """
+    architecture = config["architectures"][0]
+    text = config.get("text_config") or config
+    prefix = "model.language_model" if architecture in VISION else "model"
+    found: Linears = {}
+    for layer in range(text["num_hidden_layers"]):
+        for name, size in decoder_layer(text).items():
+            found[f"{prefix}.layers.{layer}.{name}"] = size
+    if architecture in VISION:
+        found |= vision_tower(architecture, config["vision_config"])
+    return found
+
+
+def decoder_layer(text: Mapping[str, Any]) -> Linears:
+    hidden, inner, heads = (
+        text[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+    )
+    head = text.get("head_dim") or hidden // heads
+    values = (text.get("num_key_value_heads") or heads) * head
+    return {
+        "self_attn.q_proj": (hidden, heads * head),
+        "self_attn.k_proj": (hidden, values),
+        "self_attn.v_proj": (hidden, values),
+        "self_attn.o_proj": (heads * head, hidden),
+        "mlp.gate_proj": (hidden, inner),
+        "mlp.up_proj": (hidden, inner),
+        "mlp.down_proj": (inner, hidden),
+    }
+
+
+def tower_block(architecture: str, vision: Mapping[str, Any]) -> Linears:
+    """Linear layers of one block of the tower, the one that leaves its MLP last."""
+    first_vl = architecture == "Qwen2VLForConditionalGeneration"
+    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
+    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
+    block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
+    if first_vl:
+        return block | {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
+    if architecture == "Qwen2_5_VLForConditionalGeneration":
+        block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
+        return block | {"mlp.down_proj": (inner, width)}
+    return block | {"mlp.linear_fc1": (width, inner), "mlp.linear_fc2": (inner, width)}
+
+
+def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
+    """Linear layers of the tower and its merger, whose input is a square of patches."""
+    first_vl = architecture == "Qwen2VLForConditionalGeneration"
+    block = tower_block(architecture, vision)
+    width, _ = block["attn.qkv"]
+    out = vision["hidden_size"] if first_vl else vision["out_hidden_size"]
+    merged = width * vision.get("spatial_merge_size", 2) ** 2
+    found = {
+        f"model.visual.blocks.{layer}.{name}": size
+        for layer in range(vision["depth"])
+        for name, size in block.items()
+    }
+    if architecture != "Qwen3VLForConditionalGeneration":
+        merger = "model.visual.merger.mlp"
+        return found | {f"{merger}.0": (merged, merged), f"{merger}.2": (merged, out)}
+    mergers = ["merger"]
+    mergers += [
+        f"deepstack_merger_list.{i}" for i in range(len(vision["deepstack_visual_indexes"]))
+    ]
+    for merger in mergers:
+        found[f"model.visual.{merger}.linear_fc1"] = (merged, merged)
+        found[f"model.visual.{merger}.linear_fc2"] = (merged, out)
+    return found

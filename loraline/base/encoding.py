@@ -1,0 +1,236 @@
+"""From rows to tokens: the one place where prompts become what the model sees.
+
+Training, evaluation and the registered model all encode here, with the contract's chat template
+and pixel limits, so what was trained is what is measured.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.errors import UserError
+from loraline.records import Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from loraline.base.locate import Base
+    from loraline.contract import Contract
+
+DEFAULT_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
+    "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""For bases that come without one, Mistral-7B-v0.1 among them; it travels in the contract."""
+
+
+IGNORED = -100
+"""Label of tokens that are not predicted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoded row: token IDs of the prompt and of the answer with its end token."""
+
+    prompt: list[int]
+    answer: list[int]
+    images: tuple[bytes, ...] = ()
+    """Encoded images; a batch decodes its own, since pixels take a thousand times the memory."""
+
+    earlier: tuple[slice, ...] = ()
+    """Answers within the prompt that are learnt as well, each with its end token."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def learnt(self) -> list[slice]:
+        """Places in `prompt + answer` of the tokens that are learnt."""
+        return [*self.earlier, slice(len(self.prompt), len(self))]
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens that are learnt."""
+        return sum(answer.stop - answer.start for answer in self.learnt)
+
+    def labels(self) -> list[int]:
+        """One for each token: itself where it is learnt, else IGNORED."""
+        tokens = self.prompt + self.answer
+        labels = [IGNORED] * len(tokens)
+        for answer in self.learnt:
+            labels[answer] = tokens[answer]
+        return labels
+
+
+class Encoder:
+    """Tokenizer or processor of one base, with the chat template and pixel limits to use."""
+
+    def __init__(
+        self,
+        base: Path,
+        modality: str,
+        *,
+        chat_template: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        from transformers import AutoProcessor, AutoTokenizer
+
+        self.processor: Any = None
+        if modality == "vision":
+            self.processor = AutoProcessor.from_pretrained(base)
+            size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+            self.processor.image_processor.size = size
+            self.tokenizer = self.processor.tokenizer
+        else:
+            self.tokenizer = AutoTokenizer.from_pretrained(base)
+        own = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        self.chat_template: str = chat_template or own or DEFAULT_CHAT_TEMPLATE
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"the tokenizer of {base} has no end-of-sequence token")
+        self.end: int = self.tokenizer.eos_token_id
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self.prefixes = backend is not None and "Prepend(" in repr(backend.normalizer)
+        """Whether the tokenizer puts a space before every text (SentencePiece's dummy prefix)."""
+        pad = self.tokenizer.pad_token_id
+        self.pad: int = self.end if pad is None else pad
+
+    @classmethod
+    def of(cls, contract: Contract, base: Base) -> Encoder:
+        """The encoder that an adapter's contract asks for."""
+        return cls(
+            base.path,
+            contract.modality,
+            chat_template=contract.chat_template,
+            min_pixels=contract.min_pixels,
+            max_pixels=contract.max_pixels,
+        )
+
+    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, chat_template=self.chat_template, tokenize=False, **options
+            )
+        )
+
+    def encode(self, record: Record) -> Row:
+        """Tokens of a row; the prompt and the answer are tokenised apart, as the server does it.
+
+        Raises UserError when the chat template does not render the answer after the prompt and
+        end it with the end-of-sequence token.
+        """
+        prompt, answer = self._prompt_and_answer(record)
+        if not record.images:
+            return Row(self.tokenizer(prompt, add_special_tokens=False).input_ids, answer)
+        # The call of the server: special tokens are already in the text.
+        encoded = self.processor(
+            text=[prompt], images=opened(record.images), add_special_tokens=False
+        )
+        return Row(list(encoded["input_ids"][0]), answer, record.images)
+
+    def conversation(self, record: Record) -> list[Row]:
+        """Rows that learn every answer of a conversation, after exactly what a server would see.
+
+        They are one row where the chat template goes on after an earlier answer as it ended it.
+        An answer that it prints in another way once it is history (without its reasoning, as
+        Qwen3's does) has a row of its own. Raises UserError as `encode` does.
+        """
+        row = self.encode(record)
+        turns = [i for i, (role, _) in enumerate(record.messages[:-1]) if role == "assistant"]
+        if not turns:
+            return [row]
+        # An image is one token before the processor repeats it.
+        image = self.processor.image_token_id if record.images else None
+        firsts = [
+            place
+            for place, token in enumerate(row.prompt)
+            if token != image or place == 0 or row.prompt[place - 1] != image
+        ]
+        history = [row.prompt[place] for place in firsts]
+        earlier, apart = [], []
+        for turn in turns:
+            asked = record.until(turn)
+            text, answer = self._prompt_and_answer(asked)
+            prompt = self.tokenizer(text, add_special_tokens=False).input_ids
+            start, stop = len(prompt), len(prompt) + len(answer)
+            if history[:stop] == prompt + answer:
+                earlier.append(slice(firsts[start], firsts[stop - 1] + 1))
+            else:
+                apart.append(self.encode(asked))
+        return [*apart, replace(row, earlier=tuple(earlier))]
+
+    def without_prefix(self, tail: str) -> str:
+        """What to tokenise for an answer that goes on behind a prompt, so that its space is one."""
+        return tail[1:] if self.prefixes and tail.startswith(" ") else tail
+
+    def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
+        """The prompt as text, and the answer's tokens with the end token."""
+        if record.videos:
+            raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
+        messages = record.prompt()
+        prompt = self._render(messages, add_generation_prompt=True)
+        whole = self._render([*messages, {"role": "assistant", "content": record.answer}])
+        tail = whole.removeprefix(prompt)
+        answer = self.tokenizer(self.without_prefix(tail), add_special_tokens=False).input_ids
+        if tail == whole or self.end not in answer:
+            raise UserError(
+                "the chat template must render the answer right after the prompt and end it with "
+                f"{self.tokenizer.eos_token}; it rendered {whole!r}"
+            )
+        return prompt, answer[: answer.index(self.end) + 1]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def collate(self, rows: Sequence[Row], *, answers: bool, side: str) -> dict[str, Tensor]:
+        """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
+
+        `answers` appends the answers and gives labels; `side` is where the padding goes. Images
+        become pixel_values of shape (patches, features) and image_grid_thw of shape (images, 3).
+        """
+        import torch
+
+        sequences = [row.prompt + row.answer if answers else row.prompt for row in rows]
+        labels = [row.labels() for row in rows] if answers else []
+        width = max(map(len, sequences))
+
+        def pad(lists: list[list[int]], value: int) -> Tensor:
+            filler = ([value] * (width - len(entries)) for entries in lists)
+            return torch.tensor(
+                [
+                    fill + entries if side == "left" else entries + fill
+                    for entries, fill in zip(lists, filler, strict=True)
+                ]
+            )
+
+        batch = {
+            "input_ids": pad(sequences, self.pad),
+            "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0),
+        }
+        if answers:
+            batch["labels"] = pad(labels, IGNORED)
+        if self.processor is not None:
+            # Marks image tokens; the model derives its three-axis positions from it.
+            image = self.processor.image_token_id
+            batch["mm_token_type_ids"] = (batch["input_ids"] == image).to(torch.int)
+            images = [image for row in rows for image in row.images]
+            if images:
+                batch |= self.pixels(images)
+        return batch
+
+    def pixels(self, images: Iterable[bytes]) -> dict[str, Tensor]:
+        """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
+        return dict(self.processor.image_processor(opened(images), return_tensors="pt"))
+
+
+def opened(images: Iterable[bytes]) -> list[Image]:
+    """Encoded images as RGB pictures."""
+    from PIL import Image
+
+    return [Image.open(io.BytesIO(image)).convert("RGB") for image in images]

@@ -1,0 +1,92 @@
+"""Load a base's weights, whole or in 4 bits, with or without an adapter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline.base.locate import Base
+from loraline.base.targets import VISION_TOWER
+from loraline.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrainedModel:
+    """Load a base on the GPU if there is one; `quantize` gives 4-bit NF4 with double quantization.
+
+    Under `quantize` the head and the vision tower stay at `dtype`, which is also the compute type.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    tiny_models_run_faster_on_one_thread(base)
+    auto = AutoModelForImageTextToText if modality == "vision" else AutoModelForCausalLM
+    # A list of one's own replaces the default exclusion of lm_head, and the tower's entry matches
+    # only by its full path.
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=["lm_head", VISION_TOWER],
+    )
+    model = auto.from_pretrained(
+        base.path,
+        dtype=getattr(torch, dtype),
+        quantization_config=nf4 if quantize else None,
+        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
+        use_safetensors=True,
+    )
+    if quantize:
+        check_quantized(model)
+    return model
+
+
+def tiny_models_run_faster_on_one_thread(base: Base) -> None:
+    """Keep a model of a few megabytes off the second core, where threads only wait for another."""
+    import torch
+
+    size = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
+    if size < 2**25 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def check_quantized(model: PreTrainedModel) -> None:
+    """Assert what is 4-bit and what is not, and keep bitsandbytes' CPU kernels differentiable."""
+    import bitsandbytes as bnb
+    import torch
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            kept = name.startswith(VISION_TOWER) or name.endswith("lm_head")
+            four_bit = isinstance(module, bnb.nn.Linear4bit)
+            assert four_bit != kept, f"{name} is {'' if four_bit else 'not '}4-bit"
+        if isinstance(module, bnb.nn.Linear4bit):
+            # On CPUs with avx512_bf16 the first forward in eval mode would repack the weights for
+            # a kernel without gradient; training after it would silently learn nothing.
+            module.support_avx512bf16_for_cpu = False
+
+
+def attach(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Load an adapter onto its base; a UserError if a weight fits no module or does nothing."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    tuned = PeftModel.from_pretrained(model, str(adapter))
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
+        stored = {key: bool(weights.get_tensor(key).any()) for key in weights.keys()}  # noqa: SIM118 - not a dict
+    strays = sorted(set(stored) - set(get_peft_model_state_dict(tuned)))
+    if strays:
+        raise UserError(f"{adapter}: {strays[0]} matches no module of {type(model).__name__}")
+    if not any(stored[key] for key in stored if ".lora_B." in key):
+        raise UserError(f"{adapter}: all lora_B weights are zero, the adapter changes nothing")
+    tuned.eval()
+    return tuned

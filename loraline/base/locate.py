@@ -1,0 +1,115 @@
+"""Base models: where they are, how they are loaded, and which of their modules are adapted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.errors import TryAgain, UserError
+
+if TYPE_CHECKING:
+    from loraline.contract import Contract
+
+
+DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+"""Files of a hub model that are fetched: weights as safetensors only, and no code."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine."""
+
+    path: Path
+    revision: str
+    """Commit on the hub, or `sha256:` and the digest of a folder's config and weights."""
+
+    config: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+
+def locate(base: str, revision: str | None) -> Base:
+    """Find a base model in a folder, or fetch it from the hub into the hub's cache.
+
+    Raises UserError when there is no such model, or none in the cache and HF_HUB_OFFLINE is set;
+    TryAgain when the hub does not answer.
+    """
+    folder = Path(base)
+    if folder.is_dir():
+        path, revision = folder, None
+    elif base.startswith((".", "/")) or base.count("/") > 1:
+        raise UserError(f"base model folder {base!r} does not exist")
+    else:
+        path = fetch(base, revision)
+    config = path / "config.json"
+    weights = sorted(path.glob("*.safetensors"))
+    if not config.is_file() or not weights:
+        raise UserError(f"base model {base!r} has no config.json or no safetensors weights")
+    return Base(
+        path,
+        folder_digest([config, *weights]) if folder.is_dir() else path.name,
+        json.loads(config.read_text()),
+    )
+
+
+def locate_measured(contract: Contract) -> Base:
+    """The base that an adapter was trained on; a UserError if another one stands in its place."""
+    on_hub = not contract.base_revision.startswith("sha256:")
+    found = locate(contract.base, contract.base_revision if on_hub else None)
+    if found.revision != contract.base_revision:
+        raise UserError(
+            f"base model {contract.base!r} is at {found.revision}, "
+            f"the adapter was trained on {contract.base_revision}"
+        )
+    return found
+
+
+def locate_tokenizer(contract: Contract) -> Path:
+    """The base's folder with its tokenizer and processor, without fetching weights from the hub."""
+    if contract.base_revision.startswith("sha256:"):
+        return locate_measured(contract).path
+    return fetch(contract.base, contract.base_revision, DOWNLOADED[1:])
+
+
+def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) -> Path:
+    """Download a hub model; the folder is named after the commit."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(base, revision=revision, allow_patterns=list(files)))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"base model {base!r} (revision {revision or 'default'}) is neither a folder nor a "
+            "model on the hub that this account may read"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"base model {base!r} is not in the local cache, and HF_HUB_OFFLINE is set: "
+                "fill the cache (HF_HOME) first, or give a folder as base"
+            ) from error
+        raise TryAgain(
+            f"base model {base!r} is not in the local cache and the hub does not answer; "
+            "mount a cache with it (HF_HOME) or give a folder as base"
+        ) from error
+
+
+def folder_digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

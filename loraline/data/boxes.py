@@ -1,0 +1,177 @@
+"""Bounding boxes from the coordinates that data have to those that a Qwen-VL base was trained on.
+
+| base | convention | numbers | written as |
+|---|---|---|---|
+| Qwen2-VL | `qwen2_vl` | 0 to 1000 of the image | `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` |
+| Qwen2.5-VL | `qwen2_5_vl` | pixels of the resized image | `{"bbox_2d": [x1, y1, x2, y2]}` |
+| Qwen3-VL | `qwen3_vl` | 0 to 1000 of the image | `{"bbox_2d": [x1, y1, x2, y2]}` |
+
+Sources: the Qwen2-VL report (arXiv 2409.12191, 2.2), the Qwen2.5-VL report (arXiv 2502.13923, 2.1),
+the cookbooks of Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loraline.data import pixels
+from loraline.data.checks import BadRow, Turns
+from loraline.profiles import Profile
+
+CONVENTIONS = {
+    "qwen2_vl": "0 to 1000 of the image",
+    "qwen2_5_vl": "pixels of the resized image",
+    "qwen3_vl": "0 to 1000 of the image",
+}
+
+THOUSAND = 1000
+SLACK = 1e-3
+"""Share of the image by which a box may stick out, for rounding in the data; the rest is cut."""
+
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+JSON_BOX = re.compile(rf'("bbox(?:_2d)?"\s*:\s*)\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]')
+TOKEN_BOX = re.compile(
+    rf"(<\|box_start\|>)\({NUMBER},{NUMBER}\)\s*,\s*\({NUMBER},{NUMBER}\)<\|box_end\|>"
+)
+BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>""")
+"""Where a box begins, whatever it is; in a question it may stand for the form of the answer."""
+
+TOKENS = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>")
+"""Control tokens that belong into rows with boxes."""
+
+PLACE, NAME = "<bbox>", "<ref-object>"
+"""Placeholders of ms-swift for the boxes and names in a row's `objects`."""
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2: left, top, right, bottom."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def convention(base: str, folder: Path | None) -> str | None:
+    """The convention of a base, by its config or else by its name; None if it has none."""
+    kind = base.lower().replace("-", "_").replace(".", "_")
+    config = folder / "config.json" if folder else None
+    if config and config.is_file():
+        kind = str(json.loads(config.read_text()).get("model_type", kind))
+    # The longest name first: qwen2_vl is no part of qwen2_5_vl, but a folder may hold both words.
+    return next((name for name in sorted(CONVENTIONS, reverse=True) if name in kind), None)
+
+
+def to_unit(box: Sequence[float], size: Size, coordinates: str) -> Box:
+    """A box as shares of its image; BadRow if it is empty, upside down or outside.
+
+    `coordinates` is `pixels` of the stored image, `unit` for 0 to 1, or `thousand` for 0 to 1000.
+    """
+    height, width = size
+    wide, tall = {"pixels": (width, height), "unit": (1, 1), "thousand": (THOUSAND, THOUSAND)}[
+        coordinates
+    ]
+    left, top, right, bottom = box[0] / wide, box[1] / tall, box[2] / wide, box[3] / tall
+    if not (left < right and top < bottom):
+        raise BadRow("boxes", f"box {list(box)} is not left, top, right, bottom")
+    if min(left, top) < -SLACK or max(right, bottom) > 1 + SLACK:
+        raise BadRow(
+            "boxes",
+            f"box {list(box)} lies outside of its image ({coordinates}, {width} x {height})",
+        )
+    return max(left, 0), max(top, 0), min(right, 1), min(bottom, 1)
+
+
+def from_unit(box: Box, size: Size, target: str, recipe: Profile) -> tuple[int, int, int, int]:
+    """Whole numbers of a box in a convention; the resized image is that of the profile's limits."""
+    if target == "qwen2_5_vl":
+        height, width = pixels.resized(
+            *size,
+            cell=pixels.cell("qwen2_5_vl"),
+            min_pixels=recipe.min_pixels or 0,
+            max_pixels=recipe.max_pixels or 2**31,
+        )
+    else:
+        height = width = THOUSAND
+    left, top, right, bottom = box
+    return round(left * width), round(top * height), round(right * width), round(bottom * height)
+
+
+def written(box: Sequence[int], target: str) -> str:
+    """A box in the words of a convention."""
+    if target == "qwen2_vl":
+        return f"<|box_start|>({box[0]},{box[1]}),({box[2]},{box[3]})<|box_end|>"
+    return f'{{"bbox_2d": [{box[0]}, {box[1]}, {box[2]}, {box[3]}]}}'
+
+
+def convert(
+    turns: Turns,
+    objects: Mapping[str, Any] | None,
+    sizes: Sequence[Size],
+    coordinates: str,
+    target: str,
+    recipe: Profile,
+) -> Turns:
+    """Turns with every box in the convention `target`: those in the text, and those of `objects`.
+
+    Raises BadRow for a box that is malformed, outside of its image, or of no known image.
+    """
+    placed = placeholders(objects, sizes, coordinates, target, recipe)
+    named = (objects or {}).get("ref") or []
+    names = iter(named if isinstance(named, list) else [named])
+
+    def one(match: re.Match[str]) -> str:
+        if len(sizes) != 1:
+            raise BadRow("boxes", f"a box in the text needs one image, the row has {len(sizes)}")
+        numbers = [float(number) for number in match.groups()[1:]]
+        box = from_unit(to_unit(numbers, sizes[0], coordinates), sizes[0], target, recipe)
+        if match.group(1) == "<|box_start|>":
+            return written(box, "qwen2_vl")
+        return f"{match.group(1)}[{box[0]}, {box[1]}, {box[2]}, {box[3]}]"
+
+    def fill(role: str, text: str) -> str:
+        if role == "assistant":
+            whole = {
+                match.start() for form in (JSON_BOX, TOKEN_BOX) for match in form.finditer(text)
+            }
+            for match in BOX.finditer(text):
+                if match.start() not in whole:
+                    shown = text[match.start() : match.end() + 40]
+                    raise BadRow("boxes", f"{shown!r} is not a box of four numbers")
+        text = TOKEN_BOX.sub(one, JSON_BOX.sub(one, text))
+        try:
+            text = re.sub(NAME, lambda match: str(next(names)), text)
+            return re.sub(PLACE, lambda match: next(placed), text)
+        except (StopIteration, RuntimeError):
+            raise BadRow("boxes", f"more {PLACE} or {NAME} than objects") from None
+
+    filled = [(role, fill(role, text)) for role, text in turns]
+    if next(placed, None) is not None:
+        raise BadRow("boxes", f"more objects than {PLACE}")
+    return filled
+
+
+def placeholders(
+    objects: Mapping[str, Any] | None,
+    sizes: Sequence[Size],
+    coordinates: str,
+    target: str,
+    recipe: Profile,
+) -> Iterator[str]:
+    """The boxes of a row's `objects`, converted and written out, in their order."""
+    found = (objects or {}).get("bbox") or []
+    images = (objects or {}).get("image_id") or ([0] * len(found) if isinstance(found, list) else 0)
+    if not isinstance(found, list) or not isinstance(images, list) or len(images) != len(found):
+        raise BadRow("boxes", "objects do not hold a list of boxes, with an image for each")
+    for box, image in zip(found, images, strict=False):
+        if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box))):
+            raise BadRow("boxes", f"box {box!r} is not four numbers")
+        if not (isinstance(image, int) and 0 <= image < len(sizes)):
+            raise BadRow("boxes", f"a box is of image {image!r}, the row has {len(sizes)}")
+        unit = to_unit(box, sizes[image], coordinates)
+        yield written(from_unit(unit, sizes[image], target, recipe), target)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,207 @@
+"""Length of rows in tokens, as the model will see them, without making their pixels."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.data import boxes, pixels
+from loraline.errors import UserError
+from loraline.records import TAGS, Record
+
+if TYPE_CHECKING:
+    from loraline.profiles import Profile
+
+BYTES_A_TOKEN = 3.6
+"""Of English prose in the vocabularies of Mistral and Qwen; only for the estimate."""
+
+TURN_TOKENS = 5
+"""Tokens that a chat template adds to a turn; only for the estimate."""
+
+FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""Files of a hub model that a tokenizer or processor is made of."""
+
+Size = tuple[int, int]
+"""Height and width of an image in pixels."""
+
+
+def tokenizer_folder(base: str, revision: str | None) -> Path | None:
+    """Folder with the base's tokenizer, fetched from the hub if need be; None if out of reach."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if Path(base).is_dir():
+        names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+        return Path(base) if any(Path(base, name).is_file() for name in names) else None
+    try:
+        return Path(snapshot_download(base, revision=revision, allow_patterns=FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+
+
+class Estimate:
+    """Lengths of rows whose base is out of reach: bytes of text, and the size rule for images."""
+
+    exact = False
+
+    def __init__(self, recipe: Profile) -> None:
+        self.cell = pixels.cell(recipe.base)
+        self.limits = (recipe.min_pixels or 0, recipe.max_pixels or 2**31)
+
+    controls = None
+    shows_videos = True
+
+    def measure(
+        self, rows: Sequence[Record], sizes: Sequence[Sequence[Size]]
+    ) -> list[tuple[int, int]]:
+        """(tokens of the row, tokens of its answer) for each row."""
+        return [self.row(row, shown) for row, shown in zip(rows, sizes, strict=True)]
+
+    def row(self, row: Record, sizes: Sequence[Size]) -> tuple[int, int]:
+        def text(content: str) -> int:
+            return TURN_TOKENS + math.ceil(len(TAGS.sub("", content).encode()) / BYTES_A_TOKEN)
+
+        shown = sum(self.image(size) for size in sizes[: len(row.images)])
+        for video, size in zip(row.videos, sizes[len(row.images) :], strict=True):
+            shown += self.image(size) * math.ceil(len(video.frames) / 2)
+        return shown + sum(text(content) for _, content in row.messages), text(row.answer)
+
+    def image(self, size: Size) -> int:
+        low, high = self.limits
+        return 2 + pixels.image_tokens(*size, cell=self.cell, min_pixels=low, max_pixels=high)
+
+
+class Exact:
+    """Lengths by the base's own tokenizer, chat template and processor.
+
+    The same numbers as `encoding.Encoder.encode`, which a test holds against it, in a tenth of the
+    time: tokens are counted by words, and images by their size.
+    """
+
+    exact = True
+
+    def __init__(self, folder: Path, recipe: Profile) -> None:
+        from loraline.base.encoding import Encoder
+        from loraline.data.lengths.chat_templates import Template
+        from loraline.data.lengths.counting import counter
+
+        try:
+            self.encoder = Encoder(
+                folder, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
+            )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"the tokenizer of {recipe.base!r} cannot be loaded: {reason}"
+            ) from error
+        self.image = functools.lru_cache(maxsize=4096)(self._image)
+        tokenizer = self.encoder.tokenizer
+        self.template = Template(self.encoder.chat_template, tokenizer)
+        self.counter = counter(tokenizer.backend_tokenizer)
+        self.end: str = tokenizer.eos_token
+
+    @functools.cached_property
+    def controls(self) -> re.Pattern[str] | None:
+        """Pattern of texts that the tokenizer reads as control tokens."""
+        added = self.encoder.tokenizer.added_tokens_decoder.values()
+        special = sorted(
+            token.content
+            for token in added
+            if token.special and token.content and not boxes.TOKENS.fullmatch(token.content)
+        )
+        return re.compile("|".join(map(re.escape, special))) if special else None
+
+    @functools.cached_property
+    def shows_videos(self) -> bool:
+        """Whether the chat template has a place for a video that the processor knows."""
+        token = getattr(self.encoder.processor, "video_token", None)
+        shown = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+        return token is not None and token in self.template.render(shown, True)
+
+    def measure(
+        self, rows: Sequence[Record], sizes: Sequence[Sequence[Size]]
+    ) -> list[tuple[int, int]]:
+        """(tokens of the row, tokens of its answer) for each row."""
+        if not rows:
+            return []
+        tokenizer = self.encoder.tokenizer
+        pairs = [self.template.pair(row) for row in rows]
+        first = tokenizer.apply_chat_template(
+            rows[0].prompt(),
+            chat_template=self.encoder.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        assert first == pairs[0][0], "templates are rendered another way"
+        prompts = [prompt for prompt, _ in pairs]
+        answers = [self.to_the_end(tail) for _, tail in pairs]
+        found = self.counts(prompts + answers)
+        lengths = []
+        for row, prompt, shown, before, answer in zip(
+            rows, prompts, sizes, found[: len(rows)], found[len(rows) :], strict=True
+        ):
+            if row.videos:
+                before = self.with_videos(prompt, row)
+            elif shown:
+                # Each placeholder, one token, is repeated as often as its image needs.
+                before += sum(self.image(size) - 1 for size in shown)
+            lengths.append((before + answer, answer))
+        return lengths
+
+    def to_the_end(self, tail: str) -> str:
+        """An answer with what stands around it, up to its end token."""
+        end = tail.find(self.end)
+        if end < 0:
+            raise UserError(
+                f"the chat template must end the answer with {self.end}; it rendered {tail[:400]!r}"
+            )
+        return self.encoder.without_prefix(tail[: end + len(self.end)])
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, without special ones."""
+        if self.counter is not None:
+            return list(self.counter.counts(texts).tolist())
+        backend = self.encoder.tokenizer.backend_tokenizer
+        return [len(found) for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def with_videos(self, prompt: str, row: Record) -> int:
+        """Tokens of a prompt that shows videos, by the processor itself: it also writes times."""
+        from loraline.base.encoding import opened
+
+        if prompt.count(self.encoder.processor.video_token) != len(row.videos):
+            raise UserError(
+                f"the chat template has no place for videos; it rendered {prompt[:400]!r}"
+            )
+        metadata = [
+            {
+                "fps": video.fps,
+                "total_num_frames": len(video.frames),
+                "frames_indices": list(range(len(video.frames))),
+            }
+            for video in row.videos
+        ]
+        encoded = self.encoder.processor(
+            text=[prompt],
+            images=opened(row.images) or None,
+            videos=[opened(video.frames) for video in row.videos],
+            video_metadata=metadata,
+            do_sample_frames=False,
+            add_special_tokens=False,
+        )
+        return len(encoded["input_ids"][0])
+
+    def _image(self, size: Size) -> int:
+        processor: Any = self.encoder.processor.image_processor
+        return int(processor.get_number_of_image_patches(*size)) // processor.merge_size**2
+
+
+Lengths = Exact | Estimate
+
+
+def lengths(folder: Path | None, recipe: Profile) -> Lengths:
+    """Exact lengths when the base's files are here, or else the estimate."""
+    return Estimate(recipe) if folder is None else Exact(folder, recipe)

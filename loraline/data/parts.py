@@ -1,0 +1,296 @@
+"""A dataset's rows, read and checked part by part, in as many processes as there are cores.
+
+A part is a range of one data file. What a worker makes of it is a file of kept rows, arrays of
+facts about them, and a page of counts; none depends on where ranges begin or who reads them. A part
+that is finished stays, so an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.data import boxes, checks, pixels, pool
+from loraline.data.checks import DROP, FAIL, REPAIR, BadRow
+from loraline.data.duplicates import signatures
+from loraline.data.facts import facts_of, join, normalised
+from loraline.data.lengths.rows import Lengths, lengths
+from loraline.data.reading import formats, media, readers
+from loraline.data.reading.formats import Draft, Reading
+from loraline.data.reading.sources import Source
+from loraline.data.work import Candidate, Part, Tally, Work
+from loraline.errors import TryAgain
+from loraline.process import signals
+from loraline.profiles import Profile
+from loraline.records import Record, Video, batch, schema
+
+if TYPE_CHECKING:
+    pass
+
+ROWS, BYTES = 2048, 32 * 2**20
+"""Kept rows that are written at once, and bytes of media after which they are written earlier."""
+
+
+def plan(sources: Sequence[Source], size: int) -> Iterator[Part]:
+    """Cut the data files into parts of about `size` bytes, in the order of the rows."""
+    number = 0
+    for index, source in enumerate(sources):
+        for file in source.files:
+            for start, stop in ranges(source, file.name, file.size, size):
+                yield Part(number, index, file.name, file.split, start, stop)
+                number += 1
+
+
+def ranges(source: Source, name: str, length: int, size: int) -> Iterator[tuple[int, int | None]]:
+    kind = Path(name).suffix.lower()
+    if kind == ".jsonl":
+        for start in range(0, max(length, 1), size):
+            yield start, min(start + size, length)
+    elif kind in (".parquet", ".arrow") and source.bucket is None:
+        total, rows = column_units(source.root / name)
+        step = max(1, total * size // max(length, 1)) if rows else 1
+        for start in range(0, max(total, 1), step):
+            yield start, min(start + step, total)
+    else:
+        yield 0, None
+
+
+def column_units(path: Path) -> tuple[int, bool]:
+    """How many row groups a Parquet file has, or rows an Arrow file, and whether it is rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from loraline.errors import UserError
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return int(pq.read_metadata(path).num_row_groups), False
+        with pa.memory_map(str(path)) as file:
+            return int(pa.ipc.open_stream(file).read_all().num_rows), True
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is broken: {' '.join(str(error).split())[:200]}") from error
+
+
+def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
+    """Process the parts that are not finished yet; yield each with its tally, in order."""
+    todo = [part for part in work.parts if not work.file(part, ".json").is_file()]
+    large = sum(file.size for source in work.sources for file in source.files) >= pool.PARALLEL_FROM
+    if workers < 2 or len(todo) < 2 or not large:
+        for part in work.parts:
+            if not work.file(part, ".json").is_file():
+                process(work, part)
+            yield part, json.loads(work.file(part, ".json").read_bytes())
+        return
+
+    import multiprocessing
+    from concurrent.futures.process import BrokenProcessPool
+
+    workers_pool = pool.processes(min(workers, len(todo)))
+    try:
+        # A worker that starts while its parent ends would complain of what is gone.
+        with signals.held():
+            waiting = {part.number: workers_pool.submit(process, work, part) for part in todo}
+        for part in work.parts:
+            if part.number in waiting:
+                waiting.pop(part.number).result()
+            yield part, json.loads(work.file(part, ".json").read_bytes())
+        workers_pool.shutdown()
+    except BrokenProcessPool as error:
+        raise TryAgain(
+            "a worker process was killed, most likely for memory; run it again with fewer --workers"
+        ) from error
+    finally:
+        workers_pool.shutdown(wait=False, cancel_futures=True)
+        left = multiprocessing.active_children()
+        for child in left:
+            child.terminate()
+        for child in left:
+            child.join()
+
+
+@functools.lru_cache(maxsize=2)
+def measured(folder: Path | None, recipe: Profile) -> Lengths:
+    return lengths(folder, recipe)
+
+
+def process(work: Work, part: Part) -> None:
+    """Read one part, check its rows, and write what was made of it, the tally last of all."""
+    import gc
+
+    # Rows hold no cycles, and the collector would walk through all of transformers to see it.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        make(work, part)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def make(work: Work, part: Part) -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    tally, facts, signed = Tally(), [], []
+    ruler = measured(work.tokenizer, work.recipe)
+    path = work.sources[part.source].path(part.file)
+    temporary = work.file(part, ".arrow.part")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema()) as rows:
+        for group in grouped(candidates(work, part, path, ruler, tally)):
+            kept, tokens = in_length(group, ruler, work, tally)
+            if kept:
+                rows.write_batch(batch([one.record for one in kept], [row for row, _ in tokens]))
+                texts = [normalised(one.record) for one in kept]
+                facts.append(facts_of(kept, texts, tokens, part.split, part.source, work.group_by))
+                signed.append(signatures(texts))
+    temporary.replace(work.file(part, ".arrow"))
+    with work.file(part, ".npz").open("wb") as file:
+        np.savez(file, allow_pickle=False, **join(facts))
+    with work.file(part, ".npy").open("wb") as file:
+        np.save(file, np.concatenate(signed) if signed else signatures([]))
+    done = work.file(part, ".json.part")
+    with done.open("w") as page:
+        json.dump(vars(tally), page)
+    done.replace(work.file(part, ".json"))
+
+
+def candidates(
+    work: Work, part: Part, path: Path, ruler: Lengths, tally: Tally
+) -> Iterator[Candidate]:
+    """Rows of a part that pass the checks that need no other row; the rest is counted."""
+    source = work.sources[part.source]
+    how = Reading(work.prompt, source.entry.columns, work.group_by)
+    fetch = source.beside(part.file)
+    sample = source.entry.sample
+    share = float(sample[1:]) / 100 if sample.startswith("%") else 1.0
+    for number, raw in enumerate(
+        readers.rows(path, part.start, part.stop, work.limits.row_bytes), 1
+    ):
+        tally.lines = number
+        if raw is None:
+            continue
+        tally.rows += 1
+        try:
+            if isinstance(raw, BadRow):
+                raise raw
+            drafted = formats.draft(raw, how)
+            tally.formats[drafted.format] += 1
+            pick = picked(drafted)
+            if pick >= share * 2**64:
+                tally.counts["sample out"] += 1
+                continue
+            made = checked(drafted, number, pick, work, source, fetch, ruler)
+        except BadRow as bad:
+            action = work.actions[bad.check]
+            shown = raw if not isinstance(raw, BadRow) else ""
+            tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
+            continue
+        for check in set(made.found) if made.found else ():
+            tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
+        yield made
+
+
+def checked(
+    drafted: Draft,
+    number: int,
+    pick: int,
+    work: Work,
+    source: Source,
+    fetch: media.Fetch,
+    ruler: Lengths,
+) -> Candidate:
+    """One draft through the checks, to a record; BadRow says which it does not pass."""
+    found: list[str] = []
+    actions = work.actions
+    turns = checks.clean_text(drafted.turns, actions, found)
+    turns = checks.alternate(turns, actions, found)
+    checks.not_empty(turns)
+    turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, found)
+    if work.recipe.modality == "text" and (drafted.images or drafted.videos):
+        raise BadRow("modality", "holds media, the profile's modality is text")
+    if drafted.videos and not ruler.shows_videos:
+        raise BadRow("modality", f"holds a video, which {work.recipe.base} has no place for")
+    if (controls := ruler.controls) is not None:
+        for role, text in turns:
+            if match := controls.search(text):
+                if actions["special_tokens"] in (FAIL, DROP):
+                    raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
+                found.append("special_tokens")
+    facts: list[tuple[bytes, int, int, int]] = []
+    images: list[bytes] = []
+    videos: list[Video] = []
+    for medium in drafted.images:
+        if not isinstance(medium, str | bytes):
+            raise BadRow("format", "an image is a list")
+        picture = media.load_image(medium, fetch, work.limits, actions, found)
+        images.append(picture.content)
+        facts.append((picture.source, picture.near, picture.height, picture.width))
+    for medium in drafted.videos:
+        clip = media.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
+        videos.append(clip.video)
+        facts.append((clip.source, clip.near, clip.height, clip.width))
+    if work.boxes and source.entry.boxes:
+        sizes = [(height, width) for _, _, height, width in facts[: len(images)]]
+        turns = boxes.convert(
+            turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
+        )
+    record = Record(tuple(turns), tuple(images), tuple(videos))
+    return Candidate(number, record, drafted, pick, facts, found)
+
+
+def picked(drafted: Draft) -> int:
+    """A number below 2**64 that is a row's own, for sampling."""
+    text = "\0".join(content for _, content in drafted.turns)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    for medium in chain(drafted.images, drafted.videos):
+        digest.update(medium if isinstance(medium, bytes) else repr(medium).encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+def grouped(rows: Iterator[Candidate]) -> Iterator[list[Candidate]]:
+    """Rows in groups that fit the memory, whatever their images weigh."""
+    group: list[Candidate] = []
+    held = 0
+    for row in rows:
+        group.append(row)
+        if row.media:
+            held += sum(map(len, row.record.images))
+            held += sum(len(frame) for video in row.record.videos for frame in video.frames)
+        if len(group) == ROWS or held >= BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def in_length(
+    group: list[Candidate], ruler: Lengths, work: Work, tally: Tally
+) -> tuple[list[Candidate], list[tuple[int, int]]]:
+    """The rows that are not too long, with their tokens and their answers'."""
+    sizes = [[(height, width) for _, _, height, width in row.media] for row in group]
+    kept, tokens = [], []
+    most, most_answer = work.recipe.max_length, work.recipe.max_new_tokens
+    for row, size in zip(group, ruler.measure([one.record for one in group], sizes), strict=True):
+        clauses = []
+        if size[0] > most:
+            clauses.append(("too_long", f"has {size[0]} tokens, max_length is {most}"))
+        if size[1] > most_answer:
+            clause = f"answer has {size[1]} tokens, max_new_tokens is {most_answer}"
+            clauses.append(("answer_too_long", clause))
+        out = False
+        for check, clause in clauses:
+            action = work.actions[check]
+            tally.add(check, action, row.number, clause, row.record.answer)
+            row.found.append(check)
+            out = out or action in (FAIL, DROP)
+            if out:
+                break
+        if not out:
+            kept.append(row)
+            tokens.append(size)
+    return kept, tokens

@@ -1,0 +1,21 @@
+"""What every worker of prepare_data needs; imported once, before the workers are forked."""
+
+import gc
+import importlib
+
+NEEDED = [
+    "imagehash",
+    "loraline.base.encoding",
+    "loraline.data.parts",
+    "numpy",
+    "orjson",
+    "pyarrow.parquet",
+    "rensa",
+    "transformers.models.auto.tokenization_auto",
+]
+
+# What is imported stays: the collector would walk through it in vain.
+gc.disable()
+for name in NEEDED:
+    importlib.import_module(name)
+gc.enable()

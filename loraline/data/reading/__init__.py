@@ -1,0 +1,1 @@
+"""From a file, a bucket or a hub to rows."""

@@ -1,0 +1,224 @@
+"""Objects under an S3 prefix, fetched one by one: in ranges, taken up where they broke, checked.
+
+Credentials, region and endpoint come from the environment, as boto3 reads them
+(AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and so on); without an endpoint, MLflow's is used.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import posixpath
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraline.data.checks import BadRow
+from loraline.errors import TryAgain, UserError
+
+RANGE = 16 * 2**20
+"""Bytes of one ranged read; a broken connection costs at most what was not yet written of it."""
+
+ATTEMPTS = 5
+"""Reads of one object in a row that bring nothing before the service counts as gone."""
+
+BUFFER = 2**20
+
+STRANGERS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
+"""Error codes of servers that do not know the key, whatever their status says (Versity: 404)."""
+
+
+@dataclass
+class Bucket:
+    """A prefix of a bucket and its objects, with a local folder that keeps what was fetched."""
+
+    uri: str
+    name: str
+    prefix: str
+    folder: Path
+    objects: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Size in bytes and ETag by name under the prefix."""
+
+    _client: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Clients hold sockets; each worker makes its own.
+        return self.__dict__ | {"_client": None}
+
+    @classmethod
+    def connect(cls, uri: str, folder: Path) -> Bucket:
+        """List what is under `s3://bucket/prefix`, which may also be one object."""
+        name, _, prefix = uri.removeprefix("s3://").partition("/")
+        if not name:
+            raise UserError(f"--data {uri!r}: expected s3://bucket/prefix")
+        found = cls(
+            uri, name, prefix if not prefix or prefix.endswith("/") else f"{prefix}/", folder
+        )
+        found.objects = found.listed()
+        if not found.objects and prefix:
+            found.prefix = posixpath.dirname(prefix) and f"{posixpath.dirname(prefix)}/"
+            base = posixpath.basename(prefix)
+            found.objects = {key: value for key, value in found.listed().items() if key == base}
+        if not found.objects:
+            raise UserError(f"{uri} holds nothing")
+        return found
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            import boto3
+            from botocore.config import Config
+
+            from loraline.tracking.settings import Settings
+
+            own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            config = Config(
+                connect_timeout=5,
+                read_timeout=30,
+                retries={"mode": "standard", "max_attempts": 3},
+                response_checksum_validation="when_required",
+            )
+            endpoint = own or Settings().s3_endpoint or None
+            # A session of its own: the default one keeps the credentials it saw first.
+            session = boto3.session.Session()
+            self._client = session.client("s3", endpoint_url=endpoint, config=config)
+        return self._client
+
+    def listed(self) -> dict[str, tuple[int, str]]:
+        """Size and ETag of each object under the prefix; names that leave it are not taken."""
+        found = {}
+        try:
+            pages = self.client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.name, Prefix=self.prefix):
+                for item in page.get("Contents", []):
+                    key = item["Key"].removeprefix(self.prefix)
+                    if key and not key.endswith("/") and posixpath.normpath(f"/{key}") == f"/{key}":
+                        found[key] = (item["Size"], item["ETag"].strip('"'))
+        except Exception as error:
+            raise self.told(error) from error
+        return found
+
+    def has(self, name: str) -> bool:
+        return name in self.objects
+
+    def fetch(self, name: str) -> Path:
+        """Local path of an object, brought here at its first use.
+
+        Raises BadRow when there is none of this name, TryAgain when the service goes away.
+        """
+        from filelock import FileLock
+
+        if name not in self.objects:
+            raise BadRow("media_missing", f"{name[:80]!r} is not among the objects of {self.uri}")
+        target = self.folder / name
+        if target.is_file():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.folder / ".locks" / hashlib.sha256(name.encode()).hexdigest()
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not target.is_file():
+                self.download(name, target)
+        return target
+
+    def download(self, name: str, target: Path) -> None:
+        """Bring one object in ranges; a part that an interrupted run left is continued."""
+        size, etag = self.objects[name]
+        part = target.with_name(
+            f".{target.name}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part"
+        )
+        idle = 0
+        with part.open("ab") as file:
+            while (have := file.tell()) < size:
+                try:
+                    self.read_range(name, etag, have, min(have + RANGE, size), file)
+                except Exception as error:
+                    told = self.told(error)
+                    file.flush()
+                    idle = idle + 1 if file.tell() == have else 0
+                    if isinstance(told, UserError) or idle >= ATTEMPTS:
+                        raise told from error
+        try:
+            self.verify(name, part)
+        except UserError:
+            part.unlink()
+            raise
+        part.replace(target)
+
+    def read_range(self, name: str, etag: str, start: int, stop: int, file: Any) -> None:
+        answer = self.client.get_object(
+            Bucket=self.name,
+            Key=self.prefix + name,
+            Range=f"bytes={start}-{stop - 1}",
+            IfMatch=f'"{etag}"',
+        )
+        for block in answer["Body"].iter_chunks(BUFFER):
+            file.write(block)
+
+    def verify(self, name: str, path: Path) -> None:
+        """Hold a file against the object's own checksum, or against an ETag that is an MD5."""
+        try:
+            head = self.client.head_object(
+                Bucket=self.name, Key=self.prefix + name, ChecksumMode="ENABLED"
+            )
+        except Exception as error:
+            raise self.told(error) from error
+        etag = self.objects[name][1]
+        whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+        if whole and "ChecksumSHA256" in head and "-" not in head["ChecksumSHA256"]:
+            with path.open("rb") as file:
+                found = base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
+            wanted = head["ChecksumSHA256"]
+        elif whole and "ChecksumCRC32" in head and "-" not in head["ChecksumCRC32"]:
+            found, wanted = (
+                base64.b64encode(crc32(path).to_bytes(4, "big")).decode(),
+                head["ChecksumCRC32"],
+            )
+        elif len(etag) == 32 and "-" not in etag and "SSEKMSKeyId" not in head:
+            with path.open("rb") as file:
+                found, wanted = hashlib.file_digest(file, "md5").hexdigest(), etag
+        else:
+            found, wanted = str(path.stat().st_size), str(self.objects[name][0])
+        if found != wanted:
+            raise UserError(
+                f"s3://{self.name}/{self.prefix}{name} arrived with checksum {found}, "
+                f"expected {wanted}"
+            )
+
+    def told(self, error: Exception) -> UserError | TryAgain:
+        """What an error of boto3 means for the user."""
+        from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
+
+        place = f"{self.uri} at {self.client.meta.endpoint_url}" if self._client else self.uri
+        if isinstance(error, UserError | TryAgain):
+            return error
+        if isinstance(error, NoCredentialsError):
+            return UserError(
+                f"{place}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if isinstance(error, ParamValidationError):
+            return UserError(f"{place}: {' '.join(str(error).split())}")
+        if isinstance(error, ClientError):
+            code = error.response.get("Error", {}).get("Code", "")
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if code in ("PreconditionFailed", "412") or status == 412:
+                return TryAgain(f"{place}: an object was changed while it was read")
+            if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
+                return TryAgain(f"{place} does not answer ({code or status}); run it again")
+            if status in (401, 403) or code in STRANGERS:
+                return UserError(f"{place} refuses these credentials ({code or status})")
+            return UserError(f"{place}: {code or status}, no such bucket or object")
+        if isinstance(error, OSError) and error.errno is not None and error.filename:
+            raise error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return TryAgain(f"{place} does not answer ({reason}); run it again")
+
+
+def crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(BUFFER):
+            value = zlib.crc32(block, value)
+    return value

@@ -1,0 +1,97 @@
+"""What the workers of prepare_data are given, and what they give back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraline.data.checks import Policy
+from loraline.data.reading.formats import Draft
+from loraline.data.reading.media import Limits
+from loraline.data.reading.sources import Source
+from loraline.profiles import Profile
+from loraline.records import Record
+
+EXAMPLES = 5
+"""Rows of each check that are shown."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A range of a data file: bytes of JSONL, row groups of Parquet, rows of Arrow, or all."""
+
+    number: int
+    source: int
+    file: str
+    split: str | None
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker needs to know."""
+
+    sources: tuple[Source, ...]
+    parts: tuple[Part, ...]
+    prompt: str | None
+    group_by: str
+    actions: Policy
+    limits: Limits
+    recipe: Profile
+    tokenizer: Path | None
+    """Folder with the base's tokenizer; None when it is out of reach."""
+
+    boxes: str | None
+    """Coordinates that boxes are converted to."""
+
+    folder: Path
+
+    def file(self, part: Part, ending: str) -> Path:
+        return self.folder / f"{part.number:06d}{ending}"
+
+
+@dataclass
+class Candidate:
+    """A row that passed the checks that need no other row."""
+
+    number: int
+    record: Record
+    draft: Draft
+    pick: int
+    media: list[tuple[bytes, int, int, int]] = field(default_factory=list)
+    """SHA-256, perceptual hash, height and width of each image and video."""
+
+    found: list[str] = field(default_factory=list)
+    """Checks that were repaired or kept."""
+
+
+@dataclass
+class Tally:
+    """Counts and examples of one part."""
+
+    lines: int = 0
+    """Of the file, or its rows; some lines are blank."""
+
+    rows: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    """Rows by `check action`."""
+
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, check: str, action: str, number: int, clause: str, shown: Any) -> None:
+        self.counts[f"{check} {action}"] += 1
+        if self.counts[f"{check} {action}"] <= EXAMPLES:
+            text = shown if isinstance(shown, str) else repr(shown)[:2000]
+            self.examples.append(
+                {
+                    "check": check,
+                    "action": action,
+                    "row": number,
+                    "clause": clause,
+                    "text": text[:300],
+                }
+            )

@@ -1,0 +1,256 @@
+"""What prepare_data is asked for, as work for many processes, and the folder it is done in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.data import boxes, parts
+from loraline.data.checks import Policy
+from loraline.data.lengths import rows
+from loraline.data.reading import sources
+from loraline.data.reading.media import Limits
+from loraline.data.work import Work
+from loraline.errors import Stopped, TryAgain, UserError
+from loraline.tracking import prompts, tags
+from loraline.tracking.fingerprints import fingerprint
+from loraline.tracking.prompts import Prompt
+from loraline.tracking.runs import artifacts, latest_runs, upstream_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from loraline.profiles import Profile
+
+TEXT_PART, VISION_PART = 2**20, 2**16
+"""Bytes of a data file that make one part; a row with images is worth some milliseconds."""
+
+PLAN = "plan.json"
+
+MOST_FILES = 100_000
+"""Files that are asked for their size and time, which takes a second or two."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The choices of a run, from the command line."""
+
+    data: tuple[str, ...]
+    prompt: str | None
+    group_by: str
+    actions: Policy
+    limits: Limits
+
+    def key(self, recipe: Profile) -> str:
+        """Names the folder that a repeated run finds again."""
+        told = [repr(self), recipe.model_dump_json(), os.getcwd()]
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def folder(request: Request, recipe: Profile) -> Iterator[Path]:
+    """A folder of this request under the system's temporary folder (TMPDIR).
+
+    Gone when the work is done or the user has to mend something; kept when the work was
+    interrupted, for the next run to go on.
+    """
+    from filelock import FileLock, Timeout
+
+    home = Path(tempfile.gettempdir(), f"loraline-{os.getuid()}")
+    home.mkdir(mode=0o700, exist_ok=True)
+    found = home.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UserError(f"{home} belongs to somebody else; set TMPDIR")
+    place = home / request.key(recipe)
+    lock = FileLock(home / f"{place.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise TryAgain("another prepare_data with the same choices is at work here") from error
+    try:
+        place.mkdir(exist_ok=True)
+        yield place
+    except (TryAgain, Stopped, KeyboardInterrupt, OSError):
+        raise
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def plan(
+    request: Request, recipe: Profile, client: MlflowClient | None, place: Path
+) -> tuple[Work, Prompt]:
+    """Find the sources, the prompt and the tokenizer, and cut the data into parts."""
+    found = tuple(
+        sources.locate(
+            entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
+        )
+        for entry in sources.entries(request.data)
+    )
+    beside = next(filter(None, (source.prompt_file() for source in found)), None)
+    prompt = prompts.resolve(request.prompt, beside, client)
+    if recipe.modality == "text" and prompt.template and prompts.OURS not in prompt.template:
+        where = request.prompt or beside
+        raise UserError(f"{where} must contain {{question}}, the place of the row's question")
+    tokenizer = rows.tokenizer_folder(recipe.base, recipe.base_revision)
+    target = None
+    if any(source.entry.boxes for source in found):
+        target = boxes.convention(recipe.base, tokenizer)
+        if target is None:
+            accepted = ", ".join(boxes.CONVENTIONS)
+            raise UserError(f"base {recipe.base!r} has no convention for boxes; known: {accepted}")
+    work = Work(
+        found,
+        tuple(parts.plan(found, VISION_PART if recipe.modality == "vision" else TEXT_PART)),
+        prompt.template,
+        request.group_by,
+        request.actions,
+        request.limits,
+        recipe,
+        tokenizer,
+        target,
+        place,
+    )
+    own = place / hashlib.sha256(changed_since(work).encode()).hexdigest()[:8] / identity(work)[:32]
+    own.mkdir(parents=True, exist_ok=True)
+    return replace(work, folder=own), prompt
+
+
+def identity(work: Work) -> str:
+    """SHA-256 of all that the parts depend on, the same on every machine with the same data."""
+    files = [
+        [source.entry.model_dump(), [(f.name, f.split, f.size) for f in source.files]]
+        for source in work.sources
+    ]
+    asked = [
+        files,
+        [(part.start, part.stop) for part in work.parts],
+        work.prompt,
+        work.group_by,
+        dict(work.actions),
+        vars(work.limits),
+        work.recipe.model_dump(mode="json"),
+        work.tokenizer is not None,
+        work.boxes,
+    ]
+    return fingerprint(parts.__file__, {"asked": asked})
+
+
+def changed_since(work: Work) -> str:
+    """What tells an interrupted run that a file was changed: sizes and times, or ETags."""
+    return repr([[file.version for file in source.files] for source in work.sources])
+
+
+def state(work: Work) -> str | None:
+    """SHA-256 of names, sizes and times of all files that a dataset comes from, media included.
+
+    While it is the same, the dataset is, and nothing has to be read to know it. None for sources
+    whose media may lie anywhere, or among too many files to ask.
+    """
+    seen = []
+    for source in work.sources:
+        if source.media is not None:
+            return None
+        if source.bucket is not None:
+            seen.append([source.bucket.uri, sorted(source.bucket.objects.items())])
+        else:
+            if (found := stats(source.root)) is None:
+                return None
+            seen.append([str(source.root.resolve()), found])
+    base = stats(work.tokenizer) if work.tokenizer else None
+    told = json.dumps([identity_of_all(work), seen, str(work.tokenizer), base])
+    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def stats(folder: Path) -> list[list[Any]] | None:
+    """Path, size and time of change of each file under a folder; None if they are too many."""
+    found: list[list[Any]] = []
+    for place, _, files in os.walk(folder):
+        if len(found) + len(files) > MOST_FILES:
+            return None
+        for name in files:
+            path = os.path.join(place, name)
+            with suppress(OSError):
+                told = os.stat(path)
+                found.append([path, told.st_size, told.st_mtime_ns])
+    return sorted(found)
+
+
+def prepared(client: MlflowClient, same: str) -> Run | None:
+    """The finished run that made a dataset of the same `state`: the same files and choices."""
+    condition = f"tags.`{tags.SOURCES}` = '{same}' and attributes.status = 'FINISHED'"
+    return next(iter(latest_runs(client, "prepare_data", condition, 1)), None)
+
+
+def share(work: Work, asked: str) -> Work:
+    """The i-th of n shares of the parts, from `i/n`."""
+    match = re.fullmatch(r"(\d+)/(\d+)", asked)
+    index, count = (int(group) for group in match.groups()) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise UserError(f"--part {asked!r}: expected i/n with i from 1 to n")
+    return replace(work, parts=work.parts[index - 1 :: count])
+
+
+def pack(work: Work, target: Path) -> None:
+    """Put finished parts where they can be logged from, with a page that names what they are of."""
+    target.mkdir()
+    for part in work.parts:
+        for ending in (".arrow", ".npz", ".npy", ".json"):
+            file = work.file(part, ending)
+            file.rename(target / file.name)
+    with (target / PLAN).open("w") as page:
+        json.dump(
+            {"identity": identity_of_all(work), "parts": [p.number for p in work.parts]}, page
+        )
+
+
+def identity_of_all(work: Work) -> str:
+    return work.folder.name
+
+
+def gather(work: Work, runs: Sequence[str], client: Any) -> None:
+    """Fetch the parts that other runs made; after it no part is left to do.
+
+    Raises UserError when a run's parts are of other data or choices, or when parts are missing.
+    """
+    for run_id in runs:
+        run = upstream_run(client, run_id, "prepare_data_part", flag="--merge")
+        with artifacts(client, run.info.run_id, "parts") as fetched:
+            told = json.loads((fetched / PLAN).read_text())
+            if told["identity"] != identity_of_all(work):
+                raise UserError(
+                    f"--merge: run {run_id} prepared other data, or with other choices; give "
+                    "--data and all else as its share was made with, but for --part"
+                )
+            for file in sorted(fetched.glob("[0-9]*")):
+                shutil.move(file, work.folder / file.name)
+    missing = [part for part in work.parts if not work.file(part, ".json").is_file()]
+    if missing:
+        raise UserError(
+            f"--merge: {len(missing)} of {len(work.parts)} parts are in none of the runs"
+        )
+
+
+def runs_of(asked: str) -> list[str]:
+    """Run IDs from a JSON list, as a workflow's fan-in gives them, or from words with commas."""
+    if asked.lstrip().startswith("["):
+        try:
+            return [str(run) for run in json.loads(asked)]
+        except json.JSONDecodeError as error:
+            raise UserError(f"--merge {asked!r} is not a JSON list") from error
+    return [run.strip() for run in asked.split(",") if run.strip()]

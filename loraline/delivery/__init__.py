@@ -1,0 +1,1 @@
+"""From a server's arguments to Kubernetes objects, a cluster or a commit."""

@@ -1,0 +1,346 @@
+"""Bring a rendered manifest to where it takes effect: a cluster, or a checkout that one follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.delivery.kube import Object, name_of, read
+from loraline.errors import TryAgain, UserError
+from loraline.serving import versions
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiException
+    from kubernetes.dynamic import DynamicClient
+    from urllib3.exceptions import HTTPError
+
+MANAGER = "loraline"
+"""Field manager of server-side apply: what it set before and does not set now, it removes."""
+
+SERVER_FIELDS = ("managedFields", "resourceVersion", "uid", "creationTimestamp", "generation")
+POLL_SECONDS = 2
+FATAL = ("CreateContainerConfigError", "ErrImageNeverPull", "InvalidImageName")
+UNPULLED = ("ErrImagePull", "ImagePullBackOff")
+PULL_SECONDS = 120
+"""How long an image may be refused before it counts as one that does not exist."""
+
+NO_STORE = (
+    "the pod has no MLflow server to fetch the adapter from; set MLFLOW_TRACKING_URI to one that "
+    "it reaches, and register the model there"
+)
+
+OWN_CONFIG = Path("~/.kube/config").expanduser()
+MISREAD = (TypeError, AttributeError, LookupError)
+"""What the client library ends with on a kubeconfig of another form."""
+
+Say = Callable[[str], None]
+
+
+def doubts(image: str, fetch: Mapping[str, str], server_image: str) -> list[str]:
+    """What a manifest needs on most clusters and does not say: the images of its init container
+    and its server, and where the first one finds MLflow."""
+    found = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
+    if image.startswith("localhost/"):
+        found.append(
+            f"the init container's image {image} is on no registry; LORALINE_IMAGE names one"
+        )
+    if versions.version_of(server_image) is None:
+        found.append(
+            f"{server_image} does not say which vLLM it holds; one before "
+            f"{versions.OLDEST[0]}.{versions.OLDEST[1]} may run code from a model repository"
+        )
+    if "@sha256:" not in server_image:
+        found.append(
+            f"{server_image} is not pinned by digest; pass --server-image "
+            f"{server_image}@sha256:DIGEST, with the digest that your registry or `docker buildx "
+            "imagetools inspect` shows for it"
+        )
+    return found
+
+
+def apply(manifest: Path, say: Say) -> None:
+    """Apply the objects to the current context's cluster and wait until the server is ready.
+
+    When it does not become ready, or this process is told to stop, what was there before is applied
+    again and what was made is deleted, but for a claim, which holds what was downloaded. UserError
+    tells the reason; TryAgain when the cluster does not answer.
+    """
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    objects = read(manifest)
+    deployment = next((each for each in objects if each.get("kind") == "Deployment"), None)
+    if deployment is None:
+        raise UserError("--apply needs --format deployment; others are applied by their own tools")
+    name = name_of(objects)
+    try:
+        client, namespace = connect(deployment)
+        if not knows_store(deployment):
+            raise UserError(f"--apply: {NO_STORE}")
+        before = [live(client, each, namespace) for each in objects]
+        check_claims(objects, before)
+        changed: list[tuple[Object, Object | None]] = []
+        try:
+            for entry, previous in zip(objects, before, strict=True):
+                put(client, entry, namespace)
+                changed.append((entry, previous))
+            say(f"applied {len(objects)} objects to namespace {namespace}, waiting for the server")
+            wait(client, deployment, namespace, say)
+        except BaseException as error:
+            done = roll_back(client, changed, namespace)
+            if isinstance(error, ApiException):
+                raise refused(error, f"{name} was not deployed", done) from error
+            if isinstance(error, UserError):
+                raise UserError(f"{name} was not deployed: {error}; {done}") from error
+            say(f"{name} was not deployed; {done}")
+            raise
+    except ApiException as error:
+        raise refused(error, "the cluster refused") from error
+    except HTTPError as error:
+        raise unreachable(error) from error
+    say(f"{name} is ready")
+
+
+def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:
+    """Raise a UserError where a claim is there and would have to change what no claim can."""
+    for entry, previous in zip(objects, before, strict=True):
+        if entry["kind"] != "PersistentVolumeClaim" or previous is None:
+            continue
+        asked, has = (", ".join(each["spec"]["accessModes"]) for each in (entry, previous))
+        if asked != has:
+            name = entry["metadata"]["name"]
+            raise UserError(
+                f"--apply: the claim {name} is {has}, this number of replicas needs {asked}, and "
+                f"Kubernetes changes neither; serve from a claim of yours with --base-volume, or "
+                f"delete the Deployment and the claim {name}, and the base is downloaded again"
+            )
+
+
+def knows_store(deployment: Object) -> bool:
+    """Whether init containers, if there are any, are told of an MLflow server."""
+    fetching = deployment["spec"]["template"]["spec"].get("initContainers", [])
+    told = (variable["name"] for each in fetching for variable in each.get("env", []))
+    return not fetching or "MLFLOW_TRACKING_URI" in told
+
+
+def refused(error: ApiException, what: str, done: str = "") -> UserError | TryAgain:
+    """The cluster's own words; a server's error and too many requests (429) pass."""
+    try:
+        reason = json.loads(error.body or "")["message"]
+    except (ValueError, LookupError, TypeError):
+        reason = f"{error.status} {error.reason}"
+    sentence = "; ".join(filter(None, (f"{what}: {reason}", done)))
+    return (TryAgain if error.status == 429 or error.status >= 500 else UserError)(sentence)
+
+
+def unreachable(error: HTTPError) -> UserError | TryAgain:
+    """Where nobody answers and why; keys that do not fit are no matter of time."""
+    from kubernetes.client import Configuration
+    from urllib3.exceptions import SSLError
+
+    host = Configuration.get_default_copy().host
+    cause = getattr(error, "reason", None) or error
+    if isinstance(cause, SSLError):
+        return UserError(f"the cluster at {host} does not take the kubeconfig's keys: {cause}")
+    return TryAgain(f"the cluster at {host} does not answer: {str(cause).rpartition(': ')[2]}")
+
+
+def connect(deployment: Object) -> tuple[DynamicClient, str]:
+    from kubernetes import client, config
+    from kubernetes.config import ConfigException
+    from kubernetes.dynamic import DynamicClient
+    from yaml import YAMLError
+
+    namespace = "default"
+    # The library looks at the variable only when it is imported.
+    file = os.environ.get("KUBECONFIG")
+    try:
+        if not (file or OWN_CONFIG.exists()) and "KUBERNETES_SERVICE_HOST" in os.environ:
+            config.load_incluster_config()
+        else:
+            config.load_kube_config(file)
+            _, context = config.list_kube_config_contexts(file)
+            namespace = context["context"].get("namespace", namespace)
+    except (ConfigException, YAMLError, OSError, ValueError, *MISREAD) as error:
+        reason = " ".join(str(error).split())
+        place = file or OWN_CONFIG
+        raise UserError(f"--apply finds no cluster in kubeconfig {place}: {reason}") from error
+    return (
+        DynamicClient(client.ApiClient()),
+        deployment["metadata"].get("namespace", namespace),
+    )
+
+
+def kind(client: DynamicClient, entry: Object) -> Any:
+    from kubernetes.dynamic.exceptions import ResourceNotFoundError
+
+    try:
+        return client.resources.get(api_version=entry["apiVersion"], kind=entry["kind"])
+    except ResourceNotFoundError as error:
+        raise UserError(f"the cluster does not know {entry['kind']}") from error
+
+
+def live(client: DynamicClient, entry: Object, namespace: str) -> Object | None:
+    """The object as the cluster has it, without what the cluster itself writes."""
+    from kubernetes.dynamic.exceptions import NotFoundError
+
+    try:
+        found = kind(client, entry).get(name=entry["metadata"]["name"], namespace=namespace)
+    except NotFoundError:
+        return None
+    content: Object = found.to_dict()
+    content.pop("status", None)
+    for field in SERVER_FIELDS:
+        content["metadata"].pop(field, None)
+    return content
+
+
+def put(client: DynamicClient, entry: Object, namespace: str) -> None:
+    kind(client, entry).server_side_apply(
+        body=entry,
+        name=entry["metadata"]["name"],
+        namespace=namespace,
+        field_manager=MANAGER,
+        force_conflicts=True,
+    )
+
+
+def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) -> None:
+    """Return when every pod of the new template is ready; a UserError when that will not be.
+
+    What the pods wait for is told once.
+    """
+    resource = kind(client, deployment)
+    name = deployment["metadata"]["name"]
+    deadline = time.monotonic() + deployment["spec"]["progressDeadlineSeconds"]
+    unpulled: float | None = None
+    told: set[str] = set()
+    while time.monotonic() < deadline:
+        found = resource.get(name=name, namespace=namespace).to_dict()
+        status = found.get("status", {})
+        wanted = found["spec"].get("replicas", 1)
+        if (
+            status.get("observedGeneration") == found["metadata"]["generation"]
+            and status.get("updatedReplicas") == wanted
+            and status.get("readyReplicas") == wanted == status.get("replicas")
+        ):
+            return
+        for condition in status.get("conditions", []):
+            if condition.get("reason") == "ProgressDeadlineExceeded":
+                raise UserError(condition["message"])
+        pods = pods_of(client, deployment, namespace)
+        for pod in pods:
+            if reason := failure(pod):
+                raise UserError(reason)
+        waiting = [reason for pod in pods for reason in waits_for(pod)]
+        for reason in waiting:
+            if reason not in told:
+                say(f"waiting: {reason}")
+                told.add(reason)
+        # A registry may be away for a moment; a name that is wrong stays wrong.
+        pulls = [reason for reason in waiting if any(word in reason for word in UNPULLED)]
+        unpulled = (unpulled or time.monotonic()) if pulls else None
+        if unpulled is not None and time.monotonic() - unpulled > PULL_SECONDS:
+            raise UserError(pulls[0])
+        time.sleep(POLL_SECONDS)
+    raise UserError("it was not ready in time")
+
+
+def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[Object]:
+    """The pods of this template, not those of the one before."""
+    wanted = deployment["spec"]["template"]["metadata"]["annotations"]
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    pods = client.resources.get(api_version="v1", kind="Pod")
+    found = pods.get(namespace=namespace, label_selector=selector).to_dict()["items"]
+    return [
+        pod for pod in found if wanted.items() <= (pod["metadata"].get("annotations") or {}).items()
+    ]
+
+
+def containers_of(pod: Object) -> list[Object]:
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def failure(pod: Object) -> str | None:
+    """What keeps a pod from ever starting, in the words of its container."""
+    for container in containers_of(pod):
+        waiting = container["state"].get("waiting", {})
+        ended = container["state"].get("terminated") or container["lastState"].get("terminated")
+        if waiting.get("reason") in FATAL:
+            return f"{container['name']}: {waiting['message']}"
+        # The user's mistake, as all of this project's programs end with it.
+        if ended and ended["exitCode"] == 2:
+            return f"{container['name']} ended with exit code 2{last_words(pod, container)}"
+        if container["restartCount"] >= 3:
+            return f"{container['name']} ended {container['restartCount']} times"
+    return None
+
+
+def waits_for(pod: Object) -> list[str]:
+    """What a pod waits for, where the cluster gives a message: a node, an image, a restart."""
+    found = [
+        condition["message"]
+        for condition in pod.get("status", {}).get("conditions", [])
+        if condition["type"] == "PodScheduled" and condition.get("message")
+    ]
+    for container in containers_of(pod):
+        waiting = container["state"].get("waiting", {})
+        if waiting.get("message"):
+            message = " ".join(waiting["message"].split())
+            found.append(f"{container['name']}: {waiting['reason']}: {message}")
+    return found
+
+
+def last_words(pod: Object, container: Object) -> str:
+    from kubernetes.client import ApiException, CoreV1Api
+
+    place = (pod["metadata"]["name"], pod["metadata"]["namespace"])
+    for previous in (False, True):
+        try:
+            log = CoreV1Api().read_namespaced_pod_log(
+                *place, container=container["name"], tail_lines=1, previous=previous
+            )
+        except ApiException:
+            continue
+        if log.strip():
+            return f": {log.strip()}"
+    return ""
+
+
+def roll_back(
+    client: DynamicClient, changed: Sequence[tuple[Object, Object | None]], namespace: str
+) -> str:
+    """What was there is applied again, what was not is deleted; returns what was done in words.
+
+    Raises TryAgain when the cluster does not let it.
+    """
+    from kubernetes.client import ApiException
+    from kubernetes.dynamic.exceptions import NotFoundError
+    from urllib3.exceptions import HTTPError
+
+    done = set()
+    try:
+        for entry, previous in changed:
+            if previous is not None:
+                put(client, previous, namespace)
+                done.add("what was there is put back")
+            elif entry["kind"] == "PersistentVolumeClaim":
+                done.add("the claim with what was downloaded is kept")
+            else:
+                with suppress(NotFoundError):
+                    kind(client, entry).delete(name=entry["metadata"]["name"], namespace=namespace)
+                done.add("what was made is deleted")
+    except (ApiException, HTTPError) as error:
+        name = changed[0][0]["metadata"]["name"]
+        raise TryAgain(
+            f"{name} was not deployed, and is left half applied since the cluster did not answer; "
+            "deploy the version before it again"
+        ) from error
+    return ", ".join(sorted(done, reverse=True)) or "nothing was changed"

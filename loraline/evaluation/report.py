@@ -1,0 +1,427 @@
+"""The page that a reviewer reads: one HTML file that needs nothing else, and a sheet of images.
+
+Texts of rows and answers come from data and models, so the template escapes everything and the
+page forbids itself scripts and requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.evaluation import measurement, metrics
+from loraline.tracking import tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from PIL.Image import Image
+
+    from loraline.contract import Contract
+    from loraline.evaluation.bootstrap import Interval
+    from loraline.evaluation.measurement import Comparison, Measurement
+    from loraline.records import Record
+
+TEMPLATE = Path(__file__).with_suffix(".html.j2")
+
+SHOWN = 8
+"""Worst rows and best rows on the page."""
+
+SHEET = 24
+"""Images on the contact sheet."""
+
+THUMBNAIL = (480, 320)
+"""Largest width and height of an image on the page, in pixels."""
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+"""Points (optimizer step, value) of each curve, by its label."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that the page shows."""
+
+    title: str
+
+    facts: Mapping[str, str]
+    """What was measured, on what, with what: a label and a value a line."""
+
+    held_out: Sequence[Record]
+    measured: Mapping[str, Measurement]
+    """By model: base, tuned and, where it can be compared, champion."""
+
+    found: Comparison
+    answer_format: str
+    curves: Curves
+    profile: str
+    prompt: str
+    costs: Mapping[str, str]
+
+
+def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:
+    """What the page says of the adapter and the data, and of the champion, if there is another."""
+    data, targets = data_run.data.params, ", ".join(agreed.target_modules)
+    targets += ", vision parts" if agreed.trains_vision else ""
+    targets += "; merged into the base" if agreed.export == "merged" else ""
+    return {
+        "base": f"{agreed.base} at {agreed.base_revision[:19]}",
+        "precision": f"{agreed.dtype}, as served",
+        "adapter": f"rank {agreed.r}, alpha {agreed.lora_alpha}: {targets}",
+        "profile": train_run.data.tags[tags.PROFILE],
+        "data": f"{data['source']}, version {data['version']}",
+        "training run": train_run.info.run_id,
+        **({"champion": champion} if champion else {}),
+    }
+
+
+def costs(train_run: Run, evaluation: str) -> dict[str, str]:
+    """What training and evaluation took."""
+    spent = train_run.data.metrics
+    known = {
+        "training": ("train_seconds", "s"),
+        "GPUs": ("gpu_seconds", "s"),
+        "training speed": ("train_tokens_per_second", "tokens/s"),
+        "peak memory": ("peak_memory_gib", "GiB"),
+    }
+    told = {
+        label: f"{spent[key]:,.1f} {unit}" for label, (key, unit) in known.items() if key in spent
+    }
+    return {**told, "evaluation": evaluation}
+
+
+def curves(client: MlflowClient, train_run: Run) -> Curves:
+    """Training and validation loss as the training run logged them."""
+    return {
+        label: [
+            (point.step, point.value)
+            for point in client.get_metric_history(train_run.info.run_id, key)
+        ]
+        for key, label in (("loss", "training"), ("eval_loss", "validation"))
+    }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One row on the page."""
+
+    number: int
+    question: str
+    """Empty where every row asks the same."""
+
+    reference: str
+    answers: Mapping[str, str]
+    diff: str
+    """HTML of the tuned answer with what is missing and what is too much marked."""
+
+    distance: float
+    """Edit distance / longer length, 0 to 1, in canonical characters."""
+
+    images: Sequence[str]
+    """Data URLs of those that are pictures."""
+
+    remark: str
+
+
+def render(evaluation: Evaluation) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["number"] = number
+    environment.filters["marked"] = Markup
+    order = ranked(evaluation)
+    best = list(reversed(order[-SHOWN:]))
+    return environment.from_string(TEMPLATE.read_text()).render(
+        evaluation=evaluation,
+        models=list(evaluation.found.values),
+        headline=headline(evaluation),
+        others=[
+            name for name in evaluation.found.values["tuned"] if name not in measurement.HEADLINE
+        ],
+        direction=metrics.HIGHER_IS_BETTER,
+        counts={
+            model: measurement.counts(found.answers) for model, found in evaluation.measured.items()
+        },
+        worst=[shown(evaluation, index) for index in order[:SHOWN]],
+        best=[shown(evaluation, index) for index in best],
+        lengths=by_length(evaluation),
+        kinds=kinds_of_answer(evaluation),
+        confusions=confusions(evaluation),
+        curves=curve_lines(evaluation.curves),
+    )
+
+
+def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Rows of the first table: each headline metric with its interval drawn on one scale."""
+    rows = []
+    for name in measurement.HEADLINE:
+        found = {model: values[name] for model, values in evaluation.found.values.items()}
+        ends = [
+            end
+            for value in found.values()
+            for end in (value.low, value.high, value.value)
+            if math.isfinite(end)
+        ]
+        low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
+        span = (high - low) or 1.0
+        rows.append(
+            {
+                "name": name,
+                "values": found,
+                "places": {
+                    model: [
+                        100 * (end - low) / span for end in (value.low, value.value, value.high)
+                    ]
+                    for model, value in found.items()
+                    if all(map(math.isfinite, (value.low, value.value, value.high)))
+                },
+                "gains": {model: gains[name] for model, gains in evaluation.found.gains.items()},
+            }
+        )
+    return rows
+
+
+def number(value: float) -> str:
+    """A number for reading: three significant digits, more for large ones."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "-∞" if value < 0 else "-"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def told(interval: Interval) -> str:
+    return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"
+
+
+def canonical_pair(evaluation: Evaluation, index: int) -> tuple[str, str]:
+    """Reference and tuned answer of a row as they are compared."""
+    answer = evaluation.measured["tuned"].answers[index].text
+    texts = evaluation.held_out[index].answer, answer
+    reference, found = (metrics.canonical(text, evaluation.answer_format) for text in texts)
+    return reference, found
+
+
+def distance(evaluation: Evaluation, index: int) -> float:
+    from rapidfuzz.distance import Levenshtein
+
+    return float(Levenshtein.normalized_distance(*canonical_pair(evaluation, index)))
+
+
+def ranked(evaluation: Evaluation) -> list[int]:
+    """Indices of the rows, the tuned model's worst answer first; of equals the least likely."""
+    tuned = evaluation.measured["tuned"]
+    return sorted(
+        range(len(evaluation.held_out)),
+        key=lambda i: (-distance(evaluation, i), -tuned.nll[i] / tuned.tokens[i], i),
+    )
+
+
+def asked_alike(evaluation: Evaluation) -> bool:
+    """Whether all rows ask the same, of an image each; the page has the prompt once already."""
+    first, *others = evaluation.held_out
+    return bool(first.images) and all(record.asked == first.asked for record in others)
+
+
+def shown(evaluation: Evaluation, index: int) -> Shown:
+    record = evaluation.held_out[index]
+    answer = evaluation.measured["tuned"].answers[index]
+    remarks = {
+        "failed: the server would refuse this row": answer.failed,
+        "cut at the longest answer allowed": answer.truncated,
+        "empty": not answer.text and not answer.failed,
+    }
+    return Shown(
+        number=index,
+        question="" if asked_alike(evaluation) else record.asked,
+        reference=record.answer,
+        answers={model: found.answers[index].text for model, found in evaluation.measured.items()},
+        diff=difference(*canonical_pair(evaluation, index)),
+        distance=distance(evaluation, index),
+        images=list(filter(None, map(data_url, record.images))),
+        remark=", ".join(text for text, holds in remarks.items() if holds),
+    )
+
+
+def difference(reference: str, found: str) -> str:
+    """HTML that turns `reference` into `found`: <del> what is missing, <ins> what is too much."""
+    from rapidfuzz.distance import Levenshtein
+
+    parts = []
+    for tag, i, j, k, m in Levenshtein.opcodes(reference, found):
+        if tag == "equal":
+            parts.append(html.escape(reference[i:j]))
+            continue
+        parts += [f"<del>{html.escape(reference[i:j])}</del>"] if j > i else []
+        parts += [f"<ins>{html.escape(found[k:m])}</ins>"] if m > k else []
+    return "".join(parts)
+
+
+def data_url(image: bytes) -> str:
+    """A picture drawn anew at the page's size; empty for what is no picture."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            picture = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError):
+        return ""
+    picture.thumbnail(THUMBNAIL)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Rows in four groups by the length of their reference: how many, how right, how far off."""
+    lengths = [len(canonical_pair(evaluation, i)[0]) for i in range(len(evaluation.held_out))]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    groups = []
+    for quarter in range(4):
+        chosen = order[len(order) * quarter // 4 : len(order) * (quarter + 1) // 4]
+        if chosen:
+            distances = [distance(evaluation, i) for i in chosen]
+            groups.append(
+                {
+                    "from": lengths[chosen[0]],
+                    "to": lengths[chosen[-1]],
+                    "rows": len(chosen),
+                    "exact": sum(d == 0 for d in distances) / len(chosen),
+                    "distance": sum(distances) / len(chosen),
+                }
+            )
+    return groups
+
+
+def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
+    """How many tuned answers are right, nearly right, wrong, or none; each row counts once."""
+    found: Counter[str] = Counter()
+    for index, answer in enumerate(evaluation.measured["tuned"].answers):
+        off = distance(evaluation, index)
+        if answer.failed:
+            found["failed"] += 1
+        elif not answer.text:
+            found["empty"] += 1
+        elif off == 0:
+            found["right"] += 1
+        elif answer.truncated:
+            found["cut"] += 1
+        else:
+            found["nearly right (under 10% of the characters)" if off < 0.1 else "wrong"] += 1
+    order = (
+        "right",
+        "nearly right (under 10% of the characters)",
+        "wrong",
+        "cut",
+        "empty",
+        "failed",
+    )
+    return {kind: found[kind] for kind in order}
+
+
+def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, int]]:
+    """What the tuned model most often writes (second) for what should stand there (first).
+
+    In words, or LaTeX commands and characters.
+    """
+    from rapidfuzz.distance import Levenshtein
+
+    found: Counter[tuple[str, str]] = Counter()
+    for index in range(len(evaluation.held_out)):
+        reference, answer = (text.split() for text in canonical_pair(evaluation, index))
+        for tag, i, j, k, m in Levenshtein.opcodes(reference, answer):
+            if tag != "equal":
+                found[" ".join(reference[i:j]), " ".join(answer[k:m])] += 1
+    return [(wanted, written, count) for (wanted, written), count in found.most_common(most)]
+
+
+def curve_lines(curves: Curves) -> dict[str, Any]:
+    """The curves as points of an SVG of 600 by 200, and the ends of its axes."""
+    points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
+    if not points:
+        return {}
+    last = max(step for step, _ in points) or 1
+    highest = max(value for _, value in points) or 1.0
+    return {
+        "last": last,
+        "highest": highest,
+        "lines": {
+            label: " ".join(
+                f"{600 * step / last:.1f},{200 - 200 * value / highest:.1f}"
+                for step, value in curve
+                if math.isfinite(value)
+            )
+            for label, curve in curves.items()
+        },
+    }
+
+
+def contact_sheet(evaluation: Evaluation) -> Any:
+    """A figure of the worst rows' images with reference and answer; None without images."""
+    from matplotlib.figure import Figure
+
+    chosen = [i for i in ranked(evaluation) if evaluation.held_out[i].images][:SHEET]
+    if not chosen:
+        return None
+    columns = 4
+    lines = -(-len(chosen) // columns)
+    pictures = {i: data_url(evaluation.held_out[i].images[0]) for i in chosen}
+    opened = {i: picture_of(url) for i, url in pictures.items() if url}
+    tallest = max((picture.height / picture.width for picture in opened.values()), default=0.5)
+    figure = Figure(
+        figsize=(4 * columns, (4 * min(tallest, 1) + 0.5) * lines), layout="constrained"
+    )
+    for place, index in enumerate(chosen, start=1):
+        axes = figure.add_subplot(lines, columns, place)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if index in opened:
+            axes.imshow(opened[index], aspect="equal")
+        wanted, answer = canonical_pair(evaluation, index)
+        right = wanted == answer
+        axes.set_title(f"row {index}: {clipped(wanted)}", fontsize=7, parse_math=False)
+        axes.set_xlabel(
+            clipped(answer) or "(empty)",
+            fontsize=7,
+            color="tab:green" if right else "tab:red",
+            parse_math=False,
+        )
+    return figure
+
+
+def picture_of(url: str) -> Image:
+    from PIL.Image import open as opened
+
+    return opened(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def clipped(text: str, longest: int = 60) -> str:
+    """Text on one line that a font can draw."""
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return plain if len(plain) <= longest else f"{plain[: longest - 1]}…"
+
+
+def model_card(evaluation: Evaluation) -> str:
+    """The run's description in Markdown: what the adapter is, what it can, what it cost."""
+    found = evaluation.found
+    models = list(found.values)
+    lines = [f"# {evaluation.title}", ""]
+    lines += [f"- {label}: {value}" for label, value in evaluation.facts.items()]
+    columns = ["metric", *models, *(f"gain over {other}" for other in found.gains)]
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name in measurement.HEADLINE:
+        values = [told(row[name]) for row in (*found.values.values(), *found.gains.values())]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    counted = measurement.counts(evaluation.measured["tuned"].answers)
+    lines += ["", "95% intervals in parentheses; a gain is positive where the adapter is better. "]
+    lines[-1] += ", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in counted.items()) + "."
+    lines += ["", "Asked with this prompt:", ""]
+    lines += [f"    {line}" for line in evaluation.prompt.splitlines()]
+    lines += [""] + [f"- {label}: {value}" for label, value in evaluation.costs.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,192 @@
+"""The gate's rules: what a candidate must keep, as verdicts that a person can read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import yaml
+from pydantic import ValidationError
+
+from loraline.errors import UserError
+from loraline.profiles import Gate, complaints, read_yaml
+from loraline.tracking.tags import CHAMPION, CHAMPION_REFUSED, MEASURED
+
+REQUIRED = tuple(
+    f"{model}_{name}"
+    for model in ("base", "tuned")
+    for name in ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
+)
+"""Metrics without which a candidate was not measured."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One rule: what it is about, its value, its limit, and whether the value keeps it."""
+
+    metric: str
+    value: float | None
+    limit: str
+    passed: bool
+    detail: str = ""
+    """What a reviewer should know of a rule that was broken, or that had nothing to judge."""
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Rule, value, limit and verdict as text."""
+        nothing = "-" if self.passed else "missing"
+        value = nothing if self.value is None else number(self.value, self.limit)
+        return self.metric, value, self.limit, "passed" if self.passed else "FAILED"
+
+
+def load(path: Path | None, defaults: Gate) -> Gate:
+    """The profile's limits, each replaced by what the policy file says of it.
+
+    Raises UserError for a file that cannot be read, an unknown key or a value out of bounds.
+    """
+    if path is None:
+        return defaults
+    try:
+        content = read_yaml(path)
+    except OSError as error:
+        raise UserError(f"policy {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"policy {path} cannot be read: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"policy {path} must hold keys and values, found {content!r}")
+    try:
+        return Gate.model_validate(defaults.model_dump() | content)
+    except ValidationError as error:
+        told = "; ".join(complaints(error, Gate))
+        raise UserError(f"policy {path}: {told}") from error
+
+
+def judge(
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    limits: Gate,
+    champion: str | None,
+) -> list[Verdict]:
+    """One verdict a rule, from an evaluation's metrics and tags; `champion` is today's version.
+
+    A value that is missing or not finite keeps no rule.
+    """
+    found = [measured(metrics, tags), at_least("rows", metrics, limits.min_rows)]
+    found += [
+        at_most(name, metrics, limit)
+        for name, limit in (
+            ("tuned_eval_loss", limits.max_eval_loss),
+            ("tuned_perplexity", limits.max_perplexity),
+            ("tuned_levenshtein", limits.max_levenshtein),
+        )
+        if limit is not None
+    ]
+    if limits.min_bleu is not None:
+        found.append(at_least("tuned_bleu", metrics, limits.min_bleu))
+    if limits.min_gain_over_base is not None:
+        name = f"gain_over_base_{limits.compare_on}_low"
+        found.append(at_least(name, metrics, limits.min_gain_over_base))
+    if limits.min_gain_over_champion is not None:
+        name = f"gain_over_champion_{limits.compare_on}_low"
+        margin = limits.min_gain_over_champion
+        found.append(against_champion(name, margin, metrics, tags, champion))
+    return found
+
+
+def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Verdict:
+    """Whether every metric is there and finite, and it is known what they were measured on."""
+    lacking = [name for name in REQUIRED if not is_finite(metrics.get(name))]
+    prints = [f"{MEASURED}.{part}" for part in ("tokenizer", "template", "rows")]
+    lacking += [name for name in prints if not tags.get(name)]
+    told = f"missing or not finite: {', '.join(lacking)}" if lacking else ""
+    return Verdict("unmeasured", len(lacking), "at most 0", not lacking, told)
+
+
+def at_least(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
+    value = metrics.get(name)
+    kept = is_finite(value) and value >= limit
+    return Verdict(name, value, f"at least {limit:g}", kept)
+
+
+def at_most(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
+    value = metrics.get(name)
+    kept = is_finite(value) and value <= limit
+    return Verdict(name, value, f"at most {limit:g}", kept)
+
+
+def against_champion(
+    name: str,
+    margin: float,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    champion: str | None,
+) -> Verdict:
+    """Whether the candidate is surely better than the champion by the margin.
+
+    Numbers against another version, or on another tokenizer, template or prompt, say nothing.
+    """
+    limit = f"above {margin:g}"
+    if champion is None:
+        return Verdict(name, None, limit, passed=True, detail="there is no other champion")
+    against = tags.get(CHAMPION)
+    if against != champion:
+        told = (
+            f"the champion is version {champion}, compared with {against or 'none'}: evaluate again"
+        )
+        return Verdict(name, None, limit, passed=False, detail=told)
+    if CHAMPION_REFUSED in tags:
+        told = (
+            f"version {champion} cannot be compared: {tags[CHAMPION_REFUSED]}; a policy "
+            "with min_gain_over_champion: null judges without it"
+        )
+        return Verdict(name, None, limit, passed=False, detail=told)
+    value = metrics.get(name)
+    return Verdict(name, value, limit, is_finite(value) and value > margin)
+
+
+def number(value: float, limit: str = "") -> str:
+    """A metric for people, in as many digits as tell it apart from the number that ends `limit`.
+
+    MLflow stores infinity as the largest float.
+    """
+    bound = limit.rpartition(" ")[2]
+    digits = (f"{value:.{precision}g}" for precision in range(4, 18))
+    shown = next((each for each in digits if each != bound), f"{value:.4g}")
+    return shown if is_finite(value) else shown.replace(f"{sys.float_info.max:.4g}", "inf")
+
+
+def is_finite(value: float | None) -> TypeGuard[float]:
+    """Whether a metric is there and a number; MLflow stores infinity as the largest float."""
+    return value is not None and abs(value) < sys.float_info.max
+
+
+def table(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as aligned lines, a rule each, with its detail below it."""
+    rows = [("rule", "value", "limit", "verdict"), *(verdict.cells() for verdict in verdicts)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = []
+    for row, verdict in zip(rows, [None, *verdicts], strict=True):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        if verdict is not None and verdict.detail:
+            lines.append(f"  {verdict.detail}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(verdicts: Sequence[Verdict]) -> str:
+    """The verdicts as a Markdown table."""
+    lines = ["| rule | value | limit | verdict |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(verdict.cells())} |" for verdict in verdicts)])
+
+
+def reasons(verdicts: Sequence[Verdict]) -> str:
+    """Why the candidate is rejected, in one line."""
+    broken = []
+    for verdict in verdicts:
+        if not verdict.passed:
+            metric, value, limit, _ = verdict.cells()
+            detail = f" ({verdict.detail})" if verdict.detail else ""
+            broken.append(f"{metric} {value} is not {limit}{detail}")
+    return "; ".join(broken) or "all rules kept"

@@ -1,0 +1,1 @@
+"""What vLLM is started with, what it would refuse, and how it is asked."""

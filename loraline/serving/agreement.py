@@ -1,0 +1,89 @@
+"""Answers of a running server beside those that evaluate measured.
+
+`rows` are those of the predictions table, `answers` the server's in the same order, by the table's
+columns: `tuned`, and `base` where the server lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraline.serving.client import Served
+
+
+def refusals(rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]) -> list[str]:
+    """What is refused although it had an answer when it was measured, the first row named."""
+    problems = []
+    for column, found in answers.items():
+        refused = [
+            (row["row"], each.refusal)
+            for row, each in zip(rows, found, strict=True)
+            if each.refusal and row[f"{column}_tokens"]
+        ]
+        if refused:
+            problems.append(
+                f"the server refuses {len(refused)} of {len(rows)} rows to {column}; "
+                f"row {refused[0][0]} first: {refused[0][1]}"
+            )
+    return problems
+
+
+def agreements(
+    rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]
+) -> dict[str, float]:
+    """Share of answers that are token for token the measured ones."""
+    return {
+        f"{column}_agreement": sum(
+            each.tokens == row[f"{column}_tokens"] for row, each in zip(rows, found, strict=True)
+        )
+        / len(rows)
+        for column, found in answers.items()
+    }
+
+
+def other_answers(
+    rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]], least: float
+) -> list[str]:
+    """What is wrong with the answers: not the measured ones, or the base's."""
+    problems = []
+    for key, share in agreements(rows, answers).items():
+        column = key.removesuffix("_agreement")
+        if share < least:
+            first = differences(rows, {column: answers[column]})[0]
+            problems.append(
+                f"{share:.0%} of the {column} answers are the measured ones, below {least:.0%}; "
+                f"row {first['row']} first: measured {first['measured']!r}, "
+                f"served {first['served']!r}"
+            )
+    apart = [row["tuned_tokens"] != row["base_tokens"] for row in rows]
+    if "base" in answers and any(apart) and any(each.tokens for each in answers["tuned"]):
+        pairs = zip(answers["tuned"], answers["base"], strict=True)
+        if all(tuned.tokens == base.tokens for tuned, base in pairs):
+            problems.append("adapter and base give the same answers, so the adapter has no effect")
+    return problems
+
+
+def differences(
+    rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": row["row"],
+            "model": column,
+            "measured": row[column],
+            "served": each.refusal or each.text,
+            "first_other_token": next(
+                (
+                    place
+                    for place, pair in enumerate(zip(row[f"{column}_tokens"], each.tokens))  # noqa: B905 - the shorter one ends it
+                    if pair[0] != pair[1]
+                ),
+                min(len(row[f"{column}_tokens"]), len(each.tokens)),
+            ),
+        }
+        for column, found in answers.items()
+        for row, each in zip(rows, found, strict=True)
+        if each.tokens != row[f"{column}_tokens"]
+    ]

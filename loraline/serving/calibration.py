@@ -1,0 +1,69 @@
+"""What logs of real servers taught of a model's activations: kept with the model, by card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraline.errors import UserError
+from loraline.serving import sizing
+from loraline.serving.cards import GPUS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
+
+    from loraline.serving.sizing import Demand, Plan
+
+TAG = "loraline.activation"
+"""Tag of a registered model, with a card's name: the base's revision and GiB."""
+
+
+def remembered(model: RegisteredModel) -> dict[str, str]:
+    """What earlier logs taught, by card, as the model's tags have it."""
+    return {
+        key.removeprefix(f"{TAG}."): told
+        for key, told in sorted(model.tags.items())
+        if key.startswith(f"{TAG}.")
+    }
+
+
+def plan(
+    wanted: Demand,
+    gpu: str | None,
+    *,
+    cards: int = 1,
+    fraction: float = 1.0,
+    log: str = "",
+    told: Mapping[str, str],
+    model: str,
+    revision: str,
+) -> Plan:
+    """The cards and arguments that fit, with activations from `log` or from what was told before.
+
+    `told` is what was remembered of registered model `model`; it counts for the same revision of
+    the base. Without `gpu` the smallest card that fits. Raises UserError where none fits, and says
+    where the activations were learned.
+    """
+    words = {card: text.split() for card, text in told.items()}
+    learned = {card: float(gib) for card, (seen, gib) in words.items() if seen == revision}
+    if gpu is None:
+        return sizing.smallest(wanted, learned)
+    if gpu not in GPUS:
+        raise UserError(f"--gpu {gpu!r} is not known; accepted: cpu, {', '.join(GPUS)}")
+    source = f"tag {TAG}.{gpu} of registered model {model}; delete it to forget"
+    if log:
+        learned[gpu] = sizing.calibrate(log, wanted, gpu, cards=cards, fraction=fraction)
+        source = "the log given"
+    try:
+        return sizing.plan(
+            replace(wanted, activation=learned.get(gpu)), gpu, cards=cards, fraction=fraction
+        )
+    except UserError as error:
+        known = f" (activations learned from {source})" if gpu in learned else ""
+        raise UserError(f"{error}{known}") from error
+
+
+def remember(client: MlflowClient, model: str, revision: str, found: Plan) -> None:
+    client.set_registered_model_tag(model, f"{TAG}.{found.gpu}", f"{revision} {found.activation}")

@@ -1,0 +1,77 @@
+"""Which vLLM serves, and what it cannot serve."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from loraline.contract import Contract
+from loraline.errors import UserError
+
+OLDEST = (0, 18)
+"""vLLM below it runs code that a model repository names, whatever it is told (CVE-2026-27893)."""
+
+TESTED = "v0.32.0"
+"""Tag of the version that this project is tested with."""
+
+HALF_ON_GPUS = "vLLM applies adapters on GPUs in bfloat16 or float16 only"
+"""Its Triton kernels for LoRA assert it (`lora_shrink_op.py`); seen with vLLM 0.24 on an H200."""
+
+PLUGIN_SINCE = (0, 28)
+"""vLLM from here on reads bitsandbytes bases only with vllm-bnb-plugin in its image."""
+
+
+def check_image(image: str, base_config: Mapping[str, Any]) -> None:
+    """Refuse an image whose vLLM is too old, or that cannot read a quantized base.
+
+    vLLM's own image says its version, by tag or by digest; what other images hold is taken on trust
+    where their tag does not say.
+    """
+    if not re.fullmatch(r"[a-zA-Z0-9][\w./:-]*(?:@sha256:[0-9a-f]{64})?", image):
+        raise UserError(f"server image {image!r} is no image reference")
+    version = version_of(image)
+    stock = image.startswith(("vllm/vllm-openai", "docker.io/vllm/vllm-openai"))
+    danger = (
+        f"a vLLM before {OLDEST[0]}.{OLDEST[1]}, which may run code from a model repository; use"
+    )
+    if stock and version is None and "@sha256:" not in image:
+        raise UserError(
+            f"server image {image} names no version, and may hold {danger} one like "
+            f"vllm/vllm-openai:{TESTED}"
+        )
+    if version is not None and version < OLDEST:
+        raise UserError(f"server image {image} holds {danger} a later one")
+    method = (base_config.get("quantization_config") or {}).get("quant_method")
+    if method == "bitsandbytes" and stock and (version is None or version >= PLUGIN_SINCE):
+        raise UserError(
+            f"the base is quantized by bitsandbytes, which {image} cannot read; build an image "
+            "from it with vllm-bnb-plugin and name that with --server-image"
+        )
+
+
+def version_of(image: str) -> tuple[int, int] | None:
+    """vLLM's version as the image's tag has it."""
+    tag = re.search(r":v?(\d+)\.(\d+)", image.rpartition("/")[2])
+    return (int(tag[1]), int(tag[2])) if tag else None
+
+
+def check_precision(
+    contract: Contract, base_config: Mapping[str, Any], *, cpu: bool, merged: bool
+) -> None:
+    """Refuse a precision that vLLM does not compute this base or this adapter in."""
+    if needs_cpu(contract.dtype, merged=merged) and not cpu:
+        raise UserError(
+            f"the adapter was measured in float32, and {HALF_ON_GPUS}; train it with serve_dtype: "
+            "bfloat16, or serve it with --gpu cpu or --merged"
+        )
+    method = (base_config.get("quantization_config") or {}).get("quant_method")
+    if method and contract.dtype == "float32":
+        raise UserError(
+            f"a base quantized by {method} is not served in float32; set serve_dtype: bfloat16"
+        )
+
+
+def needs_cpu(dtype: str, *, merged: bool) -> bool:
+    """Whether no GPU could serve what was measured in this precision."""
+    return dtype == "float32" and not merged

@@ -1,0 +1,1 @@
+"""MLflow: settings, the store, runs, the registered model and its lock, prompts."""

@@ -1,0 +1,167 @@
+"""The lock between steps that change one registered model."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline.errors import TryAgain, UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCK_SUFFIX = ".lock"
+HOLDER = "loraline.lock.holder"
+LEASE_SECONDS = 60.0
+"""A lock whose holder has not let go for so long belongs to one that died; holders take seconds."""
+
+POLL_SECONDS = 0.2
+
+LOST_RACES = (
+    "RESOURCE_ALREADY_EXISTS",
+    "RESOURCE_DOES_NOT_EXIST",
+    # A row that another process deleted between the store's own two statements.
+    "BAD_REQUEST",
+    # SQLite while another process writes.
+    "TEMPORARILY_UNAVAILABLE",
+)
+"""MLflow's error codes for writes that another process was quicker with."""
+
+
+@contextmanager
+def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) -> Iterator[None]:
+    """Hold the registered model's lock, on whatever machines the others are.
+
+    The lock is a registered model of its own beside it: the store lets one of several create it,
+    since names are unique. A lock whose holder died is deleted (see `clear`) and then made anew.
+    The lease is not renewed: a holder that stands still for longer than `lease_seconds`,
+    LEASE_SECONDS unless given, may find that another went on. Raises TryAgain when the lock is not
+    to be had.
+    """
+    lock = f"{name}{LOCK_SUFFIX}"
+    with held(client, lock, LEASE_SECONDS if lease_seconds is None else lease_seconds) as holder:
+        sweep(client, lock, holder)
+        yield
+
+
+@contextmanager
+def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]:
+    """Hold one entry of the registry, and give its holder, a name that never comes again."""
+    holder = f"{place()}:{os.getpid()}:{uuid.uuid4().hex}"
+    acquire(client, lock, holder, lease_seconds)
+    try:
+        yield holder
+    finally:
+        delete_held(client, lock, holder)
+
+
+def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
+    """Create the lock's entry, waiting for another holder to delete it or to be found dead."""
+    seen, since = None, time.monotonic()
+    deadline = since + 4 * lease_seconds
+    while time.monotonic() < deadline:
+        with races_lost():
+            client.create_registered_model(
+                lock, {HOLDER: holder}, "Held while an alias is moved; gone in seconds."
+            )
+            return
+        found = holder_of(client, lock)
+        if found != seen:
+            seen, since = found, time.monotonic()
+        if found and (is_dead(found) or time.monotonic() - since > lease_seconds):
+            clear(client, lock, found, lease_seconds)
+        else:
+            time.sleep(POLL_SECONDS)
+    raise TryAgain(f"registered model {lock.removesuffix(LOCK_SUFFIX)!r} is locked by {seen}")
+
+
+def clear(client: MlflowClient, lock: str, dead: str, lease_seconds: float) -> None:
+    """Delete a dead holder's lock, and never that of one who came after it.
+
+    The store can neither delete nor rename an entry on condition of its holder. So only who holds
+    a second lock, named after the dead holder, may delete the first, and looks again inside:
+    whoever comes late finds another holder, or none. A holder of the second lock that died is
+    cleared in the same way, by a third.
+    """
+    with held(client, breaking(lock, dead), lease_seconds):
+        delete_held(client, lock, dead)
+
+
+def breaking(lock: str, holder: str) -> str:
+    """The lock that has to be held to delete this holder's lock."""
+    return f"{lock}-{holder.rpartition(':')[2]}"
+
+
+def delete_held(client: MlflowClient, lock: str, holder: str) -> None:
+    """Delete a lock if it is still this holder's."""
+    if holder_of(client, lock) == holder:
+        with races_lost():
+            client.delete_registered_model(lock)
+
+
+def sweep(client: MlflowClient, lock: str, holder: str) -> None:
+    """Delete what died with those who were clearing locks of earlier holders.
+
+    Nobody needs these any more: whoever gets one sees that the lock has another holder by now.
+    """
+    own = breaking(lock, holder)
+    # In LIKE, an underscore of the name stands for any character, and a model may be named alike.
+    of_the_lock = re.compile(rf"{re.escape(lock)}(-[0-9a-f]{{32}})+")
+    for found in client.search_registered_models(f"name LIKE '{lock}-%'"):
+        if of_the_lock.fullmatch(found.name) and not found.name.startswith(own):
+            with races_lost():
+                client.delete_registered_model(found.name)
+
+
+def holder_of(client: MlflowClient, lock: str) -> str | None:
+    """Who holds a lock; None if nobody does, or no longer by the time that is read.
+
+    Raises UserError if the name belongs to a registered model that is no lock.
+    """
+    with races_lost():
+        holder = client.get_registered_model(lock).tags.get(HOLDER)
+        if holder is None:
+            raise UserError(
+                f"registered model {lock!r} has the name that a lock needs: rename it in MLflow"
+            )
+        return holder
+    return None
+
+
+@contextmanager
+def races_lost() -> Iterator[None]:
+    """Go on where a lock's entry is there already, is gone, or changed under the store's hands."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in LOST_RACES:
+            raise
+
+
+def place() -> str:
+    """Where process IDs are unique: this machine, and the container in it."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.readlink().name if namespace.exists() else ''}"
+
+
+def is_dead(holder: str) -> bool:
+    """Whether the holder was a process of this machine or container that has ended."""
+    host, pid, _ = holder.rsplit(":", 2)
+    if host != place():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

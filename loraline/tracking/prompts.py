@@ -1,0 +1,98 @@
+"""Prompts as MLflow's registry keeps them: named, numbered, and the same one everywhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline.errors import UserError
+from loraline.records import TAGS
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SCHEME = "prompts:/"
+OURS, MLFLOW = "{question}", re.compile(r"\{\{\s*question\s*\}\}")
+"""The place of the row's question in a template: here, and in MLflow, which doubles the braces."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template, and where it stands in the registry."""
+
+    template: str | None
+    """None when no prompt was given: questions stand alone."""
+
+    name: str = ""
+    version: int = 0
+
+    @property
+    def uri(self) -> str:
+        return f"{SCHEME}{self.name}/{self.version}" if self.name else ""
+
+
+def resolve(asked: str | None, beside: Path | None, client: MlflowClient | None) -> Prompt:
+    """The prompt that `--prompt` asks for, or else the file beside the data.
+
+    `asked` is `prompts:/name/version`, `prompts:/name@alias` or a file. Raises UserError for one
+    that does not exist or holds a media tag.
+    """
+    if asked and asked.startswith(SCHEME):
+        if client is None:
+            from loraline.tracking import store
+
+            client = store.connect()
+        prompt = load(client, asked)
+    elif asked or beside:
+        file = Path(asked) if asked else beside
+        assert file is not None
+        try:
+            template = file.read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise UserError(f"--prompt {str(file)!r} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"prompt {file} is not UTF-8") from error
+        prompt = Prompt(MLFLOW.sub(lambda match: OURS, template))
+    else:
+        return Prompt(None)
+    if found := TAGS.search(prompt.template or ""):
+        raise UserError(
+            f"the prompt must not contain {found.group()}: each row's media go before the prompt"
+        )
+    return prompt
+
+
+def load(client: MlflowClient, uri: str) -> Prompt:
+    from mlflow.exceptions import MlflowException
+
+    from loraline.tracking import store
+
+    try:
+        found = client.load_prompt(uri)
+    except MlflowException as error:
+        if store.is_outage(error):
+            raise
+        raise UserError(f"--prompt {uri} is not in MLflow at {store.uri()}: {error}") from error
+    if not isinstance(found.template, str):
+        raise UserError(f"--prompt {uri} is a chat prompt; expected a text prompt")
+    return Prompt(MLFLOW.sub(lambda match: OURS, found.template), found.name, int(found.version))
+
+
+def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
+    """Put a prompt from a file into the registry, once: an equal version is taken as it is."""
+    from mlflow.exceptions import MlflowException
+
+    if prompt.template is None or prompt.name:
+        return prompt
+    template = prompt.template.replace(OURS, "{{question}}")
+    try:
+        versions = client.search_prompt_versions(name)
+    except MlflowException:
+        versions = []
+    for found in sorted(versions, key=lambda version: int(version.version)):
+        if found.template == template:
+            return Prompt(prompt.template, name, int(found.version))
+    made = client.register_prompt(name, template, commit_message="registered by prepare_data")
+    return Prompt(prompt.template, name, int(made.version))

@@ -1,0 +1,221 @@
+"""The model registry's rules: one version a logged model, and aliases that move one at a time.
+
+`candidate` is the last version that passed the gate, `champion` the one that a person promoted.
+`previous` is what to go back to: the champion before, or, as long as nothing was promoted, the
+candidate before.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from loraline.errors import UserError
+from loraline.tracking import store
+from loraline.tracking.lock import HOLDER
+from loraline.tracking.tags import AUDIT, GATE_RUN, REASON, RESULT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE = "candidate"
+CHAMPION = "champion"
+PREVIOUS = "previous"
+
+PROMOTED = "loraline.promoted"
+PROMOTED_GATE = "loraline.promoted.gate_run_id"
+"""The gate run that a version was promoted by: what a rollback goes by, whatever came later."""
+
+ROLLED_BACK = "loraline.rolled_back"
+
+
+def known(client: MlflowClient, name: str) -> None:
+    """Raises UserError, with names that there are, if there is no such registered model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if HOLDER not in client.get_registered_model(name).tags:
+            return
+    except MlflowException as error:
+        # A name that MLflow takes for none is an invalid parameter.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    found = client.search_registered_models()
+    names = [each.name for each in found if HOLDER not in each.tags] + ["..."] * bool(found.token)
+    told = ", ".join(names) or "none"
+    raise UserError(f"there is no registered model {name!r} in {store.uri()}; found: {told}")
+
+
+def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points at, if there is one."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        # Asked for an alias that is not set, MLflow says "invalid parameter".
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def version_of_model(client: MlflowClient, name: str, model_id: str) -> str | None:
+    """The version that a logged model is registered as, if it is."""
+    found = client.search_model_versions(f"name = '{name}'")
+    versions = [int(entry.version) for entry in found if entry.source == f"models:/{model_id}"]
+    return str(min(versions)) if versions else None
+
+
+def register(client: MlflowClient, name: str, model_id: str) -> str:
+    """The version of a logged model, made if there is none; the caller holds the lock."""
+    import mlflow
+
+    version = version_of_model(client, name, model_id)
+    if version is None:
+        # Registering by model ID keeps the link from the version to the run and its metrics.
+        version = str(mlflow.register_model(f"models:/{model_id}", name).version)
+    return version
+
+
+def describe(
+    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], card: str
+) -> None:
+    """Say the last verdict on a version, in its tags and in its description alike."""
+    client.update_model_version(name, version, card)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+
+
+def withdraw(client: MlflowClient, name: str, version: str) -> None:
+    """Take `candidate` from a version that was rejected after all; the caller holds the lock.
+
+    A champion stays: a person put it there.
+    """
+    candidate = version_of(client, name, CANDIDATE)
+    if candidate is not None and str(candidate.version) == version:
+        client.delete_registered_model_alias(name, CANDIDATE)
+
+
+def move_candidate(client: MlflowClient, name: str, version: str) -> None:
+    """Point `candidate` at a version; the caller holds the lock.
+
+    Every order of its writes can be cut anywhere and repeated: `previous` is written first, from
+    what `candidate` still says.
+    """
+    before = version_of(client, name, CANDIDATE)
+    if before is not None and str(before.version) == version:
+        return
+    if before is not None and version_of(client, name, CHAMPION) is None:
+        client.set_registered_model_alias(name, PREVIOUS, str(before.version))
+    client.set_registered_model_alias(name, CANDIDATE, version)
+
+
+def audit(client: MlflowClient, name: str, told: str) -> None:
+    """Write one line of the registered model's history, a tag that nothing overwrites."""
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    client.set_registered_model_tag(name, f"{AUDIT}.{at}.{uuid.uuid4().hex[:4]}", told)
+
+
+def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersion | None:
+    """The champion, unless it is this logged model itself."""
+    found = version_of(client, name, CHAMPION)
+    return None if found is None or found.source == f"models:/{model_id}" else found
+
+
+def gate_run_of(version: ModelVersion) -> str:
+    """The gate run that passed a version; a UserError if none did, or a later one rejected it."""
+    told = f"version {version.version} of {version.name!r}"
+    if version.tags.get(RESULT) == "failed":
+        raise UserError(f"{told} was rejected: {version.tags.get(REASON)}")
+    if GATE_RUN not in version.tags:
+        raise UserError(f"{told} did not come through quality_gate: its alias was set by hand")
+    return version.tags[GATE_RUN]
+
+
+def promoting_gate_run_of(version: ModelVersion) -> str:
+    """The gate run that a champion, of today or before, was promoted by.
+
+    A later verdict on it does not count: judged again, an old champion is no better than its
+    successor, which says nothing against going back to it. A version whose alias was set by hand
+    was promoted by nothing and is held to its last verdict, as by `gate_run_of`.
+    """
+    return version.tags.get(PROMOTED_GATE) or gate_run_of(version)
+
+
+def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:
+    """Make the candidate the champion and the champion before it `previous`; return its version.
+
+    `reviewed` is the version that a person looked at: another candidate is refused with a
+    UserError, and so is one that was rolled back, unless `reviewed` names it. The caller holds the
+    lock. Cut anywhere, it can be repeated.
+    """
+    candidate = version_of(client, name, CANDIDATE)
+    if reviewed is not None and (candidate is None or str(candidate.version) != reviewed):
+        raise UserError(why_not(client, name, reviewed, candidate))
+    if candidate is None:
+        raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
+    version = str(candidate.version)
+    gate_run = gate_run_of(candidate)
+    before = version_of(client, name, CHAMPION)
+    if before is not None and str(before.version) == version:
+        return version
+    if reviewed is None and ROLLED_BACK in candidate.tags:
+        raise UserError(
+            f"version {version} of {name!r} was rolled back {candidate.tags[ROLLED_BACK]}: "
+            f"to promote it again, name it with --version {version}"
+        )
+    replaced = str(before.version) if before else "none"
+    audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
+    client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
+    client.set_model_version_tag(name, version, PROMOTED_GATE, gate_run)
+    if ROLLED_BACK in candidate.tags:
+        client.delete_model_version_tag(name, version, ROLLED_BACK)
+    if before is not None:
+        client.set_registered_model_alias(name, PREVIOUS, replaced)
+    elif version_of(client, name, PREVIOUS) is not None:
+        client.delete_registered_model_alias(name, PREVIOUS)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    return version
+
+
+def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None) -> str:
+    """Why a version that a person named is not promoted: it is none, was rejected, or has no alias.
+
+    `candidate` is the version that has the alias, if any has it.
+    """
+    found = client.search_model_versions(f"name = '{name}'")
+    versions = {str(each.version): each for each in found}
+    if reviewed not in versions:
+        there = ", ".join(sorted(versions, key=int)) or "none"
+        return f"registered model {name!r} has no version {reviewed}; found: {there}"
+    tags = versions[reviewed].tags
+    if tags.get(RESULT) == "failed":
+        return f"version {reviewed} of {name!r} was rejected: {tags.get(REASON)}"
+    if candidate is None:
+        return f"registered model {name!r} has no candidate: nothing to promote"
+    named = candidate.version
+    return f"the candidate of {name!r} is version {named}, not {reviewed}: review it first"
+
+
+def roll_back(client: MlflowClient, name: str, by: str) -> str:
+    """Make `previous` the champion again; return its version.
+
+    It asks for what `previous` was promoted by, not for verdicts that came later. `previous` is
+    gone afterwards, so that a repeated call never goes back two steps. Raises UserError when there
+    is nothing to go back to. The caller holds the lock.
+    """
+    champion, previous = (version_of(client, name, alias) for alias in (CHAMPION, PREVIOUS))
+    if champion is None or previous is None:
+        missing = CHAMPION if champion is None else PREVIOUS
+        raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
+    promoting_gate_run_of(previous)
+    version, replaced = str(previous.version), str(champion.version)
+    if version != replaced:
+        audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")
+        client.set_model_version_tag(name, replaced, ROLLED_BACK, f"by {by}, to {version}")
+        client.set_registered_model_alias(name, CHAMPION, version)
+    client.delete_registered_model_alias(name, PREVIOUS)
+    return version

@@ -1,0 +1,239 @@
+"""MLflow as the data plane: runs that know their step, their upstream run and their inputs.
+
+Lineage is a linked list. Each run names the run before it in the tag `loraline.upstream`, and a
+step's inputs and settings make a fingerprint, so that finished work is found instead of repeated.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline.errors import Stopped, TryAgain, UserError
+from loraline.process import signals
+from loraline.tracking.store import is_outage, uri
+from loraline.tracking.tags import (
+    CHECKPOINT,
+    FINGERPRINT,
+    GIT_SHA,
+    IMAGE,
+    MODEL_ID,
+    PIPELINE,
+    PROFILE,
+    STEP,
+    UPSTREAM,
+    WORKFLOW_NAME,
+    WORKFLOW_UID,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from loraline.profiles import Profile
+
+
+ADAPTER = Path("artifacts", "adapter")
+"""Where a logged model keeps the adapter's files."""
+
+
+def upstream_run(client: MlflowClient, run_id: str, step: str, flag: str = "--run-id") -> Run:
+    """The finished run `run_id` of `step`; a UserError says what is wrong with any other."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if is_outage(error):
+            raise
+        raise UserError(f"{flag} {run_id!r} is not a run of MLflow at {uri()}") from error
+    found = run.data.tags.get(STEP)
+    if found != step:
+        raise UserError(
+            f"{flag} {run_id} is a run of {found or 'something else'}, expected one of {step}"
+        )
+    if run.info.lifecycle_stage == "deleted":
+        raise UserError(
+            f"{flag} {run_id} of {step} was deleted: restore it with "
+            f"`mlflow runs restore --run-id {run_id}`, or name another"
+        )
+    if run.info.status != "FINISHED":
+        raise UserError(f"{flag} {run_id} of {step} is {run.info.status}, expected a FINISHED run")
+    return run
+
+
+def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
+    """Follow the upstream tags from `run` back to the run of `step`.
+
+    Raises UserError where the line ends before it or names a run that is gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    while run.data.tags.get(STEP) != step:
+        if UPSTREAM not in run.data.tags:
+            raise UserError(f"run {run.info.run_id} has no upstream run of {step}")
+        before = run.data.tags[UPSTREAM]
+        try:
+            run = client.get_run(before)
+        except MlflowException as error:
+            if is_outage(error):
+                raise
+            raise UserError(
+                f"run {run.info.run_id} came from run {before} (its tag {UPSTREAM}), which is not "
+                f"in MLflow at {uri()}: restore it, or start again from the step before"
+            ) from error
+    return run
+
+
+def finished_run(client: MlflowClient, step: str, fingerprint: str) -> Run | None:
+    """The latest finished run of `step` with these inputs, if there is one."""
+    same = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'"
+    return next(iter(latest_runs(client, step, same, 1)), None)
+
+
+def unfinished_runs(client: MlflowClient, step: str, profile: str) -> list[Run]:
+    """Runs of a step with this profile that stopped after a checkpoint, the latest first."""
+    stopped = (
+        f"tags.`{PROFILE}` = '{profile}' and tags.`{CHECKPOINT}` != '' "
+        "and attributes.status != 'FINISHED'"
+    )
+    return latest_runs(client, step, stopped, 20)
+
+
+def latest_runs(client: MlflowClient, step: str, condition: str, most: int) -> list[Run]:
+    """The experiment's runs of a step that meet a condition of MLflow's, the latest first."""
+    from loraline.tracking.settings import Settings
+
+    experiment = client.get_experiment_by_name(Settings().experiment)
+    assert experiment is not None, "connect() creates the experiment"
+    return list(
+        client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{STEP}` = '{step}' and {condition}",
+            order_by=["attributes.start_time DESC"],
+            max_results=most,
+        )
+    )
+
+
+@contextmanager
+def open_run(
+    step: str,
+    *,
+    name: str,
+    fingerprint: str,
+    upstream: Run | None = None,
+    parent: Run | None = None,
+    tags: Mapping[str, str] | None = None,
+    resumed: Run | None = None,
+) -> Iterator[Run]:
+    """The MLflow run of one step; an exception marks it FAILED, a signal KILLED.
+
+    `upstream` is the run handed over to the step, `parent` the run it is nested under in the UI,
+    `resumed` an unfinished run to go on with instead of opening a new one.
+    """
+    import mlflow
+
+    from loraline.tracking.settings import Settings
+
+    settings = Settings()
+    own = {
+        STEP: step,
+        FINGERPRINT: fingerprint,
+        WORKFLOW_NAME: settings.workflow_name,
+        WORKFLOW_UID: settings.workflow_uid,
+        IMAGE: settings.image,
+        GIT_SHA: settings.git_sha or checkout_sha(),
+    }
+    if upstream is not None:
+        own[UPSTREAM] = upstream.info.run_id
+        own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
+    try:
+        # Stopped in the middle of this, MLflow would call the run FINISHED at the end.
+        with signals.held():
+            run = mlflow.start_run(
+                run_id=resumed.info.run_id if resumed else None,
+                run_name=name,
+                tags={key: value for key, value in (own | dict(tags or {})).items() if value},
+                parent_run_id=parent.info.run_id if parent else None,
+                nested=parent is not None,
+            )
+            if upstream is None:
+                mlflow.set_tag(PIPELINE, settings.workflow_uid or run.info.run_id)
+        yield run
+    except BaseException as error:
+        stopped = signals.received or isinstance(error, TryAgain | Stopped | KeyboardInterrupt)
+        mlflow.end_run("KILLED" if stopped else "FAILED")
+        raise
+    mlflow.end_run("FINISHED")
+
+
+def checkout_sha() -> str:
+    """Commit of the checkout that the library runs from; empty outside of one."""
+    if shutil.which("git") is None:
+        return ""
+    answer = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+    )
+    return answer.stdout.strip()
+
+
+@contextmanager
+def artifacts(client: MlflowClient, run_id: str, path: str) -> Iterator[Path]:
+    """A run's artifact folder as local files, gone after use."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield download(client, run_id, path, Path(folder))
+
+
+def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """A run's artifact as a file or folder in `folder`.
+
+    MLflow's own call for a run hides why it failed, a full disk and a lost server included.
+    """
+    import mlflow
+
+    place = client.get_run(run_id).info.artifact_uri
+    found = mlflow.artifacts.download_artifacts(f"{place}/{path}", dst_path=str(folder))
+    return Path(found)
+
+
+@contextmanager
+def adapter(train_run: Run) -> Iterator[Path]:
+    """The adapter folder of a training run's logged model, gone after use."""
+    with logged_adapter(train_run.data.tags[MODEL_ID]) as folder:
+        yield folder
+
+
+@contextmanager
+def logged_adapter(model: str) -> Iterator[Path]:
+    """The adapter folder of a logged model (its ID) or of a registered one (NAME/VERSION), gone
+    after use."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
+        yield Path(found) / ADAPTER
+
+
+def profile(client: MlflowClient, train_run: Run) -> Profile:
+    """The resolved profile that a training run was made with."""
+    from loraline.profiles import Profile
+
+    with artifacts(client, train_run.info.run_id, "profile.json") as file:
+        return Profile.model_validate_json(file.read_text())
+
+
+def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:
+    """Write a step's outputs, one file each, the run ID last: the step's final act."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, value in [*outputs.items(), ("run-id", run_id)]:
+        part = out_dir / f".{name}.part"
+        part.write_text(value)
+        part.replace(out_dir / name)

@@ -1,0 +1,148 @@
+"""The MLflow store: its address, and whether it answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from loraline.errors import TryAgain, UserError
+from loraline.process import full_disk
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds to wait for the tracking server's port before the step ends with "try again"."""
+
+
+def uri() -> str:
+    """The tracking URI that this process uses, without credentials."""
+    from loraline.tracking.settings import Settings
+
+    return re.sub(r"//[^/@]*@", "//", Settings().store_uri())
+
+
+def pod_environment() -> dict[str, str]:
+    """Where a pod finds this process's MLflow and its artifacts; never a credential.
+
+    A store on this machine's disk is of no use to a pod and stays out.
+    """
+    from loraline.tracking.settings import Settings
+
+    settings = Settings()
+    found = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint}
+    if settings.tracking_uri.startswith(("http://", "https://")):
+        found["MLFLOW_TRACKING_URI"] = uri()
+    return {key: value for key, value in found.items() if value}
+
+
+def connect() -> MlflowClient:
+    """Open the store and select the experiment.
+
+    Raises TryAgain when the server does not answer and UserError when the URI cannot be used.
+    """
+    from loraline.tracking.settings import Settings
+
+    settings = Settings()
+    # MLflow's own defaults retry for many minutes, which hides an absent server from its user.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    expect_answer(settings.store_uri())
+
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    # New tables are not news to the step's user, and an error is raised as well as logged.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    mlflow.set_tracking_uri(settings.store_uri())
+    try:
+        client = mlflow.MlflowClient()
+        if client.get_experiment_by_name(settings.experiment) is None:
+            # A SQL store would otherwise freeze "./mlruns" of whoever came first.
+            artifacts = artifact_location(settings.store_uri())
+            client.create_experiment(settings.experiment, artifact_location=artifacts)
+        mlflow.set_experiment(settings.experiment)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        if full_disk.sentence(error, uri()):
+            raise
+        if is_outage(error):
+            raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
+        if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):
+            raise UserError(f"MLflow at {uri()} cannot be used: {reason}") from error
+        raise
+    return client
+
+
+def expect_answer(store_uri: str) -> None:
+    """Fail at once, in one sentence, when nobody listens at the tracking server's address."""
+    try:
+        parts = urlsplit(store_uri)
+        # The property raises as well, for what is no number.
+        port = parts.port if parts.scheme in ("http", "https") else None
+    except ValueError as error:
+        raise UserError(
+            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: {error}; use http(s)://HOST:PORT"
+        ) from error
+    if parts.scheme == "sqlite":
+        folder = Path(store_uri.removeprefix("sqlite:///")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"no MLflow store can be made in {folder}: {error.strerror}") from error
+        return
+    if parts.scheme not in ("http", "https"):
+        if parts.scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
+            return
+        raise UserError(
+            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: use http(s)://, sqlite:/// or another "
+            "SQL store (file stores are closed by MLflow 3)"
+        )
+    if not parts.hostname:
+        raise UserError(f"MLFLOW_TRACKING_URI {uri()!r} names no host: use http(s)://HOST:PORT")
+    port = port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise TryAgain(
+            f"MLflow at {uri()} does not answer ({error.strerror or error}); "
+            "start it or set MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def artifact_location(store_uri: str) -> str | None:
+    """Absolute artifact folder for a local store; a server decides for itself."""
+    from loraline.tracking.settings import local_store
+
+    if not store_uri.startswith("sqlite"):
+        return None
+    return (local_store() / "artifacts").as_uri()
+
+
+def is_sqlalchemys(error: Exception) -> bool:
+    return type(error).__module__.startswith("sqlalchemy")
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an exception means that the tracking server or its store went away."""
+    signs = (
+        "requests.exceptions.Connection",
+        "requests.exceptions.Timeout",
+        "urllib3.exceptions",
+        "botocore.exceptions.EndpointConnection",
+        "psycopg2.OperationalError",
+    )
+    cause: BaseException | None = error
+    while cause is not None:
+        name = f"{type(cause).__module__}.{type(cause).__name__}"
+        if name.startswith(signs) or "Max retries exceeded" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,1 @@
+"""From rows and a base to an adapter."""

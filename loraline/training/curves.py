@@ -1,0 +1,176 @@
+"""What a training shows while it runs: curves in MLflow, a progress bar in the terminal."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+from mlflow.entities import Metric
+from transformers import TrainerCallback
+
+from loraline.errors import UserError
+from loraline.process import progress
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from loraline.training.trainer import PackedTrainer
+
+TRACKED = {
+    "loss",
+    "eval_loss",
+    "eval_perplexity",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+}
+"""What the trainer reports and a reviewer looks at."""
+
+SEND_EVERY = 5.0
+"""Seconds between the calls that log the curves."""
+
+
+class CurvesToMlflow(TrainerCallback):
+    """Sends the trainer's curves to the open MLflow run and to a progress bar."""
+
+    def __init__(self, logged_to: int = 0) -> None:
+        """`logged_to` is the last step that a resumed run has already logged."""
+        self.logged_to = logged_to
+        self.waiting: list[Metric] = []
+        self.sent_at = time.monotonic()
+        self.stack = ExitStack()
+        self.remark = ""
+        # A training that is cut off never ends, and a bar left open hides the cursor.
+        atexit.register(self.stack.close)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.advance = self.stack.enter_context(progress.bar("train", state.max_steps, main=True))
+        self.advance(state.global_step, self.remark)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.advance(1, self.remark)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
+        if not all(math.isfinite(logs.get(key, 0.0)) for key in ("loss", "grad_norm")):
+            raise UserError(
+                f"the loss is not a number at step {state.global_step}; lower learning_rate, or "
+                "look for broken rows around there"
+            )
+        if "loss" in logs:
+            self.remark = f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,.0f} tokens/s"
+        found = {key: value for key, value in logs.items() if key in TRACKED}
+        if "eval_loss" in logs:
+            found["train_loss"] = mean_since_evaluation(state.log_history)
+        if state.global_step > self.logged_to:
+            now = int(time.time() * 1000)
+            self.waiting += [Metric(k, v, now, state.global_step) for k, v in found.items()]
+        if time.monotonic() - self.sent_at > SEND_EVERY:
+            self.send()
+
+    def send(self) -> None:
+        """One call for many points: a tracking server would slow down every step."""
+        run = mlflow.active_run()
+        assert run is not None, "the step opens the run"
+        for start in range(0, len(self.waiting), 1000):
+            mlflow.MlflowClient().log_batch(run.info.run_id, self.waiting[start : start + 1000])
+        self.waiting.clear()
+        self.sent_at = time.monotonic()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.send()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Before the checkpoint is uploaded: what it continues from is then logged.
+        self.send()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.send()
+        self.stack.close()
+
+
+def mean_since_evaluation(history: list[dict[str, float]]) -> float:
+    """Mean training loss of the steps between the last two evaluations: of an epoch."""
+    losses: list[float] = []
+    for entry in history[:-1]:
+        if "eval_loss" in entry:
+            losses.clear()
+        elif "loss" in entry:
+            losses.append(entry["loss"])
+    return sum(losses) / len(losses) if losses else math.nan
+
+
+def logged_to(client: MlflowClient, resumed: Run | None) -> int:
+    """The last step whose loss a run has logged; what a resume repeats is not logged twice."""
+    if resumed is None:
+        return 0
+    history = client.get_metric_history(resumed.info.run_id, "loss")
+    return max((point.step for point in history), default=0)
+
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+}
+"""Dense bf16 FLOP/s of cards by a part of their name, from their makers' data sheets."""
+
+
+def utilization(sft: PackedTrainer) -> dict[str, float]:
+    """GPU seconds, and model FLOP utilization where the card is known.
+
+    Frozen weights take two FLOPs a parameter and token forward and two backward; the vision tower
+    is left out (MFU as in PaLM, arXiv 2204.02311, appendix B).
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    figures = {"gpu_seconds": sft.seconds * sft.args.world_size}
+    card = torch.cuda.get_device_name()
+    for name, peak in PEAK_FLOPS.items():
+        if name in card:
+            rate = 4 * sft.language_parameters * sft.tokens_seen / max(sft.seconds, 1e-9)
+            return figures | {"mfu": rate / peak}
+    return figures
+
+
+def log_results(sft: PackedTrainer) -> None:
+    """Log how the training ended and what it took."""
+    from loraline.training.trainer import peak_memory
+
+    lowest = float(sft.best["eval_loss"])
+    mlflow.log_metrics(
+        {
+            "final_eval_loss": lowest,
+            "final_perplexity": math.exp(min(lowest, 700)),
+            "train_seconds": sft.seconds,
+            "train_tokens_per_second": sft.tokens_seen / max(sft.seconds, 1e-9),
+            "peak_memory_gib": peak_memory() / 2**30,
+        }
+        | utilization(sft)
+    )
+
+
+def figure(history: list[dict[str, float]]) -> Any:
+    """Training and validation loss over optimizer steps."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(7, 4), layout="constrained")
+    axes = drawn.subplots()
+    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(
+                *zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label
+            )
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
+    axes.legend()
+    return drawn

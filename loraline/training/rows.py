@@ -1,0 +1,49 @@
+"""Encode a dataset's training and validation rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline.base.encoding import Encoder, Row
+from loraline.errors import UserError
+
+if TYPE_CHECKING:
+    from loraline.base.locate import Base
+    from loraline.profiles import Profile
+
+
+def load_rows(
+    dataset: Path, recipe: Profile, base: Base
+) -> tuple[Encoder, str, dict[str, list[Row]], dict[str, int]]:
+    """Encode the training and validation rows; those over max_length are counted out, never cut.
+
+    Returns the encoder, the prompt template, the rows and the number left out, by split.
+    """
+    from loraline import records
+    from loraline.process import progress
+
+    encoder = Encoder(
+        base.path, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
+    )
+    kept: dict[str, list[Row]] = {}
+    left_out: dict[str, int] = {}
+    for split in ("train", "validation"):
+        found = records.read(dataset / f"{split}.parquet")
+        shows = any(record.images or record.videos for record in found)
+        # A vision set may hold rows of text alone, a text set nothing else.
+        if shows != (recipe.modality == "vision") and (shows or split == "train"):
+            raise UserError(f"the dataset of --run-id does not fit modality {recipe.modality}")
+        rows: list[Row] = []
+        with progress.bar(f"encode {split}", len(found)) as advance:
+            for record in found:
+                rows += encoder.conversation(record)
+                advance(1, "")
+        kept[split] = [row for row in rows if len(row) <= recipe.max_length]
+        left_out[split] = len(rows) - len(kept[split])
+        if not kept[split]:
+            raise UserError(
+                f"every {split} row is longer than max_length {recipe.max_length}; "
+                f"the shortest has {min(map(len, rows))} tokens"
+            )
+    return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), kept, left_out

@@ -1,0 +1,111 @@
+"""Measures a tiny base and two adapters with both engines; vLLM wants a process of its own.
+
+python tests/loraline/answering/both_engines.py vision adapter tower FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from loraline import contract
+from loraline.answering import hf, vllm_engine
+from loraline.base import targets
+from loraline.base.encoding import Encoder
+from loraline.base.load import load
+from loraline.base.locate import Base, locate
+from loraline.records import from_prompt
+
+DATA = Path(__file__).parents[3] / "test_data"
+RANK = 8
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def make_adapter(
+    base: Base,
+    modality: str,
+    folder: Path,
+    seed: int,
+    rank: int = RANK,
+    tower: bool = False,
+) -> Path:
+    """A random adapter that changes the base's answers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model = load(base, modality, quantize=False, dtype="float32")
+    pattern = targets.target_modules(modality, PROJECTIONS, tower, tower)
+    settings = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=pattern, init_lora_weights=False, bias="none"
+    )
+    get_peft_model(model, settings).save_pretrained(folder)
+    return folder
+
+
+def agreed(
+    base: Base, encoder: Encoder, modality: str, adapter: Path, tower: bool = False
+) -> contract.Contract:
+    vision = modality == "vision"
+    return contract.Contract(
+        base=str(base.path),
+        base_revision=base.revision,
+        modality=modality,
+        architecture=base.architecture,
+        prompt="{question}",
+        chat_template=encoder.chat_template,
+        min_pixels=4704 if vision else None,
+        max_pixels=4704 if vision else None,
+        max_length=128,
+        max_new_tokens=24,
+        dtype="float32",
+        r=RANK,
+        lora_alpha=RANK,
+        target_modules=PROJECTIONS,
+        trains_vision=tower,
+        adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
+    )
+
+
+def rows_of(modality: str, encoder: Encoder, count: int) -> list:
+    folder = DATA / modality
+    prompt = (folder / "prompt.txt").read_text()
+    name = "test.jsonl" if modality == "text" else "metadata.jsonl"
+    found = [json.loads(line) for line in (folder / name).read_text().splitlines()[:count]]
+    if modality == "text":
+        records = [from_prompt(prompt, row["question"], row["answer"]) for row in found]
+    else:
+        records = [
+            from_prompt(prompt, "", row["text"], (folder / row["file_name"]).read_bytes())
+            for row in found
+        ]
+    return [encoder.encode(record) for record in records]
+
+
+def main(modality: str, export: str, part: str, folder: Path) -> None:
+    tower = part == "tower"
+    base = locate(str(DATA / modality / "base"), None)
+    limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
+    encoder = Encoder(base.path, modality, **limits)
+    one = make_adapter(base, modality, folder / "one", 1, tower=tower)
+    two = make_adapter(base, modality, folder / "two", 2, rank=4 * RANK, tower=tower)
+    settings = agreed(base, encoder, modality, one, tower)
+    rows = rows_of(modality, encoder, 40)
+    adapters = {"base": None, "tuned": one, "champion": two}
+    other = agreed(base, encoder, modality, two, tower).model_copy(update={"export": export})
+    contract.write(settings, one)
+    contract.write(other, two)
+    found = {}
+    for engine in (hf, vllm_engine):
+        measured = engine.measure(settings, base, adapters, encoder, rows)
+        found[engine.__name__.rpartition(".")[2]] = {
+            name: {"answers": [asdict(answer) for answer in answers], "nll": nll}
+            for name, (answers, nll) in measured.items()
+        }
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], Path(sys.argv[4]))

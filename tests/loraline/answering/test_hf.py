@@ -1,0 +1,118 @@
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraline.answering import hf
+from loraline.base import targets
+from loraline.base.encoding import Encoder
+from loraline.base.load import attach, load
+from loraline.base.locate import locate
+from loraline.evaluation import metrics
+from loraline.records import from_prompt
+from loraline.training import attention, loss, packing
+
+DATA = Path(__file__).parents[3] / "test_data"
+MODALITIES = ("text", "vision")
+
+
+@pytest.fixture(scope="module", params=MODALITIES)
+def tiny(request: pytest.FixtureRequest):
+    """A trained tiny base with 40 encoded rows of the test data."""
+    modality = request.param
+    folder = DATA / modality
+    prompt = (folder / "prompt.txt").read_text()
+    if modality == "text":
+        lines = (folder / "test.jsonl").read_text().splitlines()[:40]
+        asked = [json.loads(line) for line in lines]
+        found = [from_prompt(prompt, row["question"], row["answer"]) for row in asked]
+        encoder = Encoder(folder / "base", "text")
+    else:
+        lines = (folder / "metadata.jsonl").read_text().splitlines()[:40]
+        asked = [json.loads(line) for line in lines]
+        found = [
+            from_prompt(prompt, "", row["text"], (folder / row["file_name"]).read_bytes())
+            for row in asked
+        ]
+        encoder = Encoder(folder / "base", "vision", min_pixels=4704, max_pixels=4704)
+    base = locate(str(folder / "base"), None)
+    model = load(base, modality, quantize=False, dtype="float32").eval()
+    return model, encoder, [encoder.encode(record) for record in found]
+
+
+def ignore(units: int, remark: str) -> None:
+    pass
+
+
+def likelihoods(tiny, batch_size: int) -> list[float]:
+    model, encoder, rows = tiny
+    return hf.negative_log_likelihoods(model, encoder, rows, ignore, batch_size)
+
+
+def perplexity(tiny, nll: list[float]) -> float:
+    return metrics.perplexity(nll, [len(row.answer) for row in tiny[2]]).value
+
+
+def test_perplexity_is_the_same_for_any_batch(tiny) -> None:
+    one = perplexity(tiny, likelihoods(tiny, 1))
+    assert one > 1
+    for batch_size in (7, 32):
+        assert perplexity(tiny, likelihoods(tiny, batch_size)) == pytest.approx(one, rel=1e-5)
+
+
+def test_likelihoods_are_the_models_own_loss(tiny) -> None:
+    model, encoder, rows = tiny
+    found = likelihoods(tiny, 32)
+    for row, nll in list(zip(rows, found, strict=True))[:8]:
+        batch = encoder.collate([row], answers=True, side="right")
+        with torch.inference_mode():
+            loss = float(model(**batch).loss)
+        assert nll == pytest.approx(loss * len(row.answer), rel=1e-4)
+
+
+def test_perplexity_is_the_same_for_packed_and_padded_rows(tiny) -> None:
+    shared, encoder, rows = tiny
+    model = copy.deepcopy(shared)
+    attention.use(model)
+    loss.give_losses(model)
+    rope_index = getattr(model.model, "get_rope_index", None)
+    with torch.inference_mode():
+        losses = model(**packing.pack(encoder, rows, rope_index))
+    packed = [float(part.sum()) for part in losses.split([len(row.answer) for row in rows])]
+    padded = perplexity(tiny, likelihoods(tiny, 32))
+    assert perplexity(tiny, packed) == pytest.approx(padded, rel=1e-5)
+
+
+def test_answers_are_the_same_for_any_batch(tiny) -> None:
+    model, encoder, rows = tiny
+    one, many = (
+        hf.answers(model, encoder, rows[:12], 16, ignore, batch_size) for batch_size in (1, 12)
+    )
+    assert one == many
+    assert any(answer.text for answer in many)
+
+
+def test_a_cut_answer_is_known_as_cut(tiny) -> None:
+    model, encoder, rows = tiny
+    (cut,) = hf.answers(model, encoder, rows[:1], 1, ignore)
+    assert cut.truncated and len(cut.tokens) == 1
+
+
+def test_the_bare_base_is_measured_after_an_adapter_as_before(tiny, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, encoder, rows = tiny
+    before = likelihoods(tiny, 32)
+    pattern = targets.target_modules(
+        "text" if encoder.processor is None else "vision", ["q_proj"], False
+    )
+    torch.manual_seed(0)
+    peft = get_peft_model(model, LoraConfig(r=4, target_modules=pattern, init_lora_weights=False))
+    peft.save_pretrained(tmp_path)
+    attached = attach(peft.unload(), tmp_path)
+    during = hf.negative_log_likelihoods(attached, encoder, rows, ignore)
+    attached.unload()
+    assert likelihoods(tiny, 32) == before
+    assert max(abs(one - other) for one, other in zip(during, before, strict=True)) > 0.5

@@ -1,0 +1,40 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loraline.answering import vllm_engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("modality", "champion", "part"),
+    [
+        ("text", "adapter", "language model"),
+        ("text", "merged", "language model"),
+        ("vision", "adapter", "language model"),
+        ("vision", "adapter", "tower"),
+        ("vision", "merged", "tower"),
+    ],
+)
+def test_both_engines_give_the_same_tokens_and_likelihoods(
+    modality: str, champion: str, part: str, tmp_path: Path
+) -> None:
+    script = Path(__file__).with_name("both_engines.py")
+    ended = subprocess.run(
+        [sys.executable, script, modality, champion, part, tmp_path], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    ours, vllm = found["generation"], found["vllm_offline"]
+    for name in ("base", "tuned", "champion"):
+        assert vllm[name]["answers"] == ours[name]["answers"]
+        assert vllm[name]["nll"] == pytest.approx(ours[name]["nll"], rel=1e-3, abs=1e-3)
+    answers = [ours[name]["answers"] for name in ("base", "tuned", "champion")]
+    assert answers[0] != answers[1] != answers[2]
+
+
+def test_an_images_tokens_become_the_one_that_vllm_expands() -> None:
+    assert vllm_engine.collapsed([1, 9, 9, 9, 2, 2, 9, 3], image=9) == [1, 9, 2, 2, 9, 3]

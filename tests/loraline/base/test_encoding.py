@@ -1,0 +1,225 @@
+import io
+from collections.abc import Sequence
+from itertools import cycle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_data import prefixing_base, profile
+from PIL import Image
+
+from loraline import records
+from loraline.answering import hf
+from loraline.base.encoding import IGNORED, Encoder, Row
+from loraline.base.load import load
+from loraline.base.locate import locate
+from loraline.errors import UserError
+from loraline.records import IMAGE, Record, from_prompt
+from loraline.training.rows import load_rows
+
+VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+ALL = ("mistral", *VISION)
+PIXELS = 28 * 28 * 6
+
+
+def modality(architecture: str) -> str:
+    return "text" if architecture == "mistral" else "vision"
+
+
+def drawing(width: int, height: int) -> bytes:
+    image = Image.new("RGB", (width, height), "white")
+    image.paste("black", (4, 4, width // 2, height // 2))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def encoder_of(folder, architecture: str) -> Encoder:
+    if architecture == "mistral":
+        return Encoder(folder, "text")
+    return Encoder(folder, "vision", min_pixels=28 * 28, max_pixels=PIXELS)
+
+
+def some_rows(encoder: Encoder, architecture: str):
+    """Rows of different lengths, and for vision different image sizes."""
+    asked = [("One?", "a"), ("What are the two of them, then?", "b + c + d"), ("x", "yes, it is")]
+    if architecture == "mistral":
+        records = [from_prompt("{question}", *pair) for pair in asked]
+    else:
+        sizes = [(28, 28), (168, 28), (56, 84)]
+        records = [
+            from_prompt(question, "", answer, drawing(*size))
+            for (question, answer), size in zip(asked, sizes, strict=True)
+        ]
+    return [encoder.encode(record) for record in records]
+
+
+@pytest.fixture(params=ALL)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_only_the_answer_and_its_end_are_predicted(tiny_base, architecture: str) -> None:
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    rows = some_rows(encoder, architecture)
+    for side in ("left", "right"):
+        labels = encoder.collate(rows, answers=True, side=side)["labels"]
+        wanted = ["a", "b + c + d", "yes, it is"]
+        for label, answer in zip(labels.tolist(), wanted, strict=True):
+            predicted = [token for token in label if token != IGNORED]
+            assert predicted[-1] == encoder.end
+            assert encoder.decode(predicted[:-1]) == answer
+
+
+def talk(turns: Sequence[str], images: tuple[bytes, ...] = ()) -> Record:
+    """A conversation of user and assistant by turns, an image before each of the first turns."""
+    shown = [
+        IMAGE if turn < 2 * len(images) and turn % 2 == 0 else "" for turn in range(len(turns))
+    ]
+    said = [image + text for image, text in zip(shown, turns, strict=True)]
+    return Record(tuple(zip(cycle(("user", "assistant")), said, strict=False)), images)
+
+
+def lessons(rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
+    """Each answer that is learnt, after what stands before it."""
+    found = [(row.prompt + row.answer, answer) for row in rows for answer in row.learnt]
+    return sorted((tokens[: answer.start], tokens[answer]) for tokens, answer in found)
+
+
+def asked_by_turns(encoder: Encoder, record: Record) -> list[tuple[list[int], list[int]]]:
+    """What a server sees at each turn, and the answer to it."""
+    turns = range(1, len(record.messages), 2)
+    rows = [encoder.encode(record.until(turn)) for turn in turns]
+    return sorted((row.prompt, row.answer) for row in rows)
+
+
+def test_every_answer_is_learnt_in_one_row(tiny_base, architecture: str) -> None:
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    images = () if architecture == "mistral" else (drawing(168, 28), drawing(56, 84))
+    record = talk(["One?", "a", "And the two of them?", "b + c", "x", "yes, it is"], images)
+    (row,) = encoder.conversation(record)
+    last = encoder.encode(record)
+    assert (row.prompt, row.answer, row.images) == (last.prompt, last.answer, images)
+    assert lessons([row]) == asked_by_turns(encoder, record)
+    answers = [encoder.decode((row.prompt + row.answer)[answer]) for answer in row.learnt]
+    assert answers == ["a", "b + c", "yes, it is"]
+
+
+TEXT = st.text(st.sampled_from("ab1 \n.é中"), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("base", ["mistral", "qwen3-vl"])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
+def test_an_answer_is_learnt_after_what_a_server_would_see(
+    tiny_base, base: str, pairs: list[tuple[str, str]]
+) -> None:
+    encoder = encoder_of(tiny_base(base), base)
+    record = talk([text for pair in pairs for text in pair])
+    assert lessons(encoder.conversation(record)) == asked_by_turns(encoder, record)
+
+
+def test_training_learns_every_answer(tiny_base, tmp_path) -> None:
+    folder = tiny_base("mistral")
+    for split in ("train", "validation"):
+        records.write(tmp_path / f"{split}.parquet", [talk(["q", "a", "r", "b"])] * 3)
+    (tmp_path / "prompt.txt").write_text("{question}")
+    recipe = profile("text", base=str(folder))
+    base = locate(str(folder), None)
+    _, _, rows, _ = load_rows(tmp_path, recipe, base)
+    for split in rows.values():
+        assert [len(row.learnt) for row in split] == [2, 2, 2]
+
+
+def test_an_answer_that_history_shows_in_another_way_has_a_row_of_its_own(tiny_base) -> None:
+    thinks = (
+        "{% for message in messages %}{% if message.role == 'user' %}{{ message.content }} = "
+        "{% else %}{% if loop.last %}(thought) {% endif %}{{ message.content }}</s>{% endif %}"
+        "{% endfor %}"
+    )
+    encoder = Encoder(tiny_base("mistral"), "text", chat_template=thinks)
+    record = talk(["one", "two", "; three", "four"])
+    rows = encoder.conversation(record)
+    assert [encoder.decode(row.prompt + row.answer) for row in rows] == [
+        "one = (thought) two",
+        "one = two; three = (thought) four",
+    ]
+    assert lessons(rows) == asked_by_turns(encoder, record)
+
+
+def test_prompt_and_answer_tokens_are_those_of_the_whole_conversation(
+    tiny_base, architecture: str
+) -> None:
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    row = some_rows(encoder, architecture)[0]
+    text = encoder.tokenizer.decode(row.prompt + row.answer)
+    if architecture == "mistral":
+        assert text == "<s>[INST] One? [/INST] a</s>"
+    else:
+        assert text == (
+            "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>One?<|im_end|>\n"
+            "<|im_start|>assistant\na<|im_end|>"
+        )
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_images_keep_to_the_pixel_limits(tiny_base, vision: str) -> None:
+    encoder = encoder_of(tiny_base(vision), vision)
+    huge = encoder.encode(from_prompt("q", "", "a", drawing(800, 600)))
+    batch = encoder.collate([huge], answers=False, side="left")
+    grid = batch["image_grid_thw"][0]
+    assert int(grid.prod()) * 14 * 14 <= PIXELS
+    assert batch["pixel_values"].shape[0] == int(grid.prod())
+    assert huge.prompt.count(encoder.processor.image_token_id) == int(grid.prod()) // 4
+
+
+def test_likelihood_does_not_depend_on_batch_or_padding(tiny_base, architecture: str) -> None:
+    folder = tiny_base(architecture)
+    encoder = encoder_of(folder, architecture)
+    model = load(
+        locate(str(folder), None), modality(architecture), quantize=False, dtype="float32"
+    ).eval()
+    rows = some_rows(encoder, architecture)
+
+    def nothing(units: int, remark: str) -> None:
+        pass
+
+    together = hf.negative_log_likelihoods(model, encoder, rows, nothing)
+    alone = [hf.negative_log_likelihoods(model, encoder, [row], nothing)[0] for row in rows]
+    assert together == pytest.approx(alone, rel=1e-5)
+    for row, found in zip(rows, alone, strict=True):
+        batch = encoder.collate([row], answers=True, side="right")
+        with torch.inference_mode():
+            loss = model(**batch).loss
+        assert found == pytest.approx(float(loss) * len(row.answer), rel=1e-5)
+    answers = hf.answers(model, encoder, rows, 8, nothing)
+    assert [answer.tokens for answer in answers] == [
+        hf.answers(model, encoder, [row], 8, nothing)[0].tokens for row in rows
+    ]
+
+
+def test_an_answer_begins_with_the_one_space_of_its_template(tmp_path) -> None:
+    encoder = Encoder(prefixing_base(tmp_path), "text")
+    record = talk(["What?", "Paris", "of France?", "is"])
+    (row,) = encoder.conversation(record)
+    whole = "<s>[INST] What? [/INST] Paris</s>[INST] of France? [/INST] is</s>"
+    assert row.prompt + row.answer == encoder.tokenizer(whole, add_special_tokens=False).input_ids
+    assert lessons([row]) == asked_by_turns(encoder, record)
+    assert encoder.tokenizer.convert_ids_to_tokens(row.answer) == ["\u2581is", "</s>"]
+
+
+def test_a_base_without_a_chat_template_gets_one(tiny_base, tmp_path) -> None:
+    encoder = Encoder(tiny_base("mistral"), "text")
+    encoder.tokenizer.chat_template = None
+    encoder.tokenizer.save_pretrained(tmp_path)
+    bare = Encoder(tmp_path, "text")
+    row = bare.encode(from_prompt("{question}", "One?", "a"))
+    assert bare.tokenizer.decode(row.prompt) == "<s>[INST] One? [/INST]"
+
+
+def test_a_template_that_does_not_end_the_answer_is_refused(tiny_base) -> None:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    encoder = Encoder(tiny_base("mistral"), "text", chat_template=template)
+    with pytest.raises(UserError, match="end it with </s>"):
+        encoder.encode(Record((("user", "q"), ("assistant", "a"))))

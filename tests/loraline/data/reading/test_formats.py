@@ -1,0 +1,291 @@
+"""Every format that rows come in, and the one record that each becomes."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_data import film, kept, picture, write_lines
+
+from loraline.data.checks import BadRow
+from loraline.data.reading import formats
+from loraline.data.reading.formats import Reading
+from loraline.errors import UserError
+from loraline.records import IMAGE, VIDEO
+
+ASKED = [("user", "Where?"), ("assistant", "Here.")]
+
+TEXT_ROWS = {
+    "messages": {
+        "messages": [
+            {"role": "user", "content": "Where?"},
+            {"role": "assistant", "content": "Here."},
+        ]
+    },
+    "conversations": {
+        "conversations": [{"from": "human", "value": "Where?"}, {"from": "gpt", "value": "Here."}]
+    },
+    "alpaca": {"instruction": "Where?", "input": "", "output": "Here."},
+    "prompt_completion": {"prompt": "Where?", "completion": "Here."},
+    "question_answer": {"question": "Where?", "answer": "Here."},
+}
+
+
+@pytest.mark.parametrize("name", TEXT_ROWS)
+def test_a_text_row_of_each_format_is_recognised_by_its_keys(name: str) -> None:
+    made = formats.draft(TEXT_ROWS[name], Reading(None))
+    assert (made.format, made.turns) == (name, ASKED)
+
+
+def test_alpacas_input_follows_its_instruction() -> None:
+    row = {"instruction": "Translate.", "input": "Haus", "output": "house", "system": "Be brief."}
+    made = formats.draft(row, Reading(None))
+    assert made.turns == [
+        ("system", "Be brief."),
+        ("user", "Translate.\nHaus"),
+        ("assistant", "house"),
+    ]
+
+
+def test_history_comes_before_the_question() -> None:
+    row = {"query": "And now?", "response": "Now too.", "history": [["Where?", "Here."]]}
+    made = formats.draft(row, Reading(None))
+    assert made.turns == [*ASKED, ("user", "And now?"), ("assistant", "Now too.")]
+
+
+def test_prompt_and_completion_may_be_lists_of_messages() -> None:
+    turns = TEXT_ROWS["messages"]["messages"]
+    made = formats.draft({"prompt": turns[:1], "completion": turns[1:]}, Reading(None))
+    assert (made.format, made.turns) == ("messages", ASKED)
+
+
+def test_the_prompt_goes_around_single_questions_and_not_around_conversations() -> None:
+    how = Reading("Say it: {question}")
+    assert formats.draft(TEXT_ROWS["question_answer"], how).turns[0] == ("user", "Say it: Where?")
+    assert formats.draft(TEXT_ROWS["messages"], how).turns[0] == ("user", "Where?")
+
+
+def test_a_prompt_without_a_place_for_the_question_is_refused() -> None:
+    with pytest.raises(UserError, match=r"must contain \{question\}"):
+        formats.draft(TEXT_ROWS["question_answer"], Reading("Say it."))
+
+
+def test_columns_go_by_the_names_that_the_registry_gives_them() -> None:
+    how = Reading(None, {"question": "ask", "answer": "reply"})
+    assert formats.draft({"ask": "Where?", "reply": "Here."}, how).turns == ASKED
+
+
+def test_a_column_that_the_registry_names_and_no_row_has_is_said() -> None:
+    how = Reading(None, {"question": "aks"})
+    with pytest.raises(BadRow, match="has no column 'aks', which `columns` names for question"):
+        formats.draft({"question": "Where?", "answer": "Here.", "ask": "Why?"}, how)
+
+
+def test_parts_of_a_message_become_tags_and_media() -> None:
+    data = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+    content = [
+        {"type": "text", "text": "Compare "},
+        {"type": "image_url", "image_url": {"url": data}},
+        {"type": "text", "text": " with "},
+        {"type": "image", "image": "b.png"},
+    ]
+    row = {
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "x"}]
+    }
+    made = formats.draft(row, Reading(None))
+    assert made.turns[0] == ("user", f"Compare {IMAGE} with {IMAGE}")
+    assert made.images == [data, "b.png"]
+
+
+@pytest.mark.parametrize("key", ["file_name", "image", "images"])
+def test_an_image_with_text_is_asked_with_the_prompt(key: str) -> None:
+    value = ["a.png"] if key == "images" else "a.png"
+    made = formats.draft({key: value, "text": "a cat"}, Reading("What is it?"))
+    assert made.format == "pairs"
+    assert made.turns == [("user", f"{IMAGE}What is it?"), ("assistant", "a cat")]
+
+
+def test_several_images_of_a_question_stand_before_it() -> None:
+    row = {"question": "Which?", "answer": "both", "images": ["a.png", "b.png"]}
+    assert formats.draft(row, Reading(None)).turns[0] == ("user", f"{IMAGE}{IMAGE}Which?")
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({}, "found nothing"),
+        ({"question": "a"}, "expected strings question and answer, found question"),
+        ({"instruction": "a", "output": 3}, "expected strings instruction and output"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+        ({"messages": []}, "messages holds no turns"),
+        ({"messages": ["x"]}, "a turn of messages is not an object"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content of a user turn is not text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
+            "a part of type 'audio'",
+        ),
+        ({"image": 3, "text": "x"}, "neither a path nor its content"),
+        ("text", "expected an object with named fields, found str"),
+    ],
+)
+def test_a_row_of_no_format_says_what_was_expected(row: object, told: str) -> None:
+    with pytest.raises(BadRow, match=told) as bad:
+        formats.draft(row, Reading("p"))
+    assert bad.value.check in ("format", "roles")
+
+
+ROWS = [{"question": f"What is {n}?", "answer": f'"{n}", they say, und ähnlich'} for n in range(40)]
+
+
+def write_rows(folder: Path, kind: str) -> Path:
+    folder.mkdir()
+    file = folder / f"data.{kind}"
+    if kind == "jsonl":
+        write_lines(file, ROWS)
+    elif kind == "json":
+        file.write_text(json.dumps(ROWS, indent=1))
+    elif kind in ("csv", "tsv"):
+        with file.open("w", newline="") as text:
+            writer = csv.DictWriter(text, ROWS[0], delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    elif kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(ROWS), file, row_group_size=7)
+    elif kind == "tar":
+        with tarfile.open(file, "w") as archive:
+            for number, row in enumerate(ROWS):
+                add(archive, f"{number:03}.json", json.dumps(row).encode())
+    return folder
+
+
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "parquet", "tar"])
+def test_rows_are_the_same_from_every_kind_of_file(kind: str, tmp_path: Path, prepare) -> None:
+    merged = prepare(write_rows(tmp_path / "data", kind), size=300)
+    expected = [(("user", row["question"]), ("assistant", row["answer"])) for row in ROWS]
+    assert [record.messages for record in kept(merged)] == expected
+    assert merged.formats == {"question_answer": 40}
+
+
+def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path, prepare) -> None:
+    write_lines(tmp_path / "data" / "data.json", ROWS)
+    assert len(kept(prepare(tmp_path / "data"))) == 40
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"question,question,answer\na,b,c\n", "has two columns named 'question'"),
+        ("question,answer\na,b\n".encode("utf-16"), "is not UTF-8"),
+        (b"question;answer\na;b\n", "are separated by ',', here they seem to be by ';'"),
+    ],
+)
+def test_a_header_by_which_no_row_can_be_told_is_refused(
+    content: bytes, told: str, tmp_path: Path, prepare
+) -> None:
+    (tmp_path / "data.csv").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        prepare(tmp_path)
+
+
+def test_an_image_folder_has_a_metadata_file(tmp_path: Path, prepare) -> None:
+    folder = tmp_path / "data"
+    write_lines(folder / "metadata.jsonl", [{"file_name": "a/0.png", "text": "zero"}])
+    (folder / "a").mkdir()
+    (folder / "a" / "0.png").write_bytes(picture())
+    (folder / "prompt.txt").write_text("What is it?")
+    (record,) = kept(prepare(folder, modality="vision"))
+    assert record.images == (picture(),)
+
+
+def test_a_tar_shard_holds_samples_by_name(tmp_path: Path, prepare) -> None:
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "shard-000.tar", "w") as archive:
+        for number in range(3):
+            add(archive, f"s/{number}.txt", f"number {number}".encode())
+            add(archive, f"s/{number}.png", picture(number))
+        turns = [
+            {"from": "human", "value": f"{IMAGE}{IMAGE}Same?"},
+            {"from": "gpt", "value": "no"},
+        ]
+        row = {"conversations": turns, "images": ["x.0.png", "x.1.png"]}
+        add(archive, "s/x.json", json.dumps(row).encode())
+        add(archive, "s/x.0.png", picture(7))
+        add(archive, "s/x.1.png", picture(8))
+    (tmp_path / "data" / "prompt.txt").write_text("What is it?")
+    merged = prepare(tmp_path / "data", modality="vision")
+    assert [len(record.images) for record in kept(merged)] == [1, 1, 1, 2]
+    assert kept(merged)[3].images == (picture(7), picture(8))
+    assert merged.formats == {"pairs": 3, "conversations": 1}
+
+
+def test_parquet_holds_images_as_hugging_face_writes_them(tmp_path: Path, prepare) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"image": {"bytes": picture(n), "path": f"{n}.png"}, "text": str(n)} for n in range(3)]
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "train.parquet")
+    (tmp_path / "data" / "prompt.txt").write_text("Read.")
+    merged = prepare(tmp_path / "data", modality="vision")
+    assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(3)]
+
+
+def test_text_images_and_videos_mix_in_one_set_of_many_turns(tmp_path: Path, prepare) -> None:
+    folder = tmp_path / "data"
+    (folder).mkdir()
+    (folder / "a.png").write_bytes(picture(1))
+    (folder / "b.png").write_bytes(picture(2))
+    (folder / "c.mp4").write_bytes(film())
+
+    def turns(*said: str) -> list[dict[str, str]]:
+        return [{"from": "gpt" if i % 2 else "human", "value": s} for i, s in enumerate(said)]
+
+    rows = [
+        {"conversations": turns("Hello", "Hi", "How are you?", "Well.")},
+        {
+            "conversations": turns(f"{IMAGE}What?", "A cat.", f"And {IMAGE}?", "A dog."),
+            "images": ["a.png", "b.png"],
+        },
+        {"conversations": turns(f"{VIDEO}What happens?", "It grows lighter."), "video": "c.mp4"},
+    ]
+    write_lines(folder / "data.jsonl", rows)
+    text, images, video = kept(prepare(folder, modality="vision"))
+    assert [role for role, _ in text.messages] == ["user", "assistant"] * 2
+    assert len(images.images) == 2
+    assert [part["type"] for part in images.prompt()[0]["content"]] == ["image", "text"]
+    assert len(video.videos[0].frames) == 6
+    assert video.videos[0].fps == pytest.approx(2.0)
+
+
+KEYS = """messages conversations role content from value type text image images video question
+answer instruction output history system objects image_url url prompt completion input"""
+keys = st.sampled_from(KEYS.split())
+leaves = st.none() | st.booleans() | st.integers() | st.sampled_from(["user", "gpt", "image", ""])
+rows = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=5)
+)
+
+
+@given(rows)
+@settings(max_examples=300)
+def test_whatever_a_row_holds_it_is_a_draft_or_a_bad_row(row: object) -> None:
+    with contextlib.suppress(BadRow):
+        made = formats.draft(row, Reading("Look: {question}"))
+        assert all(isinstance(text, str) for turn in made.turns for text in turn)

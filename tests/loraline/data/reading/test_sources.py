@@ -1,0 +1,260 @@
+"""Sources by URI, alone and together; S3 has a file of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from made_data import kept, picture, write_lines
+
+from loraline.data.reading import sources
+from loraline.data.reading.sources import Entry
+from loraline.errors import TryAgain, UserError
+
+ROWS = [{"question": f"What is {n}?", "answer": f"it is {n}"} for n in range(20)]
+
+
+def questions(merged) -> list[str]:
+    return [record.question for record in kept(merged)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("data", Entry(uri="data")),
+        ("data%50", Entry(uri="data", sample="%50")),
+        ("s3://b/p/#2000*0.5", Entry(uri="s3://b/p/", sample="#2000", weight=0.5)),
+        ("hf://o/n@v1:train%1.5", Entry(uri="hf://o/n@v1:train", sample="%1.5")),
+        ("mlflow://0a1b*3", Entry(uri="mlflow://0a1b", weight=3)),
+    ],
+)
+def test_a_flag_may_carry_a_sample_and_a_weight(flag: str, expected: Entry) -> None:
+    assert sources.entries([flag]) == [expected]
+
+
+def test_a_folder_that_is_named_like_a_sample_is_a_folder(tmp_path: Path) -> None:
+    write_lines(tmp_path / "batch#12" / "data.jsonl", ROWS)
+    (entry,) = sources.entries([str(tmp_path / "batch#12")])
+    assert entry.sample == ""
+
+
+@pytest.mark.parametrize("flag", ["data%0", "data%101", "data*0", "data#0"])
+def test_a_sample_or_weight_of_nothing_is_refused(flag: str) -> None:
+    with pytest.raises(UserError, match=r"--data .* (is not (between|above) 0|of no rows)"):
+        sources.entries([flag])
+
+
+def test_a_registry_names_sources_and_says_more_than_flags(
+    tmp_path: Path, prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "one.jsonl", [{"ask": f"q{n}", "reply": f"a{n}"} for n in range(9)])
+    write_lines(tmp_path / "other.jsonl", ROWS)
+    registry = {
+        "support": {"uri": "one.jsonl", "columns": {"question": "ask", "answer": "reply"}},
+        "faq": {"uri": "other.jsonl", "sample": "#3", "split": "train"},
+        "plain": "other.jsonl",
+    }
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(registry))
+    assert len(kept(prepare("support"))) == 9
+    merged = prepare("support#4", "faq")
+    assert merged.formats["question_answer"] == 29
+    assert len(kept(merged)) == 7
+    # All of a registry: the plain one repeats what the sampled one has.
+    everything = prepare("datasets.yaml")
+    assert len(kept(everything)) == 29
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("a: [", "is not valid YAML"),
+        ("", "must hold names of datasets"),
+        ("a: {url: b}", r"dataset 'a', key 'uri': field required \(keys: uri, sample"),
+        ("a: {uri: b, smaple: 3}", "key 'smaple': extra inputs are not permitted"),
+        ("a: {uri: b, sample: half}", "key 'sample': string should match pattern"),
+        ("a: {uri: b, weight: -1}", "key 'weight': input should be greater than 0"),
+        ("a: {uri: b, boxes: inches}", "key 'boxes': input should be 'pixels', 'unit'"),
+    ],
+)
+def test_a_registry_that_says_nonsense_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "all.yaml").write_text(content)
+    with pytest.raises(UserError, match=told):
+        sources.entries([str(tmp_path / "all.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        (
+            "ftp://x/y",
+            r"unknown source ftp://; accepted: a path, s3://, hf://, dvc:// or mlflow://",
+        ),
+        ("nowhere", "'nowhere' is not a folder or a file"),
+        ("README.md", "is not a data file; accepted: .jsonl"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(uri: str, told: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[4])
+    with pytest.raises(UserError, match=told):
+        sources.locate(Entry(uri=uri), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("data/train-00000-of-00004.parquet", "train"),
+        ("val.csv", "validation"),
+        ("dev_clean.jsonl", "validation"),
+        ("test/part.tar", "test"),
+        ("test.parquet/00000.parquet", "test"),
+        ("training_notes/x.jsonl", "train"),
+        ("latest.jsonl", None),
+        ("metadata.jsonl", None),
+    ],
+)
+def test_splits_are_told_by_names(name: str, split: str | None) -> None:
+    assert sources.split_of(name) == split
+
+
+def test_only_the_topmost_data_files_are_read(tmp_path: Path, prepare) -> None:
+    data = tmp_path / "data"
+    write_lines(data / "rows.jsonl", ROWS[:3])
+    write_lines(data / "old" / "rows.jsonl", ROWS)
+    write_lines(data / ".cache" / "rows.jsonl", ROWS)
+    (data / "old" / "more.jsonl.gz").write_bytes(b"")
+    (data / "dataset_info.json").write_text("{}")
+    assert len(kept(prepare(data))) == 3
+
+
+@pytest.mark.parametrize("name", ["more.jsonl.gz", "more.ndjson", "x.tar.gz"])
+def test_files_that_hold_rows_and_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=f"holds {name}, which would not be read"):
+        sources.locate(Entry(uri=str(tmp_path)), tmp_path)
+
+
+def test_a_linked_data_file_outside_of_the_folder_is_not_read(tmp_path: Path, prepare) -> None:
+    write_lines(tmp_path / "secret.jsonl", ROWS)
+    write_lines(tmp_path / "data" / "rows.jsonl", ROWS[:3])
+    (tmp_path / "data" / "more.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    assert len(kept(prepare(tmp_path / "data"))) == 3
+
+
+def test_a_folder_that_load_dataset_reads_is_a_hugging_face_source(
+    tmp_path: Path, prepare, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for split in ("train", "test"):
+        write_lines(tmp_path / "hub" / f"{split}.jsonl", ROWS[:5] if split == "test" else ROWS[5:])
+    merged = prepare(f"hf://{tmp_path}/hub")
+    assert len(kept(merged)) == 20
+    assert merged.rows["test"] == 5
+    assert questions(prepare(f"hf://{tmp_path}/hub:test")) == [row["question"] for row in ROWS[:5]]
+
+
+def test_a_folder_that_datasets_saved_is_a_hugging_face_source(tmp_path: Path, prepare) -> None:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    rows = [{"image": {"bytes": picture(n), "path": None}, "text": str(n)} for n in range(6)]
+    saved = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "saved")
+    (tmp_path / "prompt.txt").write_text("Read.")
+    merged = prepare(
+        f"hf://{tmp_path}/saved:train",
+        modality="vision",
+        prompt=str(tmp_path / "prompt.txt"),
+        size=200,
+        workers=2,
+    )
+    assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(6)]
+
+
+def test_a_hugging_face_row_names_no_file_outside_of_its_folder(tmp_path: Path, prepare) -> None:
+    import datasets
+
+    (tmp_path / "secret.png").write_bytes(picture(1))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "own.png").write_bytes(picture(2))
+    rows = [{"image": str(tmp_path / "secret.png"), "text": "a"}, {"image": "own.png", "text": "b"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (tmp_path / "prompt.txt").write_text("Read.")
+    merged = prepare(
+        f"hf://{tmp_path}/saved",
+        modality="vision",
+        prompt=str(tmp_path / "prompt.txt"),
+        on=("media_missing=drop",),
+    )
+    assert [record.images[0] for record in kept(merged)] == [picture(2)]
+    assert merged.counts == {"media_missing drop": 1}
+
+
+def test_a_hub_dataset_that_cannot_be_had_is_said(tmp_path: Path) -> None:
+    with pytest.raises((UserError, TryAgain), match="hf://nobody/nothing"):
+        sources.locate(Entry(uri="hf://nobody/nothing"), tmp_path)
+
+
+def test_a_folder_of_datasets_that_is_not_there_is_not_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="/gone is no folder here"):
+        sources.locate(Entry(uri=f"hf://{tmp_path}/gone"), tmp_path)
+
+
+def test_a_split_that_is_not_there_is_said_with_those_that_are(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    saved.save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="has no split 'eval', it has train"):
+        sources.locate(Entry(uri=f"hf://{tmp_path}/saved:eval"), tmp_path)
+
+
+def git(folder: Path, *words: str) -> None:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository with two versions of a folder of rows."""
+    pytest.importorskip("dvc.api", reason="DVC is an extra: pip install '.[dvc]'")
+    from dvc.repo import Repo
+
+    folder = tmp_path_factory.mktemp("repository")
+    git(folder, "init")
+    repo = Repo.init(str(folder))
+    for version, count in (("v1", 5), ("v2", 8)):
+        write_lines(folder / "text" / "rows.jsonl", ROWS[:count])
+        repo.add(str(folder / "text"))
+        git(folder, "add", "-A")
+        git(folder, "commit", "-m", version)
+        git(folder, "tag", version)
+    repo.close()
+    return folder
+
+
+@pytest.mark.parametrize(("revision", "rows"), [("@v1", 5), ("@v2", 8), ("", 8)])
+def test_a_dvc_repository_is_read_at_a_revision(
+    revision: str, rows: int, repository: Path, prepare
+) -> None:
+    assert len(kept(prepare(f"dvc://{repository}{revision}:text"))) == rows
+    assert len(kept(prepare(f"dvc://{repository}{revision}:text/rows.jsonl"))) == rows
+
+
+@pytest.mark.parametrize("rest", ["@v9:text", ":nothing", "/gone:text"])
+def test_a_dvc_path_that_is_not_there_is_said(rest: str, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dvc://.* cannot be fetched"):
+        sources.locate(Entry(uri=f"dvc://{repository}{rest}"), tmp_path / "cache")
+
+
+def test_dvc_that_is_not_installed_is_said(tmp_path: Path, monkeypatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "dvc.api", None)
+    with pytest.raises(UserError, match=r"needs DVC; install"):
+        sources.locate(Entry(uri=f"dvc://{tmp_path}:text"), tmp_path / "cache")

@@ -1,0 +1,290 @@
+"""The same data make the same dataset, however they are read; splits share nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_data import kept, picture, profile, write_lines
+
+from loraline import records
+from loraline.data import checks, dataset, parts, shards, workplace
+from loraline.data.reading import media
+from loraline.errors import TryAgain, UserError
+
+ROWS = [
+    {"question": f"What is {n}?", "answer": f"it is {n % 60}", "page": n // 5} for n in range(90)
+]
+
+words = st.text("abc ", min_size=1, max_size=6).filter(str.strip)
+row_lists = st.lists(
+    st.fixed_dictionaries({"question": words, "answer": words}), min_size=1, max_size=40
+)
+quick = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@quick
+@given(row_lists, st.integers(20, 200))
+def test_cutting_the_data_elsewhere_changes_nothing(tmp_path, prepare, rows, size: int) -> None:
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    whole, cut = prepare(data), prepare(data, size=size)
+    assert dataset.digest(whole) == dataset.digest(cut)
+    assert kept(whole) == kept(cut)
+    assert whole.counts == cut.counts
+    # Examples of a check come in the order of the rows, with the same line numbers.
+    assert [e["place"] for e in whole.examples] == [e["place"] for e in cut.examples]
+
+
+def test_any_number_of_workers_makes_the_same_dataset(tmp_path, prepare) -> None:
+    rows = [*ROWS, '{"question": "cut', {"question": "no answer", "answer": ""}, *ROWS[:9]]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    on = ("unreadable=drop", "empty=drop")
+    one, three = prepare(data, on=on), prepare(data, on=on, size=500, workers=3)
+    assert len(three.work.parts) > 5
+    assert dataset.digest(one) == dataset.digest(three)
+    assert (one.counts, one.examples) == (three.counts, three.examples)
+
+
+@quick
+@given(row_lists)
+def test_no_answer_stands_in_two_splits(tmp_path, prepare, rows) -> None:
+    merged = prepare(write_lines(tmp_path / "data.jsonl", rows))
+    where: dict[str, set[int]] = {}
+    for index in (merged.copies > 0).nonzero()[0].tolist():
+        where.setdefault(merged.record(index).answer, set()).add(int(merged.split[index]))
+    assert all(len(splits) == 1 for splits in where.values())
+
+
+@quick
+@given(row_lists, row_lists)
+def test_a_row_stays_in_its_split_when_others_are_added(tmp_path, prepare, rows, more) -> None:
+    def splits(merged) -> dict[str, int]:
+        return {merged.record(i).answer: int(merged.split[i]) for i in range(len(merged.split))}
+
+    before = splits(prepare(write_lines(tmp_path / "data.jsonl", rows)))
+    after = splits(prepare(write_lines(tmp_path / "data.jsonl", [*rows, *more])))
+    assert before.items() <= after.items()
+
+
+def test_a_column_keeps_its_rows_together(tmp_path, prepare) -> None:
+    merged = prepare(write_lines(tmp_path / "data.jsonl", ROWS), group_by="page")
+    assert all(merged.rows.values())
+    for page in range(18):
+        assert len(set(merged.split[page * 5 : page * 5 + 5].tolist())) == 1
+
+
+def test_rows_split_each_by_itself_when_asked(tmp_path, prepare) -> None:
+    rows = [{"question": f"is it {n}?", "answer": "yes"} for n in range(60)]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    with pytest.raises(UserError, match="no rows for"):
+        dataset.refuse_empty(prepare(data))
+    assert all(prepare(data, group_by="row").rows.values())
+
+
+def test_a_missing_column_to_group_by_is_said(tmp_path, prepare) -> None:
+    merged = prepare(write_lines(tmp_path / "data.jsonl", ROWS[:2]), group_by="patient")
+    with pytest.raises(UserError, match="column 'patient' of --group-by is missing"):
+        dataset.refuse(merged.examples)
+
+
+def test_rows_that_show_the_same_image_stay_together(tmp_path, prepare) -> None:
+    rows = []
+    for number in range(12):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+        rows += [
+            {"image": f"{number}.png", "question": f"q{i}", "answer": f"a{number} {i}"}
+            for i in range(5)
+        ]
+    merged = prepare(write_lines(tmp_path / "data.jsonl", rows), modality="vision", group_by="row")
+    assert len(set(merged.split.tolist())) > 1
+    for number in range(12):
+        assert len(set(merged.split[number * 5 : number * 5 + 5].tolist())) == 1
+    assert "leaks drop" not in merged.counts
+
+
+def test_splits_that_no_file_names_are_taken_from_train(tmp_path, prepare) -> None:
+    write_lines(tmp_path / "data" / "train.jsonl", ROWS)
+    write_lines(tmp_path / "data" / "test.jsonl", [{"question": "held", "answer": "out"}])
+    merged = prepare(tmp_path / "data")
+    assert merged.rows["test"] == 1
+    assert 0 < merged.rows["validation"] < 30
+    assert sum(merged.rows.values()) == 91
+
+
+def test_files_with_and_without_a_split_do_not_mix(tmp_path, prepare) -> None:
+    for name in ("train", "extra"):
+        write_lines(tmp_path / "data" / f"{name}.jsonl", ROWS[:3])
+    with pytest.raises(UserError, match=r"holds extra\.jsonl beside files named after splits"):
+        prepare(tmp_path / "data")
+
+
+def test_a_sample_of_half_takes_the_same_half_every_time(tmp_path, prepare) -> None:
+    data = write_lines(tmp_path / "data.jsonl", ROWS)
+    half = {record.question for record in kept(prepare(f"{data}%50"))}
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
+    again = write_lines(tmp_path / "data.jsonl", shuffled)
+    assert {record.question for record in kept(prepare(f"{again}%50"))} == half
+    assert 25 < len(half) < 65
+
+
+def test_a_sample_of_twenty_takes_twenty(tmp_path, prepare) -> None:
+    data = write_lines(tmp_path / "data.jsonl", ROWS)
+    merged = prepare(f"{data}#20", size=300)
+    assert (len(kept(merged)), merged.counts["sample out"]) == (20, 70)
+    assert len(kept(prepare(f"{data}#2000"))) == 90
+
+
+def test_a_weight_repeats_training_rows_and_no_others(tmp_path, prepare) -> None:
+    one = write_lines(tmp_path / "one.jsonl", ROWS)
+    other = write_lines(tmp_path / "other.jsonl", [{"question": "o", "answer": "p"}])
+    plain, heavy, light = (prepare(f"{one}{w}", other) for w in ("", "*2.5", "*0.5"))
+    train = plain.rows["train"]
+    assert heavy.rows["validation"] == plain.rows["validation"]
+    assert heavy.rows["test"] == plain.rows["test"]
+    assert 2 * train < heavy.rows["train"] < 3 * train
+    assert 0 < light.rows["train"] < train
+    assert light.counts["weight out"] == train - light.rows["train"]
+
+
+def written(merged, folder: Path) -> dict[str, list[records.Record]]:
+    folder.mkdir()
+    shards.write(merged, folder)
+    return {split: records.read(folder / f"{split}.parquet") for split in records.SPLITS}
+
+
+def test_shards_hold_each_row_of_its_split_as_often_as_it_weighs(
+    tmp_path, prepare, monkeypatch
+) -> None:
+    monkeypatch.setattr(shards, "GROUP", 200)
+    monkeypatch.setattr(shards, "SHARD", 600)
+    data = write_lines(tmp_path / "data.jsonl", ROWS)
+    merged = prepare(f"{data}*2", size=400)
+    found = written(merged, tmp_path / "shards")
+    assert len(list((tmp_path / "shards" / "train.parquet").iterdir())) > 1
+    assert {split: len(rows) for split, rows in found.items()} == merged.rows
+    assert set(Counter(found["train"]).values()) == {2}
+    assert set(Counter(found["test"]).values()) == {1}
+
+
+def test_a_split_without_rows_has_an_empty_shard(tmp_path, prepare) -> None:
+    merged = prepare(write_lines(tmp_path / "train.jsonl", ROWS[:1]))
+    found = written(merged, tmp_path / "shards")
+    assert [len(rows) for rows in found.values()] == list(merged.rows.values())
+
+
+def test_the_digest_goes_by_rows_media_prompt_and_settings(tmp_path, prepare) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    data = write_lines(tmp_path / "data.jsonl", [{"image": "a.png", "text": "a"}])
+    (tmp_path / "prompt.txt").write_text("What?")
+    (tmp_path / "other.txt").write_text("Which?")
+
+    def digest(**options) -> str:
+        return dataset.digest(prepare(data, modality="vision", **options))
+
+    found = [digest(), digest(prompt=str(tmp_path / "other.txt")), digest(limit=("fps=1",))]
+    (tmp_path / "a.png").write_bytes(picture(2))
+    found.append(digest())
+    write_lines(data, [{"image": "a.png", "text": "b"}])
+    found.append(digest())
+    assert len(set(found)) == 5
+
+
+def test_the_digest_knows_no_places(tmp_path, prepare) -> None:
+    digests = set()
+    for place in ("here", "there/else"):
+        data = write_lines(tmp_path / place / "data.jsonl", ROWS)
+        digests.add(dataset.digest(prepare(data.parent)))
+    assert len(digests) == 1
+
+
+def asked(data: Path) -> workplace.Request:
+    return workplace.Request((str(data),), None, "answer", checks.policy(), media.limits())
+
+
+def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(workplace, "TEXT_PART", 600)
+    data = write_lines(tmp_path / "data.jsonl", ROWS)
+    make, made = parts.make, []
+
+    def cut_off_once(work, part) -> None:
+        if part.number == 3 and 4 not in made:
+            made.append(4)
+            raise KeyboardInterrupt
+        made.append(part.number)
+        make(work, part)
+
+    def run() -> dataset.Dataset:
+        with workplace.folder(asked(data), profile()) as place:
+            work, _ = workplace.plan(asked(data), profile(), None, place)
+            merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
+            assert len(kept(merged)) == 90
+            return merged
+
+    monkeypatch.setattr(parts, "make", cut_off_once)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    made.clear()
+    made.append(4)
+    merged = run()
+    assert made == [4, *range(3, len(merged.work.parts))]
+    assert not merged.work.folder.exists()
+
+
+def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = tmp_path / "data.jsonl"
+    for rows in (ROWS, [{**row, "question": row["question"][::-1]} for row in ROWS]):
+        write_lines(data, rows)
+        with (
+            pytest.raises(KeyboardInterrupt),
+            workplace.folder(asked(data), profile()) as place,
+        ):
+            work, _ = workplace.plan(asked(data), profile(), None, place)
+            merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
+            assert kept(merged)[0].question == rows[0]["question"]
+            raise KeyboardInterrupt
+
+
+def test_a_worker_that_is_killed_is_try_again(tmp_path, prepare, monkeypatch) -> None:
+    data = write_lines(tmp_path / "data.jsonl", ROWS * 40)
+
+    def kill() -> None:
+        while not (children := multiprocessing.active_children()):
+            time.sleep(0.05)
+        os.kill(children[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(TryAgain, match="a worker process was killed, most likely for memory"):
+        prepare(data, size=500, workers=2)
+    killer.join()
+    assert not multiprocessing.active_children()
+
+
+def test_two_runs_with_the_same_choices_do_not_meet(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    same = asked(tmp_path)
+    with (
+        workplace.folder(same, profile()),
+        pytest.raises(TryAgain, match="another prepare_data with the same choices"),
+        workplace.folder(same, profile()),
+    ):
+        pass
+
+
+def test_choices_that_differ_share_nothing(tmp_path, prepare) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [*ROWS, {"question": "x", "answer": " "}])
+    assert prepare(data, on=("empty=drop",)).counts == {"empty drop": 1}
+    assert prepare(data).counts == {"empty fail": 1}

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loraline.delivery import cluster as delivery_cluster
+from loraline.delivery.checkout import commit
+from loraline.errors import TryAgain, UserError
+
+VERSION = {"loraline/registered-version": "models:/tiny-lora/3"}
+DEPLOYMENT = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "lora-tiny-lora", "annotations": VERSION},
+}
+VALUES = {"servingEngineSpec": {"modelSpec": [{"name": "tiny-lora", "annotations": VERSION}]}}
+
+Git = Callable[..., str]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    file = tmp_path / "vllm.yaml"
+    file.write_text(yaml.safe_dump(DEPLOYMENT))
+    return file
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkout"
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    for key in ("name", "email"):
+        subprocess.run(["git", "-C", folder, "config", f"user.{key}", "a@example.org"], check=True)
+    return folder
+
+
+@pytest.fixture
+def git(checkout: Path) -> Git:
+    return lambda *words: subprocess.check_output(["git", "-C", checkout, *words], text=True)
+
+
+@pytest.mark.parametrize("content", [DEPLOYMENT, VALUES], ids=["objects", "values"])
+def test_the_commit_names_the_version(
+    content: Any, manifest: Path, checkout: Path, git: Git
+) -> None:
+    manifest.write_text(yaml.safe_dump(content))
+    assert "is in commit" in commit(manifest, checkout)
+    assert git("log", "--format=%s") == "Serve models:/tiny-lora/3\n"
+    assert git("status", "--porcelain") == ""
+    assert "is committed already" in commit(manifest, checkout)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_changes_of_someone_else_are_not_overwritten(
+    known: bool, manifest: Path, checkout: Path, git: Git
+) -> None:
+    target = checkout / "lora-tiny-lora.yaml"
+    if known:
+        commit(manifest, checkout)
+    target.write_text("an edit\n")
+    with pytest.raises(UserError, match=f"{target} has changes that are not committed"):
+        commit(manifest, checkout)
+    assert target.read_text() == "an edit\n"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hook_that_refuses_leaves_the_checkout_as_it_was(
+    known: bool, manifest: Path, checkout: Path, git: Git
+) -> None:
+    if known:
+        commit(manifest, checkout)
+        manifest.write_text(manifest.read_text() + "spec: {}\n")
+    hook = checkout / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho 'the linter says no' >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(UserError, match="git commit failed: the linter says no"):
+        commit(manifest, checkout)
+    assert git("status", "--porcelain") == ""
+
+
+def test_git_is_told_in_its_reason_not_in_its_advice(
+    manifest: Path, checkout: Path, git: Git
+) -> None:
+    (checkout / ".git" / "index.lock").touch()
+    with pytest.raises(UserError, match=r"Unable to create '.*/index\.lock': File exists"):
+        commit(manifest, checkout)
+    (checkout / ".git" / "index.lock").unlink()
+    (checkout / ".gitignore").write_text("*.yaml\n")
+    with pytest.raises(UserError, match=r"ignored by one of your \.gitignore files: lora-tiny"):
+        commit(manifest, checkout)
+    assert not (checkout / "lora-tiny-lora.yaml").exists()
+
+
+def kubeconfig(file: Path, user: dict[str, str], **cluster: str) -> Path:
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:9", **cluster}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": user}],
+        "current-context": "c",
+    }
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[1]", "{", "words", "current-context: ''\nclusters: []\ncontexts: []\nusers: []"],
+)
+def test_a_kubeconfig_without_a_cluster_is_named(
+    content: str | None, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "config"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(UserError, match=f"finds no cluster in kubeconfig {file}: ") as error:
+        delivery_cluster.apply(manifest, print)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cluster_that_does_not_answer_is_named_with_the_reason(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", {})))
+    with pytest.raises(TryAgain, match=r"https://127\.0\.0\.1:9 does not answer: .*refused"):
+        delivery_cluster.apply(manifest, print)
+
+
+def test_a_key_that_is_none_is_no_matter_of_time(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("certificate", "key"):
+        (tmp_path / name).write_text("no PEM")
+    user = {f"client-{name}": str(tmp_path / name) for name in ("certificate", "key")}
+    with socket.socket() as cluster:
+        cluster.bind(("127.0.0.1", 0))
+        cluster.listen()
+        server = f"https://127.0.0.1:{cluster.getsockname()[1]}"
+        file = kubeconfig(tmp_path / "config", user, server=server)
+        monkeypatch.setenv("KUBECONFIG", str(file))
+        with pytest.raises(UserError, match=f"{server} does not take the kubeconfig's keys: .*PEM"):
+            delivery_cluster.apply(manifest, print)
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL"])
+def test_a_pod_that_has_to_fetch_needs_a_store(variable: str) -> None:
+    fetching = {"name": "fetch-adapter", "env": [{"name": variable, "value": "http://mlflow"}]}
+    pod = {"initContainers": [fetching]}
+    deployment = {"spec": {"template": {"spec": pod}}}
+    assert delivery_cluster.knows_store(deployment) == (variable == "MLFLOW_TRACKING_URI")
+
+
+def claim(mode: str) -> dict[str, Any]:
+    return {
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "lora-tiny-lora"},
+        "spec": {"accessModes": [mode]},
+    }
+
+
+def test_a_claim_that_would_have_to_change_is_told_with_what_to_do() -> None:
+    one, several = claim("ReadWriteOnce"), claim("ReadWriteMany")
+    with pytest.raises(UserError) as error:
+        delivery_cluster.check_claims([several, DEPLOYMENT], [one, DEPLOYMENT])
+    assert "lora-tiny-lora is ReadWriteOnce, this number of replicas needs ReadWriteMany" in (
+        str(error.value)
+    )
+    assert "--base-volume" in str(error.value) and "delete the Deployment" in str(error.value)
+    delivery_cluster.check_claims([several, DEPLOYMENT], [None, DEPLOYMENT])
+    delivery_cluster.check_claims([several], [several])
+
+
+def test_what_an_image_does_not_say_is_doubted() -> None:
+    known = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    pinned = f"registry.example/vllm:v0.32.0@sha256:{'0' * 64}"
+    assert delivery_cluster.doubts("registry.example/loraline:1", known, pinned) == []
+    doubts = delivery_cluster.doubts(
+        "registry.example/loraline:1", known, "registry.example/vllm:prod"
+    )
+    assert [doubt.split(";")[0] for doubt in doubts] == [
+        "registry.example/vllm:prod does not say which vLLM it holds",
+        "registry.example/vllm:prod is not pinned by digest",
+    ]
+    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in doubts[1]

@@ -1,0 +1,88 @@
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from loraline.evaluation import rules
+from loraline.profiles import Gate
+
+MEASURED = {f"loraline.measured.{part}": "x" for part in ("tokenizer", "template", "rows")}
+LIMITS = Gate(min_bleu=70, max_levenshtein=0.1, min_rows=20)
+ON_THE_LIMIT = dict.fromkeys(rules.REQUIRED, 0.0) | {
+    "rows": 20.0,
+    "tuned_eval_loss": 1.0,
+    "tuned_perplexity": 2.0,
+    "tuned_bleu": 70.0,
+    "tuned_levenshtein": 0.1,
+    "gain_over_base_levenshtein_low": 0.0,
+}
+
+
+def test_a_value_on_the_limit_passes() -> None:
+    assert all(verdict.passed for verdict in rules.judge(ON_THE_LIMIT, MEASURED, LIMITS, None))
+
+
+def test_each_rule_breaks_by_itself() -> None:
+    worse = {
+        "rows": 19.0,
+        "tuned_eval_loss": 1.01,
+        "tuned_perplexity": 2.01,
+        "tuned_bleu": 69.9,
+        "tuned_levenshtein": 0.11,
+        "gain_over_base_levenshtein_low": -0.001,
+    }
+    for name, value in worse.items():
+        verdicts = rules.judge(ON_THE_LIMIT | {name: value}, MEASURED, LIMITS, None)
+        assert [verdict.metric for verdict in verdicts if not verdict.passed] == [name]
+        assert name in rules.reasons(verdicts)
+
+
+def test_no_metrics_keep_no_rule_but_the_absent_champions() -> None:
+    verdicts = rules.judge({}, {}, LIMITS, None)
+    assert [verdict.metric for verdict in verdicts if verdict.passed] == [
+        "gain_over_champion_levenshtein_low"
+    ]
+
+
+def test_a_rule_set_to_null_is_not_judged() -> None:
+    limits = Gate(min_gain_over_base=None, min_gain_over_champion=None)
+    names = [verdict.metric for verdict in rules.judge(ON_THE_LIMIT, MEASURED, limits, "3")]
+    assert names == ["unmeasured", "rows", "tuned_eval_loss", "tuned_perplexity"]
+
+
+def test_every_limit_but_the_rows_can_be_switched_off() -> None:
+    limits = {name: None for name in Gate.model_fields if name not in ("min_rows", "compare_on")}
+    verdicts = rules.judge(ON_THE_LIMIT, MEASURED, Gate(**limits), "3")
+    assert [verdict.metric for verdict in verdicts] == ["unmeasured", "rows"]
+    with pytest.raises(ValidationError):
+        Gate(min_rows=None)
+
+
+def test_reasons_name_an_infinite_value_as_the_table_does() -> None:
+    # MLflow gives an infinite metric back as the largest float.
+    metrics = ON_THE_LIMIT | {"tuned_eval_loss": sys.float_info.max, "tuned_bleu": 12.345678}
+    verdicts = rules.judge(metrics, MEASURED, LIMITS, None)
+    told = rules.reasons(verdicts)
+    assert "tuned_eval_loss inf is not at most 1" in told
+    assert "tuned_bleu 12.35 is not at least 70" in told
+    assert "1.79" not in told + rules.table(verdicts) + rules.markdown(verdicts)
+
+
+@given(
+    st.floats(0.01, 100).map(lambda limit: float(f"{limit:g}")), st.floats(1e-9, 1), st.booleans()
+)
+def test_a_broken_limit_is_never_shown_as_its_value(limit: float, by: float, above: bool) -> None:
+    value = limit * (1 + by if above else 1 - by)
+    bound = f"at most {limit:g}"
+    shown = rules.number(value, bound)
+    assert shown != bound.split()[-1]
+    assert float(shown) == pytest.approx(value, rel=1e-3)
+
+
+def test_gains_are_judged_on_the_metric_that_the_policy_names() -> None:
+    limits = Gate(compare_on="bleu", min_gain_over_base=5)
+    metrics = ON_THE_LIMIT | {"gain_over_base_bleu_low": 4.9}
+    broken = [v.metric for v in rules.judge(metrics, MEASURED, limits, None) if not v.passed]
+    assert broken == ["gain_over_base_bleu_low"]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loraline.errors import UserError
+from loraline.serving import calibration
+from loraline.serving.sizing import Demand
+from loraline.tracking import store
+
+BASE = Path(__file__).parent / "bases" / "Mistral-7B-v0.1.json"
+DEMAND = Demand(json.loads(BASE.read_text()), "bfloat16", 1024, max_lora_rank=8)
+KNOWN = {"model": "my-lora", "revision": "abc"}
+LOG = "Model loading took 13.60 GiB\nAvailable KV cache memory: 2.00 GiB\n"
+
+
+def test_what_was_learned_counts_for_the_same_base_only() -> None:
+    told = {"L4": "abc 3.5"}
+    assert calibration.plan(DEMAND, "L4", told=told, **KNOWN).activation == 3.5
+    other = {**KNOWN, "revision": "def"}
+    assert calibration.plan(DEMAND, "L4", told=told, **other).activation == 2.5
+
+
+def test_what_was_learned_counts_where_the_card_is_chosen() -> None:
+    assert calibration.plan(DEMAND, None, told={}, **KNOWN).gpu == "L4"
+    assert calibration.plan(DEMAND, None, told={"L4": "abc 9"}, **KNOWN).gpu == "A10"
+
+
+def test_a_log_counts_more_than_what_is_remembered() -> None:
+    found = calibration.plan(DEMAND, "L4", log=LOG, told={"L4": "abc 3.0"}, **KNOWN)
+    assert found.activation == pytest.approx(21.99 * 0.9 - 13.6 - 2.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("log", "source"),
+    [
+        ("", "tag loraline.activation.L4 of registered model my-lora; delete it to forget"),
+        (LOG.replace("2.00", "-4.00"), "the log given"),
+    ],
+)
+def test_a_card_that_is_too_small_by_what_was_learned_says_where(log: str, source: str) -> None:
+    with pytest.raises(UserError) as error:
+        calibration.plan(DEMAND, "L4", log=log, told={"L4": "abc 9"}, **KNOWN)
+    assert str(error.value).endswith(f"(activations learned from {source})")
+
+
+def test_a_card_that_is_not_known_is_told_with_those_that_are() -> None:
+    with pytest.raises(UserError, match="--gpu 'GTX-1080' is not known; accepted: cpu, T4,"):
+        calibration.plan(DEMAND, "GTX-1080", told={}, **KNOWN)
+
+
+def test_what_is_remembered_comes_back(workplace: Path) -> None:
+    client = store.connect()
+    client.create_registered_model("my-lora", tags={"loraline.promoted": "by someone"})
+    found = calibration.plan(DEMAND, "L4", log=LOG, told={}, **KNOWN)
+    calibration.remember(client, "my-lora", "abc", found)
+    told = calibration.remembered(client.get_registered_model("my-lora"))
+    assert set(told) == {"L4"}
+    assert calibration.plan(DEMAND, "L4", told=told, **KNOWN) == found

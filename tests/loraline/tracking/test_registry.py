@@ -1,0 +1,255 @@
+"""The lock that the registry keeps, and the aliases that move under it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from loraline.errors import TryAgain, UserError
+from loraline.tracking import lock as tracking_lock
+from loraline.tracking import registry
+
+MODEL = "some-lora"
+LOCK = f"{MODEL}.lock"
+
+
+@pytest.fixture
+def client(workplace: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient()
+
+
+def names(client: mlflow.MlflowClient) -> set[str]:
+    return {found.name for found in client.search_registered_models()}
+
+
+def hold(client: mlflow.MlflowClient, holder: str, lock: str = LOCK) -> None:
+    client.create_registered_model(lock, {tracking_lock.HOLDER: holder})
+
+
+def dead() -> str:
+    """A holder whose process has ended."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return f"{tracking_lock.place()}:{pid}:{uuid.uuid4().hex}"
+
+
+def test_a_lock_leaves_nothing_behind(client) -> None:
+    with tracking_lock.locked(client, MODEL):
+        assert names(client) == {LOCK}
+    assert names(client) == set()
+
+
+def test_a_lock_is_let_go_when_its_work_fails(client) -> None:
+    with pytest.raises(ZeroDivisionError), tracking_lock.locked(client, MODEL):
+        _ = 1 / 0
+    assert names(client) == set()
+
+
+def test_one_at_a_time_is_inside(client) -> None:
+    inside, most = 0, 0
+    guard = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most
+        with tracking_lock.locked(client, MODEL):
+            with guard:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.05)
+            with guard:
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == 1
+    assert names(client) == set()
+
+
+def test_locks_of_two_models_are_apart(client) -> None:
+    with tracking_lock.locked(client, MODEL), tracking_lock.locked(client, "another"):
+        assert names(client) == {LOCK, "another.lock"}
+
+
+def test_a_dead_holders_lock_is_taken_over_at_once(client) -> None:
+    hold(client, dead())
+    started = time.monotonic()
+    with tracking_lock.locked(client, MODEL):
+        assert time.monotonic() - started < tracking_lock.LEASE_SECONDS / 2
+    assert names(client) == set()
+
+
+def test_a_lock_of_another_machine_is_taken_over_after_its_lease(client) -> None:
+    hold(client, "elsewhere:1:abc")
+    started = time.monotonic()
+    with tracking_lock.locked(client, MODEL, lease_seconds=0.6):
+        assert time.monotonic() - started >= 0.6
+    assert names(client) == set()
+
+
+def test_the_lease_is_the_one_that_counts_at_that_moment(
+    client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_lock, "LEASE_SECONDS", 0.4)
+    hold(client, "elsewhere:1:abc")
+    started = time.monotonic()
+    with tracking_lock.locked(client, MODEL):
+        assert time.monotonic() - started < 20
+    assert names(client) == set()
+
+
+def test_of_several_who_find_a_dead_lock_one_is_inside_at_a_time(client) -> None:
+    hold(client, "elsewhere:1:abc")
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        with tracking_lock.locked(client, MODEL, lease_seconds=2):
+            inside.append(number)
+            most.append(len(inside))
+            time.sleep(0.1)
+            inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == [1, 1, 1, 1]
+    assert names(client) == set()
+
+
+def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -> None:
+    inside: list[str] = []
+    others = ExitStack()
+
+    class Late(mlflow.MlflowClient):
+        """Reads who is dead; before it acts on that, others break the lock and take it."""
+
+        overtaken = False
+
+        def get_registered_model(self, name: str):
+            found = super().get_registered_model(name)
+            if not self.overtaken:
+                self.overtaken = True
+                with tracking_lock.locked(client, MODEL):
+                    pass
+                others.enter_context(tracking_lock.locked(client, MODEL))
+                inside.append("C")
+            return found
+
+    def come_late() -> None:
+        with tracking_lock.locked(Late(), MODEL):
+            inside.append("B")
+
+    hold(client, dead())
+    thread = threading.Thread(target=come_late)
+    with others:
+        thread.start()
+        time.sleep(2)
+        assert inside == ["C"]
+    thread.join(30)
+    assert inside == ["C", "B"]
+    assert names(client) == set()
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+def test_the_lock_of_one_who_died_while_breaking_a_dead_lock_is_taken_over(
+    client, deaths: int
+) -> None:
+    lock = LOCK
+    for _ in range(deaths):
+        holder = dead()
+        hold(client, holder, lock)
+        lock = tracking_lock.breaking(lock, holder)
+    with tracking_lock.locked(client, MODEL, lease_seconds=10):
+        assert names(client) == {LOCK}
+    assert names(client) == set()
+
+
+def test_what_was_left_by_one_who_died_after_breaking_a_lock_is_swept(client) -> None:
+    hold(client, dead(), tracking_lock.breaking(LOCK, dead()))
+    with tracking_lock.locked(client, MODEL):
+        assert names(client) == {LOCK}
+
+
+def test_what_only_looks_like_a_locks_entry_stays(client) -> None:
+    own = {"some-lora.lock-free", "some_lora.locksmith"}
+    for name in own:
+        client.create_registered_model(name)
+    cleared = tracking_lock.breaking("someXlora.lock", dead())
+    hold(client, dead(), cleared)
+    with tracking_lock.locked(client, "some-lora.lock-free"):
+        for name in ("some-lora", "some_lora"):
+            with tracking_lock.locked(client, name):
+                pass
+        assert names(client) == own | {cleared, "some-lora.lock-free.lock"}
+
+
+def test_a_model_with_the_name_that_a_lock_needs_is_named(client) -> None:
+    client.create_registered_model(LOCK)
+    with (
+        pytest.raises(UserError, match=r"'some-lora\.lock' has the name that a lock needs"),
+        tracking_lock.locked(client, MODEL),
+    ):
+        pass
+    assert names(client) == {LOCK}
+
+
+def test_who_lost_the_lock_does_not_take_it_from_the_next(client) -> None:
+    with tracking_lock.locked(client, MODEL):
+        client.delete_registered_model(LOCK)
+        hold(client, f"{tracking_lock.place()}:{os.getpid()}:next")
+    assert names(client) == {LOCK}
+
+
+def test_a_lock_that_is_always_held_is_try_again(client, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold(client, "elsewhere:1:abc")
+    delete = client.delete_registered_model
+
+    def taken_again_at_once(name: str) -> None:
+        delete(name)
+        if name == LOCK:
+            hold(client, "elsewhere:1:abc")
+
+    monkeypatch.setattr(client, "delete_registered_model", taken_again_at_once)
+    with (
+        pytest.raises(TryAgain, match="'some-lora' is locked by elsewhere:1:abc"),
+        tracking_lock.locked(client, MODEL, lease_seconds=0.2),
+    ):
+        pass
+
+
+def test_an_alias_that_is_not_set_is_none(client) -> None:
+    assert registry.version_of(client, MODEL, "candidate") is None
+    client.create_registered_model(MODEL)
+    assert registry.version_of(client, MODEL, "candidate") is None
+
+
+def test_a_model_is_known_however_many_there_are_and_whatever_its_name(client) -> None:
+    for number in range(101):
+        client.create_registered_model(f"model-{number:03}")
+    client.create_registered_model("some.locked.lora")
+    for name in ("model-100", "some.locked.lora"):
+        registry.known(client, name)
+    with pytest.raises(UserError, match=r"no registered model 'nothing' .*, model-099, \.\.\."):
+        registry.known(client, "nothing")
+
+
+def test_a_lock_is_no_model(client) -> None:
+    with (
+        tracking_lock.locked(client, MODEL),
+        pytest.raises(UserError, match=r"no registered model 'some-lora\.lock' .*found: none"),
+    ):
+        registry.known(client, LOCK)

@@ -1,0 +1,180 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from loraline.errors import TryAgain, UserError
+from loraline.tracking import fingerprints, runs, store
+from loraline.tracking.tags import GIT_SHA, IMAGE, PIPELINE, UPSTREAM, WORKFLOW_NAME, WORKFLOW_UID
+
+
+def test_a_run_knows_its_step_its_upstream_and_its_pipeline(workplace: Path) -> None:
+    client = store.connect()
+    with runs.open_run("prepare_data", name="data", fingerprint="a") as first:
+        pass
+    upstream = runs.upstream_run(client, first.info.run_id, "prepare_data")
+    with runs.open_run("train_qlora", name="train", fingerprint="b", upstream=upstream) as second:
+        pass
+    found = runs.upstream_run(client, second.info.run_id, "train_qlora")
+    assert found.data.tags[UPSTREAM] == first.info.run_id
+    assert found.data.tags[PIPELINE] == first.info.run_id
+    assert runs.ancestor(client, found, "prepare_data").info.run_id == first.info.run_id
+
+
+def test_the_workflow_identity_comes_from_the_environment(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORALINE_WORKFLOW_NAME", "loraline-x7")
+    monkeypatch.setenv("LORALINE_WORKFLOW_UID", "uid-1")
+    monkeypatch.setenv("LORALINE_IMAGE", "localhost/loraline:dev")
+    monkeypatch.setenv("LORALINE_GIT_SHA", "abc")
+    client = store.connect()
+    with runs.open_run("prepare_data", name="data", fingerprint="a") as run:
+        pass
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags[WORKFLOW_NAME] == "loraline-x7"
+    assert tags[WORKFLOW_UID] == tags[PIPELINE] == "uid-1"
+    assert tags[IMAGE] == "localhost/loraline:dev"
+    assert tags[GIT_SHA] == "abc"
+
+
+def test_an_unknown_run_id_is_refused(workplace: Path) -> None:
+    with pytest.raises(UserError, match=r"--run-id 'nonsense' is not a run of MLflow at sqlite"):
+        runs.upstream_run(store.connect(), "nonsense", "prepare_data")
+
+
+def test_a_run_of_another_step_is_refused(workplace: Path) -> None:
+    client = store.connect()
+    with runs.open_run("prepare_data", name="data", fingerprint="a") as run:
+        pass
+    with pytest.raises(UserError, match="is a run of prepare_data, expected one of evaluate"):
+        runs.upstream_run(client, run.info.run_id, "evaluate")
+
+
+def test_an_upstream_run_that_is_gone_is_named(workplace: Path) -> None:
+    client = store.connect()
+    tags = {UPSTREAM: "0" * 32}
+    with runs.open_run("evaluate", name="e", fingerprint="a", tags=tags) as run:
+        pass
+    found = client.get_run(run.info.run_id)
+    told = f"run {run.info.run_id} came from run {'0' * 32} .its tag loraline.upstream., which is"
+    with pytest.raises(UserError, match=told):
+        runs.ancestor(client, found, "train_qlora")
+
+
+def test_a_failed_run_is_neither_handed_over_nor_reused(workplace: Path) -> None:
+    client = store.connect()
+    with (
+        pytest.raises(ZeroDivisionError),
+        runs.open_run("prepare_data", name="data", fingerprint="a") as run,
+    ):
+        _ = 1 / 0
+    assert runs.finished_run(client, "prepare_data", "a") is None
+    with pytest.raises(UserError, match="is FAILED, expected a FINISHED run"):
+        runs.upstream_run(client, run.info.run_id, "prepare_data")
+
+
+def test_a_stopped_run_is_killed_rather_than_failed(workplace: Path) -> None:
+    client = store.connect()
+    with (
+        pytest.raises(TryAgain),
+        runs.open_run("prepare_data", name="data", fingerprint="a") as run,
+    ):
+        raise TryAgain("preempted")
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+def test_the_latest_finished_run_with_the_same_inputs_is_found(workplace: Path) -> None:
+    client = store.connect()
+    for _ in range(2):
+        with runs.open_run("evaluate", name="e", fingerprint="same") as run:
+            pass
+    found = runs.finished_run(client, "evaluate", "same")
+    assert found is not None and found.info.run_id == run.info.run_id
+    assert runs.finished_run(client, "evaluate", "other") is None
+    assert runs.finished_run(client, "quality_gate", "same") is None
+
+
+def test_a_fingerprint_follows_inputs_and_source(tmp_path: Path) -> None:
+    source = tmp_path / "step.py"
+    source.write_text("one")
+    first = fingerprints.fingerprint(str(source), {"a": 1, "b": 2})
+    assert first == fingerprints.fingerprint(str(source), {"b": 2, "a": 1})
+    assert first != fingerprints.fingerprint(str(source), {"a": 1, "b": 3})
+    source.write_text("two")
+    assert first != fingerprints.fingerprint(str(source), {"a": 1, "b": 2})
+
+
+def test_artifacts_have_an_absolute_place(workplace: Path) -> None:
+    client = store.connect()
+    experiment = client.get_experiment_by_name("vllm-lora-training")
+    assert experiment is not None
+    assert experiment.artifact_location == (workplace / "mlruns" / "artifacts").as_uri()
+
+
+def test_an_absent_server_is_try_again_within_seconds(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    with pytest.raises(TryAgain, match="does not answer") as refusal:
+        store.connect()
+    assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mlruns",
+        "file:///tmp/x",
+        "ftp://x",
+        "http://127.0.0.1:notaport",
+        "http://h:99999",
+        "http://[",
+    ],
+)
+def test_a_store_of_an_unknown_kind_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match="is not accepted"):
+        store.connect()
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"), [("http://", "names no host"), ("postgresql://h:port/x", "cannot be used")]
+)
+def test_an_address_that_leads_nowhere_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str, told: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=told):
+        store.connect()
+
+
+def test_a_file_that_is_no_database_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "broken.db").write_text("not a database, but long enough to be read as one" * 99)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace}/broken.db")
+    with pytest.raises(UserError, match=r"broken\.db"):
+        store.connect()
+
+
+def test_the_run_id_is_written_last_and_whole(tmp_path: Path) -> None:
+    runs.hand_over(tmp_path / "out", "r1", result="passed")
+    files = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert files == {"run-id": "r1", "result": "passed"}
+
+
+def test_a_pod_is_told_of_a_server_but_of_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://s3:9000")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow:5000")
+    assert store.pod_environment() == {
+        "MLFLOW_TRACKING_URI": "http://mlflow:5000",
+        "MLFLOW_S3_ENDPOINT_URL": "http://s3:9000",
+    }
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert set(store.pod_environment()) == {"MLFLOW_S3_ENDPOINT_URL"}

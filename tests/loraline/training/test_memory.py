@@ -1,0 +1,265 @@
+"""The memory estimate against peaks that torch measured on an H200, and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from loraline import profiles
+from loraline.base import architectures
+from loraline.base.encoding import Row
+from loraline.base.locate import Base, locate
+from loraline.errors import UserError
+from loraline.training import memory
+from loraline.training.adapted import for_training
+
+MISTRAL_7B = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+STANDARD = profiles.Profile(r=8, lora_alpha=16, target_modules=ATTENTION, max_length=2048)
+GIB = 2**30
+
+
+@pytest.fixture
+def mistral(tmp_path: Path) -> Base:
+    """Mistral-7B's config and the headers of its weights; the weights themselves are holes."""
+    shapes = {"model.embed_tokens.weight": [32000, 4096], "lm_head.weight": [32000, 4096]}
+    for layer in range(32):
+        at = f"model.layers.{layer}"
+        shapes |= {f"{at}.self_attn.{n}_proj.weight": [4096, 4096] for n in "qo"}
+        shapes |= {f"{at}.self_attn.{n}_proj.weight": [1024, 4096] for n in "kv"}
+        shapes |= {f"{at}.mlp.{n}_proj.weight": [14336, 4096] for n in ("gate", "up", "down")}
+    header: dict[str, Any] = {}
+    end = 0
+    for name, (rows, columns) in shapes.items():
+        size = 2 * rows * columns
+        header[name] = {
+            "dtype": "BF16",
+            "shape": [rows, columns],
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return Base(tmp_path, "", MISTRAL_7B)
+
+
+@pytest.fixture(autouse=True)
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "has_fused_kernels", lambda: True)
+
+
+def rows(tokens: int, count: int = 1) -> list[Row]:
+    return [Row([1] * (tokens - 1), [2])] * count
+
+
+@pytest.mark.parametrize(
+    ("tokens", "peak"), [(1021, 4.50), (2038, 4.92), (4080, 5.76), (8175, 7.56), (16377, 11.16)]
+)
+def test_recomputed_activations_take_what_was_measured(
+    tokens: int, peak: float, mistral: Base
+) -> None:
+    plan = memory.Plan(tokens, checkpointing=True, dequantized=False, fused=True)
+    found = memory.estimate(STANDARD, mistral, rows(tokens), plan).total / GIB
+    assert found == pytest.approx(peak, rel=0.15)
+
+
+def test_a_large_card_gets_the_fastest_plan(mistral: Base) -> None:
+    plan, table = memory.choose(STANDARD, mistral, rows(350, 100), 139 * GIB)
+    assert plan == memory.Plan(16384, checkpointing=False, dequantized=True, fused=True)
+    assert "base weights" in table and "peak" in table
+
+
+@pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 40, 80])
+def test_the_plan_fits_the_card(gib: int, mistral: Base) -> None:
+    plan, _ = memory.choose(STANDARD, mistral, rows(1000, 100), gib * GIB)
+    assert memory.estimate(STANDARD, mistral, rows(1000, 100), plan).total < gib * GIB
+
+
+def test_more_memory_is_never_slower(mistral: Base) -> None:
+    order = memory.candidates("auto")
+    places = [
+        order.index(memory.choose(STANDARD, mistral, rows(1000, 100), gib * GIB)[0])
+        for gib in range(6, 140, 4)
+    ]
+    assert places == sorted(places, reverse=True)
+
+
+def test_a_mode_that_does_not_fit_names_one_that_does(mistral: Base) -> None:
+    recipe = STANDARD.model_copy(update={"memory": "fast"})
+    with pytest.raises(UserError, match=r"fast needs .* GiB .* memory: small needs"):
+        memory.choose(recipe, mistral, rows(1000, 100), 8 * GIB)
+
+
+def test_rows_that_do_not_fit_name_the_length_that_does(mistral: Base) -> None:
+    with pytest.raises(UserError, match="set max_length") as refused:
+        memory.choose(STANDARD, mistral, rows(30_000), 10 * GIB)
+    fitting = int(str(refused.value).split("rows of up to ")[1].split()[0])
+    memory.choose(STANDARD, mistral, rows(fitting - 50), 10 * GIB)
+
+
+def test_a_base_that_does_not_fit_is_refused(mistral: Base) -> None:
+    with pytest.raises(UserError, match="the base and its adapter alone take"):
+        memory.choose(STANDARD, mistral, rows(1000), 3 * GIB)
+
+
+def test_a_cpu_is_not_planned_for(mistral: Base) -> None:
+    assert memory.choose(STANDARD, mistral, rows(1000), None)[0] == memory.CPU
+
+
+def test_tower_weights_are_not_counted_as_four_bit(tmp_path: Path) -> None:
+    import torch
+
+    weights = {
+        "model.language_model.layers.0.mlp.up_proj.weight": torch.zeros(64, 64),
+        "model.visual.blocks.0.mlp.up_proj.weight": torch.zeros(64, 64),
+    }
+    save_file(weights, tmp_path / "model.safetensors")
+    plan = memory.Plan(1024, checkpointing=True, dequantized=False, fused=True)
+    assert memory.weight_bytes(tmp_path, plan) == int(4096 * 4.127 / 8 + 4096 * 2)
+
+
+class Kept:
+    """A tensor that autograd keeps for the backward pass, for as long as it does."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+
+def kept_by_autograd(config: Any, recipe: profiles.Profile, patches: int) -> int:
+    """Bytes that the forward pass of an adapted tower of random weights keeps, on the CPU."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    from loraline.base.targets import targets_of
+    from loraline.training import attention, lora
+
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    targets = targets_of(recipe)
+    dropout, dora = recipe.lora_dropout, recipe.use_dora
+    settings = LoraConfig(r=recipe.r, target_modules=targets, lora_dropout=dropout, use_dora=dora)
+    tuned = get_peft_model(model, settings)
+    lora.add_in_place(tuned)
+    attention.use(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            # As autocast has it on a GPU.
+            module.float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    owned = {parameter.untyped_storage().data_ptr() for parameter in tuned.parameters()}
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def keep(tensor: torch.Tensor) -> Kept:
+        kept = Kept(tensor)
+        alive.add(kept)
+        return kept
+
+    edge = int(patches**0.5)
+    features = 3 * config.vision_config.temporal_patch_size * config.vision_config.patch_size**2
+    pixels = torch.randn(patches, features, dtype=torch.bfloat16)
+    grid = torch.tensor([[1, edge, edge]])
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor),
+    ):
+        tuned.train()
+        output = model.model.visual(pixels, grid_thw=grid)
+    storages = [kept.tensor.untyped_storage() for kept in alive]
+    del output
+    sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum(size for place, size in sizes.items() if place not in owned)
+
+
+def seeing(**changes: Any) -> profiles.Profile:
+    settings = {"r": 8, "lora_alpha": 8, "target_modules": ("q_proj",), "modality": "vision"}
+    return profiles.Profile(**settings | {"min_pixels": 1, "max_pixels": 1} | changes)
+
+
+@pytest.mark.parametrize(("dropout", "dora"), [(0.0, False), (0.1, True)])
+@pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_an_adapted_tower_keeps_what_is_estimated(
+    architecture: str, dropout: float, dora: bool, tiny_base: Callable[[str], Path]
+) -> None:
+    from transformers import AutoConfig
+
+    recipe = seeing(tower_learning_rate=1e-4, lora_dropout=dropout, use_dora=dora, export="merged")
+    patches, width = 400, 320
+    measured = []
+    for depth in (2, 3):
+        config = AutoConfig.from_pretrained(tiny_base(architecture))
+        vision = config.vision_config
+        wide = {"num_heads": 4, "depth": depth}
+        wide |= {"embed_dim": width} if architecture == "qwen2-vl" else {"hidden_size": width}
+        wide |= {"mlp_ratio": 4} if architecture == "qwen2-vl" else {"intermediate_size": 4 * width}
+        vision.update(wide | {"fullatt_block_indexes": [0, 1, 2]})
+        measured.append(kept_by_autograd(config, recipe, patches))
+    base = Base(Path(), "", config.to_dict())
+    estimated = patches * memory.kept_by_block(base, recipe, fused=False)
+    if dora:
+        block = architectures.tower_block(base.architecture, base.config["vision_config"])
+        estimated += sum(2 * inputs * outputs for inputs, outputs in block.values())
+    # A CPU keeps its dropout masks as floats, so it is a little more.
+    assert estimated == pytest.approx(measured[1] - measured[0], rel=0.15)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+def test_every_parameter_of_the_adapter_is_counted(
+    architecture: str, tiny_base: Callable[[str], Path]
+) -> None:
+    parts = {"merger_learning_rate": 1e-4, "tower_learning_rate": 1e-4}
+    recipe = seeing(**parts, quantization="none", use_dora=True, export="merged")
+    base = locate(str(tiny_base(architecture)), None)
+    tuned = for_training(base, recipe, memory.CPU)
+    learning = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    assert memory.adapter_parameters(recipe, base) == learning
+
+
+def test_an_adapted_tower_takes_memory_by_its_images(tiny_base: Callable[[str], Path]) -> None:
+    base = locate(str(tiny_base("qwen3-vl")), None)
+    image = base.config["image_token_id"]
+    little, much = ([Row([image] * shown + [300] * (99 - shown), [301])] for shown in (10, 90))
+
+    def activations(row: list[Row], checkpointing: bool, **changes: Any) -> int:
+        plan = memory.Plan(1024, checkpointing, dequantized=False, fused=False)
+        return memory.estimate(seeing(**changes), base, row, plan).activations
+
+    frozen = activations(little, False)
+    assert activations(much, False) == frozen
+    by_little = activations(little, False, tower_learning_rate=1e-4) - frozen
+    by_much = activations(much, False, tower_learning_rate=1e-4) - frozen
+    assert by_much == pytest.approx(9 * by_little, rel=0.02) and by_little > 0
+    again = activations(much, True, tower_learning_rate=1e-4) - activations(much, True)
+    assert 0 < again < by_much / 3
+    merger = activations(much, False, merger_learning_rate=1e-4) - frozen
+    assert 0 < merger < by_much / 2
+
+
+def test_doras_copies_of_the_weights_are_counted(mistral: Base) -> None:
+    """With dropout and kept activations PEFT's DoRA holds every adapted weight once more."""
+    attention = sum(2 * 4096 * out for out in (4096, 1024, 1024, 4096)) * 32
+
+    def total(checkpointing: bool, **changes: Any) -> int:
+        recipe = STANDARD.model_copy(update=changes)
+        plan = memory.Plan(2048, checkpointing, dequantized=False, fused=True)
+        return memory.estimate(recipe, mistral, rows(2000), plan).total
+
+    dora = STANDARD.model_copy(update={"use_dora": True, "export": "merged"})
+    assert memory.dora_weights(dora, mistral)[0] == attention
+    assert memory.dora_weights(dora.model_copy(update={"lora_dropout": 0.0}), mistral)[0] == 0
+    assert total(False, use_dora=True) - total(False) > attention
+    assert 0 < total(True, use_dora=True) - total(True) < attention

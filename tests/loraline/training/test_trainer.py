@@ -1,0 +1,304 @@
+"""The trainer on a tiny base: packing, memory and rates do not change what is learned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.testing import assert_close
+from transformers import TrainerCallback
+
+from loraline import profiles
+from loraline.base.encoding import Encoder, Row
+from loraline.base.load import attach, load
+from loraline.base.locate import locate
+from loraline.errors import UserError
+from loraline.training import attention, lora, loss, memory, pissa, trainer
+
+RECIPE = {
+    "r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "target_modules": ("q_proj", "v_proj", "down_proj"),
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "rows_per_step": 8,
+    "max_steps": 4,
+}
+Make = Callable[..., trainer.PackedTrainer]
+
+
+@pytest.fixture
+def make(tiny_base: Callable[[str], Path], tmp_path: Path) -> Make:
+    """A trainer of a recipe like RECIPE on 24 rows of uneven length."""
+    base = locate(str(tiny_base("mistral")), None)
+    encoder = Encoder(base.path, "text")
+    generator = torch.Generator().manual_seed(0)
+
+    def row(number: int) -> Row:
+        tokens = torch.randint(10, 200, (5 + 7 * (number % 9),), generator=generator).tolist()
+        return Row(tokens[:-3], [*tokens[-3:], encoder.end])
+
+    rows = {"train": [row(n) for n in range(24)], "validation": [row(n) for n in range(7)]}
+
+    def build(plan: memory.Plan = memory.CPU, **changes: Any) -> trainer.PackedTrainer:
+        recipe = profiles.Profile(base=str(base.path), **RECIPE | changes)
+        torch.manual_seed(0)
+        return trainer.build(recipe, base, encoder, rows, plan, tmp_path)
+
+    return build
+
+
+def learned(sft: trainer.PackedTrainer) -> dict[str, torch.Tensor]:
+    sft.train()
+    return {n: p.detach() for n, p in sft.model.named_parameters() if p.requires_grad}
+
+
+def curve(sft: trainer.PackedTrainer, key: str) -> list[float]:
+    return [entry[key] for entry in sft.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        memory.Plan(1, checkpointing=False, dequantized=False, fused=False),
+        memory.Plan(100, checkpointing=False, dequantized=False, fused=False),
+        memory.Plan(2048, checkpointing=True, dequantized=False, fused=False),
+        memory.Plan(2048, checkpointing=False, dequantized=True, fused=False),
+    ],
+    ids=["a row a pass", "small packs", "recomputed", "unpacked weights"],
+)
+def test_how_memory_is_spent_does_not_change_what_is_learned(plan: memory.Plan, make: Make) -> None:
+    reference, other = make(), make(plan)
+    expected, found = learned(reference), learned(other)
+    for key in ("loss", "eval_loss"):
+        assert curve(other, key) == pytest.approx(curve(reference, key), abs=1e-4)
+    for name, weight in expected.items():
+        assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_running_out_of_memory_repeats_the_step_in_smaller_passes(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, other = make(), make()
+    expected = learned(reference)
+    accumulate = other.accumulate
+    calls = []
+
+    def once_out_of_memory(model: Any, step: trainer.Step) -> Any:
+        calls.append(other.budget)
+        if len(calls) == 2:
+            # Half of the step's gradients are there when the next pass does not fit.
+            model(**other.step_of([0, 1]).batches[0]).sum().backward()
+            raise torch.OutOfMemoryError("out of memory")
+        return accumulate(model, step)
+
+    monkeypatch.setattr(other, "accumulate", once_out_of_memory)
+    found = learned(other)
+    assert calls[:2] == [2048, 2048]
+    assert len(calls) == 5 and calls[2:] == [calls[2]] * 3 and 50 < calls[2] < 200
+    for name, weight in expected.items():
+        assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_running_out_of_memory_again_is_the_users_to_mend(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def always(model: Any, step: trainer.Step) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    sft = make()
+    monkeypatch.setattr(sft, "accumulate", always)
+    with pytest.raises(UserError, match=r"does not fit .* lower max_length"):
+        sft.train()
+
+
+@pytest.fixture
+def give_validation_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Lets a trainer's evaluations end with given losses, whatever its training really did."""
+
+    def give(sft: trainer.PackedTrainer, losses: list[float]) -> None:
+        targets = sum(row.targets for row in sft.rows["validation"])
+        sums = iter([loss * targets for loss in losses])
+        monkeypatch.setattr(sft.accelerator, "reduce", lambda total: next(sums))
+
+    return give
+
+
+def test_the_adapter_with_the_lowest_validation_loss_is_kept(
+    make: Make, give_validation_losses: Callable[..., None]
+) -> None:
+    class WeightsOfEachEpoch(TrainerCallback):
+        def __init__(self) -> None:
+            self.epochs: list[dict[str, torch.Tensor]] = []
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+            parameters = options["model"].named_parameters()
+            self.epochs.append({n: p.detach().clone() for n, p in parameters if p.requires_grad})
+
+    sft, weights = make(max_steps=None, num_train_epochs=4), WeightsOfEachEpoch()
+    sft.add_callback(weights)
+    give_validation_losses(sft, [3.0, 1.0, 2.0, 1.5])
+    sft.train()
+    assert sft.restore_best() == 1.0
+    for name, parameter in sft.model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.equal(weights.epochs[1][name]), name
+            assert not parameter.equal(weights.epochs[3][name]), name
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs"),
+    [([3.0, 1.0, 2.0, 1.5, 0.5], 4), ([3.0, 1.0, 2.0, 0.5, 0.6], 5), ([1.0, 1.0, 1.0, 0.5], 3)],
+    ids=["two worse ones", "better just in time", "equal is not better"],
+)
+def test_training_stops_when_validation_no_longer_improves(
+    make: Make, give_validation_losses: Callable[..., None], losses: list[float], epochs: int
+) -> None:
+    sft = make(max_steps=None, num_train_epochs=len(losses), early_stopping_patience=2)
+    give_validation_losses(sft, losses)
+    sft.train()
+    assert curve(sft, "eval_loss") == losses[:epochs]
+
+
+def test_an_unquantized_base_and_rank_stabilized_scaling_learn(make: Make) -> None:
+    sft = make(quantization="none", use_rslora=True, max_steps=12)
+    assert not any("4bit" in type(module).__name__ for module in sft.model.modules())
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert layer.scaling["default"] == 8 / 4**0.5
+    sft.train()
+    losses = curve(sft, "loss")
+    assert losses[-1] < losses[0]
+
+
+def test_dora_learns_magnitudes_by_pefts_own_forward(make: Make) -> None:
+    sft = make(use_dora=True, export="merged", max_steps=12)
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert "forward" not in vars(layer) and layer.lora_variant
+    before = {n: p.detach().clone() for n, p in sft.model.named_parameters() if "magnitude" in n}
+    found = learned(sft)
+    assert before and all(not found[name].equal(weight) for name, weight in before.items())
+    losses = curve(sft, "loss")
+    assert losses[-1] < losses[0]
+
+
+def test_dora_on_a_4_bit_base_does_not_widen_the_residual_stream(
+    tiny_base: Callable[[str], Path],
+) -> None:
+    base = locate(str(tiny_base("mistral")), None)
+    model = load(base, "text", quantize=True, dtype="bfloat16")
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
+    layer = next(m for n, m in tuned.named_modules() if n.endswith("q_proj"))
+    stream = torch.randn(1, 3, model.config.hidden_size, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        # PEFT asks whether there is autocast on a GPU, whatever runs here.
+        patch.setattr(torch, "is_autocast_enabled", lambda *_: True)
+        widened = layer(stream)
+        lora.keep_type(tuned)
+        kept = layer(stream)
+    assert (widened.dtype, kept.dtype) == (torch.float32, torch.bfloat16)
+    assert kept.equal(widened.bfloat16())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True, "export": "merged"},
+        {"neftune_noise_alpha": 5.0, "lora_dropout": 0.1},
+        {"init_lora_weights": "pissa", "quantization": "none"},
+        {"init_lora_weights": "pissa_niter_16", "quantization": "none"},
+    ],
+    ids=["DoRA", "noise and dropout", "PiSSA", "fast PiSSA"],
+)
+def test_a_checkpoint_goes_on_as_if_there_had_been_none(
+    make: Make, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    class SaveAtTwo(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_save = state.global_step == 2
+
+    whole = make(**changes)
+    whole.add_callback(SaveAtTwo())
+    expected = learned(whole)
+    resumed = make(**changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    found = {n: p for n, p in resumed.model.named_parameters() if p.requires_grad}
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert_close(found[name].detach(), weight, atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("method", ["pissa", "pissa_niter_16"])
+def test_pissa_begins_as_the_base_and_ends_as_a_lora_on_it(
+    method: str, make: Make, tmp_path: Path
+) -> None:
+    plain = make(quantization="none", max_steps=1)
+    sft = make(quantization="none", init_lora_weights=method)
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    assert layer.lora_B["default"].weight.any(), "it begins with components"
+    plain.train()
+    sft.train()
+    assert curve(sft, "loss")[0] == pytest.approx(curve(plain, "loss")[0], abs=1e-4)
+    measured = sft.evaluate()["eval_loss"]
+    assert measured < curve(plain, "eval_loss")[-1] - 0.01, "it has learned"
+
+    sft.save_adapter(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (8, 16)
+    assert settings["init_lora_weights"] is True
+    base = locate(sft.model.get_base_model().config.name_or_path, None)
+    untouched = load(base, "text", quantize=False, dtype="float32")
+    served = attach(untouched, tmp_path / "adapter")
+    causal = served.get_base_model()
+    attention.use(causal)
+    loss.give_losses(causal)
+    sft.model = served
+    assert sft.evaluate()["eval_loss"] == pytest.approx(measured, abs=1e-5)
+
+
+def test_a_checkpoints_components_are_taken_out_of_the_base_again(
+    make: Make, tmp_path: Path
+) -> None:
+    sft = make(quantization="none", init_lora_weights="pissa")
+    layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    rest = layer.get_base_layer().weight
+    whole = (rest + layer.scaling["default"] * b @ a).detach().clone()
+    before = rest.detach().clone()
+    pissa.write(sft.initial, tmp_path)
+    pissa.adopt(sft.model, sft.initial, tmp_path)
+    assert rest.equal(before), "the same components leave the base as it is"
+    other = {name: 1.1 * weight for name, weight in sft.initial.items()}
+    pissa.write(other, tmp_path)
+    found = pissa.adopt(sft.model, sft.initial, tmp_path)
+    name = next(n for n in found if n.endswith("q_proj.lora_A.weight"))
+    taken = found[name.replace("lora_A", "lora_B")] @ found[name]
+    assert not rest.equal(before)
+    assert_close(rest + layer.scaling["default"] * taken, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_lora_plus_gives_b_a_rate_of_its_own(make: Make) -> None:
+    sft = make(loraplus_lr_ratio=16)
+    groups = {group["lr"]: group["params"] for group in sft.create_optimizer().param_groups}
+    learning = {n: p for n, p in sft.model.named_parameters() if p.requires_grad}
+    for part, rate in (("lora_A", 0.01), ("lora_B", 0.16)):
+        expected = {id(p) for name, p in learning.items() if part in name}
+        assert {id(p) for p in groups[rate]} == expected
+
+
+def test_parameters_are_counted_without_packing(make: Make) -> None:
+    packed, plain = make(), make(quantization="none")
+    assert packed.language_parameters == plain.language_parameters
+
+
+def test_no_step_is_logged_twice_and_each_has_its_pace(make: Make) -> None:
+    sft = make()
+    sft.train()
+    assert [e["step"] for e in sft.state.log_history if "loss" in e] == [1, 2, 3, 4]
+    assert all(pace > 0 for pace in curve(sft, "tokens_per_second"))
+    assert sft.seconds > 0 and sft.tokens_seen > 0

@@ -1,0 +1,480 @@
+import base64
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from loraline.answering.hf import answers
+from loraline.base.encoding import Encoder
+from loraline.base.load import load
+from loraline.base.locate import locate
+from loraline.contract import WEIGHTS, Contract, read, sha256, write
+from loraline.delivery import kube, manifest, placement
+from loraline.errors import UserError
+from loraline.records import from_prompt
+from loraline.serving import arguments, preflight
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+serve_local = script(ROOT / "steps/serve_local.py")
+
+PROMPTS = {"text": "Question: {question}", "vision": "Write the formula as LaTeX."}
+QUESTIONS = ["Who are you?", "What is the capital of France?", "Name a colour."]
+ANSWER_TOKENS = 24
+PIXELS = (7056, 12544)
+
+
+@dataclass
+class Registered:
+    """An adapter in the model registry, and what its base gives with and without it."""
+
+    contract: Contract
+    manifest: Path
+    images: list[bytes | None]
+    tokens: dict[str, list[list[int]]]
+    """Greedy tokens by model name, one list a question."""
+
+    store: str
+
+
+def drawing(width, height):
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    pen.line((2, 2, width - 4, height - 3), fill="black", width=3)
+    pen.ellipse((width // 3, height // 4, width // 2, height // 2), outline="red", width=2)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def register(folder, modality, name, tiny_base):
+    """Make a base and a random adapter, log and register it as the training step does."""
+    import mlflow
+    import peft
+    import torch
+
+    from loraline.tracking.store import connect
+
+    torch.manual_seed(0)
+    vision = modality == "vision"
+    shutil.copytree(tiny_base("qwen3-vl" if vision else "mistral"), folder / "base")
+    base = locate(str(folder / "base"), None)
+    model = load(base, modality, quantize=False, dtype="float32")
+    targets = r".*(language_model|visual).*\.(q_proj|v_proj|down_proj|qkv|linear_fc1)"
+    targets = targets if vision else ["q_proj", "v_proj", "down_proj"]
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    for key, weight in tuned.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapter = folder / "adapter"
+    tuned.save_pretrained(adapter)
+    shutil.copy(base.path / "config.json", adapter / preflight.BASE_CONFIG)
+
+    pixels = PIXELS if vision else (None, None)
+    encoder = Encoder(
+        base.path, modality, min_pixels=pixels[0], max_pixels=pixels[1], chat_template=None
+    )
+    contract = Contract(
+        base=str(folder / "base"),
+        base_revision=base.revision,
+        modality=modality,
+        architecture=base.architecture,
+        prompt=PROMPTS[modality],
+        chat_template=encoder.chat_template,
+        min_pixels=pixels[0],
+        max_pixels=pixels[1],
+        max_length=128,
+        max_new_tokens=ANSWER_TOKENS,
+        dtype="float32",
+        r=4,
+        lora_alpha=8,
+        target_modules=("down_proj", "q_proj", "v_proj"),
+        trains_vision=vision,
+        adapter_sha256=sha256(adapter / WEIGHTS),
+    )
+    write(contract, adapter)
+
+    sizes = [(28, 28), (300, 200), (168, 28)]
+    images = [drawing(*size) for size in sizes] if vision else [None] * len(QUESTIONS)
+    rows = [
+        encoder.encode(from_prompt(contract.prompt, question, "an answer", image))
+        for question, image in zip(QUESTIONS, images, strict=True)
+    ]
+
+    def greedy(model):
+        found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, text: None)
+        return [answer.tokens for answer in found]
+
+    tuned.eval()
+    tokens = {name: greedy(tuned)}
+    with tuned.disable_adapter():
+        tokens["base"] = greedy(tuned)
+
+    connect()
+    code = folder / "model.py"
+    code.write_text(
+        "import mlflow\n\n\nclass Adapter(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input):\n        return []\n\n\n"
+        "mlflow.models.set_model(Adapter())\n"
+    )
+    logged = mlflow.pyfunc.log_model(
+        name="adapter",
+        python_model=str(code),
+        artifacts={"adapter": str(adapter)},
+        pip_requirements=[],
+        registered_model_name=name,
+    )
+    version = logged.registered_model_version
+    objects = manifest.render(
+        contract,
+        model_name=name,
+        version=version,
+        image="loraline:test",
+        placement=placement.Placement(cpu=True),
+    )
+    (folder / "vllm.yaml").write_text(kube.to_yaml(objects))
+    return Registered(
+        contract, folder / "vllm.yaml", images, tokens, os.environ["MLFLOW_TRACKING_URI"]
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("store")
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def text(store, tmp_path_factory, tiny_base):
+    return register(tmp_path_factory.mktemp("text"), "text", "tiny-text", tiny_base)
+
+
+@pytest.fixture(scope="module")
+def vision(store, tmp_path_factory, tiny_base):
+    return register(tmp_path_factory.mktemp("vision"), "vision", "tiny-vision", tiny_base)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ask(url, model, registered, row):
+    """Greedy tokens of one of the registered adapter's rows, without the end token."""
+    content = registered.contract.prompt.replace("{question}", QUESTIONS[row])
+    image = registered.images[row]
+    if image is not None:
+        data = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+        picture = {"type": "image_url", "image_url": {"url": data}}
+        content = [picture, {"type": "text", "text": content}]
+    choice = post(url, model, content)["choices"][0]
+    tokens = choice["token_ids"]
+    return tokens[:-1] if choice["finish_reason"] == "stop" else tokens
+
+
+def post(url, model, content):
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": ANSWER_TOKENS,
+        "return_token_ids": True,
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def assert_serves_what_was_measured(url, registered):
+    """Base and adapter, asked one by one and all at once, give their own tokens."""
+    measured = registered.tokens
+    adapter = next(name for name in measured if name != "base")
+    assert measured[adapter] != measured["base"]
+    wanted = [(name, row) for row in range(len(QUESTIONS)) for name in measured]
+    for name, row in wanted:
+        assert ask(url, name, registered, row) == measured[name][row], (name, row)
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        found = pool.map(lambda each: ask(url, each[0], registered, each[1]), wanted)
+        assert list(found) == [measured[name][row] for name, row in wanted]
+
+
+def descendants(pid):
+    """Processes that `pid` started, and those that they started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (folder / "stat").read_text()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_text_adapter_is_served_as_measured_until_sigterm(text):
+    port = free_port()
+    command = [sys.executable, ROOT / "steps/serve_local.py", text.manifest, "--port", port]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    try:
+        curl = next((line for line in process.stdout if line.startswith("curl ")), None)
+        assert curl, "the server did not start"
+        assert_serves_what_was_measured(f"http://127.0.0.1:{port}", text)
+        answer = subprocess.run(shlex.split(curl), capture_output=True, check=True)
+        assert json.loads(answer.stdout)["model"] == "tiny-text"
+    finally:
+        started = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert rest.endswith("stopped\n")
+    assert len(started) >= 3, "the API server, its engine and the engine's worker"
+    # They are killed at the latest when the command ends; the system may take a moment.
+    deadline = time.monotonic() + 5
+    while any(is_running(pid) for pid in started):
+        assert time.monotonic() < deadline, "a process of the server is left"
+        time.sleep(0.1)
+
+
+def test_vision_adapter_is_served_as_measured_and_fetches_no_images(vision, tmp_path):
+    image = tmp_path / "drawing.png"
+    image.write_bytes(vision.images[0])
+    with serve_local.start(vision.manifest, free_port(), tmp_path / "serve") as server:
+        assert (server.base, server.adapter) == ("base", "tiny-vision")
+        assert_serves_what_was_measured(server.url, vision)
+        body = serve_local.request(server, "", image)
+        found = post(server.url, body["model"], body["messages"][0]["content"])
+        tokens = found["choices"][0]["token_ids"]
+        assert tokens[: len(vision.tokens["tiny-vision"][0])] == vision.tokens["tiny-vision"][0]
+        remote = [{"type": "image_url", "image_url": {"url": f"{server.url}/metrics"}}]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(server.url, "tiny-vision", remote)
+        assert refused.value.code == 400
+
+
+def test_taken_port_is_named(text):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(UserError, match=f"port {port} .* choose another with --port"),
+            serve_local.start(text.manifest, port),
+        ):
+            pass
+
+
+def test_file_that_is_no_manifest_is_refused(tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("kind: Pod\n")
+    with (
+        pytest.raises(UserError, match=r"other\.yaml is not a manifest of deploy_vllm"),
+        serve_local.start(other, free_port()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("form", ["way-kserve", "way-production-stack"])
+def test_manifest_for_another_runner_tells_how_to_get_one_of_ours(form):
+    other = ROOT / f"tests/loraline/delivery/manifests/{form}.yaml"
+    with (
+        pytest.raises(UserError, match=r"render it again with deploy_vllm --format deployment"),
+        serve_local.start(other, free_port()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("content", ["- a list\n", "{", "words", b"\xff\xfe"])
+def test_file_without_objects_is_no_manifest(content, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"is not a manifest of deploy_vllm: it has no objects"):
+        serve_local.read(other)
+
+
+def edited(registered, folder, old, new):
+    copy = folder / "edited.yaml"
+    copy.write_text(registered.manifest.read_text().replace(old, new))
+    return copy
+
+
+def test_missing_base_folder_is_named_before_anything_starts(text, tmp_path):
+    copy = edited(text, tmp_path, f"- {text.contract.base}\n", "- /no/such/base\n")
+    with (
+        pytest.raises(UserError, match=r"base model folder '/no/such/base' of .* does not exist"),
+        serve_local.start(copy, free_port()),
+    ):
+        pass
+
+
+def test_what_a_gpu_cannot_apply_is_refused_before_anything_starts(text, monkeypatch):
+    monkeypatch.setattr(serve_local, "has_gpu", lambda: True)
+    with (
+        pytest.raises(UserError, match="float32, and vLLM applies adapters on GPUs in bfloat16"),
+        serve_local.start(text.manifest, free_port()),
+    ):
+        pass
+
+
+def test_server_that_dies_at_the_start_leaves_its_cause_in_one_sentence(text, tmp_path):
+    copy = edited(text, tmp_path, "- '8'\n", "- '4'\n")
+    started = time.monotonic()
+    with (
+        pytest.raises(UserError) as error,
+        serve_local.start(copy, free_port(), tmp_path / "serve"),
+    ):
+        pass
+    assert time.monotonic() - started < 60
+    assert "argument --max-lora-rank: invalid choice: 4" in str(error.value)
+    assert str(tmp_path / "serve/vllm.log") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_adapter_with_another_digest_is_not_served(text, tmp_path):
+    wrong = hashlib.sha256(b"another").hexdigest()
+    copy = edited(text, tmp_path, text.contract.adapter_sha256, wrong)
+    with (
+        pytest.raises(UserError) as error,
+        serve_local.start(copy, free_port(), tmp_path / "serve"),
+    ):
+        pass
+    assert f"has digest {text.contract.adapter_sha256}, expected {wrong}" in str(error.value)
+    assert not list((tmp_path / "serve/adapters").glob("*/*"))
+
+
+def fetch(model, digest, out_dir, *options):
+    command = [sys.executable, ROOT / "steps/fetch_adapter.py", "--model", model]
+    command += ["--sha256", digest, "--out-dir", out_dir, *options]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+
+def test_fetched_adapter_is_whole_and_replaces_another(text, tmp_path):
+    out_dir = tmp_path / "v1"
+    out_dir.mkdir()
+    (out_dir / "leftover.txt").write_text("of another adapter")
+    (out_dir / ".loraline-adapter").write_text("its digest")
+    ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, out_dir)
+    assert ended.returncode == 0, ended.stderr
+    assert read(out_dir) == text.contract
+    assert [path.name for path in tmp_path.iterdir()] == ["v1"]
+    assert not (out_dir / "leftover.txt").exists()
+
+
+def test_folder_with_files_of_others_is_left_alone(text, tmp_path):
+    (tmp_path / "important.txt").write_text("mine")
+    ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, tmp_path)
+    assert ended.returncode == 2
+    assert f"--out-dir {tmp_path} holds files of others" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["important.txt"]
+
+
+def test_adapter_that_the_server_would_refuse_is_not_fetched(text, tmp_path):
+    digest = text.contract.adapter_sha256
+    ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--max-lora-rank", "1")
+    assert ended.returncode == 2
+    assert "models:/tiny-text/1 cannot be served: r: rank 4 is not between 1 and 1" in ended.stderr
+    assert not (tmp_path / "v1").exists()
+
+
+def test_adapter_is_fetched_once(text, tmp_path):
+    digest = text.contract.adapter_sha256
+    for word in ("is in", "is already in"):
+        assert word in fetch("models:/tiny-text/1", digest, tmp_path / "v1").stdout
+    (tmp_path / "v1" / WEIGHTS).unlink()
+    assert "is already in" not in fetch("models:/tiny-text/1", digest, tmp_path / "v1").stdout
+
+
+def test_adapter_is_merged_into_its_base(text, tmp_path):
+    from transformers import AutoTokenizer
+
+    digest, base = text.contract.adapter_sha256, text.contract.base
+    ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--merge", base)
+    assert ended.returncode == 0, ended.stderr
+    merged = locate(str(tmp_path / "v1"), None)
+    model = load(merged, "text", quantize=False, dtype="float32")
+    encoder = Encoder(merged.path, "text", chat_template=text.contract.chat_template)
+    rows = [encoder.encode(from_prompt(PROMPTS["text"], each, "an answer")) for each in QUESTIONS]
+    found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, told: None)
+    assert [answer.tokens for answer in found] == text.tokens["tiny-text"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "v1").eos_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("tiny-text", "is not of the form models:/NAME/VERSION"),
+        ("models:/tiny-text@champion", "is not of the form models:/NAME/VERSION"),
+        ("models:/tiny-text/99", "is not a registered version"),
+        ("models:/nobody/1", "is not a registered version"),
+    ],
+)
+def test_version_that_does_not_exist_is_a_mistake_of_the_user(text, tmp_path, model, sentence):
+    ended = fetch(model, text.contract.adapter_sha256, tmp_path / "v1")
+    assert ended.returncode == 2
+    assert re.search(sentence, ended.stderr)
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "v1").exists()
+
+
+def test_weights_that_could_run_code_are_refused(text, tmp_path):
+    fetch_adapter = script(ROOT / "steps/fetch_adapter.py")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(text.manifest.parent / "adapter", adapter)
+    (adapter / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds adapter_model\.bin; an adapter is made of"):
+        fetch_adapter.check(adapter, "models:/tiny-text/1", text.contract.adapter_sha256)
+
+
+def test_only_the_listed_arguments_change_without_a_gpu():
+    args = ["base", "--max-loras", "1", "--gpu-memory-utilization", "0.90", "--dtype", "float32"]
+    assert arguments.on_cpu(args) == [
+        *("base", "--max-loras", "2", "--kv-cache-memory-bytes", "1G", "--dtype", "float32")
+    ]
+    assert arguments.on_cpu(arguments.on_cpu(args)) == arguments.on_cpu(args), (
+        "a manifest for a CPU stays"
+    )
