@@ -214,7 +214,7 @@ def test_the_champion_is_served_beside_the_candidate(
     client = mlflow.MlflowClient()
     client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
     assert step("deploy_vllm", "--run-id", second, "--beside", "champion").exit_code == 0
-    models = container(workplace)["readinessProbe"]["exec"]["command"][3:]
+    models = container(workplace)["readinessProbe"]["exec"]["command"][2:]
     assert models == ["mistral-7b-lora", "mistral-7b-lora-champion"]
     fetches = rendered(workplace)["Deployment"]["spec"]["template"]["spec"]["initContainers"]
     wanted = [each["command"][each["command"].index("--model") + 1] for each in fetches]

@@ -201,7 +201,7 @@ def test_beside_serves_both_from_one_pod_with_a_slot_each() -> None:
     assert arguments[arguments.index("--max-loras") + 1] == "2"
     assert arguments[arguments.index("--max-lora-rank") + 1] == "16"
     assert len(pod("way-beside")["initContainers"]) == 2
-    assert pod("way-beside")["containers"][0]["readinessProbe"]["exec"]["command"][3:] == names
+    assert pod("way-beside")["containers"][0]["readinessProbe"]["exec"]["command"][2:] == names
 
 
 def test_a_merged_model_is_served_without_adapters() -> None:

@@ -1,0 +1,114 @@
+"""The same pod for KServe and for the Helm chart of vLLM's production-stack."""
+
+from __future__ import annotations
+
+import re
+
+from loraline.delivery import containers, objects
+from loraline.delivery.kube import Object, environment, secret, unprivileged
+from loraline.delivery.pod import Pod
+from loraline.errors import UserError
+from loraline.serving.arguments import CONFIG, PORT
+
+
+def inference_service(pod: Pod) -> Object:
+    """KServe's object in its plain-Deployment mode, with the same pod."""
+    container = {**containers.serving(pod), "name": "kserve-container"}
+    predictor = {**containers.spec(pod), "containers": [container, *containers.follower(pod)]}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            **pod.metadata(),
+            "annotations": {
+                **pod.annotations,
+                "serving.kserve.io/deploymentMode": "RawDeployment",
+            },
+        },
+        "spec": {
+            "predictor": {
+                "minReplicas": 1,
+                "maxReplicas": pod.where.replicas,
+                "deploymentStrategy": objects.deployment(pod)["spec"]["strategy"],
+                **predictor,
+            }
+        },
+    }
+
+
+def chart_resources(pod: Pod) -> Object:
+    """The server's resources in the chart's words."""
+    found = pod.resources()
+    return {
+        "requestCPU": int(found["requests"]["cpu"]),
+        "requestMemory": found["requests"]["memory"],
+        "requestGPU": found.get("limits", {}).get(pod.card, 0),
+        "requestGPUType": pod.card,
+    }
+
+
+def helm_values(pod: Pod) -> Object:
+    """Values for the chart `vllm-stack` of vLLM's production-stack."""
+    container, fetch = containers.serving(pod), containers.fetches(pod)[0]
+    image = re.fullmatch(r"(.+?):([\w.-]+(?:@sha256:\w+)?)", pod.where.serving_image)
+    if image is None:
+        raise UserError(f"production-stack needs a tag in {pod.where.serving_image}")
+    # The chart runs `vllm serve MODEL --host ... --port ...` and has a place of its own for
+    # chat templates.
+    args = [arg.replace(f"{CONFIG}/", "/templates/") for arg in pod.arguments()[1:]]
+    skip = args.index("--chat-template")
+    del args[skip : skip + 2]
+    # The chart's own shared memory comes only with tensorParallelSize in vllmConfig.
+    own = {"adapters", "cache", "bases", "shm", "tmp"}
+    variables, claim = pod.variables(), {}
+    if pod.hub:
+        # The chart makes the hub's cache a claim of its own and says where it is.
+        claim = {"pvcStorage": pod.storage, "pvcAccessMode": ["ReadWriteOnce"]}
+        del variables["HF_HOME"]
+    shown = [{"name": "MLFLOW_TRACKING_USERNAME"}, {"name": "MLFLOW_TRACKING_PASSWORD"}]
+    shown += [{"name": "AWS_ACCESS_KEY_ID"}, {"name": "AWS_SECRET_ACCESS_KEY"}]
+    keys = [secret(each["name"], "loraline", each["name"], optional=True) for each in shown]
+    model = {
+        "name": pod.adapters[0].name,
+        "annotations": pod.annotations,
+        "podAnnotations": pod.annotations,
+        "repository": image[1],
+        "tag": image[2],
+        "modelURL": pod.arguments()[0],
+        "replicaCount": 1,
+        **chart_resources(pod),
+        **containers.node_terms(pod),
+        **claim,
+        "chatTemplate": "chat_template.jinja",
+        "chatTemplateConfigMap": pod.contract.chat_template,
+        # The chart switches prefix caching off unless it is told otherwise.
+        "vllmConfig": {"enablePrefixCaching": True, "extraArgs": args},
+        "env": [*environment(variables), container["env"][-1]],
+        "initContainer": {
+            **{key: fetch[key] for key in ("name", "image", "command", "resources")},
+            "env": [*fetch["env"], *keys],
+            "extraVolumeMounts": fetch["volumeMounts"],
+        },
+        "extraVolumes": [
+            {"name": "cache", "emptyDir": {}} if each["name"] == "cache" else each
+            for each in containers.volumes(pod)
+            if each["name"] in own
+        ],
+        "extraVolumeMounts": [each for each in container["volumeMounts"] if each["name"] in own],
+    }
+    key = {"secretName": pod.resource, "secretKey": "api-key"}
+    return {
+        "servingEngineSpec": {
+            "vllmApiKey": key,
+            "securityContext": containers.security(),
+            "containerSecurityContext": unprivileged(),
+            "strategy": objects.deployment(pod)["spec"]["strategy"],
+            "startupProbe": {
+                "initialDelaySeconds": 15,
+                **container["startupProbe"],
+                "httpGet": {"path": "/health", "port": PORT},
+            },
+            "tolerations": containers.spec(pod).get("tolerations", []),
+            "modelSpec": [model],
+        }
+    }

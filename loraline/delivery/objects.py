@@ -1,0 +1,194 @@
+"""The objects around a server's pod: Deployment, Service, claim, policies, autoscaler."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from loraline.delivery import containers
+from loraline.delivery.kube import Object
+from loraline.delivery.pod import Pod
+from loraline.serving.arguments import PORT
+
+WAITING = 5
+"""Requests that may wait at a replica before another one is started."""
+
+
+def config_map(pod: Pod) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": pod.metadata(),
+        "data": {
+            "chat_template.jinja": pod.contract.chat_template,
+            "contract.json": pod.contract.model_dump_json(indent=2) + "\n",
+            "prompt.txt": pod.contract.prompt,
+            containers.READY.name: containers.READY.read_text(),
+        },
+    }
+
+
+def claim(pod: Pod) -> list[Object]:
+    """Keeps the hub's files, so that only the first start downloads the base."""
+    if not pod.hub:
+        return []
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": pod.metadata(),
+            "spec": {
+                "accessModes": ["ReadWriteOnce" if pod.where.replicas == 1 else "ReadWriteMany"],
+                "resources": {"requests": {"storage": pod.storage}},
+            },
+        }
+    ]
+
+
+def deployment(pod: Pod) -> Object:
+    # A second pod would wait for the GPU that the first one holds.
+    strategy: Object = {"type": "Recreate"}
+    replicas: Object = {"replicas": 1}
+    if pod.where.replicas > 1:
+        update = {"maxSurge": 0, "maxUnavailable": 1}
+        strategy = {"type": "RollingUpdate", "rollingUpdate": update}
+        # The number belongs to the autoscaler.
+        replicas = {}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": pod.metadata(),
+        "spec": {
+            **replicas,
+            "strategy": strategy,
+            "progressDeadlineSeconds": pod.startup_seconds + 600,
+            "selector": {"matchLabels": pod.selector},
+            "template": {
+                "metadata": {"labels": pod.labels, "annotations": pod.annotations},
+                "spec": containers.spec(pod),
+            },
+        },
+    }
+
+
+def service(pod: Pod) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": pod.metadata(),
+        "spec": {
+            "selector": pod.selector,
+            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+        },
+    }
+
+
+def disruption_budget(pod: Pod) -> Object:
+    """Nodes are drained one pod at a time; a single one does not block them."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": pod.metadata(),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod.selector}},
+    }
+
+
+def network_policy(pod: Pod) -> Object:
+    """In: the namespace's pods, since a key guards only a part of vLLM's addresses. Out: names,
+    MLflow, its artifacts and the hub, never the cloud's metadata service."""
+    urls = [value for value in pod.fetch_env.values() if "://" in value]
+    ports = {port_of(url) for url in urls}
+    if pod.hub or "MLFLOW_S3_ENDPOINT_URL" not in pod.fetch_env:
+        ports.add(443)
+    world = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+    callers: list[Object] = [{"podSelector": {}}]
+    if pod.where.monitor or pod.where.prometheus:
+        name = {"kubernetes.io/metadata.name": "monitoring"}
+        callers.append({"namespaceSelector": {"matchLabels": name}})
+    chosen = pod.selector
+    if pod.where.format == "kserve":
+        chosen = {"serving.kserve.io/inferenceservice": pod.resource}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": pod.metadata(),
+        "spec": {
+            "podSelector": {"matchLabels": chosen},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": callers, "ports": [{"port": PORT, "protocol": "TCP"}]}],
+            "egress": [
+                {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
+                {
+                    "to": [world],
+                    "ports": [{"port": port, "protocol": "TCP"} for port in sorted(ports)],
+                },
+            ],
+        },
+    }
+
+
+def autoscaler(pod: Pod) -> list[Object]:
+    """Follows the requests that wait; a replica is kept for ten minutes after the last one."""
+    if pod.where.replicas == 1:
+        return []
+    scaled = {"apiVersion": "apps/v1", "kind": "Deployment", "name": pod.resource}
+    down = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+    if pod.where.prometheus:
+        query = f'sum(vllm:num_requests_waiting{{service="{pod.resource}"}})'
+        asked = {
+            "serverAddress": pod.where.prometheus,
+            "query": query,
+            "threshold": str(WAITING),
+        }
+        return [
+            {
+                "apiVersion": "keda.sh/v1alpha1",
+                "kind": "ScaledObject",
+                "metadata": pod.metadata(),
+                "spec": {
+                    "scaleTargetRef": scaled,
+                    "minReplicaCount": 1,
+                    "maxReplicaCount": pod.where.replicas,
+                    "advanced": {"horizontalPodAutoscalerConfig": {"behavior": down}},
+                    "triggers": [{"type": "prometheus", "metadata": asked}],
+                },
+            }
+        ]
+    waiting = {
+        "metric": {"name": "vllm:num_requests_waiting"},
+        "target": {"type": "AverageValue", "averageValue": str(WAITING)},
+    }
+    return [
+        {
+            "apiVersion": "autoscaling/v2",
+            "kind": "HorizontalPodAutoscaler",
+            "metadata": pod.metadata(),
+            "spec": {
+                "scaleTargetRef": scaled,
+                "minReplicas": 1,
+                "maxReplicas": pod.where.replicas,
+                "metrics": [{"type": "Pods", "pods": waiting}],
+                "behavior": down,
+            },
+        }
+    ]
+
+
+def service_monitor(pod: Pod) -> list[Object]:
+    if not (pod.where.monitor or pod.where.prometheus):
+        return []
+    return [
+        {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "ServiceMonitor",
+            "metadata": pod.metadata(),
+            "spec": {
+                "selector": {"matchLabels": pod.selector},
+                "endpoints": [{"port": "http", "path": "/metrics", "interval": "15s"}],
+            },
+        }
+    ]
+
+
+def port_of(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)

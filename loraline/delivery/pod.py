@@ -1,0 +1,136 @@
+"""One server's pod: what it serves, where its files are, what it asks of its node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from loraline.contract import Contract
+from loraline.delivery.kube import Object
+from loraline.delivery.placement import Placement
+from loraline.serving import arguments as serving_arguments
+from loraline.serving.arguments import BASES, CACHE, Adapter
+from loraline.serving.names import base_name
+from loraline.serving.sizing import Plan
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One server's pod; every object around it carries its name and labels."""
+
+    contract: Contract
+    adapters: tuple[Adapter, ...]
+    resource: str
+    """Name of all objects."""
+
+    image: str
+    fetch_env: Mapping[str, str]
+    where: Placement
+    plan: Plan | None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": self.resource, "app.kubernetes.io/part-of": "loraline"}
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        first = self.adapters[0]
+        found = {
+            "loraline/registered-version": first.uri,
+            "loraline/adapter-sha256": first.sha256,
+            "loraline/base-revision": self.contract.base_revision,
+        }
+        if self.contract.prompt_uri:
+            found["loraline/prompt"] = self.contract.prompt_uri
+        if len(self.adapters) > 1:
+            found["loraline/beside"] = ", ".join(each.uri for each in self.adapters[1:])
+        if self.plan:
+            cards = f"{self.plan.tensor_parallel_size} x {self.plan.gpu}"
+            found["loraline/sized-for"] = f"{cards}, {self.plan.account()}"
+        return found
+
+    @property
+    def selector(self) -> dict[str, str]:
+        return {"app.kubernetes.io/name": self.resource}
+
+    @property
+    def hub(self) -> bool:
+        """Whether the base comes from the model hub."""
+        return not self.contract.is_folder and self.where.base_volume is None
+
+    @property
+    def base(self) -> str | None:
+        """The base's folder in the pod, when a claim holds it."""
+        if self.where.base_volume is None:
+            return None
+        return f"{BASES}/{base_name(self.contract).rpartition('/')[2]}"
+
+    @property
+    def startup_seconds(self) -> int:
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 60
+        return serving_arguments.startup_seconds(weights, local_base=not self.hub)
+
+    def metadata(self) -> Object:
+        placed = {"namespace": self.where.namespace} if self.where.namespace else {}
+        return {
+            "name": self.resource,
+            **placed,
+            "labels": self.labels,
+            "annotations": self.annotations,
+        }
+
+    @property
+    def storage(self) -> str:
+        """Room for the base in its hub's cache."""
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 60
+        return f"{10 * math.ceil((1.2 * weights + 5) / 10)}Gi"
+
+    def base_mounts(self) -> list[Object]:
+        found: list[Object] = [{"name": "cache", "mountPath": CACHE}]
+        if self.where.base_volume:
+            found.append({"name": "bases", "mountPath": BASES, "readOnly": True})
+        return found
+
+    @property
+    def memory(self) -> str:
+        """What vLLM takes beside a quarter of the weights on their way to the card, or, to merge an
+        adapter, all of them."""
+        weights = self.plan.weights * self.plan.tensor_parallel_size if self.plan else 16.0
+        return f"{8 + math.ceil(weights / (1 if self.where.merged else 4))}Gi"
+
+    def arguments(self) -> list[str]:
+        args = serving_arguments.arguments(
+            self.contract,
+            self.adapters,
+            plan=self.plan,
+            base=self.base,
+            merged=self.where.merged,
+            # The next version is loaded before the last one goes.
+            spare=2 if self.where.follow else 0,
+        )
+        return serving_arguments.on_cpu(args) if self.where.cpu else args
+
+    def variables(self) -> dict[str, str]:
+        found = serving_arguments.environment(
+            self.contract, local_base=not self.hub, startup_seconds=self.startup_seconds
+        )
+        if self.where.follow:
+            found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        if self.where.cpu:
+            found |= {name: entry.instead[0] for name, entry in serving_arguments.CPU_ENV.items()}
+        return found
+
+    @property
+    def card(self) -> str:
+        """The resource to ask for; NVIDIA's device plugin renames cards that it hands out twice."""
+        return "nvidia.com/gpu" if self.where.fraction == 1 else "nvidia.com/gpu.shared"
+
+    def resources(self) -> Object:
+        if self.where.cpu:
+            return {"requests": {"cpu": "1", "memory": "3Gi"}}
+        requests = {"cpu": "2", "memory": self.memory}
+        return {
+            "requests": requests,
+            "limits": {self.card: self.plan.tensor_parallel_size if self.plan else 1},
+        }

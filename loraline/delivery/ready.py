@@ -1,0 +1,27 @@
+"""Whether the server lists every adapter; the readiness probe of a server's pod.
+
+    python3 ready.py MODEL...
+
+Ends with 0 when each MODEL is served, with 1 when one is not. It runs in the server's image, where
+nothing of loraline is installed.
+"""
+
+import json
+import os
+import sys
+import urllib.request
+
+MODELS = "http://127.0.0.1:8000/v1/models"
+
+
+def served(url: str) -> set[str]:
+    """Names of the models that the server lists."""
+    key = os.environ.get("VLLM_API_KEY", "")
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request, timeout=4) as answer:
+        return {model["id"] for model in json.load(answer)["data"]}
+
+
+if __name__ == "__main__":
+    missing = set(sys.argv[1:]) - served(MODELS)
+    sys.exit(f"not served yet: {', '.join(sorted(missing))}" if missing else 0)
