@@ -72,7 +72,9 @@ def train_qlora(
     settings = recipe.model_dump(mode="json", exclude={"gate"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
-        "dataset": run_id,
+        # By its content: prepare_data may have been repeated on data that did not change.
+        "dataset": data_run.data.params["digest"],
+        "prompt": data_run.data.params.get("prompt_uri", ""),
         "profile": json.dumps([profile, settings], sort_keys=True),
         "base": base.revision,
         "code": fingerprints.code_digest(__file__),

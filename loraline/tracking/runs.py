@@ -91,9 +91,25 @@ def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
 
 
 def finished_run(client: MlflowClient, step: str, fingerprint: str) -> Run | None:
-    """The latest finished run of `step` with these inputs, if there is one."""
+    """The latest finished run of `step` with these inputs whose upstream run is still there."""
     same = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'"
-    return next(iter(latest_runs(client, step, same, 1)), None)
+    for run in latest_runs(client, step, same, 20):
+        upstream = run.data.tags.get(UPSTREAM)
+        if upstream is None or is_active(client, upstream):
+            return run
+    return None
+
+
+def is_active(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run is in the store and was not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if is_outage(error):
+            raise
+        return False
 
 
 def unfinished_runs(client: MlflowClient, step: str, profile: str) -> list[Run]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from loraline.errors import TryAgain, UserError
-from loraline.tracking import fingerprints, runs, store
+from loraline.tracking import runs, store
 from loraline.tracking.tags import GIT_SHA, IMAGE, PIPELINE, UPSTREAM, WORKFLOW_NAME, WORKFLOW_UID
 
 
@@ -95,14 +95,15 @@ def test_the_latest_finished_run_with_the_same_inputs_is_found(workplace: Path) 
     assert runs.finished_run(client, "quality_gate", "same") is None
 
 
-def test_a_fingerprint_follows_inputs_and_source(tmp_path: Path) -> None:
-    source = tmp_path / "step.py"
-    source.write_text("one")
-    first = fingerprints.fingerprint(str(source), {"a": 1, "b": 2})
-    assert first == fingerprints.fingerprint(str(source), {"b": 2, "a": 1})
-    assert first != fingerprints.fingerprint(str(source), {"a": 1, "b": 3})
-    source.write_text("two")
-    assert first != fingerprints.fingerprint(str(source), {"a": 1, "b": 2})
+def test_a_run_whose_upstream_run_was_deleted_is_not_reused(workplace: Path) -> None:
+    client = store.connect()
+    with runs.open_run("prepare_data", name="d", fingerprint="data") as upstream:
+        pass
+    with runs.open_run("train_qlora", name="t", fingerprint="same", upstream=upstream):
+        pass
+    assert runs.finished_run(client, "train_qlora", "same") is not None
+    client.delete_run(upstream.info.run_id)
+    assert runs.finished_run(client, "train_qlora", "same") is None
 
 
 def test_artifacts_have_an_absolute_place(workplace: Path) -> None:
