@@ -96,6 +96,11 @@ submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=â€
 		$(if $(filter sweep,$(WORKFLOW)),-p 'profiles=$(or $(PROFILES),["$(PROFILE)"])') \
 		$(foreach set,$(SET),-p '$(set)')
 
+.PHONY: coverage
+coverage: install  ## Run the tests and report the statements and branches that none of them reaches
+	$(BIN)/pytest --cov --cov-report=term
+	@$(BIN)/coverage html --quiet --directory outputs/coverage && echo "outputs/coverage/index.html shows each line"
+
 .PHONY: test-slow
 test-slow: install  ## Run the tests that take minutes each
 	$(BIN)/pytest -m slow
@@ -105,9 +110,10 @@ test-cluster: install  ## Run the workflows on the cluster of KUBECONFIG, or on 
 	$(BIN)/pytest -m cluster tests/cluster
 
 .PHONY: quality
-quality: install  ## Format check, lint, types
+quality: install  ## Format check, lint, layers, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python workflows/pipeline.py --check
 	$(BIN)/python workflows/prepare_shares.py --check

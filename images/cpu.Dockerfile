@@ -1,12 +1,13 @@
-# Every step without a GPU, training and evaluation of the smoke profiles among them, and MLflow's
-# server.
+# Every step without a GPU, training and evaluation of the smoke profiles among them, MLflow's server,
+# and the Kubernetes client of deploy_vllm --apply.
 ARG BASE=python:3.11-slim-bookworm
 
 # What has to be installed, on its own: other changes to pyproject.toml leave the large layer alone.
 FROM ${BASE} AS requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*p['dependencies'], *p['optional-dependencies']['mlflow-server'], sep='\n')" > /requirements.txt
+    extras = p['optional-dependencies']; \
+    print(*p['dependencies'], *extras['cluster'], *extras['mlflow-server'], sep='\n')" > /requirements.txt
 
 FROM ${BASE}
 

@@ -72,11 +72,11 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def client(line: Line) -> Iterator[Any]:
+def client(line: Line) -> Any:
     import mlflow
 
     mlflow.set_tracking_uri(line.store)
-    yield mlflow.MlflowClient()
+    return mlflow.MlflowClient()
 
 
 def test_tuned_beats_base_by_twenty_bleu_and_half_the_edits(line: Line) -> None:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,11 @@ def apply(manifest: Path, say: Say) -> None:
     again and what was made is deleted, but for a claim, which holds what was downloaded. UserError
     tells the reason; TryAgain when the cluster does not answer.
     """
+    if find_spec("kubernetes") is None:
+        raise UserError(
+            "--apply needs the Kubernetes client, which is not installed: "
+            "pip install 'loraline[cluster]'"
+        )
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 

@@ -13,7 +13,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,7 @@ class Logged:
 @pytest.fixture(scope="module", params=["text", "vision"])
 def logged(
     request: pytest.FixtureRequest, script, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Logged]:
+) -> Logged:
     modality = request.param
     place = tmp_path_factory.mktemp(modality)
     engines, train = (
@@ -108,7 +107,7 @@ def logged(
         agreed.max_new_tokens,
         lambda units, remark: None,
     )
-    yield Logged(f"models:/{model_id}", place, asked, [answer.text for answer in answers])
+    return Logged(f"models:/{model_id}", place, asked, [answer.text for answer in answers])
 
 
 @pytest.fixture

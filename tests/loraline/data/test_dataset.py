@@ -247,7 +247,8 @@ def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monk
     data = tmp_path / "data.jsonl"
     for rows in (ROWS, [{**row, "question": row["question"][::-1]} for row in ROWS]):
         write_lines(data, rows)
-        with (
+        # What interrupts stands last in the block that it leaves.
+        with (  # noqa: PT012
             pytest.raises(KeyboardInterrupt),
             workplace.folder(asked(data), profile()) as place,
         ):

@@ -109,6 +109,15 @@ def kubeconfig(file: Path, user: dict[str, str], **cluster: str) -> Path:
     return file
 
 
+def test_a_missing_client_is_named_with_what_installs_it(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_cluster, "find_spec", lambda name: None)
+
+    with pytest.raises(UserError, match=r"not installed: pip install 'loraline\[cluster\]'"):
+        delivery_cluster.apply(manifest, print)
+
+
 @pytest.mark.parametrize(
     "content",
     [None, "", "[1]", "{", "words", "current-context: ''\nclusters: []\ncontexts: []\nusers: []"],
