@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from loraline.contract import Contract
-    from loraline.delivery.placement import Placement
+    from loraline.delivery.placement import Format, Placement
     from loraline.serving.arguments import Adapter
     from loraline.serving.sizing import Plan
 
@@ -34,13 +34,55 @@ CPU = "cpu"
 DEPLOYED = "loraline.deployed"
 """Tag of a training run: the version that --apply has brought to a cluster, where it is ready."""
 
-PLACED = (
-    *("format", "namespace", "fraction", "replicas", "prometheus", "monitor", "base_volume"),
-    *("merged", "follow", "server_image"),
-)
-"""Options that say where the server runs, in the words of manifest.Placement."""
-
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says of the server."""
+
+    gpu: str | None
+    """Card to size for, or CPU; None for the smallest card that fits."""
+
+    gpus: int
+    fraction: float
+    calibrate: Path | None
+    replicas: int
+    prometheus: str | None
+    monitor: bool
+    namespace: str | None
+    base_volume: str | None
+    server_image: str | None
+    beside: str | None
+    follow: str | None
+    merged: bool
+    format: Format
+
+    def check(self) -> None:
+        """Raise a UserError for options that say nothing without another one."""
+        names_card = self.gpu not in (None, CPU)
+        if self.calibrate and not names_card:
+            raise UserError("--calibrate needs --gpu to say which card the log is of")
+        if (self.gpus, self.fraction) != (1, 1.0) and not names_card:
+            raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
+
+    def placement(self) -> Placement:
+        from loraline.delivery.placement import Placement
+
+        return Placement(
+            format=self.format,
+            namespace=self.namespace,
+            cpu=self.gpu == CPU,
+            fraction=self.fraction,
+            on_card=self.gpu not in (None, CPU),
+            replicas=self.replicas,
+            prometheus=self.prometheus,
+            monitor=self.monitor,
+            base_volume=self.base_volume,
+            merged=self.merged,
+            follow=self.follow,
+            server_image=self.server_image,
+        )
 
 
 @step
@@ -77,19 +119,23 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--apply", is_flag=True, help="Apply to the current context and wait until ready.")
 @click.option("--git", type=click.Path(path_type=Path), help="Folder of a checkout to commit to.")
-def deploy_vllm(run_id: str, out_dir: Path, force: bool, **options: Any) -> None:
+def deploy_vllm(
+    run_id: str, out_dir: Path, force: bool, apply: bool, git: Path | None, **flags: Any
+) -> None:
     """Render the Kubernetes manifest of a vLLM server for the version that passed the gate."""
     from loraline.delivery import checkout, cluster
     from loraline.serving import names, versions
 
-    apply, git = options.pop("apply"), options.pop("git")
+    options = Options(**flags)
     client = store.connect()
     gate_run = runs.upstream_run(client, run_id, "quality_gate")
     train_run = runs.ancestor(client, gate_run, "train_qlora")
-    if options["gpu"] is None:
+    if options.gpu is None:
         recipe = runs.profile(client, train_run)
-        merged = options["merged"] or recipe.export == "merged"
-        options["gpu"] = CPU if versions.needs_cpu(recipe.serve_dtype, merged=merged) else None
+        merged = options.merged or recipe.export == "merged"
+        if versions.needs_cpu(recipe.serve_dtype, merged=merged):
+            options = replace(options, gpu=CPU)
+    options.check()
     order = Order.of(client, gate_run, options)
     fingerprint = fingerprints.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
     done = None if force else runs.finished_run(client, "deploy_vllm", fingerprint)
@@ -148,8 +194,7 @@ class Order:
     fetch: dict[str, str]
 
     @classmethod
-    def of(cls, client: MlflowClient, gate_run: Run, options: dict[str, Any]) -> Order:
-        from loraline.delivery.placement import Placement
+    def of(cls, client: MlflowClient, gate_run: Run, options: Options) -> Order:
         from loraline.serving import calibration
         from loraline.tracking.settings import Settings
 
@@ -160,26 +205,21 @@ class Order:
                 f"({tags[REASON]}): nothing to deploy"
             )
         name, version = tags[MODEL_NAME], tags[MODEL_VERSION]
-        gpu, alias, log = options["gpu"], options["beside"], options["calibrate"]
+        alias, log = options.beside, options.calibrate
         model = client.get_registered_model(name)
         if alias and str(model.aliases.get(alias, version)) == version:
             raise UserError(f"--beside {alias}: no other version of {name} has this alias")
-        if options["follow"] and options["follow"] not in model.aliases:
+        if options.follow and options.follow not in model.aliases:
             has = ", ".join(sorted(model.aliases)) or "none"
-            raise UserError(f"--follow {options['follow']}: {name} has no such alias; it has {has}")
-        if log and gpu in (None, CPU):
-            raise UserError("--calibrate needs --gpu to say which card the log is of")
-        if gpu in (None, CPU) and (options["gpus"], options["fraction"]) != (1, 1.0):
-            raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
-        placed = {key: options[key] for key in PLACED if options[key] is not None}
+            raise UserError(f"--follow {options.follow}: {name} has no such alias; it has {has}")
         return cls(
             name=name,
             version=version,
             alias=alias,
             beside=str(model.aliases[alias]) if alias else None,
-            where=Placement(cpu=gpu == CPU, on_card=gpu not in (None, CPU), **placed),
-            gpu=gpu,
-            cards=options["gpus"],
+            where=options.placement(),
+            gpu=options.gpu,
+            cards=options.gpus,
             log=log.read_text(errors="replace") if log else "",
             remembered=calibration.remembered(model),
             image=Settings().image or "localhost/loraline:dev",

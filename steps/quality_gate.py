@@ -124,7 +124,7 @@ def servable(adapter: Path) -> Verdict:
     merged = agreed.export == "merged"
     found = preflight.findings(adapter, agreed.base, agreed.trains_vision, merged=merged)
     told = "; ".join(map(str, found[:3])) + ("; and more" if len(found) > 3 else "")
-    return Verdict("preflight_findings", len(found), "at most 0", not found, told)
+    return Verdict("preflight_findings", len(found), "at most", 0, not found, told)
 
 
 def told(verdicts: Sequence[Verdict], result: str) -> dict[str, str]:

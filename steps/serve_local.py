@@ -139,7 +139,7 @@ def start(manifest: Path, port: int, folder: Path | None = None) -> Iterator[Run
             )
     else:
         args = on_cpu(args)
-        variables |= {name: entry.instead[0] for name, entry in CPU_ENV.items()}
+        variables |= CPU_ENV
     for init in pod["initContainers"]:
         fetch([local(unescaped(arg), places) for arg in init["command"]])
 

@@ -118,7 +118,7 @@ class Pod:
         if self.where.follow:
             found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         if self.where.cpu:
-            found |= {name: entry.instead[0] for name, entry in serving_arguments.CPU_ENV.items()}
+            found |= serving_arguments.CPU_ENV
         return found
 
     @property

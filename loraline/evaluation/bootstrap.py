@@ -5,10 +5,11 @@ metric from the drawn rows' sums. All metrics of equally many rows use the same 
 the difference on the same drawn rows (paired bootstrap, Koehn 2004).
 
 Where most rows are right, resampling shows nothing of the errors that these rows happen to be
-without: 72 right answers would make an interval from 1 to 1. So every resample also holds one row
-that is all wrong and one that is all right, each as heavy as an exponential draw: for a share of
-right answers that is Laplace's rule of succession (1814), a Beta(right + 1, wrong + 1). They weigh
-as much less as rows lie between the extremes, where the rows themselves show how values spread.
+without: 72 right answers would make an interval from 1 to 1. So every resample also holds two
+pseudo-rows, one that is all wrong and one that is all right, each as heavy as an exponential draw.
+For a share of right answers that is Laplace's rule of succession (1814), a Beta(right + 1, wrong +
+1). They weigh as much less as rows lie between the extremes, where the rows themselves show how
+values spread.
 """
 
 from __future__ import annotations
@@ -38,34 +39,33 @@ class Interval:
 
 def interval(metric: Metric) -> Interval:
     """The metric and its interval; `low` and `high` are NaN for a single row."""
-    return _interval(metric.value, _resampled(metric, _unseen()), len(metric.rows))
+    return _interval(metric.value, _resampled(metric, _pseudo_rows()), len(metric.rows))
 
 
 def gain(metric: Metric, other: Metric) -> Interval:
     """How much better `metric` is than `other`, in the metric's units: positive is better.
 
-    Both are the same metric on the same rows in the same order.
+    Both are the same metric on the same rows in the same order. The two models are assumed to
+    disagree on the two pseudo-rows of a resample: where one is wrong the other is right.
     """
     if len(metric.rows) != len(other.rows):
         raise ValueError(f"{len(metric.rows)} rows cannot be paired with {len(other.rows)}")
     sign = 1 if metric.higher_is_better else -1
     with np.errstate(invalid="ignore"):
-        # What one gets wrong unseen the other gets right, and the other way round.
-        drawn = sign * np.concatenate(
-            [
-                _resampled(metric, unseen) - _resampled(other, unseen[:, ::-1])
-                for unseen in (_unseen(), _unseen()[:, ::-1])
-            ]
-        )
+        favour_wrong = _pseudo_rows()
+        favour_right = favour_wrong[:, ::-1]
+        pessimistic = _resampled(metric, favour_wrong) - _resampled(other, favour_right)
+        optimistic = _resampled(metric, favour_right) - _resampled(other, favour_wrong)
+        gains = sign * np.concatenate([pessimistic, optimistic])
         value = sign * float(np.subtract(metric.value, other.value))
-    return _interval(value, drawn, len(metric.rows))
+    return _interval(value, gains, len(metric.rows))
 
 
-def _resampled(metric: Metric, unseen: FloatArray) -> FloatArray:
+def _resampled(metric: Metric, pseudo_rows: FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore"):
         sums = _draws(len(metric.rows)) @ metric.rows
         if metric.extremes is not None:
-            sums += metric.at_extremes * unseen @ metric.extremes
+            sums += metric.at_extremes * pseudo_rows @ metric.extremes
         return metric.of_sums(sums)
 
 
@@ -77,8 +77,8 @@ def _draws(rows: int) -> FloatArray:
 
 
 @functools.lru_cache(maxsize=1)
-def _unseen() -> FloatArray:
-    """Weights of the two rows that a resample holds besides, (resamples, 2)."""
+def _pseudo_rows() -> FloatArray:
+    """Weights of the all-wrong and the all-right row of each resample, (resamples, 2)."""
     return np.random.default_rng(SEED + 1).exponential(size=(RESAMPLES, 2))
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Literal, TypeGuard
 
 import yaml
 from pydantic import ValidationError
@@ -29,7 +30,8 @@ class Verdict:
 
     metric: str
     value: float | None
-    limit: str
+    relation: Literal["at least", "at most", "above"]
+    limit: float
     passed: bool
     detail: str = ""
     """What a reviewer should know of a rule that was broken, or that had nothing to judge."""
@@ -38,7 +40,8 @@ class Verdict:
         """Rule, value, limit and verdict as text."""
         nothing = "-" if self.passed else "missing"
         value = nothing if self.value is None else number(self.value, self.limit)
-        return self.metric, value, self.limit, "passed" if self.passed else "FAILED"
+        verdict = "passed" if self.passed else "FAILED"
+        return self.metric, value, f"{self.relation} {self.limit:g}", verdict
 
 
 def load(path: Path | None, defaults: Gate) -> Gate:
@@ -60,8 +63,8 @@ def load(path: Path | None, defaults: Gate) -> Gate:
     try:
         return Gate.model_validate(defaults.model_dump() | content)
     except ValidationError as error:
-        told = "; ".join(complaints(error, Gate))
-        raise UserError(f"policy {path}: {told}") from error
+        reason = "; ".join(complaints(error, Gate))
+        raise UserError(f"policy {path}: {reason}") from error
 
 
 def judge(
@@ -74,8 +77,8 @@ def judge(
 
     A value that is missing or not finite keeps no rule.
     """
-    found = [measured(metrics, tags), at_least("rows", metrics, limits.min_rows)]
-    found += [
+    verdicts = [measured(metrics, tags), at_least("rows", metrics, limits.min_rows)]
+    verdicts += [
         at_most(name, metrics, limit)
         for name, limit in (
             ("tuned_eval_loss", limits.max_eval_loss),
@@ -85,15 +88,15 @@ def judge(
         if limit is not None
     ]
     if limits.min_bleu is not None:
-        found.append(at_least("tuned_bleu", metrics, limits.min_bleu))
+        verdicts.append(at_least("tuned_bleu", metrics, limits.min_bleu))
     if limits.min_gain_over_base is not None:
         name = f"gain_over_base_{limits.compare_on}_low"
-        found.append(at_least(name, metrics, limits.min_gain_over_base))
+        verdicts.append(at_least(name, metrics, limits.min_gain_over_base))
     if limits.min_gain_over_champion is not None:
         name = f"gain_over_champion_{limits.compare_on}_low"
         margin = limits.min_gain_over_champion
-        found.append(against_champion(name, margin, metrics, tags, champion))
-    return found
+        verdicts.append(against_champion(name, margin, metrics, tags, champion))
+    return verdicts
 
 
 def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Verdict:
@@ -101,20 +104,20 @@ def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Verdict:
     lacking = [name for name in REQUIRED if not is_finite(metrics.get(name))]
     prints = [f"{MEASURED}.{part}" for part in ("tokenizer", "template", "rows")]
     lacking += [name for name in prints if not tags.get(name)]
-    told = f"missing or not finite: {', '.join(lacking)}" if lacking else ""
-    return Verdict("unmeasured", len(lacking), "at most 0", not lacking, told)
+    detail = f"missing or not finite: {', '.join(lacking)}" if lacking else ""
+    return Verdict("unmeasured", len(lacking), "at most", 0, not lacking, detail)
 
 
 def at_least(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
     value = metrics.get(name)
     kept = is_finite(value) and value >= limit
-    return Verdict(name, value, f"at least {limit:g}", kept)
+    return Verdict(name, value, "at least", limit, kept)
 
 
 def at_most(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
     value = metrics.get(name)
     kept = is_finite(value) and value <= limit
-    return Verdict(name, value, f"at most {limit:g}", kept)
+    return Verdict(name, value, "at most", limit, kept)
 
 
 def against_champion(
@@ -128,34 +131,33 @@ def against_champion(
 
     Numbers against another version, or on another tokenizer, template or prompt, say nothing.
     """
-    limit = f"above {margin:g}"
     if champion is None:
-        return Verdict(name, None, limit, passed=True, detail="there is no other champion")
+        return Verdict(name, None, "above", margin, True, "there is no other champion")
     against = tags.get(CHAMPION)
     if against != champion:
-        told = (
+        detail = (
             f"the champion is version {champion}, compared with {against or 'none'}: evaluate again"
         )
-        return Verdict(name, None, limit, passed=False, detail=told)
+        return Verdict(name, None, "above", margin, False, detail)
     if CHAMPION_REFUSED in tags:
-        told = (
+        detail = (
             f"version {champion} cannot be compared: {tags[CHAMPION_REFUSED]}; a policy "
             "with min_gain_over_champion: null judges without it"
         )
-        return Verdict(name, None, limit, passed=False, detail=told)
+        return Verdict(name, None, "above", margin, False, detail)
     value = metrics.get(name)
-    return Verdict(name, value, limit, is_finite(value) and value > margin)
+    return Verdict(name, value, "above", margin, is_finite(value) and value > margin)
 
 
-def number(value: float, limit: str = "") -> str:
-    """A metric for people, in as many digits as tell it apart from the number that ends `limit`.
-
-    MLflow stores infinity as the largest float.
-    """
-    bound = limit.rpartition(" ")[2]
-    digits = (f"{value:.{precision}g}" for precision in range(4, 18))
-    shown = next((each for each in digits if each != bound), f"{value:.4g}")
-    return shown if is_finite(value) else shown.replace(f"{sys.float_info.max:.4g}", "inf")
+def number(value: float, limit: float) -> str:
+    """A metric for people, in as many digits as tell it apart from its limit."""
+    if not is_finite(value):
+        return "-inf" if value < 0 else "nan" if math.isnan(value) else "inf"
+    for digits in range(4, 18):
+        shown = f"{value:.{digits}g}"
+        if shown != f"{limit:g}":
+            return shown
+    return f"{value:.4g}"
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:

@@ -54,47 +54,27 @@ class Adapter(NamedTuple):
         return cls(name, uri, f"{ADAPTERS}/{name}/v{int(version)}", sha256, rank)
 
 
-class OnCpu(NamedTuple):
-    """What takes the place of an argument or variable when there is no GPU, and why."""
-
-    instead: tuple[str, ...]
-    why: str
-
-
-CPU_ARGS = {
-    "--gpu-memory-utilization": OnCpu(
-        ("--kv-cache-memory-bytes", "1G"),
-        "the share would be of all memory, and all of it would have to be free at the start",
-    ),
-    "--max-loras": OnCpu(
-        ("--max-loras", "{one more}"),
-        "requests to the base that run beside requests to an adapter get the adapter of the last "
-        "slot; one more slot, left empty, keeps them right",
-    ),
-}
-"""Arguments with one value each."""
-
 CPU_ENV = {
-    "TORCH_COMPILE_DISABLE": OnCpu(
-        ("1",), "the first request that asks for log-probabilities would wait for a compiler"
-    ),
+    # The first request that asks for log-probabilities would wait for a compiler.
+    "TORCH_COMPILE_DISABLE": "1",
 }
+"""Environment of a server without a GPU, beside that of any server."""
 
 
 def on_cpu(args: Sequence[str]) -> list[str]:
-    """The arguments with those of CPU_ARGS replaced; the same for what was replaced before."""
-    found: list[str] = []
-    if CPU_ARGS["--gpu-memory-utilization"].instead[0] in args:
-        return list(args)
-    rest = iter(args)
-    for arg in rest:
-        if arg in CPU_ARGS:
-            value = next(rest)
-            flag, instead = CPU_ARGS[arg].instead
-            found += [flag, str(int(value) + 1) if instead == "{one more}" else instead]
-        else:
-            found.append(arg)
-    return found
+    """The arguments of a server without a GPU; arguments that are a CPU's already stay."""
+    cpu = list(args)
+    if "--gpu-memory-utilization" not in cpu:
+        return cpu
+    # The share would be of all memory, and all of it would have to be free at the start.
+    share = cpu.index("--gpu-memory-utilization")
+    cpu[share : share + 2] = ["--kv-cache-memory-bytes", "1G"]
+    # Requests to the base that run beside requests to an adapter get the adapter of the last slot;
+    # one more slot, left empty, keeps them right.
+    if "--max-loras" in cpu:
+        slots = cpu.index("--max-loras") + 1
+        cpu[slots] = str(int(cpu[slots]) + 1)
+    return cpu
 
 
 def arguments(

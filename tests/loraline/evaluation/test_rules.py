@@ -75,9 +75,8 @@ def test_reasons_name_an_infinite_value_as_the_table_does() -> None:
 )
 def test_a_broken_limit_is_never_shown_as_its_value(limit: float, by: float, above: bool) -> None:
     value = limit * (1 + by if above else 1 - by)
-    bound = f"at most {limit:g}"
-    shown = rules.number(value, bound)
-    assert shown != bound.split()[-1]
+    shown = rules.number(value, limit)
+    assert shown != f"{limit:g}"
     assert float(shown) == pytest.approx(value, rel=1e-3)
 
 
