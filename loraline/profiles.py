@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import os
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +23,8 @@ from pydantic import (
 from loraline.errors import UserError
 
 FOLDER = Path("lora_profiles")
+
+NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -238,27 +242,102 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(file, KeysOnce)
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+def folders() -> list[Path]:
+    """Where profiles are looked for, in this order: the current folder, the user's, ours."""
+    installed = Path(__file__).parent / "lora_profiles"
+    checkout = Path(__file__).parents[1] / "lora_profiles"
+    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return [FOLDER, user / "loraline" / "profiles", installed, checkout]
+
+
+def files(folder: Path | None = None) -> dict[str, Path]:
+    """The file of each profile by its name; of two with one name the first folder's counts."""
+    found: dict[str, Path] = {}
+    for place in folders() if folder is None else [folder]:
+        for path in sorted(place.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def names(folder: Path | None = None) -> list[str]:
     """Names of all profiles, sorted."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return list(files(folder))
 
 
-def load(name: str, folder: Path = FOLDER) -> Profile:
-    """Read one profile; a UserError names what was wrong and what would be accepted."""
-    path = folder / f"{name}.yaml"
-    if name not in names(folder):
-        accepted = ", ".join(names(folder)) or f"none, no profiles in {folder.resolve()}"
-        raise UserError(f"unknown profile {name!r}; accepted: {accepted}")
+def load(name: str, folder: Path | None = None, overrides: Sequence[str] = ()) -> Profile:
+    """Read one profile; `overrides` are KEY=VALUE texts that count instead of the file's values.
+
+    A UserError names what was wrong and what would be accepted.
+    """
+    known = files(folder)
+    content = resolve(name, known)
+    source = str(known[name])
+    if overrides:
+        content = override(content, overrides)
+        source = f"{source} with {' '.join(overrides)}"
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{source}: {'; '.join(complaints(error))}") from error
+
+
+def resolve(name: str, known: Mapping[str, Path], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A profile's keys, with those of the profile that it extends; `heirs` are the profiles that
+    extend this one."""
+    if name in heirs:
+        circle = " extends ".join([*heirs[heirs.index(name) :], name])
+        raise UserError(f"{known[name]}: extends goes in a circle: {circle}")
+    if name not in known:
+        accepted = ", ".join(known) or (
+            "none; run it in a folder that holds lora_profiles/, such as loraline's checkout"
+        )
+        asked = f"{known[heirs[-1]]}: extends an" if heirs else "unknown"
+        asked = f"{asked} unknown profile" if heirs else f"{asked} profile"
+        raise UserError(f"{asked} {name!r}; accepted: {accepted}")
+    path = known[name]
     try:
         content = read_yaml(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, found {content!r}")
-    try:
-        return Profile.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(complaints(error))}") from error
+    if "extends" not in content:
+        return content
+    parent = content.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends: {parent!r} is refused, name one profile")
+    return merge(resolve(parent, known, (*heirs, name)), content)
+
+
+def merge(parent: Mapping[str, Any], heir: Mapping[str, Any]) -> dict[str, Any]:
+    """The heir's keys before the parent's; blocks such as `gate` are merged key by key."""
+    merged = {**parent, **heir}
+    for key in parent.keys() & heir.keys():
+        if isinstance(parent[key], dict) and isinstance(heir[key], dict):
+            merged[key] = merge(parent[key], heir[key])
+    return merged
+
+
+def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A profile's keys, those that KEY=VALUE texts name replaced; a KEY may be `gate.min_bleu`."""
+    changed = dict(content)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise UserError(f"--set {text!r} is not KEY=VALUE, such as learning_rate=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text!r}: {value!r} is not a value of YAML") from error
+        # YAML 1.1 reads 1e-4, which has no point, as text.
+        if isinstance(parsed, str) and NUMBER.fullmatch(parsed):
+            parsed = float(parsed)
+        *blocks, last = key.split(".")
+        nested: dict[str, Any] = {last: parsed}
+        for block in reversed(blocks):
+            nested = {block: nested}
+        changed = merge(changed, nested)
+    return changed
 
 
 def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -112,6 +113,18 @@ def step(function: Callable[..., None]) -> StepCommand:
     command = click.command(cls=StepCommand)(function)
     assert isinstance(command, StepCommand)
     return command
+
+
+def split_overrides(ctx: click.Context, parameter: click.Parameter, value: Any) -> tuple[str, ...]:
+    """Callback of --set: its KEY=VALUE texts one by one.
+
+    A workflow has one parameter for all of them, so that a text may hold several, with blanks
+    between.
+    """
+    try:
+        return tuple(word for text in value for word in shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"--set {' '.join(value)!r} cannot be read: {error}") from error
 
 
 def not_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:

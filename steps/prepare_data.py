@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, step
+from loraline.step import not_empty, split_overrides, step
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
@@ -73,8 +73,17 @@ if TYPE_CHECKING:
 @click.option("--part", callback=not_empty, help="Only the i-th of n shares of the data, as 1/4.")
 @click.option("--merge", callback=not_empty, help="Runs made with --part, separated by commas.")
 @click.option("--check-only", is_flag=True, help="Write the report and log nothing.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=split_overrides,
+    help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
+)
 def prepare_data(
     profile: str,
+    overrides: tuple[str, ...],
     data: tuple[str, ...],
     prompt: str | None,
     on: tuple[str, ...],
@@ -92,7 +101,7 @@ def prepare_data(
     from loraline.data import checks, dataset, pool, workplace
     from loraline.data.reading import media
 
-    recipe = profiles.load(profile)
+    recipe = profiles.load(profile, overrides=overrides)
     sources = tuple(filter(None, data)) or ((recipe.data,) if recipe.data else ())
     if not sources:
         raise UserError(f"profile {profile!r} names no data; give a folder with --data")

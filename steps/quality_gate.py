@@ -25,7 +25,6 @@ from loraline.tracking.tags import (
     MODEL_NAME,
     MODEL_VERSION,
     NOTE,
-    PROFILE,
     REASON,
     RESULT,
     VERDICT,
@@ -56,15 +55,13 @@ def quality_gate(
     """
     import mlflow
 
-    from loraline import profiles
     from loraline.evaluation import rules
     from loraline.tracking import lock
 
     client = store.connect()
     eval_run = runs.upstream_run(client, run_id, "evaluate")
     train_run = runs.ancestor(client, eval_run, "train_qlora")
-    # Limits are today's policy, so they come from the file and not from the training run.
-    limits = profiles.load(train_run.data.tags[PROFILE]).gate
+    limits = runs.todays_profile(train_run).gate
     limits = rules.load(Path(policy) if policy else None, limits)
     name = runs.profile(client, train_run).registered_model
     model_id = train_run.data.tags[MODEL_ID]

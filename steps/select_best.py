@@ -23,7 +23,7 @@ from loraline.errors import UserError
 from loraline.step import step
 from loraline.tracking import fingerprints, store
 from loraline.tracking import runs as tracking_runs
-from loraline.tracking.tags import MEASURED, MODEL_ID, PROFILE, SELECTED
+from loraline.tracking.tags import MEASURED, MODEL_ID, SELECTED
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,12 +139,11 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
 
 def entry(client: MlflowClient, run: Run, metric: str) -> Entry:
     """A run's place in the ranking, judged by the rules of its own profile."""
-    from loraline import profiles
     from loraline.evaluation import rules
     from loraline.tracking import registry
 
     train_run = tracking_runs.ancestor(client, run, "train_qlora")
-    limits = profiles.load(train_run.data.tags[PROFILE]).gate
+    limits = tracking_runs.todays_profile(train_run).gate
     name = tracking_runs.profile(client, train_run).registered_model
     model_id = train_run.data.tags[MODEL_ID]
     champion = registry.version_of(client, name, registry.CHAMPION)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import TryAgain
-from loraline.step import not_empty, step
+from loraline.step import not_empty, split_overrides, step
 from loraline.tracking import fingerprints, runs, store, tags
 from loraline.training import launch
 
@@ -47,9 +47,18 @@ if TYPE_CHECKING:
     show_default=True,
     help="GPUs of this machine to train on.",
 )
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=split_overrides,
+    help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
+)
 def train_qlora(
     run_id: str,
     profile: str,
+    overrides: tuple[str, ...],
     resume: str | None,
     checkpoint_minutes: float,
     gpus: int,
@@ -61,7 +70,7 @@ def train_qlora(
     from loraline.base.locate import locate
     from loraline.serving import preflight
 
-    recipe = profiles.load(profile)
+    recipe = profiles.load(profile, overrides=overrides)
     if launch.rank():
         follow(recipe, checkpoint_minutes)
         return
@@ -103,7 +112,11 @@ def train_qlora(
             name=f"{recipe.registered_model}-{profile}-v{version}",
             fingerprint=fingerprint,
             upstream=data_run,
-            tags={tags.PROFILE: profile, **checkpoint.tags(inputs)},
+            tags={
+                tags.PROFILE: profile,
+                tags.OVERRIDES: json.dumps(overrides) if overrides else "",
+                **checkpoint.tags(inputs),
+            },
             resumed=found,
         ) as run,
         launch.shared_folder() as scratch,

@@ -6,6 +6,7 @@ step's inputs and settings make a fingerprint, so that finished work is found in
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import tempfile
@@ -23,6 +24,7 @@ from loraline.tracking.tags import (
     GIT_SHA,
     IMAGE,
     MODEL_ID,
+    OVERRIDES,
     PIPELINE,
     PROFILE,
     STEP,
@@ -244,6 +246,17 @@ def profile(client: MlflowClient, train_run: Run) -> Profile:
 
     with artifacts(client, train_run.info.run_id, "profile.json") as file:
         return Profile.model_validate_json(file.read_text())
+
+
+def todays_profile(train_run: Run) -> Profile:
+    """The profile of a training run as its file is today, with the run's own overrides.
+
+    Limits are today's policy, so they come from the file and not from the run.
+    """
+    from loraline import profiles
+
+    overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
+    return profiles.load(train_run.data.tags[PROFILE], overrides=overrides)
 
 
 def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:

@@ -138,3 +138,82 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: str) -> N
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(UserError, match=r"mine\.yaml"):
         profiles.load("mine", tmp_path)
+
+
+def write_profile(folder: Path, name: str, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_profile_extends_another_and_says_only_what_differs(tmp_path: Path) -> None:
+    write_profile(
+        tmp_path,
+        "standard",
+        "{r: 8, lora_alpha: 16, target_modules: [q_proj], gate: {min_rows: 30, min_bleu: 5}}",
+    )
+    write_profile(tmp_path, "team", "{extends: standard, registered_model: ours, lora_alpha: 32}")
+    write_profile(tmp_path, "mine", "{extends: team, r: 16, gate: {min_bleu: 50}}")
+    mine = profiles.load("mine", tmp_path)
+    assert (mine.r, mine.lora_alpha, mine.registered_model) == (16, 32, "ours")
+    assert (mine.gate.min_rows, mine.gate.min_bleu) == (30, 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "extends: nobody",
+            "mine.yaml: extends an unknown profile 'nobody'; accepted: mine, other",
+        ),
+        ("extends: mine", "extends goes in a circle: mine extends mine"),
+        ("extends: other", "extends goes in a circle: mine extends other extends mine"),
+        ("extends: [other]", "mine.yaml: extends: ['other'] is refused, name one profile"),
+    ],
+)
+def test_what_cannot_be_extended_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    write_profile(tmp_path, "mine", text)
+    write_profile(tmp_path, "other", "extends: mine")
+    with pytest.raises(UserError) as error:
+        profiles.load("mine", tmp_path)
+    assert sentence in str(error.value)
+
+
+def test_values_set_for_one_run_count_instead_of_the_files(tmp_path: Path) -> None:
+    overrides = ("learning_rate=1e-4", "gate.min_rows=10", "target_modules=[v_proj]")
+    profile = profiles.load("standard", FOLDER, overrides)
+    assert (profile.learning_rate, profile.gate.min_rows) == (1e-4, 10)
+    assert profile.target_modules == ("v_proj",)
+    before = profiles.load("standard", FOLDER)
+    assert profile.gate.max_perplexity == before.gate.max_perplexity
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("learning_rate", "--set 'learning_rate' is not KEY=VALUE, such as learning_rate=1e-4"),
+        ("=3", "--set '=3' is not KEY=VALUE"),
+        ("lr=3", "standard.yaml with lr=3: unknown key 'lr' (accepted: answer_format"),
+        ("r=0", "standard.yaml with r=0: r: 0 is refused"),
+        ("r=[", "--set 'r=[': '[' is not a value of YAML"),
+        ("gate.min_bleu=high", "gate.min_bleu: 'high' is refused"),
+    ],
+)
+def test_values_that_cannot_be_set_are_refused(override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        profiles.load("standard", FOLDER, (override,))
+    assert sentence in str(error.value)
+
+
+def test_the_current_folders_profiles_come_before_the_users_and_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    recipe = "{lora_alpha: 1, target_modules: [q_proj], r: %d}"
+    assert profiles.load("standard").r == profiles.load("standard", FOLDER).r
+    write_profile(tmp_path / "config/loraline/profiles", "standard", recipe % 3)
+    write_profile(tmp_path / "config/loraline/profiles", "mine", recipe % 4)
+    assert (profiles.load("standard").r, profiles.load("mine").r) == (3, 4)
+    write_profile(tmp_path / "lora_profiles", "standard", recipe % 5)
+    assert (profiles.load("standard").r, profiles.load("mine").r) == (5, 4)
+    assert {"standard", "mine", "smoke-text"} <= set(profiles.names())
