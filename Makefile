@@ -5,6 +5,7 @@ PROFILE ?= smoke-vision
 DATA ?=
 PROFILES ?=
 SET ?=
+PARAMS ?=
 PORT ?= 8000
 WORKFLOW ?= pipeline
 NAMESPACE ?= loraline
@@ -45,8 +46,8 @@ endif
 	@touch $@
 
 .PHONY: pipeline
-pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [PROFILE=smoke-text] [DATA=folder]
-	@$(BIN)/python workflows/run_local.py workflows/pipeline.yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)'
+pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [PROFILE=smoke-text] [DATA=folder] [SET=r=16]
+	@$(BIN)/python workflows/run_local.py workflows/pipeline.yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' -p 'set=$(SET)'
 	@$(BIN)/python workflows/summary.py outputs/latest
 
 # The workflow lists the profiles, so a new one is known at once.
@@ -90,11 +91,12 @@ endif
 	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
 
 .PHONY: submit
-submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [DATA=…] [SET='resources=gpu-large …']
+submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [DATA=…] [SET=r=16] [PARAMS='resources=gpu-large …']
 	@$(BIN)/python workflows/submit.py workflows/$(WORKFLOW).yaml --namespace $(NAMESPACE) \
 		$(if $(filter pipeline sweep,$(WORKFLOW)),-p 'profile=$(PROFILE)' -p 'data=$(DATA)') \
 		$(if $(filter sweep,$(WORKFLOW)),-p 'profiles=$(or $(PROFILES),["$(PROFILE)"])') \
-		$(foreach set,$(SET),-p '$(set)')
+		$(if $(filter pipeline sweep,$(WORKFLOW)),-p 'set=$(SET)') \
+		$(foreach parameter,$(PARAMS),-p '$(parameter)')
 
 .PHONY: coverage
 coverage: install  ## Run the tests and report the statements and branches that none of them reaches

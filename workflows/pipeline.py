@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ENTRYPOINT = "main"
 PROFILE, DATA = "{{workflow.parameters.profile}}", "{{workflow.parameters.data}}"
+SET = "{{workflow.parameters.set}}"
 
 ABOUT = {
     "pipeline": (
@@ -170,6 +171,7 @@ def one_profile(settings: Settings) -> list[Any]:
             "profile", "smoke-vision", "Recipe: a file in lora_profiles/.", templates.profiles()
         ),
         parameter("data", "", "Where the rows are; empty for the profile's own data."),
+        parameter("set", "", "Keys of the profile for this run, such as learning_rate=1e-4."),
         *where(settings),
     ]
 
@@ -235,8 +237,8 @@ def line() -> None:
     )
     gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)
     with DAG(name=ENTRYPOINT):
-        prepared = task(prepare, {"profile": PROFILE, "data": DATA})
-        trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE})
+        prepared = task(prepare, {"profile": PROFILE, "data": DATA, "set": SET})
+        trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE, "set": SET})
         measured = task(measure, {"run-id": run_id(trained)})
         judged = task(gate, {"run-id": run_id(measured)})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
@@ -271,11 +273,11 @@ def sweep() -> None:
         ],
     ) as candidate:
         given = {name: f"{{{{inputs.parameters.{name}}}}}" for name in ("run-id", "profile")}
-        trained = task(train, given)
+        trained = task(train, {**given, "set": SET})
         measured = task(measure, {"run-id": run_id(trained)})
         trained >> measured
     with DAG(name=ENTRYPOINT):
-        prepared = task(prepare, {"profile": PROFILE, "data": DATA})
+        prepared = task(prepare, {"profile": PROFILE, "data": DATA, "set": SET})
         tried = candidate(
             name="candidate",
             arguments={"run-id": run_id(prepared), "profile": "{{item}}"},

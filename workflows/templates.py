@@ -52,11 +52,11 @@ class Settings:
 
 
 def prepare_data() -> Container:
-    return step("prepare-data", inputs=["profile", "data"], deadline=2 * HOUR)
+    return step("prepare-data", inputs=["profile", "data", "set"], deadline=2 * HOUR)
 
 
 def train_qlora() -> Container:
-    return step("train-qlora", inputs=["run-id", "profile"], deadline=DAY, large=True)
+    return step("train-qlora", inputs=["run-id", "profile", "set"], deadline=DAY, large=True)
 
 
 def evaluate() -> Container:

@@ -1,5 +1,6 @@
 """Training on a tiny base: what is logged, what is reused, and what the masks and rates are."""
 
+import json
 import math
 from pathlib import Path
 
@@ -160,3 +161,23 @@ def test_merger_and_tower_learn_at_their_own_rates(
     assert not learning
     still = [n for n, p in sft.model.named_parameters() if "lora_B" in n and not bool(p.any())]
     assert still == []
+
+
+def test_what_is_set_for_one_run_is_trained_with_tagged_and_judged_by(
+    step, workplace: Path, data_run: str, quick
+) -> None:
+    words = ("--run-id", data_run, "--profile", quick("own"))
+    sets = ("--set", "r=4 lora_alpha=4", "--set", "gate.min_rows=3")
+    assert step("train_qlora", *words, *sets).exit_code == 0
+    client = mlflow.MlflowClient()
+    run = client.get_run((workplace / "outputs" / "run-id").read_text())
+    assert (run.data.params["r"], run.data.params["lora_alpha"]) == ("4", "4")
+    assert json.loads(run.data.tags["loraline.profile.set"]) == [
+        *("r=4", "lora_alpha=4", "gate.min_rows=3")
+    ]
+    assert runs.todays_profile(run).gate.min_rows == 3
+    assert "reused" in step("train_qlora", *words, *sets).stdout
+    assert "reused" not in step("train_qlora", *words, "--set", "r=2 max_steps=1").stdout
+    refused = step("train_qlora", *words, "--set", "lora_alfa=3")
+    assert refused.exit_code == 2
+    assert "unknown key 'lora_alfa'" in refused.stderr

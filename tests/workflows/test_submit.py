@@ -45,9 +45,9 @@ def test_without_argo_it_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "parameters"),
     [
-        (["WORKFLOW=pipeline", "PROFILE=mine"], ["profile=mine", "data="]),
-        (["WORKFLOW=sweep", "PROFILE=a"], ["profile=a", "data=", 'profiles=["a"]']),
-        (["WORKFLOW=promote", "SET=model=m version=1"], ["model=m", "version=1"]),
+        (["WORKFLOW=pipeline", "PROFILE=mine"], ["profile=mine", "data=", "set="]),
+        (["WORKFLOW=sweep", "PROFILE=a"], ["profile=a", "data=", 'profiles=["a"]', "set="]),
+        (["WORKFLOW=promote", "PARAMS=model=m version=1"], ["model=m", "version=1"]),
     ],
 )
 def test_make_passes_what_the_workflow_has(words: list[str], parameters: list[str]) -> None:
