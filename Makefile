@@ -112,9 +112,10 @@ test-cluster: install  ## Run the workflows on the cluster of KUBECONFIG, or on 
 	$(BIN)/pytest -m cluster tests/cluster
 
 .PHONY: quality
-quality: install  ## Format check, lint, layers, types
+quality: install  ## Format check, lint, spelling, layers, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	$(BIN)/python workflows/pipeline.py --check
