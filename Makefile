@@ -47,7 +47,7 @@ endif
 
 .PHONY: pipeline
 pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [PROFILE=smoke-text] [DATA=folder] [SET=r=16]
-	@$(BIN)/python workflows/run_local.py workflows/pipeline.yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' -p 'set=$(SET)'
+	@$(BIN)/python -m runner.run_local workflows/pipeline.yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' -p 'set=$(SET)'
 	@$(BIN)/python workflows/summary.py outputs/latest
 
 # The workflow lists the profiles, so a new one is known at once.

@@ -27,6 +27,7 @@ RUN pip uninstall --yes torchaudio torchcodec \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY loraline loraline
+COPY runner runner
 RUN pip install --no-deps .
 COPY lora_profiles lora_profiles
 COPY steps steps

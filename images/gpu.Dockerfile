@@ -21,6 +21,7 @@ RUN pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY loraline loraline
+COPY runner runner
 RUN pip install --no-deps .
 COPY lora_profiles lora_profiles
 COPY steps steps

@@ -50,7 +50,7 @@ class Line:
         )
 
     def pipeline(self) -> subprocess.CompletedProcess[str]:
-        runner = ("workflows/run_local.py", "workflows/pipeline.yaml")
+        runner = ("-m", "runner.run_local", "workflows/pipeline.yaml")
         return self.run(*runner, "-p", f"profile={self.profile}")
 
     def output(self, task: str, name: str = "run-id") -> str:

@@ -23,7 +23,8 @@ from typing import Any
 import click
 import production
 import yaml
-from argo_subset import (
+
+from runner.reader import (
     OUT_DIR,
     OUTCOMES,
     OUTPUT,

@@ -4,7 +4,7 @@
     python workflows/pipeline.py --check
     python workflows/pipeline.py --kind WorkflowTemplate --out outputs/templates
 
-Renders each to its .yaml file beside this one; Argo and run_local.py execute those files.
+Renders each to its .yaml file beside this one; Argo and `runner` execute those files.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from argo_subset import Object, Retry, Template
-from expressions import EvaluationError
+
+from runner.expressions import EvaluationError
+from runner.reader import Object, Retry, Template
 
 ROOT = Path(__file__).parents[1]
 SHELLS = {"sh", "bash", "ash", "dash", "zsh"}

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 import click
-from argo_subset import parameter_values, read
+
+from runner.reader import parameter_values, read
 
 NOT_DONE = 1
 """Exit code of a workflow that was submitted and did not succeed."""

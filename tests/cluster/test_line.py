@@ -58,7 +58,7 @@ def run_here(place: Path, file: Path, parameters: dict[str, str]) -> Object:
     for part in ("steps", "workflows", "lora_profiles", "test_data"):
         (place / part).symlink_to(ROOT / part)
     given = [word for p in parameters.items() for word in ("-p", "=".join(p))]
-    command = [sys.executable, "workflows/run_local.py", f"workflows/{file.name}", *given]
+    command = [sys.executable, "-m", "runner.run_local", f"workflows/{file.name}", *given]
     subprocess.run(command, cwd=place, capture_output=True, check=False)
     document = json.loads((place / "outputs/latest/status.json").read_text())
     return facts(document["status"], document["metadata"]["name"])

@@ -29,8 +29,9 @@ UPSTREAM = {
 SERVERS_OWN = {"fetch_adapter", "follow_alias"}
 """Commands of the server's pod; they take no run."""
 SCRIPTS = [f"steps/{name}.py" for name in STEPS] + [
-    f"workflows/{name}.py" for name in ("lint", "pipeline", "run_local", "summary")
+    f"workflows/{name}.py" for name in ("lint", "pipeline", "summary")
 ]
+SCRIPTS.append("runner/run_local.py")
 
 
 def test_the_steps_are_all_here() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 
-import expressions
 import pytest
-from expressions import DEPENDS, RETRY, WHEN, EvaluationError, SyntaxRefused, parse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from runner import expressions
+from runner.expressions import DEPENDS, RETRY, WHEN, EvaluationError, SyntaxRefused, parse
 
 NAMES = ("first", "se-cond", "third.Failed")
 

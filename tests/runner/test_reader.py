@@ -217,7 +217,7 @@ def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(replaced(path, value)))
     done = subprocess.run(
-        [sys.executable, ROOT / "workflows/run_local.py", file, "--dry-run"],
+        [sys.executable, "-m", "runner.run_local", file, "--dry-run"],
         capture_output=True,
         text=True,
     )
@@ -281,7 +281,7 @@ def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_looked_at(
         [sys.executable, ROOT / "workflows/lint.py", tmp_path / "a.yaml", tmp_path / "b.yaml"],
         capture_output=True,
         text=True,
-        env={"PATH": ""},
+        env={"PATH": "", "PYTHONPATH": str(ROOT)},
     )
 
     assert done.returncode == 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from argo_subset import Values
-from containers import Stop
+from runner.containers import Stop
+from runner.reader import Values
 
 
 class Answers:

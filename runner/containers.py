@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from argo_subset import OUT_DIR, Container, Output, Values, listed
-from scopes import substitute
+from runner.reader import OUT_DIR, Container, Output, Values, listed
+from runner.references import substitute
 
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL, as in Kubernetes."""
@@ -72,7 +72,7 @@ async def attempt(
     stop: Stop,
     lock: int,
 ) -> Attempt:
-    """Run a container's process in the repository's root; `folder` is relative to it.
+    """Run a container's process in the root; `folder` is relative to it.
 
     The process inherits the file descriptor `lock`, so that a run is held as long as one lives.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from argo_subset import Object, Values
+from runner.reader import Object, Values
 
 FAILED = ("Failed", "Error")
 DONE = ("Succeeded", "Skipped", "Omitted", *FAILED)

@@ -1,8 +1,8 @@
 """Run a rendered workflow on this machine: the file that Argo takes, container by container.
 
-    python workflows/run_local.py workflows/pipeline.yaml -p profile=smoke-vision
+    python -m runner.run_local workflows/pipeline.yaml -p profile=smoke-vision
 
-A container becomes a process in the repository's root; its `/tmp/outputs` becomes a folder of the
+A container becomes a process in the current folder; its `/tmp/outputs` becomes a folder of the
 node's own under outputs/. What this runner would not do as Argo does is refused by name before
 anything starts. Nodes run side by side where the workflow lets them; this machine has one of
 whatever a mutex or a semaphore guards.
@@ -25,7 +25,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
-from argo_subset import (
+
+from runner.containers import command_line
+from runner.execution import Run
+from runner.nodes import Node, as_values, from_status
+from runner.reader import (
     Container,
     Dag,
     Refused,
@@ -38,12 +42,8 @@ from argo_subset import (
     parameter_values,
     read,
 )
-from containers import command_line
-from execution import Run
-from scopes import substitute
-from status import Node, as_values, from_status
+from runner.references import substitute
 
-ROOT = Path(__file__).parents[1]
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Error": "bold red", "Skipped": "yellow"}
 WAITS = 75
 """Exit code of a run that a person's answer, or a --resume, takes further."""
@@ -111,7 +111,7 @@ def run_local(
         uid = str(uuid.uuid4())
         name = f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
         parameters = parameter_values(workflow, given, {})
-        run = Run(ROOT, workflow, name, uid, parameters, replies, {}, progress.show)
+        run = Run(Path.cwd(), workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
     try:
         point_latest_at(run)
@@ -151,7 +151,7 @@ def refuse_unknown(workflow: Workflow, answers: Values) -> None:
 @contextmanager
 def held(run: Run) -> Iterator[None]:
     """Hold the run alone. Its containers hold it too: one may outlive a runner that was killed."""
-    with (ROOT / run.folder / ".lock").open("a") as file:
+    with (run.root / run.folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -204,7 +204,7 @@ def earlier(
     show: Callable[[Node], None],
 ) -> Run:
     """The run `before`, to be taken further: with its name, its parameters and what it did."""
-    file = ROOT / "outputs" / before / "status.json"
+    file = Path.cwd() / "outputs" / before / "status.json"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -229,12 +229,12 @@ def earlier(
     for parameter in (p for p in parameters if values.get(p) != parameters[p]):
         told = f"{parameter} was {parameters[parameter]!r} for what is kept of {name}"
         click.echo(f"{told}, and is {values.get(parameter)!r} from here on", err=True)
-    return Run(ROOT, workflow, name, uid, values, answers, kept, show, only)
+    return Run(Path.cwd(), workflow, name, uid, values, answers, kept, show, only)
 
 
 def point_latest_at(run: Run) -> None:
-    (ROOT / run.folder).mkdir(parents=True, exist_ok=True)
-    latest = ROOT / run.folder.with_name(f".{run.name}")
+    (run.root / run.folder).mkdir(parents=True, exist_ok=True)
+    latest = run.root / run.folder.with_name(f".{run.name}")
     latest.unlink(missing_ok=True)
     latest.symlink_to(run.name)
     latest.replace(latest.with_name("latest"))
@@ -268,7 +268,7 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
         question = run.waits_for[0]
         click.echo(
             f"{run.name} waits for an answer; go on with: "
-            f".venv/bin/python workflows/run_local.py {file} --resume --answer {question}=…",
+            f".venv/bin/python -m runner.run_local {file} --resume --answer {question}=…",
             err=True,
         )
         return WAITS

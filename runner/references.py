@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from argo_subset import REFERENCE, text
+from runner.reader import REFERENCE, text
 
 
 class NodeError(Exception):

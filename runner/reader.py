@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import click
 import yaml
-from expressions import DEPENDS, RETRY, WHEN, Dialect, Expression, SyntaxRefused, parse
+
+from runner.expressions import DEPENDS, RETRY, WHEN, Dialect, Expression, SyntaxRefused, parse
 
 OUT_DIR = "/tmp/outputs"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from runner.reader import Refused, read
 
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
@@ -87,17 +88,15 @@ class Ran:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository of its own, which holds the runner alone."""
+    """A repository of its own."""
     (tmp_path / "workflows").mkdir()
-    for file in (ROOT / "workflows").glob("*.py"):
-        shutil.copy(file, tmp_path / "workflows")
     return tmp_path
 
 
 def command(root: Path, document: Object, *arguments: str) -> list[str]:
     file = root / "workflows/small.yaml"
     file.write_text(yaml.safe_dump(document))
-    return [sys.executable, "workflows/run_local.py", "workflows/small.yaml", *arguments]
+    return [sys.executable, "-m", "runner.run_local", "workflows/small.yaml", *arguments]
 
 
 Runner = Callable[..., Ran]
@@ -540,16 +539,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_run_here_is_refused_by_name_before_anything_runs(
-    script: Any, tmp_path: Path, case: str
-):
+def test_what_does_not_run_here_is_refused_by_name_before_anything_runs(tmp_path: Path, case: str):
     document, named = REFUSED[case]
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(document))
-    runner = script("workflows/run_local.py")
-
-    with pytest.raises(runner.Refused) as refused:
-        runner.read(file)
+    with pytest.raises(Refused) as refused:
+        read(file)
 
     assert named in str(refused.value)
     assert refused.value.exit_code == 2
@@ -604,5 +599,5 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "workflows").glob("*.yaml")), ids=lambda f: f.stem)
-def test_the_committed_workflows_run_here(script: Any, file: Path):
-    assert script("workflows/run_local.py").read(file).entrypoint
+def test_the_committed_workflows_run_here(file: Path):
+    assert read(file).entrypoint

@@ -18,8 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from answers import Answers
-from argo_subset import (
+from runner.answers import Answers
+from runner.containers import PROGRESS, Stop, attempt
+from runner.expressions import WHEN, EvaluationError, SyntaxRefused, parse
+from runner.nodes import DONE, FAILED, LEAVES, SAVE_EVERY, Node, as_list, node_id, save, timestamp
+from runner.reader import (
     OUTCOMES,
     REFERENCE,
     Container,
@@ -32,10 +35,7 @@ from argo_subset import (
     Values,
     Workflow,
 )
-from containers import PROGRESS, Stop, attempt
-from expressions import WHEN, EvaluationError, SyntaxRefused, parse
-from scopes import NodeError, gathered, items_of, label, of_item, substitute
-from status import DONE, FAILED, LEAVES, SAVE_EVERY, Node, as_list, node_id, save, timestamp
+from runner.references import NodeError, gathered, items_of, label, of_item, substitute
 
 TYPES = {Container: "Pod", Dag: "DAG", Steps: "Steps", Suspend: "Suspend"}
 AT_ONCE = max(8, 2 * (os.cpu_count() or 1))

@@ -1,0 +1,1 @@
+"""A small Argo: workflows run on one machine, or are refused by name."""
