@@ -27,10 +27,12 @@ RUN pip uninstall --yes torchaudio torchcodec \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY loraline loraline
+COPY loraline_cli loraline_cli
 COPY runner runner
-RUN pip install --no-deps .
 COPY lora_profiles lora_profiles
 COPY steps steps
+COPY workflows workflows
+RUN pip install --no-deps .
 COPY test_data test_data
 # A checkout's files may be its owner's alone, and the image's user is another.
 RUN chmod -R a+rX .

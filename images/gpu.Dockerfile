@@ -5,7 +5,7 @@ ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
 FROM ${BASE} AS requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*p['dependencies'], sep='\n')" > /requirements.txt
+    print(*p['dependencies'], *p['optional-dependencies']['gpu'], sep='\n')" > /requirements.txt
 
 FROM ${BASE}
 
@@ -21,10 +21,12 @@ RUN pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY loraline loraline
+COPY loraline_cli loraline_cli
 COPY runner runner
-RUN pip install --no-deps .
 COPY lora_profiles lora_profiles
 COPY steps steps
+COPY workflows workflows
+RUN pip install --no-deps .
 COPY test_data test_data
 # A checkout's files may be its owner's alone, and the image's user is another.
 RUN chmod -R a+rX .

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from loraline import profiles
+from loraline_cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,6 +25,20 @@ def commands() -> list[tuple[str, str]]:
         ):
             found.append((page.name, line.partition("   #")[0].strip()))
     return found
+
+
+def subcommands() -> list[str]:
+    """Every line of a code block that calls the command `loraline`."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(r"^loraline [a-z][^#\n]*", pages, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", subcommands())
+def test_the_docs_call_the_command_as_it_is(command: str) -> None:
+    _, name, *words = shlex.split(command)
+    program = cli.main.get_command(click.Context(cli.main), name)
+    assert program is not None
+    program.make_context(name, words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -71,7 +86,8 @@ def test_run_ids_are_taken_from_where_the_reader_has_them(path: Path) -> None:
     page = path.read_text()
     # Only steps by hand write this file, and only they may read it.
     before, read, _ = page.partition("cat outputs/run-id")
-    assert not read or "python steps/prepare_data.py" in before
+    prepared = "python steps/prepare_data.py" in before or "loraline prepare" in before
+    assert not read or prepared
     tasks = (ROOT / "workflows" / "pipeline.yaml").read_text()
     for task in re.findall(r"outputs/latest/([a-z-]+)/run-id", page):
         assert f"name: {task}\n" in tasks

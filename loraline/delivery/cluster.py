@@ -73,8 +73,7 @@ def apply(manifest: Path, say: Say) -> None:
     """
     if find_spec("kubernetes") is None:
         raise UserError(
-            "--apply needs the Kubernetes client, which is not installed: "
-            "pip install 'loraline[cluster]'"
+            "--apply needs the Kubernetes client, which is not installed: pip install '.[cluster]'"
         )
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError

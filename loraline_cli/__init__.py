@@ -1,0 +1,1 @@
+"""The command `loraline`: every program of the project under one name, from any folder."""

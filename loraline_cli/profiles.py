@@ -1,0 +1,28 @@
+"""List the training recipes that are found here, or show one with all that it inherits."""
+
+from __future__ import annotations
+
+import click
+
+from loraline.step import LineCommand
+
+
+@click.command(cls=LineCommand)
+@click.argument("name", required=False)
+def profiles(name: str | None) -> None:
+    """List the profiles, or show profile NAME with what it extends filled in."""
+    import yaml
+
+    from loraline import profiles
+
+    if name is not None:
+        recipe = profiles.load(name)
+        click.echo(f"# {profiles.files()[name]}")
+        click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
+        return
+    found = profiles.files()
+    width = max(map(len, found), default=0)
+    for profile, file in found.items():
+        first = file.read_text().partition("\n")[0]
+        about = first.removeprefix("#").strip() if first.startswith("#") else ""
+        click.echo(f"{profile.ljust(width)}  {about}".rstrip())
