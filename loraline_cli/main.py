@@ -35,6 +35,7 @@ SCRIPTS = {
 """Subcommands that are scripts: the file, whose stem names its click command, and what it does."""
 
 MODULES = {
+    "run": ("loraline_cli.run", "run", "Run a workflow on this machine, as Argo would."),
     "profiles": ("loraline_cli.profiles", "profiles", "List training recipes, or show one."),
     "doctor": ("loraline_cli.doctor", "doctor", "Say what is missing here, and what mends it."),
 }

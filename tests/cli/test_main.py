@@ -63,6 +63,18 @@ def test_it_runs_from_any_folder_and_ends_with_the_steps_exit_codes(tmp_path: Pa
     assert "No such command 'trian'" in unknown.stderr
 
 
+def test_a_workflow_runs_from_any_folder(tmp_path: Path) -> None:
+    words = ("-p", "profile=smoke-text", "--dry-run")
+    elsewhere = loraline("run", "pipeline", *words, folder=tmp_path)
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert f"{ROOT}/steps/train_qlora.py --run-id" in elsewhere.stdout
+    here = loraline("run", "pipeline", *words, folder=ROOT)
+    assert " steps/train_qlora.py --run-id" in here.stdout
+    missing = loraline("run", "pipelien", folder=tmp_path)
+    assert missing.returncode == 2
+    assert "File 'pipelien' does not exist" in missing.stderr
+
+
 def test_a_profile_is_shown_with_what_it_extends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
