@@ -1,0 +1,167 @@
+"""Break the code in many places, one at a time, and say which breakages no test notices.
+
+    python tests/mutants/run.py [NAME ...]        NAME is a list beside this file, such as packing
+
+Each list names a module, the tests that are about it, and texts to put in the place of others. A
+mutant is applied to a copy of the tree in a temporary folder. It is noticed when a test fails, or
+when the tests take longer than LIMIT. Exit code 1 tells of tests that fail without a mutant, of a
+mutant whose text is no longer in the module exactly once, of one that nothing notices and nobody
+explains, or of fewer than SHARE noticed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 180
+"""Seconds after which the tests of a mutant are ended."""
+
+SHARE = 0.9
+"""Share of all mutants that the tests have to notice."""
+
+HEAVY = ("mlflow", "numpy", "peft", "pyarrow", "safetensors", "scipy.stats", "torch", "transformers")
+"""Libraries that most tests need: imported once, since every run is a fork of this process."""
+
+
+class Mutant(BaseModel):
+    """One breakage."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    old: str
+    """Text that stands once in the module."""
+
+    new: str
+    survives: str = ""
+    """Why no test can notice it, or need not."""
+
+
+class Mutants(BaseModel):
+    """The breakages of one module."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: str
+    tests: list[str]
+    mutants: list[Mutant]
+
+    def faults(self, source: str) -> Iterator[str]:
+        """What is wrong with the list itself, for the module's text of today."""
+        for number, mutant in enumerate(self.mutants, 1):
+            count = source.count(mutant.old)
+            if count != 1:
+                yield f"{self.file} mutant {number} no longer applies: {count} x {mutant.old!r}"
+            elif mutant.old == mutant.new:
+                yield f"{self.file} mutant {number} changes nothing"
+
+
+def load(name: str) -> Mutants:
+    """The list of that name beside this file."""
+    return Mutants.model_validate(yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text()))
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.yaml"))
+
+
+def copy_of_the_tree(target: Path) -> None:
+    """What git tracks or would track; no bytecode, which could be of another mutant."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not (ROOT / name).is_symlink():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def passes(tree: Path, tests: list[str], log: Path) -> bool:
+    """Whether the tests pass in a fork of this process; their output is in `log`."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with log.open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests]))
+    until = time.monotonic() + LIMIT
+    while time.monotonic() < until:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+def run(name: str, tree: Path) -> tuple[int, int, int]:
+    """Mutants of a list, how many of them the tests notice, and how many of the rest nobody explains."""
+    listed = load(name)
+    module, log = tree / listed.file, tree / "mutant.log"
+    source = module.read_text()
+    if faults := list(listed.faults(source)):
+        raise click.ClickException("\n".join(faults))
+    if not passes(tree, listed.tests, log):
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+        raise click.ClickException(f"{name}: the tests fail without a mutant\n{tail}")
+    noticed = unexplained = 0
+    for number, mutant in enumerate(listed.mutants, 1):
+        module.write_text(source.replace(mutant.old, mutant.new))
+        if passes(tree, listed.tests, log):
+            unexplained += not mutant.survives
+            click.echo(f"  {name} {number}: not noticed{'' if mutant.survives else ', not explained'}")
+            click.echo(f"    - {mutant.old!r}\n    + {mutant.new!r}")
+        else:
+            noticed += 1
+            if mutant.survives:
+                click.echo(f"  {name} {number}: is noticed now; take its explanation away")
+    module.write_text(source)
+    return len(listed.mutants), noticed, unexplained
+
+
+@click.command()
+@click.argument("lists", nargs=-1, type=click.Choice(names()))
+def main(lists: tuple[str, ...]) -> None:
+    """Say which mutants no test notices; of all lists unless some are named."""
+    sys.dont_write_bytecode = True
+    for library in HEAVY:
+        importlib.import_module(library)
+    count = noticed = unexplained = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = Path(folder)
+        copy_of_the_tree(tree)
+        os.environ |= {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        for name in lists or names():
+            begun = time.monotonic()
+            total, seen, loose = run(name, tree)
+            count, noticed, unexplained = count + total, noticed + seen, unexplained + loose
+            took = time.monotonic() - begun
+            click.echo(f"{name}: {seen} of {total} mutants are noticed, in {took:.0f} s")
+    click.echo(f"{noticed} of {count} mutants are noticed ({noticed / count:.0%})")
+    sys.exit(1 if unexplained or noticed < SHARE * count else 0)
+
+
+if __name__ == "__main__":
+    main()
