@@ -111,6 +111,10 @@ test-slow: install  ## Run the tests that take minutes each
 test-cluster: install  ## Run the workflows on the cluster of KUBECONFIG, or on one started for it
 	$(BIN)/pytest -m cluster tests/cluster
 
+.PHONY: mutants
+mutants: install  ## Break the code in many places and say which breakages no test notices: an hour
+	$(BIN)/python tests/mutants/run.py
+
 .PHONY: quality
 quality: install  ## Format check, lint, spelling, layers, types
 	$(BIN)/ruff format --check .
