@@ -1,13 +1,14 @@
 # Two commands for a fresh machine: `make pipeline` and `make test`. `make help` lists the rest.
 
 PYTHON ?= python3.11
-PROFILE ?= smoke-vision
+PROFILE ?= smoke-text
 DATA ?=
 PROFILES ?=
 SET ?=
 PARAMS ?=
-PORT ?= 8000
+PORT ?=
 WORKFLOW ?= pipeline
+YES ?=
 NAMESPACE ?= loraline
 OVERLAY ?= laptop
 BUILDER ?= docker
@@ -20,6 +21,18 @@ INSTALLED := $(VENV)/.installed
 MANIFEST := outputs/latest/deploy-vllm/vllm.yaml
 # Without a GPU, vLLM's CPU build serves; it needs the CPU build of torch and two repairs.
 SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu$(comma)serve-gpu,serve-cpu)
+
+# Make would take `profile=mine` and use the default without a word.
+$(foreach name,profile data set params port profiles workflow,$(if $(filter command%,$(origin $(name))),\
+	$(error $(name)= sets nothing; variables are written in capitals, such as PROFILE=$($(name)))))
+
+# A value in single quotes, for the shell.
+quoted = '$(subst ','\'',$(1))'
+
+# The rendered workflow lists the profiles. One of your own is not among them, and gets a rendering of
+# its own, so that no tracked file changes.
+KNOWN := $(shell grep -qx -- '      - $(PROFILE)' workflows/pipeline.yaml && echo yes)
+RENDERED := $(if $(KNOWN),workflows,outputs/workflows)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
@@ -46,28 +59,36 @@ endif
 	@touch $@
 
 .PHONY: pipeline
-pipeline: install workflows/pipeline.yaml  ## Run the line here: make pipeline [PROFILE=smoke-text] [DATA=folder] [SET=r=16]
-	@$(BIN)/python -m runner.run_local workflows/pipeline.yaml -p 'profile=$(PROFILE)' -p 'data=$(DATA)' -p 'set=$(SET)'
+pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smoke-vision] [DATA=folder] [SET=r=16]
+	@$(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
+		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET))
 	@$(BIN)/python workflows/summary.py outputs/latest
 
-# The workflow lists the profiles, so a new one is known at once.
-workflows/pipeline.yaml: $(addprefix workflows/,pipeline.py templates.py resources.py) $(wildcard lora_profiles/*.yaml) | install
-	@$(BIN)/python workflows/pipeline.py
+.PHONY: sweep
+sweep: install rendered  ## Compare profiles: make sweep PROFILES='["smoke-text", "mine"]' [PROFILE=smoke-text] [DATA=folder]
+	@$(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
+		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) \
+		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET))
+	@$(BIN)/python workflows/summary.py outputs/latest
+
+.PHONY: rendered
+rendered: install
+	@$(if $(KNOWN),:,$(BIN)/python workflows/pipeline.py --kind Workflow --out outputs/workflows >/dev/null)
 
 .PHONY: mlflow
-mlflow: install  ## Open the MLflow UI on the local store
+mlflow: install  ## Open the MLflow UI on the local store: make mlflow [PORT=5000]
 	@mkdir -p mlruns
 	$(BIN)/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlruns/mlflow.db \
-		--artifacts-destination $(CURDIR)/mlruns/artifacts --host 127.0.0.1 --port 5000
+		--artifacts-destination $(CURDIR)/mlruns/artifacts --host 127.0.0.1 --port $(or $(PORT),5000)
 
 .PHONY: serve
 serve: install  ## Serve the candidate of the last run with vLLM: make serve [PORT=8000]
 	@test -f $(MANIFEST) || { echo "serve: $(MANIFEST) does not exist; run make pipeline first (a rejected candidate has none)"; exit 2; }
-	@$(BIN)/python steps/serve_local.py $(MANIFEST) --port $(PORT)
+	@$(BIN)/python steps/serve_local.py $(MANIFEST) --port $(or $(PORT),8000)
 
 .PHONY: test
-test: install  ## Run the tests: half an hour on two cores, nothing is fetched
-	$(BIN)/pytest
+test: install  ## Run the tests: nothing is fetched
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 .PHONY: lint
 lint: install  ## Hold the rendered workflows against Argo's rules and production's
@@ -93,9 +114,9 @@ endif
 .PHONY: submit
 submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [DATA=…] [SET=r=16] [PARAMS='resources=gpu-large …']
 	@$(BIN)/python workflows/submit.py workflows/$(WORKFLOW).yaml --namespace $(NAMESPACE) \
-		$(if $(filter pipeline sweep,$(WORKFLOW)),-p 'profile=$(PROFILE)' -p 'data=$(DATA)') \
-		$(if $(filter sweep,$(WORKFLOW)),-p 'profiles=$(or $(PROFILES),["$(PROFILE)"])') \
-		$(if $(filter pipeline sweep,$(WORKFLOW)),-p 'set=$(SET)') \
+		$(if $(filter pipeline sweep,$(WORKFLOW)),-p $(call quoted,profile=$(PROFILE)) -p $(call quoted,data=$(DATA))) \
+		$(if $(filter sweep,$(WORKFLOW)),-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"]))) \
+		$(if $(filter pipeline sweep,$(WORKFLOW)),-p $(call quoted,set=$(SET))) \
 		$(foreach parameter,$(PARAMS),-p '$(parameter)')
 
 .PHONY: coverage
@@ -137,5 +158,7 @@ zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/z
 	$(BIN)/python tests/zoo/ask_vllm.py
 
 .PHONY: clean
-clean:  ## Remove what running left behind, the MLflow store included; keeps .venv
+clean:  ## Remove what running left behind, the MLflow store and its registry included; keeps .venv
+	@test ! -d mlruns -o -n "$(YES)" || { printf "Remove mlruns/ with every run and registered model? [y/N] " && \
+		read -r answer && test "$$answer" = y; } || { echo "clean: nothing was removed; make clean YES=1 does not ask"; exit 2; }
 	rm -rf outputs mlruns

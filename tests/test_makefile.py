@@ -1,0 +1,84 @@
+"""The Makefile hands on what was typed, and refuses what it would not read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(*words: str, folder: Path = ROOT, answer: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-o", ".venv/.installed", *words],
+        cwd=folder,
+        env={**os.environ, "MAKEFLAGS": ""},
+        input=answer,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        (["pipeline"], "-p 'profile=smoke-text'"),
+        (["pipeline", "DATA=it's"], r"-p 'data=it'\''s'"),
+        (["pipeline", "SET=r=16 gate.min_rows=3"], "-p 'set=r=16 gate.min_rows=3'"),
+        (["sweep", 'PROFILES=["a", "b"]'], """-p 'profiles=["a", "b"]'"""),
+        (["mlflow", "PORT=5050"], "--port 5050"),
+        (["mlflow"], "--port 5000"),
+    ],
+)
+def test_what_is_typed_is_handed_on(words: list[str], argument: str) -> None:
+    printed = make("-n", *words)
+    assert printed.returncode == 0, printed.stderr
+    assert argument in printed.stdout
+
+
+def test_a_variable_in_small_letters_is_refused() -> None:
+    refused = make("-n", "pipeline", "profile=mine")
+    assert refused.returncode == 2
+    assert "profile= sets nothing; variables are written in capitals" in refused.stderr
+    assert "PROFILE=mine" in refused.stderr
+
+
+def test_a_profile_of_ones_own_leaves_the_tracked_workflows_alone() -> None:
+    printed = make("-n", "pipeline", "PROFILE=my own").stdout
+    assert "workflows/pipeline.py --kind Workflow --out outputs/workflows" in printed
+    assert "run_local outputs/workflows/pipeline.yaml -p 'profile=my own'" in printed
+    known = make("-n", "pipeline", "PROFILE=standard").stdout
+    assert "run_local workflows/pipeline.yaml" in known
+    assert "workflows/pipeline.py" not in known
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "removed"),
+    [([], "y\n", True), ([], "n\n", False), ([], "", False), (["YES=1"], "", True)],
+)
+def test_clean_asks_before_a_registry_goes(
+    tmp_path: Path, words: list[str], answer: str, removed: bool
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "pipeline.yaml").touch()
+    for folder in ("mlruns", "outputs"):
+        (tmp_path / folder).mkdir()
+    ended = make("clean", *words, folder=tmp_path, answer=answer)
+    assert (ended.returncode == 0) == removed
+    assert (tmp_path / "mlruns").exists() != removed
+    assert (tmp_path / "outputs").exists() != removed
+
+
+def test_clean_without_a_registry_does_not_ask(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "workflows" / "pipeline.yaml").touch()
+    (tmp_path / "outputs").mkdir()
+    assert make("clean", folder=tmp_path).returncode == 0
+    assert not (tmp_path / "outputs").exists()
