@@ -153,7 +153,7 @@ class Profile(Strict):
     """`fast` spends memory on speed, `small` speed on memory; `auto` is the fastest that fits."""
 
     max_length: Annotated[int, Field(ge=16)] = 1024
-    """Longest row in tokens, image and answer included; longer rows are counted out, never cut."""
+    """Longest row in tokens, image and answer included; longer rows are dropped, never cut."""
 
     max_new_tokens: PositiveInt = 256
     """Longest answer in tokens, in evaluation and serving."""

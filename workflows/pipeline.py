@@ -219,7 +219,7 @@ def where(settings: Settings) -> list[Any]:
         parameter(
             "notify",
             "no",
-            "Whether the end is told to the webhook in the Secret's `webhook-url`.",
+            "Whether the webhook in the Secret's `webhook-url` is told how the workflow ended.",
             ["yes", "no"],
         ),
     ]
