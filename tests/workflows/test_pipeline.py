@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from runner import expressions
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "workflows/pipeline.py"
 NAMES = ("pipeline", "promote", "retrain", "sweep")
@@ -222,10 +224,7 @@ ENDINGS = {
 
 @each_pod
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_what_may_go_better_is_tried_again_and_nothing_else(
-    script: Any, pod: str, ending: str
-) -> None:
-    expressions = script("workflows/expressions.py")
+def test_what_may_go_better_is_tried_again_and_nothing_else(pod: str, ending: str) -> None:
     retry = PODS[pod][1]["retryStrategy"]
     status, code, message, again = ENDINGS[ending]
     last = {"status": status, "exitCode": code, "message": message}
