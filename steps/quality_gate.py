@@ -20,6 +20,7 @@ import click
 from loraline.step import not_empty, step
 from loraline.tracking import fingerprints, runs, store
 from loraline.tracking.tags import (
+    CHAMPION,
     GATE_RUN,
     MODEL_ID,
     MODEL_NAME,
@@ -27,6 +28,7 @@ from loraline.tracking.tags import (
     NOTE,
     REASON,
     RESULT,
+    UPSTREAM,
     VERDICT,
 )
 
@@ -186,10 +188,18 @@ def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool)
     numbers, tags = eval_run.data.metrics, gate_run.data.tags
     scorecard = {
         "metrics": {
-            name: {model: numbers.get(f"{model}_{name}") for model in ("base", "tuned")}
+            name: {
+                model: [numbers.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]
+                for model in ("base", "tuned", "champion")
+                if f"{model}_{name}" in numbers
+            }
             for name in ("bleu", "levenshtein", "exact_match", "perplexity")
         },
+        "champion": eval_run.data.tags.get(CHAMPION),
         "rows": numbers.get("rows"),
+        "evaluate": eval_run.info.run_id,
+        "train": eval_run.data.tags[UPSTREAM],
+        "experiment": eval_run.info.experiment_id,
         "result": tags[RESULT],
         "reason": tags[REASON],
         "model": tags.get(MODEL_NAME),

@@ -1,4 +1,4 @@
-"""Print what a local run of the pipeline came to: base beside tuned, the verdict, and where it is.
+"""Print what a local run of the pipeline came to, and what to do with it.
 
 python workflows/summary.py outputs/latest
 """
@@ -29,30 +29,75 @@ def summary(run: Path) -> None:
     if not scorecard.is_file():
         raise click.UsageError(f"{run} holds no quality-gate/scorecard.json: no gate ran there")
     card = json.loads(scorecard.read_text())
-    manifest = run / "deploy-vllm" / "vllm.yaml"
     console = Console()
     console.print(table(card))
-    console.print(f"gate        {card['result']} ({card['reason']})", soft_wrap=True)
-    if card["version"]:
-        console.print(f"registered  models:/{card['model']}/{card['version']} @{card['alias']}")
-    if manifest.is_file():
-        console.print(f"manifest    {manifest}", soft_wrap=True)
-    console.print(f"MLflow      {card['store']}", soft_wrap=True)
+    for name, text in [("verdict", verdict(card)), *links(card, run)]:
+        console.print(f"{name.ljust(12)}{text}", soft_wrap=True, markup=False, highlight=False)
 
 
 def table(card: dict[str, Any]) -> Any:
-    """Base beside tuned, one metric a row."""
+    """Base, tuned and champion with their 95% intervals, one metric a row."""
     from rich.table import Table
 
-    drawn = Table(title=f"Held-out rows: {card['rows']:.0f}", title_justify="left")
+    title = f"{card['rows']:.0f} held-out rows, with 95% intervals"
+    drawn = Table(title=title, title_justify="left")
+    models = ["base", "tuned", *(["champion"] if card["champion"] else [])]
     drawn.add_column("metric")
-    drawn.add_column("base", justify="right")
-    drawn.add_column("tuned", justify="right")
+    for model in models:
+        version = f" v{card['champion']}" if model == "champion" else ""
+        drawn.add_column(f"{model}{version}", justify="right")
     drawn.add_column("better")
     for name, values in card["metrics"].items():
-        cells = ["-" if values[m] is None else f"{values[m]:.3f}" for m in ("base", "tuned")]
-        drawn.add_row(name, *cells, BETTER[name])
+        drawn.add_row(name, *(cell(values.get(model)) for model in models), BETTER[name])
     return drawn
+
+
+def cell(value: list[float | None] | None) -> str:
+    if value is None or value[0] is None:
+        return "-"
+    number, low, high = value
+    if low is None or high is None:
+        return f"{number:.3f}"
+    return f"{number:.3f} ({low:.3f} to {high:.3f})"
+
+
+def verdict(card: dict[str, Any]) -> str:
+    """The gate's word for a person; a broken gain over the champion is said as what it means."""
+    if card["result"] == "passed":
+        return f"passed: registered as models:/{card['model']}/{card['version']} @{card['alias']}"
+    reasons = []
+    for reason in card["reason"].split("; "):
+        if reason.startswith("gain_over_champion_"):
+            reason = f"not surely better than champion v{card['champion']} ({reason})"
+        elif reason.startswith("gain_over_base_"):
+            reason = f"not surely better than the base ({reason})"
+        reasons.append(reason)
+    return f"FAILED: {'; '.join(reasons)}"
+
+
+def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:
+    """Where to look, and the commands to go on with."""
+    store = card["store"]
+    if store.startswith(("http://", "https://")):
+        page = f"{store.rstrip('/')}/#/experiments/{card['experiment']}/runs"
+        lines = [
+            ("MLflow", f"{page}/{card['train']}"),
+            ("report", f"{page}/{card['evaluate']}/artifacts (report.html)"),
+        ]
+    else:
+        page = f"http://127.0.0.1:5000/#/experiments/{card['experiment']}/runs"
+        lines = [
+            ("store", store),
+            ("MLflow", f"make mlflow, then {page}/{card['train']}"),
+            ("report", f"make mlflow, then {page}/{card['evaluate']}/artifacts (report.html)"),
+        ]
+    manifest = run / "deploy-vllm" / "vllm.yaml"
+    if manifest.is_file():
+        lines += [("manifest", str(manifest)), ("serve it", "make serve")]
+    if card["result"] == "passed":
+        promote = f"python steps/promote.py --model {card['model']} --version {card['version']}"
+        lines.append(("promote it", promote))
+    return lines
 
 
 if __name__ == "__main__":
