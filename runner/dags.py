@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING
 
+from runner.controller import Controller
 from runner.expansion import BROKEN, expand
 from runner.frames import Frame, Invocation
 from runner.groups import hand_over, run_child, run_group
@@ -14,11 +14,8 @@ from runner.nodes import Node
 from runner.phases import NEVER, dag_phase, outbound
 from runner.references import NEVER_ENDS
 
-if TYPE_CHECKING:
-    from runner.execution import Run
 
-
-async def run_dag(run: Run, node: Node, dag: Dag, invocation: Invocation) -> bool:
+async def run_dag(run: Controller, node: Node, dag: Dag, invocation: Invocation) -> bool:
     """Whether the DAG ended."""
     frame = Frame(
         node.name,
@@ -57,7 +54,7 @@ async def run_dag(run: Run, node: Node, dag: Dag, invocation: Invocation) -> boo
 
 
 async def run_task(
-    run: Run, task: Task, frame: Frame, before: Mapping[str, Awaitable[Node | None]]
+    run: Controller, task: Task, frame: Frame, before: Mapping[str, Awaitable[Node | None]]
 ) -> Node | None:
     """Run a task once all that it depends on has ended."""
     facts: dict[str, bool] = {}
@@ -86,7 +83,7 @@ async def run_task(
 
 
 async def run_expanded(
-    run: Run, name: str, task: Task, frame: Frame, parents: list[str]
+    run: Controller, name: str, task: Task, frame: Frame, parents: list[str]
 ) -> Node | None:
     """Run a task, or a group of one node for each of its items."""
     try:
@@ -101,7 +98,7 @@ async def run_expanded(
     return await run_group(run, name, task, children, frame, parents)
 
 
-def outcomes(run: Run, name: str, node: Node) -> dict[str, bool]:
+def outcomes(run: Controller, name: str, node: Node) -> dict[str, bool]:
     """What `depends` can say of a task that has ended."""
     facts = {f"{name}.{word}": node.phase == phase for word, phase in OUTCOMES.items()}
     members = []

@@ -53,7 +53,7 @@ Loader.add_constructor("tag:loraline,2026:number", number)
 def load(file: Path) -> Object:
     """The document in a file, without the fields that are null: to Argo they are not there."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader)  # noqa: S506 - it is safe
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader)
         if not isinstance(document, dict):
             raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
         mapping: Object = plain(document)

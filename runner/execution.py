@@ -16,12 +16,13 @@ from pathlib import Path
 
 from runner.answers import Answers
 from runner.containers import LATE, Stop, attempt
+from runner.controller import Controller
 from runner.dags import run_dag
 from runner.frames import Frame, Invocation, semaphore
 from runner.language import Container, Dag, Steps, Suspend, Template, Values, Workflow
 from runner.lists import run_steps
 from runner.nodes import DONE, TOO_LATE, Node, failures
-from runner.record import Record, progress_of
+from runner.record import progress_of
 from runner.references import NodeError, substitute
 from runner.retries import run_attempts
 from runner.suspension import run_suspend
@@ -30,7 +31,7 @@ AT_ONCE = max(8, 2 * (os.cpu_count() or 1))
 """Containers that run side by side at most, however wide a fan-out is; a cluster has its nodes."""
 
 
-class Run(Record):
+class Run(Controller):
     """One execution of a workflow.
 
     `answers` are for suspended tasks; `only`, if it is not empty, is the one task of the entrypoint

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from runner.controller import Controller
 from runner.expansion import Child
 from runner.frames import Frame, Invocation
 from runner.language import Task
 from runner.nodes import Node
 from runner.references import NEVER_ENDS, output_of, substitute
 
-if TYPE_CHECKING:
-    from runner.execution import Run
-
 
 async def run_child(
-    run: Run, name: str, task: Task, child: Child, frame: Frame, parents: list[str]
+    run: Controller, name: str, task: Task, child: Child, frame: Frame, parents: list[str]
 ) -> Node | None:
     """Run a child of a task, or note why it does not run; `name` is the task's node."""
     display = task.name + child.label
@@ -30,7 +27,7 @@ async def run_child(
 
 
 async def run_group(
-    run: Run, name: str, task: Task, children: list[Child], frame: Frame, parents: list[str]
+    run: Controller, name: str, task: Task, children: list[Child], frame: Frame, parents: list[str]
 ) -> Node | None:
     """Run the members of a DAG's fan-out side by side; the group ends as the last that failed."""
     group = run.begin(Node(name, task.name, "TaskGroup", task.template, frame.name), parents)
@@ -44,7 +41,7 @@ async def run_group(
     return group
 
 
-def hand_over(run: Run, node: Node, invocation: Invocation, frame: Frame) -> bool:
+def hand_over(run: Controller, node: Node, invocation: Invocation, frame: Frame) -> bool:
     """Give a DAG or a list of steps the outputs of its tasks; False if one has no value.
 
     A value of a task that did not run is none: the default is, or there is an error.

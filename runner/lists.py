@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
+from runner.controller import Controller
 from runner.expansion import BROKEN, Child, expand
 from runner.frames import Frame, Invocation
 from runner.groups import hand_over, run_child
@@ -12,11 +12,10 @@ from runner.language import Task
 from runner.nodes import Node
 from runner.phases import outbound
 
-if TYPE_CHECKING:
-    from runner.execution import Run
 
-
-async def run_steps(run: Run, node: Node, groups: list[list[Task]], invocation: Invocation) -> bool:
+async def run_steps(
+    run: Controller, node: Node, groups: list[list[Task]], invocation: Invocation
+) -> bool:
     """Whether the list ended."""
     frame = Frame(
         node.name,
@@ -45,14 +44,14 @@ async def run_steps(run: Run, node: Node, groups: list[list[Task]], invocation: 
     return True
 
 
-def after(run: Run, group: Node) -> list[str]:
+def after(run: Controller, group: Node) -> list[str]:
     """The parents of what comes after a group; an empty one is a parent itself."""
     if not group.children:
         return [group.name]
     return [name for child in group.children for name in outbound(run.nodes, child)]
 
 
-async def run_group(run: Run, group: Node, steps: list[Task], frame: Frame) -> bool:
+async def run_group(run: Controller, group: Node, steps: list[Task], frame: Frame) -> bool:
     """Whether the steps of a group ended; the group has a phase then."""
     try:
         planned = [(step, expand(step, frame.values)) for step in steps]
@@ -86,7 +85,7 @@ async def run_group(run: Run, group: Node, steps: list[Task], frame: Frame) -> b
     return True
 
 
-def learn(run: Run, group: Node, step: Task, children: list[Child], frame: Frame) -> None:
+def learn(run: Controller, group: Node, step: Task, children: list[Child], frame: Frame) -> None:
     """Make a step's outputs known; those of a fan-out as those of a group that has no node."""
     name = f"{group.name}.{step.name}"
     if step.items is None or not children:

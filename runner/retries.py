@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from runner.controller import Controller
 from runner.expansion import BROKEN
 from runner.frames import Invocation
 from runner.language import Retry, Values
 from runner.nodes import Node
 from runner.references import NodeError
-
-if TYPE_CHECKING:
-    from runner.execution import Run
 
 FIRST = {"status": "", "message": "", "exitCode": "0", "duration": "0"}
 """What `lastRetry.` tells the first attempt."""
@@ -22,7 +19,7 @@ FIRST = {"status": "", "message": "", "exitCode": "0", "duration": "0"}
 NO_DURATION = "no base duration specified for retryStrategy"
 
 
-async def run_attempts(run: Run, node: Node, retry: Retry, invocation: Invocation) -> bool:
+async def run_attempts(run: Controller, node: Node, retry: Retry, invocation: Invocation) -> bool:
     """Whether the node ended; each attempt is a node of its own."""
     run.show(node)
     started = time.monotonic()
@@ -57,7 +54,7 @@ async def run_attempts(run: Run, node: Node, retry: Retry, invocation: Invocatio
 
 
 async def run_attempt(
-    run: Run, node: Node, number: int, last: Values, invocation: Invocation
+    run: Controller, node: Node, number: int, last: Values, invocation: Invocation
 ) -> Node | None:
     """One attempt; all attempts share a folder, and the last to write in it hands over."""
     template = invocation.template
@@ -89,7 +86,7 @@ def facts_of(attempt: Node) -> Values:
 
 
 def pause_before_next(
-    run: Run, retry: Retry, attempt: Node, number: int, elapsed: float
+    run: Controller, retry: Retry, attempt: Node, number: int, elapsed: float
 ) -> float | None:
     """Seconds until the next attempt; None if none may follow. Raises one of BROKEN."""
     if run.stop.asked:

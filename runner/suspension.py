@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
 
+from runner.controller import Controller
 from runner.frames import Invocation
 from runner.language import Template
 from runner.nodes import TOO_LATE, Node
 
-if TYPE_CHECKING:
-    from runner.execution import Run
 
-
-async def run_suspend(run: Run, node: Node, seconds: float, invocation: Invocation) -> bool:
+async def run_suspend(run: Controller, node: Node, seconds: float, invocation: Invocation) -> bool:
     """Whether the wait ended."""
     run.show(node)
     if math.isinf(seconds):
@@ -30,7 +27,7 @@ async def run_suspend(run: Run, node: Node, seconds: float, invocation: Invocati
     return True
 
 
-def past_the_deadline(run: Run, node: Node) -> bool:
+def past_the_deadline(run: Controller, node: Node) -> bool:
     if run.interrupted or not run.stop.asked:
         return False
     node.outputs = {}
@@ -38,7 +35,7 @@ def past_the_deadline(run: Run, node: Node) -> bool:
     return True
 
 
-def take_defaults(run: Run, node: Node, template: Template) -> None:
+def take_defaults(run: Controller, node: Node, template: Template) -> None:
     """Where nobody answered in time, outputs have their defaults, or those of their inputs."""
     for name, output in template.outputs.items():
         default = output.default
@@ -51,7 +48,7 @@ def take_defaults(run: Run, node: Node, template: Template) -> None:
         node.outputs[name] = default
 
 
-async def answered(run: Run, node: Node, template: Template) -> bool:
+async def answered(run: Controller, node: Node, template: Template) -> bool:
     """Fill in what a person has to say; without outputs, being told to go on is enough."""
     for name, output in template.outputs.items():
         accepted = template.inputs[name].enum if name in template.inputs else []
@@ -65,7 +62,7 @@ async def answered(run: Run, node: Node, template: Template) -> bool:
     return True
 
 
-def wait_for_answer(run: Run, node: Node, question: str, accepted: list[str]) -> bool:
+def wait_for_answer(run: Controller, node: Node, question: str, accepted: list[str]) -> bool:
     run.waits_for.append(question)
     choices = f" ({', '.join(accepted)})" if accepted else ""
     node.message = f"waits for an answer: {question}{choices}"
