@@ -231,7 +231,7 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     """The server's manifest as YAML, and the card that it is sized for, if any."""
     from loraline import contract
     from loraline.delivery import kube, manifest
-    from loraline.serving import preflight
+    from loraline.serving import preflight, sizing
 
     agreed = contract.read(adapter)
     preflight.check(adapter, agreed, f"{order.name} version {order.version}")
@@ -243,6 +243,7 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     if order.beside:
         agreed, other = join(agreed, order)
         beside, ranks = [other], [*ranks, other.rank]
+    sizing.check_length(agreed.max_model_len, base_config)
     plan = None if order.where.cpu else size(client, agreed, base_config, ranks, order)
     objects = manifest.render(
         agreed,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraline.answering.hf import Answer
+from loraline.base.encoding import check_tokens
 from loraline.errors import UserError
 from loraline.evaluation import bootstrap, metrics
 from loraline.evaluation.bootstrap import Interval
@@ -85,6 +86,7 @@ def measure(
     from loraline.answering import hf, vllm_engine
 
     rows = askable(held_out, encoder, agreed)
+    check_tokens(encoder, base, rows.values())
     run = vllm_engine.measure if engine == "vllm" else hf.measure
     tokens = [len(rows[i].answer) if i in rows else 1 for i in range(len(held_out))]
     measured = {}

@@ -107,6 +107,9 @@ def arguments(
         if is_commit(contract.base_revision) and base is None:
             args += ["--revision", contract.base_revision]
         args += lora_arguments(contract, adapters, spare)
+    # Beside these files a base may have Mistral's own, which vLLM would take first: another
+    # tokenizer, config and names of weights than were measured.
+    args += ["--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "safetensors"]
     args += ["--dtype", contract.dtype, "--max-model-len", str(length)]
     utilization = plan.gpu_memory_utilization if plan else 0.9
     args += ["--gpu-memory-utilization", f"{utilization:g}"]
