@@ -26,6 +26,7 @@ from loraline.tracking.tags import (
     MODEL_ID,
     OVERRIDES,
     PIPELINE,
+    PROFILE,
     STEP,
     UPSTREAM,
     WORKFLOW_NAME,

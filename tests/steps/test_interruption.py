@@ -228,8 +228,8 @@ def test_force_begins_anew_and_sweeps_a_dead_training(
 
 
 def test_two_processes_learn_what_one_learns(start: Start, train, data_run: str, quick) -> None:
-    alone = train(data_run, quick("alone", max_steps=6, learning_rate=1e-3))
-    process = start(quick("together", max_steps=6, learning_rate=1e-3), "--gpus", "2")
+    alone = train(data_run, quick("alone", max_steps=6, learning_rate=3e-4))
+    process = start(quick("together", max_steps=6, learning_rate=3e-4), "--gpus", "2")
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     together = Path("outputs/run-id").read_text()
@@ -254,7 +254,7 @@ def process_of(launcher: int, rank: int) -> int:
 def test_several_processes_are_stopped_and_resumed_together(
     with_signal: signal.Signals, rank: int | None, start: Start, train, data_run: str, quick
 ) -> None:
-    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 1e-3}
+    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 3e-4}
     alone = train(data_run, quick("alone", **settings))
     process = start(quick("together", **settings), "--gpus", "2")
     wait_for_step(process, 4)
