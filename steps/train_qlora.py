@@ -10,8 +10,7 @@ An interrupted training leaves a checkpoint in the artifact store; the next star
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,31 +103,22 @@ def train_qlora(
 
     import mlflow
 
-    from loraline.tracking import lease, lock
-    from loraline.training import checkpoint, curves, resume
+    from loraline.training import checkpoint, curves, resume, trained_contract
     from loraline.training.rows import load_rows
 
     version = data_run.data.params["version"]
-    with ExitStack() as stack:
-        # Of two trainings that start at once one opens a run, and the other sees it.
-        with lock.locked(client, f"train-{fingerprint[:16]}"):
-            earlier = resume.choose(client, profile, inputs, resumed, force)
-            run = stack.enter_context(
-                runs.open_run(
-                    "train_qlora",
-                    name=f"{recipe.registered_model}-{profile}-v{version}",
-                    fingerprint=fingerprint,
-                    upstream=data_run,
-                    tags={
-                        tags.PROFILE: profile,
-                        tags.OVERRIDES: json.dumps(overrides) if overrides else "",
-                        **resume.tags(inputs),
-                    },
-                    resumed=earlier,
-                )
-            )
-        held = stack.enter_context(lease.held(client, run.info.run_id))
-        scratch = stack.enter_context(launch.shared_folder())
+    opened = resume.opened(
+        client,
+        profile,
+        inputs,
+        resumed,
+        force=force,
+        name=f"{recipe.registered_model}-{profile}-v{version}",
+        fingerprint=fingerprint,
+        upstream=data_run,
+        tags={tags.OVERRIDES: json.dumps(overrides) if overrides else ""},
+    )
+    with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
         runs.download(client, run_id, "dataset", scratch)
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
@@ -142,7 +132,7 @@ def train_qlora(
         train(sft, start, checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes))
         curves.log_results(sft, cost)
         adapter = save_adapter(sft, recipe, base, scratch / "adapter")
-        contract = write_contract(
+        contract = trained_contract.write(
             adapter, recipe, base, encoder, prompt, rows, data_run.data.params
         )
         log_adapter(adapter, contract, profile)
@@ -232,45 +222,6 @@ def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) 
     (folder / "README.md").unlink()
     (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
     return folder
-
-
-def write_contract(
-    adapter: Path,
-    recipe: Profile,
-    base: Base,
-    encoder: Encoder,
-    prompt: str,
-    rows: dict[str, list[Row]],
-    data: Mapping[str, str],
-) -> Contract:
-    """State beside the weights what they were trained with; `data` is parameters of their run."""
-    from loraline import contract
-    from loraline.base import architectures
-
-    written = contract.Contract(
-        base=recipe.base,
-        base_revision=base.revision,
-        modality=recipe.modality,
-        architecture=base.architecture,
-        prompt=prompt,
-        prompt_uri=data.get("prompt_uri", ""),
-        boxes=data.get("boxes"),
-        chat_template=encoder.chat_template,
-        min_pixels=recipe.min_pixels,
-        max_pixels=recipe.max_pixels,
-        max_length=max(len(row) for split in rows.values() for row in split),
-        max_new_tokens=recipe.max_new_tokens,
-        max_positions=architectures.positions(base.config),
-        dtype=recipe.serve_dtype,
-        r=recipe.r * recipe.ranks,
-        lora_alpha=recipe.lora_alpha * recipe.ranks,
-        target_modules=recipe.target_modules,
-        export=recipe.export,
-        trains_vision=recipe.trains_vision,
-        adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
-    )
-    contract.write(written, adapter)
-    return written
 
 
 def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:

@@ -233,9 +233,10 @@ class Encoder:
 
         Qwen3's writes an empty reasoning there: part of what is learned, and no part of the answer.
         """
-        asked = [{"role": "user", "content": "question"}]
+        text: Any = "question"
         if self.processor is not None:
-            asked = [{"role": "user", "content": [{"type": "text", "text": "question"}]}]
+            text = [{"type": "text", "text": text}]
+        asked = [{"role": "user", "content": text}]
         prompt = self._render(asked, add_generation_prompt=True)
         whole = self._render([*asked, {"role": "assistant", "content": ANSWER}])
         before, mark, _ = whole.removeprefix(prompt).partition(ANSWER)

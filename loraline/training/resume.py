@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
 from loraline.errors import TryAgain, UserError
-from loraline.tracking import lease, runs
+from loraline.tracking import lease, lock, runs
 from loraline.tracking.store import is_outage, uri
 from loraline.tracking.tags import CHECKPOINT, INPUTS, LEASE, PROFILE
 from loraline.training import checkpoint
@@ -19,10 +21,43 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def tags(inputs: dict[str, str]) -> dict[str, str]:
+def identity(inputs: dict[str, str]) -> dict[str, str]:
     """Tags by which a run is found and judged when it has to be gone on with."""
     digests = {name: hashlib.sha256(value.encode()).hexdigest() for name, value in inputs.items()}
     return {INPUTS: json.dumps(digests), **lease.tags()}
+
+
+@contextmanager
+def opened(
+    client: MlflowClient,
+    profile: str,
+    inputs: dict[str, str],
+    resume: str | None,
+    *,
+    force: bool,
+    name: str,
+    fingerprint: str,
+    upstream: Run,
+    tags: Mapping[str, str],
+) -> Iterator[tuple[Run, Run | None, lease.Lease]]:
+    """The run to train in, the run as it was before if it is gone on with, and the hold on it.
+
+    Of two trainings that start at once one opens a run, and the other one sees it: TryAgain.
+    """
+    with ExitStack() as stack:
+        with lock.locked(client, f"train-{fingerprint[:16]}"):
+            earlier = choose(client, profile, inputs, resume, force)
+            run = stack.enter_context(
+                runs.open_run(
+                    "train_qlora",
+                    name=name,
+                    fingerprint=fingerprint,
+                    upstream=upstream,
+                    tags={PROFILE: profile, **tags, **identity(inputs)},
+                    resumed=earlier,
+                )
+            )
+        yield run, earlier, stack.enter_context(lease.held(client, run.info.run_id))
 
 
 def choose(
@@ -31,8 +66,7 @@ def choose(
     """The unfinished training to go on with: `resume`, or the latest whose inputs are these.
 
     One that has a checkpoint, or died before it had one, is gone on with; `force` begins anew.
-    What the others have left is swept. To be called under a lock, until a run is opened: raises
-    TryAgain when one of these inputs is at work.
+    What the others have left is swept. Raises TryAgain when one of these inputs is at work.
     """
     chosen = named(client, resume, inputs) if resume else None
     for run in unfinished(client, profile):
@@ -86,7 +120,7 @@ def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
 def changes(run: Run, inputs: dict[str, str]) -> str:
     """Which inputs of an earlier run differ from these, in words; empty if none does."""
     before = json.loads(run.data.tags.get(INPUTS, "{}"))
-    now = json.loads(tags(inputs)[INPUTS])
+    now = json.loads(identity(inputs)[INPUTS])
     return ", ".join(f"the {name}" for name in now if before.get(name) != now[name])
 
 
