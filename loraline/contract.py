@@ -45,6 +45,9 @@ class Contract(BaseModel):
     max_pixels: int | None
     """Limits of an image in pixels after resizing; null for text."""
 
+    max_images: int = 1
+    """Most images of a row; a server takes no more in a request."""
+
     max_length: int
     """Longest training row in tokens, answer included."""
 

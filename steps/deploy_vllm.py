@@ -65,6 +65,11 @@ class Options:
             raise UserError("--calibrate needs --gpu to say which card the log is of")
         if (self.gpus, self.fraction) != (1, 1.0) and not names_card:
             raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
+        if self.prometheus and not self.namespace:
+            raise UserError(
+                "--prometheus needs --namespace: KEDA asks it for this server's requests, and "
+                "another namespace may have a server of that name"
+            )
 
     def placement(self) -> Placement:
         from loraline.delivery.placement import Placement

@@ -100,8 +100,8 @@ def measure(
 def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> dict[int, Row]:
     """The rows that a server under this contract would take, encoded, by their index.
 
-    An image that cannot be decoded, or a prompt that leaves no room for the longest answer, is
-    refused by the server, too.
+    An image that cannot be decoded, more images than any training row has, or a prompt that leaves
+    no room for the longest answer, is refused by the server, too.
     """
     rows = {}
     for index, record in enumerate(held_out):
@@ -109,7 +109,8 @@ def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> d
             row = encoder.encode(record)
         except (OSError, ValueError, SyntaxError):
             continue
-        if len(row.prompt) + agreed.max_new_tokens <= agreed.max_model_len:
+        fits = len(row.prompt) + agreed.max_new_tokens <= agreed.max_model_len
+        if fits and len(row.images) <= agreed.max_images:
             rows[index] = row
     return rows
 

@@ -121,7 +121,7 @@ def arguments(
     args += ["--chat-template-content-format", "openai" if vision else "string"]
     args += ["--generation-config", "vllm"]
     if vision:
-        args += ["--limit-mm-per-prompt", compact({"image": 1, "video": 0})]
+        args += ["--limit-mm-per-prompt", compact({"image": contract.max_images, "video": 0})]
         size = compact({"images_kwargs": {"size": image_size(contract)}})
         args += ["--mm-processor-kwargs", size]
         # A domain that cannot exist: images come in the request, the server fetches none.
