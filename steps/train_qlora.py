@@ -185,14 +185,15 @@ def prepare(
     """Plan the memory before the base is loaded, then build the trainer."""
     from transformers import set_seed
 
-    from loraline.training import memory, trainer
+    from loraline.training import checkpoint, memory, trainer
 
     launch.join()
     set_seed(recipe.seed)
     plan, table = memory.choose(recipe, base, [*rows["train"], *rows["validation"]], memory.free())
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
-        click.echo(f"{table}\nattention: {sft.attention}", err=True)
+        size = checkpoint.size(sft.learning()) / memory.GIB
+        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {size:.2f} GiB", err=True)
     return sft
 
 

@@ -14,6 +14,7 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +157,11 @@ class KeepCheckpoints(TrainerCallback):
             name = f"step-{state.global_step}"
             upload(self.client, self.run_id, Path(args.output_dir, f"checkpoint-{name[5:]}"), name)
         self.saved_at = time.monotonic()
+
+
+def size(learned: Iterable[Tensor]) -> int:
+    """Bytes of a checkpoint: the adapter, Adam's two moments, and the best adapter so far."""
+    return sum(4 * parameter.numel() * parameter.element_size() for parameter in learned)
 
 
 def seal(folder: Path, run_id: str) -> None:
