@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,17 @@ HERE = socket.gethostname()
 PARENT = os.getppid()
 
 
-def run(process: str, silent: float = 0, status: str = "RUNNING", workflow: str = "") -> object:
-    tags = {PROCESS: process, LEASE: f"{time.time() - silent:.0f}", WORKFLOW_UID: workflow}
-    return SimpleNamespace(info=SimpleNamespace(status=status), data=SimpleNamespace(tags=tags))
+def run(
+    process: str, silent: float = 0, status: str = "RUNNING", workflow: str = ""
+) -> Callable[[], Any]:
+    """A run as it is `silent` seconds after its process said that it lives."""
+
+    def made() -> Any:
+        tags = {PROCESS: process, LEASE: f"{time.time() - silent:.0f}", WORKFLOW_UID: workflow}
+        info, data = SimpleNamespace(status=status), SimpleNamespace(tags=tags)
+        return SimpleNamespace(info=info, data=data)
+
+    return made
 
 
 @pytest.mark.parametrize(
@@ -53,10 +62,10 @@ def run(process: str, silent: float = 0, status: str = "RUNNING", workflow: str 
     ],
 )
 def test_a_holder_is_known_by_its_process_or_by_its_silence(
-    of_a_run: Any, holder: str, monkeypatch: pytest.MonkeyPatch
+    of_a_run: Callable[[], Any], holder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LORALINE_WORKFLOW_UID", "this")
-    assert lease.holder(of_a_run) == holder
+    assert lease.holder(of_a_run()) == holder
 
 
 def test_a_lease_is_renewed_until_its_block_ends(
