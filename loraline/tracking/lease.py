@@ -104,7 +104,7 @@ class Lease:
 
 @contextmanager
 def held(client: MlflowClient, run_id: str) -> Iterator[Lease]:
-    """Renew the lease on a run that was opened with `tags()` while the block runs and at its end."""
+    """Renew the lease on a run opened with `tags()` while the block runs and at its end."""
     lease = Lease(client, run_id)
     thread = threading.Thread(target=lease.keep, name="lease", daemon=True)
     thread.start()
