@@ -387,6 +387,6 @@ def test_a_server_takes_as_many_images_a_request_as_the_rows_have():
 
 def test_keda_asks_for_the_requests_of_this_namespace_alone():
     place = Placement(prometheus="http://prometheus:9090", namespace="models", replicas=2)
-    scaled = next(o for o in rendered(placement=place) if o["kind"] == "ScaledObject")
+    scaled = rendered(placement=place)["ScaledObject"]
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
     assert query.startswith('sum(vllm:num_requests_waiting{namespace="models",service="lora-')
