@@ -174,8 +174,8 @@ def open_run(
     if upstream is not None:
         own[UPSTREAM] = upstream.info.run_id
         own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
-    for name in FOREIGN:
-        os.environ.pop(name, None)
+    for foreign in FOREIGN:
+        os.environ.pop(foreign, None)
     try:
         # Stopped in the middle of this, MLflow would call the run FINISHED at the end.
         with signals.held():

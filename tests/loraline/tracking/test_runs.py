@@ -200,7 +200,7 @@ def test_another_programs_run_in_the_environment_is_left_alone(
     monkeypatch.setenv("MLFLOW_RUN_ID", data.info.run_id)
     monkeypatch.setenv("MLFLOW_RUN_CONTEXT", '{"loraline.step": "theirs"}')
     with runs.open_run("train_qlora", name="t", fingerprint="b", upstream=data) as run:
-        assert run.info.run_id != data.info.run_id
+        assert run.info.run_id != data.info.run_id and run.info.run_name == "t"
     assert client.get_run(data.info.run_id).data.tags[STEP] == "prepare_data"
     assert client.get_run(run.info.run_id).data.tags[STEP] == "train_qlora"
 
