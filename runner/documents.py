@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -20,6 +20,12 @@ LITERAL = ("default", "enum", "value", "withItems")
 class Loader(yaml.SafeLoader):
     """Resolves plain scalars as go-yaml 2 does, which Argo reads its files with."""
 
+    bool_values: ClassVar[dict[str, bool]] = {
+        **yaml.SafeLoader.bool_values,
+        "y": True,
+        "n": False,
+    }
+
 
 def number(_: Loader, node: yaml.ScalarNode) -> int | float:
     text = node.value.replace("_", "")
@@ -28,7 +34,7 @@ def number(_: Loader, node: yaml.ScalarNode) -> int | float:
     try:
         return int(text, 0)
     except ValueError:
-        return float(text)
+        return float(text) or 0  # the API server keeps no sign of a zero
 
 
 Loader.yaml_implicit_resolvers = {
@@ -47,6 +53,7 @@ Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"[yYnN]$"), list("yYnN"))
 Loader.add_constructor("tag:loraline,2026:number", number)
 
 
