@@ -10,6 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import constructs
 import pytest
 from recorded import CASES, run_all, verdict
 
@@ -68,3 +69,9 @@ def test_the_verdict_on_a_case_that_waits(waiting: dict[str, Any], name: str) ->
 def test_a_refusal_is_a_sentence(name: str) -> None:
     _, _, sentence = VERDICTS[name].partition(": ")
     assert len(sentence.split()) >= 5
+
+
+def test_the_table_of_constructs_in_the_docs_is_of_these_cases() -> None:
+    page = constructs.PAGE.read_text()
+
+    assert constructs.with_table(page) == page, "run python tests/runner/constructs.py"
