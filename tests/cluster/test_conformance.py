@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import record
+import recorded
 import yaml
 from conformance import CASES, facts
 
@@ -71,3 +73,24 @@ def test_both_come_to_the_same(on_argo: dict[str, Object], case: str, tmp_path: 
     document = json.loads((tmp_path / "outputs/latest/status.json").read_text())
 
     assert facts(document["status"], document["metadata"]["name"]) == on_argo[case]
+
+
+@pytest.fixture(scope="module")
+def asked_again(cluster: Any) -> dict[str, Object]:
+    """What the controller makes of the recorded cases now."""
+    cluster.kubectl("apply", "-f", "-", stdin=ACCOUNT)
+
+    def ask(name: str) -> Object:
+        workflow = recorded.CASES[name]["workflow"]
+        return record.record(workflow, "conformance", cluster.namespace)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(recorded.CASES, pool.map(ask, recorded.CASES), strict=True))
+
+
+@pytest.mark.parametrize("name", recorded.CASES)
+def test_the_controller_does_what_its_record_says(
+    asked_again: dict[str, Object], name: str
+) -> None:
+    """Where it does not, the assertion shows what changed; record.py writes the record anew."""
+    assert record.facts(asked_again[name]) == record.facts(recorded.CASES[name]["argo"])
