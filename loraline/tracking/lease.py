@@ -38,15 +38,17 @@ def this_process() -> str:
 
 
 def begun(pid: int) -> str:
-    """When a process began, in clock ticks since the machine did; empty where there is none.
+    """When a process began, in clock ticks since the machine did; empty where none is alive.
 
-    It tells a process from a later one of the same number. See proc(5), field 22 of `stat`.
+    It tells a process from a later one of the same number. See proc(5), fields 3 and 22 of `stat`:
+    one that has ended and that nobody has asked about (a container may lack an init) is a zombie.
     """
     try:
         stat = Path("/proc", str(pid), "stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]
+    state, *fields = stat.rpartition(")")[2].split()
+    return "" if state in ("Z", "X") else fields[18]
 
 
 def holder(run: Run) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from loraline import contract
-from loraline.tracking import runs, tags
+from loraline.tracking import lease, runs, tags
 from loraline.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -270,7 +270,7 @@ def test_several_processes_are_stopped_and_resumed_together(
         assert process.returncode == 137, stderr
         assert f"process {rank} of the training was killed by SIGKILL" in stderr
         assert time.monotonic() - stopped < 60
-    while any(Path("/proc", str(child)).exists() for child in children):
+    while any(map(lease.begun, children)):
         time.sleep(0.1)
     process = start("together", "--gpus", "2")
     _, stderr = process.communicate(timeout=240)

@@ -68,6 +68,16 @@ def test_a_holder_is_known_by_its_process_or_by_its_silence(
     assert lease.holder(of_a_run()) == holder
 
 
+def test_a_process_that_has_ended_is_dead_though_nobody_has_asked_for_its_end() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert Path("/proc", str(child), "stat").exists() and lease.begun(child) == ""
+    os.waitpid(child, 0)
+    assert lease.begun(os.getpid()) == lease.begun(os.getpid()) != ""
+
+
 def test_a_lease_is_renewed_until_its_block_ends(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
