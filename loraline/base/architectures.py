@@ -85,6 +85,16 @@ VISION = {
     "Qwen3VLForConditionalGeneration",
 }
 
+SERVED = {
+    **dict.fromkeys(TEXT | VISION, False),
+    "LlamaForCausalLM": True,
+    "Qwen3ForCausalLM": True,
+    "Gemma3ForCausalLM": False,
+    "Phi3ForCausalLM": True,
+}
+"""Architectures whose adapters vLLM was seen to apply, and whether it applies them on the head and
+the embeddings too (classes with `embedding_modules`); asked of 0.32 by `make zoo`."""
+
 Linears = dict[str, tuple[int, int]]
 """Input and output size of each linear layer that can carry an adapter, by module path."""
 
@@ -99,11 +109,22 @@ def linears(config: Mapping[str, Any]) -> Linears:
     prefix = "model.language_model" if architecture in VISION else "model"
     found: Linears = {}
     for layer in range(text["num_hidden_layers"]):
-        for name, size in decoder_layer(text).items():
+        layer_sizes = (
+            fused_layer(text) if architecture == "Phi3ForCausalLM" else decoder_layer(text)
+        )
+        for name, size in layer_sizes.items():
             found[f"{prefix}.layers.{layer}.{name}"] = size
     if architecture in VISION:
         found |= vision_tower(architecture, config["vision_config"])
     return found
+
+
+def tables(config: Mapping[str, Any]) -> Linears:
+    """Embeddings and head, as (inputs, outputs) of what an adapter on them multiplies."""
+    text = text_config(config)
+    words, hidden = int(text["vocab_size"]), int(text["hidden_size"])
+    prefix = "model.language_model" if config["architectures"][0] in VISION else "model"
+    return {f"{prefix}.embed_tokens": (words, hidden), "lm_head": (hidden, words)}
 
 
 def decoder_layer(text: Mapping[str, Any]) -> Linears:
@@ -120,6 +141,19 @@ def decoder_layer(text: Mapping[str, Any]) -> Linears:
         "mlp.gate_proj": (hidden, inner),
         "mlp.up_proj": (hidden, inner),
         "mlp.down_proj": (inner, hidden),
+    }
+
+
+def fused_layer(text: Mapping[str, Any]) -> Linears:
+    """Phi-3's layer, whose queries, keys and values are one matrix, and gate and up another."""
+    layer = decoder_layer(text)
+    hidden = text["hidden_size"]
+    joined = sum(layer[f"self_attn.{name}_proj"][1] for name in "qkv")
+    return {
+        "self_attn.qkv_proj": (hidden, joined),
+        "self_attn.o_proj": layer["self_attn.o_proj"],
+        "mlp.gate_up_proj": (hidden, 2 * layer["mlp.gate_proj"][1]),
+        "mlp.down_proj": layer["mlp.down_proj"],
     }
 
 

@@ -96,6 +96,31 @@ def loaded(base: Path, sizes: tuple[tuple[str, int], ...] = ()) -> Any:
 
 def make(case: Case, base: Path, folder: Path) -> Any:
     """Write the adapter to `folder`; returns the model as it was trained, before any edit."""
+    tuned = trained(case, base)
+    shutil.rmtree(folder, ignore_errors=True)
+    tuned.save_pretrained(folder)
+    finish(case, base, folder)
+    return tuned
+
+
+def copied(case: Case, base: Path, folder: Path, saved: dict[str, Path]) -> None:
+    """The same without a model, from what an earlier case saved where only the edits differ."""
+    key = repr((case.base, case.options, case.method, case.scale, case.trained_on, case.precision))
+    if key not in saved:
+        saved[key] = base.with_name(f"{base.name}-saved-{len(saved)}")
+        trained(case, base).save_pretrained(saved[key])
+    shutil.copytree(saved[key], folder)
+    finish(case, base, folder)
+
+
+def finish(case: Case, base: Path, folder: Path) -> None:
+    shutil.copy(base / "config.json", folder / "base_config.json")
+    for edit in case.edits:
+        edit(folder)
+
+
+def trained(case: Case, base: Path) -> Any:
+    """A model of PEFT with random weights in the place of trained ones."""
     import peft
     import torch
 
@@ -106,14 +131,11 @@ def make(case: Case, base: Path, folder: Path) -> Any:
     model = copy.deepcopy(loaded(base, tuple(case.trained_on.items())))
     tuned = peft.get_peft_model(model, getattr(peft, case.method)(**options))
     for name, weight in tuned.named_parameters():
-        if (case.scale and "lora_B" in name) or "vera_lambda" in name:
+        # PEFT begins with zeros in lora_B, for embeddings in lora_embedding_A.
+        begins_zero = "lora_B" in name or "lora_embedding_A" in name
+        if (case.scale and begins_zero) or "vera_lambda" in name:
             torch.nn.init.normal_(weight, std=case.scale)
         if "lora_" in name:
             weight.data = weight.data.to(getattr(torch, case.precision)).float()
     tuned.peft_config["default"].base_model_name_or_path = BASE
-    shutil.rmtree(folder, ignore_errors=True)
-    tuned.save_pretrained(folder)
-    shutil.copy(base / "config.json", folder / "base_config.json")
-    for edit in case.edits:
-        edit(folder)
     return tuned.eval()

@@ -87,24 +87,28 @@ def ask(base: str, tower: bool) -> dict[str, Any]:
         options: dict[str, Any] = {"enable_tower_connector_lora": True} if tower else {}
         if base in bases.VISION:
             options["limit_mm_per_prompt"] = {"image": 1, "video": 0}
-        engine = LLM(
-            str(folder),
-            dtype="float32",
-            max_model_len=512,
-            enforce_eager=True,
-            kv_cache_memory_bytes=64 << 20,
-            enable_prefix_caching=False,
-            max_logprobs=-1,
-            enable_lora=True,
-            max_lora_rank=adapters.MAX_RANK,
-            max_loras=2,
-            max_num_seqs=2,
-            **options,
-        )
+        chosen = [case for case in adapters.cases() if (case.base, case.tower) == (base, tower)]
+        try:
+            engine = LLM(
+                str(folder),
+                dtype="float32",
+                max_model_len=512,
+                enforce_eager=True,
+                kv_cache_memory_bytes=64 << 20,
+                enable_prefix_caching=False,
+                max_logprobs=-1,
+                enable_lora=True,
+                max_lora_rank=adapters.MAX_RANK,
+                max_loras=2,
+                max_num_seqs=2,
+                **options,
+            )
+        except Exception as error:
+            told = f"the server does not start: {words(error, folder)}"
+            return {case.name: {"verdict": "refused", "told": told} for case in chosen}
         judge = Judge(engine, folder, base in bases.VISION)
         answers = judge.served(None)
         assert far(answers.table, judge.measured(judge.base, answers)) < SAME
-        chosen = [case for case in adapters.cases() if (case.base, case.tower) == (base, tower)]
         # Values that are not finite stay in the cache and would spoil the adapters after them.
         chosen.sort(key=lambda case: any(word in case.name for word in ("nan", "infini", "overfl")))
         found = {}

@@ -57,9 +57,16 @@ def each_base(base: str) -> Iterator[Case]:
     no_base = without("base_layer")
     yield case("embeddings-without-base", no_base, target_modules=[first, "embed_tokens"])
     yield case("head-without-base", no_base, target_modules=[first, "lm_head"])
-    yield case("embeddings-zero", zeroed("lora_embedding"), target_modules=[first, "embed_tokens"])
+    yield case(
+        "embeddings-zero",
+        zeroed("lora_embedding"),
+        retuned=True,
+        target_modules=[first, "embed_tokens"],
+    )
     yield case("embeddings-nan", nan("lora_embedding_B"), target_modules=[first, "embed_tokens"])
-    yield case("head-zero", zeroed("lm_head.lora_B"), target_modules=[first, "lm_head"])
+    yield case(
+        "head-zero", zeroed("lm_head.lora_B"), retuned=True, target_modules=[first, "lm_head"]
+    )
     yield case("saved-head", modules_to_save=["lm_head"], **some)
     yield case("saved-embeddings", modules_to_save=["embed_tokens"], **some)
     yield case("tokens", trainable_token_indices=[1, 2], **some)

@@ -26,9 +26,11 @@ def vision(base: str) -> Iterator[Case]:
     """Adapters for a vision-language base: a language model of 3 layers, a tower of 2 blocks."""
     short = base.replace(".", "")
 
-    def case(name: str, targets: Any, *edits: Edit, tower: bool = False) -> Case:
+    def case(
+        name: str, targets: Any, *edits: Edit, tower: bool = False, retuned: bool = False
+    ) -> Case:
         named = f"{short}-{name}" + ("-told" if tower else "")
-        return Case(named, base, {"target_modules": targets}, edits, tower)
+        return Case(named, base, {"target_modules": targets}, edits, tower, retuned=retuned)
 
     yield case("attention", QV)
     yield case("attention", QV, tower=True)
@@ -56,9 +58,9 @@ def vision(base: str) -> Iterator[Case]:
         yield case("deepstack", DEEPSTACK)
         yield case("deepstack", DEEPSTACK, tower=True)
     still = each(lambda key, value: value * ("visual" not in key))
-    yield case("still-tower", f"{QV}|{ATTENTION}", still)
-    yield case("still-tower", f"{QV}|{ATTENTION}", still, tower=True)
-    yield case("still-language", f"{QV}|{ATTENTION}", moved_tower_alone())
+    yield case("still-tower", f"{QV}|{ATTENTION}", still, retuned=True)
+    yield case("still-tower", f"{QV}|{ATTENTION}", still, tower=True, retuned=True)
+    yield case("still-language", f"{QV}|{ATTENTION}", moved_tower_alone(), retuned=True)
     yield case("head", rf"{QV}|lm_head")
     yield case("embeddings", rf"{QV}|.*embed_tokens")
     yield case("text-names", list(SEVEN), renamed("model.model.language_model", "model.model"))
