@@ -29,28 +29,34 @@ REFUSED = {
     "use_dora": "set export: merged, or train without DoRA",
     "lora_bias": "train with lora_bias: false",
     "use_qalora": "train without QALoRA",
-    "use_bdlora": "train without BD-LoRA",
     "layer_replication": "train without layer_replication",
     "alora_invocation_tokens": "train a plain LoRA, not an activated one",
     "modules_to_save": "train no whole modules, or merge the adapter into its base",
-    "trainable_token_indices": "train no tokens, or merge the adapter into its base",
 }
 """Settings that vLLM refuses when they are set, or whose weights it refuses; with the remedy."""
 
 IGNORED = {
     "target_parameters": "train the experts' layers in another way, or leave them out",
-    "kasa_config": "train a plain LoRA, without KaSA",
     "velora_config": "train a plain LoRA, without VeLoRA",
     "monteclora_config": "train a plain LoRA, without MonteCLoRA",
-    "arrow_config": "train a plain LoRA, without Arrow",
     "megatron_config": "train without Megatron",
-    "ensure_weight_tying": "leave the tied embeddings out",
 }
 """Settings of PEFT that change what an adapter does and that vLLM never reads."""
 
+NEVER_SET = {
+    "arrow_config": "train a plain LoRA, without Arrow",
+    "kasa_config": "train a plain LoRA, without KaSA",
+    "trainable_token_indices": "train no tokens, or merge the adapter into its base",
+    "use_bdlora": "train without BD-LoRA",
+}
+"""Settings that make PEFT another method even where they are empty."""
+
+SAVED_WHOLE = {"classifier", "score"}
+"""Modules that vLLM takes whole, of classifiers; of other bases none has them."""
+
 HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "fan_in_fan_out"),
-    *("inference_mode", "init_lora_weights", "loftq_config", "lora_ga_config", "megatron_core"),
+    *("inference_mode", "loftq_config", "lora_ga_config", "megatron_core"),
     *("peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config"),
 }
 """Keys that say nothing of what a trained LoRA does, or that have a rule of their own."""
@@ -124,11 +130,24 @@ FORMS = {
     "alpha_pattern": Form(is_pattern, "an object of regular expressions"),
     "corda_config": Form(lambda value: isinstance(value, dict), "an object"),
     "eva_config": Form(lambda value: isinstance(value, dict), "an object"),
+    "init_lora_weights": Form(lambda value: isinstance(value, bool | str), "a switch or a name"),
     "lora_ga_config": Form(lambda value: isinstance(value, dict), "an object"),
     "task_type": Form(lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
 }
-NULL_IS_NONE = FORMS.keys() - {"lora_alpha", "lora_dropout", "target_modules"}
-KNOWN = {*FORMS, *REFUSED, *IGNORED, *HARMLESS, "r", "bias", "use_rslora"}
+NOT_NULL = {"alpha_pattern", "lora_dropout", "rank_pattern"}
+"""Settings that may be left out, but not be null."""
+REQUIRED = {"lora_alpha", "target_modules"}
+KNOWN = {
+    *FORMS,
+    *REFUSED,
+    *IGNORED,
+    *NEVER_SET,
+    "ensure_weight_tying",
+    *HARMLESS,
+    "r",
+    "bias",
+    "use_rslora",
+}
 """All keys of PEFT's LoraConfig."""
 
 
@@ -142,9 +161,8 @@ def setting_findings(
     """What is wrong with the settings alone, for this release of vLLM."""
     found = form_findings(config)
     if config.get("peft_type") != "LORA":
-        found.append(
-            Finding("peft_type", f"is {shown(config.get('peft_type'))}, not LORA", "train a LoRA")
-        )
+        method = shown(config.get("peft_type")).strip("'")
+        found.append(Finding("peft_type", f"is {method}, not LORA", "train a LoRA"))
     found += rank_findings(config, max_rank)
     if config.get("bias", "none") != "none":
         found.append(Finding("bias", f"is {shown(config['bias'])}", "train with bias: none"))
@@ -152,6 +170,12 @@ def setting_findings(
         Finding(key, f"is {shown(config[key])}, which vLLM refuses", remedy)
         for key, remedy in REFUSED.items()
         if config.get(key) and not (merged and key == "use_dora")
+        if not (key == "modules_to_save" and is_classifier(config[key]))
+    ]
+    found += [
+        Finding(key, f"is {shown(config[key])}, which makes it more than a LoRA", remedy)
+        for key, remedy in NEVER_SET.items()
+        if config.get(key) is not None
     ]
     found += [
         Finding(key, f"is {shown(config[key])}, which vLLM does not read", remedy)
@@ -176,14 +200,19 @@ def setting_findings(
     return found
 
 
+def is_classifier(saved: Any) -> bool:
+    return isinstance(saved, list) and all(
+        isinstance(name, str) and name in SAVED_WHOLE for name in saved
+    )
+
+
 def form_findings(config: Mapping[str, Any]) -> list[Finding]:
     """Values that PEFT or vLLM cannot work with, and combinations that PEFT refuses."""
     found = []
     for key, form in FORMS.items():
         value = config.get(key)
-        if key in NULL_IS_NONE and value is None:
-            continue
-        if key == "lora_dropout" and key not in config:
+        left_out = key not in config if key in NOT_NULL else value is None
+        if left_out and key not in REQUIRED:
             continue
         if not form.fits(value):
             found.append(Finding(key, f"is {shown(value)}, not {form.wanted}", "train it anew"))

@@ -193,6 +193,9 @@ def target_findings(
     if not targets:
         rule = f"{shown_targets(config)} names no layer of the base"
         found.append(Finding("target_modules", rule, "serve the base that it was trained on"))
+    if config.get("ensure_weight_tying") and targets & {*layers.tables}:
+        rule = "PEFT adapts the tied layer too, vLLM does not"
+        found.append(Finding("ensure_weight_tying", rule, "leave head and embeddings out"))
     lost = [module for module in (*layers.linears, *layers.tables) if module in targets - {*pairs}]
     if lost:
         rule = f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it{more(lost)}"
@@ -247,7 +250,7 @@ def hint(key: str, layers: Layers) -> str:
     numbers = [re.search(r"layers\.(\d+)\.", name) for name in layers.linears]
     depth = max(int(number[1]) for number in numbers if number)
     if "lm_head" in key or "embed_tokens" in key:
-        return "vLLM takes no adapter on this base's head or embeddings; leave them out"
+        return "vLLM takes no adapter on the head or the embeddings of this base; leave them out"
     if layer and int(layer[1]) > depth:
         return f"the base has {depth + 1} layers; serve the base that it was trained on"
     if any(name.startswith("model.language_model.") for name in layers.linears):

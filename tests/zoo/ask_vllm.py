@@ -109,8 +109,6 @@ def ask(base: str, tower: bool) -> dict[str, Any]:
         judge = Judge(engine, folder, base in bases.VISION)
         answers = judge.served(None)
         assert far(answers.table, judge.measured(judge.base, answers)) < SAME
-        # Values that are not finite stay in the cache and would spoil the adapters after them.
-        chosen.sort(key=lambda case: any(word in case.name for word in ("nan", "infini", "overfl")))
         found = {}
         for number, case in enumerate(chosen, start=1):
             adapter = Path(place, case.name)
@@ -153,6 +151,9 @@ class Judge:
             return {"verdict": "refused", "told": words(error, adapter)}
         finally:
             self.engine.llm_engine.remove_lora(number)
+        if not answers.table.isfinite().all():
+            # They stay in the cache and would spoil the answers after them.
+            self.engine.collective_rpc(emptied)
         try:
             loaded = self.loaded(adapter)
         except Exception as error:
@@ -174,8 +175,10 @@ class Judge:
             return "ignored"
         if not far(answers.table, self.measured(loaded, answers)) < SAME:
             return "other"
-        if case.retuned or case.trained_on:
+        if case.retuned:
             return "applied"
+        if case.trained_on:
+            return "lost"
         return "applied" if far(answers.table, self.measured(trained, answers)) < SAME else "lost"
 
     def measured(self, model: Any, answers: Answers) -> Any:
@@ -223,6 +226,11 @@ class Judge:
             for table in answer.outputs[0].logprobs:
                 found.append(torch.tensor([table[token].logprob for token in sorted(table)]))
         return Answers(tokens, torch.stack(found))
+
+
+def emptied(worker: Any) -> None:
+    for cache in worker.model_runner.kv_caches:
+        cache.zero_()
 
 
 def words(error: BaseException, adapter: Path) -> str:

@@ -13,6 +13,10 @@ K0 = "base_model.model.model.layers.0.self_attn.k_proj"
 NORM = "base_model.model.model.layers.0.input_layernorm"
 
 
+LOST = "weights of a target are not in the file; what trained them meant them to be"
+NOWHERE = "weights that reach no layer are of another base"
+
+
 def pair(module: str, inputs: int, outputs: int, rank: int = 4, value: float = 0.1) -> Any:
     """Matrices of one module more."""
     import torch
@@ -54,9 +58,13 @@ def cases() -> Iterator[Case]:
     yield case("fused-gate-up", renamed("gate_proj", "gate_up_proj"), target_modules=["gate_proj"])
     yield case("extra-module", pair(K0, 128, 64))
     yield case("extra-module-zero", pair(K0, 128, 64, value=0.0))
-    yield case("extra-layer", pair(Q0.replace("layers.0", "layers.9"), 128, 128))
-    yield case("extra-layer-zero", pair(Q0.replace("layers.0", "layers.9"), 128, 128, value=0.0))
-    yield case("extra-elsewhere", pair("base_model.model.tail.q_proj", 128, 128))
+    yield case("extra-layer", pair(Q0.replace("layers.0", "layers.9"), 128, 128), policy=NOWHERE)
+    yield case(
+        "extra-layer-zero",
+        pair(Q0.replace("layers.0", "layers.9"), 128, 128, value=0.0),
+        policy=NOWHERE,
+    )
+    yield case("extra-elsewhere", pair("base_model.model.tail.q_proj", 128, 128), policy=NOWHERE)
     yield case("extra-norm", pair(NORM, 128, 128))
     yield case("extra-head", pair("base_model.model.lm_head", 128, 266))
     yield case("extra-base-layer", plus(f"{Q0}.base_layer.weight", 128, 128))
@@ -76,7 +84,7 @@ def cases() -> Iterator[Case]:
     yield case("extra-prompt", plus("prompt_embeddings", 4, 128))
     yield case("extra-empty-name", plus("", 4))
     yield case("targets-fewer", config(target_modules=["q_proj"]))
-    yield case("targets-more", config(target_modules=three))
+    yield case("targets-more", config(target_modules=three), policy=LOST)
     yield case("targets-other", config(target_modules=["k_proj"]))
     yield case(
         "targets-paths",
@@ -94,10 +102,15 @@ def cases() -> Iterator[Case]:
     yield case("targets-regex", config(target_modules=r".*\.(q|v)_proj"))
     yield case("targets-regex-fewer", config(target_modules=r".*\.q_proj"))
     yield case("targets-regex-layers", config(target_modules=r".*layers\.[01]\..*(q|v)_proj"))
-    yield case("targets-regex-more", config(target_modules=r".*_proj"))
+    yield case("targets-regex-more", config(target_modules=r".*_proj"), policy=LOST)
     yield case("targets-regex-unanchored", config(target_modules=r"(q|v)_proj"))
     yield case("layers-fewer", config(layers_to_transform=[0, 1]))
-    yield case("layers-more", config(layers_to_transform=[0, 1, 2]), layers_to_transform=[0, 1])
+    yield case(
+        "layers-more",
+        config(layers_to_transform=[0, 1, 2]),
+        layers_to_transform=[0, 1],
+        policy=LOST,
+    )
     yield case("zero-module", each(lambda key, value: value * ("q_proj" not in key)), retuned=True)
     yield case(
         "zero-module-b", each(lambda key, value: value * ("q_proj.lora_B" not in key)), retuned=True
