@@ -95,6 +95,16 @@ SERVED = {
 """Architectures whose adapters vLLM was seen to apply, and whether it applies them on the head and
 the embeddings too (classes with `embedding_modules`); asked of 0.32 by `make zoo`."""
 
+MOST_LAYERS = 1000
+"""Beyond any model's; a config that says more is broken."""
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class that a base's config names first, or "none"."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "none"
+
+
 Linears = dict[str, tuple[int, int]]
 """Input and output size of each linear layer that can carry an adapter, by module path."""
 
@@ -103,12 +113,13 @@ def linears(config: Mapping[str, Any]) -> Linears:
     """Linear layers of a known architecture, from its config.json alone.
 
     Configs on the hub keep the language model's sizes at the top, later ones in `text_config`.
+    Raises KeyError, TypeError or ValueError where they say no sound sizes.
     """
     architecture = config["architectures"][0]
     text = config.get("text_config") or config
     prefix = "model.language_model" if architecture in VISION else "model"
     found: Linears = {}
-    for layer in range(text["num_hidden_layers"]):
+    for layer in range(layer_count(text, "num_hidden_layers")):
         layer_sizes = (
             fused_layer(text) if architecture == "Phi3ForCausalLM" else decoder_layer(text)
         )
@@ -117,6 +128,13 @@ def linears(config: Mapping[str, Any]) -> Linears:
     if architecture in VISION:
         found |= vision_tower(architecture, config["vision_config"])
     return found
+
+
+def layer_count(config: Mapping[str, Any], key: str) -> int:
+    count = config[key]
+    if not (isinstance(count, int) and 0 < count <= MOST_LAYERS):
+        raise ValueError(f"{key} is {str(count)[:40]}")
+    return count
 
 
 def tables(config: Mapping[str, Any]) -> Linears:
@@ -180,7 +198,7 @@ def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     merged = width * vision.get("spatial_merge_size", 2) ** 2
     found = {
         f"model.visual.blocks.{layer}.{name}": size
-        for layer in range(vision["depth"])
+        for layer in range(layer_count(vision, "depth"))
         for name, size in block.items()
     }
     if architecture != "Qwen3VLForConditionalGeneration":

@@ -73,7 +73,8 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.rule}; {self.remedy}"
+        key = self.key if self.key.isprintable() else repr(self.key)
+        return f"{key[:200]}: {self.rule}; {self.remedy}"
 
 
 class Form(NamedTuple):
@@ -310,7 +311,7 @@ def named(module: str, names: str | list[str] | None) -> bool:
 
 
 def layer_number(module: str, patterns: str | list[str] | None) -> int | None:
-    """The number after the first of the patterns' names; without patterns, the first in the path."""
+    """The number after a pattern's name; without patterns, the first number in the path."""
     if not patterns:
         match = re.match(r".*?\.[^.]*\.(?P<number>\d+)\.", module)
         return int(match["number"]) if match else None

@@ -30,8 +30,8 @@ BASE_LAYER = re.compile(r"(?:.*\.)?(?:embed_tokens|lm_head)\.base_layer\.weight"
 """Weights of the base that PEFT writes beside an adapter on its embeddings; both skip them."""
 
 FAINT = 1e-6
-"""A matrix of weights moved by less, in all its entries together (Frobenius norm), is the same: that
-is below float32's rounding of any matrix whose norm is 10 or more."""
+"""A matrix of weights moved by less, in all its entries together (Frobenius norm), is the same:
+that is below float32's rounding of any matrix whose norm is 10 or more."""
 
 LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
 

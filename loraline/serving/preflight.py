@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.base.architectures import SERVED, TEXT, VISION, linears, tables
+from loraline.base.architectures import (
+    SERVED,
+    TEXT,
+    VISION,
+    architecture_of,
+    linears,
+    tables,
+)
 from loraline.contract import WEIGHTS, Contract
 from loraline.errors import UserError
 from loraline.serving.adapter_config import (
@@ -20,6 +27,7 @@ from loraline.serving.adapter_config import (
     PATTERNS_SINCE,
     Finding,
     is_sound,
+    is_whole,
     setting_findings,
     shown,
 )
@@ -62,13 +70,13 @@ def findings(
         return [Finding(missing, "is missing or no JSON object", "train the adapter anew")]
     found = setting_findings(config, max_rank=max_rank, merged=merged, vllm=vllm)
     found += base_findings(config, base, revision)
-    architecture = str((base_config.get("architectures") or ["none"])[0])
+    architecture = architecture_of(base_config)
     if architecture not in SERVED:
         known = ", ".join(sorted(SERVED))
         return [*found, Finding(architecture, "is no known architecture", f"use one of {known}")]
     try:
         layers = Layers(linears(base_config), tables(base_config), SERVED[architecture])
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         rule = f"does not say the base's sizes ({type(error).__name__}: {error})"
         return [*found, Finding(BASE_CONFIG, rule, "log the adapter anew")]
     if not (adapter / WEIGHTS).is_file():
@@ -105,9 +113,11 @@ def no_weights(adapter: Path) -> Finding:
     return Finding(WEIGHTS, "is missing or no file", "log the adapter anew")
 
 
-def leftovers(adapter: Path) -> list[str]:
-    """Pickles of a trainer beside the weights: nobody reads them, and they are not to be copied."""
-    return sorted(path.name for path in adapter.iterdir() if path.suffix in PICKLES)
+def leftovers(adapter: Path) -> list[Path]:
+    """Pickles beside the weights, of a trainer's state; neither PEFT nor vLLM reads them."""
+    if not (adapter / WEIGHTS).is_file():
+        return []
+    return sorted(path for path in adapter.rglob("*") if path.suffix in PICKLES and path.is_file())
 
 
 def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS[-1]) -> None:
@@ -163,7 +173,9 @@ def max_lora_rank(rank: int) -> int:
 def highest_rank(adapter: Path) -> int:
     """The highest rank of an adapter's modules, for which the server allocates its slots."""
     config = read_json(adapter / CONFIG) or {}
-    return max([int(config.get("r") or 0), *(config.get("rank_pattern") or {}).values()])
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    return max([rank for rank in ranks if is_whole(rank)], default=0)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
