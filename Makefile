@@ -154,7 +154,7 @@ render: install  ## Write workflows/*.yaml and the manifests that tests compare 
 	$(BIN)/python tests/loraline/delivery/test_manifest_goldens.py
 
 .PHONY: zoo
-zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: five minutes
+zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: fifteen minutes
 	$(BIN)/python tests/zoo/ask_vllm.py
 
 .PHONY: clean

@@ -120,8 +120,17 @@ def leftovers(adapter: Path) -> list[Path]:
     return sorted(path for path in adapter.rglob("*") if path.suffix in PICKLES and path.is_file())
 
 
-def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS[-1]) -> None:
-    """Raise a UserError with what speaks against serving the adapter, the first things first."""
+def check(
+    adapter: Path,
+    agreed: Contract,
+    name: str,
+    max_rank: int = LORA_RANKS[-1],
+    vllm: tuple[int, int] | None = None,
+) -> None:
+    """Raise a UserError with what speaks against serving the adapter, the first things first.
+
+    `vllm` is the server's release where it is known.
+    """
     found = findings(
         adapter,
         agreed.base,
@@ -130,6 +139,7 @@ def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS
         max_rank=max_rank,
         merged=agreed.export == "merged",
         dtype=agreed.dtype,
+        vllm=vllm or PATTERNS_SINCE,
     )
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -146,7 +156,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
     if architecture not in fitting:
         raise UserError(
             f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
-            "because what vLLM does with its adapters is not known; it is for "
+            "because its training and the size of its server are not known here; it is for "
             f"{', '.join(sorted(fitting))}"
         )
     method = (config.get("quantization_config") or {}).get("quant_method")

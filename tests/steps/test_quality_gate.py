@@ -202,6 +202,19 @@ def test_each_rule_is_printed_with_value_limit_and_verdict(step, candidate) -> N
     assert printed.endswith("verdict: failed\n")
 
 
+def test_an_adapter_that_vllm_would_not_apply_ends_the_gate(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate(weight=0.0)
+    result = step("quality_gate", "--run-id", run_id)
+    assert result.exit_code == 2
+    assert "cannot be served: adapter_model.safetensors: all lora_B weights are zero" in (
+        result.stderr
+    )
+    assert not mlflow.MlflowClient().search_registered_models()
+    assert not (workplace / "outputs" / "result").exists()
+
+
 def test_a_policy_file_replaces_single_rules_of_the_profile(
     step, workplace: Path, candidate
 ) -> None:
