@@ -140,6 +140,8 @@ def layer_count(config: Mapping[str, Any], key: str) -> int:
 def tables(config: Mapping[str, Any]) -> Linears:
     """Embeddings and head, as (inputs, outputs) of what an adapter on them multiplies."""
     text = text_config(config)
+    if "vocab_size" not in text:
+        return {}
     words, hidden = int(text["vocab_size"]), int(text["hidden_size"])
     prefix = "model.language_model" if config["architectures"][0] in VISION else "model"
     return {f"{prefix}.embed_tokens": (words, hidden), "lm_head": (hidden, words)}

@@ -19,6 +19,14 @@ import bases  # noqa: E402
 
 VERDICTS = json.loads((HERE / "vllm-0.32.0.json").read_text())
 CASES = adapters.cases()
+ON_EACH_BASE = ("some", "attention", "head", "embeddings", "no-prefix")
+"""Cases of the further bases that `make test` looks at; `make test-slow` does at all."""
+
+
+def marked(case: adapters.Case) -> object:
+    often = case.base == "mistral" or case.base in bases.VISION
+    often |= case.name.removeprefix(f"on-{case.base}-") in ON_EACH_BASE
+    return pytest.param(case, id=case.name, marks=() if often else pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +55,8 @@ def saved() -> dict[str, Path]:
     return {}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", map(marked, CASES))
 def test_preflight_says_what_vllm_does(case, base_folder, saved, tmp_path: Path) -> None:
-    if case.name not in VERDICTS:
-        pytest.skip("not asked")
     adapters.copied(case, base_folder(case.base), tmp_path / "adapter", saved)
     found = preflight.findings(
         tmp_path / "adapter",
