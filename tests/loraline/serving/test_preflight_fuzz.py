@@ -92,6 +92,8 @@ def spoil_header(file: Path, pick: random.Random) -> None:
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
+    if not isinstance(header, dict):
+        raise ValueError("the header is spoilt already")
     names = ["__metadata__", "dtype", "shape", "data_offsets", "format", *header]
     try:
         spoiled = json.dumps(changed(header, pick, names)).encode()
@@ -117,6 +119,8 @@ def spoil(folder: Path, pick: random.Random) -> None:
             try:
                 before = json.loads(file.read_text())
             except ValueError:
+                continue
+            if not isinstance(before, dict):
                 continue
             known = sorted(KNOWN) if file.name == CONFIG else [*BASE, "head_dim", "text_config"]
             file.write_text(json.dumps(changed(before, pick, known)))
