@@ -84,6 +84,13 @@ class Form(NamedTuple):
     wanted: str
 
 
+PATH_END = r"(.*\.)?({})$"
+"""How PEFT and vLLM match a key of rank_pattern or alpha_pattern to a module's path."""
+
+NUMBERED = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+"""How PEFT finds a layer's number after a name of layers_pattern."""
+
+
 def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -108,8 +115,13 @@ def is_expression(value: str) -> bool:
 
 
 def is_pattern(value: Any) -> bool:
-    """An object whose keys are regular expressions."""
-    return isinstance(value, dict) and all(map(is_expression, value))
+    """An object whose keys are regular expressions for the ends of paths."""
+    return isinstance(value, dict) and all(is_expression(PATH_END.format(key)) for key in value)
+
+
+def is_layers_pattern(value: Any) -> bool:
+    names = [value] if isinstance(value, str) else value
+    return is_names(names) and all(is_expression(NUMBERED.format(name)) for name in names)
 
 
 def is_layers(value: Any) -> bool:
@@ -126,7 +138,7 @@ FORMS = {
     "target_modules": Form(is_names, "a regular expression or a list of names"),
     "exclude_modules": Form(is_names, "a regular expression or a list of names"),
     "layers_to_transform": Form(is_layers, "a layer's number or a list of them"),
-    "layers_pattern": Form(is_names, "a regular expression or a list of them"),
+    "layers_pattern": Form(is_layers_pattern, "a regular expression or a list of them"),
     "rank_pattern": Form(is_pattern, "an object of regular expressions"),
     "alpha_pattern": Form(is_pattern, "an object of regular expressions"),
     "corda_config": Form(lambda value: isinstance(value, dict), "an object"),
@@ -277,7 +289,7 @@ def scaling_of(config: Mapping[str, Any], module: str) -> float:
 def matched(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """The value of the first key that matches the end of a module's path, as PEFT has it."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if re.match(PATH_END.format(key), module):
             return value
     return default
 
@@ -316,6 +328,6 @@ def layer_number(module: str, patterns: str | list[str] | None) -> int | None:
         match = re.match(r".*?\.[^.]*\.(?P<number>\d+)\.", module)
         return int(match["number"]) if match else None
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if match := re.match(rf"(?:^|.*?\.){pattern}\.(?P<number>\d+)\.", module):
-            return int(match["number"])
+        if match := re.match(NUMBERED.format(pattern), module):
+            return int(match["idx"])
     return None
