@@ -73,8 +73,9 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        key = self.key if self.key.isprintable() else repr(self.key)
-        return f"{key[:200]}: {self.rule}; {self.remedy}"
+        told = f"{self.key[:200]}: {self.rule}; {self.remedy}"
+        # One line, whatever stands in a file: a key may hold newlines.
+        return told if told.isprintable() else told.encode("unicode_escape").decode()
 
 
 class Form(NamedTuple):
