@@ -133,6 +133,11 @@ def is_chance(value: Any) -> bool:
     return is_number(value) and not value > 1
 
 
+def is_init(value: Any) -> bool:
+    """PEFT looks no further at what is empty."""
+    return not value or isinstance(value, bool | str)
+
+
 FORMS = {
     "lora_alpha": Form(is_number, "a number"),
     "lora_dropout": Form(is_chance, "a number up to 1"),
@@ -144,7 +149,7 @@ FORMS = {
     "alpha_pattern": Form(is_pattern, "an object of regular expressions"),
     "corda_config": Form(lambda value: isinstance(value, dict), "an object"),
     "eva_config": Form(lambda value: isinstance(value, dict), "an object"),
-    "init_lora_weights": Form(lambda value: isinstance(value, bool | str), "a switch or a name"),
+    "init_lora_weights": Form(is_init, "a switch or a name"),
     "lora_ga_config": Form(lambda value: isinstance(value, dict), "an object"),
     "task_type": Form(lambda value: value in TASKS, f"one of {', '.join(TASKS)}"),
 }
