@@ -155,7 +155,7 @@ render: install  ## Write workflows/*.yaml and the manifests that tests compare 
 
 .PHONY: zoo
 zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: fifteen minutes
-	$(BIN)/python tests/zoo/ask_vllm.py
+	$(BIN)/python tests/zoo/ask_vllm.py --again
 
 .PHONY: clean
 clean:  ## Remove what running left behind, the MLflow store and its registry included; keeps .venv

@@ -1,6 +1,6 @@
 """Show every adapter of the zoo to a real vLLM and keep what it does with each.
 
-    python tests/zoo/ask_vllm.py [BASE...]
+    python tests/zoo/ask_vllm.py [--again] [BASE...]
 
 Writes `tests/zoo/vllm-<version>.json`: for each adapter what vLLM does with it, and whether that is
 what PEFT does, which measured it. The judge is a float32 forward pass of transformers and PEFT over
@@ -14,8 +14,9 @@ the tokens that vLLM chose: eight for text, one where the prompt has an image.
     lost        vLLM serves what PEFT loads, which is not what was trained
     other       vLLM serves something else
 
-One process an engine, since a failed one leaves its process unusable. Takes fifteen minutes on two
-cores; with names of bases only these are asked, and the others' verdicts are kept.
+Only adapters without a verdict are asked about, of these bases where some are named; with --again
+all. One process an engine, since a failed one leaves its process unusable. The whole takes fifteen
+minutes on two cores.
 """
 
 from __future__ import annotations
@@ -53,28 +54,34 @@ def main(wanted: list[str]) -> None:
     import vllm
     from adapters import cases
 
+    again = "--again" in wanted
+    wanted = [name for name in wanted if name != "--again"]
     version = vllm.__version__.partition("+")[0]
     file = HERE / f"vllm-{version}.json"
-    known = {case.name for case in cases() if not wanted or case.base not in wanted}
-    verdicts = json.loads(file.read_text()) if wanted and file.exists() else {}
-    verdicts = {name: verdict for name, verdict in verdicts.items() if name in known}
+    verdicts = json.loads(file.read_text()) if file.exists() else {}
+    open_cases = [
+        case
+        for case in cases()
+        if (case.base in wanted or not wanted) and (again or case.name not in verdicts)
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        for base, tower in sorted({(case.base, case.tower) for case in cases()}):
-            if wanted and base not in wanted:
-                continue
+        for base, tower in sorted({(case.base, case.tower) for case in open_cases}):
             out = Path(folder, "verdicts.json")
+            names = [case.name for case in open_cases if (case.base, case.tower) == (base, tower)]
+            out.write_text(json.dumps(names))
             subprocess.run(
                 [sys.executable, __file__, "--ask", base, "tower" if tower else "", str(out)],
                 env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
                 check=True,
             )
             verdicts |= json.loads(out.read_text())
-            file.write_text(json.dumps(dict(sorted(verdicts.items())), indent=1) + "\n")
+            kept = {case.name: verdicts[case.name] for case in cases() if case.name in verdicts}
+            file.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     print(f"{len(verdicts)} verdicts in {file}")
 
 
-def ask(base: str, tower: bool) -> dict[str, Any]:
-    """Verdicts on the zoo's adapters for one base and one kind of server."""
+def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
+    """Verdicts on adapters for one base and one kind of server."""
     import adapters
     import bases
     from vllm import LLM
@@ -87,7 +94,7 @@ def ask(base: str, tower: bool) -> dict[str, Any]:
         options: dict[str, Any] = {"enable_tower_connector_lora": True} if tower else {}
         if base in bases.VISION:
             options["limit_mm_per_prompt"] = {"image": 1, "video": 0}
-        chosen = [case for case in adapters.cases() if (case.base, case.tower) == (base, tower)]
+        chosen = [case for case in adapters.cases() if case.name in names]
         try:
             engine = LLM(
                 str(folder),
@@ -274,7 +281,9 @@ def far(one: Any, other: Any) -> float:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--ask"]:
-        Path(sys.argv[4]).write_text(json.dumps(ask(sys.argv[2], sys.argv[3] == "tower")))
+        asked = Path(sys.argv[4])
+        found = ask(sys.argv[2], sys.argv[3] == "tower", json.loads(asked.read_text()))
+        asked.write_text(json.dumps(found))
         # The engine's threads do not end by themselves after a refusal.
         os._exit(0)
     main(sys.argv[1:])
