@@ -89,6 +89,7 @@ SERVED = {
     **dict.fromkeys(TEXT | VISION, False),
     "LlamaForCausalLM": True,
     "Qwen3ForCausalLM": True,
+    "Qwen3VLForConditionalGeneration": True,
     "Gemma3ForCausalLM": False,
     "Phi3ForCausalLM": True,
 }
