@@ -154,8 +154,8 @@ render: install  ## Write workflows/*.yaml and the manifests that tests compare 
 	$(BIN)/python tests/loraline/delivery/test_manifest_goldens.py
 
 .PHONY: zoo
-zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: five minutes
-	$(BIN)/python tests/zoo/ask_vllm.py
+zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: fifteen minutes
+	$(BIN)/python tests/zoo/ask_vllm.py --again
 
 .PHONY: clean
 clean:  ## Remove what running left behind, the MLflow store and its registry included; keeps .venv

@@ -236,10 +236,15 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     """The server's manifest as YAML, and the card that it is sized for, if any."""
     from loraline import contract
     from loraline.delivery import kube, manifest
-    from loraline.serving import preflight, sizing
+    from loraline.serving import preflight, sizing, versions
 
     agreed = contract.read(adapter)
-    preflight.check(adapter, agreed, f"{order.name} version {order.version}")
+    preflight.check(
+        adapter,
+        agreed,
+        f"{order.name} version {order.version}",
+        vllm=versions.version_of(order.image),
+    )
     if agreed.export == "merged":
         order = replace(order, where=replace(order.where, merged=True))
     base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
@@ -268,12 +273,17 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
 def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
     """The contract that serves both versions, and the other version; it must fit the same base."""
     from loraline import contract
-    from loraline.serving import arguments, names, preflight
+    from loraline.serving import arguments, names, preflight, versions
 
     assert order.beside is not None
     with runs.logged_adapter(f"{order.name}/{order.beside}") as folder:
         other, rank = contract.read(folder), preflight.highest_rank(folder)
-        preflight.check(folder, other, names.model_uri(order.name, order.beside))
+        preflight.check(
+            folder,
+            other,
+            names.model_uri(order.name, order.beside),
+            vllm=versions.version_of(order.image),
+        )
     name = f"{names.served_name(order.name)[:38].strip('-')}-{order.alias}"
     names.checked_name(name, "name of the adapter beside it,")
     adapter = arguments.Adapter.of(name, order.name, order.beside, other.adapter_sha256, rank)

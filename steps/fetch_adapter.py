@@ -51,6 +51,7 @@ def fetch_adapter(
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
+        leave_out_pickles(adapter, model)
         check(adapter, model, digest)
         agreed = contract.read(adapter)
         if agreed.export == "merged" and not base:
@@ -97,6 +98,13 @@ def download(model: str, folder: Path) -> Path:
             raise
         raise UserError(f"{model} holds no adapter in artifacts/adapter: {error}") from error
     return Path(found)
+
+
+def leave_out_pickles(adapter: Path, model: str) -> None:
+    """A trainer's leftovers beside the weights: nobody reads them, and the server gets none."""
+    for path in preflight.leftovers(adapter):
+        path.unlink()
+        click.echo(f"{model} holds {path.name}, which could run code; it is left out", err=True)
 
 
 def check(adapter: Path, model: str, digest: str) -> None:

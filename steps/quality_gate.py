@@ -81,7 +81,7 @@ def quality_gate(
         return
 
     with runs.adapter(train_run) as adapter:
-        served = servable(adapter)
+        served = servable(adapter, train_run.info.run_id)
     # Under the lock, since no champion may be promoted between the verdict and what follows from
     # it; the training run's tags are shared by all its gates, so they too are the lock's.
     with lock.locked(client, name):
@@ -114,17 +114,14 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None
     return str(found.version) if found else None
 
 
-def servable(adapter: Path) -> Verdict:
-    """Whether vLLM would take the adapter and apply all of it; the value counts what is wrong."""
+def servable(adapter: Path, run_id: str) -> Verdict:
+    """That vLLM would take the adapter and apply all of it; UserError with what says otherwise."""
     from loraline import contract
     from loraline.evaluation.rules import Verdict
     from loraline.serving import preflight
 
-    agreed = contract.read(adapter)
-    merged = agreed.export == "merged"
-    found = preflight.findings(adapter, agreed.base, agreed.trains_vision, merged=merged)
-    told = "; ".join(map(str, found[:3])) + ("; and more" if len(found) > 3 else "")
-    return Verdict("preflight_findings", len(found), "at most", 0, not found, told)
+    preflight.check(adapter, contract.read(adapter), f"the adapter of run {run_id}")
+    return Verdict("preflight_findings", 0, "at most", 0, True, "")
 
 
 def told(verdicts: Sequence[Verdict], result: str) -> dict[str, str]:

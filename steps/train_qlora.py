@@ -135,6 +135,7 @@ def train_qlora(
         contract = trained_contract.write(
             adapter, recipe, base, encoder, prompt, rows, data_run.data.params
         )
+        preflight.check(adapter, contract, f"the adapter of run {run.info.run_id}")
         log_adapter(adapter, contract, profile)
         mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
         checkpoint.drop(client, run.info.run_id)

@@ -85,6 +85,27 @@ VISION = {
     "Qwen3VLForConditionalGeneration",
 }
 
+SERVED = {
+    **dict.fromkeys(TEXT | VISION, False),
+    "LlamaForCausalLM": True,
+    "Qwen3ForCausalLM": True,
+    "Qwen3VLForConditionalGeneration": True,
+    "Gemma3ForCausalLM": False,
+    "Phi3ForCausalLM": True,
+}
+"""Architectures whose adapters vLLM was seen to apply, and whether it applies them on the head and
+the embeddings too (classes with `embedding_modules`); asked of 0.32 by `make zoo`."""
+
+MOST_LAYERS = 1000
+"""Beyond any model's; a config that says more is broken."""
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class that a base's config names first, or "none"."""
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "none"
+
+
 Linears = dict[str, tuple[int, int]]
 """Input and output size of each linear layer that can carry an adapter, by module path."""
 
@@ -93,17 +114,38 @@ def linears(config: Mapping[str, Any]) -> Linears:
     """Linear layers of a known architecture, from its config.json alone.
 
     Configs on the hub keep the language model's sizes at the top, later ones in `text_config`.
+    Raises KeyError, TypeError or ValueError where they say no sound sizes.
     """
     architecture = config["architectures"][0]
     text = config.get("text_config") or config
     prefix = "model.language_model" if architecture in VISION else "model"
     found: Linears = {}
-    for layer in range(text["num_hidden_layers"]):
-        for name, size in decoder_layer(text).items():
+    for layer in range(layer_count(text, "num_hidden_layers")):
+        layer_sizes = (
+            fused_layer(text) if architecture == "Phi3ForCausalLM" else decoder_layer(text)
+        )
+        for name, size in layer_sizes.items():
             found[f"{prefix}.layers.{layer}.{name}"] = size
     if architecture in VISION:
         found |= vision_tower(architecture, config["vision_config"])
     return found
+
+
+def layer_count(config: Mapping[str, Any], key: str) -> int:
+    count = config[key]
+    if not (isinstance(count, int) and 0 < count <= MOST_LAYERS):
+        raise ValueError(f"{key} is {str(count)[:40]}")
+    return count
+
+
+def tables(config: Mapping[str, Any]) -> Linears:
+    """Embeddings and head, as (inputs, outputs) of what an adapter on them multiplies."""
+    text = text_config(config)
+    if "vocab_size" not in text:
+        return {}
+    words, hidden = int(text["vocab_size"]), int(text["hidden_size"])
+    prefix = "model.language_model" if config["architectures"][0] in VISION else "model"
+    return {f"{prefix}.embed_tokens": (words, hidden), "lm_head": (hidden, words)}
 
 
 def decoder_layer(text: Mapping[str, Any]) -> Linears:
@@ -120,6 +162,19 @@ def decoder_layer(text: Mapping[str, Any]) -> Linears:
         "mlp.gate_proj": (hidden, inner),
         "mlp.up_proj": (hidden, inner),
         "mlp.down_proj": (inner, hidden),
+    }
+
+
+def fused_layer(text: Mapping[str, Any]) -> Linears:
+    """Phi-3's layer, whose queries, keys and values are one matrix, and gate and up another."""
+    layer = decoder_layer(text)
+    hidden = text["hidden_size"]
+    joined = sum(layer[f"self_attn.{name}_proj"][1] for name in "qkv")
+    return {
+        "self_attn.qkv_proj": (hidden, joined),
+        "self_attn.o_proj": layer["self_attn.o_proj"],
+        "mlp.gate_up_proj": (hidden, 2 * layer["mlp.gate_proj"][1]),
+        "mlp.down_proj": layer["mlp.down_proj"],
     }
 
 
@@ -146,7 +201,7 @@ def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     merged = width * vision.get("spatial_merge_size", 2) ** 2
     found = {
         f"model.visual.blocks.{layer}.{name}": size
-        for layer in range(vision["depth"])
+        for layer in range(layer_count(vision, "depth"))
         for name, size in block.items()
     }
     if architecture != "Qwen3VLForConditionalGeneration":

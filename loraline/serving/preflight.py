@@ -8,60 +8,42 @@ file and the base's `config.json`, without torch, in milliseconds.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.base.architectures import TEXT, VISION, Linears, linears
+from loraline.base.architectures import (
+    SERVED,
+    TEXT,
+    VISION,
+    architecture_of,
+    linears,
+    tables,
+)
 from loraline.contract import WEIGHTS, Contract
 from loraline.errors import UserError
-from loraline.serving.weights_file import Tensor, read_tensors
+from loraline.serving.adapter_config import (
+    CONFIG,
+    PATTERNS_SINCE,
+    Finding,
+    is_sound,
+    is_whole,
+    setting_findings,
+    shown,
+)
+from loraline.serving.adapter_weights import Layers, weight_findings, without_magnitudes
+from loraline.serving.weights_file import read_tensors
 
 if TYPE_CHECKING:
     from loraline.profiles import Profile
 
-CONFIG = "adapter_config.json"
 BASE_CONFIG = "base_config.json"
 """The base's config.json, which training keeps beside the adapter."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
 
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-MAGNITUDE = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_magnitude_vector")
-
-
-REFUSED_SETTINGS = {
-    "use_dora": "set export: merged, or train without DoRA",
-    "lora_bias": "train with lora_bias: false",
-    "use_qalora": "train without QALoRA",
-    "use_bdlora": "train without BD-LoRA",
-    "layer_replication": "train without layer_replication",
-    "alora_invocation_tokens": "train a plain LoRA, not an activated one",
-    "modules_to_save": "train no whole modules, or merge the adapter into its base",
-    "trainable_token_indices": "train no tokens, or merge the adapter into its base",
-}
-"""Settings of PEFT that vLLM refuses when they are set, with the remedy."""
-
-ACCEPTED_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Initialisations that leave the base's weights alone; with others the adapter fits another base
-(the list of vLLM's `PEFTHelper`)."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One reason not to serve an adapter."""
-
-    key: str
-    """The setting or tensor that it is about."""
-
-    rule: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.rule}; {self.remedy}"
+PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 
 def findings(
@@ -72,41 +54,83 @@ def findings(
     revision: str | None = None,
     max_rank: int = LORA_RANKS[-1],
     merged: bool = False,
+    dtype: str = "bfloat16",
+    vllm: tuple[int, int] = PATTERNS_SINCE,
 ) -> list[Finding]:
     """Everything that speaks against serving the adapter on `base`; empty when nothing does.
 
     `trains_vision` says whether the server will be told of tower and merger weights, `revision`
     which commit of the base it loads, `max_rank` its --max-lora-rank, `merged` that the adapter is
-    merged into the base first.
+    merged into the base first, `dtype` the precision that it computes in, `vllm` its release.
     """
     config = read_json(adapter / CONFIG)
     base_config = read_json(adapter / BASE_CONFIG)
     if config is None or base_config is None:
         missing = CONFIG if config is None else BASE_CONFIG
         return [Finding(missing, "is missing or no JSON object", "train the adapter anew")]
-    found = setting_findings(config, base, revision, max_rank, merged)
-    architecture = str((base_config.get("architectures") or ["none"])[0])
-    if architecture not in TEXT | VISION:
-        known = ", ".join(sorted(TEXT | VISION))
+    found = setting_findings(config, max_rank=max_rank, merged=merged, vllm=vllm)
+    found += base_findings(config, base, revision)
+    architecture = architecture_of(base_config)
+    if architecture not in SERVED:
+        known = ", ".join(sorted(SERVED))
         return [*found, Finding(architecture, "is no known architecture", f"use one of {known}")]
-    pickles = sorted(path.name for path in adapter.iterdir() if path.suffix in (".bin", ".pt"))
-    found += [
-        Finding(name, "is a pickle, which can run code", "save it as safetensors")
-        for name in pickles
-    ]
+    try:
+        layers = Layers(linears(base_config), tables(base_config), SERVED[architecture])
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        rule = f"does not say the base's sizes ({type(error).__name__}: {error})"
+        return [*found, Finding(BASE_CONFIG, rule, "log the adapter anew")]
+    if not (adapter / WEIGHTS).is_file():
+        return [*found, no_weights(adapter)]
     try:
         tensors = read_tensors(adapter / WEIGHTS)
     except (OSError, ValueError) as error:
         return [*found, Finding(WEIGHTS, f"cannot be read ({error})", "log the adapter anew")]
-    modules = linears(base_config)
     if merged and config.get("use_dora"):
-        tensors, wrong = without_magnitudes(tensors, modules)
+        tensors, wrong = without_magnitudes(tensors, layers)
         found += wrong
-    return found + weight_findings(tensors, config, modules, trains_vision)
+    sound = is_sound(config)
+    return found + weight_findings(
+        tensors, config, layers, trains_vision=trains_vision, dtype=dtype, sound=sound
+    )
 
 
-def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS[-1]) -> None:
-    """Raise a UserError with what speaks against serving the adapter, the first things first."""
+def base_findings(config: Mapping[str, Any], base: str, revision: str | None) -> list[Finding]:
+    """Another base or revision than the contract's."""
+    found = []
+    for key, wanted in (("base_model_name_or_path", base), ("revision", revision)):
+        named = config.get(key)
+        if named and wanted and named != wanted:
+            rule = f"is {shown(named)}, the contract says {wanted!r}"
+            found.append(Finding(key, rule, "serve the base it was trained on"))
+    return found
+
+
+def no_weights(adapter: Path) -> Finding:
+    pickles = sorted(path.name for path in adapter.glob("adapter_model.*") if path.name != WEIGHTS)
+    if pickles:
+        rule = "is a pickle, which can run code, and there is no safetensors file"
+        return Finding(pickles[0], rule, "save it as safetensors")
+    return Finding(WEIGHTS, "is missing or no file", "log the adapter anew")
+
+
+def leftovers(adapter: Path) -> list[Path]:
+    """Pickles beside the weights, of a trainer's state; neither PEFT nor vLLM reads them."""
+    if not (adapter / WEIGHTS).is_file():
+        return []
+    return sorted(path for path in adapter.rglob("*") if path.suffix in PICKLES and path.is_file())
+
+
+def check(
+    adapter: Path,
+    agreed: Contract,
+    name: str,
+    max_rank: int = LORA_RANKS[-1],
+    vllm: tuple[int, int] | None = None,
+) -> None:
+    """Raise a UserError with what speaks against serving the adapter, the first things first.
+
+    `vllm` is the server's release where it is known.
+    """
     found = findings(
         adapter,
         agreed.base,
@@ -114,6 +138,8 @@ def check(adapter: Path, agreed: Contract, name: str, max_rank: int = LORA_RANKS
         revision=agreed.base_revision,
         max_rank=max_rank,
         merged=agreed.export == "merged",
+        dtype=agreed.dtype,
+        vllm=vllm or PATTERNS_SINCE,
     )
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
@@ -130,7 +156,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
     if architecture not in fitting:
         raise UserError(
             f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
-            "because what vLLM does with its adapters is not known; it is for "
+            "because its training and the size of its server are not known here; it is for "
             f"{', '.join(sorted(fitting))}"
         )
     method = (config.get("quantization_config") or {}).get("quant_method")
@@ -157,162 +183,15 @@ def max_lora_rank(rank: int) -> int:
 def highest_rank(adapter: Path) -> int:
     """The highest rank of an adapter's modules, for which the server allocates its slots."""
     config = read_json(adapter / CONFIG) or {}
-    return max([int(config.get("r") or 0), *(config.get("rank_pattern") or {}).values()])
-
-
-def setting_findings(
-    config: Mapping[str, Any], base: str, revision: str | None, max_rank: int, merged: bool
-) -> list[Finding]:
-    """What is wrong with the adapter's settings alone."""
-    found = []
-    if config.get("peft_type") != "LORA":
-        found.append(
-            Finding("peft_type", f"is {config.get('peft_type')}, not LORA", "train a LoRA")
-        )
-    for key in ("r", "lora_alpha", "target_modules"):
-        if not config.get(key):
-            found.append(Finding(key, f"is {config.get(key)!r}", "set it in the profile"))
-    ranks = {"r": config.get("r"), **(config.get("rank_pattern") or {})}
-    for key, rank in ranks.items():
-        if rank is not None and not (isinstance(rank, int) and 0 < rank <= max_rank):
-            rule = f"rank {rank!r} is not between 1 and {max_rank}"
-            found.append(Finding(key, rule, "choose another rank or a higher --max-lora-rank"))
-    if config.get("bias", "none") != "none":
-        found.append(Finding("bias", f"is {config['bias']!r}", "train with bias: none"))
-    found += [
-        Finding(key, f"is {config[key]!r}, which vLLM refuses", remedy)
-        for key, remedy in REFUSED_SETTINGS.items()
-        if config.get(key) and not (merged and key == "use_dora")
-    ]
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in ACCEPTED_INITS:
-        rule = f"is {init!r}, which changes the base's weights"
-        found.append(Finding("init_lora_weights", rule, "use another initialisation"))
-    for key, wanted in (("base_model_name_or_path", base), ("revision", revision)):
-        named = config.get(key)
-        if named and wanted and named != wanted:
-            rule = f"is {named!r}, the contract says {wanted!r}"
-            found.append(Finding(key, rule, "serve the base it was trained on"))
-    return found
-
-
-def weight_findings(
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    modules: Linears,
-    trains_vision: bool,
-) -> list[Finding]:
-    """What is wrong with the weights on a base of these linear layers."""
-    found: list[Finding] = []
-    sides: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        match = KEY.fullmatch(key)
-        if not match:
-            found.append(Finding(key, "is no LoRA weight", "train LoRA matrices only"))
-        elif match["module"] not in modules:
-            found.append(Finding(key, "matches no linear layer of the base", hint(key, modules)))
-        else:
-            sides.setdefault(match["module"], {})[match["side"]] = tensor
-        if not tensor.finite:
-            found.append(Finding(key, "holds NaN or infinity", "train again, at a lower rate"))
-    for module, pair in sides.items():
-        found += pair_findings(module, pair, rank_of(module, config), modules, trains_vision)
-    lost = [module for module in modules if is_target(module, config) and module not in sides]
-    if not tensors:
-        found.append(Finding(WEIGHTS, "holds no tensors", "log the adapter anew"))
-    elif lost:
-        rule = f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it"
-        rule += f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        found.append(Finding(lost[0], rule, "log the adapter anew, or serve the base it fits"))
-    for side in ("A", "B"):
-        if sides and all(pair[side].zero for pair in sides.values() if side in pair):
-            rule = f"all lora_{side} weights are zero, so the answers are the base's"
-            found.append(Finding(WEIGHTS, rule, "train it"))
-    return found
-
-
-def without_magnitudes(
-    tensors: Mapping[str, Tensor], modules: Linears
-) -> tuple[dict[str, Tensor], list[Finding]]:
-    """The tensors but for DoRA's magnitudes, one for each output, and what is wrong with those."""
-    found, kept = [], {}
-    for key, tensor in tensors.items():
-        match = MAGNITUDE.fullmatch(key)
-        if not match:
-            kept[key] = tensor
-        elif match["module"] not in modules:
-            found.append(Finding(key, "matches no linear layer of the base", hint(key, modules)))
-        elif not tensor.finite or tensor.shape != (modules[match["module"]][1],):
-            rule = f"has shape {tensor.shape}, or holds NaN or infinity"
-            found.append(Finding(key, rule, "train again, or merge it into its own base"))
-    return kept, found
-
-
-def pair_findings(
-    module: str, pair: Mapping[str, Tensor], rank: int, modules: Linears, trains_vision: bool
-) -> list[Finding]:
-    """What is wrong with one module's two matrices, A of (rank, in) and B of (out, rank)."""
-    found = []
-    if ".visual." in f".{module}" and not trains_vision:
-        rule = "is in the vision tower, whose weights the server would drop in silence"
-        remedy = "leave the tower out, or state it in the profile"
-        found.append(Finding(module, rule, remedy))
-    if set(pair) != {"A", "B"}:
-        rule = f"has lora_{min(pair)} alone"
-        return [*found, Finding(module, rule, "log the adapter anew")]
-    wanted = ((rank, modules[module][0]), (modules[module][1], rank))
-    if (pair["A"].shape, pair["B"].shape) != wanted:
-        rule = f"has shapes {pair['A'].shape} and {pair['B'].shape}, the base needs "
-        rule += f"{wanted[0]} and {wanted[1]}"
-        found.append(Finding(module, rule, "serve the base that it was trained on"))
-    return found
-
-
-def rank_of(module: str, config: Mapping[str, Any]) -> int:
-    """A module's rank: PEFT's rank_pattern matches the end of its path, else r holds."""
-    for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            return int(rank)
-    return int(config.get("r") or 0)
-
-
-def is_target(module: str, config: Mapping[str, Any]) -> bool:
-    """Whether PEFT adapts a module: by pattern, or by the ends of paths in some layers."""
-    targets = config.get("target_modules") or []
-    if matches(module, config.get("exclude_modules") or []) or not matches(module, targets):
-        return False
-    layers = config.get("layers_to_transform")
-    if layers is None or isinstance(targets, str):
-        return True
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if layer := re.match(rf".*\.{pattern}\.(\d+)\.", module):
-            return int(layer[1]) in ([layers] if isinstance(layers, int) else layers)
-    return False
-
-
-def matches(module: str, targets: str | list[str]) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith(f".{target}") for target in targets)
-
-
-def hint(key: str, modules: Linears) -> str:
-    """What a key that matches nothing most likely is."""
-    layer = re.search(r"layers\.(\d+)\.", key)
-    depth = max(int(found[1]) for name in modules if (found := re.search(r"layers\.(\d+)\.", name)))
-    if "lm_head" in key or "embed_tokens" in key:
-        return "vLLM takes no adapter on the head or the embeddings; leave them out"
-    if layer and int(layer[1]) > depth:
-        return f"the base has {depth + 1} layers; serve the base that it was trained on"
-    if any(name.startswith("model.language_model.") for name in modules):
-        return "its path must go through model.language_model; save it with transformers 5"
-    return "serve the base that it was trained on"
+    pattern = config.get("rank_pattern")
+    ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
+    return max([rank for rank in ranks if is_whole(rank)], default=0)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
+    """A file's JSON object, or None; Python's and PEFT's reader take NaN and infinity."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

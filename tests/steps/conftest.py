@@ -41,7 +41,7 @@ def make_adapter(
     from safetensors.torch import save_file
 
     from loraline import contract
-    from loraline.serving import preflight
+    from loraline.serving import adapter_config, preflight
 
     folder.mkdir(parents=True)
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -53,7 +53,7 @@ def make_adapter(
         folder / contract.WEIGHTS,
     )
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 16, "target_modules": ["q_proj"]}
-    (folder / preflight.CONFIG).write_text(json.dumps(settings))
+    (folder / adapter_config.CONFIG).write_text(json.dumps(settings))
     base = {
         "architectures": ["MistralForCausalLM"],
         "hidden_size": 16,

@@ -190,14 +190,14 @@ def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
     step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from loraline import contract
-    from loraline.serving import preflight
+    from loraline.serving import adapter_config
 
     client = mlflow.MlflowClient()
     train = runs.ancestor(client, client.get_run(gate_run), "train_qlora")
     logged = mlflow.get_logged_model(train.data.tags[tags.MODEL_ID])
     # The gate would have rejected it, so it is changed behind the gate's back.
     adapter = Path(logged.artifact_location.removeprefix("file://")) / runs.ADAPTER
-    settings = adapter / preflight.CONFIG
+    settings = adapter / adapter_config.CONFIG
     settings.write_text(settings.read_text().replace('"r": 8', '"r": 8, "use_dora": true'))
     assert contract.read(adapter)
     result = step("deploy_vllm", "--run-id", gate_run)

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import mlflow
@@ -57,12 +58,14 @@ def test_a_bad_candidate_is_a_result_and_not_an_error(
     ("weight", "told"),
     [(0.0, "all lora_B weights are zero"), (math.inf, "holds NaN or infinity")],
 )
-def test_an_adapter_that_vllm_would_serve_wrong_is_rejected(
+def test_an_adapter_that_vllm_would_serve_wrong_ends_the_gate(
     step, workplace: Path, candidate, weight: float, told: str
 ) -> None:
-    assert step("quality_gate", "--run-id", candidate(weight=weight)).exit_code == 0
-    assert (workplace / "outputs" / "result").read_text() == "failed"
-    assert told in tracking_run(workplace, "train_qlora").data.tags[REASON]
+    result = step("quality_gate", "--run-id", candidate(weight=weight))
+    assert result.exit_code == 2
+    assert re.search(r"the adapter of run \w{32} cannot be served: ", result.stderr)
+    assert told in result.stderr
+    assert not (workplace / "outputs" / "result").exists()
     assert versions() == []
 
 

@@ -461,12 +461,17 @@ def test_version_that_does_not_exist_is_a_mistake_of_the_user(text, tmp_path, mo
     assert not (tmp_path / "v1").exists()
 
 
-def test_weights_that_could_run_code_are_refused(text, tmp_path):
+def test_files_that_could_run_code_are_left_out_or_refused(text, tmp_path, capsys):
     fetch_adapter = script(ROOT / "steps/fetch_adapter.py")
     adapter = tmp_path / "adapter"
     shutil.copytree(text.manifest.parent / "adapter", adapter)
-    (adapter / "adapter_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds adapter_model\.bin; an adapter is made of"):
+    for name in ("adapter_model.bin", "optimizer.pt", "modeling.py"):
+        (adapter / name).write_bytes(b"")
+    fetch_adapter.leave_out_pickles(adapter, "models:/tiny-text/1")
+    assert not (adapter / "adapter_model.bin").exists()
+    assert not (adapter / "optimizer.pt").exists()
+    assert "holds optimizer.pt, which could run code; it is left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"holds modeling\.py; an adapter is made of"):
         fetch_adapter.check(adapter, "models:/tiny-text/1", text.contract.adapter_sha256)
 
 

@@ -75,6 +75,21 @@ def test_a_loss_that_is_not_a_number_ends_the_training(step, data_run: str, quic
     assert run.info.status == "FAILED"
 
 
+def test_an_adapter_that_vllm_would_not_apply_ends_the_training(
+    step, data_run: str, quick, workplace: Path
+) -> None:
+    profile = quick("one", learning_rate=1e-30, warmup_steps=0)
+    result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+    (run,) = mlflow.search_runs(
+        filter_string=f"tags.`{tags.STEP}` = 'train_qlora'", output_format="list"
+    )
+    assert result.exit_code == 2
+    assert f"the adapter of run {run.info.run_id} cannot be served: " in result.stderr
+    assert "moves no layer of the base, so the answers are the base's" in result.stderr
+    assert run.info.status == "FAILED"
+    assert not mlflow.search_logged_models(["1"], output_format="list")
+
+
 def test_the_same_inputs_are_trained_once(train, data_run: str, quick) -> None:
     first = train(data_run, quick("one"))
     assert train(data_run, "one") == first

@@ -212,16 +212,40 @@ def test_the_old_path_of_a_vision_models_layers_is_found(adapter) -> None:
     assert any("must go through model.language_model" in finding for finding in found(folder))
 
 
-def test_a_cut_file_a_pickle_and_an_unknown_base_are_found(adapter) -> None:
+def test_a_cut_file_a_pickle_alone_and_an_unknown_base_are_found(adapter) -> None:
     folder = adapter()
-    (folder / "adapter_model.bin").write_bytes(b"")
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    told = found(folder)
-    assert any("adapter_model.bin: is a pickle" in finding for finding in told)
-    assert any("adapter_model.safetensors: cannot be read" in finding for finding in told)
+    (finding,) = found(folder)
+    assert finding.startswith("adapter_model.safetensors: cannot be read (")
+    weights.rename(folder / "adapter_model.bin")
+    assert "adapter_model.bin: is a pickle" in found(folder)[0]
     (folder / preflight.BASE_CONFIG).write_text('{"architectures": ["GptOss"]}')
     assert any("GptOss: is no known architecture" in finding for finding in found(folder))
+
+
+def test_a_trainers_leftovers_beside_the_weights_do_no_harm_and_are_named(adapter) -> None:
+    folder = adapter()
+    for name in ("optimizer.pt", "training_args.bin", "README.md"):
+        (folder / name).write_bytes(b"")
+    assert found(folder) == []
+    left = [path.name for path in preflight.leftovers(folder)]
+    assert left == ["optimizer.pt", "training_args.bin"]
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": 1}', b"5", b"null", b'{"a": {"dtype": "F32"}}'])
+def test_a_broken_header_is_a_finding(adapter, header: bytes) -> None:
+    folder = adapter()
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (finding,) = found(folder)
+    assert finding.startswith("adapter_model.safetensors: cannot be read (")
+
+
+def test_weights_that_the_config_does_not_target_are_found(adapter) -> None:
+    folder = adapter(target_modules=["q_proj", "v_proj"])
+    change_config(folder, target_modules=["q_proj"])
+    (finding,) = found(folder)
+    assert "v_proj: has weights that vLLM applies, but is no target" in finding
 
 
 def test_preflight_takes_milliseconds(adapter) -> None:

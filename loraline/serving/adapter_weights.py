@@ -1,0 +1,258 @@
+"""What an adapter's weights do to a base: which layers they reach, and by how much.
+
+Both directions are held against `adapter_config.json`: vLLM applies every weight of the file that
+fits a layer, PEFT only those that the config targets, and what neither finds a layer for does
+nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from loraline.base.architectures import Linears
+from loraline.contract import WEIGHTS
+from loraline.serving.adapter_config import (
+    CONFIG,
+    Finding,
+    is_target,
+    rank_of,
+    scaling_of,
+)
+from loraline.serving.weights_file import Tensor, rounded
+
+PREFIX = r"base_model\.model\.(?P<module>.+)\."
+KEY = re.compile(PREFIX + r"(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<table>[AB]))")
+MAGNITUDE = re.compile(PREFIX + "lora_magnitude_vector")
+BASE_LAYER = re.compile(r"(?:.*\.)?(?:embed_tokens|lm_head)\.base_layer\.weight")
+"""Weights of the base that PEFT writes beside an adapter on its embeddings; both skip them."""
+
+FAINT = 1e-6
+"""A matrix of weights moved by less, in all its entries together (Frobenius norm), is the same:
+that is below float32's rounding of any matrix whose norm is 10 or more."""
+
+LARGEST = {"float16": 65504.0, "bfloat16": 3.39e38, "float32": 3.4e38}
+
+
+class Layers(NamedTuple):
+    """The layers of a base that an adapter may have weights for."""
+
+    linears: Linears
+    tables: Linears
+    """Head and embeddings, as (inputs, outputs)."""
+
+    tables_applied: bool
+    """Whether vLLM applies adapters on them."""
+
+    def size(self, module: str) -> tuple[int, int] | None:
+        return self.linears.get(module) or self.tables.get(module)
+
+
+Pair = dict[str, Tensor]
+
+
+def weight_findings(
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    layers: Layers,
+    *,
+    trains_vision: bool,
+    dtype: str,
+    sound: bool,
+) -> list[Finding]:
+    """What is wrong with the weights on a base of these layers, served in `dtype`.
+
+    `sound` says that the config's settings can be worked with.
+    """
+    pairs, found = paired(tensors, layers)
+    if not tensors:
+        return [Finding(WEIGHTS, "holds no tensors", "log the adapter anew")]
+    changes = {}
+    for module, pair in pairs.items():
+        wrong = pair_findings(module, pair, config, layers, sound=sound)
+        found += wrong
+        if sound and not wrong:
+            changes[module] = change(pair, scaling_of(config, module), dtype)
+            found += change_findings(module, changes[module], dtype)
+    found += tower_findings(pairs, changes, trains_vision)
+    if sound:
+        found += target_findings(pairs, changes, config, layers)
+    if changes and all(change < FAINT for change in changes.values()) and not found:
+        found.append(nothing(pairs))
+    return found
+
+
+def paired(tensors: Mapping[str, Tensor], layers: Layers) -> tuple[dict[str, Pair], list[Finding]]:
+    """The matrices of each module, and the tensors that are none."""
+    found: list[Finding] = []
+    pairs: dict[str, Pair] = {}
+    for key, tensor in tensors.items():
+        if BASE_LAYER.fullmatch(key):
+            continue
+        match = KEY.fullmatch(key)
+        if not match:
+            found.append(Finding(key, "is no LoRA weight", "train LoRA matrices only"))
+        elif not fits(match["module"], match["table"], layers):
+            found.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
+        else:
+            pairs.setdefault(match["module"], {})[match["side"] or match["table"]] = tensor
+        try:
+            finite = tensor.finite()
+        except ValueError as error:
+            found.append(Finding(key, str(error), "save it in a type of float"))
+        else:
+            if not finite:
+                found.append(Finding(key, "holds NaN or infinity", "train again, at a lower rate"))
+    return pairs, found
+
+
+def fits(module: str, table: str | None, layers: Layers) -> bool:
+    """Whether vLLM has a layer of that name; embeddings are named otherwise than linear layers."""
+    if module in layers.tables:
+        return layers.tables_applied and module.endswith("embed_tokens") == bool(table)
+    return module in layers.linears and not table
+
+
+def pair_findings(
+    module: str, pair: Pair, config: Mapping[str, Any], layers: Layers, *, sound: bool
+) -> list[Finding]:
+    """What is wrong with one module's two matrices, A of (rank, in) and B of (out, rank)."""
+    if set(pair) != {"A", "B"}:
+        return [Finding(module, f"has lora_{min(pair)} alone", "log the adapter anew")]
+    size = layers.size(module)
+    rank = rank_of(config, module) if sound else pair["A"].shape[0] if pair["A"].shape else 0
+    assert size is not None
+    wanted = ((rank, size[0]), (size[1], rank))
+    if (pair["A"].shape, pair["B"].shape) != wanted:
+        rule = f"has shapes {pair['A'].shape} and {pair['B'].shape}, the base needs "
+        rule += f"{wanted[0]} and {wanted[1]}"
+        return [Finding(module, rule, "serve the base that it was trained on")]
+    return []
+
+
+def change(pair: Pair, scaling: float, dtype: str) -> float:
+    """The norm of what the matrices add to a layer's weights, B·A times alpha / r.
+
+    As vLLM forms it: both rounded to the serving type, B multiplied by the scaling in that type.
+    NaN or infinity where that is not finite. From the two products of (rank, rank), since
+    |BA|² = sum(BᵀB * AAᵀ); cancelled ranks are multiplied out.
+    """
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        try:
+            a, b = rounded(pair["A"].values(), dtype), rounded(pair["B"].values(), dtype)
+        except ValueError:
+            return 0.0
+        b = rounded(b * np.float32(scaling), dtype)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            return math.nan
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        square = float(((b.T @ b) * (a @ a.T)).sum())
+        together = float((a * a).sum() * (b * b).sum())
+        if square <= 1e-12 * together:
+            return float(np.linalg.norm(b @ a))
+    return math.sqrt(square) if math.isfinite(square) else math.inf
+
+
+def change_findings(module: str, size: float, dtype: str) -> list[Finding]:
+    if size <= LARGEST[dtype]:
+        return []
+    rule = f"lora_B times lora_alpha / r is not finite in {dtype}"
+    return [Finding(module, rule, "train again, at a lower rate, or with another lora_alpha")]
+
+
+def tower_findings(
+    pairs: Mapping[str, Pair], changes: Mapping[str, float], trains_vision: bool
+) -> list[Finding]:
+    """Weights of the vision tower that do something and that the server was not told of."""
+    rule = "is in the vision tower, whose weights the server would drop in silence"
+    remedy = "leave the tower out, or state it in the profile"
+    return [
+        Finding(module, rule, remedy)
+        for module in pairs
+        if is_vision(module) and not trains_vision and not changes.get(module, 1.0) < FAINT
+    ]
+
+
+def is_vision(module: str) -> bool:
+    return ".visual." in f".{module}"
+
+
+def target_findings(
+    pairs: Mapping[str, Pair],
+    changes: Mapping[str, float],
+    config: Mapping[str, Any],
+    layers: Layers,
+) -> list[Finding]:
+    """Targets without weights, and weights that do something and are no target."""
+    found = []
+    targets = {module for module in (*layers.linears, *layers.tables) if is_target(config, module)}
+    if not targets:
+        rule = f"{shown_targets(config)} names no layer of the base"
+        found.append(Finding("target_modules", rule, "serve the base that it was trained on"))
+    if config.get("ensure_weight_tying") and targets & {*layers.tables}:
+        rule = "PEFT adapts the tied layer too, vLLM does not"
+        found.append(Finding("ensure_weight_tying", rule, "leave head and embeddings out"))
+    lost = [module for module in (*layers.linears, *layers.tables) if module in targets - {*pairs}]
+    if lost:
+        rule = f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it{more(lost)}"
+        found.append(Finding(lost[0], rule, "log the adapter anew, or serve the base it fits"))
+    extra = [name for name in pairs if name not in targets and not changes.get(name, 1.0) < FAINT]
+    if extra:
+        rule = f"has weights that vLLM applies, but is no target of {CONFIG}{more(extra)}"
+        found.append(Finding(extra[0], rule, "log the adapter anew"))
+    return found
+
+
+def shown_targets(config: Mapping[str, Any]) -> str:
+    text = repr(config.get("target_modules"))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def nothing(pairs: Mapping[str, Pair]) -> Finding:
+    """That the adapter moves no layer, and why, where one side says it."""
+    for side in ("B", "A"):
+        if not any(pair[side].values().any() for pair in pairs.values() if side in pair):
+            rule = f"all lora_{side} weights are zero, so the answers are the base's"
+            return Finding(WEIGHTS, rule, "train it")
+    rule = "moves no layer of the base, so the answers are the base's"
+    return Finding(WEIGHTS, rule, "train it, or with another lora_alpha")
+
+
+def without_magnitudes(
+    tensors: Mapping[str, Tensor], layers: Layers
+) -> tuple[dict[str, Tensor], list[Finding]]:
+    """The tensors but for DoRA's magnitudes, one for each output, and what is wrong with those."""
+    found, kept = [], {}
+    for key, tensor in tensors.items():
+        match = MAGNITUDE.fullmatch(key)
+        size = layers.linears.get(match["module"]) if match else None
+        if not match:
+            kept[key] = tensor
+        elif size is None:
+            found.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
+        elif tensor.shape != (size[1],) or not tensor.finite():
+            rule = f"has shape {tensor.shape}, or holds NaN or infinity"
+            found.append(Finding(key, rule, "train again, or merge it into its own base"))
+    return kept, found
+
+
+def hint(key: str, layers: Layers) -> str:
+    """What a key that matches nothing most likely is."""
+    layer = re.search(r"layers\.(\d+)\.", key)
+    numbers = [re.search(r"layers\.(\d+)\.", name) for name in layers.linears]
+    depth = max(int(number[1]) for number in numbers if number)
+    if "lm_head" in key or "embed_tokens" in key:
+        return "vLLM takes no adapter on the head or the embeddings of this base; leave them out"
+    if layer and int(layer[1]) > depth:
+        return f"the base has {depth + 1} layers; serve the base that it was trained on"
+    if any(name.startswith("model.language_model.") for name in layers.linears):
+        return "its path must go through model.language_model; save it with transformers 5"
+    return "serve the base that it was trained on"

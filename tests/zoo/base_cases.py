@@ -1,0 +1,141 @@
+"""The same adapters on each text architecture, whose heads, names and experts differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import bases
+from adapters import Case, named
+from edits import cast, each, filled, plus, renamed, weights, without
+
+NAMES = {
+    "phi": (["q_proj", "k_proj", "v_proj", "dense"], ["fc1", "fc2"]),
+    "phi3": (["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]),
+    "mixtral": (["q_proj", "k_proj", "v_proj", "o_proj"], []),
+    "qwen3-moe": (["q_proj", "k_proj", "v_proj", "o_proj"], []),
+}
+DENSE = (["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"])
+EXPERTS = {"mixtral": 256, "qwen3-moe": 64}
+"""Width of each expert."""
+
+
+def cases() -> Iterator[Case]:
+    yield from each_base("mistral")
+    for base in bases.OTHERS:
+        yield from each_base(base)
+    for base in EXPERTS:
+        yield from experts(base)
+
+
+def each_base(base: str) -> Iterator[Case]:
+    case = named(f"on-{base}", base)
+    attention, mlp = NAMES.get(base, DENSE)
+    some = {"target_modules": attention[:1] + attention[2:3]}
+    first = attention[0]
+    yield case("some", **some)
+    yield case("attention", target_modules=attention)
+    if mlp:
+        yield case("mlp", target_modules=mlp)
+        yield case("all", target_modules=attention + mlp)
+    yield case("all-linear", target_modules="all-linear")
+    yield case("rslora", use_rslora=True, **some)
+    yield case("rank-pattern", rank_pattern={first: 2}, alpha_pattern={first: 32}, **some)
+    yield case("first-layer", layers_to_transform=[0], **some)
+    yield case("bfloat16", cast("bfloat16"), precision="bfloat16", **some)
+    yield case("head", target_modules=[first, "lm_head"])
+    yield case("head-alone", target_modules=["lm_head"])
+    yield case("embeddings", target_modules=[first, "embed_tokens"])
+    yield case("embeddings-alone", target_modules=["embed_tokens"])
+    yield case("head-and-embeddings", target_modules=[first, "embed_tokens", "lm_head"])
+    yield case("head-rank-16", r=16, target_modules=[first, "lm_head"])
+    yield case(
+        "embeddings-rank-pattern",
+        rank_pattern={"embed_tokens": 2},
+        target_modules=[first, "embed_tokens"],
+    )
+    no_base = without("base_layer")
+    yield case("embeddings-without-base", no_base, target_modules=[first, "embed_tokens"])
+    yield case("head-without-base", no_base, target_modules=[first, "lm_head"])
+    yield case(
+        "embeddings-zero",
+        zeroed("lora_embedding"),
+        retuned=True,
+        target_modules=[first, "embed_tokens"],
+    )
+    yield case("embeddings-nan", nan("lora_embedding_B"), target_modules=[first, "embed_tokens"])
+    yield case(
+        "head-zero", zeroed("lm_head.lora_B"), retuned=True, target_modules=[first, "lm_head"]
+    )
+    yield case("saved-head", modules_to_save=["lm_head"], **some)
+    yield case("saved-embeddings", modules_to_save=["embed_tokens"], **some)
+    yield case("tokens", trainable_token_indices=[1, 2], **some)
+    yield case("zero", scale=0.0, **some)
+    yield case("nan", filled(float("nan")), **some)
+    yield case("no-such-layer", renamed("layers.1", "layers.5"), **some)
+    yield case("module-lost", without("layers.1."), **some)
+    yield case("norm", plus("base_model.model.model.norm.weight", 128), **some)
+    yield case("no-prefix", renamed("base_model.model.", ""), **some)
+
+
+def zeroed(part: str) -> Any:
+    return each(lambda key, value: value * (part not in key))
+
+
+def nan(part: str) -> Any:
+    return each(lambda key, value: value * float("nan") if part in key else value)
+
+
+def experts(base: str) -> Iterator[Case]:
+    """Experts: as PEFT saves them today (fused), and one by one as older transformers had them."""
+    case = named(f"on-{base}", base)
+    some = ["q_proj"]
+    fused = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    yield case("experts-fused", target_modules=some, target_parameters=fused)
+    yield case("experts-fused-alone", target_modules=[], target_parameters=fused)
+    yield case("experts-down", target_modules=some, target_parameters=fused[1:])
+    yield case("router", target_modules=["q_proj", "gate"])
+    gate, up, down = (
+        ("w1", "w3", "w2") if base == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    )
+    for block in ("mlp", "block_sparse_moe"):
+        yield case(
+            f"experts-singly-{block.replace('_', '-')}", singly(base, block, (gate, up, down))
+        )
+    yield case("experts-other-names", singly(base, "mlp", ("a", "b", "c")))
+    yield case("experts-router-weights", router())
+
+
+def singly(base: str, block: str, names: tuple[str, str, str]) -> Any:
+    import torch
+
+    width = EXPERTS[base]
+    sizes = dict(zip(names, ((128, width), (128, width), (width, 128)), strict=True))
+
+    def edit(found: dict[str, Any]) -> dict[str, Any]:
+        torch.manual_seed(3)
+        more = {}
+        for layer in range(2):
+            for expert in range(4):
+                for name, (inputs, outputs) in sizes.items():
+                    key = f"base_model.model.model.layers.{layer}.{block}.experts.{expert}.{name}"
+                    more[f"{key}.lora_A.weight"] = torch.randn(4, inputs) * 0.1
+                    more[f"{key}.lora_B.weight"] = torch.randn(outputs, 4) * 0.3
+        return found | more
+
+    return weights(edit)
+
+
+def router() -> Any:
+    import torch
+
+    key = "base_model.model.model.layers.0.mlp.gate"
+    return weights(
+        lambda found: (
+            found
+            | {
+                f"{key}.lora_A.weight": torch.ones(4, 128) * 0.1,
+                f"{key}.lora_B.weight": torch.ones(4, 4) * 0.1,
+            }
+        )
+    )
