@@ -59,6 +59,11 @@ if TYPE_CHECKING:
     help="What is too much, as in image_pixels=20000000, and fps of videos. May be repeated.",
 )
 @click.option(
+    "--encoding",
+    default="",
+    help="Of text files that are not UTF-8, as utf-16, gbk or latin-1; a registry may name it.",
+)
+@click.option(
     "--group-by",
     default="answer",
     show_default=True,
@@ -88,6 +93,7 @@ def prepare_data(
     prompt: str | None,
     on: tuple[str, ...],
     limit: tuple[str, ...],
+    encoding: str,
     group_by: str,
     workers: int,
     part: str | None,
@@ -107,7 +113,9 @@ def prepare_data(
         raise UserError(f"profile {profile!r} names no data; give a folder with --data")
     if part and (check_only or merge):
         raise UserError("--part makes one share; --check-only and --merge are for the whole")
-    request = workplace.Request(sources, prompt, group_by, checks.policy(on), media.limits(limit))
+    request = workplace.Request(
+        sources, prompt, group_by, checks.policy(on), media.limits(limit), encoding
+    )
     workers = workers or cores()
     pool.wake(sources, workers)
     client = store.connect() if merge or not check_only else None
@@ -216,6 +224,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             "rows": merged.rows,
             "formats": merged.formats,
             "counts": merged.counts,
+            "unused": merged.unused,
             "shards": listed,
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")

@@ -142,7 +142,7 @@ class Encoder:
         Qwen3's does) has a row of its own. Raises UserError as `encode` does.
         """
         row = self.encode(record)
-        turns = [i for i, (role, _) in enumerate(record.messages[:-1]) if role == "assistant"]
+        turns = record.learnt()[:-1]
         if not turns:
             return [row]
         # An image is one token before the processor repeats it.
@@ -173,9 +173,9 @@ class Encoder:
         """The prompt as text, and the answer's tokens with the end token."""
         if record.videos:
             raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
-        messages = record.prompt()
-        prompt = self._render(messages, add_generation_prompt=True)
-        whole = self._render([*messages, {"role": "assistant", "content": record.answer}])
+        messages, tools = record.prompt(), record.tool_list()
+        prompt = self._render(messages, add_generation_prompt=True, tools=tools)
+        whole = self._render([*messages, record.answer_turn()], tools=tools)
         tail = whole.removeprefix(prompt)
         answer = self.tokenizer(self.without_prefix(tail), add_special_tokens=False).input_ids
         if tail == whole or self.end not in answer:

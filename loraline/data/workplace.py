@@ -51,6 +51,8 @@ class Request:
     group_by: str
     actions: Policy
     limits: Limits
+    encoding: str = ""
+    """Of text files whose registry entry names none."""
 
     def key(self, recipe: Profile) -> str:
         """Names the folder that a repeated run finds again."""
@@ -100,7 +102,7 @@ def plan(
         sources.locate(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
-        for entry in sources.entries(request.data)
+        for entry in sources.entries(request.data, request.encoding)
     )
     beside = next(filter(None, (source.prompt_file() for source in found)), None)
     prompt = prompts.resolve(request.prompt, beside, client)

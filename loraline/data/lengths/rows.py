@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from loraline.data import boxes, pixels
+from loraline.data.checks import BadRow
+from loraline.data.facts import answer_of
 from loraline.errors import UserError
-from loraline.records import TAGS, Record
+from loraline.records import TAGS, Detail, Record
 
 if TYPE_CHECKING:
     from loraline.profiles import Profile
@@ -68,7 +73,12 @@ class Estimate:
         shown = sum(self.image(size) for size in sizes[: len(row.images)])
         for video, size in zip(row.videos, sizes[len(row.images) :], strict=True):
             shown += self.image(size) * math.ceil(len(video.frames) / 2)
-        return shown + sum(text(content) for _, content in row.messages), text(row.answer)
+        shown += sum(text("".join(detail[:2])) for detail in row.details.values())
+        shown += text(row.tools) if row.tools else 0
+        return shown + sum(text(content) for _, content in row.messages), text(answer_of(row))
+
+    def check_rendered(self, row: Record) -> None:
+        """What a chat template does with a row cannot be told without it."""
 
     def image(self, size: Size) -> int:
         low, high = self.limits
@@ -135,6 +145,7 @@ class Exact:
             chat_template=self.encoder.chat_template,
             tokenize=False,
             add_generation_prompt=True,
+            tools=rows[0].tool_list(),
         )
         assert first == pairs[0][0], "templates are rendered another way"
         prompts = [prompt for prompt, _ in pairs]
@@ -151,6 +162,23 @@ class Exact:
                 before += sum(self.image(size) - 1 for size in shown)
             lengths.append((before + answer, answer))
         return lengths
+
+    def check_rendered(self, row: Record) -> None:
+        """Raise BadRow of the check `unused` where the chat template leaves something out.
+
+        Tools, and of every answer that is learnt its text, its reasoning and its calls, must stand
+        in what the template prints for it. It may refuse a row, too.
+        """
+        for turn in row.learnt():
+            asked = row.until(turn) if turn < len(row.messages) - 1 else row
+            try:
+                prompt, tail = self.template.pair(asked)
+            except (jinja2.TemplateError, TypeError, UserError) as error:
+                raise BadRow(
+                    "unused", f"the base's chat template refuses it: {short(error)}"
+                ) from None
+            if name := left_out(asked, prompt, tail):
+                raise BadRow("unused", f"the base's chat template does not print {name}")
 
     def to_the_end(self, tail: str) -> str:
         """An answer with what stands around it, up to its end token."""
@@ -197,6 +225,27 @@ class Exact:
     def _image(self, size: Size) -> int:
         processor: Any = self.encoder.processor.image_processor
         return int(processor.get_number_of_image_patches(*size)) // processor.merge_size**2
+
+
+def left_out(row: Record, prompt: str, tail: str) -> str | None:
+    """What of a row's tools and answer a template did not print; None if nothing."""
+    detail = row.details.get(len(row.messages) - 1, Detail())
+    names = [tool["function"]["name"] for tool in row.tool_list() or ()]
+    if not all(name in prompt for name in names):
+        return "tools"
+    if row.answer.strip() not in tail:
+        return "text beside calls"
+    if detail.reasoning.strip() not in tail:
+        return "reasoning_content"
+    called = [call["function"]["name"] for call in json.loads(detail.calls or "[]")]
+    if not all(name in tail for name in called):
+        return "tool_calls"
+    results = [text for role, text in row.messages if role == "tool"]
+    return None if all(text.strip() in prompt for text in results) else "results of tools"
+
+
+def short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 Lengths = Exact | Estimate

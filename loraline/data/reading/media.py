@@ -23,17 +23,59 @@ from loraline.records import Video
 TYPES = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
 }
-"""Image types that are read, as Pillow names them, with the endings of their names."""
+"""Image types that are read, as Pillow names them, with the endings of their names. MPO is what
+phones and stereo cameras write: a JPEG with more pictures after the first, which is the one."""
+
+OPENED = [name for name in TYPES if name != "MPO"]
+"""Pillow opens MPO as JPEG."""
+
+NOT_READ = {
+    b"%PDF": "PDF",
+    b"\0\0\1\0": "ICO",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"P1": "PBM",
+    b"P2": "PGM",
+    b"P3": "PPM",
+    b"P4": "PBM",
+    b"P5": "PGM",
+    b"P6": "PPM",
+    b"8BPS": "PSD",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"DICM": "DICOM",
+    b"\x93NUMPY": "a NumPy array",
+    b"v/1\1": "OpenEXR",
+    b"%!PS": "PostScript",
+}
+"""First bytes of whole pictures that are not read, with the names of their types."""
+
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
+"""Brands of files that begin with an ISO base media box, after its size and `ftyp`."""
+
+DICOM_AT = 128
+"""Bytes before the mark of a DICOM file."""
+
+EIGHT_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"}
+"""Color modes of Pillow that become RGB as they are."""
+
+DEEP = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+"""Color modes with more than eight bits: Pillow would cut their values off."""
 
 FRAME_FACTOR, MIN_FRAMES = 2, 4
 """Frames come in pairs, and at least four (qwen-vl-utils, vision_process.py)."""
 
 JPEG_QUALITY = 95
+
+LEAST_BASE64 = 64
+BASE64_BEGINS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A")
+"""First letters of PNG, JPEG, GIF, WebP, BMP and TIFF in base64."""
 
 EXIF_ORIENTATION = 0x0112
 """Tag of the EXIF standard; 1 is upright."""
@@ -133,22 +175,40 @@ def content_of(medium: str | bytes, fetch: Fetch, most: Limits, kind: str) -> by
             "media_missing", f"{kind} {medium[:80]!r} is an address, expected a file of the source"
         )
     else:
-        try:
-            path = fetch(medium)
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                raise BadRow("media_missing", f"{kind} {medium[:80]!r} is not a regular file")
-            if found.st_size > most.media_bytes:
-                raise over(kind, medium, f"{found.st_size} bytes", most.media_bytes)
-            content = path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise BadRow(
-                "media_missing", f"{kind} {medium[:80]!r} cannot be read: {reason}"
-            ) from error
+        content = bare_base64(medium) or file_content(medium, fetch, most, kind)
     if len(content) > most.media_bytes:
         raise over(kind, medium, f"{len(content)} bytes", most.media_bytes)
     return content
+
+
+def bare_base64(medium: str) -> bytes | None:
+    """An image that is written as base64 without `data:`; None for a path."""
+    if len(medium) < LEAST_BASE64 or not medium.startswith(BASE64_BEGINS):
+        return None
+    try:
+        return base64.b64decode(medium, validate=True)
+    except binascii.Error:
+        return None
+
+
+def file_content(medium: str, fetch: Fetch, most: Limits, kind: str) -> bytes:
+    """Bytes of a file of the source."""
+    try:
+        path = fetch(medium)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise BadRow("media_missing", f"{kind} {medium[:80]!r} is not a regular file")
+        if found.st_size > most.media_bytes:
+            raise over(kind, medium, f"{found.st_size} bytes", most.media_bytes)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)[:60]
+        hint = "say where media lie with `media: folder` in datasets.yaml"
+        if "\\" in medium:
+            hint = "write / in its path, not \\"
+        raise BadRow(
+            "media_missing", f"{kind} {medium[:80]!r} cannot be read: {reason}; {hint}"
+        ) from error
 
 
 def named(medium: str | bytes | Sequence[str]) -> str:
@@ -177,27 +237,46 @@ def inside(folder: Path, root: Path) -> Fetch:
 
 
 def load_image(
-    medium: str | bytes, fetch: Fetch, most: Limits, actions: Policy, found: list[str]
+    medium: str | bytes,
+    fetch: Fetch,
+    most: Limits,
+    actions: Policy,
+    found: list[str],
+    window: tuple[float, float] | None = None,
 ) -> Picture:
-    """Read and decode an image; its pixels are looked at once and forgotten."""
+    """Read and decode an image; its pixels are looked at once and forgotten.
+
+    `window` gives the values that are black and white in a picture of more than eight bits.
+    """
     import imagehash
     from PIL import Image
 
     content = content_of(medium, fetch, most, "image")
+    if unread := type_not_read(content):
+        remedy = "give its pages as PNG" if unread == "PDF" else "convert it to PNG or JPEG"
+        raise BadRow(
+            "media_format", f"image {named(medium)} is {unread}, which is not read; {remedy}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=list(TYPES))
+            image = Image.open(io.BytesIO(content), formats=OPENED)
         measure("image", medium, image.width, image.height, most)
-        if getattr(image, "n_frames", 1) > 1:
-            raise BadRow("media_type", f"image {named(medium)} is animated; give it as a video")
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1 and actions["media_frames"] != REPAIR:
+            raise BadRow(
+                "media_frames",
+                f"image {named(medium)} has {frames} frames; give it as a video, or take the first "
+                "with --on media_frames=repair",
+            )
+        image.seek(0)
         image.load()
-        shown = as_shown(image)
+        shown = as_shown(image, window)
         near = int.from_bytes(packed(imagehash.phash(shown).hash), "big")
     except Image.DecompressionBombError:
         raise over("image", medium, "far more pixels", most.image_pixels) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        reason = str(error).partition(" <_io")[0]
+        reason = str(error).partition(" <_io")[0][:80]
         raise BadRow(
             "media_broken", f"image {named(medium)} cannot be decoded: {reason}"
         ) from error
@@ -210,29 +289,72 @@ def load_image(
     source = hashlib.sha256(content).digest()
     if shown is not image:
         if actions["appearance"] != REPAIR:
-            raise BadRow("appearance", f"image {named(medium)} is turned or has transparent parts")
+            raise BadRow(
+                "appearance",
+                f"image {named(medium)} is turned, has transparent parts or more than 8 bits",
+            )
         found.append("appearance")
+    if frames > 1:
+        found.append("media_frames")
+    if shown is not image or frames > 1:
         buffer = io.BytesIO()
-        shown.save(buffer, "PNG")
+        shown.convert("RGB").save(buffer, "PNG")
         content = buffer.getvalue()
     return Picture(content, source, shown.height, shown.width, near)
 
 
-def as_shown(image: Any) -> Any:
-    """The image upright and on white; the same object where it is so already.
+def type_not_read(content: bytes) -> str | None:
+    """The name of a type of picture that is not read, by its first bytes."""
+    for begin, name in NOT_READ.items():
+        if content.startswith(begin) and (len(begin) > 2 or content[2:3].isspace()):
+            return name
+    if content[4:8] == b"ftyp":
+        return BRANDS.get(content[8:12], "a video")
+    if content[DICOM_AT : DICOM_AT + 4] == b"DICM":
+        return "DICOM"
+    head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return "SVG" if head.startswith((b"<svg", b"<?xml")) and b"<svg" in head else None
+
+
+def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
+    """The image upright, on white and in eight bits; the same object where it is so already.
 
     vLLM turns images by their EXIF orientation and lays transparent ones on white; the processors
-    of transformers do neither.
+    of transformers do neither. Pillow cuts the values of deep pictures off at 255. Raises BadRow
+    for a color mode that does not become RGB.
     """
     from PIL import Image, ImageOps
 
     if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode == "RGBA" and image.getextrema()[3][0] < 255:
-        white = Image.new("RGB", image.size, (255, 255, 255))
-        white.paste(image, mask=image.getchannel("A"))
-        image = white
+    if image.mode in DEEP:
+        return eight_bits(image, window)
+    if image.mode not in EIGHT_BITS:
+        raise BadRow("media_format", f"an image has color mode {image.mode}; convert it to RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        clear = image if image.mode == "RGBA" else image.convert("RGBA")
+        if clear.getextrema()[3][0] < 255:
+            white = Image.new("RGB", image.size, (255, 255, 255))
+            white.paste(clear, mask=clear.getchannel("A"))
+            return white
     return image
+
+
+def eight_bits(image: Any, window: tuple[float, float] | None) -> Any:
+    """A picture of 16 bits, 32 bits or floats in grey, black to white over a range of values.
+
+    The range is `window`, or that of the picture's own values. Raises BadRow where a value is not
+    finite.
+    """
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise BadRow("media_broken", "an image holds values that are not finite")
+    low, high = window or (float(values.min()), float(values.max()))
+    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L")
 
 
 def packed(bits: Any) -> bytes:
@@ -278,7 +400,7 @@ def load_video(medium: Media, fetch: Fetch, most: Limits, cell: int) -> Clip:
             raise over("video", medium, f"{len(medium)} frames", most.frames)
         contents = [content_of(name, fetch, most, "frame") for name in medium]
         try:
-            frames = [Image.open(io.BytesIO(item), formats=list(TYPES)) for item in contents]
+            frames = [Image.open(io.BytesIO(item), formats=OPENED) for item in contents]
             for frame in frames:
                 measure("frame", medium, frame.width, frame.height, most)
             frames = [frame.convert("RGB") for frame in frames]

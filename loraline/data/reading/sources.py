@@ -6,6 +6,8 @@ they are read.
 
 from __future__ import annotations
 
+import codecs
+import json
 import os
 import posixpath
 import re
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from loraline.data.checks import BadRow
+from loraline.data.reading import registries
 from loraline.data.reading.media import Fetch, inside
-from loraline.data.reading.readers import KINDS
+from loraline.data.reading.readers import KINDS, MORE_KINDS, holds_rows
 from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -48,7 +51,8 @@ NOT_ROWS = {
 """Files that datasets, and this line, keep beside the rows."""
 
 UNREAD = re.compile(
-    r"\.(ndjson|jsonlines|(jsonl?|ndjson|csv|tsv|parquet|arrow|tar)\.(gz|bz2|xz|zst)|tgz)$"
+    r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow|tar)\.(xz|lz4|br|zip|7z)"
+    r"|(parquet|arrow)\.(gz|bz2|zst)|xlsx?|feather|json5|jsonc)$"
 )
 """Endings of files that hold rows, in a form that is not read."""
 
@@ -74,7 +78,28 @@ class Entry(BaseModel):
     """How often a training row of this source stands in the dataset; 0.5 keeps half of them."""
 
     columns: Mapping[str, str] = {}
-    """Our name of a column to the source's, as in `question: ask`."""
+    """Our name of a column to the source's, as in `question: ask`, or to a template of several."""
+
+    ignore: tuple[str, ...] = ()
+    """Columns that are left out on purpose."""
+
+    turns: Mapping[str, str] = {}
+    """Our name of a turn's keys (`role`, `content`) and roles to the source's."""
+
+    learn: Literal["all", "last"] = "all"
+    """Answers of a conversation that are learnt."""
+
+    preference: Literal["good"] | None = None
+    """`good` learns the chosen answers of preference data; null refuses such data."""
+
+    media: str | None = None
+    """Folder that media are named from; null is the data file's own."""
+
+    window: tuple[float, float] | None = None
+    """Values of a picture of more than 8 bits that are black and white; null goes by its own."""
+
+    encoding: str = ""
+    """Of text files that are not UTF-8, as Python names it."""
 
     boxes: Coordinates | None = None
     """Coordinates of bounding boxes in the rows; null leaves numbers alone."""
@@ -118,6 +143,7 @@ class Source:
             root = self.media or self.root
             return inside(root if self.media else root / folder, root)
         bucket = self.bucket
+        folder = self.entry.media or folder
 
         def fetch(medium: str) -> Path:
             key = posixpath.normpath(posixpath.join(folder, medium))
@@ -135,44 +161,82 @@ class Source:
         return file if file.is_file() else None
 
 
-def entries(flags: Sequence[str]) -> list[Entry]:
-    """What the flags ask for: a registry file, a name in ./datasets.yaml, or a URI."""
+def entries(flags: Sequence[str], encoding: str = "") -> list[Entry]:
+    """What the flags ask for: a registry file, a name in a registry, or a URI.
+
+    `encoding` is that of text files whose registry entry names none.
+    """
     known = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
     found: list[Entry] = []
     for flag in flags:
-        if flag.endswith((".yaml", ".yml")):
+        file, _, chosen_names = flag.partition(".json:") if ".json:" in flag else (flag, "", "")
+        if is_registry(flag):
             found += read_registry(Path(flag)).values()
-            continue
-        match = FLAG.fullmatch(flag)
-        if Path(flag).exists() or match is None:
-            found.append(known.get(flag) or Entry(uri=flag))
-            continue
-        uri, percent, rows, weight = match.group("uri", "percent", "rows", "weight")
-        entry = known.get(uri) or Entry(uri=uri)
-        if percent or rows:
-            entry = entry.model_copy(update={"sample": f"%{percent}" if percent else f"#{rows}"})
-        if weight:
-            entry = entry.model_copy(update={"weight": float(weight)})
-        if percent and not 0 < float(percent) <= 100:
-            raise UserError(f"--data {flag!r}: a sample of %{percent} is not between 0 and 100")
-        if rows and not int(rows):
-            raise UserError(f"--data {flag!r} asks for a sample of no rows")
-        if entry.weight <= 0:
-            raise UserError(f"--data {flag!r}: a weight of {weight} is not above 0")
-        found.append(entry)
+        elif chosen_names and is_registry(f"{file}.json"):
+            registry = read_registry(Path(f"{file}.json"))
+            for name in chosen_names.split(","):
+                if name not in registry:
+                    accepted = ", ".join(list(registry)[:5])
+                    raise UserError(f"{file}.json has no dataset {name[:40]!r}; it has {accepted}")
+                found.append(registry[name])
+        else:
+            found.append(asked_for(flag, known))
+    if encoding:
+        found = [
+            entry if entry.encoding else entry.model_copy(update={"encoding": encoding})
+            for entry in found
+        ]
+    for entry in found:
+        try:
+            codecs.lookup(entry.encoding or "utf-8")
+        except LookupError:
+            raise UserError(
+                f"encoding {entry.encoding!r} is unknown; write it as utf-16, gbk, latin-1 or so"
+            ) from None
     return found
 
 
+def asked_for(flag: str, known: Mapping[str, Entry]) -> Entry:
+    """A name in a registry or a URI, with a sample and a weight after it."""
+    match = FLAG.fullmatch(flag)
+    if Path(flag).exists() or match is None:
+        return known.get(flag) or Entry(uri=flag)
+    uri, percent, rows, weight = match.group("uri", "percent", "rows", "weight")
+    entry = known.get(uri) or Entry(uri=uri)
+    if percent or rows:
+        entry = entry.model_copy(update={"sample": f"%{percent}" if percent else f"#{rows}"})
+    if weight:
+        entry = entry.model_copy(update={"weight": float(weight)})
+    if percent and not 0 < float(percent) <= 100:
+        raise UserError(f"--data {flag!r}: a sample of %{percent} is not between 0 and 100")
+    if rows and not int(rows):
+        raise UserError(f"--data {flag!r} asks for a sample of no rows")
+    if entry.weight <= 0:
+        raise UserError(f"--data {flag!r}: a weight of {weight} is not above 0")
+    return entry
+
+
+def is_registry(flag: str) -> bool:
+    """Whether a flag names a registry: ours, or LLaMA-Factory's or ms-swift's `dataset_info.json`."""
+    return flag.endswith((".yaml", ".yml")) or posixpath.basename(flag) == registries.FILE
+
+
 def read_registry(file: Path) -> dict[str, Entry]:
-    """Named sources of a YAML file; relative paths count from its folder."""
+    """Named sources of a registry; relative paths count from its folder."""
     import yaml
 
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except FileNotFoundError as error:
         raise UserError(f"registry {file} does not exist") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        language = "JSON" if file.suffix == ".json" else "YAML"
+        raise UserError(
+            f"{file} is not valid {language}: {' '.join(str(error).split())[:160]}"
+        ) from error
+    if file.suffix == ".json":
+        content = registries.translated(file, content)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must hold names of datasets, each with a uri")
     found = {}
@@ -188,6 +252,8 @@ def read_registry(file: Path) -> dict[str, Entry]:
             ) from error
         if "://" not in entry.uri:
             entry = entry.model_copy(update={"uri": str(file.parent / entry.uri)})
+            if entry.media and (file.parent / entry.media).is_dir():
+                entry = entry.model_copy(update={"media": str(file.parent / entry.media)})
         found[str(name)] = entry
     return found
 
@@ -219,8 +285,11 @@ def locate(entry: Entry, cache: Path) -> Source:
 def local(entry: Entry, path: Path) -> Source:
     """A folder with data files, or one data file."""
     if path.is_file():
-        if path.suffix.lower() not in KINDS:
-            raise UserError(f"{path} is not a data file; accepted: {', '.join(KINDS)}")
+        if not holds_rows(path.name):
+            accepted = ", ".join([*KINDS, *MORE_KINDS])
+            raise UserError(
+                f"{path} is not a data file; accepted: {accepted}, packed as .gz, .bz2 or .zst"
+            )
         root, names = path.parent, [path.name]
     elif path.is_dir():
         root, names = path, sorted(walk(path))
@@ -228,7 +297,18 @@ def local(entry: Entry, path: Path) -> Source:
         raise UserError(f"--data {entry.uri!r} is not a folder or a file")
     stats = [(name, (root / name).stat()) for name in names]
     listed = [(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats]
-    return Source(entry, root, chosen(entry, listed))
+    return Source(entry, root, chosen(entry, listed), media=media_folder(entry, root))
+
+
+def media_folder(entry: Entry, root: Path) -> Path | None:
+    """The folder that `media` names: from the registry's folder, or else from the source's."""
+    if entry.media is None:
+        return None
+    folder = Path(entry.media)
+    folder = folder if folder.is_dir() else root / entry.media
+    if not folder.is_dir():
+        raise UserError(f"{entry.uri}: `media` names {entry.media[:80]!r}, which is no folder")
+    return folder
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -239,7 +319,7 @@ def walk(folder: Path) -> Iterator[str]:
         for name in files:
             path = Path(place, name)
             if (
-                (path.suffix.lower() in KINDS or UNREAD.search(name.lower()))
+                (holds_rows(name) or UNREAD.search(name.lower()))
                 and path.is_file()
                 and path.resolve().is_relative_to(inner)
             ):
@@ -254,17 +334,14 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
         if not any(part.startswith(".") for part in PurePosixPath(item[0]).parts)
     ]
     usable = [
-        item
-        for item in seen
-        if PurePosixPath(item[0]).suffix.lower() in KINDS
-        and posixpath.basename(item[0]) not in NOT_ROWS
+        item for item in seen if holds_rows(item[0]) and posixpath.basename(item[0]) not in NOT_ROWS
     ]
     top = [item for item in usable if "/" not in item[0]]
     unread = [name for name, *_ in seen if UNREAD.search(name.lower())]
     if unread := [name for name in unread if "/" not in name or not top]:
         raise UserError(
-            f"{entry.uri} holds {', '.join(unread[:5])}, which would not be read; unpack it, name "
-            "it .jsonl, or give the files that are meant"
+            f"{entry.uri} holds {', '.join(unread[:3])}, which would not be read; save it as JSONL "
+            "or CSV, or give the files that are meant"
         )
     if not usable:
         raise UserError(f"{entry.uri} holds no .jsonl file and none of {', '.join(KINDS[1:])}")
@@ -275,7 +352,7 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
     unnamed = [file.name for file in files if file.split is None]
     if 0 < len(unnamed) < len(files):
         raise UserError(
-            f"{entry.uri} holds {', '.join(unnamed[:5])} beside files named after splits; name all "
+            f"{entry.uri} holds {', '.join(unnamed[:3])} beside files named after splits; name all "
             "files after train, validation or test, or none"
         )
     return tuple(files)

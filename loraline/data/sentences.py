@@ -1,0 +1,37 @@
+"""What prepare_data says of data that it refuses: one sentence, and never a long one."""
+
+from __future__ import annotations
+
+MOST = 300
+"""Characters of a sentence."""
+
+PATH = 90
+"""Characters of a path from which its begin is left out."""
+
+
+def refusal(place: str, clause: str, check: str, report: str = "") -> str:
+    """Where a check found what, and what can be done; the clause gives way, the rest does not."""
+    where = short_path(place)
+    if "UTF-8" in clause:
+        hint = "(check unreadable)"
+    else:
+        looked = f"all is in {short_path(report)}" if report else "--check-only reports all of them"
+        hint = f"(check {check}; {looked}, --on {check}=drop leaves them out)"
+    joint = " " if check == "unreadable" else ": "
+    room = MOST - len(where) - len(hint) - len(joint) - 1
+    return f"{where}{joint}{shortened(clause, room)} {hint}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters in one line; its middle gives way, since it ends with
+    what can be done."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    end = (most - 5) * 2 // 3
+    return f"{text[: most - 5 - end]} ... {text[-end:]}"
+
+
+def short_path(text: str) -> str:
+    """A path, with its end alone where it is long."""
+    return text if len(text) <= PATH else f"...{text[-(PATH - 3) :]}"
