@@ -12,11 +12,10 @@ PATH = 90
 def refusal(place: str, clause: str, check: str, report: str = "") -> str:
     """Where a check found what, and what can be done; the clause gives way, the rest does not."""
     where = short_path(place)
-    if "UTF-8" in clause:
-        hint = "(check unreadable)"
-    else:
-        looked = f"all is in {short_path(report)}" if report else "--check-only reports all of them"
-        hint = f"(check {check}; {looked}, --on {check}=drop leaves them out)"
+    looked = f"all is in {short_path(report)}" if report else "--check-only reports all of them"
+    # A clause that says what to do needs no way to do without the rows.
+    drop = "" if "; " in clause else f", --on {check}=drop leaves them out"
+    hint = f"(check {check}; {looked}{drop})"
     joint = " " if check == "unreadable" else ": "
     room = MOST - len(where) - len(hint) - len(joint) - 1
     return f"{where}{joint}{shortened(clause, room)} {hint}"

@@ -129,7 +129,7 @@ class Turns:
             before = self.details.get(number, Detail())
             made = [*json.loads(before.calls or "[]"), *made]
             if detail and detail.learnt != before.learnt:
-                raise unused("weight", "an answer and its calls are learnt together")
+                raise unused("weight", "nothing learns an answer without its calls")
             self.details[number] = before._replace(calls=encoded(made))
             return
         self.append("assistant", "", (detail or Detail())._replace(calls=encoded(made)))
@@ -144,7 +144,7 @@ class Turns:
             if key in LEARNT:
                 learnt = is_learnt(key, value)
                 if learnt and not answers:
-                    raise unused(key, f"it asks to learn a {role} turn")
+                    raise unused(key, f"nothing learns a {role} turn")
                 made = made._replace(learnt=learnt) if answers else made
             elif key in REASONING and answers and isinstance(value, str):
                 made = made._replace(reasoning=value)
@@ -166,7 +166,7 @@ class Turns:
         if key in SOUNDS:
             raise BadRow("modality", f"a turn holds {key}, and no base here hears")
         if key in MEANS or key in REASONING or key in LEARNT or key in ("tool_calls",):
-            raise unused(key, "it stands in a turn where it is not understood")
+            raise unused(key, "nothing reads it in such a turn")
         self.listed.add(key)
 
     def parts(self, content: list[Any]) -> str:
@@ -201,7 +201,7 @@ class Turns:
         return text
 
     def shown(self, kind: str, part: Mapping[str, Any]) -> str:
-        """The tag of a part that shows an image or a video, whose medium is noted if it is named."""
+        """The tag of a part that shows an image or a video; its medium is noted if named."""
         named = next(
             (part[key] for key in (kind, "url", "path", "value") if part.get(key) is not None), None
         )
@@ -241,7 +241,7 @@ def is_learnt(key: str, value: Any) -> bool:
     """Whether a turn with such a weight is learnt; BadRow for a weight between none and all."""
     if value in (0, 1):
         return bool(value)
-    raise unused(key, f"{str(value)[:20]} is neither 0 nor 1, false nor true")
+    raise unused(key, f"nothing reads {str(value)[:20]}, which is neither 0 nor 1")
 
 
 def encoded(made: list[dict[str, Any]]) -> str:

@@ -275,6 +275,8 @@ def single(row: Mapping[str, Any], how: Reading) -> Draft:
             f"columns: {{question: {several[0]}}}",
         )
     answered = first_of(names, row)
+    if key and filled(row.get("tools")) and filled(row.get("answers")):
+        return called(made, row, key)
     asked = written(row[key]) if key else ""
     answer = written(row[answered]) if answered else None
     if asked is None or answer is None or not (key or shows):
@@ -293,6 +295,15 @@ def single(row: Mapping[str, Any], how: Reading) -> Draft:
         made.turns[:0] = [("user", str(pair[0])), ("assistant", str(pair[1]))]
     if history:
         made.used.add("history")
+    return made
+
+
+def called(made: Draft, row: Mapping[str, Any], key: str) -> Draft:
+    """A question whose answers are calls of the row's tools, as xLAM's sets have them."""
+    made.tools = calls.tools(row["tools"])
+    made.turns = [("user", str(row[key])), ("assistant", "")]
+    made.details = {1: Detail(calls=conversations.encoded(calls.Calls().made(row["answers"])))}
+    made.used |= {key, "tools", "answers"}
     return made
 
 

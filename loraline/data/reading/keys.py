@@ -87,10 +87,10 @@ HARMLESS = frozenset(
 )
 """Where a row comes from and what it is like; the answer does not depend on it."""
 
-IN_THE_QUESTION = 'put it into the question: columns: {{question: "{{{key}}}\\n\\n{{{asked}}}"}}'
-CHOOSE = 'put them into the question: columns: {{question: "{{{asked}}}\\n{{{key}}}"}}'
-GOOD_HALF = "`preference: good` in the registry learns the good half"
-TURNS_ONLY = "it is understood in a turn of `messages`, not in a row"
+IN_THE_QUESTION = 'columns: {{question: "{{{key}}}\\n\\n{{{asked}}}"}} asks with it'
+CHOOSE = 'columns: {{question: "{{{asked}}}\\n{{{key}}}"}} asks with it'
+GOOD_HALF = "preference: good learns the good half"
+TURNS_ONLY = "nothing reads it, since it belongs to a turn"
 
 MEANS: dict[str, str] = (
     dict.fromkeys(
@@ -147,7 +147,7 @@ MEANS: dict[str, str] = (
         ],
         TURNS_ONLY,
     )
-    | dict.fromkeys(["tools", "functions"], "tools go with rows of `messages`")
+    | dict.fromkeys(["tools", "functions"], "columns names the turns that call them")
     | dict.fromkeys(
         [
             "objects",
@@ -160,7 +160,7 @@ MEANS: dict[str, str] = (
             "points",
             "keypoints",
         ],
-        "boxes are read from `objects` with `<bbox>` in the text and `boxes:` in the registry",
+        "boxes: pixels reads the boxes of `objects`",
     )
     | dict.fromkeys(
         [
@@ -173,7 +173,7 @@ MEANS: dict[str, str] = (
             "image_path",
             "video_path",
         ],
-        "name the media's column: columns: {{image: {key}}}",
+        "columns: {{image: {key}}} names the media",
     )
 )
 """Keys that carry meaning elsewhere, each with what to do about it."""
@@ -236,8 +236,7 @@ def left_over(
         if name in MEANS:
             raise unused(name, MEANS[name].format(key=name, asked=asked))
         if name in REPEATS and not repeats(value, texts):
-            remedy = "say what it is with `columns`"
-            raise unused(name, remedy)
+            raise unused(name, "columns says what it is")
     return listed
 
 
@@ -253,6 +252,6 @@ def repeats(value: Any, texts: Iterable[str]) -> bool:
 def unused(key: str, remedy: str) -> BadRow:
     return BadRow(
         "unused",
-        f"{key[:40]!r} is filled and would not be used; {remedy}, or leave it out: ignore: "
-        f"[{key[:40]}] in datasets.yaml",
+        f"{key[:40]!r} would not be used; in datasets.yaml, {remedy}, and ignore: [{key[:40]}] "
+        "leaves it out",
     )

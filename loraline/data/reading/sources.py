@@ -217,7 +217,7 @@ def asked_for(flag: str, known: Mapping[str, Entry]) -> Entry:
 
 
 def is_registry(flag: str) -> bool:
-    """Whether a flag names a registry: ours, or LLaMA-Factory's or ms-swift's `dataset_info.json`."""
+    """Whether a flag names a registry: ours, LLaMA-Factory's or ms-swift's."""
     return flag.endswith((".yaml", ".yml")) or posixpath.basename(flag) == registries.FILE
 
 

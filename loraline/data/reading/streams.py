@@ -107,9 +107,10 @@ class Translating(io.RawIOBase):
                 try:
                     content = self.decoder.decode(content, last).encode()
                 except UnicodeDecodeError as error:
+                    byte = error.object[error.start]
                     raise UserError(
-                        f"{self.path} is not {self.encoding}: byte {error.object[error.start]:#04x} "
-                        "cannot be decoded; give another --encoding"
+                        f"{self.path} is not {self.encoding}: byte {byte:#04x} cannot be decoded; "
+                        "give another --encoding"
                     ) from error
                 except UnicodeError as error:
                     raise UserError(f"{self.path} is not {self.encoding}: {error}") from error

@@ -25,7 +25,7 @@ def type_name(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    return TYPES.get(type(value), type(value).__name__)
+    return TYPES.get(type(value), "a text" if isinstance(value, str) else type(value).__name__)
 
 
 def unpacked(value: Any) -> Any:

@@ -130,7 +130,7 @@ def test_only_the_topmost_data_files_are_read(tmp_path: Path, prepare) -> None:
     assert len(kept(prepare(data))) == 3
 
 
-@pytest.mark.parametrize("name", ["more.jsonl.gz", "more.ndjson", "x.tar.gz"])
+@pytest.mark.parametrize("name", ["more.jsonl.xz", "more.xlsx", "x.parquet.gz"])
 def test_files_that_hold_rows_and_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / name).parent.mkdir(exist_ok=True)
