@@ -38,6 +38,9 @@ class Contract(BaseModel):
     boxes: str | None = None
     """Convention of bounding boxes in the training rows, as loraline/data/boxes.py names it."""
 
+    tools: bool = False
+    """Whether training rows call tools, so that the server has to understand calls."""
+
     chat_template: str
     """Jinja template that made the tokens."""
 

@@ -236,6 +236,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             {"source": ", ".join(uris)[:6000], "digest": digest, "version": version}
             | ({"prompt_uri": instruction.uri} if instruction.uri else {})
             | ({"boxes": merged.work.boxes} if merged.work.boxes else {})
+            | ({"tools": "yes"} if merged.tools else {})
         )
         mlflow.log_metrics(dataset.metrics(merged))
         source = CodeDatasetSource(tags={"mlflow.source.name": uris[0]})

@@ -62,6 +62,9 @@ class Dataset:
     unused: Counter[str] = field(default_factory=Counter)
     """Rows in which a column is filled that is not used, by the column."""
 
+    tools: int = 0
+    """Rows with tools, of those that were read whole."""
+
     near_texts: NDArray[Any] | None = None
     near_media: NDArray[Any] | None = None
     """Cluster label of each row's text, and of each image or video."""
@@ -118,6 +121,7 @@ class Counted:
         self.counts: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
+        self.tools = 0
         self.examples: list[dict[str, Any]] = []
 
     def add(self, part: Part, tally: Mapping[str, Any]) -> None:
@@ -134,6 +138,7 @@ class Counted:
         self.counts.update(tally["counts"])
         self.formats.update(tally["formats"])
         self.unused.update(tally["unused"])
+        self.tools += tally["tools"]
 
 
 def read(work: Work, workers: int, *, stop_at_failure: bool) -> Counted:
@@ -181,6 +186,7 @@ def merge(counted: Counted) -> Dataset:
         list(counted.examples),
         counted.rows,
         unused=counted.unused,
+        tools=counted.tools,
     )
     sample(merged)
     assign_splits(merged)

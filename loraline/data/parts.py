@@ -194,6 +194,7 @@ def candidates(
                 tally.counts["sample out"] += 1
                 continue
             made = checked(drafted, number, pick, work, source, fetch, ruler)
+            tally.tools += bool(drafted.tools)
         except LeftOut:
             tally.counts["preference out"] += 1
             continue

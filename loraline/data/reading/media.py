@@ -16,7 +16,7 @@ from typing import Any
 
 from loraline.data import pixels
 from loraline.data.checks import REPAIR, BadRow, Policy
-from loraline.data.reading.formats import Media
+from loraline.data.reading.conversations import Media
 from loraline.errors import UserError
 from loraline.records import Video
 

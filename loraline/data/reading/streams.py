@@ -57,7 +57,7 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
         return
     try:
         with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, packing) as stream:
-            yield io.BufferedReader(Unpacking(stream, path), HEAD)  # type: ignore[arg-type]
+            yield io.BufferedReader(Unpacking(stream, path), HEAD)
     except pa.ArrowException as error:
         raise broken(path, error) from error
 
@@ -186,7 +186,7 @@ def text(path: Path, encoding: str = "") -> Iterator[IO[bytes]]:
         stream: IO[bytes] = file
         if decoded or lines_end_in_cr:
             raw = Translating(file, path, decoded, lines_end_in_cr)
-            stream = io.BufferedReader(raw, HEAD)  # type: ignore[assignment]
+            stream = io.BufferedReader(raw, HEAD)
         if not (hasattr(stream, "peek") and stream.peek(3)[:3] == codecs.BOM_UTF8):
             yield stream
             return

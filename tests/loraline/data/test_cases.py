@@ -39,7 +39,7 @@ REFUSED = {
     "21-csv-utf-16": "is UTF-16; save it as UTF-8",
     "23-content-null-tool-calls": "the base's chat template does not print tools",
     "25-bbox-placeholders-without-boxes": "holds <ref-object>, and the source has no `boxes`",
-    "28-media-in-a-folder-of-their-own": "image 'Kain.png' cannot be read: No such file or directory; "
+    "28-media-in-a-folder-of-their-own": "'Kain.png' cannot be read: No such file or directory; "
     "say where media lie with `media: folder`",
     "31-windows-and-base64-paths": r"cannot be read: .*; write / in its path, not \\",
     "37-csv-gbk": "is not UTF-8; convert it, or name its encoding",
@@ -231,9 +231,8 @@ def test_a_source_is_refused_by_name_in_one_sentence(name: str, prepare, tmp_pat
 @pytest.mark.parametrize("file", ["one.json", "wrapped.json"])
 def test_one_object_over_many_lines_is_read(file: str, prepare, tmp_path: Path) -> None:
     data = CASES / "02-json-one-pretty-object" / file
-    found = kept(prepare(data))
-    assert found
-    assert all("near the river" in record.answer for record in found)
+    found = [record.answer for record in kept(prepare(data))]
+    assert found == ["In the south."] if file == "one.json" else len(found) > 1
 
 
 def test_no_case_is_without_a_test() -> None:
