@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -178,13 +179,13 @@ def draw(name: str, target: Path) -> None:
     elif name.endswith("_f.tif"):
         Image.fromarray(deep).save(target)
     elif ending == ".jpg":
-        first, second = (Image.open(io.BytesIO(picture(n, (96, 64)))) for n in (len(name), 99))
-        first.putpixel((0, 0), tuple(name.encode()[:3]))
+        pair = [picture(crc32(f"{name}{n}".encode()), (96, 64)) for n in range(2)]
+        first, second = (Image.open(io.BytesIO(content)) for content in pair)
         first.save(target, "MPO", save_all=True, append_images=[second])
     elif ending == ".svg":
         target.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     else:
-        image = Image.open(io.BytesIO(picture(sum(name.encode()), (96, 64))))
+        image = Image.open(io.BytesIO(picture(crc32(name.encode()), (96, 64))))
         image.save(target, {".jp2": "JPEG2000"}.get(ending, ending[1:].upper()))
 
 
