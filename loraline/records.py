@@ -61,7 +61,7 @@ class Record:
     tools: str = ""
     """JSON list of the tools that may be called."""
 
-    details: Mapping[int, Detail] = field(default_factory=dict)
+    details: Mapping[int, Detail] = field(default_factory=dict, hash=False)
     """By the number of its turn."""
 
     @property

@@ -33,8 +33,6 @@ def normalised(row: Record) -> str:
 
 def beside(row: Record) -> list[str]:
     """What a row holds beside its texts and media: tools, calls, and which turns are learnt."""
-    if not row.details and not row.tools:
-        return []
     return [row.tools, *(f"{number} {list(detail)}" for number, detail in row.details.items())]
 
 
@@ -62,7 +60,11 @@ def facts_of(
     digests = [
         hashlib.sha256(
             orjson.dumps(
-                [row.record.messages, [sha.hex() for sha, *_ in row.media], *beside(row.record)]
+                [
+                    row.record.messages,
+                    [sha.hex() for sha, *_ in row.media],
+                    *(beside(row.record) if row.record.details or row.record.tools else ()),
+                ]
             )
         ).digest()
         for row in rows
@@ -71,7 +73,12 @@ def facts_of(
     pairs = zip(texts, shas, strict=True)
     keys = [hashlib.sha256(text.encode() + b"\0" + sha).digest() for text, sha in pairs]
     if group_by == "answer":
-        groups = [hashlib.sha256(answer_of(row.record).encode()).digest() for row in rows]
+        groups = [
+            hashlib.sha256(
+                (answer_of(row.record) if row.record.details else row.record.answer).encode()
+            ).digest()
+            for row in rows
+        ]
     elif group_by == "row":
         groups = digests
     else:

@@ -32,6 +32,14 @@ ROLES = {
 }
 """Roles by their names elsewhere; `call` is an answer that is nothing but calls."""
 
+TALK = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+"""Roles of turns that are text and nothing else."""
+
 ACCEPTED = "user, human, assistant, gpt, system, developer, tool, observation, function_call"
 
 PAIRS = (
@@ -50,6 +58,8 @@ MEANS = {"audio", "audios", "images", "image", "videos", "refusal", "loss_scale"
 
 PART_KEYS = {"type", "text", "value", "image", "image_url", "video", "video_url", "url", "path"}
 
+KEYS = ("role", "content")
+
 PLAIN = frozenset({"role", "from", "content", "value"})
 
 Media = str | bytes | Sequence[str]
@@ -61,10 +71,13 @@ class Turns:
 
     def __init__(self, names: Mapping[str, str], images: list[Media], videos: list[Media]) -> None:
         self.images, self.videos = images, videos
-        self.role, self.content = names.get("role"), names.get("content")
-        ours = {theirs: name for name, theirs in names.items() if name not in ("role", "content")}
-        self.roles = ROLES | {theirs: ROLES.get(name, name) for theirs, name in ours.items()}
-        self.plain = PLAIN | {name for name in (self.role, self.content) if name}
+        self.role = self.content = None
+        self.roles, self.plain = ROLES, PLAIN
+        if names:
+            self.role, self.content = names.get("role"), names.get("content")
+            theirs = {names[ours]: ROLES.get(ours, ours) for ours in names if ours not in KEYS}
+            self.roles = ROLES | theirs
+            self.plain = PLAIN.union(filter(None, (self.role, self.content)))
         self.calls = Calls()
         self.format = "messages"
         self.turns: list[tuple[str, str]] = []
@@ -72,6 +85,21 @@ class Turns:
         self.listed: set[str] = set()
         self.shows = False
         """Whether a part shows an image or a video."""
+
+    def read(self, turns: Sequence[Any]) -> None:
+        """Read turns; raises BadRow. Those of nothing but role and text are the most, by far."""
+        plain = self.roles is ROLES
+        for turn in turns:
+            if plain and type(turn) is dict and len(turn) == 2:
+                role, text = turn.get("role"), turn.get("content")
+                if role is None:
+                    role, text = turn.get("from"), turn.get("value")
+                if type(role) is str and type(text) is str and role in TALK:
+                    if not self.turns and "from" in turn:
+                        self.format = "conversations"
+                    self.turns.append((TALK[role], text))
+                    continue
+            self.add(turn)
 
     def add(self, turn: Any) -> None:
         """Read one turn; raises BadRow."""

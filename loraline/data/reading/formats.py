@@ -6,10 +6,11 @@ and the image folders of Hugging Face.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import calls, columns, conversations
@@ -61,6 +62,28 @@ LABELS = ("label", "kto_tag")
 
 IMG = re.compile(r"<img>([^<>\n]+)</img>")
 """How Qwen-VL, the first, names an image in its text."""
+
+
+class Layout(NamedTuple):
+    """Columns that rows with the same keys have, by what they may hold, in our order."""
+
+    cells: tuple[str, ...]
+    conversations: tuple[str, ...]
+    asked: tuple[str, ...]
+    images: tuple[str, ...]
+    videos: tuple[str, ...]
+    systems: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def layout(keys: tuple[Any, ...]) -> Layout:
+    """The columns among some keys; rows of a set mostly have the same."""
+
+    def there(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name in keys)
+
+    names = (JSON_CELLS, CONVERSATIONS, ASKED, IMAGES, VIDEOS, SYSTEMS)
+    return Layout(*map(there, names))
 
 
 class LeftOut(Exception):
@@ -140,17 +163,19 @@ def draft(raw: Any, how: Reading) -> Draft:
     if how.ignore:
         replaced += [key for key in how.ignore if filled(row.get(key))]
         row = {key: value for key, value in row.items() if key not in how.ignore}
-    for key in JSON_CELLS:
-        if isinstance(row.get(key), str):
+    has = layout(tuple(row))
+    for key in has.cells:
+        if isinstance(row[key], str):
             parsed = unpacked(row[key])
             if parsed is not row[key] and is_structure(key, parsed):
                 row = {**row, key: parsed}
     good = how.preference == "good"
     if good:
         row = good_half(row)
-    made = conversation(row, how) or single(row, how)
-    for key in SYSTEMS:
-        if filled(row.get(key)) and isinstance(row[key], str):
+        has = layout(tuple(row))
+    made = conversation(row, has, how) or single(row, has, how)
+    for key in has.systems:
+        if isinstance(row[key], str) and row[key]:
             if made.turns[0][0] != "system":
                 made.used.add(key)
                 insert_system(made, row[key])
@@ -164,19 +189,18 @@ def draft(raw: Any, how: Reading) -> Draft:
             raise BadRow("format", f"column {how.group_by!r} of --group-by is missing")
         made.group = str(group)
         made.used.add(how.group_by)
-    if isinstance(row.get("objects"), dict):
+    if "objects" in row and isinstance(row["objects"], dict):
         made.objects = row["objects"]
         made.used.add("objects")
-    if isinstance(raw.get("tokens"), int):
-        made.used.add("tokens")
     made.used |= sources
     if good:
         made.listed += [key for key in (*REJECTED, *LABELS) if filled(row.get(key))]
         made.used.update(REJECTED, LABELS)
-    if row.keys() - made.used:
-        asked = next((key for key in ASKED if key in made.used), "question")
-        made.listed += left_over(row, made.used, [text for _, text in made.turns], asked)
-    made.listed += replaced
+    if left := row.keys() - made.used:
+        keys = sorted(left, key=str) if len(left) > 1 else left
+        made.listed += left_over(row, keys, made.turns, has.asked[:1])
+    if replaced:
+        made.listed += replaced
     return made
 
 
@@ -221,10 +245,10 @@ def turns_of(row: Mapping[str, Any]) -> list[Any] | None:
     return None
 
 
-def conversation(row: Mapping[str, Any], how: Reading) -> Draft | None:
+def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
     """A row that holds its turns as a list."""
-    for key in CONVERSATIONS:
-        turns = row.get(key)
+    for key in has.conversations:
+        turns = row[key]
         if isinstance(turns, list):
             if not turns:
                 raise BadRow("format", f"{key} holds no turns")
@@ -239,31 +263,32 @@ def conversation(row: Mapping[str, Any], how: Reading) -> Draft | None:
         else:
             return None
     made = Draft("messages", [], used=used)
-    take_media(made, row)
+    take_media(made, row, has)
     for key in ("tools", "functions"):
-        if filled(row.get(key)):
+        if key in row and filled(row[key]):
             made.tools = calls.tools(row[key])
             used.add(key)
             break
     read = conversations.Turns(how.turns, made.images, made.videos)
-    for turn in turns:
-        read.add(turn)
+    read.read(turns)
     made.format, made.turns, made.details = read.format, read.turns, read.details
     made.shows = read.shows
-    made.listed += [f"{next(iter(used))}[].{key}" for key in sorted(read.listed)]
+    if read.listed:
+        made.listed += [f"{next(iter(used))}[].{key}" for key in sorted(read.listed)]
     if how.learn == "last":
         read.learn_last()
-    read.end_with_the_last_learnt()
+    if made.details:
+        read.end_with_the_last_learnt()
     if not made.turns:
         raise BadRow("format", "messages holds no turns with text")
     return made
 
 
-def single(row: Mapping[str, Any], how: Reading) -> Draft:
+def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     """A row of one question or one instruction for its media, and the answer."""
     made = Draft("pairs", [])
-    take_media(made, row)
-    key = first_of(ASKED, row)
+    take_media(made, row, has)
+    key = first_of(has.asked, row)
     if key:
         made.format = QUESTIONS.get(key, "question_answer")
     shows = bool(made.images or made.videos)
@@ -275,17 +300,17 @@ def single(row: Mapping[str, Any], how: Reading) -> Draft:
             f"columns: {{question: {several[0]}}}",
         )
     answered = first_of(names, row)
-    if key and filled(row.get("tools")) and filled(row.get("answers")):
+    if key and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
         return called(made, row, key)
     asked = written(row[key]) if key else ""
     answer = written(row[answered]) if answered else None
     if asked is None or answer is None or not (key or shows):
         raise expected(row, made.format if key or shows else None, key, answered)
-    made.used |= {name for name in (key, answered) if name}
+    made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
     if answered and not isinstance(row[answered], str):
         made.number = f"{answered} is {type_name(row[answered])}, expected text"
-    if made.format in ("alpaca", "prompt_completion") and filled(row.get("input")):
-        asked = f"{asked}\n{written(row['input'])}" if asked else written(row["input"]) or ""
+    if (more := row.get("input")) and made.format in ("alpaca", "prompt_completion"):
+        asked = f"{asked}\n{written(more)}" if asked else written(more) or ""
         made.used.add("input")
     made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
     history = row.get("history") or []
@@ -340,8 +365,14 @@ def expected(
 
 def first_of(names: Sequence[str], row: Mapping[str, Any]) -> str | None:
     """The first of some columns that a row has, a filled one before an empty text."""
-    there = [name for name in names if row.get(name) is not None]
-    return next((name for name in there if filled(row[name])), there[0] if there else None)
+    second = None
+    for name in names:
+        value = row.get(name)
+        if value is not None:
+            if value != "":
+                return name
+            second = second or name
+    return second
 
 
 def insert_system(made: Draft, text: str) -> None:
@@ -366,11 +397,13 @@ def images_in_text(made: Draft) -> None:
             made.turns[number] = (role, IMG.sub(IMAGE, text))
 
 
-def take_media(made: Draft, row: Mapping[str, Any]) -> None:
+def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
     """Media of a row's columns, one or several, into its draft."""
-    for names, media in ((IMAGES, made.images), (VIDEOS, made.videos)):
+    if not has.images and not has.videos:
+        return
+    for names, media in ((has.images, made.images), (has.videos, made.videos)):
         for name in names:
-            found = row.get(name)
+            found = row[name]
             if not filled(found):
                 continue
             found = unpacked(found) if isinstance(found, str) and found[0] == "[" else found

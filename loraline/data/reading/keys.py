@@ -6,7 +6,7 @@ A key is used by the row's format, or listed in the report as not used, or refus
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from loraline.data.checks import BadRow
@@ -213,17 +213,20 @@ def filled(value: Any) -> bool:
 
 
 def left_over(
-    row: Mapping[str, Any], used: Iterable[str], texts: Iterable[str], asked: str
+    row: Mapping[str, Any],
+    keys: Iterable[str],
+    turns: Sequence[tuple[str, str]],
+    asked: Sequence[str],
 ) -> list[str]:
-    """Keys of a row that are filled and not used, for the report.
+    """Those of some keys of a row that are filled, for the report: the row's format has no use.
 
     Raises BadRow of the check `unused` for one that carries meaning elsewhere, and of `modality`
-    for sounds. `texts` are the turns; `asked` is the column of the question.
+    for sounds. `asked` is the column of the question, if there is one.
     """
     listed = []
-    for key in row.keys() - used:
+    for key in keys:
         value = row[key]
-        if not filled(value):
+        if value is None or value == "" or not filled(value):
             continue
         name = str(key)
         listed.append(name)
@@ -234,13 +237,13 @@ def left_over(
         if name in SWITCHES and value in (1, True):
             continue
         if name in MEANS:
-            raise unused(name, MEANS[name].format(key=name, asked=asked))
-        if name in REPEATS and not repeats(value, texts):
+            raise unused(name, MEANS[name].format(key=name, asked=[*asked, "question"][0]))
+        if name in REPEATS and not repeats(value, [text for _, text in turns]):
             raise unused(name, "columns says what it is")
     return listed
 
 
-def repeats(value: Any, texts: Iterable[str]) -> bool:
+def repeats(value: Any, texts: Sequence[str]) -> bool:
     """Whether a text says nothing that the turns do not say, or is all of them written out."""
     turns = [text.strip() for text in texts]
     if not isinstance(value, str):

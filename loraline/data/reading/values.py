@@ -30,7 +30,7 @@ def type_name(value: Any) -> str:
 
 def unpacked(value: Any) -> Any:
     """JSON in a text as what it says; every other value as it is."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+    if isinstance(value, str) and value[:100].lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except ValueError:
