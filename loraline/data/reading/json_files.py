@@ -159,6 +159,8 @@ def streamed(path: Path, prefix: str, row_bytes: int, encoding: str) -> Iterator
 def complaint(error: Exception) -> str:
     """What a parser says in short, without its excerpt of the file."""
     said = " ".join(str(error).split()).partition("(right here)")[0]
+    if "UTF8" in said or "utf-8" in said:
+        return ", nor UTF-8; name its encoding with --encoding"
     known = (
         "invalid char",
         "premature EOF",
@@ -167,7 +169,7 @@ def complaint(error: Exception) -> str:
         "lexical error",
     )
     word = next((word for word in known if word in said), "")
-    return f": {word}" if word else ""
+    return (f": {word}" if word else "") + " (JSON5's comments and bare keys are not read)"
 
 
 def objects(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
@@ -186,13 +188,15 @@ def objects(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
     if one_a_line:
         yield from whole_lines(path, None, row_bytes, encoding)
     else:
-        yield from one_object(path, row_bytes, encoding, parsed)
+        ends_a_row = not isinstance(first, BadRow) and first.rstrip().endswith(b"}")
+        yield from one_object(path, row_bytes, encoding, ends_a_row)
 
 
-def one_object(path: Path, row_bytes: int, encoding: str, first: Any) -> Iterator[Any]:
+def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> Iterator[Any]:
     """The row of a file that is one object, the rows that are under its one key, or a refusal.
 
-    Raises UserError for an object whose keys are names of rows.
+    `ends_a_row` says that the file's first line ends as an object does. Raises UserError for an
+    object whose keys are names of rows.
     """
     import ijson
 
@@ -211,7 +215,7 @@ def one_object(path: Path, row_bytes: int, encoding: str, first: Any) -> Iterato
                     depth -= 1
                     documents += depth == 0
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            if isinstance(first, BadRow) and first.check == "unreadable":
+            if ends_a_row:
                 # More lines may be whole: the one that is not is counted.
                 yield from whole_lines(path, None, row_bytes, encoding)
                 return
