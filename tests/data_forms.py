@@ -228,7 +228,7 @@ FORMS = [
         "LLaMA-Factory",
         "preference pairs",
         {"instruction": Q, "input": "", "chosen": A, "rejected": "On the moon."},
-        told="expected strings instruction and output",
+        told="'chosen' would not be used",
     ),
     text_form(
         "LLaMA-Factory",

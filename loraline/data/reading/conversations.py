@@ -69,8 +69,14 @@ Media = str | bytes | Sequence[str]
 class Turns:
     """Turns read one by one; media that are named in parts go to the draft's lists."""
 
-    def __init__(self, names: Mapping[str, str], images: list[Media], videos: list[Media]) -> None:
-        self.images, self.videos = images, videos
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        ignore: Sequence[str],
+        images: list[Media],
+        videos: list[Media],
+    ) -> None:
+        self.images, self.videos, self.ignore = images, videos, ignore
         self.role = self.content = None
         self.roles, self.plain = ROLES, PLAIN
         if names:
@@ -169,7 +175,9 @@ class Turns:
         for key, value in turn.items():
             if key in self.plain or value is None or value == [] or value == "":
                 continue
-            if key in LEARNT:
+            if key in self.ignore:
+                self.listed.add(str(key))
+            elif key in LEARNT:
                 learnt = is_learnt(key, value)
                 if learnt and not answers:
                     raise unused(key, f"nothing learns a {role} turn")
@@ -190,6 +198,9 @@ class Turns:
     def leave(self, key: str, value: Any) -> None:
         """Note a key of a turn that is not used; BadRow where it carries meaning elsewhere."""
         if not filled(value):
+            return
+        if key in self.ignore:
+            self.listed.add(key)
             return
         if key in SOUNDS:
             raise BadRow("modality", f"a turn holds {key}, and no base here hears")

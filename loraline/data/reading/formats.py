@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from loraline.data.checks import BadRow
 from loraline.data.reading import calls, columns, conversations
 from loraline.data.reading.conversations import Media, medium
-from loraline.data.reading.keys import filled, left_over
+from loraline.data.reading.keys import GOOD_HALF, filled, left_over, unused
 from loraline.data.reading.values import type_name, unpacked, written
 from loraline.errors import UserError
 from loraline.records import IMAGE, TAGS, VIDEO, Detail
@@ -42,6 +42,7 @@ ANSWERS = {
 IMAGES = ("images", "image", "file_name")
 VIDEOS = ("videos", "video")
 SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
 
 JSON_CELLS = (*CONVERSATIONS, "chosen", "rejected", "prompt", "completion", "history", "objects")
 """Columns whose text may be JSON, as a CSV file holds lists."""
@@ -73,6 +74,7 @@ class Layout(NamedTuple):
     images: tuple[str, ...]
     videos: tuple[str, ...]
     systems: tuple[str, ...]
+    tools: tuple[str, ...]
 
 
 @functools.lru_cache(maxsize=256)
@@ -82,7 +84,7 @@ def layout(keys: tuple[Any, ...]) -> Layout:
     def there(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in names if name in keys)
 
-    names = (JSON_CELLS, CONVERSATIONS, ASKED, IMAGES, VIDEOS, SYSTEMS)
+    names = (JSON_CELLS, CONVERSATIONS, ASKED, IMAGES, VIDEOS, SYSTEMS, TOOLS)
     return Layout(*map(there, names))
 
 
@@ -189,6 +191,10 @@ def draft(raw: Any, how: Reading) -> Draft:
             raise BadRow("format", f"column {how.group_by!r} of --group-by is missing")
         made.group = str(group)
         made.used.add(how.group_by)
+    for key in has.tools:
+        if filled(row[key]) and not made.tools:
+            made.tools = calls.tools(row[key])
+            made.used.add(key)
     if "objects" in row and isinstance(row["objects"], dict):
         made.objects = row["objects"]
         made.used.add("objects")
@@ -264,12 +270,7 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
             return None
     made = Draft("messages", [], used=used)
     take_media(made, row, has)
-    for key in ("tools", "functions"):
-        if key in row and filled(row[key]):
-            made.tools = calls.tools(row[key])
-            used.add(key)
-            break
-    read = conversations.Turns(how.turns, made.images, made.videos)
+    read = conversations.Turns(how.turns, how.ignore, made.images, made.videos)
     read.read(turns)
     made.format, made.turns, made.details = read.format, read.turns, read.details
     made.shows = read.shows
@@ -325,10 +326,9 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
 
 def called(made: Draft, row: Mapping[str, Any], key: str) -> Draft:
     """A question whose answers are calls of the row's tools, as xLAM's sets have them."""
-    made.tools = calls.tools(row["tools"])
     made.turns = [("user", str(row[key])), ("assistant", "")]
     made.details = {1: Detail(calls=conversations.encoded(calls.Calls().made(row["answers"])))}
-    made.used |= {key, "tools", "answers"}
+    made.used |= {key, "answers"}
     return made
 
 
@@ -353,6 +353,8 @@ def expected(
     for column in (key, answered):
         if column and filled(row[column]) and written(row[column]) is None:
             return BadRow("format", f"{column} is {type_name(row[column])}, expected text")
+    if filled(row.get("chosen")):
+        return unused("chosen", GOOD_HALF)
     names = [str(column)[:30] for column in row if filled(row[column])]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     formats = FORMATS[name] if name else "; ".join(FORMATS.values())

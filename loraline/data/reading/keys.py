@@ -147,7 +147,6 @@ MEANS: dict[str, str] = (
         ],
         TURNS_ONLY,
     )
-    | dict.fromkeys(["tools", "functions"], "columns names the turns that call them")
     | dict.fromkeys(
         [
             "objects",
