@@ -7,13 +7,14 @@ and pixel limits, so what was trained is what is measured.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import UserError
-from loraline.records import Record
+from loraline.records import Detail, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -177,6 +178,8 @@ class Encoder:
         prompt = self._render(messages, add_generation_prompt=True, tools=tools)
         whole = self._render([*messages, record.answer_turn()], tools=tools)
         tail = whole.removeprefix(prompt)
+        if (record.tools or record.details) and (name := left_out(record, prompt, tail)):
+            raise UserError(f"the base's chat template does not print {name}")
         answer = self.tokenizer(self.without_prefix(tail), add_special_tokens=False).input_ids
         if tail == whole or self.end not in answer:
             raise UserError(
@@ -227,6 +230,32 @@ class Encoder:
     def pixels(self, images: Iterable[bytes]) -> dict[str, Tensor]:
         """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
         return dict(self.processor.image_processor(opened(images), return_tensors="pt"))
+
+
+def left_out(record: Record, prompt: str, tail: str) -> str | None:
+    """What of a row's tools and answer a chat template did not print; None if nothing.
+
+    `tail` is the answer with all that stands around it. Spaces may differ.
+    """
+    prompt, tail = squeezed(prompt), squeezed(tail)
+    detail = record.details.get(len(record.messages) - 1, Detail())
+    names = [tool["function"]["name"] for tool in record.tool_list() or ()]
+    if not all(name in prompt for name in names):
+        return "tools"
+    if squeezed(record.answer) not in tail:
+        return "text beside calls"
+    if squeezed(detail.reasoning) not in tail:
+        return "reasoning_content"
+    called = [call["function"]["name"] for call in json.loads(detail.calls or "[]")]
+    if not all(name in tail for name in called):
+        return "tool_calls"
+    results = [squeezed(text) for role, text in record.messages[:-1] if role == "tool"]
+    return None if all(text in prompt for text in results) else "results of tools"
+
+
+def squeezed(text: str) -> str:
+    """A text without its spaces."""
+    return "".join(text.split())
 
 
 def opened(images: Iterable[bytes]) -> list[Image]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from loraline.data import boxes, pixels
 from loraline.data.checks import BadRow
 from loraline.data.facts import answer_of
 from loraline.errors import UserError
-from loraline.records import TAGS, Detail, Record
+from loraline.records import TAGS, Record
 
 if TYPE_CHECKING:
     from loraline.profiles import Profile
@@ -169,6 +168,8 @@ class Exact:
         Tools, and of every answer that is learnt its text, its reasoning and its calls, must stand
         in what the template prints for it. It may refuse a row, too.
         """
+        from loraline.base import encoding
+
         for turn in row.learnt():
             asked = row.until(turn) if turn < len(row.messages) - 1 else row
             try:
@@ -177,7 +178,7 @@ class Exact:
                 raise BadRow(
                     "unused", f"the base's chat template refuses it: {short(error)}"
                 ) from None
-            if name := left_out(asked, prompt, tail):
+            if name := encoding.left_out(asked, prompt, tail):
                 raise BadRow("unused", f"the base's chat template does not print {name}")
 
     def to_the_end(self, tail: str) -> str:
@@ -225,23 +226,6 @@ class Exact:
     def _image(self, size: Size) -> int:
         processor: Any = self.encoder.processor.image_processor
         return int(processor.get_number_of_image_patches(*size)) // processor.merge_size**2
-
-
-def left_out(row: Record, prompt: str, tail: str) -> str | None:
-    """What of a row's tools and answer a template did not print; None if nothing."""
-    detail = row.details.get(len(row.messages) - 1, Detail())
-    names = [tool["function"]["name"] for tool in row.tool_list() or ()]
-    if not all(name in prompt for name in names):
-        return "tools"
-    if row.answer.strip() not in tail:
-        return "text beside calls"
-    if detail.reasoning.strip() not in tail:
-        return "reasoning_content"
-    called = [call["function"]["name"] for call in json.loads(detail.calls or "[]")]
-    if not all(name in tail for name in called):
-        return "tool_calls"
-    results = [text for role, text in row.messages if role == "tool"]
-    return None if all(text.strip() in prompt for text in results) else "results of tools"
 
 
 def short(error: Exception) -> str:

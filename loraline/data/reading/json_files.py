@@ -96,8 +96,7 @@ def parse(line: bytes) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        said = error.msg.partition(":")[0]
-        return BadRow("unreadable", f"is not valid JSON: {said} at column {error.colno}")
+        return BadRow("unreadable", f"is not valid JSON: {error.msg} at column {error.colno}")
     except UnicodeDecodeError:
         return BadRow("unreadable", NOT_UTF8)
     except RecursionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from loraline.data.checks import BadRow
@@ -14,7 +15,7 @@ def written(value: Any) -> str | None:
     """A text, number or truth value as JSON writes it, a text without quotes; else None."""
     if isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
     return None
 
