@@ -14,7 +14,7 @@ from loraline.data.checks import CHECKS, DROP, FAIL
 from loraline.data.facts import FLAGS, join
 from loraline.data.parts import run
 from loraline.data.reading import streams
-from loraline.data.sentences import MOST, refusal, short_path, shortened
+from loraline.data.sentences import MOST, brief, refusal, short_path, shortened
 from loraline.data.words import MIX, scattered
 from loraline.data.work import EXAMPLES, Part, Work
 from loraline.errors import UserError
@@ -141,6 +141,7 @@ class Counted:
         self.tools += tally["tools"]
 
 
+@brief()
 def read(work: Work, workers: int, *, stop_at_failure: bool) -> Counted:
     """Read and check all parts; a UserError at the first row that a check fails, if asked to."""
     counted = Counted(work)

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loraline.errors import UserError
+
 MOST = 300
 """Characters of a sentence."""
 
 PATH = 90
 """Characters of a path from which its begin is left out."""
+
+
+@contextmanager
+def brief() -> Iterator[None]:
+    """What is refused inside is said in a sentence that is not too long, whatever the file."""
+    try:
+        yield
+    except UserError as error:
+        if len(str(error)) <= MOST:
+            raise
+        raise UserError(shortened(str(error), MOST)) from error
 
 
 def refusal(place: str, clause: str, check: str, report: str = "") -> str:

@@ -20,6 +20,7 @@ from loraline.data.checks import Policy
 from loraline.data.lengths import rows
 from loraline.data.reading import sources
 from loraline.data.reading.media import Limits
+from loraline.data.sentences import brief
 from loraline.data.work import Work
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.tracking import prompts, tags
@@ -94,6 +95,7 @@ def folder(request: Request, recipe: Profile) -> Iterator[Path]:
         lock.release()
 
 
+@brief()
 def plan(
     request: Request, recipe: Profile, client: MlflowClient | None, place: Path
 ) -> tuple[Work, Prompt]:

@@ -306,7 +306,8 @@ def load_image(
 def type_not_read(content: bytes) -> str | None:
     """The name of a type of picture that is not read, by its first bytes."""
     for begin, name in NOT_READ.items():
-        if content.startswith(begin) and (len(begin) > 2 or content[2:3].isspace()):
+        of_two = begin.startswith(b"P") and len(begin) == 2
+        if content.startswith(begin) and (not of_two or content[2:3].isspace()):
             return name
     if content[4:8] == b"ftyp":
         return BRANDS.get(content[8:12], "a video")

@@ -15,10 +15,10 @@ from zlib import crc32
 
 import numpy as np
 import pytest
-from made_data import kept, picture
+from made_data import kept, picture, write_lines
 from PIL import Image
 
-from loraline.data import dataset
+from loraline.data import dataset, report
 from loraline.data.dataset import Dataset
 from loraline.errors import UserError
 from loraline.records import Record
@@ -273,3 +273,39 @@ def test_the_good_half_of_labelled_rows_is_learnt_when_asked(prepare, tmp_path: 
     merged = prepare(registry)
     assert all(record.answer.endswith("near the river.") for record in kept(merged))
     assert merged.counts["preference out"] > 0
+
+
+def test_the_report_lists_the_columns_that_are_not_used(prepare, tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": f"{n}", "mood": "calm"} for n in range(20)]
+    rows[0]["mood"] = ""
+    merged = prepare(write_lines(tmp_path / "rows.jsonl", rows))
+    assert merged.unused == {"mood": 19}
+    report.write(merged, tmp_path / "report")
+    assert "| mood | 19 | 95.0 % |" in (tmp_path / "report" / "report.md").read_text()
+    assert "<td>mood</td>" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_sentence_is_short_whatever_the_file_is_called(prepare, tmp_path: Path) -> None:
+    folder = tmp_path / ("a folder with a long name " * 5).strip() / ("and another " * 9).strip()
+    folder.mkdir(parents=True)
+    (folder / "by_id.json").write_text(json.dumps({f"town {n}" * 9: {"a": n} for n in range(9)}))
+    with pytest.raises(UserError, match="write its values as a JSON array") as error:
+        prepare(folder)
+    assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("window", [None, [0, 4095]])
+def test_deep_pictures_are_scaled_by_their_range_or_by_the_window(
+    window: list[int] | None, prepare, tmp_path: Path
+) -> None:
+    values = np.full((30, 40), 1000, np.uint16)
+    values[:15] = 2000
+    (tmp_path / "data").mkdir()
+    Image.fromarray(values).save(tmp_path / "data" / "a.png")
+    write_lines(
+        tmp_path / "data" / "rows.jsonl", [{"image": "a.png", "question": "?", "answer": "!"}]
+    )
+    registry = tmp_path / "datasets.yaml"
+    registry.write_text(f"scans: {{uri: data{f', window: {window}' if window else ''}}}\n")
+    ((image,),) = map(pictures, kept(prepare(registry, modality="vision")))
+    assert image.getextrema()[0] == ((62, 125) if window else (0, 255))
