@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loraline.base.encoding import Encoder
+from loraline.contract import Contract
 from loraline.data.checks import BadRow
 from loraline.data.lengths.rows import Exact
 from loraline.data.reading import formats
@@ -18,6 +19,7 @@ from loraline.data.reading.formats import Reading
 from loraline.evaluation import calls
 from loraline.profiles import Profile
 from loraline.records import Detail, Record
+from loraline.serving.arguments import Adapter, arguments
 
 BASE = Path(__file__).parents[3] / "test_data/text/base"
 TRL = Path(next(iter(find_spec("trl").submodule_search_locations)), "chat_templates")
@@ -184,3 +186,48 @@ def test_the_server_is_asked_with_the_tools() -> None:
     called = body["messages"][2]["tool_calls"][0]["function"]
     assert json.loads(called["arguments"]) == CALL["arguments"]
     assert body["messages"][3]["tool_call_id"] == "abc123def"
+
+
+CONTRACT = Contract(
+    base="owner/name",
+    base_revision="0" * 40,
+    modality="text",
+    prompt="{question}",
+    architecture="Qwen2ForCausalLM",
+    chat_template="{{ messages }}",
+    min_pixels=None,
+    max_pixels=None,
+    max_length=512,
+    max_new_tokens=64,
+    dtype="bfloat16",
+    r=8,
+    lora_alpha=8,
+    target_modules=("q_proj",),
+    trains_vision=False,
+    adapter_sha256="0" * 64,
+)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parser"),
+    [
+        ("Qwen2ForCausalLM", "hermes"),
+        ("MistralForCausalLM", "mistral"),
+        ("LlamaForCausalLM", "llama3_json"),
+    ],
+)
+def test_a_server_of_an_adapter_that_calls_tools_parses_calls(
+    architecture: str, parser: str
+) -> None:
+    adapter = Adapter("a", "/models/a", 8)
+    agreed = CONTRACT.model_copy(update={"tools": True, "architecture": architecture})
+    args = arguments(agreed, [adapter])
+    assert args[args.index("--tool-call-parser") + 1] == parser
+    assert "--enable-auto-tool-choice" in args
+    assert "--tool-call-parser" not in arguments(CONTRACT, [adapter])
+
+
+def test_a_contract_without_tools_is_that_of_earlier_releases() -> None:
+    assert "tools" not in CONTRACT.model_dump_json()
+    agreed = CONTRACT.model_copy(update={"tools": True})
+    assert Contract.model_validate_json(agreed.model_dump_json()) == agreed
