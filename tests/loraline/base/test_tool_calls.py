@@ -219,7 +219,7 @@ CONTRACT = Contract(
 def test_a_server_of_an_adapter_that_calls_tools_parses_calls(
     architecture: str, parser: str
 ) -> None:
-    adapter = Adapter("a", "/models/a", 8)
+    adapter = Adapter("a", "models:/a/1", "/models/a", "0" * 64, 8)
     agreed = CONTRACT.model_copy(update={"tools": True, "architecture": architecture})
     args = arguments(agreed, [adapter])
     assert args[args.index("--tool-call-parser") + 1] == parser
