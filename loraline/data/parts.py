@@ -20,7 +20,7 @@ from loraline.data.checks import DROP, FAIL, REPAIR, BadRow
 from loraline.data.duplicates import signatures
 from loraline.data.facts import facts_of, join, normalised
 from loraline.data.lengths.rows import Lengths, lengths
-from loraline.data.reading import formats, media, readers, streams
+from loraline.data.reading import formats, images, media, readers, streams, videos
 from loraline.data.reading.formats import Draft, LeftOut, Reading
 from loraline.data.reading.sources import Source
 from loraline.data.work import Candidate, Part, Tally, Work
@@ -242,27 +242,27 @@ def checked(
                     raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
                 found.append("special_tokens")
     facts: list[tuple[bytes, int, int, int]] = []
-    images: list[bytes] = []
-    videos: list[Video] = []
+    shown: list[bytes] = []
+    clips: list[Video] = []
     for medium in drafted.images:
         if not isinstance(medium, str | bytes):
             raise BadRow("format", "an image is a list")
-        picture = media.load_image(medium, fetch, work.limits, actions, found, source.entry.window)
-        images.append(picture.content)
+        picture = images.load_image(medium, fetch, work.limits, actions, found, source.entry.window)
+        shown.append(picture.content)
         facts.append((picture.source, picture.near, picture.height, picture.width))
     for medium in drafted.videos:
-        clip = media.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
-        videos.append(clip.video)
+        clip = videos.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
+        clips.append(clip.video)
         facts.append((clip.source, clip.near, clip.height, clip.width))
     if work.boxes and source.entry.boxes:
-        sizes = [(height, width) for _, _, height, width in facts[: len(images)]]
+        sizes = [(height, width) for _, _, height, width in facts[: len(shown)]]
         turns = boxes.convert(
             turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
         )
     else:
-        boxes.refuse_places(turns if images else [], drafted.objects)
+        boxes.refuse_places(turns if shown else [], drafted.objects)
     record = Record(
-        tuple(turns), tuple(images), tuple(videos), drafted.tools, details=drafted.details
+        tuple(turns), tuple(shown), tuple(clips), drafted.tools, details=drafted.details
     )
     if drafted.details or drafted.tools:
         ruler.check_rendered(record)

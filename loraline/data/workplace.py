@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from loraline.data import boxes, parts
 from loraline.data.checks import Policy
 from loraline.data.lengths import rows
-from loraline.data.reading import sources
+from loraline.data.reading import entries, sources
 from loraline.data.reading.media import Limits
 from loraline.data.sentences import brief
 from loraline.data.work import Work
@@ -104,7 +104,7 @@ def plan(
         sources.locate(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
-        for entry in sources.entries(request.data, request.encoding)
+        for entry in entries.entries(request.data, request.encoding)
     )
     beside = next(filter(None, (source.prompt_file() for source in found)), None)
     prompt = prompts.resolve(request.prompt, beside, client)

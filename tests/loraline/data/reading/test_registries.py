@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_data import kept, write_lines
 
-from loraline.data.reading.sources import entries
+from loraline.data.reading.entries import entries
 from loraline.errors import UserError
 
 TALK = [{"who": "ask", "says": "Where?"}, {"who": "reply", "says": "Here."}]
