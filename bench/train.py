@@ -418,7 +418,7 @@ def run_arm(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> 
 
     from loraline.training import launch
 
-    launch.take_gpu()
+    launch.join()
     torch.cuda.reset_peak_memory_stats()
     if arm == "trl":
         made, clock = run_trl(task, base, steps, rows_per_step)

@@ -54,11 +54,17 @@ class Contract(BaseModel):
     max_pixels: int | None
     """Limits of an image in pixels after resizing; null for text."""
 
+    max_images: int = 1
+    """Most images of a row; a server takes no more in a request."""
+
     max_length: int
     """Longest training row in tokens, answer included."""
 
     max_new_tokens: int
     """Longest answer in tokens."""
+
+    max_positions: int | None = None
+    """Positions that the base has, if its config says so."""
 
     dtype: Literal["bfloat16", "float16", "float32"]
     """Precision of the base in evaluation and serving."""
@@ -90,11 +96,23 @@ class Contract(BaseModel):
         """Whether the base is a folder rather than a hub model."""
         return self.base_revision.startswith("sha256:")
 
+    def is_served_as(self, other: Contract) -> bool:
+        """Whether another contract is about the same weights, served in the same way.
+
+        Where the base lies and under which name the prompt is kept make no difference.
+        """
+        apart = {"base", "prompt_uri"}
+        return self.model_dump(exclude=apart) == other.model_dump(exclude=apart)
+
     @property
     def max_model_len(self) -> int:
-        """Room for the longest training row and an answer, in tokens, in steps of 256."""
+        """Room for the longest training row and an answer, in tokens, in steps of 256.
+
+        No more than the base has positions, where row and answer fit in those.
+        """
         tokens = self.max_length + self.max_new_tokens
-        return max(512, -(-tokens // 256) * 256)
+        room = max(512, -(-tokens // 256) * 256)
+        return max(tokens, min(room, self.max_positions or room))
 
 
 def write(contract: Contract, adapter: Path) -> None:

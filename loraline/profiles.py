@@ -64,7 +64,7 @@ class Gate(Strict):
     """Metric of the two gains below, which are positive where the candidate is better."""
 
     min_gain_over_base: float | None = 0.0
-    """Lower end of the paired interval of the gain over the base must be at least this."""
+    """Lower end of the paired interval of the gain over the base must be above this."""
 
     min_gain_over_champion: float | None = 0.0
     """Lower end of the paired interval of the gain over the champion must be above this."""

@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from runner.containers import Stop
-from runner.reader import Values
+from runner.language import Values
 
 
 class Answers:

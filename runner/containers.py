@@ -9,12 +9,15 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from runner.reader import OUT_DIR, Container, Output, Values, listed
-from runner.references import substitute
+from runner.language import OUT_DIR, Container, Output, Values
+from runner.references import NodeError, substitute
+from runner.values import decoded
 
 GRACE = 30
 """Seconds between SIGTERM and SIGKILL, as in Kubernetes."""
@@ -22,22 +25,51 @@ GRACE = 30
 PROGRESS = ".progress"
 """File in the node's folder in which a step may write `done/total`, as Argo reads it."""
 
+LATE = "Pod was active on the node longer than the specified deadline"
+NOT_STARTED = 64
+"""Exit code of Argo's executor where it cannot start the program, or not read an output."""
 
-LATE = "ran longer than "
+LONGEST_ARGUMENT = 131_071
+"""Bytes; a longer argument reaches the program on Argo as the name of a file."""
+
+LARGEST_OUTPUTS = 2_097_152 - 1024
+"""Bytes of a pod's outputs that fit into Argo's message about them, beside what else is in it."""
 
 
-@dataclass
 class Stop:
-    """Tells running containers to end: why, and whether there is no more patience."""
+    """Tells whoever runs or waits to end: why, and whether there is no more patience."""
 
-    event: asyncio.Event
-    why: str = ""
-    at_once: bool = False
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.why = ""
+        self.at_once = False
 
     def ask(self, why: str) -> None:
         self.at_once = self.event.is_set()
         self.why = self.why or why
         self.event.set()
+
+    def clear(self) -> None:
+        self.event.clear()
+        self.why = ""
+
+    @property
+    def asked(self) -> bool:
+        return self.event.is_set()
+
+    async def unless_asked(
+        self, waiting: Coroutine[Any, Any, Any], seconds: float | None = None
+    ) -> bool:
+        """Whether a wait came to its end, and neither the stop nor the time before it."""
+        wait = asyncio.ensure_future(waiting)
+        stop = asyncio.ensure_future(self.event.wait())
+        try:
+            await asyncio.wait({wait, stop}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return wait.done()
+        finally:
+            stop.cancel()
+            if not wait.done():
+                wait.cancel()
 
 
 @dataclass
@@ -48,18 +80,48 @@ class Attempt:
     message: str
     exit_code: int
     outputs: Values
+    hint: str = ""
 
 
-def command_line(container: Container, folder: str, values: Values) -> tuple[list[str], Values]:
-    """A container's command and its own variables, as they are on this machine."""
+def command_line(
+    container: Container, folder: str, fill: Callable[[str], str]
+) -> tuple[list[str], Values]:
+    """A container's command and its own variables, as they are on this machine.
+
+    References are Argo's to `fill` in, `$(VARIABLE)` is Kubernetes'.
+    """
 
     def here(word: str) -> str:
-        return substitute(re.sub(rf"{OUT_DIR}(?![\w.-])", folder, word), values)
+        return fill(re.sub(rf"{OUT_DIR}(?![\w.-])", folder, word))
 
-    command = [here(word) for word in container.command]
+    variables = {name: os.environ[name] for name in container.inherited if name in os.environ}
+    environment: Values = {}
+    for name, value in container.environment.items():
+        environment[name] = variables[name] = expanded(here(value), variables)
+    command = [expanded(here(word), variables) for word in container.command]
     if command[0] == "python":
         command[0] = sys.executable
-    return command, {name: here(value) for name, value in container.environment.items()}
+    return command, environment
+
+
+def expanded(text: str, variables: Mapping[str, str]) -> str:
+    """A text with `$(NAME)` filled in as Kubernetes does it; `$$` is a dollar."""
+
+    def value_of(found: re.Match[str]) -> str:
+        if found[0] == "$$":
+            return "$"
+        return variables.get(found[1], found[0])
+
+    return re.sub(r"\$\$|\$\(([^)]*)\)", value_of, text)
+
+
+def check_arguments(command: list[str]) -> None:
+    for number, word in enumerate(command):
+        if (size := len(os.fsencode(word))) > LONGEST_ARGUMENT:
+            raise NodeError(
+                f"argument {number} has {size} bytes; on Argo the program would see the name of a "
+                f"file in the place of one that has more than {LONGEST_ARGUMENT}"
+            )
 
 
 async def attempt(
@@ -67,8 +129,8 @@ async def attempt(
     container: Container,
     outputs: dict[str, Output],
     folder: Path,
-    values: Values,
-    until: float,
+    values: Mapping[str, str],
+    timeout: float,
     stop: Stop,
     lock: int,
 ) -> Attempt:
@@ -79,7 +141,11 @@ async def attempt(
     # A file that an earlier attempt left must not pass for a result of this one.
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / folder).mkdir(parents=True)
-    command, environment = command_line(container, str(folder), values)
+    command, environment = command_line(
+        container, str(folder), lambda text: substitute(text, values)
+    )
+    check_arguments(command)
+    files = {name: filled(output, values) for name, output in outputs.items()}
     environment |= {"ARGO_PROGRESS_FILE": str(root / folder / PROGRESS)}
     try:
         process = await asyncio.create_subprocess_exec(
@@ -88,37 +154,73 @@ async def attempt(
             env=os.environ | environment,
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
-            pass_fds=[lock],
+            pass_fds=[lock] if lock >= 0 else (),
         )
     except (OSError, ValueError) as error:
-        told = f"cannot start {command[0]}: {getattr(error, 'strerror', None) or error}"
-        return Attempt("Error", told, 127, {})
-    deadline = time.monotonic() + container.seconds
-    stopped = await ended(process, min(until, deadline), stop)
-    if stopped == LATE:
-        stopped += "activeDeadlineSeconds" if deadline < until else "timeout"
+        why = getattr(error, "strerror", None) or error
+        message = f"main: Error (exit code {NOT_STARTED}): failed to start {command[0]}: {why}"
+        return Attempt("Failed", message, NOT_STARTED, read_outputs(root / folder, files)[0])
+    deadline = time.monotonic() + min(container.seconds, timeout)
+    stopped = await ended(process, deadline, stop)
     # Death by a signal is reported as a shell and Kubernetes do it: 128 and the signal.
     code = process.returncode or 0
     code = 128 - code if code < 0 else code
     if stopped:
-        return Attempt("Failed", stopped, code, {})
-    found, missing = read_outputs(root / folder, outputs)
+        return Attempt("Failed", stopped, code, {}, limit_of(container, timeout, stopped))
+    return finished(root / folder, files, code)
+
+
+def limit_of(container: Container, timeout: float, stopped: str) -> str:
+    """Which limit a stopped container ran into."""
+    if stopped != LATE:
+        return ""
+    field = "activeDeadlineSeconds" if container.seconds <= timeout else "timeout"
+    return f"{field} is {min(container.seconds, timeout):g} s"
+
+
+def filled(output: Output, values: Mapping[str, str]) -> Output:
+    """An output whose path, default and name have their references filled in."""
+    path = substitute(output.path, values)
+    if ".." in Path(path).parts or path.startswith("/"):
+        raise NodeError(f"the output's path {path!r} is not in {OUT_DIR}")
+    default = None if output.default is None else substitute(output.default, values)
+    return output._replace(path=path, default=default)
+
+
+def finished(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
+    """What a process that ended by itself comes to."""
+    found, missing = read_outputs(folder, outputs)
+    folders = [name for name, output in outputs.items() if (folder / output.path).is_dir()]
+    if folders:
+        why = f"failed to copy {OUT_DIR}/{outputs[folders[0]].path}: it is a directory"
+        message = f"main: Error (exit code {NOT_STARTED}): {why}"
+        return Attempt("Failed", message, NOT_STARTED, found)
     if code:
-        return Attempt("Failed", f"exit code {code}", code, found)
+        return Attempt("Failed", f"main: Error (exit code {code})", code, found)
     if missing:
-        told = f"output {listed(missing)} has no default and was not written"
-        return Attempt("Error", told, code, found)
+        file = f"/var/run/argo/outputs/parameters{OUT_DIR}/{outputs[missing[0]].path}"
+        message = f"wait: Error (exit code {NOT_STARTED}): open {file}: no such file or directory"
+        hint = f"output {', '.join(missing)} was not written and has no default"
+        return Attempt("Error", message, code, found, hint)
+    size = sum(len(os.fsencode(value)) for value in found.values())
+    if size > LARGEST_OUTPUTS:
+        message = (
+            f"wait: Error (exit code {NOT_STARTED}): rpc error: code = ResourceExhausted desc = "
+            f"trying to send message larger than max ({size} vs. 2097152)"
+        )
+        hint = "outputs are for names and numbers, not for data"
+        return Attempt("Error", message, code, {}, hint)
     return Attempt("Succeeded", "", code, found)
 
 
 async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -> str:
     """Wait for a process and end what it leaves behind; why it was stopped, if it was."""
     gone = asyncio.ensure_future(process.wait())
-    told = asyncio.ensure_future(stop.event.wait())
+    asked = asyncio.ensure_future(stop.event.wait())
     left = None if until == float("inf") else max(0.0, until - time.monotonic())
     why = ""
     try:
-        await asyncio.wait({gone, told}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({gone, asked}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not gone.done():
             why = stop.why or LATE
             with suppress(ProcessLookupError):
@@ -130,20 +232,25 @@ async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -
         # Also where this runner itself comes to grief: no container outlives it.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        told.cancel()
+        asked.cancel()
     await gone
     return why
 
 
 def read_outputs(folder: Path, outputs: dict[str, Output]) -> tuple[Values, list[str]]:
-    """The values that files or defaults give, and the names of those that have neither."""
+    """The values that files or defaults give, and the names of those that have neither.
+
+    One newline is cut from the end. A folder in the place of a file reads as empty, as on Argo.
+    """
     found, missing = {}, []
     for name, output in outputs.items():
         file = folder / output.path
         if file.is_file():
-            found[name] = file.read_text("utf-8", "replace").removesuffix("\n")
+            found[name] = decoded(file.read_bytes()).removesuffix("\n")
+        elif file.is_dir():
+            found[name] = ""
         elif output.default is not None:
-            found[name] = output.default
+            found[name] = output.default.removesuffix("\n")
         else:
             missing.append(name)
     return found, missing

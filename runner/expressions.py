@@ -1,7 +1,6 @@
-"""The three small languages of conditions in a workflow, read into one kind of expression.
+"""`depends` and `retryStrategy.expression`: two parts of expr-lang, in which a word is a name.
 
-`when` is govaluate's, in which a bare word is a string; `depends` and `retryStrategy.expression`
-are expr-lang's, in which it is a variable. What is not read here is refused, never guessed.
+What is not read here is refused, never guessed. `when` is another language: see govaluate.py.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ class EvaluationError(Exception):
 
 @dataclass(frozen=True)
 class Expression:
-    """A condition; `names` are the variables that it reads."""
+    """A condition; `names` are the variables that it reads, in their order."""
 
     source: str
-    names: frozenset[str]
+    names: tuple[str, ...]
     value: Thunk = field(repr=False)
 
     def holds(self, scope: Scope) -> bool:
@@ -46,38 +45,25 @@ class Token(NamedTuple):
 
 
 class Dialect(NamedTuple):
-    """How the languages differ: tokens, words that are operators, and the brackets of a list."""
+    """How the two differ: their tokens, and the words and signs that are operators."""
 
     token: re.Pattern[str]
     synonyms: Mapping[str, str]
     comparisons: frozenset[str]
-    brackets: tuple[str, str]
-    names_are_text: bool
 
 
 TEXT = r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 NUMBER = r"(?P<number>\d+(?:\.\d+)?)(?![\w.])"
-EQUALITY = frozenset({"==", "!=", "<", "<=", ">", ">=", "in"})
 
-WHEN = Dialect(
-    re.compile(
-        rf"\s*(?:{TEXT}|{NUMBER}|(?P<name>[A-Za-z]\w*)(?!\.)"
-        r"|(?P<operator>&&|\|\||[=!]~|[=!<>]=|[!<>(),]))\s*"
-    ),
-    {},
-    EQUALITY | {"=~", "!~"},
-    ("(", ")"),
-    names_are_text=True,
-)
 RETRY = Dialect(
     re.compile(
         rf"\s*(?:{TEXT}|{NUMBER}|(?P<name>[A-Za-z_][\w.]*)"
         r"|(?P<operator>&&|\|\||[=!<>]=|-(?=\d)|[!<>(),\[\]]))\s*"
     ),
     {"and": "&&", "or": "||", "not": "!"},
-    EQUALITY | {"contains", "startsWith", "endsWith", "matches"},
-    ("[", "]"),
-    names_are_text=False,
+    frozenset(
+        ["==", "!=", "<", "<=", ">", ">=", "in", "contains", "startsWith", "endsWith", "matches"]
+    ),
 )
 # Names of tasks have dashes, and nothing is subtracted from them.
 DEPENDS = RETRY._replace(
@@ -92,7 +78,7 @@ def parse(source: str, dialect: Dialect) -> Expression:
     value = parser.either()
     if parser.tokens:
         raise parser.refused()
-    return Expression(source, frozenset(parser.names), value)
+    return Expression(source, tuple(parser.names), value)
 
 
 class Parser:
@@ -101,7 +87,7 @@ class Parser:
     def __init__(self, source: str, dialect: Dialect) -> None:
         self.source, self.dialect = source, dialect
         self.tokens: list[Token] = []
-        self.names: set[str] = set()
+        self.names: dict[str, None] = {}
         position = 0
         while position < len(source):
             if not (found := dialect.token.match(source, position)):
@@ -153,9 +139,8 @@ class Parser:
 
     def compared(self, left: Thunk, operator: str) -> Thunk:
         if operator == "in":
-            opening, closing = self.dialect.brackets
-            self.expect(opening)
-            members = self.listed(closing)
+            self.expect("[")
+            members = self.listed("]")
             return lambda s: left(s) in [member(s) for member in members]
         right, compare = self.operand(), COMPARE[operator]
 
@@ -187,13 +172,11 @@ class Parser:
             return lambda s: literal
         if word in ("true", "false"):
             return lambda s: word == "true"
-        if self.dialect.names_are_text:
-            return lambda s: word
         if word in CALLS and self.accept("("):
             argument = self.either()
             self.expect(")")
             return lambda s: CALLS[word](argument(s))
-        self.names.add(word)
+        self.names[word] = None
         return lambda s: s[word]
 
     def listed(self, closing: str) -> list[Thunk]:
@@ -202,6 +185,23 @@ class Parser:
             members.append(self.operand())
         self.expect(closing)
         return members
+
+
+def go_pattern(source: str) -> re.Pattern[str]:
+    """A regular expression of Go's, which knows neither lookarounds nor references back.
+
+    Raises EvaluationError for what Go refuses, and for what only Go knows.
+    """
+    if foreign := re.search(
+        r"\\(?:[1-9QEpPCxk])|\(\?(?![:imsPU-]|<[A-Za-z_])|\[\[:|\(\?P=", source
+    ):
+        raise EvaluationError(f"the pattern {source!r} has {foreign[0]!r}, which does not run here")
+    # In Go, \d is a digit of ASCII, and $ is the very end.
+    translated = re.sub(r"(\\.)|\$", lambda sign: sign[1] or r"\Z", source).replace(r"\z", r"\Z")
+    try:
+        return re.compile(translated, re.ASCII)
+    except (re.error, OverflowError) as error:
+        raise EvaluationError(f"the pattern {source!r} cannot be read: {error}") from error
 
 
 def boolean(value: Any) -> bool:
@@ -241,9 +241,7 @@ COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<=": ordered(lambda left, right: left <= right),
     ">": ordered(lambda left, right: left > right),
     ">=": ordered(lambda left, right: left >= right),
-    "=~": lambda left, right: re.search(right, left) is not None,
-    "!~": lambda left, right: re.search(right, left) is None,
-    "matches": lambda left, right: re.search(right, left) is not None,
+    "matches": lambda left, right: go_pattern(right).search(left) is not None,
     "contains": lambda left, right: right in left,
     "startsWith": lambda left, right: left.startswith(right),
     "endsWith": lambda left, right: left.endswith(right),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from runner.reader import Object, Values
+from runner.language import Object, Values
+from runner.values import html_safe, quoted
 
 FAILED = ("Failed", "Error")
 DONE = ("Succeeded", "Skipped", "Omitted", *FAILED)
 LEAVES = ("Pod", "Skipped", "Suspend")
+
+TOO_LATE = "Step exceeded its deadline"
+"""Argo's message for what would have begun after the workflow's deadline."""
 
 SAVE_EVERY = 0.2
 """Seconds between two writings of the file, so that many nodes do not mean much writing."""
@@ -33,6 +38,14 @@ class Node:
     inputs: Values = field(default_factory=dict)
     outputs: Values = field(default_factory=dict)
     exit_code: int | None = None
+    children: list[str] = field(default_factory=list)
+    """Names of the nodes that came after this one, or that it is made of."""
+    outbound: list[str] = field(default_factory=list)
+    """Of a DAG or a list of steps that has ended: the nodes that those after it come after."""
+    raised: bool = False
+    """Whether the controller itself gave the node up, and no container."""
+    hint: str = ""
+    """What a reader may want to know beside Argo's message."""
     progress: str = ""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     finished: datetime | None = None
@@ -44,10 +57,10 @@ class Node:
     def end(self, phase: str, message: str = "") -> None:
         self.phase, self.message, self.finished = phase, message, datetime.now(UTC)
 
-    def take(self, other: Node) -> None:
-        """Be what another node came to."""
-        self.outputs, self.exit_code = other.outputs, other.exit_code
-        self.end(other.phase, other.message)
+    def end_as(self, attempt: Node) -> None:
+        """End as an attempt ended, with what it handed over."""
+        self.outputs, self.exit_code, self.hint = attempt.outputs, attempt.exit_code, attempt.hint
+        self.end(attempt.phase, attempt.message)
 
     def status(self, workflow: str) -> Object:
         outputs: Object = {"parameters": as_list(self.outputs)}
@@ -62,6 +75,8 @@ class Node:
             "boundaryID": node_id(workflow, self.boundary) if self.boundary else "",
             "phase": self.phase,
             "message": self.message,
+            "children": [node_id(workflow, child) for child in self.children],
+            "outboundNodes": [node_id(workflow, node) for node in self.outbound],
             "progress": self.progress,
             "startedAt": timestamp(self.started),
             "finishedAt": timestamp(self.finished),
@@ -84,6 +99,8 @@ def from_status(found: Object, names: dict[str, str]) -> Node:
         inputs=as_values(found["inputs"]["parameters"]),
         outputs=as_values(found["outputs"]["parameters"]),
         exit_code=None if code is None else int(code),
+        children=[names[child] for child in found.get("children", []) if child in names],
+        outbound=[names[node] for node in found.get("outboundNodes", []) if node in names],
         progress=found["progress"],
         started=moment(found["startedAt"]) or datetime.now(UTC),
         finished=moment(found["finishedAt"]),
@@ -98,6 +115,31 @@ def node_id(workflow: str, name: str) -> str:
     for byte in name.encode():
         digest = (digest ^ byte) * 0x01000193 % 2**32
     return f"{workflow}-{digest}"
+
+
+def pod_name(workflow: str, node: Node) -> str:
+    """The name that Argo would give to a node's pod."""
+    if node.name == workflow:
+        return workflow
+    prefix = f"{workflow}-{node.template}"[: 253 - 11]
+    return f"{prefix}-{node_id(workflow, node.name).rpartition('-')[2]}"
+
+
+def failures(workflow: str, nodes: Iterable[Node]) -> str:
+    """`workflow.failures`: Argo's JSON list of the failed nodes, once more quoted as a text."""
+    failed = [
+        {
+            "displayName": node.display,
+            "message": node.message,
+            "templateName": node.template,
+            "phase": node.phase,
+            "podName": pod_name(workflow, node),
+            "finishedAt": timestamp(node.finished),
+        }
+        for node in nodes
+        if node.failed
+    ]
+    return quoted(html_safe(json.dumps(failed or None, separators=(",", ":"), ensure_ascii=False)))
 
 
 def as_list(values: Values) -> list[Values]:

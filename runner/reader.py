@@ -1,240 +1,66 @@
-"""The part of Argo's workflow language that runs here: read strictly, refused by name otherwise.
+"""Reads a workflow strictly: what this runner would not do as Argo does is refused by name.
 
-A workflow that comes out of `read` can be run as Argo would run it. What is checked here needs no
-run: fields, names, templates, arguments, and that every reference is to something known by then.
+What is checked here needs no run: names, templates, arguments, and that every reference is to
+something known by then. Fields and their types are in shapes.py, tasks in tasks.py.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import click
-import yaml
-
-from runner.expressions import DEPENDS, RETRY, WHEN, Dialect, Expression, SyntaxRefused, parse
-
-OUT_DIR = "/tmp/outputs"
-
-PLACEMENT = (
-    "affinity automountServiceAccountToken executor nodeSelector podSpecPatch priorityClassName "
-    "securityContext serviceAccountName tolerations volumes"
+from runner.declarations import (
+    or_unbounded,
+    read_locks,
+    read_outputs,
+    read_parallelism,
+    read_parameters,
+    read_retry,
 )
-FIELDS = {
-    "workflow": ("apiVersion kind metadata spec", ""),
-    "metadata": ("generateName name", "annotations labels namespace"),
-    "spec": (
-        "activeDeadlineSeconds arguments entrypoint onExit parallelism templates",
-        f"{PLACEMENT} archiveLogs imagePullSecrets metrics podDisruptionBudget podGC podMetadata "
-        "priority ttlStrategy volumeClaimGC workflowMetadata",
-    ),
-    "cron": (
-        "workflowSpec",
-        "concurrencyPolicy failedJobsHistoryLimit schedules startingDeadlineSeconds "
-        "successfulJobsHistoryLimit suspend timezone workflowMetadata",
-    ),
-    "template": (
-        "activeDeadlineSeconds container dag inputs name outputs parallelism retryStrategy steps "
-        "suspend synchronization timeout",
-        f"{PLACEMENT} metadata metrics",
-    ),
-    "container": (
-        "args command env",
-        "image imagePullPolicy name resources securityContext volumeMounts",
-    ),
-    "env": ("name value valueFrom", ""),
-    "parameters": ("parameters", ""),
-    "parameter": ("default enum name value", "description"),
-    "output": ("globalName name valueFrom", "description"),
-    "valueFrom": ("default parameter path supplied", ""),
-    "retryStrategy": ("backoff expression limit retryPolicy", "affinity"),
-    "backoff": ("duration factor maxDuration", ""),
-    "dag": ("tasks", "failFast"),
-    "task": ("arguments dependencies depends name template when withItems withParam", ""),
-    "step": ("arguments name template when withItems withParam", ""),
-    "suspend": ("duration", ""),
-    "synchronization": ("mutexes semaphores", ""),
-    "mutex": ("name", "namespace"),
-    "semaphore": ("configMapKeyRef", "namespace"),
-    "configMapKeyRef": ("key name", "optional"),
-}
-"""By kind of object: the fields obeyed here, and the fields that only concern Kubernetes."""
-
-TEXT, TEXTS, LIST, OBJECTS, MAPPING = (
-    "a text",
-    "a list of texts",
-    "a list",
-    "a list of mappings",
-    "a mapping",
+from runner.documents import load
+from runner.language import (
+    OF_A_RETRY,
+    OUTPUT,
+    Container,
+    Dag,
+    Object,
+    Output,
+    Parameter,
+    Refused,
+    Retry,
+    Steps,
+    Suspend,
+    Template,
+    Values,
+    Workflow,
+    listed,
+    references,
 )
-SHAPES = {
-    TEXT: "apiVersion concurrencyPolicy depends entrypoint expression generateName globalName "
-    "image key kind name namespace onExit parameter path podSpecPatch retryPolicy "
-    "serviceAccountName template when env.value",
-    TEXTS: "args command dependencies schedules",
-    LIST: "enum steps withItems",
-    OBJECTS: "env mutexes parameters semaphores tasks templates tolerations volumeMounts volumes",
-    MAPPING: "annotations arguments backoff configMapKeyRef container dag executor inputs labels "
-    "metadata metrics nodeSelector outputs podGC podMetadata resources retryStrategy "
-    "securityContext spec supplied suspend synchronization ttlStrategy valueFrom workflowSpec",
-}
-"""What the fields of any kind have to hold, as Argo's types have it; `env.value` is env's alone.
-
-Of the rest, parameters may hold anything, and numbers and durations are read where they are used.
-"""
-SHAPE_OF = {field: shape for shape, fields in SHAPES.items() for field in fields.split()}
-SHAPE_OF |= {"cron.suspend": ""}
-LITERAL = ("default", "enum", "value", "withItems")
-"""Fields whose value is handed on as it stands."""
+from runner.references import filled_again
+from runner.shapes import (
+    ContainerShape,
+    Cron,
+    DagShape,
+    Document,
+    Metadata,
+    Spec,
+    SuspendShape,
+    TemplateShape,
+    Variable,
+    by_name,
+    checked,
+    seconds,
+)
+from runner.tasks import TaskReader, check_references
 
 BODIES = ("container", "dag", "steps", "suspend")
-POLICIES = {
-    "Always": ("Failed", "Error"),
-    "OnFailure": ("Failed",),
-    "OnError": ("Error",),
-}
-"""Phases that are tried again, by retryPolicy."""
+ANY_GLOBAL = "workflow.outputs.parameters.*"
+"""Stands for the global outputs whose names hold references: they are known in the run alone."""
 
-OUTCOMES = {
-    "Succeeded": "Succeeded",
-    "Failed": "Failed",
-    "Errored": "Error",
-    "Skipped": "Skipped",
-    "Omitted": "Omitted",
-}
-"""Phase of a node by the word that `depends` has for it."""
-
-OF_A_GROUP = ("AnySucceeded", "AllFailed")
-"""Words of `depends` that only a task with items has."""
-
-OF_A_RETRY = ("exitCode", "status", "duration", "message")
-UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-REFERENCE = re.compile(r"\{\{(.*?)\}\}")
-OUTPUT = re.compile(r"(?:tasks|steps)\.([^.]+)\.outputs\.parameters\.(.+)")
-
-Object = dict[str, Any]
-Values = dict[str, str]
-"""Values by name, or by reference such as `tasks.evaluate.outputs.parameters.run-id`."""
-
-
-class Refused(click.ClickException):
-    """A user's mistake, or a construct that does not run here; nothing has been started."""
-
-    exit_code = 2
-
-
-class Parameter(NamedTuple):
-    """A declared parameter; without a preset it has to be given, and `enum` may be empty."""
-
-    preset: str | None
-    enum: list[str]
-
-
-class Output(NamedTuple):
-    """An output parameter and where its value comes from: one of a file, a reference, a person."""
-
-    path: str
-    reference: str
-    supplied: bool
-    default: str | None
-    global_name: str
-
-
-class Retry(NamedTuple):
-    """How often, when, and after how many seconds a template is tried again."""
-
-    limit: int
-    phases: tuple[str, ...]
-    expression: Expression | None
-    pause: int
-    factor: int
-    longest: float
-
-
-@dataclass(frozen=True)
-class Container:
-    """A command; its texts hold their `{{references}}` still. `seconds` bound one attempt."""
-
-    command: list[str]
-    environment: Values
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of a DAG or a step of a list; `upstreams` are the tasks that `depends` names."""
-
-    name: str
-    template: str
-    arguments: Values
-    when: str
-    items: list[Any] | str | None
-    """A list, or the text that holds one once its references are filled in."""
-    depends: Expression
-    upstreams: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Dag:
-    """Tasks such that each comes after those it depends on."""
-
-    tasks: list[Task]
-
-
-@dataclass(frozen=True)
-class Steps:
-    """Groups of steps; those of a group run side by side."""
-
-    groups: list[list[Task]]
-
-
-@dataclass(frozen=True)
-class Suspend:
-    """A wait: for so many seconds, or (infinity) for a person."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Template:
-    """A template; `locks` name the mutexes and semaphores that it holds while it runs."""
-
-    name: str
-    inputs: dict[str, Parameter]
-    outputs: dict[str, Output]
-    body: Container | Dag | Steps | Suspend
-    retry: Retry | None
-    seconds: float
-    parallelism: float
-    locks: list[str]
-
-
-@dataclass(frozen=True)
-class Workflow:
-    """A workflow that runs here."""
-
-    prefix: str
-    parameters: dict[str, Parameter]
-    templates: dict[str, Template]
-    entrypoint: str
-    on_exit: str
-    seconds: float
-    parallelism: float
-
-
-class Loader(yaml.SafeLoader):
-    """Reads YAML as Argo does, to which a date is a text."""
-
-
-Loader.yaml_implicit_resolvers = {
-    sign: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-    for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+AFTER_THE_END = {"workflow.status", "workflow.failures", "workflow.duration"}
+"""What only an exit handler knows."""
 
 
 def read(file: Path) -> Workflow:
@@ -245,52 +71,18 @@ def read(file: Path) -> Workflow:
         raise Refused(f"{file}: {error.message}") from error
 
 
-def load(file: Path) -> Object:
-    """The document in a file, without the fields that are null: to Argo they are not there."""
-    try:
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader)
-        if not isinstance(document, dict):
-            raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
-        mapping: Object = plain(document)
-        return mapping
-    except OSError as error:
-        raise Refused(f"cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise Refused(f"is not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise Refused("nests too deep to be read") from error
-
-
-def plain(found: Any, *, literal: bool = False) -> Any:
-    """What JSON can say of a YAML value; inside of a literal nulls are kept."""
-    if isinstance(found, dict):
-        return {
-            text(plain(key)): plain(value, literal=literal or key in LITERAL)
-            for key, value in found.items()
-            if value is not None or literal
-        }
-    if isinstance(found, list):
-        return [plain(item, literal=literal) for item in found]
-    if found is not None and not isinstance(found, str | bool | int | float):
-        raise Refused(f"{shown(found)} is a {type(found).__name__}, which JSON has not")
-    return found
-
-
 def understood(document: Object) -> Workflow:
     """The workflow in a loaded document."""
-    document = checked("file", "workflow", document)
-    metadata = checked("metadata", "metadata", document.get("metadata"))
-    spec = document.get("spec")
-    match document.get("kind"):
-        case "CronWorkflow":
-            spec = checked("spec", "cron", spec).get("workflowSpec")
-        case "Workflow" | "WorkflowTemplate":
-            pass
-        case kind:
-            raise Refused(f"kind {kind} is no workflow")
-    prefix = metadata.get("generateName") or f"{metadata.get('name', 'workflow')}-"
+    file = checked("file", "workflow", Document, document)
+    if file.kind not in ("CronWorkflow", "Workflow", "WorkflowTemplate"):
+        raise Refused(f"kind {file.kind} is no workflow")
+    metadata = checked("metadata", "metadata", Metadata, file.metadata)
+    spec = file.spec
+    if file.kind == "CronWorkflow":
+        spec = checked("spec", "cron", Cron, spec).workflowSpec
+    prefix = metadata.generateName or f"{metadata.name or 'workflow'}-"
     try:
-        return Reader(checked("spec", "spec", spec)).workflow(prefix)
+        return Reader(checked("spec", "spec", Spec, spec)).workflow(prefix)
     except RecursionError as error:
         raise Refused("an expression nests too deep to be read") from error
 
@@ -298,435 +90,192 @@ def understood(document: Object) -> Workflow:
 class Reader:
     """Reads a spec; what is known to every template is gathered before the first is read."""
 
-    def __init__(self, spec: Object) -> None:
+    def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.found = by_name("spec", "template", spec.get("templates"))
-        self.parameters = read_parameters("spec", spec.get("arguments"))
+        self.shapes = by_name("spec", "template", TemplateShape, spec.templates)
+        self.parameters = read_parameters("spec", spec.arguments, arguments=True)
         self.globals = {"workflow.name", "workflow.uid"}
         self.globals |= {f"workflow.parameters.{name}" for name in self.parameters}
         self.inputs: dict[str, dict[str, Parameter]] = {}
         self.outputs: dict[str, dict[str, Output]] = {}
-        for name, template in self.found.items():
+        for name, template in self.shapes.items():
             where = f"template {name}"
-            bodies = [body for body in BODIES if body in template]
+            bodies = [body for body in BODIES if getattr(template, body) is not None]
             if len(bodies) != 1:
                 raise Refused(f"{where} needs one of {listed(BODIES)}; it has {listed(bodies)}")
-            self.inputs[name] = read_parameters(where, template.get("inputs"))
-            self.outputs[name] = read_outputs(where, template.get("outputs"), bodies[0])
-            self.globals |= {
-                f"workflow.outputs.parameters.{output.global_name}"
-                for output in self.outputs[name].values()
-                if output.global_name
-            }
+            self.inputs[name] = read_parameters(where, template.inputs)
+            self.outputs[name] = read_outputs(where, template.outputs, bodies[0])
+            for output in self.outputs[name].values():
+                if output.global_name:
+                    literal = "{{" not in output.global_name
+                    name_ = f"workflow.outputs.parameters.{output.global_name}"
+                    self.globals.add(name_ if literal else ANY_GLOBAL)
 
     def workflow(self, prefix: str) -> Workflow:
-        entrypoint, on_exit = text(self.spec.get("entrypoint")), text(self.spec.get("onExit"))
+        entrypoint, on_exit = self.spec.entrypoint, self.spec.onExit
         for role, name in {"entrypoint": entrypoint, "onExit": on_exit or entrypoint}.items():
-            if name not in self.found:
-                raise Refused(f"spec: {role} {name} is no template; there are {listed(self.found)}")
+            if name not in self.shapes:
+                raise Refused(
+                    f"spec: {role} {name} is no template; there are {listed(self.shapes)}"
+                )
             for parameter, declared in self.inputs[name].items():
                 if declared.preset is None and parameter not in self.parameters:
                     raise Refused(f"template {name}: input {parameter} is given no value")
         self.check_rings()
         at_the_end = self.reached(on_exit) - self.reached(entrypoint)
-        told = {"workflow.status", "workflow.failures", "workflow.duration"}
+        templates = {
+            name: self.template(
+                name, self.globals | (AFTER_THE_END if name in at_the_end else set())
+            )
+            for name in self.shapes
+        }
+        for role in (entrypoint, on_exit):
+            if role:
+                check_locks(templates, role, {})
         return Workflow(
             prefix=prefix,
             parameters=self.parameters,
-            templates={
-                name: self.template(name, self.globals | (told if name in at_the_end else set()))
-                for name in self.found
-            },
+            templates=templates,
             entrypoint=entrypoint,
             on_exit=on_exit,
-            seconds=read_seconds("spec", self.spec),
-            parallelism=read_limit("spec", self.spec),
+            seconds=or_unbounded(self.spec.activeDeadlineSeconds),
+            parallelism=read_parallelism("spec", self.spec.parallelism),
         )
 
     def calls(self, name: str) -> list[str]:
-        template = self.found[name]
-        groups = [template.get("dag", {}).get("tasks", []), *template.get("steps", [])]
+        template = self.shapes[name]
+        groups = [(template.dag or {}).get("tasks", []), *(template.steps or [])]
         tasks = [task for group in groups if isinstance(group, list) for task in group]
-        return [text(task.get("template")) for task in tasks if isinstance(task, dict)]
+        return [str(task.get("template")) for task in tasks if isinstance(task, dict)]
 
     def reached(self, name: str) -> set[str]:
         names: set[str] = set()
         waiting = [name]
         while waiting:
             name = waiting.pop()
-            if name in self.found and name not in names:
+            if name in self.shapes and name not in names:
                 names.add(name)
                 waiting += self.calls(name)
         return names
 
     def check_rings(self) -> None:
-        for name in self.found:
+        for name in self.shapes:
             if any(name in self.reached(called) for called in self.calls(name)):
                 raise Refused(f"template {name} calls itself, which does not run here")
 
     def template(self, name: str, known: set[str]) -> Template:
-        where, found = f"template {name}", self.found[name]
+        where, shape = f"template {name}", self.shapes[name]
         for parameter in self.inputs[name].values():
             check_references(where, parameter.preset or "", known)
         known = known | {f"inputs.parameters.{parameter}" for parameter in self.inputs[name]}
-        retry = read_retry(where, found["retryStrategy"]) if "retryStrategy" in found else None
-        if "activeDeadlineSeconds" in found and "container" not in found:
-            raise Refused(f"{where}: activeDeadlineSeconds is for containers; use timeout")
+        check_limits(where, shape)
+        retry = read_retry(where, shape.retryStrategy) if shape.retryStrategy is not None else None
+        reader = TaskReader(self.inputs, self.outputs)
         inside = set[str]()
         body: Container | Dag | Steps | Suspend
-        if "container" in found:
-            body = self.container(where, found, known, retry)
-        elif "dag" in found:
-            dag = checked(where, "dag", found["dag"])
-            tasks, inside = self.tasks(where, dag, known)
-            body = Dag(tasks)
-        elif "steps" in found:
-            groups, inside = self.groups(where, found["steps"], known)
+        if shape.container is not None:
+            body = self.container(where, shape, known, retry)
+        elif shape.dag is not None:
+            dag = checked(where, "dag", DagShape, shape.dag)
+            tasks, inside = reader.dag(where, dag, known)
+            body = Dag(tasks, dag.failFast, [task["name"] for task in dag.tasks])
+        elif shape.steps is not None:
+            groups, inside = reader.steps(where, shape.steps, known)
             body = Steps(groups)
         else:
-            suspend = checked(where, "suspend", found["suspend"])
-            wait = suspend.get("duration")
-            body = Suspend(math.inf if wait is None else seconds(f"{where}: duration", wait))
+            wait = checked(where, "suspend", SuspendShape, shape.suspend).duration
+            body = Suspend(seconds(f"{where}: duration", wait) if wait else math.inf)
         for output_name, output in self.outputs[name].items():
             at = f"{where}: output {output_name}"
-            check_references(at, output.reference, known | inside)
+            if output.reference:
+                check_output(at, output.reference, inside)
+            for text in (output.default or "", output.path, output.global_name):
+                check_references(at, text, known)
+        timeout = shape.timeout
+        locks = read_locks(where, shape.synchronization)
+        for lock in locks:
+            # An expression is not worked out here: whatever it names, this machine has one.
+            names = re.sub(r"\{\{=.*?\}\}", "", lock)
+            check_references(f"{where}: synchronization", names, known)
         return Template(
             name=name,
             inputs=self.inputs[name],
             outputs=self.outputs[name],
             body=body,
             retry=retry,
-            seconds=seconds(f"{where}: timeout", found["timeout"])
-            if "timeout" in found
-            else math.inf,
-            parallelism=read_limit(where, found),
-            locks=read_locks(where, found.get("synchronization")),
+            seconds=seconds(f"{where}: timeout", timeout, digits=False) if timeout else math.inf,
+            parallelism=read_parallelism(where, shape.parallelism),
+            locks=locks,
         )
 
     def container(
-        self, where: str, template: Object, known: set[str], retry: Retry | None
+        self, where: str, template: TemplateShape, known: set[str], retry: Retry | None
     ) -> Container:
-        container = checked(where, "container", template["container"])
-        if not container.get("command"):
+        container = checked(where, "container", ContainerShape, template.container)
+        if not container.image:
+            raise Refused(f"{where}: the container needs an image: Argo refuses one without")
+        if not container.command:
             raise Refused(f"{where}: the container needs a command; its image is not used here")
-        command = [*container["command"], *container.get("args", [])]
-        variables = by_name(where, "env", container.get("env"))
-        # Variables with valueFrom are the namespace's; here this process's environment has them.
+        variables = by_name(where, "env", Variable, container.env)
         environment = {
-            name: variable.get("value", "")
+            name: variable.value
             for name, variable in variables.items()
-            if not variable.get("valueFrom")
+            if variable.valueFrom is None
         }
         if retry:
             known = known | {"retries", *(f"lastRetry.{word}" for word in OF_A_RETRY)}
+        command = [*container.command, *container.args]
         for word in [*command, *environment.values()]:
             check_references(where, word, known)
-        return Container(command, environment, read_seconds(where, template))
-
-    def tasks(self, where: str, dag: Object, known: set[str]) -> tuple[list[Task], set[str]]:
-        """Tasks in an order that respects `depends`, and the references to their outputs."""
-        waiting = by_name(where, "task", dag.get("tasks"))
-        if not waiting:
-            raise Refused(f"{where}: the dag has no tasks")
-        spread = {name for name, found in waiting.items() if expands(found)}
-        names, ordered, reachable = set(waiting), list[Task](), dict[str, set[str]]()
-        while waiting:
-            for name, found in waiting.items():
-                at = f"{where}: task {name}"
-                depends, upstreams = read_depends(at, found, names, spread)
-                if not upstreams & waiting.keys():
-                    break
-            else:
-                raise Refused(f"{where}: tasks {listed(waiting)} depend on each other")
-            available = known.union(*(reachable[upstream] for upstream in upstreams))
-            task = self.task(at, waiting.pop(name), available, depends, upstreams)
-            reachable[name] = available | self.made("tasks", task)
-            ordered.append(task)
-        return ordered, set[str]().union(*reachable.values())
-
-    def groups(self, where: str, found: Any, known: set[str]) -> tuple[list[list[Task]], set[str]]:
-        """Groups of steps, and the references to their outputs; a group sees those before it."""
-        groups, seen, inside = list[list[Task]](), set[str](), set[str]()
-        always = parse("true", DEPENDS)
-        for group in found:
-            if not isinstance(group, list):
-                raise Refused(f"{where}: steps has to be a list of lists, not of {shown(group)}")
-            steps = by_name(where, "step", group)
-            if seen & steps.keys():
-                raise Refused(
-                    f"{where}: each step needs a name of its own, {listed(steps)} has not"
-                )
-            seen |= steps.keys()
-            read = []
-            for name, step in steps.items():
-                at = f"{where}: step {name}"
-                read.append(self.task(at, step, known, always, frozenset()))
-            groups.append(read)
-            for one in read:
-                # Argo never ends a list of steps that reads an output of a skipped one.
-                inside |= (made := self.made("steps", one))
-                known = known | ({f"steps.{one.name}.status"} if one.when else made)
-        return groups, inside
-
-    def made(self, kind: str, task: Task) -> set[str]:
-        outputs = {
-            f"{kind}.{task.name}.outputs.parameters.{output}"
-            for output in self.outputs[task.template]
-        }
-        return outputs if task.items is not None else outputs | {f"{kind}.{task.name}.status"}
-
-    def task(
-        self,
-        where: str,
-        found: Object,
-        known: set[str],
-        depends: Expression,
-        upstreams: frozenset[str],
-    ) -> Task:
-        name = found.get("template")
-        if name not in self.found:
-            raise Refused(f"{where}: template {name} is none of {listed(self.found)}")
-        declared = self.inputs[name]
-        given = read_parameters(where, found.get("arguments"))
-        if unknown := given.keys() - declared.keys():
-            raise Refused(
-                f"{where}: {name} has no input {listed(unknown)}, only {listed(declared)}"
-            )
-        for parameter in declared:
-            if given.get(parameter, declared[parameter]).preset is None:
-                raise Refused(f"{where}: input {parameter} of {name} is given no value")
-            literal = given[parameter].preset if parameter in given else ""
-            accepted = declared[parameter].enum
-            if literal and accepted and "{{" not in literal and literal not in accepted:
-                raise Refused(
-                    f"{where}: input {parameter} of {name} is {literal}, none of {listed(accepted)}"
-                )
-        items = read_items(where, found)
-        if isinstance(items, str):
-            check_references(f"{where}: withParam", items, known)
-        if items is not None:
-            known = known | {"item"}
-        arguments = {name: argument.preset or "" for name, argument in given.items()}
-        when = found.get("when") or ""
-        for source in [*arguments.values(), when]:
-            check_references(where, source, known)
-        # The references' values come into the text before it is read; any word stands for them.
-        if when:
-            condition(f"{where}: when", REFERENCE.sub("x", when), WHEN)
-        return Task(found["name"], name, arguments, when, items, depends, upstreams)
-
-
-def expands(task: Object) -> bool:
-    return "withItems" in task or "withParam" in task
-
-
-def read_parameters(where: str, found: Any) -> dict[str, Parameter]:
-    declared = by_name(where, "parameter", checked(where, "parameters", found).get("parameters"))
-    read = {}
-    for name, parameter in declared.items():
-        at = f"{where}: parameter {name}"
-        preset = parameter.get("value", parameter.get("default"))
-        value = None if preset is None else text(preset)
-        enum = [text(accepted) for accepted in parameter.get("enum", [])]
-        if enum and value is not None and "{{" not in value and value not in enum:
-            raise Refused(f"{at}: {value!r} is none of {listed(enum)}")
-        read[name] = Parameter(value, enum)
-    return read
-
-
-SOURCES = {"container": "path", "dag": "parameter", "steps": "parameter", "suspend": "supplied"}
-"""Where an output comes from, by the body of its template."""
-
-
-def read_outputs(where: str, found: Any, body: str) -> dict[str, Output]:
-    declared = by_name(where, "output", checked(where, "parameters", found).get("parameters"))
-    read = {}
-    for name, output in declared.items():
-        at = f"{where}: output {name}"
-        source = checked(at, "valueFrom", output.get("valueFrom"))
-        if source.keys() - {"default"} != {SOURCES[body]}:
-            raise Refused(f"{at} of a {body} needs valueFrom.{SOURCES[body]}, not {listed(source)}")
-        path, default = source.get("path", f"{OUT_DIR}/"), source.get("default")
-        if not path.startswith(f"{OUT_DIR}/") or ".." in path:
-            raise Refused(f"{at}: path {path!r} has to be a file in {OUT_DIR}")
-        read[name] = Output(
-            path=path.removeprefix(f"{OUT_DIR}/"),
-            reference=source.get("parameter", ""),
-            supplied="supplied" in source,
-            default=None if default is None else text(default),
-            global_name=output.get("globalName", ""),
+        inherited = [name for name in variables if name not in environment]
+        return Container(
+            command, environment, inherited, or_unbounded(template.activeDeadlineSeconds)
         )
-    return read
 
 
-def read_retry(where: str, found: Any) -> Retry:
-    where = f"{where}: retryStrategy"
-    retry = checked(where, "retryStrategy", found)
-    backoff = checked(where, "backoff", retry.get("backoff"))
-    expression = None
-    if "expression" in retry:
-        expression = condition(f"{where}: expression", retry["expression"], RETRY)
-        if unknown := expression.names - {f"lastRetry.{word}" for word in OF_A_RETRY}:
-            raise Refused(f"{where}: expression has {listed(unknown)}, which does not run here")
-    # With an expression and no policy, the expression decides alone.
-    policy = retry.get("retryPolicy", "Always" if expression else "OnFailure")
-    if policy not in POLICIES:
-        raise Refused(f"{where}: retryPolicy {policy} does not run here, only {listed(POLICIES)}")
-    longest = backoff.get("maxDuration")
-    return Retry(
-        limit=whole_number(f"{where}.limit", retry.get("limit")),
-        phases=POLICIES[policy],
-        expression=expression,
-        pause=seconds(f"{where}: backoff.duration", backoff.get("duration", 0)),
-        factor=whole_number(f"{where}.backoff.factor", backoff.get("factor", 1)),
-        longest=math.inf if longest is None else seconds(f"{where}: maxDuration", longest),
-    )
+def check_limits(where: str, template: TemplateShape) -> None:
+    """Refuse limits that Argo does not have for a template of this kind."""
+    if template.container is not None:
+        if template.parallelism is not None:
+            raise Refused(f"{where}: parallelism is for dags and steps; Argo refuses it here")
+        return
+    if template.activeDeadlineSeconds is not None:
+        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo refuses it here")
+    if template.timeout is not None:
+        raise Refused(f"{where}: timeout is for containers; Argo refuses it here")
 
 
-def read_depends(
-    where: str, task: Object, names: set[str], spread: set[str]
-) -> tuple[Expression, frozenset[str]]:
-    if "depends" in task and "dependencies" in task:
-        raise Refused(f"{where} has both depends and dependencies; one of them is enough")
-    source = task.get("depends") or " && ".join(task.get("dependencies") or []) or "true"
-    depends = condition(f"{where}: depends", source, DEPENDS)
-    upstreams = set()
-    for leaf in depends.names:
-        name, _, word = leaf.partition(".")
-        if name not in names:
-            raise Refused(f"{where}: depends on {name}, which is none of {listed(names)}")
-        if word in OF_A_GROUP and name not in spread:
-            raise Refused(f"{where}: depends on {leaf}, but {name} has neither items nor a list")
-        if word and word not in {*OUTCOMES, *OF_A_GROUP}:
-            known = listed({*OUTCOMES, *OF_A_GROUP})
-            raise Refused(f"{where}: depends on {leaf}; after the dot can be {known}")
-        if name == task["name"]:
-            raise Refused(f"{where} depends on itself")
-        upstreams.add(name)
-    return depends, frozenset(upstreams)
-
-
-def read_items(where: str, task: Object) -> list[Any] | str | None:
-    if "withItems" in task and "withParam" in task:
-        raise Refused(f"{where} has both withItems and withParam; one of them is enough")
-    if "withItems" in task:
-        if not isinstance(task["withItems"], list) or not task["withItems"]:
-            raise Refused(f"{where}: withItems has to be a list of at least one item")
-        return task["withItems"]
-    if "withParam" in task:
-        return text(task["withParam"])
-    return None
-
-
-def read_locks(where: str, found: Any) -> list[str]:
-    where = f"{where}: synchronization"
-    synchronization = checked(where, "synchronization", found)
-    locks = []
-    for mutex in synchronization.get("mutexes") or []:
-        locks.append(f"mutex {checked(where, 'mutex', mutex).get('name')}")
-    for semaphore in synchronization.get("semaphores") or []:
-        source = checked(where, "semaphore", semaphore).get("configMapKeyRef")
-        reference = checked(where, "configMapKeyRef", source)
-        locks.append(f"semaphore {reference.get('name')}/{reference.get('key')}")
-    return locks
-
-
-def condition(where: str, source: Any, dialect: Dialect) -> Expression:
-    try:
-        return parse(text(source), dialect)
-    except SyntaxRefused as error:
-        raise Refused(f"{where}: {error}") from error
-
-
-def checked(where: str, kind: str, found: Any) -> Object:
-    """The object itself, if it has no field that would have to be obeyed and is not."""
-    found = {} if found is None else found
-    if not isinstance(found, dict):
-        raise Refused(f"{where}: {kind} has to be a mapping, not {shown(found)}")
-    obeyed, for_kubernetes = FIELDS[kind]
-    if unknown := found.keys() - {*obeyed.split(), *for_kubernetes.split()}:
+def check_output(where: str, reference: str, inside: set[str]) -> None:
+    """An output of a DAG or of steps is one reference to an output of a task, and nothing else."""
+    names = references(reference)
+    if len(names) != 1 or f"{{{{{names[0]}}}}}" != re.sub(r"\{\{\s*|\s*\}\}", brace, reference):
         raise Refused(
-            f"{where}: {listed(unknown)} does not run here; {kind} can have "
-            f"{listed(obeyed.split())}"
+            f"{where}: parameter {reference!r} is not one reference to an output of a task; on "
+            "Argo the workflow would never end"
         )
-    for field, value in found.items():
-        shape = SHAPE_OF.get(f"{kind}.{field}", SHAPE_OF.get(field, ""))
-        if shape and not has_shape(value, shape):
-            raise Refused(f"{where}: {field} has to be {shape}, not {shown(value)}")
-    return found
+    if not OUTPUT.fullmatch(names[0]):
+        raise Refused(
+            f"{where}: {{{{{names[0]}}}}} is no output of a task; Argo refuses it, or never ends"
+        )
+    check_references(where, reference, inside)
 
 
-def has_shape(value: Any, shape: str) -> bool:
-    if shape in (TEXT, MAPPING):
-        return isinstance(value, str if shape == TEXT else dict)
-    members = {TEXTS: str, OBJECTS: dict}.get(shape, object)
-    return isinstance(value, list) and all(isinstance(member, members) for member in value)
+def brace(found: re.Match[str]) -> str:
+    return found[0].strip()
 
 
-def shown(value: Any) -> str:
-    """A value as far as it fits into a message."""
-    told = "nothing" if value is None else repr(value)
-    return told if len(told) <= 60 else f"{told[:60]}…"
-
-
-def by_name(where: str, kind: str, found: Any) -> dict[str, Object]:
-    """Objects of a kind by their names, each checked."""
-    objects: dict[str, Object] = {}
-    for item in found or []:
-        name = item.get("name") if isinstance(item, dict) else item
-        if not isinstance(name, str) or name in objects or not re.fullmatch(r"\w[\w-]*", name):
-            raise Refused(f"{where}: each {kind} needs a plain name of its own, not {shown(name)}")
-        at = f"template {name}" if kind == "template" else f"{where}: {kind} {name}"
-        objects[name] = checked(at, kind, item)
-    return objects
-
-
-def read_seconds(where: str, found: Object) -> float:
-    name = "activeDeadlineSeconds"
-    return whole_number(f"{where}: {name}", found[name]) if name in found else math.inf
-
-
-def read_limit(where: str, found: Object) -> float:
-    """How many may run at once."""
-    if "parallelism" not in found:
-        return math.inf
-    if not (limit := whole_number(f"{where}: parallelism", found["parallelism"])):
-        raise Refused(f"{where}: parallelism 0 lets nothing run")
-    return limit
-
-
-def seconds(where: str, found: Any) -> int:
-    if not (duration := re.fullmatch(r"(\d{1,15})([smhd]?)", str(found))):
-        raise Refused(f"{where} {found!r} is not like 10s or 5m")
-    return int(duration[1]) * UNITS[duration[2]]
-
-
-def whole_number(where: str, found: Any) -> int:
-    if not re.fullmatch(r"\d{1,15}", str(found)):
-        raise Refused(f"{where} has to be a whole number, not {found!r}")
-    return int(found)
-
-
-def text(value: Any) -> str:
-    """A YAML value as Argo passes it on."""
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, separators=(",", ":"))
-
-
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing"
-
-
-def check_references(where: str, source: str, known: set[str]) -> None:
-    for found in REFERENCE.findall(source):
-        reference = found.strip()
-        if reference in known or (reference.startswith("item.") and "item" in known):
-            continue
-        hint = ""
-        if (output := OUTPUT.fullmatch(reference)) and output[0] not in known:
-            hint = f" (does the task depend on {output[1]}, and has it an output {output[2]}?)"
-        raise Refused(f"{where}: {{{{{found}}}}} is not known here{hint}; known: {listed(known)}")
+def check_locks(templates: Mapping[str, Template], name: str, held: dict[str, str]) -> None:
+    """Refuse a lock that a template takes while one that waits for it holds it."""
+    template = templates[name]
+    for lock in template.locks:
+        if lock in held and "{{" not in lock:
+            raise Refused(
+                f"template {name}: {lock} is held by template {held[lock]}, which waits for "
+                f"{name}: neither could ever go on"
+            )
+    held = held | dict.fromkeys(template.locks, name)
+    for called in dict.fromkeys(task.template for task in template.tasks):
+        check_locks(templates, called, held)
 
 
 def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[str, str]) -> Values:
@@ -744,4 +293,10 @@ def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[s
             raise Refused(f"parameter {name} has no default: give it with -p {name}=VALUE")
         if parameter.enum and values[name] not in parameter.enum:
             raise Refused(f"-p {name}={values[name]} is none of {listed(parameter.enum)}")
+        known = {f"workflow.parameters.{parameter}": "" for parameter in declared}
+        if tag := filled_again(values[name], known):
+            raise Refused(
+                f"parameter {name}: its value holds {tag}; Argo would take that for a reference of "
+                "the workflow and fill it in, which does not run here"
+            )
     return values

@@ -1,81 +1,85 @@
-"""Values of references while a workflow runs, and texts in which they are filled in."""
+"""References in texts: what they stand for, and what becomes of a text that holds them."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from runner.reader import REFERENCE, text
+from runner.language import REFERENCE
+from runner.values import quoted, survives_quoting
+
+NEVER_ENDS = "on Argo the workflow would wait for it for ever"
+
+OF_A_RUN = re.compile(
+    r"=|(?:steps|inputs|outputs|pod|tasks|node|lastRetry)\.|retries$"
+    r"|workflow\.(?!parameters\.|outputs\.parameters\.)"
+)
+"""Beginnings of references that mean something to Argo wherever they stand."""
 
 
 class NodeError(Exception):
     """A node cannot start; the workflow goes on as after a failure."""
 
 
-def substitute(source: str, values: Mapping[str, str]) -> str:
-    """Fill in the references; one that has no value ends its node in Error."""
+def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], str] = str) -> str:
+    """Fill in the references of a text, each value as `spelled` writes it.
+
+    One without a value stays as it stands, as on Argo; but for outputs of tasks and steps, for
+    which Argo would wait: they end their node in Error.
+    """
 
     def value_of(reference: re.Match[str]) -> str:
-        if (name := reference[1].strip()) not in values:
-            raise NodeError(f"{reference[0]} has no value")
-        return values[name]
+        name = reference[1].strip()
+        if name in values:
+            return spelled(safe(name, values))
+        if name.startswith(("tasks.", "steps.")):
+            raise NodeError(f"{reference[0]} has no value; {NEVER_ENDS}")
+        return reference[0]
 
     return REFERENCE.sub(value_of, source)
 
 
-def items_of(found: list[Any] | str, values: Mapping[str, str]) -> list[Any]:
-    """The items to fan out over: those in the file, or those in the JSON text of a reference."""
-    if isinstance(found, list):
-        filled = json.loads(substitute_json(json.dumps(found), values))
-    else:
-        try:
-            filled = json.loads(substitute(found, values))
-        except json.JSONDecodeError as error:
-            raise NodeError(f"withParam is not a JSON list: {error}") from error
-    if not isinstance(filled, list):
-        raise NodeError(f"withParam is not a JSON list but {type(filled).__name__}")
-    return filled
+def safe(name: str, values: Mapping[str, str]) -> str:
+    """A value that may stand in a text; NodeError if Argo could not put it there as it is."""
+    value = values[name]
+    if not survives_quoting(value):
+        # What Argo says of the escape codes of colours, and of other signs that nobody sees.
+        raise NodeError(
+            "cannot finish template replacement because the result was invalid JSON: "
+            f"{{{{{name}}}}} has a sign in it that Argo cannot hand on"
+        )
+    # What the failures say of references is Argo's own text, which it hands on unread.
+    if name != "workflow.failures" and (tag := filled_again(value, values)):
+        raise NodeError(
+            f"the value of {{{{{name}}}}} holds {tag}; Argo would take that for a reference of the "
+            "workflow and fill it in, which does not run here"
+        )
+    return value
+
+
+def filled_again(value: str, values: Mapping[str, str]) -> str:
+    """A reference in a value that Argo would fill in once the value stands in a text; or empty."""
+    for tag in REFERENCE.finditer(value):
+        name = tag[1].strip()
+        if name in values or OF_A_RUN.match(name):
+            return tag[0]
+    return ""
 
 
 def substitute_json(source: str, values: Mapping[str, str]) -> str:
     """Fill in references inside the strings of a JSON text."""
-    quoted = {name: json.dumps(value)[1:-1] for name, value in values.items()}
-    return substitute(source, quoted)
+    return substitute(source, values, lambda value: quoted(value)[1:-1])
 
 
-def of_item(item: Any) -> dict[str, str]:
-    """`item`, and for a mapping `item.<key>`; a text in them is escaped, as Argo passes it on."""
-    values = {"item": escaped(item)}
-    if isinstance(item, dict):
-        values |= {f"item.{key}": escaped(value) for key, value in item.items()}
-    return values
+def unresolved(source: str, values: Mapping[str, str]) -> str:
+    """The first reference of a text that has no value; empty if there is none."""
+    for reference in REFERENCE.finditer(source):
+        if reference[1].strip() not in values:
+            return reference[0]
+    return ""
 
 
-def escaped(item: Any) -> str:
-    """An item as text: as it stands between the quotes of JSON."""
-    return json.dumps(item, ensure_ascii=False)[1:-1] if isinstance(item, str) else text(item)
-
-
-def label(index: int, item: Any) -> str:
-    """What Argo puts behind the name of a node that an item made."""
-    if isinstance(item, dict):
-        told = ",".join(f"{key}:{escaped(item[key])}" for key in sorted(item))
-    else:
-        told = escaped(item)
-    return f"({index}:{re.sub('[()]', '', told)})"
-
-
-def gathered(values: list[str]) -> str:
-    """A fan-in's list: of lists if each value is one in JSON, else of the values as strings."""
-    members: list[Any] = []
-    for value in values:
-        with suppress(json.JSONDecodeError):
-            members.append(json.loads(value))
-    if len(members) < len(values) or not all(isinstance(member, list) for member in members):
-        members = list(values)
-    found = json.dumps(members, separators=(",", ":"), ensure_ascii=False)
-    # As Go writes JSON, safe to stand in HTML.
-    return re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", found)
+def output_of(reference: str, values: Mapping[str, str]) -> str | None:
+    """The value of a text that is one reference; None if it has none."""
+    found = REFERENCE.fullmatch(reference.strip())
+    return values.get(found[1].strip()) if found else None

@@ -28,8 +28,8 @@ import click
 
 from runner.containers import command_line
 from runner.execution import Run
-from runner.nodes import Node, as_values, from_status
-from runner.reader import (
+from runner.language import (
+    REFERENCE,
     Container,
     Dag,
     Refused,
@@ -39,10 +39,9 @@ from runner.reader import (
     Values,
     Workflow,
     listed,
-    parameter_values,
-    read,
 )
-from runner.references import substitute
+from runner.nodes import Node, as_values, from_status
+from runner.reader import parameter_values, read
 
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Error": "bold red", "Skipped": "yellow"}
 WAITS = 75
@@ -130,7 +129,7 @@ def refuse_unknown(workflow: Workflow, answers: Values) -> None:
     """Refuse an answer to what no task asks, and one that it would not accept."""
     asked: dict[str, list[str]] = {}
     for template in workflow.templates.values():
-        for task in tasks_of(template.body):
+        for task in template.tasks:
             suspended = workflow.templates.get(task.template)
             if suspended is None or not isinstance(suspended.body, Suspend):
                 continue
@@ -189,7 +188,7 @@ def tasks(workflow: Workflow, name: str) -> set[str]:
         )
     after = {name}
     for task in found:
-        if task.upstreams & after:
+        if set(task.upstreams) & after:
             after.add(task.name)
     return after
 
@@ -280,21 +279,13 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
     return codes[0] if codes else 1
 
 
-def tasks_of(body: object) -> list[Task]:
-    """Tasks of a DAG, or of all groups of steps."""
-    groups = [body.tasks] if isinstance(body, Dag) else []
-    groups = body.groups if isinstance(body, Steps) else groups
-    return [task for group in groups for task in group]
-
-
 class Progress:
     """A line on standard error whenever a node begins or ends."""
 
     def __init__(self, workflow: Workflow) -> None:
         from rich.console import Console
 
-        bodies = [template.body for template in workflow.templates.values()]
-        names = [task.name for body in bodies for task in tasks_of(body)]
+        names = [task.name for t in workflow.templates.values() for task in t.tasks]
         self.width = max(map(len, names), default=8)
         self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -303,9 +294,9 @@ class Progress:
 
     def line(self, node: Node) -> str:
         seconds = ((node.finished or datetime.now(UTC)) - node.started).total_seconds()
-        return (
-            f"{node.display:{self.width}}  {node.phase:9}  {seconds:7.1f} s  {node.message}"
-        ).rstrip()
+        hint = f" ({node.hint})" if node.hint else ""
+        line = f"{node.display:{self.width}}  {node.phase:9}  {seconds:7.1f} s  {node.message}"
+        return f"{line}{hint}".rstrip()
 
 
 def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | None) -> None:
@@ -323,20 +314,18 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
         }
         match template.body:
             case Container() as container:
-                values = Open(known | inputs)
-                command, _ = command_line(container, str(folder), values)
+                values = known | inputs
+                command, _ = command_line(container, str(folder), filler(values))
                 click.echo(f"{path or template_name}: {shlex.join(command)}")
-            case Dag(found):
-                walk_tasks([found], path, inputs, folder)
-            case Steps(groups):
-                walk_tasks(groups, path, inputs, folder)
+            case Dag() | Steps():
+                walk_tasks(template.tasks, path, inputs, folder)
             case _:
                 click.echo(f"{path}: waits for an answer")
 
-    def walk_tasks(groups: list[list[Task]], path: str, inputs: Values, folder: Path) -> None:
-        for task in (task for group in groups for task in group):
-            values = Open(known | inputs)
-            arguments = {name: substitute(text, values) for name, text in task.arguments.items()}
+    def walk_tasks(steps: list[Task], path: str, inputs: Values, folder: Path) -> None:
+        fill = filler(known | inputs)
+        for task in steps:
+            arguments = {name: fill(text) for name, text in task.arguments.items()}
             inner = f"{path}.{task.name}" if path else task.name
             if chosen is not None and not path and task.name not in chosen:
                 continue
@@ -345,14 +334,13 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
     walk("", workflow.entrypoint, dict(parameters), Path("outputs", f"{workflow.prefix}…"))
 
 
-class Open(dict[str, str]):
-    """Values of references; one without a value stands for itself."""
+def filler(values: Values) -> Callable[[str], str]:
+    """Fills in the references that have a value, and leaves the others as they stand."""
 
-    def __missing__(self, reference: str) -> str:
-        return f"{{{{{reference}}}}}"
+    def value_of(reference: re.Match[str]) -> str:
+        return values.get(reference[1].strip(), reference[0])
 
-    def __contains__(self, reference: object) -> bool:
-        return True
+    return lambda text: REFERENCE.sub(value_of, text)
 
 
 if __name__ == "__main__":

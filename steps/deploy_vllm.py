@@ -65,6 +65,11 @@ class Options:
             raise UserError("--calibrate needs --gpu to say which card the log is of")
         if (self.gpus, self.fraction) != (1, 1.0) and not names_card:
             raise UserError("--gpus and --gpu-fraction need --gpu to say of which card")
+        if self.prometheus and not self.namespace:
+            raise UserError(
+                "--prometheus needs --namespace: KEDA asks it for this server's requests, and "
+                "another namespace may have a server of that name"
+            )
 
     def placement(self) -> Placement:
         from loraline.delivery.placement import Placement
@@ -231,7 +236,7 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     """The server's manifest as YAML, and the card that it is sized for, if any."""
     from loraline import contract
     from loraline.delivery import kube, manifest
-    from loraline.serving import preflight
+    from loraline.serving import preflight, sizing
 
     agreed = contract.read(adapter)
     preflight.check(adapter, agreed, f"{order.name} version {order.version}")
@@ -243,6 +248,7 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     if order.beside:
         agreed, other = join(agreed, order)
         beside, ranks = [other], [*ranks, other.rank]
+    sizing.check_length(agreed.max_model_len, base_config)
     plan = None if order.where.cpu else size(client, agreed, base_config, ranks, order)
     objects = manifest.render(
         agreed,

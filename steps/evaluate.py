@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import step
-from loraline.tracking import fingerprints, runs, store, tags
+from loraline.tracking import description, fingerprints, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
+    from loraline.contract import Contract
     from loraline.evaluation.measurement import Comparison, Measurement
     from loraline.evaluation.report import Evaluation
     from loraline.records import Record
@@ -87,7 +88,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         prints = measurement.fingerprints(encoder, agreed, held_out)
         mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
-        comparable = comparable_champion(champion, held_out, agreed.base_revision, prints)
+        comparable = comparable_champion(champion, held_out, agreed, prints)
         with comparable as (other, champion_told):
             adapters = {"base": None, "tuned": adapter, **other}
             measured = measurement.measure(engine, agreed, base, adapters, encoder, held_out)
@@ -122,7 +123,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
 def comparable_champion(
     champion: ModelVersion | None,
     held_out: Sequence[Record],
-    base_revision: str,
+    candidate: Contract,
     prints: Mapping[str, str],
 ) -> Iterator[tuple[dict[str, Path], str | None]]:
     """The champion's adapter, if its numbers on these rows can be compared, and words for both."""
@@ -145,7 +146,11 @@ def comparable_champion(
         return
     with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
         agreed = contract.read(adapter)
-        if agreed.base_revision == base_revision:
+        if agreed.is_served_as(candidate):
+            mlflow.set_tag(tags.CHAMPION_AGAIN, str(champion.version))
+            yield {}, f"{version}, which is this very adapter"
+            return
+        if agreed.base_revision == candidate.base_revision:
             encoder = Encoder.of(agreed, locate.locate_measured(agreed))
             theirs = measurement.fingerprints(encoder, agreed, held_out)
             differing = [key for key, value in prints.items() if theirs[key] != value]
@@ -238,8 +243,8 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
     mlflow.log_text(card, "model_card.md")
     # The tags still say what the gate has said, and so does the description.
     note = client.get_run(train_run.info.run_id).data.tags.get(tags.NOTE, "")
-    verdict = "".join(note.partition(tags.VERDICT)[1:])
-    client.set_tag(train_run.info.run_id, tags.NOTE, card + verdict)
+    note = description.of(description.verdict(note), card)
+    client.set_tag(train_run.info.run_id, tags.NOTE, note)
 
 
 def print_headline(found: Comparison) -> None:

@@ -11,7 +11,6 @@ report.html and report.md among the output files.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -116,7 +115,7 @@ def prepare_data(
     request = workplace.Request(
         sources, prompt, group_by, checks.policy(on), media.limits(limit), encoding
     )
-    workers = workers or cores()
+    workers = workers or pool.fitting()
     pool.wake(sources, workers)
     client = store.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
@@ -146,10 +145,6 @@ def prepare_data(
             click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
             warn_of_loss(merged)
     runs.hand_over(out_dir, run_id)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def counts(merged: Dataset) -> str:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 import click
 
 from loraline.step import not_empty, step
-from loraline.tracking import fingerprints, runs, store
+from loraline.tracking import description, fingerprints, runs, store
 from loraline.tracking.tags import (
     CHAMPION,
+    CHAMPION_AGAIN,
     GATE_RUN,
     MODEL_ID,
     MODEL_NAME,
@@ -29,7 +30,6 @@ from loraline.tracking.tags import (
     REASON,
     RESULT,
     UPSTREAM,
-    VERDICT,
 )
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def quality_gate(
             judged = [asdict(verdict) for verdict in verdicts]
             mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
             tag_runs(client, verdicts, result, run, train_run)
-            register(client, name, verdicts, result, run, train_run)
+            again = tags.get(CHAMPION_AGAIN)
+            register(client, name, verdicts, result, run, train_run, again)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
@@ -140,10 +141,10 @@ def tag_runs(
     from loraline.evaluation import rules
 
     tags = told(verdicts, result) | {GATE_RUN: run.info.run_id}
-    section = f"{VERDICT}\n{result}: {tags[REASON]}\n\n{rules.markdown(verdicts)}\n"
+    section = f"{description.HEADING}\n{result}: {tags[REASON]}\n\n{rules.markdown(verdicts)}\n\n"
     for target in (run, train_run):
-        card = target.data.tags.get(NOTE, "").partition(VERDICT)[0]
-        for key, value in (tags | {NOTE: card + section}).items():
+        card = description.card(target.data.tags.get(NOTE, ""))
+        for key, value in (tags | {NOTE: description.of(section, card)}).items():
             client.set_tag(target.info.run_id, key, value)
 
 
@@ -154,15 +155,22 @@ def register(
     result: str,
     run: Run,
     train_run: Run,
+    champion_again: str | None,
 ) -> None:
     """Register a logged model that passed, once however often the gate runs, and move the alias.
 
-    One that was rejected gets no version; if it has one, that loses the alias and says why. The
-    caller holds the registered model's lock.
+    One that was rejected gets no version; if it has one, that loses the alias and says why. One
+    whose adapter is the champion's, `champion_again`, is that version and no candidate. The caller
+    holds the registered model's lock.
     """
     from loraline.tracking import registry
 
     model_id = train_run.data.tags[MODEL_ID]
+    if result == "passed" and champion_again is not None:
+        for target in (run, train_run):
+            client.set_tag(target.info.run_id, MODEL_NAME, name)
+            client.set_tag(target.info.run_id, MODEL_VERSION, champion_again)
+        return
     if result == "passed":
         version = registry.register(client, name, model_id)
     elif (known := registry.version_of_model(client, name, model_id)) is not None:

@@ -10,13 +10,13 @@ An interrupted training leaves a checkpoint in the artifact store; the next star
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.errors import TryAgain
+from loraline.errors import UserError
 from loraline.step import not_empty, split_overrides, step
 from loraline.tracking import fingerprints, runs, store, tags
 from loraline.training import launch
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 @step
 @click.option("--run-id", required=True, help="MLflow run of prepare_data.")
 @click.option("--profile", required=True, help="Name of a file in lora_profiles/.")
-@click.option("--resume", callback=not_empty, help="Unfinished run to go on with, and no other.")
+@click.option(
+    "--resume", "resumed", callback=not_empty, help="Unfinished run to go on with, and no other."
+)
 @click.option(
     "--checkpoint-minutes",
     type=click.FloatRange(0),
@@ -59,7 +61,7 @@ def train_qlora(
     run_id: str,
     profile: str,
     overrides: tuple[str, ...],
-    resume: str | None,
+    resumed: str | None,
     checkpoint_minutes: float,
     gpus: int,
     out_dir: Path,
@@ -71,9 +73,11 @@ def train_qlora(
     from loraline.serving import preflight
 
     recipe = profiles.load(profile, overrides=overrides)
+    assert launch.world() in (1, gpus), f"--gpus {gpus}, and {launch.world()} processes"
     if launch.rank():
         follow(recipe, checkpoint_minutes)
         return
+    launch.lead()
     client = store.connect()
     data_run = runs.upstream_run(client, run_id, "prepare_data")
     base = locate(recipe.base, recipe.base_revision)
@@ -99,40 +103,36 @@ def train_qlora(
 
     import mlflow
 
-    from loraline.training import checkpoint, curves
+    from loraline.training import checkpoint, curves, resume, trained_contract
     from loraline.training.rows import load_rows
 
-    found = checkpoint.named(client, resume, inputs) if resume else None
-    if found is None and not force:
-        found = checkpoint.find(client, profile, inputs)
     version = data_run.data.params["version"]
-    with (
-        runs.open_run(
-            "train_qlora",
-            name=f"{recipe.registered_model}-{profile}-v{version}",
-            fingerprint=fingerprint,
-            upstream=data_run,
-            tags={
-                tags.PROFILE: profile,
-                tags.OVERRIDES: json.dumps(overrides) if overrides else "",
-                **checkpoint.tags(inputs),
-            },
-            resumed=found,
-        ) as run,
-        launch.shared_folder() as scratch,
-    ):
+    opened = resume.opened(
+        client,
+        profile,
+        inputs,
+        resumed,
+        force=force,
+        name=f"{recipe.registered_model}-{profile}-v{version}",
+        fingerprint=fingerprint,
+        upstream=data_run,
+        tags={tags.OVERRIDES: json.dumps(overrides) if overrides else ""},
+    )
+    with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
         runs.download(client, run_id, "dataset", scratch)
-        start = checkpoint.fetch(client, found, scratch) if found else None
+        start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)
         encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
         mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
         sft = prepare(recipe, base, encoder, rows, scratch)
-        sft.add_callback(curves.CurvesToMlflow(curves.logged_to(client, found)))
+        cost = curves.Cost(sft, earlier)
+        held.report = cost.tags
+        sft.add_callback(curves.CurvesToMlflow(held, curves.logged_to(client, earlier)))
         train(sft, start, checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes))
-        curves.log_results(sft)
+        curves.log_results(sft, cost)
         adapter = save_adapter(sft, recipe, base, scratch / "adapter")
-        contract = write_contract(
+        contract = trained_contract.write(
             adapter, recipe, base, encoder, prompt, rows, data_run.data.params
         )
         log_adapter(adapter, contract, profile)
@@ -143,17 +143,23 @@ def train_qlora(
 
 
 def follow(recipe: Profile, checkpoint_minutes: float) -> None:
-    """The part of every process but the first: the same training, and no word to MLflow."""
+    """The part of every process but the first: the same training, and no word to MLflow.
+
+    What ends the training ends it in all processes, and the first one says so.
+    """
     from loraline.base.locate import locate
     from loraline.training import checkpoint
     from loraline.training.rows import load_rows
 
     scratch = launch.follow()
+    if scratch is None:
+        return
     base = locate(recipe.base, recipe.base_revision)
     encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
-    sft = prepare(recipe, base, encoder, rows, scratch)
     start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
-    train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
+    with suppress(UserError, checkpoint.StoppedWithCheckpoint):
+        sft = prepare(recipe, base, encoder, rows, scratch)
+        train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
 
 
 def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
@@ -179,25 +185,28 @@ def prepare(
     """Plan the memory before the base is loaded, then build the trainer."""
     from transformers import set_seed
 
-    from loraline.training import memory, trainer
+    from loraline.training import checkpoint, memory, trainer
 
-    launch.take_gpu()
+    launch.join()
     set_seed(recipe.seed)
     plan, table = memory.choose(recipe, base, [*rows["train"], *rows["validation"]], memory.free())
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
-        click.echo(f"{table}\nattention: {sft.attention}", err=True)
+        size = checkpoint.size(sft.learning()) / memory.GIB
+        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {size:.2f} GiB", err=True)
     return sft
 
 
 def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> None:
     """Train from the beginning or from a checkpoint, to the end or until told to stop."""
+    from loraline.training.checkpoint import StoppedWithCheckpoint
+
     sft.add_callback(keeper)
     keeper.listen()
     sft.train(resume_from_checkpoint=str(start) if start else None)
     launch.leave()
     if keeper.stopped_early(sft.state):
-        raise TryAgain(
+        raise StoppedWithCheckpoint(
             f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "
             "checkpoint; start it again to go on from there"
         )
@@ -214,44 +223,6 @@ def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) 
     (folder / "README.md").unlink()
     (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
     return folder
-
-
-def write_contract(
-    adapter: Path,
-    recipe: Profile,
-    base: Base,
-    encoder: Encoder,
-    prompt: str,
-    rows: dict[str, list[Row]],
-    data: Mapping[str, str],
-) -> Contract:
-    """State beside the weights what they were trained with; `data` is parameters of their run."""
-    from loraline import contract
-
-    written = contract.Contract(
-        base=recipe.base,
-        base_revision=base.revision,
-        modality=recipe.modality,
-        architecture=base.architecture,
-        prompt=prompt,
-        prompt_uri=data.get("prompt_uri", ""),
-        boxes=data.get("boxes"),
-        tools=data.get("tools") == "yes",
-        chat_template=encoder.chat_template,
-        min_pixels=recipe.min_pixels,
-        max_pixels=recipe.max_pixels,
-        max_length=max(len(row) for split in rows.values() for row in split),
-        max_new_tokens=recipe.max_new_tokens,
-        dtype=recipe.serve_dtype,
-        r=recipe.r * recipe.ranks,
-        lora_alpha=recipe.lora_alpha * recipe.ranks,
-        target_modules=recipe.target_modules,
-        export=recipe.export,
-        trains_vision=recipe.trains_vision,
-        adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
-    )
-    contract.write(written, adapter)
-    return written
 
 
 def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:

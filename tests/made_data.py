@@ -60,9 +60,10 @@ def film(frames: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48)) -> 
     return buffer.getvalue()
 
 
-def prefixing_base(folder: Path) -> Path:
+def prefixing_base(folder: Path, template: str | None = None, *, metaspace: bool = False) -> Path:
     """A base of which only the tokenizer is there: it puts a space before every text, as the
-    `tokenizer.json` of Mistral 7B v0.1 does."""
+    `tokenizer.json` of Mistral 7B v0.1 does; `metaspace` lets its pre-tokenizer do so, as that of
+    v0.3."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,13 +74,17 @@ def prefixing_base(folder: Path) -> Path:
         initial_alphabet=["\u2581", *map(chr, range(33, 127))],
     )
     made.train_from_iterator(["[INST] What is the capital of France? [/INST] Paris"] * 4, trainer)
-    made.pre_tokenizer = None
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
+    if metaspace:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    else:
+        made.pre_tokenizer = None
+        made.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+        )
     made.decoder = decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     return folder

@@ -24,7 +24,8 @@ import click
 import production
 import yaml
 
-from runner.reader import (
+from runner.documents import load
+from runner.language import (
     OUT_DIR,
     OUTCOMES,
     OUTPUT,
@@ -35,9 +36,8 @@ from runner.reader import (
     Task,
     Workflow,
     listed,
-    load,
-    understood,
 )
+from runner.reader import understood
 
 ROOT = Path(__file__).parents[1]
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from runner.expressions import EvaluationError
-from runner.reader import Object, Retry, Template
+from runner.language import Object, Retry, Template
 
 ROOT = Path(__file__).parents[1]
 SHELLS = {"sh", "bash", "ash", "dash", "zsh"}

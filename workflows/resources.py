@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Class(NamedTuple):
-    """Requests, the memory limit, and the one device that a class asks for."""
+    """Requests, the memory limit, and the devices that a class asks for."""
 
     cpu: str
     memory: str
@@ -20,6 +20,9 @@ class Class(NamedTuple):
     device: str = ""
     label: str = ""
     """Value of the label `loraline/gpu` on the nodes that the class wants."""
+
+    gpus: int = 1
+    """How many of the device; training runs in as many processes."""
 
 
 CLASSES = {
@@ -38,23 +41,37 @@ CLASSES = {
         device="nvidia.com/gpu",
         label="large",
     ),
+    "gpu-large-4": Class(
+        cpu="32",
+        memory="256Gi",
+        memory_limit="768Gi",
+        device="nvidia.com/gpu",
+        label="large",
+        gpus=4,
+    ),
     # A part of a card: `nvidia.com/gpu.shared` with time slicing or MPS, `nvidia.com/mig-3g.40gb`
     # and the like with MIG.
     "gpu-shared": Class(cpu="2", memory="8Gi", memory_limit="32Gi", device="nvidia.com/gpu.shared"),
 }
 
+GRACE_SECONDS = 900
+"""From SIGTERM to SIGKILL for training: an optimizer step, an epoch's validation, and the upload of
+a checkpoint, whose size training prints at its start; 45 GiB at 50 MiB a second."""
+
 SMALL = Class(cpu="250m", memory="512Mi", memory_limit="4Gi")
 """For the steps that move files and rows: prepare, gate, deploy."""
 
 
-def patch(wanted: Class) -> str:
+def patch(wanted: Class, grace_seconds: int | None = None) -> str:
     """The strategic merge patch that gives a pod's main container what a class stands for."""
     limits = {"memory": wanted.memory_limit}
     spec: dict[str, Any] = {"containers": [{"name": "main", "resources": {"limits": limits}}]}
     spec["containers"][0]["resources"]["requests"] = {"cpu": wanted.cpu, "memory": wanted.memory}
     if wanted.device:
-        limits[wanted.device] = "1"
+        limits[wanted.device] = str(wanted.gpus)
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    if grace_seconds is not None:
+        spec["terminationGracePeriodSeconds"] = grace_seconds
     if wanted.label:
         spec["nodeSelector"] = {"loraline/gpu": wanted.label}
     # Two braces side by side would end the expression that the patch stands in.

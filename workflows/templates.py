@@ -6,11 +6,12 @@ rest is the same for all and stands in `step`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resources import CLASSES, SMALL, chosen, patch
+from resources import CLASSES, GRACE_SECONDS, SMALL, chosen, patch
 
 if TYPE_CHECKING:
     from hera.workflows import Container, Suspend
@@ -56,7 +57,15 @@ def prepare_data() -> Container:
 
 
 def train_qlora() -> Container:
-    return step("train-qlora", inputs=["run-id", "profile", "set"], deadline=DAY, large=True)
+    gpus = chosen({name: str(wanted.gpus) for name, wanted in CLASSES.items()}, "resources")
+    return step(
+        "train-qlora",
+        inputs=["run-id", "profile", "set"],
+        flags=["--gpus", gpus],
+        deadline=DAY,
+        large=True,
+        grace_seconds=GRACE_SECONDS,
+    )
 
 
 def evaluate() -> Container:
@@ -110,12 +119,14 @@ def step(
     *,
     inputs: list[str],
     deadline: int,
+    flags: Sequence[str] = (),
+    grace_seconds: int | None = None,
     outputs: dict[str, str] | None = None,
     large: bool = False,
     registry: str = "",
     hands_over: bool = True,
 ) -> Container:
-    """A template for steps/<name>.py: a flag an input, a file an output.
+    """A template for steps/<name>.py: a flag an input, a file an output; `flags` are others.
 
     `outputs` names further outputs beside the run ID, each with its value if its file is missing;
     `large` steps run on the class that the workflow's parameter names; steps that change what is
@@ -123,7 +134,7 @@ def step(
     """
     from hera.workflows import Container, EmptyDirVolume, Parameter, RetryStrategy, models
 
-    flags = [word for flag in inputs for word in (f"--{flag}", f"{{{{inputs.parameters.{flag}}}}}")]
+    words = [word for flag in inputs for word in (f"--{flag}", f"{{{{inputs.parameters.{flag}}}}}")]
     image = f"{{{{workflow.parameters.{'gpu-image' if large else 'image'}}}}}"
     volumes: list[Any] = [EmptyDirVolume(name="tmp", mount_path="/tmp")]
     if large:
@@ -131,14 +142,16 @@ def step(
         room = models.Quantity(root="8Gi")
         shm = EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory", size_limit=room)
         volumes.append(shm)
-    classes = {name: patch(wanted) for name, wanted in CLASSES.items()}
+    # Only training, which is told of them by a flag, has a use for several cards.
+    cards = CLASSES if flags else {key: c._replace(gpus=1) for key, c in CLASSES.items()}
+    classes = {key: patch(wanted, grace_seconds) for key, wanted in cards.items()}
     handed = {"run-id": "", **(outputs or {})} if hands_over else {}
     return Container(
         name=name,
         image=image,
         image_pull_policy="IfNotPresent",
         command=["python", f"steps/{name.replace('-', '_')}.py"],
-        args=[*flags, *(["--out-dir", OUT_DIR] if hands_over else [])],
+        args=[*words, *flags, *(["--out-dir", OUT_DIR] if hands_over else [])],
         env=environment(image, hands_over),
         inputs=[Parameter(name=flag) for flag in inputs],
         outputs=[

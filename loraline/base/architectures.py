@@ -20,6 +20,12 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config.get("text_config") or config
 
 
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Positions that a base has, if its config says so: the longest row with its answer."""
+    most = text_config(config).get("max_position_embeddings")
+    return None if most is None else int(most)
+
+
 def kv_heads(text: Mapping[str, Any]) -> int:
     return int(text.get("num_key_value_heads") or text["num_attention_heads"])
 

@@ -6,6 +6,7 @@ and pixel limits, so what was trained is what is measured.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraline.base import templates
 from loraline.errors import UserError
 from loraline.records import Detail, Record
 
@@ -25,11 +27,22 @@ if TYPE_CHECKING:
 
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'user' %}[INST] {{ message.content }} [/INST]"
-    "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if message.role == 'user' %}[INST] "
+    "{% if not loop.first and messages[loop.index0 - 1].role == 'system' %}"
+    "{{ messages[loop.index0 - 1].content }}\n\n{% endif %}"
+    "{{ message.content }} [/INST]"
+    "{% elif message.role == 'assistant' %} {{ message.content }}{{ eos_token }}"
+    "{% elif message.role != 'system' or loop.last or messages[loop.index0 + 1].role != 'user' %}"
+    "{{ raise_exception('a system turn has to come right before a user turn') }}"
+    "{% endif %}{% endfor %}"
 )
 """For bases that come without one, Mistral-7B-v0.1 among them; it travels in the contract."""
 
+
+LEAD = "\n"
+"""Stands before an answer that a tokenizer would otherwise begin with a space; never merged."""
+
+ANSWER = "an answer's place"
 
 IGNORED = -100
 """Label of tokens that are not predicted."""
@@ -92,13 +105,16 @@ class Encoder:
         else:
             self.tokenizer = AutoTokenizer.from_pretrained(base)
         own = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
-        self.chat_template: str = chat_template or own or DEFAULT_CHAT_TEMPLATE
+        self.chat_template = templates.pinned(
+            chat_template or templates.default(own) or DEFAULT_CHAT_TEMPLATE
+        )
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {base} has no end-of-sequence token")
         self.end: int = self.tokenizer.eos_token_id
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         self.prefixes = backend is not None and "Prepend(" in repr(backend.normalizer)
         """Whether the tokenizer puts a space before every text (SentencePiece's dummy prefix)."""
+        self.lead = self._lead()
         pad = self.tokenizer.pad_token_id
         self.pad: int = self.end if pad is None else pad
 
@@ -114,11 +130,25 @@ class Encoder:
         )
 
     def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages, chat_template=self.chat_template, tokenize=False, **options
+        with templates.refusals([message["role"] for message in messages]):
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages, chat_template=self.chat_template, tokenize=False, **options
+                )
             )
-        )
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _lead(self) -> str:
+        """What has to stand before a text for its tokens to be those that it has behind a prompt.
+
+        A tokenizer that begins every text with a space (SentencePiece's) would give an answer that
+        the template puts right behind a line's end another first token than the model sees.
+        """
+        before, both = self._tokens(LEAD), self._tokens(f"{LEAD}a")
+        in_context = both[: len(before)] == before and both[len(before) :] != self._tokens("a")
+        return LEAD if in_context else ""
 
     def encode(self, record: Record) -> Row:
         """Tokens of a row; the prompt and the answer are tokenised apart, as the server does it.
@@ -166,9 +196,15 @@ class Encoder:
                 apart.append(self.encode(asked))
         return [*apart, replace(row, earlier=tuple(earlier))]
 
-    def without_prefix(self, tail: str) -> str:
-        """What to tokenise for an answer that goes on behind a prompt, so that its space is one."""
-        return tail[1:] if self.prefixes and tail.startswith(" ") else tail
+    def continuation(self, tail: str) -> tuple[str, str]:
+        """What to tokenise for an answer that goes on behind a prompt, and the lead before it.
+
+        The tokens of the lead, counted alone, are not the answer's.
+        """
+        if self.prefixes and tail.startswith(" "):
+            # The space that the tokenizer puts there is this one.
+            return "", tail[1:]
+        return self.lead, tail
 
     def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
         """The prompt as text, and the answer's tokens with the end token."""
@@ -180,7 +216,8 @@ class Encoder:
         tail = whole.removeprefix(prompt)
         if (record.tools or record.details) and (name := left_out(record, prompt, tail)):
             raise UserError(f"the base's chat template does not print {name}")
-        answer = self.tokenizer(self.without_prefix(tail), add_special_tokens=False).input_ids
+        lead, text = self.continuation(tail)
+        answer = self._tokens(lead + text)[len(self._tokens(lead)) :]
         if tail == whole or self.end not in answer:
             raise UserError(
                 "the chat template must render the answer right after the prompt and end it with "
@@ -189,6 +226,24 @@ class Encoder:
         return prompt, answer[: answer.index(self.end) + 1]
 
     def decode(self, tokens: Sequence[int]) -> str:
+        """An answer's text, without what the chat template itself puts before an answer."""
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return templates.without_preamble(text, self.preamble)
+
+    @functools.cached_property
+    def preamble(self) -> str:
+        """What the chat template writes before the last answer and not into the prompt.
+
+        Qwen3's writes an empty reasoning there: part of what is learned, and no part of the answer.
+        """
+        text: Any = "question"
+        if self.processor is not None:
+            text = [{"type": "text", "text": text}]
+        asked = [{"role": "user", "content": text}]
+        prompt = self._render(asked, add_generation_prompt=True)
+        whole = self._render([*asked, {"role": "assistant", "content": ANSWER}])
+        before, mark, _ = whole.removeprefix(prompt).partition(ANSWER)
+        tokens = self._tokens(before) if mark else []
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
     def collate(self, rows: Sequence[Row], *, answers: bool, side: str) -> dict[str, Tensor]:
@@ -256,6 +311,24 @@ def left_out(record: Record, prompt: str, tail: str) -> str | None:
 def squeezed(text: str) -> str:
     """A text without its spaces."""
     return "".join(text.split())
+
+
+def check_tokens(encoder: Encoder, base: Base, rows: Iterable[Row]) -> None:
+    """Refuse rows, and padding, with tokens for which the base has no embedding.
+
+    A tokenizer that was given words of its own, and a base that was not resized for them, fail in
+    the middle of a pass, on a GPU without a word of why.
+    """
+    sizes = base.config.get("text_config") or base.config
+    vocabulary = int(sizes.get("vocab_size", 2**31))
+    used = {encoder.pad, encoder.end}.union(*(row.prompt + row.answer for row in rows))
+    if strays := sorted(token for token in used if token >= vocabulary):
+        named = ", ".join(repr(encoder.tokenizer.convert_ids_to_tokens(t)) for t in strays[:3])
+        raise UserError(
+            f"the base has embeddings for {vocabulary} tokens and none for {named} of its "
+            "tokenizer, which the rows use: take a tokenizer without them, or resize the base's "
+            "embeddings and train those first"
+        )
 
 
 def opened(images: Iterable[bytes]) -> list[Image]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraline.base.locate import Base
+from loraline.base.locate import Base, weight_files
 from loraline.base.targets import VISION_TOWER
 from loraline.errors import UserError
 
@@ -54,7 +54,7 @@ def tiny_models_run_faster_on_one_thread(base: Base) -> None:
     """Keep a model of a few megabytes off the second core, where threads only wait for another."""
     import torch
 
-    size = sum(file.stat().st_size for file in base.path.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in weight_files(base.path))
     if size < 2**25 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 

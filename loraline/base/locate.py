@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 """Files of a hub model that are fetched: weights as safetensors only, and no code."""
 
+MISTRALS = "consolidated*.safetensors"
+"""The same weights once more under Mistral's own names, beside those of transformers."""
+
 
 @dataclass(frozen=True)
 class Base:
@@ -48,7 +51,7 @@ def locate(base: str, revision: str | None) -> Base:
     else:
         path = fetch(base, revision)
     config = path / "config.json"
-    weights = sorted(path.glob("*.safetensors"))
+    weights = weight_files(path)
     if not config.is_file() or not weights:
         raise UserError(f"base model {base!r} has no config.json or no safetensors weights")
     return Base(
@@ -56,6 +59,15 @@ def locate(base: str, revision: str | None) -> Base:
         folder_digest([config, *weights]) if folder.is_dir() else path.name,
         json.loads(config.read_text()),
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads a base's weights from, sorted."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        return sorted(folder / name for name in names)
+    return sorted(set(folder.glob("*.safetensors")) - set(folder.glob(MISTRALS)))
 
 
 def locate_measured(contract: Contract) -> Base:
@@ -88,7 +100,11 @@ def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) ->
     )
 
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=list(files)))
+        return Path(
+            snapshot_download(
+                base, revision=revision, allow_patterns=list(files), ignore_patterns=MISTRALS
+            )
+        )
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
             f"base model {base!r} (revision {revision or 'default'}) is neither a folder nor a "

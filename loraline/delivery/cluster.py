@@ -112,7 +112,12 @@ def apply(manifest: Path, say: Say) -> None:
 
 
 def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:
-    """Raise a UserError where a claim is there and would have to change what no claim can."""
+    """Raise a UserError where a claim is there and would have to change what no claim can.
+
+    One that is larger than a smaller base needs keeps its size, which Kubernetes does not reduce.
+    """
+    from kubernetes.utils.quantity import parse_quantity
+
     for entry, previous in zip(objects, before, strict=True):
         if entry["kind"] != "PersistentVolumeClaim" or previous is None:
             continue
@@ -124,6 +129,9 @@ def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> 
                 f"Kubernetes changes neither; serve from a claim of yours with --base-volume, or "
                 f"delete the Deployment and the claim {name}, and the base is downloaded again"
             )
+        needs, size = (each["spec"]["resources"]["requests"] for each in (entry, previous))
+        if parse_quantity(size["storage"]) > parse_quantity(needs["storage"]):
+            needs["storage"] = size["storage"]
 
 
 def knows_store(deployment: Object) -> bool:

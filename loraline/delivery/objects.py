@@ -99,7 +99,13 @@ def network_policy(pod: Pod) -> Object:
     ports = {port_of(url) for url in urls}
     if pod.hub or "MLFLOW_S3_ENDPOINT_URL" not in pod.fetch_env:
         ports.add(443)
-    world = {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+    # By address for what is outside of the cluster and by selector for its pods: Kubernetes says
+    # that addresses are for the outside, and Cilium holds to it.
+    world: list[Object] = [
+        {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+        {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}},
+        {"namespaceSelector": {}},
+    ]
     callers: list[Object] = [{"podSelector": {}}]
     if pod.where.monitor or pod.where.prometheus:
         name = {"kubernetes.io/metadata.name": "monitoring"}
@@ -118,7 +124,7 @@ def network_policy(pod: Pod) -> Object:
             "egress": [
                 {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
                 {
-                    "to": [world],
+                    "to": world,
                     "ports": [{"port": port, "protocol": "TCP"} for port in sorted(ports)],
                 },
             ],
@@ -133,7 +139,9 @@ def autoscaler(pod: Pod) -> list[Object]:
     scaled = {"apiVersion": "apps/v1", "kind": "Deployment", "name": pod.resource}
     down = {"scaleDown": {"stabilizationWindowSeconds": 600}}
     if pod.where.prometheus:
-        query = f'sum(vllm:num_requests_waiting{{service="{pod.resource}"}})'
+        # The operator labels what it scrapes: a model has one server a namespace.
+        labels = f'namespace="{pod.where.namespace}",service="{pod.resource}"'
+        query = f"sum(vllm:num_requests_waiting{{{labels}}})"
         asked = {
             "serverAddress": pod.where.prometheus,
             "query": query,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraline.answering.hf import Answer
+from loraline.base.encoding import check_tokens
 from loraline.errors import UserError
 from loraline.evaluation import bootstrap, calls, metrics
 from loraline.evaluation.bootstrap import Interval
@@ -85,6 +86,7 @@ def measure(
     from loraline.answering import hf, vllm_engine
 
     rows = askable(held_out, encoder, agreed)
+    check_tokens(encoder, base, rows.values())
     run = vllm_engine.measure if engine == "vllm" else hf.measure
     tokens = [len(rows[i].answer) if i in rows else 1 for i in range(len(held_out))]
     measured = {}
@@ -98,8 +100,8 @@ def measure(
 def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> dict[int, Row]:
     """The rows that a server under this contract would take, encoded, by their index.
 
-    An image that cannot be decoded, or a prompt that leaves no room for the longest answer, is
-    refused by the server, too.
+    An image that cannot be decoded, more images than any training row has, or a prompt that leaves
+    no room for the longest answer, is refused by the server, too.
     """
     rows = {}
     for index, record in enumerate(held_out):
@@ -107,7 +109,8 @@ def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> d
             row = encoder.encode(record)
         except (OSError, ValueError, SyntaxError):
             continue
-        if len(row.prompt) + agreed.max_new_tokens <= agreed.max_model_len:
+        fits = len(row.prompt) + agreed.max_new_tokens <= agreed.max_model_len
+        if fits and len(row.images) <= agreed.max_images:
             rows[index] = row
     return rows
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from loraline.errors import UserError
 from loraline.profiles import Gate, complaints, read_yaml
-from loraline.tracking.tags import CHAMPION, CHAMPION_REFUSED, MEASURED
+from loraline.tracking.tags import CHAMPION, CHAMPION_AGAIN, CHAMPION_REFUSED, MEASURED
 
 REQUIRED = tuple(
     f"{model}_{name}"
@@ -89,9 +89,12 @@ def judge(
     ]
     if limits.min_bleu is not None:
         verdicts.append(at_least("tuned_bleu", metrics, limits.min_bleu))
+    if changes_nothing(metrics):
+        detail = "every answer token is as likely as without the adapter"
+        verdicts.append(Verdict("adapter_changes", 0, "above", 0, False, detail))
     if limits.min_gain_over_base is not None:
         name = f"gain_over_base_{limits.compare_on}_low"
-        verdicts.append(at_least(name, metrics, limits.min_gain_over_base))
+        verdicts.append(above(name, metrics, limits.min_gain_over_base))
     if limits.min_gain_over_champion is not None:
         name = f"gain_over_champion_{limits.compare_on}_low"
         margin = limits.min_gain_over_champion
@@ -112,6 +115,20 @@ def at_least(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
     value = metrics.get(name)
     kept = is_finite(value) and value >= limit
     return Verdict(name, value, "at least", limit, kept)
+
+
+def above(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
+    value = metrics.get(name)
+    return Verdict(name, value, "above", limit, is_finite(value) and value > limit)
+
+
+def changes_nothing(metrics: Mapping[str, float]) -> bool:
+    """Whether the adapter leaves the held-out rows' loss exactly as the base's.
+
+    A margin below zero would let it pass, though there is nothing to serve.
+    """
+    ends = [metrics.get(f"gain_over_base_eval_loss{end}") for end in ("", "_low", "_high")]
+    return ends == [0, 0, 0]
 
 
 def at_most(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
@@ -139,14 +156,16 @@ def against_champion(
             f"the champion is version {champion}, compared with {against or 'none'}: evaluate again"
         )
         return Verdict(name, None, "above", margin, False, detail)
+    if CHAMPION_AGAIN in tags:
+        detail = f"it is version {champion}, the champion itself, trained once more"
+        return Verdict(name, None, "above", margin, True, detail)
     if CHAMPION_REFUSED in tags:
         detail = (
             f"version {champion} cannot be compared: {tags[CHAMPION_REFUSED]}; a policy "
             "with min_gain_over_champion: null judges without it"
         )
         return Verdict(name, None, "above", margin, False, detail)
-    value = metrics.get(name)
-    return Verdict(name, value, "above", margin, is_finite(value) and value > margin)
+    return above(name, metrics, margin)
 
 
 def number(value: float, limit: float) -> str:

@@ -107,6 +107,9 @@ def arguments(
         if is_commit(contract.base_revision) and base is None:
             args += ["--revision", contract.base_revision]
         args += lora_arguments(contract, adapters, spare)
+    # Beside these files a base may have Mistral's own, which vLLM would take first: another
+    # tokenizer, config and names of weights than were measured.
+    args += ["--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "safetensors"]
     args += ["--dtype", contract.dtype, "--max-model-len", str(length)]
     utilization = plan.gpu_memory_utilization if plan else 0.9
     args += ["--gpu-memory-utilization", f"{utilization:g}"]
@@ -120,7 +123,7 @@ def arguments(
     if contract.tools:
         args += ["--enable-auto-tool-choice", "--tool-call-parser", call_parser(contract)]
     if vision:
-        args += ["--limit-mm-per-prompt", compact({"image": 1, "video": 0})]
+        args += ["--limit-mm-per-prompt", compact({"image": contract.max_images, "video": 0})]
         size = compact({"images_kwargs": {"size": image_size(contract)}})
         args += ["--mm-processor-kwargs", size]
         # A domain that cannot exist: images come in the request, the server fetches none.

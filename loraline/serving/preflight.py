@@ -133,6 +133,12 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
             "because what vLLM does with its adapters is not known; it is for "
             f"{', '.join(sorted(fitting))}"
         )
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "bitsandbytes":
+        raise UserError(
+            f"{recipe.base} is stored in the 4 or 8 bits of bitsandbytes, which the server cannot "
+            "load: name the model that it was made from; quantization: nf4 rounds it in training"
+        )
     if recipe.export == "merged" and config.get("quantization_config"):
         raise UserError(
             f"export: merged needs an unquantized base, and {recipe.base} is quantized; name the "

@@ -20,6 +20,7 @@ from loraline.base.architectures import (
     kv_heads,
     linears,
     parameters,
+    positions,
     text_config,
 )
 from loraline.errors import UserError
@@ -123,7 +124,7 @@ def plan(demand: Demand, gpu: str, *, cards: int = 1, fraction: float = 1.0) -> 
         raise UserError(f"a fraction of a card is above 0 and up to 1, of one card; got {fraction}")
     if demand.dtype == "bfloat16" and not GPUS[gpu].bfloat16:
         raise UserError(f"{gpu} cannot compute in bfloat16; set serve_dtype: float16")
-    check_length(demand)
+    check_length(demand.max_model_len, demand.config)
     tried = [sized(demand, gpu, size, fraction) for size in splits(demand.config) if size <= cards]
     for found in tried:
         if found.fits:
@@ -159,7 +160,7 @@ def sized(demand: Demand, gpu: str, cards: int, fraction: float = 1.0) -> Plan:
     if (window := sliding_window(demand.config)) and available * GIB >= window * token:
         # Past the window a request needs no more.
         room = cache_tokens(demand, 2**31) * token / GIB
-        largest = most_positions(demand.config) if available >= room else largest
+        largest = (positions(demand.config) or 2**31) if available >= room else largest
     return Plan(
         gpu=gpu,
         tensor_parallel_size=cards,
@@ -172,7 +173,7 @@ def sized(demand: Demand, gpu: str, cards: int, fraction: float = 1.0) -> Plan:
         activation=activation,
         available=available,
         needed=needed,
-        largest_len=min(largest, most_positions(demand.config)),
+        largest_len=min(largest, positions(demand.config) or 2**31),
     )
 
 
@@ -184,17 +185,14 @@ def concurrency(requests: float) -> int:
     return max(1, min(64, 8 * math.floor(requests / 4) if requests >= 4 else math.floor(requests)))
 
 
-def check_length(demand: Demand) -> None:
-    most = most_positions(demand.config)
-    if demand.max_model_len > most:
+def check_length(max_model_len: int, config: Mapping[str, Any]) -> None:
+    """Raise a UserError where rows with their answers are longer than the base allows."""
+    most = positions(config)
+    if most is not None and max_model_len > most:
         raise UserError(
-            f"rows of up to {demand.max_model_len} tokens are longer than the base's "
+            f"rows of up to {max_model_len} tokens are longer than the base's "
             f"{most} positions, which vLLM refuses; lower max_length or max_new_tokens"
         )
-
-
-def most_positions(config: Mapping[str, Any]) -> int:
-    return int(text_config(config).get("max_position_embeddings", 2**31))
 
 
 def splits(config: Mapping[str, Any]) -> list[int]:

@@ -7,6 +7,7 @@ step's inputs and settings make a fingerprint, so that finished work is found in
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,6 @@ from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import signals
 from loraline.tracking.store import is_outage, uri
 from loraline.tracking.tags import (
-    CHECKPOINT,
     FINGERPRINT,
     GIT_SHA,
     IMAGE,
@@ -76,7 +76,14 @@ def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
     """
     from mlflow.exceptions import MlflowException
 
+    passed = set[str]()
     while run.data.tags.get(STEP) != step:
+        if run.info.run_id in passed:
+            raise UserError(
+                f"run {run.info.run_id} comes from itself by its tags {UPSTREAM}: another program "
+                "has written into it; start again from the step before"
+            )
+        passed.add(run.info.run_id)
         if UPSTREAM not in run.data.tags:
             raise UserError(f"run {run.info.run_id} has no upstream run of {step}")
         before = run.data.tags[UPSTREAM]
@@ -114,15 +121,6 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
         return False
 
 
-def unfinished_runs(client: MlflowClient, step: str, profile: str) -> list[Run]:
-    """Runs of a step with this profile that stopped after a checkpoint, the latest first."""
-    stopped = (
-        f"tags.`{PROFILE}` = '{profile}' and tags.`{CHECKPOINT}` != '' "
-        "and attributes.status != 'FINISHED'"
-    )
-    return latest_runs(client, step, stopped, 20)
-
-
 def latest_runs(client: MlflowClient, step: str, condition: str, most: int) -> list[Run]:
     """The experiment's runs of a step that meet a condition of MLflow's, the latest first."""
     from loraline.tracking.settings import Settings
@@ -137,6 +135,11 @@ def latest_runs(client: MlflowClient, step: str, condition: str, most: int) -> l
             max_results=most,
         )
     )
+
+
+FOREIGN = ("MLFLOW_RUN_ID", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID")
+"""What `mlflow run`, or a job around this one, leaves in the environment about a run of its own;
+MLflow would write into that run."""
 
 
 @contextmanager
@@ -171,6 +174,8 @@ def open_run(
     if upstream is not None:
         own[UPSTREAM] = upstream.info.run_id
         own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
+    for name in FOREIGN:
+        os.environ.pop(name, None)
     try:
         # Stopped in the middle of this, MLflow would call the run FINISHED at the end.
         with signals.held():

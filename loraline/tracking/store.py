@@ -137,12 +137,14 @@ def is_outage(error: BaseException) -> bool:
         "requests.exceptions.Timeout",
         "urllib3.exceptions",
         "botocore.exceptions.EndpointConnection",
+        "psycopg.OperationalError",
         "psycopg2.OperationalError",
     )
     cause: BaseException | None = error
     while cause is not None:
         name = f"{type(cause).__module__}.{type(cause).__name__}"
-        if name.startswith(signs) or "Max retries exceeded" in str(cause):
+        passing = ("Max retries exceeded", "database is locked")
+        if name.startswith(signs) or any(sign in str(cause) for sign in passing):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

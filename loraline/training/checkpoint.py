@@ -2,18 +2,19 @@
 
 A checkpoint is a folder: the adapter as PEFT writes it, `trainer_state.json` as transformers writes
 it, and the states of optimizer, learning rate schedule and random numbers as a safetensors file
-and a JSON file each. A run's tag names its latest checkpoint, and is set only when all of it is in
-the artifact store, so a half-written one is never found.
+and a JSON file each, sealed with their digests. A run's tag names its latest checkpoint, and is set
+only when all of it is in the artifact store, so a half-written one is never found. No checkpoint is
+needed: what is damaged or lost is put aside, and the one before it or none is gone on from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
 import signal
-import socket
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +24,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
-from loraline.errors import TryAgain, UserError
+from loraline.errors import TryAgain
 from loraline.process import signals
+from loraline.process.full_disk import sentence
 from loraline.tracking import runs
-from loraline.tracking.settings import Settings
 from loraline.tracking.store import is_outage, uri
-from loraline.tracking.tags import CHECKPOINT, INPUTS, PROCESS, WORKFLOW_UID
+from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE
+from loraline.training import exchange
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 FOLDER = "checkpoints"
-"""Artifact folder of a run with its latest checkpoint; gone when the training is finished."""
+"""Artifact folder of a run with its last two checkpoints; gone when the training is finished."""
+
+SEAL = "sealed.json"
+"""File of a checkpoint with the digests of all others and the run that they are of."""
+
+
+class StoppedWithCheckpoint(TryAgain):
+    """All processes of a training have left it in order, to go on from a checkpoint."""
 
 
 def write_state(state: Any, stem: Path) -> None:
@@ -127,7 +136,10 @@ class KeepCheckpoints(TrainerCallback):
         return self.stop_signal is not None or waited >= self.interval
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        stopped, due = agree(args, self.stop_signal is not None, self.is_due())
+        # What any of the processes says is said by all: they must leave the same step together.
+        stopped, due = map(
+            bool, exchange.highest([self.stop_signal is not None, self.is_due()], args.device)
+        )
         self.stopped |= stopped
         control.should_training_stop |= stopped
         self.due = due and state.global_step < state.max_steps
@@ -139,112 +151,111 @@ class KeepCheckpoints(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # A word from each process: all have written their part.
+        exchange.highest([state.global_step], args.device)
         if self.client is not None:
             name = f"step-{state.global_step}"
             upload(self.client, self.run_id, Path(args.output_dir, f"checkpoint-{name[5:]}"), name)
         self.saved_at = time.monotonic()
 
 
-def agree(args: Any, stopped: bool, due: bool) -> tuple[bool, bool]:
-    """What any of the processes says, said by all: they must leave the same step together."""
-    if args.world_size == 1:
-        return stopped, due
-    votes = torch.tensor([stopped, due], dtype=torch.int, device=args.device)
-    torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
-    return bool(votes[0]), bool(votes[1])
+def size(learned: Iterable[Tensor]) -> int:
+    """Bytes of a checkpoint: the adapter, Adam's two moments, and the best adapter so far."""
+    return sum(4 * parameter.numel() * parameter.element_size() for parameter in learned)
+
+
+def seal(folder: Path, run_id: str) -> None:
+    """Write down what a checkpoint consists of, and whose it is."""
+    files = {
+        file.relative_to(folder).as_posix(): digest(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != SEAL
+    }
+    (folder / SEAL).write_text(json.dumps({"run": run_id, "files": files}, indent=2) + "\n")
+
+
+def fault(folder: Path, run_id: str) -> str:
+    """Why a checkpoint is not what this run has written; empty if it is."""
+    try:
+        sealed = json.loads((folder / SEAL).read_text())
+        run, files = sealed["run"], dict(sealed["files"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return f"it has no readable {SEAL}"
+    if run != run_id:
+        return f"it is one of run {run}"
+    for name, wanted in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if digest(folder / name) != wanted:
+            return f"{name} is not what was written"
+    return ""
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def upload(client: MlflowClient, run_id: str, folder: Path, name: str) -> None:
-    """Put a checkpoint into the artifact store; only then name it, and drop the one before."""
+    """Put a checkpoint into the artifact store, and only then name it.
+
+    The one before is kept for the case that this one cannot be read; what is older is deleted,
+    and so is what an upload that was killed has left.
+    """
     previous = client.get_run(run_id).data.tags.get(CHECKPOINT)
+    seal(folder, run_id)
     client.log_artifacts(run_id, str(folder), f"{FOLDER}/{name}")
     client.set_tag(run_id, CHECKPOINT, name)
-    if previous and previous != name:
-        delete(client, run_id, previous)
+    for old in stored(client, run_id):
+        if old not in (name, previous):
+            delete(client, run_id, f"{FOLDER}/{old}")
 
 
-def delete(client: MlflowClient, run_id: str, name: str) -> None:
+def stored(client: MlflowClient, run_id: str) -> list[str]:
+    """Names of the checkpoints in a run's artifacts, whole or not, the latest first."""
+    names = [Path(entry.path).name for entry in client.list_artifacts(run_id, FOLDER)]
+    steps = [name for name in names if name.removeprefix("step-").isdigit()]
+    return sorted(steps, key=lambda name: int(name.removeprefix("step-")), reverse=True)
+
+
+def delete(client: MlflowClient, run_id: str, path: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     store = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
-    store.delete_artifacts(f"{FOLDER}/{name}")
+    store.delete_artifacts(path)
 
 
 def drop(client: MlflowClient, run_id: str) -> None:
-    """Remove what a finished training needs no more."""
-    if name := client.get_run(run_id).data.tags.get(CHECKPOINT):
-        client.delete_tag(run_id, CHECKPOINT)
-        delete(client, run_id, name)
+    """Remove all checkpoints of a training that needs them no more."""
+    for name in (CHECKPOINT, CHECKPOINTS_ASIDE):
+        if name in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, name)
+    if client.list_artifacts(run_id, FOLDER):
+        delete(client, run_id, FOLDER)
 
 
-def fetch(client: MlflowClient, run: Run, folder: Path) -> Path:
-    """The latest checkpoint of an unfinished run, as local files under `folder`."""
-    name = run.data.tags[CHECKPOINT]
-    return runs.download(client, run.info.run_id, f"{FOLDER}/{name}", folder)
+def fetch(client: MlflowClient, run: Run, folder: Path) -> Path | None:
+    """The last good checkpoint of an unfinished run, as local files under `folder`, if any.
 
-
-def tags(inputs: dict[str, str]) -> dict[str, str]:
-    """Tags by which a run is found and judged when it has to be gone on with."""
-    digests = {name: hashlib.sha256(value.encode()).hexdigest() for name, value in inputs.items()}
-    return {
-        INPUTS: json.dumps(digests),
-        PROCESS: f"{socket.gethostname()}:{os.getpid()}",
-    }
-
-
-def find(client: MlflowClient, profile: str, inputs: dict[str, str]) -> Run | None:
-    """The interrupted training to go on with: the same profile, and nothing of `inputs` changed.
-
-    Says on standard error why an interrupted training is left alone. Raises TryAgain when it is
-    not interrupted at all, but at work on this machine.
+    One that cannot be used is named on standard error and in a tag of the run, and never looked
+    at again.
     """
-    for run in runs.unfinished_runs(client, "train_qlora", profile):
-        at = f"run {run.info.run_id}, stopped at {run.data.tags[CHECKPOINT]},"
-        if changed := changes(run, inputs):
-            click.echo(f"{at} is not resumed: {changed} changed since", err=True)
-        elif run.info.status == "RUNNING" and (reason := still_at_work(run)):
-            click.echo(f"{at} is not resumed: {reason}", err=True)
-        else:
-            return run
+    run_id = run.info.run_id
+    aside = json.loads(run.data.tags.get(CHECKPOINTS_ASIDE, "{}"))
+    for name in dict.fromkeys([run.data.tags.get(CHECKPOINT), *stored(client, run_id)]):
+        if name is None or name in aside:
+            continue
+        try:
+            start = runs.download(client, run_id, f"{FOLDER}/{name}", folder)
+            reason = fault(start, run_id)
+        except Exception as error:
+            if is_outage(error) or sentence(error, uri(), folder):
+                raise
+            start, reason = folder / FOLDER / name, "it is not in the artifact store"
+        if not reason:
+            return start
+        shutil.rmtree(start, ignore_errors=True)
+        aside[name] = reason
+        click.echo(f"checkpoint {name} of run {run_id} is put aside: {reason}", err=True)
+        client.set_tag(run_id, CHECKPOINTS_ASIDE, json.dumps(aside))
     return None
-
-
-def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
-    """The unfinished training `run_id`; a UserError says why it cannot be gone on with."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if is_outage(error):
-            raise
-        raise UserError(f"--resume {run_id!r} is not a run of {uri()}") from error
-    if CHECKPOINT not in run.data.tags:
-        raise UserError(f"--resume {run_id}: the run has no checkpoint ({run.info.status})")
-    if changed := changes(run, inputs):
-        raise UserError(f"--resume {run_id}: {changed} changed since; leave --resume out")
-    return run
-
-
-def changes(run: Run, inputs: dict[str, str]) -> str:
-    """Which inputs of an earlier run differ from these, in words; empty if none does."""
-    before = json.loads(run.data.tags.get(INPUTS, "{}"))
-    now = json.loads(tags(inputs)[INPUTS])
-    return ", ".join(f"the {name}" for name in now if before.get(name) != now[name])
-
-
-def still_at_work(run: Run) -> str:
-    """Why a run that counts as running may not be taken over; empty if it may.
-
-    A retry of a workflow never runs beside the try before it. Elsewhere a process of this machine
-    can be asked, one of another machine cannot.
-    """
-    host, _, pid = run.data.tags.get(PROCESS, "").rpartition(":")
-    workflow = run.data.tags.get(WORKFLOW_UID)
-    if workflow and workflow == Settings().workflow_uid:
-        return ""
-    if host != socket.gethostname():
-        return f"it may be running on {host or 'another machine'}; name it with --resume if not"
-    if pid != str(os.getpid()) and Path("/proc", pid).exists():
-        raise TryAgain(f"run {run.info.run_id} is being trained by process {pid}; wait for it")
-    return ""

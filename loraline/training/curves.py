@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import math
 import time
 from contextlib import ExitStack
@@ -12,13 +13,14 @@ import mlflow
 from mlflow.entities import Metric
 from transformers import TrainerCallback
 
-from loraline.errors import UserError
 from loraline.process import progress
+from loraline.tracking.tags import SPENT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+    from loraline.tracking.lease import Lease
     from loraline.training.trainer import PackedTrainer
 
 TRACKED = {
@@ -38,8 +40,9 @@ SEND_EVERY = 5.0
 class CurvesToMlflow(TrainerCallback):
     """Sends the trainer's curves to the open MLflow run and to a progress bar."""
 
-    def __init__(self, logged_to: int = 0) -> None:
+    def __init__(self, lease: Lease, logged_to: int = 0) -> None:
         """`logged_to` is the last step that a resumed run has already logged."""
+        self.lease = lease
         self.logged_to = logged_to
         self.waiting: list[Metric] = []
         self.sent_at = time.monotonic()
@@ -54,13 +57,9 @@ class CurvesToMlflow(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.advance(1, self.remark)
+        self.lease.check()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
-        if not all(math.isfinite(logs.get(key, 0.0)) for key in ("loss", "grad_norm")):
-            raise UserError(
-                f"the loss is not a number at step {state.global_step}; lower learning_rate, or "
-                "look for broken rows around there"
-            )
         if "loss" in logs:
             self.remark = f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,.0f} tokens/s"
         found = {key: value for key, value in logs.items() if key in TRACKED}
@@ -123,8 +122,30 @@ PEAK_FLOPS = {
 """Dense bf16 FLOP/s of cards by a part of their name, from their makers' data sheets."""
 
 
+class Cost:
+    """What a training has cost: the sum of all attempts at its run, lost work included."""
+
+    def __init__(self, sft: PackedTrainer, earlier: Run | None) -> None:
+        self.sft = sft
+        self.before = json.loads(earlier.data.tags.get(SPENT, "{}")) if earlier else {}
+
+    def total(self) -> dict[str, float]:
+        """Seconds of training, tokens in all processes, and seconds times processes."""
+        seconds = self.sft.seconds()
+        spent = {
+            "seconds": seconds,
+            "tokens": self.sft.tokens_seen,
+            "process_seconds": seconds * self.sft.args.world_size,
+        }
+        return {name: value + self.before.get(name, 0) for name, value in spent.items()}
+
+    def tags(self) -> dict[str, str]:
+        """For an attempt that comes after this one."""
+        return {SPENT: json.dumps(self.total())}
+
+
 def utilization(sft: PackedTrainer) -> dict[str, float]:
-    """GPU seconds, and model FLOP utilization where the card is known.
+    """Model FLOP utilization of this attempt where the card is known.
 
     Frozen weights take two FLOPs a parameter and token forward and two backward; the vision tower
     is left out (MFU as in PaLM, arXiv 2204.02311, appendix B).
@@ -133,30 +154,32 @@ def utilization(sft: PackedTrainer) -> dict[str, float]:
 
     if not torch.cuda.is_available():
         return {}
-    figures = {"gpu_seconds": sft.seconds * sft.args.world_size}
     card = torch.cuda.get_device_name()
     for name, peak in PEAK_FLOPS.items():
         if name in card:
-            rate = 4 * sft.language_parameters * sft.tokens_seen / max(sft.seconds, 1e-9)
-            return figures | {"mfu": rate / peak}
-    return figures
+            flops = 4 * sft.language_parameters * sft.tokens_seen
+            return {"mfu": flops / max(sft.seconds(), 1e-9) / peak / sft.args.world_size}
+    return {}
 
 
-def log_results(sft: PackedTrainer) -> None:
-    """Log how the training ended and what it took."""
+def log_results(sft: PackedTrainer, cost: Cost) -> None:
+    """Log how the training ended and what it took, all attempts together."""
+    import torch
+
     from loraline.training.trainer import peak_memory
 
     lowest = float(sft.best["eval_loss"])
-    mlflow.log_metrics(
-        {
-            "final_eval_loss": lowest,
-            "final_perplexity": math.exp(min(lowest, 700)),
-            "train_seconds": sft.seconds,
-            "train_tokens_per_second": sft.tokens_seen / max(sft.seconds, 1e-9),
-            "peak_memory_gib": peak_memory() / 2**30,
-        }
-        | utilization(sft)
-    )
+    spent = cost.total()
+    figures = {
+        "final_eval_loss": lowest,
+        "final_perplexity": math.exp(min(lowest, 700)),
+        "train_seconds": spent["seconds"],
+        "train_tokens_per_second": spent["tokens"] / max(spent["seconds"], 1e-9),
+        "peak_memory_gib": peak_memory() / 2**30,
+    }
+    if torch.cuda.is_available():
+        figures["gpu_seconds"] = spent["process_seconds"]
+    mlflow.log_metrics(figures | utilization(sft))
 
 
 def figure(history: list[dict[str, float]]) -> Any:

@@ -1,20 +1,30 @@
 """One training on several GPUs of a host: a process each, started by torch's elastic launcher.
 
 The first process talks to MLflow and fetches what all need into a shared folder; the others wait
-for it there and take part in the training alone.
+for it there and take part in the training alone. What the first one says is what the step ends
+with: another that ends in order, told to stop or out of memory like all, ends with 0.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from loraline.errors import TryAgain, UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 SHARED = "LORALINE_SHARED_FOLDER"
 """Environment variable with the folder that the processes of a training share."""
@@ -22,18 +32,40 @@ SHARED = "LORALINE_SHARED_FOLDER"
 READY = "ready"
 """File in the shared folder that says that all else in it is complete."""
 
+LEFT = "left"
+"""File in the shared folder that says that the first process ended without a training."""
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for each other and the launcher for them. Whoever stops the training has
+a deadline of its own, a pod its grace period; the launcher's 30 seconds would cut an upload short,
+and the exchange's ten minutes would end a training whose first process is still uploading."""
+
 
 def rank() -> int:
     """Number of this process among those of its training; 0 alone and for the first."""
     return int(os.environ.get("RANK", "0"))
 
 
-def take_gpu() -> None:
-    """Work on the GPU that is this process' own, from before the first allocation."""
-    import torch
+def world() -> int:
+    """Number of processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    if torch.cuda.is_available():
+
+def launched() -> bool:
+    """Whether this process is one of several that were started together."""
+    return "RANK" in os.environ
+
+
+def join() -> None:
+    """Work on the GPU that is this process' own, together with the other processes, if any."""
+    import torch
+    from torch import distributed
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if launched():
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
 
 
 def leave() -> None:
@@ -44,39 +76,60 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def launched() -> bool:
-    """Whether this process is one of several that were started together."""
-    return "RANK" in os.environ
-
-
 def on_gpus(count: int) -> None:
     """Run this very command once more, in one process for each GPU, and take over its end."""
     import torch
+
+    available = torch.cuda.device_count()
+    if torch.cuda.is_available() and count > available:
+        raise UserError(f"--gpus {count}: this machine has {available}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[SHARED] = folder
+        run(count, *sys.argv)
+
+
+def run(count: int, *command: str) -> None:
+    """Run a Python script in `count` processes; exits with their code if it is not 0."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    found = torch.cuda.device_count()
-    if torch.cuda.is_available() and count > found:
-        raise UserError(f"--gpus {count}: this machine has {found}")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[SHARED] = folder
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            max_restarts=0,
-        )
-        try:
-            elastic_launch(config, sys.executable)(*sys.argv)
-        except ChildFailedError as error:
-            _, failure = error.get_first_failure()
-            # The process has said why; its exit code is this one's.
-            sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
-        except SignalException as error:
-            raise TryAgain(f"stopped by {error.sigval.name}; start it again") from error
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        shutdown_timeout=int(PATIENCE.total_seconds()),
+    )
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        sys.exit(exit_code(error.failures))
+    except SignalException as error:
+        raise TryAgain(f"stopped by {error.sigval.name}; start it again") from error
+
+
+def exit_code(failures: Mapping[int, ProcessFailure]) -> int:
+    """What the training ends with, by the exit codes of the processes that failed first.
+
+    One that ended because another had left knows only that, and one that the launcher stopped
+    for it not even that; the other one knows why. A process has said itself why it ended, but for
+    one that a signal killed.
+    """
+    consequences = {TryAgain.exit_code: 1, -signal.SIGTERM: 2}
+    first = min(failures, key=lambda rank: (consequences.get(failures[rank].exitcode, 0), rank))
+    code = failures[first].exitcode
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    click.echo(
+        f"process {first} of the training was killed by {name}; start it again to go on from its "
+        "last checkpoint",
+        err=True,
+    )
+    return TryAgain.exit_code if -code == signal.SIGTERM else 128 - code
 
 
 @contextmanager
@@ -89,14 +142,25 @@ def shared_folder() -> Iterator[Path]:
             yield Path(folder)
 
 
+def lead() -> None:
+    """Let the other processes wait for the shared folder no longer than this one, the first, lives.
+
+    It may find that there is nothing to train.
+    """
+    if launched():
+        atexit.register(Path(os.environ[SHARED], LEFT).touch)
+
+
 def let_follow(folder: Path) -> None:
     """Tell the other processes that the shared folder is complete."""
     (folder / READY).touch()
 
 
-def follow() -> Path:
-    """Wait for the first process to complete the shared folder."""
+def follow() -> Path | None:
+    """Wait for the first process to complete the shared folder; None if it left before."""
     folder = Path(os.environ[SHARED])
     while not (folder / READY).exists():
+        if (folder / LEFT).exists():
+            return None
         time.sleep(0.2)
     return folder

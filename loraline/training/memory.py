@@ -98,10 +98,17 @@ CPU = Plan(2048, checkpointing=False, dequantized=False, fused=False)
 
 
 def free() -> int | None:
-    """Bytes that this process could still allocate on its GPU; None without one."""
+    """Bytes that every process of the training could still allocate on its GPU; None without one.
+
+    The fewest of all, so that all have the same plan.
+    """
     import torch
 
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    from loraline.training import exchange
+
+    if not torch.cuda.is_available():
+        return None
+    return exchange.lowest(torch.cuda.mem_get_info()[0], torch.device("cuda"))
 
 
 def choose(recipe: Profile, base: Base, rows: Sequence[Row], free: int | None) -> tuple[Plan, str]:
@@ -334,8 +341,10 @@ def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
     """
     from safetensors import safe_open
 
+    from loraline.base.locate import weight_files
+
     total = 0.0
-    for file in folder.glob("*.safetensors"):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 count = math.prod(weights.get_slice(name).get_shape())

@@ -5,12 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraline.base.encoding import Encoder, Row
+from loraline.base import architectures
+from loraline.base.encoding import Encoder, Row, check_tokens
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
     from loraline.base.locate import Base
     from loraline.profiles import Profile
+
+
+def check_positions(recipe: Profile, base: Base, longest: int) -> None:
+    """Refuse, before it is trained, what the server would refuse: rows longer than the base."""
+    most, needed = architectures.positions(base.config), longest + recipe.max_new_tokens
+    if most is not None and needed > most:
+        raise UserError(
+            f"the longest row has {longest} tokens and an answer up to {recipe.max_new_tokens}, "
+            f"together more than the base's {most} positions, which vLLM refuses; lower "
+            "max_length or max_new_tokens"
+        )
 
 
 def load_rows(
@@ -46,4 +58,6 @@ def load_rows(
                 f"every {split} row is longer than max_length {recipe.max_length}; "
                 f"the shortest has {min(map(len, rows))} tokens"
             )
+    check_tokens(encoder, base, [*kept["train"], *kept["validation"]])
+    check_positions(recipe, base, max(len(row) for split in kept.values() for row in split))
     return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), kept, left_out

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from loraline.base import locate
 from loraline.base.targets import TOWER_BLOCKS, VISION_TOWER
 from loraline.errors import UserError
-from loraline.training import adapted, attention, checkpoint, loss, neftune, packing, pissa
+from loraline.training import (
+    adapted,
+    attention,
+    exchange,
+    launch,
+    loss,
+    neftune,
+    packing,
+    pissa,
+)
+from loraline.training.adapter_trainer import AdapterTrainer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +36,10 @@ if TYPE_CHECKING:
     from loraline.base.encoding import Encoder, Row
     from loraline.profiles import Profile
     from loraline.training.memory import Plan
+
+
+SCHEDULES = {"constant": "constant_with_warmup"}
+"""Of transformers' names for a schedule, those of the ones that warm up."""
 
 
 def build(
@@ -63,18 +77,17 @@ def build(
             per_device_train_batch_size=1,
             gradient_accumulation_steps=1,
             learning_rate=recipe.learning_rate,
-            lr_scheduler_type=recipe.lr_scheduler_type,
+            lr_scheduler_type=SCHEDULES.get(recipe.lr_scheduler_type, recipe.lr_scheduler_type),
             warmup_steps=recipe.warmup_steps,
             optim="adamw_torch_fused" if on_gpu else "adamw_torch",
             weight_decay=0.0,
             bf16=on_gpu,
+            use_cpu=not on_gpu,
             seed=recipe.seed,
             logging_steps=1,
             logging_nan_inf_filter=False,
             eval_strategy="epoch",
             save_strategy="no",
-            # Rows without an image leave a trained tower or merger without gradients.
-            ddp_find_unused_parameters=recipe.trains_vision,
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -97,8 +110,11 @@ class Step:
     batches: list[packing.MicroBatch]
     """Those rows, packed within `budget` tokens."""
 
+    tokens: int
+    """Tokens of the whole step, all processes together."""
+
     targets: int
-    """Answer tokens of the whole step, all processes together."""
+    """Those of them that are learned."""
 
     budget: int
 
@@ -113,15 +129,12 @@ class EpochOrder(TrainerCallback):
         self.steps.epoch = state.global_step // len(self.steps)
 
 
-class PackedTrainer(Trainer):
+class PackedTrainer(AdapterTrainer):
     """A Trainer whose batch is a whole optimizer step: rows first, then packs of them.
 
     Losses are weighted by answer tokens, over the packs and processes of a step in training and
     over all validation rows in evaluation, so neither depends on how rows were grouped.
     """
-
-    optimizer: Any
-    control: Any
 
     def __init__(
         self,
@@ -144,6 +157,11 @@ class PackedTrainer(Trainer):
             eval_dataset=rows["validation"],
             **options,
         )
+        assert self.args.world_size == launch.world(), (
+            f"{launch.world()} processes were started and {self.args.world_size} train together"
+        )
+        # Wrapped by nobody: gradients are summed here (`exchange`), once a step is whole.
+        self.is_distributed_loading_by_transformers = True
         self.encoder, self.rows, self.steps = encoder, rows, steps
         self.budget, self.rates, self.ratio = budget, rates, ratio
         self.rope_index = getattr(model.get_base_model().model, "get_rope_index", None)
@@ -157,8 +175,8 @@ class PackedTrainer(Trainer):
         self.tokens_seen = 0
         self.ran_out = False
         self.patience, self.initial = patience, initial
-        self.best: dict[str, Any] = {}
-        self.seconds = self.paused = 0.0
+        self.best = {}
+        self.began = self.ended = self.paused = 0.0
         self.pace = (time.monotonic(), 0)
         self.add_callback(EpochOrder(steps))
 
@@ -169,30 +187,6 @@ class PackedTrainer(Trainer):
         # transformers lets embeddings demand gradients, for checkpointing of the old kind; it sends
         # the backward pass through a frozen vision tower.
         causal.disable_input_require_grads()
-
-    def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer, with rates of their own for the vision parts and for LoRA's B."""
-        if self.optimizer is None:
-            cls, options = self.get_optimizer_cls_and_kwargs(self.args)
-            self.optimizer = cls(self.parameter_groups(), **options)
-        return self.optimizer
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        groups: dict[float, list[Any]] = {}
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                ratio = self.ratio if ".lora_B." in name else 1.0
-                groups.setdefault(self.rate_of(name) * ratio, []).append(parameter)
-        return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
-
-    def rate_of(self, name: str) -> float:
-        """Learning rate of a parameter by the longest of the paths that have one of their own."""
-        for path in sorted(self.rates, key=len, reverse=True):
-            if f".{path}." in name:
-                rate = self.rates[path]
-                assert rate is not None, f"{name} is adapted without a rate"
-                return rate
-        return float(self.args.learning_rate)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         return [next(epoch_iterator)], None
@@ -211,78 +205,112 @@ class PackedTrainer(Trainer):
             collate_fn=collate,
             # Images are decoded while the GPU works; without one there is no core to spare.
             num_workers=min(8, (os.cpu_count() or 2) - 1) if on_gpu else 0,
+            worker_init_fn=out_of_reach,
             # Of its own, so that loading does not move the state that dropout draws from.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
 
-    def step_of(self, indices: Sequence[int], budget: int | None = None) -> Step:
+    def step_of(self, indices: Sequence[int]) -> Step:
         """This process' share of a step's rows, packed."""
         rows = [self.rows["train"][index] for index in indices]
-        mine = packing.share(
+        share = packing.share(
             [len(row) for row in rows], self.args.process_index, self.args.world_size
         )
-        budget = budget or self.budget
-        batches = self.packs([rows[i] for i in mine] or rows[:1], budget)
-        targets = sum(row.targets for row in rows)
-        return Step([indices[i] for i in mine], batches, targets, budget)
+        batches = self.packs([rows[i] for i in share], self.budget)
+        tokens, targets = sum(map(len, rows)), sum(row.targets for row in rows)
+        return Step([indices[i] for i in share], batches, tokens, targets, self.budget)
 
     def packs(self, rows: Sequence[Row], budget: int) -> list[packing.MicroBatch]:
         groups = packing.plan([len(row) for row in rows], budget)
         return [packing.pack(self.encoder, [rows[i] for i in g], self.rope_index) for g in groups]
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        started = time.monotonic()
-        result = super().train(*arguments, **options)
-        self.seconds = time.monotonic() - started - self.paused
-        return result
+        self.began = time.monotonic()
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            self.ended = time.monotonic()
+
+    def seconds(self) -> float:
+        """How long it has trained so far, without its evaluations."""
+        return (self.ended or time.monotonic()) - self.began - self.paused if self.began else 0.0
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
         if "loss" in logs:
             now = (time.monotonic() - self.paused, self.tokens_seen)
             elapsed, tokens = (after - before for after, before in zip(now, self.pace, strict=True))
-            logs["tokens_per_second"] = tokens * self.args.world_size / max(elapsed, 1e-9)
+            logs["tokens_per_second"] = tokens / max(elapsed, 1e-9)
             self.pace = now
+        self.check_finite(logs)
         super().log(logs, *rest)
+
+    def check_finite(self, logs: Mapping[str, float]) -> None:
+        """Raise UserError, in all processes, where a loss is no number: nothing comes after it."""
+        named = {"loss": "loss", "grad_norm": "loss", "eval_loss": "validation loss"}
+        for key, name in named.items():
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise UserError(
+                    f"the {name} is not a number at step {self.state.global_step}; lower "
+                    "learning_rate, or look for broken rows around there"
+                )
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
         """Gradients of one optimizer step; returns this process' part of its mean loss.
 
-        Raises UserError when it does not fit the GPU for the second time.
+        Raises UserError, in all processes, when it does not fit the GPU of one for the second time.
         """
         model.train()
-        try:
-            return self.accumulate(model, inputs)
-        except torch.OutOfMemoryError as error:
-            if self.ran_out:
-                raise UserError(
-                    f"a step does not fit the GPU, not even {self.budget} tokens a pass; lower "
-                    "max_length, set memory: small, or use a larger card"
-                ) from error
-        # Smaller packs of the same rows: slower, but the same step.
-        self.ran_out = True
-        # Passes are often far from full; half of the budget could be as long as before.
-        largest = max(pack["input_ids"].numel() for pack in inputs.batches)
-        self.budget = min(self.budget, largest) // 2
-        self.recompute_activations()
-        torch.cuda.empty_cache()
-        model.zero_grad()
-        return self.training_step(model, inputs)
+        longest = max((batch["input_ids"].numel() for batch in inputs.batches), default=0)
+        summed = self.within_memory(lambda: self.accumulate(model, inputs), longest)
+        self.check_room(summed is not None)
+        exchange.sum_gradients(self.learning())
+        self.tokens_seen += inputs.tokens
+        assert summed is not None, "check_room ends what has no result"
+        # The trainer logs the mean of the processes' losses.
+        return summed * self.args.world_size
+
+    def within_memory(self, work: Callable[[], Tensor], longest: int) -> Tensor | None:
+        """What `work` gives, once more in smaller passes where it runs out of memory.
+
+        `longest` is the tokens of its longest pass. None where it runs out of memory again: other
+        processes wait for this one and have to be told.
+        """
+        for _ in range(2):
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.ran_out:
+                    return None
+            # Smaller packs of the same rows: slower, but the same step. Passes are often far from
+            # full; half of the budget could be as long as before.
+            self.ran_out = True
+            self.budget = max(1, min(self.budget, longest) // 2)
+            self.recompute_activations()
+            torch.cuda.empty_cache()
+            self.model.zero_grad()
+        return None
+
+    def check_room(self, fits: bool) -> None:
+        """End all processes where the work of one does not fit its GPU; `fits` is about its own."""
+        rank = self.args.process_index
+        short, budget = exchange.highest([0 if fits else rank + 1, -self.budget], self.args.device)
+        if short:
+            where = f" of process {short - 1}" if self.args.world_size > 1 else ""
+            raise UserError(
+                f"a step does not fit the GPU{where}, not even {-budget} tokens a pass; lower "
+                "max_length, set memory: small, or use a larger card"
+            )
 
     def accumulate(self, model: Any, step: Step) -> Tensor:
         if step.budget > self.budget:
             packs = self.packs([self.rows["train"][i] for i in step.rows], self.budget)
         else:
             packs = step.batches
-        # A process without rows takes part in the exchange of gradients with nothing to say.
-        weight = self.args.world_size / step.targets if step.rows else 0.0
         total = torch.zeros((), device=self.args.device)
-        for number, pack in enumerate(packs, 1):
-            last = number == len(packs)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                part = model(**self._prepare_inputs(pack)).sum() * weight
-                self.accelerator.backward(part)
+        for pack in packs:
+            part = model(**self._prepare_inputs(pack)).sum() / step.targets
+            self.accelerator.backward(part)
             total += part.detach()
-            self.tokens_seen += pack["input_ids"].numel()
         return total
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -290,19 +318,7 @@ class PackedTrainer(Trainer):
         if self.told_to_stop():
             return {}
         started = time.monotonic()
-        rows = self.rows["validation"]
-        packs = packing.plan([len(row) for row in rows], self.budget)
-
-        def pack(indices: Sequence[int]) -> packing.MicroBatch:
-            return packing.pack(self.encoder, [rows[i] for i in indices], self.rope_index)
-
-        mine = packs[self.args.process_index :: self.args.world_size]
-        total = torch.zeros((), device=self.args.device)
-        self.model.eval()
-        with torch.no_grad(), self.accelerator.autocast():
-            for batch in self.loader(range(len(rows)), mine, pack):
-                total += self.model(**self._prepare_inputs(batch)).sum()
-        mean = float(self.accelerator.reduce(total)) / sum(row.targets for row in rows)
+        mean = self.validation_loss()
         metrics = {"eval_loss": mean, "eval_perplexity": math.exp(min(mean, 700))}
         self.paused += time.monotonic() - started
         self.log(dict(metrics))
@@ -312,68 +328,51 @@ class PackedTrainer(Trainer):
         )
         return metrics
 
+    def validation_loss(self) -> float:
+        """Mean loss of the validation rows' answer tokens; each process has its share of rows.
+
+        Raises UserError as `training_step` does.
+        """
+        rows = self.rows["validation"]
+        lengths = [len(row) for row in rows]
+        share = packing.share(lengths, self.args.process_index, self.args.world_size)
+        own = [rows[i] for i in share]
+        longest = min(self.budget, sum(map(len, own)))
+        self.model.eval()
+        summed = self.within_memory(lambda: self.sum_of_losses(own), longest)
+        self.check_room(summed is not None)
+        assert summed is not None, "check_room ends what has no result"
+        return exchange.total(summed) / sum(row.targets for row in rows)
+
+    def sum_of_losses(self, rows: Sequence[Row]) -> Tensor:
+        """Losses of all answer tokens of some rows, added up in float64."""
+        packs = packing.plan([len(row) for row in rows], self.budget)
+
+        def pack(indices: Sequence[int]) -> packing.MicroBatch:
+            return packing.pack(self.encoder, [rows[i] for i in indices], self.rope_index)
+
+        total = torch.zeros((), device=self.args.device, dtype=torch.float64)
+        with torch.no_grad(), self.accelerator.autocast():
+            for batch in self.loader(range(len(rows)), packs, pack):
+                total += self.model(**self._prepare_inputs(batch)).sum()
+        return total
+
     def told_to_stop(self) -> bool:
         """Whether training stops within an epoch, where an evaluation would not be otherwise."""
         step = self.state.global_step
         within = step < self.state.max_steps and step % len(self.steps) != 0
         return within and bool(self.control.should_training_stop)
 
-    def remember(self, eval_loss: float) -> None:
-        """Keep the adapter with the lowest validation loss; stop when none has come for long."""
-        if eval_loss < self.best.get("eval_loss", math.inf):
-            learned = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-            weights = {name: p.detach().cpu().clone() for name, p in learned.items()}
-            self.best = {"eval_loss": eval_loss, "weights": weights}
-        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
-        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
-        if self.patience is not None and since_best >= self.patience:
-            self.control.should_training_stop = True
 
-    def restore_best(self) -> float:
-        """Give the model the adapter with the lowest validation loss; returns that loss."""
-        parameters = dict(self.model.named_parameters())
-        for name, weight in self.best["weights"].items():
-            parameters[name].data.copy_(weight)
-        return float(self.best["eval_loss"])
+def out_of_reach(worker: int) -> None:
+    """Take a loader's process out of the group that is told to stop.
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter that is served: PEFT's files, on the base as it was."""
-        if self.initial is None:
-            self.model.save_pretrained(folder)
-        else:
-            pissa.save(self.model, self.initial, folder)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter as it is trained, and not the arguments, which are a pickle."""
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            self.model.save_pretrained(folder)
-            if self.initial is not None:
-                pissa.write(self.initial, folder)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.args.should_save:
-            checkpoint.write_state(self.best, Path(output_dir, "best"))
-            checkpoint.write_state(self.optimizer.state_dict(), Path(output_dir, "optimizer"))
-            checkpoint.write_state(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler"))
-
-    def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
-        if checkpoint_dir is not None:
-            folder = Path(checkpoint_dir)
-            if self.initial is not None:
-                self.initial = pissa.adopt(self.model, self.initial, folder)
-            self.best = checkpoint.read_state(folder / "best")
-            self.optimizer.load_state_dict(checkpoint.read_state(folder / "optimizer"))
-            self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        stem = Path(output_dir, f"random-{self.args.process_index}")
-        checkpoint.write_state(checkpoint.random_state(), stem)
-
-    def _load_rng_state(self, checkpoint_dir: str | None) -> None:
-        if checkpoint_dir is not None:
-            stem = Path(checkpoint_dir, f"random-{self.args.process_index}")
-            checkpoint.set_random_state(checkpoint.read_state(stem))
+    Its training decides when it stops, after the step at hand; a loader that had gone before would
+    end the training with an error instead of a checkpoint. The loader of a training that is no
+    more notices by itself.
+    """
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def sizes(model: Any) -> Iterator[tuple[str, int]]:

@@ -425,3 +425,126 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_process(place: Pat
     assert process.returncode == 75
     assert told.splitlines()[-1].endswith("--resume goes on")
     assert "Traceback" not in told
+
+
+WAITING = c.workflow(
+    {
+        **c.SLOW,
+        "synchronization": {"mutexes": [{"name": "m-{{inputs.parameters.k}}"}]},
+        "inputs": c.inputs("seconds", "k"),
+    },
+    c.dag(
+        c.task("slow", "slow", arguments=c.named(seconds="45", k="x")),
+        name="inner",
+        inputs=c.inputs("k"),
+        synchronization={"mutexes": [{"name": "m-{{inputs.parameters.k}}"}]},
+    ),
+    c.dag(
+        c.task("holds", "slow", arguments=c.named(seconds="45", k="y")),
+        c.task("waits", "slow", arguments=c.named(seconds="45", k="y")),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
+)
+def test_a_signal_ends_a_wait_for_a_mutex(place: Path, signum: int, exit_code: int):
+    process = subprocess.Popen(command(place, WAITING), cwd=place, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 20
+    while not list(place.glob("outputs/latest/*/")):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signum)
+
+    assert process.wait(timeout=15) == exit_code
+
+
+def test_the_workflows_deadline_ends_a_wait_for_a_mutex(run: Runner):
+    spec = {**WAITING["spec"], "activeDeadlineSeconds": 2}
+    started = time.monotonic()
+    ran = run({**WAITING, "spec": spec})
+
+    assert time.monotonic() - started < 20
+    assert ran.exit_code == 143
+    messages = {n["displayName"]: n["message"] for n in ran.document["status"]["nodes"].values()}
+    assert messages["waits"] == "Step exceeded its deadline"
+    assert ran.phases[".holds"] == ran.phases[".waits"] == "Failed"
+
+
+def test_a_mutex_that_only_its_value_shows_to_be_held_ends_the_node(run: Runner):
+    document = {**WAITING, "spec": {**WAITING["spec"]}}
+    document["spec"]["templates"] = [
+        {**WAITING["spec"]["templates"][0]},
+        c.dag(
+            c.task("slow", "slow", arguments=c.named(seconds="0", k="{{inputs.parameters.k}}")),
+            name="inner",
+            inputs=c.inputs("k"),
+            synchronization={"mutexes": [{"name": "m-{{inputs.parameters.k}}"}]},
+        ),
+        c.dag(c.task("a", "inner", arguments=c.named(k="z"))),
+    ]
+    ran = run(document)
+
+    assert ran.exit_code == 1
+    assert "mutex m-z is held by a template that waits for this one" in ran.stderr
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2", "5"])
+def test_the_phase_depends_on_no_hash_seed(place: Path, seed: str):
+    lost = {**c.SAY, "name": "lost", "outputs": c.outputs(c.file("never"))}
+    document = c.workflow(
+        c.SAY,
+        c.LEAVE,
+        lost,
+        c.dag(
+            c.task("a", "lost", arguments=c.named(word="x")),
+            c.leave("b", 3),
+            c.say("c", "x", depends="a && b"),
+        ),
+    )
+    subprocess.run(
+        command(place, document),
+        cwd=place,
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    status = json.loads((place / "outputs/latest/status.json").read_text())["status"]
+
+    assert status["phase"] == "Error"
+
+
+def test_an_escape_code_in_a_value_ends_the_task_that_reads_it(run: Runner):
+    ran = run(c.workflow(c.SAY, c.dag(c.say("a", "x\x07"), c.say("b", c.out("a"), depends="a"))))
+
+    assert ran.phases[".a"] == "Error"
+    assert "Argo cannot hand on" in ran.stderr
+
+
+def test_a_value_that_argo_would_read_again_is_said(run: Runner):
+    program = c.program()
+    code = program["command"][2].replace(
+        "sys.exit(code)", "(out / 'out').write_text('{' * 2 + '=1+1}' + '}')"
+    )
+    template = c.template("e", {**program, "command": ["python", "-c", code]}, c.file())
+    ran = run(
+        c.workflow(template, c.SAY, c.dag(c.task("a", "e"), c.say("b", c.out("a"), depends="a")))
+    )
+
+    assert ran.phases[".b"] == "Error"
+    assert "Argo would take that for a reference" in ran.stderr
+
+
+def test_variables_in_brackets_are_filled_in_as_kubernetes_does(run: Runner):
+    container = {
+        **c.program("$(X)", "a$$b $(NONE) $$(X)"),
+        "env": [{"name": "W", "value": "w"}, {"name": "X", "value": "$(W)-x"}],
+    }
+    ran = run(
+        c.workflow(c.template("t", container, c.file(), c.file("second")), c.dag(c.task("a", "t")))
+    )
+
+    assert ran.facts["nodes"][".a"]["outputs"] == {"out": "w-x", "second": "a$b $(NONE) $(X)"}

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from runner.reader import Refused, read
+from runner.language import Refused
+from runner.reader import read
 
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
@@ -135,7 +136,7 @@ def test_tasks_run_after_those_they_depend_on_and_outputs_are_handed_over(run: R
         return {"name": name, "template": "echo", "arguments": arguments, **fields}
 
     tasks = [
-        task("c", "{{tasks.b.outputs.parameters.out}}c", dependencies=["a", "b"]),
+        task("c", "{{tasks.b.outputs.parameters.out}}c", depends="a && b"),
         task("b", "{{ tasks.a.outputs.parameters.out }}b", depends="a.Succeeded || a.Failed"),
         task("a", "{{workflow.parameters.word}}"),
     ]
@@ -269,7 +270,7 @@ def test_a_users_mistake_is_not_tried_again_and_keeps_its_exit_code(run: Runner)
     assert ran.exit_code == 2
     assert ran.status["phase"] == "Failed"
     assert ran.phases == {"a": "Failed", "b": "Omitted", "c": "Omitted"}
-    assert ran.nodes["a"]["message"] == "exit code 2"
+    assert ran.nodes["a"]["message"] == "main: Error (exit code 2)"
     assert ran.nodes["a"]["outputs"]["exitCode"] == "2"
 
 
@@ -310,7 +311,8 @@ def test_a_step_that_runs_too_long_is_stopped(run: Runner):
     ran = run(workflow({"step": step}, [{"name": "a", "template": "step"}]))
 
     assert ran.exit_code == 128 + signal.SIGTERM
-    assert ran.nodes["a"]["message"] == "ran longer than activeDeadlineSeconds"
+    assert ran.nodes["a"]["message"].endswith("longer than the specified deadline")
+    assert "(activeDeadlineSeconds is 1 s)" in ran.stderr
 
 
 def test_literal_variables_win_and_the_namespaces_come_from_the_own_environment(run: Runner):
@@ -392,6 +394,16 @@ def with_container(**fields: Any) -> Object:
     document = refusal()
     document["spec"]["templates"][0]["container"] |= fields
     return document
+
+
+STEP = {"name": "a", "template": "step"}
+
+
+def nested(parameter: str) -> Object:
+    """A workflow with a nested DAG that hands over `parameter`."""
+    output = {"name": "out", "valueFrom": {"parameter": parameter}}
+    inner = {"dag": {"tasks": [STEP]}, "outputs": {"parameters": [output]}}
+    return workflow({"step": python(""), "in": inner}, [{"name": "a", "template": "in"}])
 
 
 REFUSED = {
@@ -523,11 +535,13 @@ REFUSED = {
         refusal(template={"inputs": {"parameters": [{"name": "x"}]}}),
         "template line: task a: input x",
     ),
-    "two words side by side": (refusal(task={"when": "a b"}), "template line: task a: when: 'a b'"),
-    "arithmetic": (refusal(task={"when": "1 + 2 == 3"}), "template line: task a: when: '+ 2 == 3'"),
+    "two words side by side": (
+        refusal(task={"when": "a b"}),
+        "template line: task a: when: Invalid 'when' expression 'a b'",
+    ),
     "a dash outside of quotes": (
         refusal(task={"when": "a-b == c"}),
-        "template line: task a: when: '-b == c'",
+        "template line: task a: when: Failed to evaluate 'when' expresion 'a-b == c'",
     ),
     "a name that is a path": (refusal(task={"name": "../a"}), "not '../a'"),
     "two of a name": (
@@ -535,6 +549,106 @@ REFUSED = {
         "template line: each task",
     ),
     "another entrypoint": (refusal(entrypoint="stop"), "spec: entrypoint stop"),
+    "a template's name with an underscore": (
+        workflow({"my_ok": python("")}, [{"name": "a", "template": "my_ok"}]),
+        "spec: each template needs a plain name of its own, not 'my_ok'",
+    ),
+    "a task's name with a digit first, and depends": (
+        workflow(
+            {"step": python("")},
+            [
+                {"name": "1a", "template": "step"},
+                {"name": "b", "template": "step", "depends": "1a"},
+            ],
+        ),
+        "template line: task 1a: a name cannot begin with a digit",
+    ),
+    "the older word beside the newer one": (
+        workflow(
+            {"step": python("")},
+            [
+                {"name": "a", "template": "step"},
+                {"name": "b", "template": "step", "depends": "a"},
+                {"name": "c", "template": "step", "dependencies": ["a"]},
+            ],
+        ),
+        "template line: Argo refuses depends and dependencies in one dag; c has the older word",
+    ),
+    "a timeout without a unit": (
+        refusal(template={"timeout": "30"}),
+        "template step: timeout '30' is not like 10s or 5m, which needs a unit",
+    ),
+    "a timeout of days": (refusal(template={"timeout": "1d"}), "template step: timeout '1d'"),
+    "a timeout of a dag": (
+        workflow(
+            {"step": python(""), "in": {"timeout": "5s", "dag": {"tasks": [STEP]}}},
+            [{"name": "a", "template": "in"}],
+        ),
+        "template in: timeout is for containers",
+    ),
+    "a deadline of a dag": (
+        workflow(
+            {"step": python(""), "in": {"activeDeadlineSeconds": 5, "dag": {"tasks": [STEP]}}},
+            [{"name": "a", "template": "in"}],
+        ),
+        "template in: activeDeadlineSeconds is for containers",
+    ),
+    "parallelism of a container": (
+        refusal(template={"parallelism": 2}),
+        "template step: parallelism is for dags and steps",
+    ),
+    "a deadline as a text": (
+        refusal(activeDeadlineSeconds="60"),
+        "spec: activeDeadlineSeconds has to be a whole number, not '60'",
+    ),
+    "a wait as a number": (
+        workflow({"wait": {"suspend": {"duration": 2}}}, [{"name": "a", "template": "wait"}]),
+        "template wait: duration has to be a text, not 2",
+    ),
+    "an argument with a default alone": (
+        refusal(
+            template={"inputs": {"parameters": [{"name": "x"}]}},
+            task={"arguments": {"parameters": [{"name": "x", "default": "c"}]}},
+        ),
+        "template line: task a: argument x has no value, which Argo refuses",
+    ),
+    "a key that no item has": (
+        refusal(
+            template={"inputs": {"parameters": [{"name": "x"}]}},
+            task={
+                "withItems": [{"k": "v"}],
+                "arguments": {"parameters": [{"name": "x", "value": "{{item.nope}}"}]},
+            },
+        ),
+        "template line: task a: {{item.nope}} is not known here",
+    ),
+    "an output of a dag beside other words": (
+        nested("{{tasks.a.outputs.parameters.out}}-more"),
+        "template in: output out: parameter '{{tasks.a.outputs.parameters.out}}-more'",
+    ),
+    "a constant as an output of a dag": (nested("x"), "template in: output out: parameter 'x'"),
+    "a status as an output of a dag": (
+        nested("{{tasks.a.status}}"),
+        "template in: output out: {{tasks.a.status}} is no output of a task",
+    ),
+    "a mutex that is held already": (
+        workflow(
+            {
+                "step": python("", synchronization={"mutexes": [{"name": "m"}]}),
+                "in": {
+                    "synchronization": {"mutexes": [{"name": "m"}]},
+                    "dag": {"tasks": [STEP]},
+                },
+            },
+            [{"name": "a", "template": "in"}],
+        ),
+        "template step: mutex m is held by template in",
+    ),
+    "a list that is an empty text": (
+        refusal(task={"withParam": ""}),
+        "template line: task a: withParam is empty; Argo would run the task once",
+    ),
+    "a container without an image": (with_container(image=""), "the container needs an image"),
 }
 
 

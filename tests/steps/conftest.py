@@ -160,11 +160,11 @@ def data_run(step, quick, workplace: Path) -> str:
 
 
 @pytest.fixture
-def train(step, workplace: Path) -> Callable[[str, str], str]:
+def train(step, workplace: Path) -> Callable[..., str]:
     """Train on a prepare_data run with a profile; return the training run's ID."""
 
-    def run(data_run: str, profile: str) -> str:
-        result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+    def run(data_run: str, profile: str, *options: str) -> str:
+        result = step("train_qlora", "--run-id", data_run, "--profile", profile, *options)
         assert result.exit_code == 0, result.output
         return (workplace / "outputs" / "run-id").read_text()
 

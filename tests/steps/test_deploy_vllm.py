@@ -79,6 +79,7 @@ def test_what_the_command_line_says_is_in_the_manifest(
 
 MISTAKES = {
     ("--gpu", "GTX-1080"): "--gpu 'GTX-1080' is not known; accepted: cpu, T4,",
+    ("--prometheus", "http://p:9090"): "--prometheus needs --namespace",
     ("--gpus", "2"): "--gpus and --gpu-fraction need --gpu",
     ("--gpu", "cpu", "--server-image", "mine", "--gpus", "2"): "need --gpu to say of which card",
     ("--format", "kserve", "--replicas", "2"): "kserve scales and is watched in its own ways",

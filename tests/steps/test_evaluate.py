@@ -5,7 +5,7 @@ import mlflow
 import pytest
 from safetensors.torch import load_file, save_file
 
-from loraline.tracking import tags
+from loraline.tracking import description, tags
 
 MODEL = "tiny-mistral-lora"
 NAMES = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
@@ -82,6 +82,25 @@ def test_the_champion_answers_the_same_rows(
     assert own.data.metrics["tuned_eval_loss"] == run.data.metrics["champion_eval_loss"]
 
 
+def test_the_champions_adapter_trained_once_more_is_the_champion_and_no_candidate(
+    step, workplace: Path, data_run, quick, train, champion: str
+) -> None:
+    again = train(data_run, quick("one", seed=1), "--force")
+    assert again != champion
+    step("evaluate", "--run-id", again)
+    run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert run.data.tags[tags.CHAMPION_AGAIN] == "1"
+    assert "champion_bleu" not in run.data.metrics
+    (workplace / "p.yaml").write_text("{min_gain_over_base: null, max_eval_loss: null}")
+    step("quality_gate", "--run-id", run.info.run_id, "--policy", "p.yaml")
+    gate = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert gate.data.tags[tags.RESULT] == "passed", gate.data.tags[tags.REASON]
+    assert gate.data.tags[tags.MODEL_VERSION] == "1"
+    model = mlflow.MlflowClient().get_registered_model(MODEL)
+    assert model.aliases == {"champion": "1"}
+    assert len(mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")) == 1
+
+
 def test_a_champion_on_another_template_is_not_compared_and_the_reason_is_kept(
     step, workplace: Path, data_run, quick, train, champion: str
 ) -> None:
@@ -123,5 +142,5 @@ def test_measured_again_the_description_keeps_the_verdict(
     before = mlflow.get_run(train_id).data.tags[tags.NOTE]
     step("evaluate", "--run-id", train_id, "--force")
     after = mlflow.get_run(train_id).data.tags[tags.NOTE]
-    assert after.partition(tags.VERDICT)[1:] == before.partition(tags.VERDICT)[1:]
-    assert tags.VERDICT in after
+    assert description.verdict(after) == description.verdict(before) != ""
+    assert description.card(after).startswith("# ")

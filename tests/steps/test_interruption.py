@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlflow
@@ -33,14 +33,21 @@ Start = Callable[..., subprocess.Popen[str]]
 def start(workplace: Path, data_run: str) -> Start:
     """Start a training of a profile in a process of its own, which writes Argo's progress file."""
 
-    def begin(profile: str, *options: str, minutes: float = 0) -> subprocess.Popen[str]:
+    def begin(
+        profile: str, *options: str, minutes: float = 0, modules: Sequence[Path] = ()
+    ) -> subprocess.Popen[str]:
+        """`modules` are folders with modules that come before the project's own."""
         command = ["steps/train_qlora.py", "--run-id", data_run, "--profile", profile]
         command += ["--checkpoint-minutes", str(minutes), *options]
         command[0] = str(ROOT / command[0])
         (workplace / "progress").unlink(missing_ok=True)
         return subprocess.Popen(
             [sys.executable, *command],
-            env=os.environ | {"ARGO_PROGRESS_FILE": "progress", "PYTHONPATH": str(ROOT)},
+            env=os.environ
+            | {
+                "ARGO_PROGRESS_FILE": "progress",
+                "PYTHONPATH": os.pathsep.join(map(str, [*modules, ROOT])),
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -155,19 +162,74 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(step, data_run: str, quick
     assert result.exit_code == 2 and "is not a run of" in result.stderr
 
 
-def test_a_training_at_work_is_not_started_twice(start: Start, step, data_run: str, quick) -> None:
-    process = start(quick("one", max_steps=None, num_train_epochs=8))
-    wait_for_step(process, 2)
-    result = step("train_qlora", "--run-id", data_run, "--profile", "one")
-    process.send_signal(signal.SIGTERM)
+def test_of_two_trainings_that_start_at_once_one_trains(start: Start, data_run: str, quick) -> None:
+    """Before there is a checkpoint, and whichever of them is the first."""
+    quick("one", max_steps=4)
+    both = [start("one", "--out-dir", folder, minutes=60) for folder in ("a", "b")]
+    ends = [(process.communicate(timeout=240)[1], process.returncode) for process in both]
+    assert sorted(code for _, code in ends) == [0, 75], ends
+    (winner,) = (process.pid for process, (_, code) in zip(both, ends, strict=True) if code == 0)
+    (refused,) = (stderr for stderr, code in ends if code == 75)
+    assert f"is being trained by process {winner}; wait for it" in refused
+    (run,) = trainings_of("one")
+    assert run.info.status == "FINISHED" and tags.LEASE in run.data.tags
+
+
+def trainings_of(profile: str) -> list[mlflow.entities.Run]:
+    filters = f"tags.`{tags.PROFILE}` = '{profile}' and tags.`{tags.STEP}` = 'train_qlora'"
+    return mlflow.search_runs(filter_string=filters, output_format="list")
+
+
+def test_a_training_goes_on_though_its_checkpoint_is_damaged_and_sweeps_what_it_left(
+    start: Start, step, data_run: str, quick
+) -> None:
+    process = start(quick("one", max_steps=12))
+    wait_for_step(process, 3)
+    process.kill()
     process.communicate(timeout=120)
-    assert result.exit_code == 75
-    assert f"is being trained by process {process.pid}; wait for it" in result.stderr
+    (broken,) = trainings_of("one")
+    run_id = broken.info.run_id
+    client = mlflow.MlflowClient()
+    spent = json.loads(broken.data.tags.get(tags.SPENT, '{"seconds": 0}'))["seconds"]
+    folder = Path(broken.info.artifact_uri.removeprefix("file://")) / checkpoint.FOLDER
+    for file in folder.glob("*/optimizer.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    (folder / "step-1000").mkdir()
+    left = mlflow.initialize_logged_model("adapter", source_run_id=run_id)
+
+    again = step("train_qlora", "--run-id", data_run, "--profile", "one")
+    assert again.exit_code == 0
+    latest = broken.data.tags[tags.CHECKPOINT]
+    aside = f"checkpoint {latest} of run {run_id} is put aside: optimizer.safetensors is not what"
+    assert aside in again.stderr
+    (run,) = trainings_of("one")
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+    assert [p.step for p in client.get_metric_history(run_id, "loss")] == list(range(1, 13))
+    assert not client.list_artifacts(run_id, checkpoint.FOLDER)
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    assert [model.model_id for model in models] == [run.data.tags[tags.MODEL_ID]] != [left.model_id]
+    assert run.data.metrics["train_seconds"] > spent
+
+
+def test_force_begins_anew_and_sweeps_a_dead_training(
+    start: Start, step, data_run: str, quick
+) -> None:
+    process = start(quick("one", max_steps=12))
+    wait_for_step(process, 3)
+    process.kill()
+    process.communicate(timeout=120)
+    (broken,) = trainings_of("one")
+    assert broken.info.status == "RUNNING"
+    anew = step("train_qlora", "--run-id", data_run, "--profile", "one", "--force")
+    assert anew.exit_code == 0
+    swept = mlflow.get_run(broken.info.run_id)
+    assert swept.info.status == "KILLED" and tags.CHECKPOINT not in swept.data.tags
+    assert not mlflow.MlflowClient().list_artifacts(broken.info.run_id, checkpoint.FOLDER)
 
 
 def test_two_processes_learn_what_one_learns(start: Start, train, data_run: str, quick) -> None:
-    alone = train(data_run, quick("alone", max_steps=6, learning_rate=1e-3))
-    process = start(quick("together", max_steps=6, learning_rate=1e-3), "--gpus", "2")
+    alone = train(data_run, quick("alone", max_steps=6, learning_rate=3e-4))
+    process = start(quick("together", max_steps=6, learning_rate=3e-4), "--gpus", "2")
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     together = Path("outputs/run-id").read_text()
@@ -178,22 +240,72 @@ def test_two_processes_learn_what_one_learns(start: Start, train, data_run: str,
         assert step == other_step and value == pytest.approx(other, abs=1e-5)
 
 
+def process_of(launcher: int, rank: int) -> int:
+    """The process of a training that has this rank among those that a launcher started."""
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"{launcher} has no child of rank {rank}")
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1, None], ids=["first", "second", "launcher"])
+@pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
 def test_several_processes_are_stopped_and_resumed_together(
-    start: Start, train, data_run: str, quick
+    with_signal: signal.Signals, rank: int | None, start: Start, train, data_run: str, quick
 ) -> None:
-    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 1e-3}
+    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 3e-4}
     alone = train(data_run, quick("alone", **settings))
     process = start(quick("together", **settings), "--gpus", "2")
     wait_for_step(process, 4)
-    process.send_signal(signal.SIGTERM)
+    children = [process_of(process.pid, each) for each in (0, 1)]
+    os.kill(process.pid if rank is None else children[rank], with_signal)
+    stopped = time.monotonic()
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 75, stderr
+    if with_signal == signal.SIGTERM:
+        assert process.returncode == 75, stderr
+        assert "with a checkpoint; start it again to go on from there" in stderr
+        assert stderr.count("with a checkpoint") == 1, "the first process speaks for all"
+    elif rank is not None:
+        assert process.returncode == 137, stderr
+        assert f"process {rank} of the training was killed by SIGKILL" in stderr
+        assert time.monotonic() - stopped < 60
+    while any(Path("/proc", str(child)).exists() for child in children):
+        time.sleep(0.1)
     process = start("together", "--gpus", "2")
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
     together = Path("outputs/run-id").read_text()
     assert_close(weights(together), weights(alone), rtol=0, atol=1e-5)
+
+
+SLOW_UPLOAD = """
+import time
+from loraline.training import checkpoint
+upload = checkpoint.upload
+def slowly(*arguments):
+    time.sleep(33)
+    upload(*arguments)
+checkpoint.upload = slowly
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_upload_of_a_checkpoint_is_waited_for(
+    start: Start, data_run: str, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the 30 seconds that torch's launcher gives the processes by itself."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_UPLOAD)
+    settings = {"max_steps": None, "num_train_epochs": 1}
+    process = start(quick("together", **settings), "--gpus", "2", minutes=60, modules=[tmp_path])
+    wait_for_step(process, 2)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=170)
+    assert process.returncode == 75 and "with a checkpoint" in stderr, stderr
+    (stopped,) = mlflow.search_runs(
+        filter_string=f"tags.`{tags.CHECKPOINT}` != ''", output_format="list"
+    )
+    assert stopped.info.status == "KILLED"
 
 
 def test_states_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -162,11 +162,11 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
         ({"rows": 3.0}, "rows 3 is not at least 20"),
         (
             {"gain_over_base_levenshtein_low": -0.01},
-            "gain_over_base_levenshtein_low -0.01 is not at least 0",
+            "gain_over_base_levenshtein_low -0.01 is not above 0",
         ),
         (
             {"without": "gain_over_base_levenshtein_low"},
-            "gain_over_base_levenshtein_low missing is not at least 0",
+            "gain_over_base_levenshtein_low missing is not above 0",
         ),
     ],
 )

@@ -282,12 +282,15 @@ def test_resources_come_from_a_named_class(script: Any, pod: str) -> None:
         assert patch.endswith("[workflow.parameters['resources']]}}")
         assert "}}" not in patch[:-2]
         for wanted in resources.CLASSES.values():
-            assert resources.patch(wanted) in patch
+            if template["name"] == "train-qlora":
+                assert resources.patch(wanted, resources.GRACE_SECONDS) in patch
+            else:
+                assert resources.patch(wanted._replace(gpus=1)) in patch
     else:
         assert patch == resources.patch(resources.SMALL)
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpu-small", "gpu-large", "gpu-shared"])
+@pytest.mark.parametrize("name", ["cpu", "gpu-small", "gpu-large", "gpu-large-4", "gpu-shared"])
 def test_a_class_asks_for_what_it_is_called(script: Any, name: str) -> None:
     resources = script("workflows/resources.py")
     spec = json.loads(resources.patch(resources.CLASSES[name]))
@@ -298,7 +301,20 @@ def test_a_class_asks_for_what_it_is_called(script: Any, name: str) -> None:
     assert asked["requests"].keys() == {"cpu", "memory"}
     assert asked["limits"].keys() == {"memory", device} - {None}
     assert ("tolerations" in spec) == (device is not None)
-    assert resources.CLASSES.keys() == {"cpu", "gpu-small", "gpu-large", "gpu-shared"}
+    if device is not None:
+        assert asked["limits"][device] == ("4" if name == "gpu-large-4" else "1")
+    assert len(resources.CLASSES) == 5
+
+
+def test_training_uses_all_cards_of_its_class_and_has_time_for_a_checkpoint(script: Any) -> None:
+    resources = script("workflows/resources.py")
+    for pod, (_, template) in PODS.items():
+        if template["name"] == "train-qlora":
+            args = template["container"]["args"]
+            cards = {name: str(wanted.gpus) for name, wanted in resources.CLASSES.items()}
+            assert args[args.index("--gpus") + 1] == resources.chosen(cards, "resources"), pod
+            grace = f'"terminationGracePeriodSeconds":{resources.GRACE_SECONDS}'
+            assert template["podSpecPatch"].count(grace) == len(cards)
 
 
 @each_pod

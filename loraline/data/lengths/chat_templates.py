@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import nodes
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from loraline.base import templates
 from loraline.errors import UserError
 from loraline.records import Record
 
@@ -56,7 +57,8 @@ class Template:
         names = {**self.names, "messages": messages, "add_generation_prompt": add_generation_prompt}
         names["tools"] = tools
         context = self.compiled.new_context(names, shared=True)
-        return "".join(self.compiled.root_render_func(context))
+        with templates.refusals([message["role"] for message in messages]):
+            return "".join(self.compiled.root_render_func(context))
 
     def pair(self, row: Record) -> tuple[str, str]:
         """A row's prompt, and its answer with all that the template puts around it.

@@ -148,12 +148,13 @@ class Exact:
         )
         assert first == pairs[0][0], "templates are rendered another way"
         prompts = [prompt for prompt, _ in pairs]
-        answers = [self.to_the_end(tail) for _, tail in pairs]
-        found = self.counts(prompts + answers)
+        leads, answers = zip(*(self.to_the_end(tail) for _, tail in pairs), strict=True)
+        found = self.counts([*prompts, *map("".join, zip(leads, answers, strict=True))])
         lengths = []
-        for row, prompt, shown, before, answer in zip(
-            rows, prompts, sizes, found[: len(rows)], found[len(rows) :], strict=True
+        for row, prompt, shown, before, answer, lead in zip(
+            rows, prompts, sizes, found[: len(rows)], found[len(rows) :], leads, strict=True
         ):
+            answer -= self.of_lead if lead else 0
             if row.videos:
                 before = self.with_videos(prompt, row)
             elif shown:
@@ -181,14 +182,19 @@ class Exact:
             if name := encoding.left_out(asked, prompt, tail):
                 raise BadRow("unused", f"the base's chat template does not print {name}")
 
-    def to_the_end(self, tail: str) -> str:
-        """An answer with what stands around it, up to its end token."""
+    def to_the_end(self, tail: str) -> tuple[str, str]:
+        """What to tokenise before an answer, and it with what stands around it, to its end."""
         end = tail.find(self.end)
         if end < 0:
             raise UserError(
                 f"the chat template must end the answer with {self.end}; it rendered {tail[:400]!r}"
             )
-        return self.encoder.without_prefix(tail[: end + len(self.end)])
+        return self.encoder.continuation(tail[: end + len(self.end)])
+
+    @functools.cached_property
+    def of_lead(self) -> int:
+        """Tokens that stand before an answer only for it to have those of a conversation."""
+        return self.counts([self.encoder.lead])[0]
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, without special ones."""

@@ -62,6 +62,26 @@ def test_perplexity_is_the_same_for_any_batch(tiny) -> None:
         assert perplexity(tiny, likelihoods(tiny, batch_size)) == pytest.approx(one, rel=1e-5)
 
 
+def test_no_more_logits_are_made_at_once_than_fit_a_card(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, rows = tiny
+    whole = likelihoods(tiny, 32)
+    passes: list[int] = []
+    forward = model.forward
+
+    def counted(*arguments, **inputs):
+        output = forward(*arguments, **inputs)
+        passes.append(output.logits.numel())
+        return output
+
+    monkeypatch.setattr(model, "forward", counted)
+    longest = max(len(row.answer) for row in rows) + 1
+    monkeypatch.setattr(hf, "LOGITS", 3 * longest * model.config.get_text_config().vocab_size)
+    assert likelihoods(tiny, 32) == pytest.approx(whole, rel=1e-5)
+    assert len(passes) == -(-len(rows) // 3) and max(passes) <= hf.LOGITS
+
+
 def test_likelihoods_are_the_models_own_loss(tiny) -> None:
     model, encoder, rows = tiny
     found = likelihoods(tiny, 32)

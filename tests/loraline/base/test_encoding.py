@@ -209,6 +209,63 @@ def test_an_answer_begins_with_the_one_space_of_its_template(tmp_path) -> None:
     assert encoder.tokenizer.convert_ids_to_tokens(row.answer) == ["\u2581is", "</s>"]
 
 
+BY_LINES = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""Puts no space before an answer, as Zephyr's and Phi's templates."""
+
+
+@pytest.mark.parametrize("metaspace", [False, True])
+@pytest.mark.parametrize("template", [BY_LINES, None], ids=["by lines", "default"])
+def test_an_answers_first_token_is_that_of_the_whole_conversation(
+    metaspace: bool, template: str | None, tmp_path
+) -> None:
+    encoder = Encoder(prefixing_base(tmp_path, template, metaspace=metaspace), "text")
+    record = talk(["What?", "Paris", "of France?", "capital"])
+    rows = encoder.conversation(record)
+    texts = [{"role": role, "content": content} for role, content in record.messages]
+    whole = encoder.tokenizer.apply_chat_template(
+        texts, chat_template=encoder.chat_template, tokenize=False
+    )
+    tokens = encoder.tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
+    assert [row.prompt + row.answer for row in rows] == [tokens]
+    first = encoder.tokenizer.convert_ids_to_tokens(rows[0].answer[0])
+    assert first.startswith("\u2581") == (template is None)
+
+
+def test_what_the_template_puts_before_an_answer_is_learned_and_no_part_of_its_text(
+    tiny_base,
+) -> None:
+    thinks = (
+        "{% for m in messages %}{{ m.role }}:\n{% if m.role == 'assistant' and loop.last %}"
+        "<think>\n\n</think>\n\n{% endif %}{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    encoder = Encoder(tiny_base("mistral"), "text", chat_template=thinks)
+    row = encoder.encode(from_prompt("{question}", "Where?", "In Paris"))
+    learned = encoder.tokenizer.decode(row.answer, skip_special_tokens=True)
+    assert learned == "<think>\n\n</think>\n\nIn Paris"
+    assert encoder.decode(row.answer) == "In Paris"
+    reasoned = "<think>\nIt is in France.\n</think>\n\nIn Paris"
+    assert encoder.decode(encoder.tokenizer(reasoned).input_ids) == "In Paris"
+    assert encoder.decode(encoder.tokenizer("In Paris").input_ids) == "In Paris"
+    plain = Encoder(tiny_base("mistral"), "text")
+    assert plain.decode(plain.tokenizer(reasoned).input_ids) == reasoned
+
+
+def test_a_system_turn_is_the_users_and_not_the_assistants(tmp_path) -> None:
+    encoder = Encoder(prefixing_base(tmp_path), "text")
+    record = Record((("system", "Be brief."), ("user", "What?"), ("assistant", "Paris")))
+    row = encoder.encode(record)
+    whole = "<s>[INST] Be brief.\n\nWhat? [/INST] Paris</s>"
+    assert row.prompt + row.answer == encoder.tokenizer(whole, add_special_tokens=False).input_ids
+    assert encoder.decode(row.answer) == "Paris"
+    late = (("user", "What?"), ("system", "Be brief."), ("assistant", "Paris"))
+    with pytest.raises(UserError, match="a system turn has to come right before a user turn"):
+        encoder.encode(Record(late))
+
+
 def test_a_base_without_a_chat_template_gets_one(tiny_base, tmp_path) -> None:
     encoder = Encoder(tiny_base("mistral"), "text")
     encoder.tokenizer.chat_template = None

@@ -1,4 +1,7 @@
+import json
 import re
+import shutil
+from fnmatch import fnmatch
 
 import bitsandbytes as bnb
 import pytest
@@ -7,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from loraline.base import load as base_load
-from loraline.base.locate import locate
+from loraline.base.locate import locate, weight_files
 from loraline.base.targets import TOWER_BLOCKS, target_modules
 from loraline.errors import UserError
 
@@ -145,3 +148,28 @@ def test_a_hub_that_cannot_be_reached_is_try_again(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(TryAgain, match="not in the local cache and the hub does not answer"):
         locate("mistralai/Mistral-7B-v0.1", None)
+
+
+def test_mistrals_own_copy_of_the_weights_is_neither_counted_nor_fetched(
+    tiny_base, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base("mistral"), folder)
+    before = locate(str(folder), None).revision
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert [file.name for file in weight_files(folder)] == ["model.safetensors"]
+    assert locate(str(folder), None).revision == before
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert [file.name for file in weight_files(folder)] == ["model-00001-of-00001.safetensors"]
+
+    asked = []
+
+    def fetched(base: str, **options: object) -> str:
+        asked.append(options)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    locate("mistralai/Mistral-7B-v0.3", "main")
+    assert fnmatch("consolidated.safetensors", str(asked[0]["ignore_patterns"]))

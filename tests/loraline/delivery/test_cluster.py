@@ -166,11 +166,11 @@ def test_a_pod_that_has_to_fetch_needs_a_store(variable: str) -> None:
     assert delivery_cluster.knows_store(deployment) == (variable == "MLFLOW_TRACKING_URI")
 
 
-def claim(mode: str) -> dict[str, Any]:
+def claim(mode: str, storage: str = "10Gi") -> dict[str, Any]:
     return {
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": "lora-tiny-lora"},
-        "spec": {"accessModes": [mode]},
+        "spec": {"accessModes": [mode], "resources": {"requests": {"storage": storage}}},
     }
 
 
@@ -184,6 +184,16 @@ def test_a_claim_that_would_have_to_change_is_told_with_what_to_do() -> None:
     assert "--base-volume" in str(error.value) and "delete the Deployment" in str(error.value)
     delivery_cluster.check_claims([several, DEPLOYMENT], [None, DEPLOYMENT])
     delivery_cluster.check_claims([several], [several])
+
+
+def test_a_claim_keeps_its_size_where_a_smaller_base_needs_less() -> None:
+    """Kubernetes refuses to reduce one, and a larger one serves as well."""
+    needs, has = claim("ReadWriteOnce", "10Gi"), claim("ReadWriteOnce", "30Gi")
+    delivery_cluster.check_claims([needs], [has])
+    assert needs["spec"]["resources"]["requests"]["storage"] == "30Gi"
+    needs, has = claim("ReadWriteOnce", "31Gi"), claim("ReadWriteOnce", "30720Mi")
+    delivery_cluster.check_claims([needs], [has])
+    assert needs["spec"]["resources"]["requests"]["storage"] == "31Gi"
 
 
 def test_what_an_image_does_not_say_is_doubted() -> None:

@@ -75,6 +75,7 @@ def test_text_adapter_is_served_with_what_its_contract_says():
         *("--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules"),
         '{"name":"latex-ocr","path":"/adapters/latex-ocr/v3",'
         '"base_model_name":"mistralai/Mistral-7B-v0.1"}',
+        *("--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "safetensors"),
         *("--dtype", "bfloat16", "--max-model-len", "1024", "--gpu-memory-utilization", "0.9"),
         *("--max-num-seqs", "64", "--max-num-batched-tokens", "2048"),
         *("--chat-template", "/etc/loraline/chat_template.jinja"),
@@ -91,6 +92,7 @@ def test_vision_adapter_is_served_with_the_pixel_limits_and_the_tower_it_was_tra
         *("--enable-lora", "--max-loras", "1", "--max-lora-rank", "8", "--lora-modules"),
         '{"name":"latex-ocr","path":"/adapters/latex-ocr/v3","base_model_name":"base"}',
         "--enable-tower-connector-lora",
+        *("--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "safetensors"),
         *("--dtype", "bfloat16", "--max-model-len", "3072", "--gpu-memory-utilization", "0.9"),
         *("--max-num-seqs", "64", "--max-num-batched-tokens", "3072"),
         *("--chat-template", "/etc/loraline/chat_template.jinja"),
@@ -375,3 +377,16 @@ def test_what_does_not_go_together_is_refused():
         arguments.together(TEXT, TEXT.model_copy(update={"export": "merged"}))
     longer = TEXT.model_copy(update={"max_length": 900})
     assert arguments.together(TEXT, longer).max_length == 900
+
+
+def test_a_server_takes_as_many_images_a_request_as_the_rows_have():
+    several = VISION.model_copy(update={"max_images": 3})
+    args = server_args(rendered(several))
+    assert args[args.index("--limit-mm-per-prompt") + 1] == '{"image":3,"video":0}'
+
+
+def test_keda_asks_for_the_requests_of_this_namespace_alone():
+    place = Placement(prometheus="http://prometheus:9090", namespace="models", replicas=2)
+    scaled = next(o for o in rendered(placement=place) if o["kind"] == "ScaledObject")
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    assert query.startswith('sum(vllm:num_requests_waiting{namespace="models",service="lora-')

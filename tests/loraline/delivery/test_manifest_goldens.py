@@ -29,7 +29,11 @@ PINNED = "vllm/vllm-openai:v0.32.0@sha256:" + "12" * 32
 WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
     "namespace": ("standard", Placement(namespace="models", server_image=PINNED), {}),
     "several-replicas": ("standard", Placement(replicas=4), {}),
-    "keda": ("qwen3-vl", Placement(replicas=4, prometheus="http://prometheus:9090"), {}),
+    "keda": (
+        "qwen3-vl",
+        Placement(replicas=4, prometheus="http://prometheus:9090", namespace="models"),
+        {},
+    ),
     "service-monitor": ("standard", Placement(monitor=True), {}),
     "base-volume": ("qwen3-vl", Placement(base_volume="bases"), {}),
     "merged": ("standard", Placement(merged=True), {}),
@@ -298,7 +302,11 @@ def test_only_what_a_server_needs_is_reachable() -> None:
     policy = next(e for e in ALL["standard"] if e["kind"] == "NetworkPolicy")["spec"]
     ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
     assert ports == {53, 443, 5000}
-    assert policy["egress"][1]["to"][0]["ipBlock"]["except"] == ["169.254.0.0/16"]
+    by_address, by_address_6, inside = policy["egress"][1]["to"]
+    assert by_address["ipBlock"] == {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}
+    assert by_address_6["ipBlock"]["cidr"] == "::/0"
+    assert "fd00:ec2::254/128" in by_address_6["ipBlock"]["except"], "the cloud's metadata"
+    assert inside == {"namespaceSelector": {}}, "Cilium takes no address of a pod"
     assert policy["ingress"][0]["ports"] == [{"port": 8000, "protocol": "TCP"}]
 
 

@@ -16,7 +16,8 @@ ON_THE_LIMIT = dict.fromkeys(rules.REQUIRED, 0.0) | {
     "tuned_perplexity": 2.0,
     "tuned_bleu": 70.0,
     "tuned_levenshtein": 0.1,
-    "gain_over_base_levenshtein_low": 0.0,
+    # A gain is sure when its lower end is above the limit, not at it.
+    "gain_over_base_levenshtein_low": 1e-9,
 }
 
 
@@ -31,7 +32,7 @@ def test_each_rule_breaks_by_itself() -> None:
         "tuned_perplexity": 2.01,
         "tuned_bleu": 69.9,
         "tuned_levenshtein": 0.11,
-        "gain_over_base_levenshtein_low": -0.001,
+        "gain_over_base_levenshtein_low": 0.0,
     }
     for name, value in worse.items():
         verdicts = rules.judge(ON_THE_LIMIT | {name: value}, MEASURED, LIMITS, None)
@@ -85,3 +86,27 @@ def test_gains_are_judged_on_the_metric_that_the_policy_names() -> None:
     metrics = ON_THE_LIMIT | {"gain_over_base_bleu_low": 4.9}
     broken = [v.metric for v in rules.judge(metrics, MEASURED, limits, None) if not v.passed]
     assert broken == ["gain_over_base_bleu_low"]
+
+
+def test_an_adapter_that_changes_nothing_does_not_pass_under_any_margin() -> None:
+    ends = ("", "_low", "_high")
+    nothing = {f"gain_over_base_{m}{e}": -0.0 for m in ("levenshtein", "eval_loss") for e in ends}
+    broken = [
+        v for v in rules.judge(ON_THE_LIMIT | nothing, MEASURED, LIMITS, None) if not v.passed
+    ]
+    assert [v.metric for v in broken] == ["adapter_changes", "gain_over_base_levenshtein_low"]
+    lenient = Gate(**LIMITS.model_dump() | {"min_gain_over_base": -1})
+    broken = [
+        v for v in rules.judge(ON_THE_LIMIT | nothing, MEASURED, lenient, None) if not v.passed
+    ]
+    assert [v.metric for v in broken] == ["adapter_changes"]
+    assert "as likely as without the adapter" in rules.reasons(broken)
+
+
+def test_the_champions_own_adapter_did_not_lose_to_itself() -> None:
+    tags = MEASURED | {"loraline.champion": "3", "loraline.champion.again": "3"}
+    verdicts = rules.judge(ON_THE_LIMIT, tags, LIMITS, "3")
+    assert all(verdict.passed for verdict in verdicts)
+    assert "it is version 3, the champion itself, trained once more" in rules.table(verdicts)
+    (broken,) = [v for v in rules.judge(ON_THE_LIMIT, tags, LIMITS, "4") if not v.passed]
+    assert broken.detail == "the champion is version 4, compared with 3: evaluate again"

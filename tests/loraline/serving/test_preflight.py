@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraline import profiles
 from loraline.base import architectures
 from loraline.base import load as base_load
 from loraline.base.locate import locate
 from loraline.base.targets import target_modules
+from loraline.errors import UserError
 from loraline.serving import preflight
 
 ALL = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
@@ -231,3 +233,14 @@ def test_preflight_takes_milliseconds(adapter) -> None:
         found(folder)
         taken.append(time.monotonic() - started)
     assert min(taken) < 0.05
+
+
+def test_a_base_that_the_server_cannot_load_is_refused_before_it_is_trained_on() -> None:
+    config = {
+        "architectures": ["MistralForCausalLM"],
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    }
+    with pytest.raises(UserError, match=r"4 or 8 bits of bitsandbytes.* it was made from"):
+        preflight.check_base(profiles.load("standard"), config)
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    preflight.check_base(profiles.load("standard"), config)

@@ -5,7 +5,17 @@ import pytest
 
 from loraline.errors import TryAgain, UserError
 from loraline.tracking import runs, store
-from loraline.tracking.tags import GIT_SHA, IMAGE, PIPELINE, UPSTREAM, WORKFLOW_NAME, WORKFLOW_UID
+from loraline.tracking.tags import (
+    GIT_SHA,
+    IMAGE,
+    PIPELINE,
+    STEP,
+    UPSTREAM,
+    WORKFLOW_NAME,
+    WORKFLOW_UID,
+)
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_run_knows_its_step_its_upstream_and_its_pipeline(workplace: Path) -> None:
@@ -179,3 +189,49 @@ def test_a_pod_is_told_of_a_server_but_of_no_credential(monkeypatch: pytest.Monk
     }
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert set(store.pod_environment()) == {"MLFLOW_S3_ENDPOINT_URL"}
+
+
+def test_another_programs_run_in_the_environment_is_left_alone(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = store.connect()
+    with runs.open_run("prepare_data", name="d", fingerprint="a") as data:
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", data.info.run_id)
+    monkeypatch.setenv("MLFLOW_RUN_CONTEXT", '{"loraline.step": "theirs"}')
+    with runs.open_run("train_qlora", name="t", fingerprint="b", upstream=data) as run:
+        assert run.info.run_id != data.info.run_id
+    assert client.get_run(data.info.run_id).data.tags[STEP] == "prepare_data"
+    assert client.get_run(run.info.run_id).data.tags[STEP] == "train_qlora"
+
+
+def test_a_lineage_that_bites_its_tail_is_refused(workplace: Path) -> None:
+    client = store.connect()
+    with runs.open_run("evaluate", name="e", fingerprint="a") as one:
+        pass
+    with runs.open_run("evaluate", name="e", fingerprint="b", upstream=one) as two:
+        pass
+    client.set_tag(one.info.run_id, UPSTREAM, two.info.run_id)
+    with pytest.raises(UserError, match=r"comes from itself by its tags loraline.upstream"):
+        runs.ancestor(client, client.get_run(two.info.run_id), "train_qlora")
+
+
+def test_a_store_that_another_process_has_locked_is_try_again(workplace: Path) -> None:
+    import sqlite3
+
+    store.connect()
+    other = sqlite3.connect(workplace / "mlruns" / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(TryAgain, match="database is locked"):
+            store.connect()
+    finally:
+        other.execute("ROLLBACK")
+
+
+def test_the_documented_postgresql_address_finds_the_pinned_driver() -> None:
+    from sqlalchemy.engine import make_url
+
+    pins = (ROOT / "constraints.txt").read_text()
+    driver = make_url("postgresql://mlflow:x@postgres/mlflow").get_dialect().driver
+    assert f"\n{driver}==" in pins and f"\n{driver}-binary==" in pins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from loraline.base.encoding import Encoder, Row
 from loraline.base.load import attach, load
 from loraline.base.locate import locate
 from loraline.errors import UserError
-from loraline.training import attention, lora, loss, memory, pissa, trainer
+from loraline.training import attention, curves, lora, loss, memory, pissa, trainer
 
 RECIPE = {
     "r": 4,
@@ -123,9 +124,8 @@ def give_validation_losses(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     """Lets a trainer's evaluations end with given losses, whatever its training really did."""
 
     def give(sft: trainer.PackedTrainer, losses: list[float]) -> None:
-        targets = sum(row.targets for row in sft.rows["validation"])
-        sums = iter([loss * targets for loss in losses])
-        monkeypatch.setattr(sft.accelerator, "reduce", lambda total: next(sums))
+        given = iter(losses)
+        monkeypatch.setattr(sft, "validation_loss", lambda: next(given))
 
     return give
 
@@ -164,6 +164,27 @@ def test_training_stops_when_validation_no_longer_improves(
     give_validation_losses(sft, losses)
     sft.train()
     assert curve(sft, "eval_loss") == losses[:epochs]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_validation_loss_that_is_no_number_ends_the_training_when_it_comes(
+    value: float, make: Make, give_validation_losses: Callable[..., None]
+) -> None:
+    sft = make(max_steps=None, num_train_epochs=4)
+    give_validation_losses(sft, [3.0, value, 2.0])
+    with pytest.raises(UserError, match="the validation loss is not a number at step 6"):
+        sft.train()
+    assert sft.state.global_step == 6
+
+
+def test_the_cost_of_a_resumed_run_is_that_of_all_attempts(make: Make) -> None:
+    sft = make()
+    sft.train()
+    first = curves.Cost(sft, None)
+    run = SimpleNamespace(data=SimpleNamespace(tags=first.tags()))
+    second = curves.Cost(sft, run)  # type: ignore[arg-type]
+    assert first.total()["seconds"] == sft.seconds() > 0
+    assert second.total() == {name: 2 * value for name, value in first.total().items()}
 
 
 def test_an_unquantized_base_and_rank_stabilized_scaling_learn(make: Make) -> None:
@@ -301,4 +322,10 @@ def test_no_step_is_logged_twice_and_each_has_its_pace(make: Make) -> None:
     sft.train()
     assert [e["step"] for e in sft.state.log_history if "loss" in e] == [1, 2, 3, 4]
     assert all(pace > 0 for pace in curve(sft, "tokens_per_second"))
-    assert sft.seconds > 0 and sft.tokens_seen > 0
+    assert sft.seconds() > 0 and sft.tokens_seen > 0
+
+
+def test_a_constant_rate_warms_up_first(make: Make) -> None:
+    sft = make(lr_scheduler_type="constant", warmup_steps=2)
+    sft.train()
+    assert curve(sft, "learning_rate") == pytest.approx([0.0, 5e-3, 1e-2, 1e-2])

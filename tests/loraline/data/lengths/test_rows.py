@@ -24,11 +24,20 @@ LIMITS = {"min_pixels": 3136, "max_pixels": 50176}
 
 
 @pytest.mark.parametrize(
-    "architecture", ["mistral", "prefixing", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+    "architecture",
+    ["mistral", "prefixing", "by lines", "metaspace", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"],
 )
 def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base, tmp_path) -> None:
     modality = "vision" if architecture.startswith("qwen") else "text"
-    folder = prefixing_base(tmp_path) if architecture == "prefixing" else tiny_base(architecture)
+    by_lines = (
+        "{% for m in messages %}{{ m.role }}:\n{{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    if architecture in ("prefixing", "by lines", "metaspace"):
+        template = None if architecture == "prefixing" else by_lines
+        folder = prefixing_base(tmp_path, template, metaspace=architecture == "metaspace")
+    else:
+        folder = tiny_base(architecture)
     recipe = profile(modality, base=str(folder), **(LIMITS if modality == "vision" else {}))
     ruler = lengths(tokenizer_folder(str(folder), None), recipe)
     encoder = Encoder(folder, modality, **(LIMITS if modality == "vision" else {}))

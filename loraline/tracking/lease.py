@@ -1,0 +1,117 @@
+"""Whether a run is at work: its process says so in the run's tags every so often while it lives.
+
+A process of this machine is looked up; one of another machine is dead when its word is old.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline.errors import TryAgain
+from loraline.tracking.settings import Settings
+from loraline.tracking.tags import LEASE, PROCESS, WORKFLOW_UID
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SECONDS = 180.0
+"""A holder that has said nothing for so long is dead; six renewals may be lost on the way."""
+
+RENEWED_EVERY = 30.0
+
+
+def tags() -> dict[str, str]:
+    """The tags with which this process begins to hold a run."""
+    return {PROCESS: this_process(), LEASE: f"{time.time():.0f}"}
+
+
+def this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{begun(os.getpid())}"
+
+
+def begun(pid: int) -> str:
+    """When a process began, in clock ticks since the machine did; empty where there is none.
+
+    It tells a process from a later one of the same number. See proc(5), field 22 of `stat`.
+    """
+    try:
+        stat = Path("/proc", str(pid), "stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+def holder(run: Run) -> str:
+    """Who is at work on a run, in words; empty if nobody is.
+
+    A retry of a workflow never runs beside the try before it.
+    """
+    if run.info.status != "RUNNING":
+        return ""
+    workflow = run.data.tags.get(WORKFLOW_UID)
+    if workflow and workflow == Settings().workflow_uid:
+        return ""
+    host, _, process = run.data.tags.get(PROCESS, "").partition(":")
+    pid, _, since = process.partition(":")
+    if host == socket.gethostname() and Path("/proc/self").exists():
+        alive = pid.isdigit() and pid != str(os.getpid()) and since == begun(int(pid))
+        return f"process {pid}" if alive and since else ""
+    silent = time.time() - float(run.data.tags.get(LEASE, "0"))
+    return f"process {pid} on {host}" if abs(silent) < SECONDS else ""
+
+
+class Lease:
+    """This process' hold on a run."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.report: Callable[[], Mapping[str, str]] = dict
+        """Further tags to renew with it."""
+        self.lost = False
+        self.ended = threading.Event()
+
+    def renew(self) -> None:
+        """Say that the holder lives, unless another process has taken the run over."""
+        tags = self.client.get_run(self.run_id).data.tags
+        self.lost = tags.get(PROCESS) != this_process()
+        if not self.lost:
+            for name, value in {LEASE: f"{time.time():.0f}", **self.report()}.items():
+                self.client.set_tag(self.run_id, name, value)
+
+    def keep(self) -> None:
+        while not self.lost and not self.ended.wait(RENEWED_EVERY):
+            # A store that is away for a while costs a renewal, and not the training.
+            with suppress(Exception):
+                self.renew()
+
+    def check(self) -> None:
+        """Raise TryAgain when another process has taken the run over."""
+        if self.lost:
+            raise TryAgain(
+                f"run {self.run_id} was taken over by another process while this one could not "
+                "be heard"
+            )
+
+
+@contextmanager
+def held(client: MlflowClient, run_id: str) -> Iterator[Lease]:
+    """Renew the lease on a run opened with `tags()` while the block runs and at its end."""
+    lease = Lease(client, run_id)
+    thread = threading.Thread(target=lease.keep, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease.ended.set()
+        thread.join(RENEWED_EVERY)
+        with suppress(Exception):
+            lease.renew()

@@ -1,0 +1,95 @@
+"""What the processes of one training tell each other; alone, a process only hears itself.
+
+Each trains on its share of a step's rows and no process waits for another but here, so what one
+of them does in between (smaller passes after it ran out of memory) is its own affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from loraline.errors import TryAgain
+
+BUCKET = 2**24
+"""Values in one exchange: 64 MiB in float32, copied together since each call has a price."""
+
+
+def several() -> bool:
+    """Whether there is another process to talk to."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def reduce(values: Tensor, operation: Any) -> Tensor:
+    """`values` of all processes reduced in place; TryAgain if one of them has left."""
+    if several():
+        try:
+            distributed.all_reduce(values, operation)
+        except RuntimeError as error:
+            raise TryAgain(
+                "another process of this training has ended; start it again to go on from its "
+                "last checkpoint"
+            ) from error
+    return values
+
+
+def highest(values: Sequence[int], device: torch.device) -> list[int]:
+    """The largest of all processes' numbers, place by place."""
+    if not several():
+        return list(values)
+    numbers = torch.tensor(values, dtype=torch.int64, device=device)
+    return list(map(int, reduce(numbers, distributed.ReduceOp.MAX).tolist()))
+
+
+def lowest(value: int, device: torch.device) -> int:
+    """The smallest of all processes' numbers."""
+    return -highest([-value], device)[0]
+
+
+def total(value: Tensor) -> float:
+    """The sum of all processes' numbers, in float64."""
+    return float(reduce(value.double(), distributed.ReduceOp.SUM))
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Give every process the sum of all processes' gradients.
+
+    A parameter that has a gradient in none of them keeps none, and the optimizer leaves it alone
+    as it does in a training of one process.
+    """
+    if not several():
+        return
+    here = [parameter.grad is not None for parameter in parameters]
+    anywhere = highest(here, parameters[0].device)
+    learned = [p for p, somewhere in zip(parameters, anywhere, strict=True) if somewhere]
+    for parameter in learned:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in buckets(p.grad for p in learned if p.grad is not None):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        summed = reduce(flat, distributed.ReduceOp.SUM).split([g.numel() for g in bucket])
+        for gradient, values in zip(bucket, summed, strict=True):
+            gradient.copy_(values.view_as(gradient))
+
+
+def buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Gradients of one type in their order, about BUCKET values together."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        full = sum(each.numel() for each in bucket) + gradient.numel() > BUCKET
+        if bucket and (full or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+def begin_alike(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Give every process the first one's values to begin with."""
+    if several():
+        for parameter in parameters:
+            distributed.broadcast(parameter.data, src=0)

@@ -1,0 +1,53 @@
+"""The contract of an adapter that has just been trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline import contract
+from loraline.base import architectures
+
+if TYPE_CHECKING:
+    from loraline.base.encoding import Encoder, Row
+    from loraline.base.locate import Base
+    from loraline.profiles import Profile
+
+
+def write(
+    adapter: Path,
+    recipe: Profile,
+    base: Base,
+    encoder: Encoder,
+    prompt: str,
+    rows: dict[str, list[Row]],
+    data: Mapping[str, str],
+) -> contract.Contract:
+    """State beside the weights what they were trained with; `data` is parameters of their run."""
+    written = contract.Contract(
+        base=recipe.base,
+        base_revision=base.revision,
+        modality=recipe.modality,
+        architecture=base.architecture,
+        prompt=prompt,
+        prompt_uri=data.get("prompt_uri", ""),
+        boxes=data.get("boxes"),
+        tools=data.get("tools") == "yes",
+        chat_template=encoder.chat_template,
+        min_pixels=recipe.min_pixels,
+        max_pixels=recipe.max_pixels,
+        max_images=max(1, *(len(row.images) for split in rows.values() for row in split)),
+        max_length=max(len(row) for split in rows.values() for row in split),
+        max_new_tokens=recipe.max_new_tokens,
+        max_positions=architectures.positions(base.config),
+        dtype=recipe.serve_dtype,
+        r=recipe.r * recipe.ranks,
+        lora_alpha=recipe.lora_alpha * recipe.ranks,
+        target_modules=recipe.target_modules,
+        export=recipe.export,
+        trains_vision=recipe.trains_vision,
+        adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
+    )
+    contract.write(written, adapter)
+    return written

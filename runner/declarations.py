@@ -1,0 +1,141 @@
+"""Reads what a template declares: inputs, outputs, how often it is tried again, what it locks."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from runner.expressions import RETRY, SyntaxRefused, parse
+from runner.language import (
+    OF_A_RETRY,
+    OUT_DIR,
+    Object,
+    Output,
+    Parameter,
+    Refused,
+    Retry,
+    listed,
+)
+from runner.shapes import (
+    Backoff,
+    ConfigMapKey,
+    Mutex,
+    OutputShape,
+    Parameters,
+    ParameterShape,
+    RetryStrategy,
+    Semaphore,
+    Synchronization,
+    ValueFrom,
+    by_name,
+    checked,
+    seconds,
+)
+from runner.values import parameter_text
+
+SOURCES = {"container": "path", "dag": "parameter", "steps": "parameter", "suspend": "supplied"}
+"""Where an output comes from, by the body of its template."""
+
+POLICIES = {
+    "Always": ("Failed", "Error"),
+    "OnFailure": ("Failed",),
+    "OnError": ("Error",),
+}
+"""Phases that are tried again, by retryPolicy."""
+
+
+def or_unbounded(limit: int | None) -> float:
+    return math.inf if limit is None else limit
+
+
+def read_parameters(where: str, found: Object, *, arguments: bool = False) -> dict[str, Parameter]:
+    """Declared inputs, or the arguments that they are given, which have no defaults to Argo."""
+    shape = checked(where, "parameters", Parameters, found)
+    read = {}
+    for name, parameter in by_name(where, "parameter", ParameterShape, shape.parameters).items():
+        at = f"{where}: parameter {name}"
+        preset = parameter.value
+        if preset is None and not arguments:
+            preset = parameter.default
+        value = None if preset is None else parameter_text(preset)
+        if parameter.enum == []:
+            raise Refused(f"{at}: enum has to have at least one value")
+        enum = [parameter_text(accepted) for accepted in parameter.enum or []]
+        if enum and value is not None and "{{" not in value and value not in enum:
+            raise Refused(f"{at}: {value!r} is none of {listed(enum)}")
+        read[name] = Parameter(value, enum)
+    return read
+
+
+def read_outputs(where: str, found: Object, body: str) -> dict[str, Output]:
+    shape = checked(where, "parameters", Parameters, found)
+    read = {}
+    for name, output in by_name(where, "output", OutputShape, shape.parameters).items():
+        at = f"{where}: output {name}"
+        source = checked(at, "valueFrom", ValueFrom, output.valueFrom)
+        given = source.model_fields_set - {"default"}
+        if given != {SOURCES[body]}:
+            raise Refused(f"{at} of a {body} needs valueFrom.{SOURCES[body]}, not {listed(given)}")
+        path = source.path if source.path is not None else f"{OUT_DIR}/"
+        if not path.startswith(f"{OUT_DIR}/") or ".." in path:
+            raise Refused(f"{at}: path {path!r} has to be a file in {OUT_DIR}")
+        if not re.fullmatch(r"[-\w]*", re.sub(r"\{\{.*?\}\}", "", output.globalName)):
+            raise Refused(f"{at}: globalName {output.globalName!r} is no plain name")
+        read[name] = Output(
+            path=path.removeprefix(f"{OUT_DIR}/"),
+            reference=source.parameter or "",
+            supplied=source.supplied is not None,
+            default=None if source.default is None else parameter_text(source.default),
+            global_name=output.globalName,
+        )
+    return read
+
+
+def read_retry(where: str, found: Object) -> Retry:
+    where = f"{where}: retryStrategy"
+    retry = checked(where, "retryStrategy", RetryStrategy, found)
+    expression = None
+    if retry.expression:
+        try:
+            expression = parse(retry.expression, RETRY)
+        except SyntaxRefused as error:
+            raise Refused(f"{where}: expression: {error}") from error
+        if unknown := set(expression.names) - {f"lastRetry.{word}" for word in OF_A_RETRY}:
+            raise Refused(f"{where}: expression has {listed(unknown)}, which does not run here")
+    # With an expression and no policy, the expression decides alone.
+    policy = retry.retryPolicy or ("Always" if expression else "OnFailure")
+    if policy not in POLICIES:
+        raise Refused(f"{where}: retryPolicy {policy} does not run here, only {listed(POLICIES)}")
+    if retry.limit is None:
+        raise Refused(f"{where}.limit has to be a whole number: without one it never ends")
+    pause, factor, longest = 0.0, 1, math.inf
+    base: float | None = pause
+    if retry.backoff is not None:
+        backoff = checked(where, "backoff", Backoff, retry.backoff)
+        base = seconds(f"{where}: backoff.duration", backoff.duration) if backoff.duration else None
+        factor = backoff.factor or 1
+        if backoff.maxDuration:
+            longest = seconds(f"{where}: maxDuration", backoff.maxDuration)
+    return Retry(retry.limit, POLICIES[policy], expression, base, factor, longest)
+
+
+def read_locks(where: str, found: Object) -> list[str]:
+    where = f"{where}: synchronization"
+    synchronization = checked(where, "synchronization", Synchronization, found)
+    locks = []
+    for mutex in synchronization.mutexes:
+        locks.append(f"mutex {checked(where, 'mutex', Mutex, mutex).name}")
+    for semaphore in synchronization.semaphores:
+        source = checked(where, "semaphore", Semaphore, semaphore).configMapKeyRef
+        key = checked(where, "configMapKeyRef", ConfigMapKey, source)
+        locks.append(f"semaphore {key.name}/{key.key}")
+    if len(set(locks)) < len(locks):
+        raise Refused(f"{where}: {listed(locks)}: one of them stands there twice")
+    return locks
+
+
+def read_parallelism(where: str, limit: int | None) -> float:
+    """How many may run at once."""
+    if limit == 0:
+        raise Refused(f"{where}: parallelism 0 lets nothing run")
+    return or_unbounded(limit)

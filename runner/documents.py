@@ -1,0 +1,91 @@
+"""A workflow's file as Go reads it: 1e-4 is a number there, 12:30 and dates are texts."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from runner.language import Object, Refused
+from runner.shapes import shown
+from runner.values import json_number
+
+LITERAL = ("default", "enum", "value", "withItems")
+"""Fields whose value is handed on as it stands, nulls included."""
+
+
+class Loader(yaml.SafeLoader):
+    """Resolves plain scalars as go-yaml 2 does, which Argo reads its files with."""
+
+
+def number(_: Loader, node: yaml.ScalarNode) -> int | float:
+    text = node.value.replace("_", "")
+    if re.fullmatch(r"[-+]?0[0-7]+", text):
+        text = text.replace("0", "0o", 1)
+    try:
+        return int(text, 0)
+    except ValueError:
+        return float(text)
+
+
+Loader.yaml_implicit_resolvers = {
+    sign: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if not tag.endswith((":timestamp", ":int", ":float"))
+    ]
+    for sign, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:loraline,2026:number",
+    re.compile(
+        r"[-+]?(?:0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+"
+        r"|(?:\.[0-9_]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?)$"
+    ),
+    list("-+.0123456789"),
+)
+Loader.add_constructor("tag:loraline,2026:number", number)
+
+
+def load(file: Path) -> Object:
+    """The document in a file, without the fields that are null: to Argo they are not there."""
+    try:
+        document = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        if not isinstance(document, dict):
+            raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
+        mapping: Object = plain(document)
+        return mapping
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise Refused(f"is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise Refused("nests too deep to be read") from error
+
+
+def plain(value: Any, *, literal: bool = False) -> Any:
+    """What JSON can say of a YAML value; inside of a literal nulls are kept."""
+    if isinstance(value, dict):
+        return {
+            key_text(plain(key)): plain(member, literal=literal or key in LITERAL)
+            for key, member in value.items()
+            if member is not None or literal
+        }
+    if isinstance(value, list):
+        return [plain(member, literal=literal) for member in value]
+    if value is not None and not isinstance(value, str | bool | int | float):
+        raise Refused(f"{shown(value)} is a {type(value).__name__}, which JSON has not")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"{shown(value)} is no number that JSON has")
+    return value
+
+
+def key_text(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return "" if key is None else json_number(float(key)) if isinstance(key, int | float) else ""

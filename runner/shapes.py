@@ -1,0 +1,326 @@
+"""The fields that a workflow's file may have, and their types.
+
+A field that is not here would have to be obeyed, and is not: it is refused by name. Fields that
+only concern Kubernetes have the types that Argo's own have; nothing here looks into them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from runner.language import Object, Refused, listed
+
+SECONDS_OF = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
+DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
+LONGEST = 10**9
+"""Seconds; Go's durations end at 292 years."""
+
+Anything = Any
+Text = Annotated[str, "a text"]
+Texts = Annotated[list[str], "a list of texts"]
+List = Annotated[list[Any], "a list"]
+Objects = Annotated[list[dict[str, Any]], "a list of mappings"]
+Mapping = Annotated[dict[str, Any], "a mapping"]
+Truth = Annotated[bool, "true or false"]
+
+
+def whole(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LONGEST:
+        raise ValueError("a whole number")
+    return value
+
+
+def whole_or_digits(value: Any) -> Any:
+    """Argo's IntOrString: 3 and "3" are the same."""
+    return whole(int(value) if isinstance(value, str) and re.fullmatch(r"\d+", value) else value)
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
+WholeOrDigits = Annotated[int, BeforeValidator(whole_or_digits)]
+OfKubernetes = Annotated[Any, "of Kubernetes"]
+"""Marks a field that nothing here obeys."""
+
+
+class Shape(BaseModel):
+    """Fields of one kind of object; no others are taken."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    @classmethod
+    def obeyed(cls) -> list[str]:
+        """The fields that have a meaning here."""
+        return [
+            field.alias or name
+            for name, field in cls.model_fields.items()
+            if "of Kubernetes" not in field.metadata
+        ]
+
+
+KubernetesMapping = Annotated[dict[str, Any] | None, "a mapping", "of Kubernetes"]
+KubernetesObjects = Annotated[list[dict[str, Any]] | None, "a list of mappings", "of Kubernetes"]
+KubernetesText = Annotated[str | None, "a text", "of Kubernetes"]
+KubernetesAny = Annotated[Any, "of Kubernetes"]
+
+
+class Placement(Shape):
+    """Where and as whom pods run: the same for a spec and for a template."""
+
+    affinity: KubernetesAny = None
+    automountServiceAccountToken: KubernetesAny = None
+    executor: KubernetesMapping = None
+    nodeSelector: KubernetesMapping = None
+    podSpecPatch: KubernetesText = None
+    priorityClassName: KubernetesAny = None
+    securityContext: KubernetesMapping = None
+    serviceAccountName: KubernetesText = None
+    tolerations: KubernetesObjects = None
+    volumes: KubernetesObjects = None
+
+
+class Metadata(Shape):
+    generateName: Text = ""
+    name: Text = ""
+    annotations: KubernetesMapping = None
+    labels: KubernetesMapping = None
+    namespace: KubernetesText = None
+
+
+class Document(Shape):
+    apiVersion: Text = ""
+    kind: Text = ""
+    metadata: Mapping = {}
+    spec: Mapping = {}
+
+
+class Spec(Placement):
+    activeDeadlineSeconds: Whole | None = None
+    arguments: Mapping = {}
+    entrypoint: Text = ""
+    onExit: Text = ""
+    parallelism: Whole | None = None
+    templates: Objects = []
+    archiveLogs: KubernetesAny = None
+    imagePullSecrets: KubernetesAny = None
+    metrics: KubernetesMapping = None
+    podDisruptionBudget: KubernetesAny = None
+    podGC: KubernetesMapping = None
+    podMetadata: KubernetesMapping = None
+    priority: KubernetesAny = None
+    ttlStrategy: KubernetesMapping = None
+    volumeClaimGC: KubernetesAny = None
+    workflowMetadata: KubernetesAny = None
+
+
+class Cron(Shape):
+    workflowSpec: Mapping = {}
+    concurrencyPolicy: KubernetesText = None
+    failedJobsHistoryLimit: KubernetesAny = None
+    schedules: Annotated[list[str] | None, "a list of texts", "of Kubernetes"] = None
+    startingDeadlineSeconds: KubernetesAny = None
+    successfulJobsHistoryLimit: KubernetesAny = None
+    suspend: KubernetesAny = None
+    timezone: KubernetesAny = None
+    workflowMetadata: KubernetesAny = None
+
+
+class TemplateShape(Placement):
+    activeDeadlineSeconds: WholeOrDigits | None = None
+    container: Mapping | None = None
+    dag: Mapping | None = None
+    inputs: Mapping = {}
+    name: Text = ""
+    outputs: Mapping = {}
+    parallelism: Whole | None = None
+    retryStrategy: Mapping | None = None
+    steps: List | None = None
+    suspend: Mapping | None = None
+    synchronization: Mapping = {}
+    timeout: Text | None = None
+    metadata: KubernetesMapping = None
+    metrics: KubernetesMapping = None
+
+
+class ContainerShape(Shape):
+    args: Texts = []
+    command: Texts = []
+    env: Objects = []
+    image: KubernetesText = None
+    imagePullPolicy: KubernetesAny = None
+    name: KubernetesText = None
+    resources: KubernetesMapping = None
+    securityContext: KubernetesMapping = None
+    volumeMounts: KubernetesObjects = None
+
+
+class Variable(Shape):
+    name: Text = ""
+    value: Text = ""
+    valueFrom: Mapping | None = None
+
+
+class Parameters(Shape):
+    parameters: Objects = []
+
+
+class ParameterShape(Shape):
+    default: Anything = None
+    enum: List | None = None
+    name: Text = ""
+    value: Anything = None
+    description: KubernetesAny = None
+
+
+class OutputShape(Shape):
+    globalName: Text = ""
+    name: Text = ""
+    valueFrom: Mapping = {}
+    description: KubernetesAny = None
+
+
+class ValueFrom(Shape):
+    default: Anything = None
+    parameter: Text | None = None
+    path: Text | None = None
+    supplied: Mapping | None = None
+
+
+class RetryStrategy(Shape):
+    backoff: Mapping | None = None
+    expression: Text = ""
+    limit: WholeOrDigits | None = None
+    retryPolicy: Text = ""
+    affinity: KubernetesAny = None
+
+
+class Backoff(Shape):
+    duration: Text = ""
+    factor: WholeOrDigits = 1
+    maxDuration: Text = ""
+
+
+class DagShape(Shape):
+    tasks: Objects = []
+    failFast: Truth = True
+
+
+class StepShape(Shape):
+    arguments: Mapping = {}
+    name: Text = ""
+    template: Text = ""
+    when: Text = ""
+    withItems: List | None = None
+    withParam: Text | None = None
+
+
+class TaskShape(StepShape):
+    dependencies: Texts | None = None
+    depends: Text = ""
+
+
+class SuspendShape(Shape):
+    duration: Text = ""
+
+
+class Synchronization(Shape):
+    mutexes: Objects = []
+    semaphores: Objects = []
+
+
+class Mutex(Shape):
+    name: Text = ""
+    namespace: KubernetesText = None
+
+
+class Semaphore(Shape):
+    configMapKeyRef: Mapping = {}
+    namespace: KubernetesText = None
+
+
+class ConfigMapKey(Shape):
+    key: Text = ""
+    name: Text = ""
+    optional: KubernetesAny = None
+
+
+S = TypeVar("S", bound=Shape)
+
+
+def checked(where: str, kind: str, shape: type[S], found: Any) -> S:
+    """The object in its shape; Refused if a field is unknown or of the wrong type."""
+    if not isinstance(found, dict):
+        raise Refused(f"{where}: {kind} has to be a mapping, not {shown(found)}")
+    try:
+        return shape.model_validate(found)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        unknown = [str(e["loc"][0]) for e in errors if e["type"] == "extra_forbidden"]
+        if unknown:
+            raise Refused(
+                f"{where}: {listed(unknown)} does not run here; {kind} can have "
+                f"{listed(shape.obeyed())}"
+            ) from None
+        field = str(errors[0]["loc"][0])
+        wanted = expected(shape, field)
+        raise Refused(f"{where}: {field} has to be {wanted}, not {shown(found[field])}") from None
+
+
+def expected(shape: type[Shape], field: str) -> str:
+    """What a field has to hold, in words."""
+    words = [text for text in shape.model_fields[field].metadata if isinstance(text, str)]
+    annotation = str(shape.model_fields[field].annotation)
+    for text in (*words, *re.findall(r"'(an? [a-z ]+|true or false)'", annotation)):
+        if text != "of Kubernetes":
+            return text
+    return "a whole number"
+
+
+def shown(value: Any) -> str:
+    """A value as far as it fits into a message."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+NAMES = {
+    "parameter": r"[-\w]+",
+    "output": r"[-\w]+",
+    "env": r"[-._A-Za-z][-._\w]*",
+}
+TEMPLATES_NAME = r"[A-Za-z0-9][-A-Za-z0-9]*"
+"""Of templates, tasks and steps; parameters may have underscores and begin with anything."""
+
+
+def by_name(where: str, kind: str, shape: type[S], found: Iterable[Object]) -> dict[str, S]:
+    """Objects of a kind by their names, each in its shape."""
+    objects: dict[str, S] = {}
+    for item in found:
+        name = item.get("name")
+        pattern = NAMES.get(kind, TEMPLATES_NAME)
+        if not isinstance(name, str) or name in objects:
+            raise Refused(f"{where}: each {kind} needs a plain name of its own, not {shown(name)}")
+        if not re.fullmatch(pattern, name, re.ASCII) or len(name) > 128:
+            more = ", underscores" if kind in NAMES else ""
+            raise Refused(
+                f"{where}: each {kind} needs a plain name of its own, not {shown(name)}: Argo "
+                f"takes at most 128 letters, digits and dashes{more}"
+            )
+        at = f"template {name}" if kind == "template" else f"{where}: {kind} {name}"
+        objects[name] = checked(at, kind, shape, item)
+    return objects
+
+
+def seconds(where: str, text: str, *, digits: bool = True) -> float:
+    """A duration as Go reads it, such as 90s or 1h30m; where `digits` may, 90 is seconds, too."""
+    if digits and re.fullmatch(r"\d{1,9}", text):
+        return int(text)
+    parts = DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        bare = ", which needs a unit" if re.fullmatch(r"\d+", text) else ""
+        raise Refused(f"{where} {text!r} is not like 10s or 5m{bare}")
+    total = sum(float(number) * SECONDS_OF[unit] for number, unit in parts)
+    if total >= LONGEST:
+        raise Refused(f"{where} {text!r} is longer than Argo can count")
+    return int(total) if total == int(total) else total

@@ -1,0 +1,70 @@
+"""Runs a suspended task: until its time is over, or somebody answers what it asks."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+from runner.controller import Controller
+from runner.frames import Invocation
+from runner.language import Template
+from runner.nodes import TOO_LATE, Node
+
+
+async def run_suspend(run: Controller, node: Node, seconds: float, invocation: Invocation) -> bool:
+    """Whether the wait ended."""
+    run.show(node)
+    if math.isinf(seconds):
+        if not run.stop.asked and not await answered(run, node, invocation.template):
+            return past_the_deadline(run, node)
+    else:
+        await run.stop.unless_asked(asyncio.sleep(seconds))
+        take_defaults(run, node, invocation.template)
+    if run.stop.asked:
+        return past_the_deadline(run, node)
+    if not node.failed:
+        run.end(node, "Succeeded")
+    return True
+
+
+def past_the_deadline(run: Controller, node: Node) -> bool:
+    if run.interrupted or not run.stop.asked:
+        return False
+    node.outputs = {}
+    run.end(node, "Failed", TOO_LATE)
+    return True
+
+
+def take_defaults(run: Controller, node: Node, template: Template) -> None:
+    """Where nobody answered in time, outputs have their defaults, or those of their inputs."""
+    for name, output in template.outputs.items():
+        default = output.default
+        if default is None and name in template.inputs:
+            default = template.inputs[name].preset
+        if default is None:
+            message = f"raw output parameter '{name}' has not been set and does not have a default"
+            run.end(node, "Error", message, raised=True)
+            return
+        node.outputs[name] = default
+
+
+async def answered(run: Controller, node: Node, template: Template) -> bool:
+    """Fill in what a person has to say; without outputs, being told to go on is enough."""
+    for name, output in template.outputs.items():
+        accepted = template.inputs[name].enum if name in template.inputs else []
+        question = f"{node.display}.{name}"
+        answer = await run.answers.find(question, accepted, output.default)
+        if answer is None:
+            return wait_for_answer(run, node, question, accepted)
+        node.outputs[name] = answer
+    if not template.outputs and await run.answers.find(node.display, [], None) is None:
+        return wait_for_answer(run, node, node.display, [])
+    return True
+
+
+def wait_for_answer(run: Controller, node: Node, question: str, accepted: list[str]) -> bool:
+    run.waits_for.append(question)
+    choices = f" ({', '.join(accepted)})" if accepted else ""
+    node.message = f"waits for an answer: {question}{choices}"
+    run.show(node)
+    return False

@@ -1,0 +1,264 @@
+"""Reads the tasks of a DAG and the steps of a list: what they call, wait for, and hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runner import govaluate
+from runner.expressions import DEPENDS, EvaluationError, Expression, SyntaxRefused, parse
+from runner.language import (
+    OF_A_GROUP,
+    OUTCOMES,
+    OUTPUT,
+    REFERENCE,
+    Object,
+    Output,
+    Parameter,
+    Refused,
+    Task,
+    listed,
+)
+from runner.shapes import (
+    DagShape,
+    Parameters,
+    ParameterShape,
+    StepShape,
+    TaskShape,
+    by_name,
+    checked,
+    shown,
+)
+from runner.values import Item, dumps, parameter_text
+
+RESERVED = {"and", "contains", "else", "endsWith", "false", "if", "in", "let", "matches", "nil",
+            "not", "or", "startsWith", "true"}  # fmt: skip
+"""Words of expr-lang, which no task can have for a name that `depends` reads."""
+
+
+class TaskReader:
+    """Reads tasks, given what each template takes and hands over."""
+
+    def __init__(
+        self, inputs: Mapping[str, dict[str, Parameter]], outputs: Mapping[str, dict[str, Output]]
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+
+    def dag(self, where: str, dag: DagShape, known: set[str]) -> tuple[list[Task], set[str]]:
+        """Tasks in the order in which Argo comes to them, and the references to their outputs."""
+        shapes = by_name(where, "task", TaskShape, dag.tasks)
+        if not shapes:
+            raise Refused(f"{where}: the dag has no tasks")
+        check_words(where, shapes)
+        depends = {
+            name: read_depends(f"{where}: task {name}", shape, shapes)
+            for name, shape in shapes.items()
+        }
+        upstreams = {
+            name: tuple(dict.fromkeys(leaf.partition(".")[0] for leaf in expression.names))
+            for name, expression in depends.items()
+        }
+        ordered, reachable = list[Task](), dict[str, set[str]]()
+        for name in in_order(where, upstreams):
+            available = known.union(*(reachable[upstream] for upstream in upstreams[name]))
+            at = f"{where}: task {name}"
+            task = self.task(at, shapes[name], available, depends[name], upstreams[name])
+            reachable[name] = available | self.handed_over("tasks", task)
+            ordered.append(task)
+        return ordered, set[str]().union(*reachable.values())
+
+    def steps(
+        self, where: str, found: list[Any], known: set[str]
+    ) -> tuple[list[list[Task]], set[str]]:
+        """Groups of steps, and the references to their outputs; a group sees those before it."""
+        groups, names, inside = list[list[Task]](), set[str](), set[str]()
+        always = parse("true", DEPENDS)
+        for group in found:
+            if not isinstance(group, list) or not all(isinstance(step, dict) for step in group):
+                raise Refused(f"{where}: steps has to be a list of lists, not of {shown(group)}")
+            shapes = by_name(where, "step", StepShape, group)
+            if names & shapes.keys():
+                raise Refused(
+                    f"{where}: each step needs a name of its own, {listed(shapes)} has not"
+                )
+            names |= shapes.keys()
+            steps = [
+                self.task(f"{where}: step {name}", step, known, always, ())
+                for name, step in shapes.items()
+            ]
+            groups.append(steps)
+            for step in steps:
+                # Argo never ends a list of steps that reads an output of a skipped one.
+                inside |= (handed := self.handed_over("steps", step))
+                known = known | ({f"steps.{step.name}.status"} if step.when else handed)
+        return groups, inside
+
+    def handed_over(self, kind: str, task: Task) -> set[str]:
+        outputs = {
+            f"{kind}.{task.name}.outputs.parameters.{output}"
+            for output in self.outputs[task.template]
+        }
+        return outputs if task.items is not None else outputs | {f"{kind}.{task.name}.status"}
+
+    def task(
+        self,
+        where: str,
+        shape: StepShape,
+        known: set[str],
+        depends: Expression,
+        upstreams: tuple[str, ...],
+    ) -> Task:
+        template = shape.template
+        if template not in self.inputs:
+            raise Refused(f"{where}: template {template} is none of {listed(self.inputs)}")
+        arguments = read_arguments(where, shape.arguments)
+        self.check_arguments(where, template, arguments)
+        items = read_items(where, shape)
+        if items is not None:
+            source = items if isinstance(items, str) else " ".join(items)
+            check_references(f"{where}: withParam", source, known)
+            known = known | known_of_items(items)
+        for source in [*arguments.values(), shape.when]:
+            check_references(where, source, known)
+        if shape.when:
+            check_when(f"{where}: when", shape.when)
+        return Task(shape.name, template, arguments, shape.when, items, depends, upstreams)
+
+    def check_arguments(self, where: str, template: str, arguments: dict[str, str]) -> None:
+        declared = self.inputs[template]
+        if unknown := arguments.keys() - declared.keys():
+            raise Refused(
+                f"{where}: {template} has no input {listed(unknown)}, only {listed(declared)}"
+            )
+        for name, parameter in declared.items():
+            if arguments.get(name, parameter.preset) is None:
+                raise Refused(f"{where}: input {name} of {template} is given no value")
+            value = arguments.get(name, "")
+            if value and parameter.enum and "{{" not in value and value not in parameter.enum:
+                raise Refused(
+                    f"{where}: input {name} of {template} is {value}, "
+                    f"none of {listed(parameter.enum)}"
+                )
+
+
+def check_words(where: str, shapes: Mapping[str, TaskShape]) -> None:
+    """Refuse the mixtures and names that Argo refuses in a DAG."""
+    depends = [name for name, shape in shapes.items() if shape.depends]
+    older = [name for name, shape in shapes.items() if shape.dependencies]
+    for name in set(depends) & set(older):
+        raise Refused(f"{where}: task {name} has both depends and dependencies; one is enough")
+    if depends and older:
+        raise Refused(
+            f"{where}: Argo refuses depends and dependencies in one dag; {listed(older)} has the "
+            "older word"
+        )
+    named = {upstream for name in older for upstream in shapes[name].dependencies or []}
+    for name in shapes:
+        if name[0].isdigit() and (depends or name in older or name in named):
+            raise Refused(
+                f"{where}: task {name}: a name cannot begin with a digit where depends or "
+                "dependencies are used"
+            )
+
+
+def in_order(where: str, upstreams: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Tasks as Argo comes to them: the last ones by name, each after those it depends on."""
+    upstream_of_any = {name for names in upstreams.values() for name in names}
+    ordered: dict[str, None] = {}
+    path: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name in path:
+            raise Refused(f"{where}: tasks {listed(path)} depend on each other")
+        path[name] = None
+        for upstream in upstreams[name]:
+            if upstream not in ordered:
+                visit(upstream)
+        del path[name]
+        ordered[name] = None
+
+    for name in [*sorted(upstreams.keys() - upstream_of_any), *upstreams]:
+        if name not in ordered:
+            visit(name)
+    return list(ordered)
+
+
+def read_depends(where: str, task: TaskShape, shapes: Mapping[str, TaskShape]) -> Expression:
+    source = task.depends or " && ".join(task.dependencies or []) or "true"
+    try:
+        depends = parse(source, DEPENDS)
+    except SyntaxRefused as error:
+        raise Refused(f"{where}: depends: {error}") from error
+    for leaf in depends.names:
+        name, _, word = leaf.partition(".")
+        if name not in shapes:
+            raise Refused(f"{where}: depends on {name}, which is none of {listed(shapes)}")
+        if name in RESERVED:
+            raise Refused(f"{where}: depends on {name}, which is a word of Argo's expressions")
+        upstream = shapes[name]
+        if word in OF_A_GROUP and upstream.withItems is None and upstream.withParam is None:
+            raise Refused(f"{where}: depends on {leaf}, but {name} has neither items nor a list")
+        if word and word not in {*OUTCOMES, *OF_A_GROUP}:
+            accepted = listed({*OUTCOMES, *OF_A_GROUP})
+            raise Refused(f"{where}: depends on {leaf}; after the dot can be {accepted}")
+        if name == task.name:
+            raise Refused(f"{where} depends on itself")
+    return depends
+
+
+def read_arguments(where: str, found: Object) -> dict[str, str]:
+    shape = checked(where, "parameters", Parameters, found)
+    arguments = {}
+    for name, parameter in by_name(where, "parameter", ParameterShape, shape.parameters).items():
+        if parameter.value is None:
+            raise Refused(f"{where}: argument {name} has no value, which Argo refuses")
+        arguments[name] = parameter_text(parameter.value)
+    return arguments
+
+
+def read_items(where: str, task: StepShape) -> list[str] | str | None:
+    """The items' JSON, or the text that will hold a list; None without a fan-out."""
+    if task.withItems is not None and task.withParam is not None:
+        raise Refused(f"{where} has both withItems and withParam; one of them is enough")
+    if task.withItems is not None:
+        if not task.withItems:
+            raise Refused(f"{where}: withItems has to be a list of at least one item")
+        return [dumps(item) for item in task.withItems]
+    if task.withParam == "":
+        raise Refused(f"{where}: withParam is empty; Argo would run the task once, without an item")
+    return task.withParam
+
+
+def known_of_items(items: list[str] | str) -> set[str]:
+    """References that the items give; a list that comes later may give any."""
+    if isinstance(items, str):
+        return {"item", "item.*"}
+    return {"item"}.union(*(Item(raw).references() for raw in items))
+
+
+def check_when(where: str, source: str) -> None:
+    """Refuse a condition that no values of its references make sound.
+
+    Values come into the text before it is read; any word stands for them here.
+    """
+    try:
+        if REFERENCE.search(source):
+            govaluate.check_syntax(REFERENCE.sub("x", source))
+        else:
+            govaluate.holds(source)
+    except (SyntaxRefused, EvaluationError) as error:
+        raise Refused(f"{where}: {error}") from error
+
+
+def check_references(where: str, source: str, known: set[str]) -> None:
+    for written in REFERENCE.findall(source):
+        reference = written.strip()
+        if reference in known:
+            continue
+        family = "item.*" if reference.startswith("item.") else "workflow.outputs.parameters.*"
+        if reference.startswith(family.removesuffix("*")) and family in known:
+            continue
+        hint = ""
+        if output := OUTPUT.fullmatch(reference):
+            hint = f" (does the task depend on {output[1]}, and has it an output {output[2]}?)"
+        raise Refused(f"{where}: {{{{{written}}}}} is not known here{hint}; known: {listed(known)}")
