@@ -184,7 +184,7 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of preference data as one of the answer that was preferred."""
     row = dict(row)
     for key in LABELS:
-        if row.get(key) is False:
+        if row.get(key) in (False, "false", "False"):
             raise LeftOut
     chosen = row.get("chosen")
     if isinstance(chosen, dict) and isinstance(turns := turns_of(row), list):
@@ -269,15 +269,18 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
     if answered and not isinstance(row[answered], str):
         made.number = f"{answered} is {type_name(row[answered])}, expected text"
-    if (more := row.get("input")) and made.format in ("alpaca", "prompt_completion"):
-        asked = f"{asked}\n{written(more)}" if asked else written(more) or ""
+    if filled(row.get("input")) and made.format in ("alpaca", "prompt_completion"):
+        if (more := written(row["input"])) is None:
+            raise BadRow("format", f"input is {type_name(row['input'])}, expected text")
+        asked = f"{asked}\n{more}" if asked else more
         made.used.add("input")
     made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
     history = row.get("history") or []
     for pair in reversed(history if isinstance(history, list) else [history]):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
+        texts = [written(text) for text in pair] if isinstance(pair, list | tuple) else []
+        if len(texts) != 2 or None in texts:
             raise BadRow("format", "history is not a list of questions with answers")
-        made.turns[:0] = [("user", str(pair[0])), ("assistant", str(pair[1]))]
+        made.turns[:0] = [("user", texts[0] or ""), ("assistant", texts[1] or "")]
     if history:
         made.used.add("history")
     return made
@@ -285,7 +288,9 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
 
 def called(made: Draft, row: Mapping[str, Any], key: str) -> Draft:
     """A question whose answers are calls of the row's tools, as xLAM's sets have them."""
-    made.turns = [("user", str(row[key])), ("assistant", "")]
+    if (asked := written(row[key])) is None:
+        raise BadRow("format", f"{key} is {type_name(row[key])}, expected text")
+    made.turns = [("user", asked), ("assistant", "")]
     made.details = {1: Detail(calls=conversations.encoded(calls.Calls().made(row["answers"])))}
     made.used |= {key, "answers"}
     return made

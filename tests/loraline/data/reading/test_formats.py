@@ -125,6 +125,8 @@ def test_several_images_of_a_question_stand_before_it() -> None:
         ({"question": "a"}, "expected strings question and answer, found question"),
         ({"instruction": "a", "output": [3]}, "output is a list, expected text"),
         ({"messages": [{"role": "judge", "content": "x"}]}, "unknown role 'judge'"),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "input is a list, expected text"),
+        ({"query": "a", "response": "b", "history": [["c", ["d"]]]}, "history is not a list of"),
         ({"messages": []}, "messages holds no turns"),
         ({"messages": ["x"]}, "a turn of messages is not an object"),
         (
@@ -141,7 +143,7 @@ def test_several_images_of_a_question_stand_before_it() -> None:
 )
 def test_a_row_of_no_format_says_what_was_expected(row: object, told: str) -> None:
     with pytest.raises(BadRow, match=told) as bad:
-        formats.draft(row, Reading("p"))
+        formats.draft(row, Reading("p {question}"))
     assert bad.value.check in ("format", "roles", "modality")
 
 
