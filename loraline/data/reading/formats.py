@@ -51,7 +51,7 @@ class LeftOut(Exception):
     """A row of preference data that holds nothing good."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
     """A row in the making: turns with tags, and media that are not yet loaded."""
 
@@ -275,7 +275,9 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
         asked = f"{asked}\n{more}" if asked else more
         made.used.add("input")
     made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
-    history = row.get("history") or []
+    if "history" not in row:
+        return made
+    history = row["history"] or []
     for pair in reversed(history if isinstance(history, list) else [history]):
         texts = [written(text) for text in pair] if isinstance(pair, list | tuple) else []
         if len(texts) != 2 or None in texts:
