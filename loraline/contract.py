@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from loraline.errors import UserError
 
@@ -37,6 +43,9 @@ class Contract(BaseModel):
 
     boxes: str | None = None
     """Convention of bounding boxes in the training rows, as loraline/data/boxes.py names it."""
+
+    tools: bool = False
+    """Whether training rows call tools, so that the server has to understand calls."""
 
     chat_template: str
     """Jinja template that made the tokens."""
@@ -73,6 +82,14 @@ class Contract(BaseModel):
 
     adapter_sha256: str
     """Digest of the adapter's safetensors file."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `tools` where none are used: earlier releases read such a contract, too."""
+        fields: dict[str, Any] = write(self)
+        if not self.tools:
+            fields.pop("tools", None)
+        return fields
 
     @property
     def is_folder(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +32,25 @@ class Video:
     fps: float
 
 
+class Detail(NamedTuple):
+    """What a turn holds beside its text."""
+
+    calls: str = ""
+    """JSON list of an answer's calls: id, type and function, whose arguments are an object."""
+
+    reasoning: str = ""
+    """What an answer was reasoned out with, where the chat template puts it."""
+
+    learnt: bool = True
+    """Whether an answer is learnt, or context alone."""
+
+    call: str = ""
+    """ID of the call that a tool's turn is the result of."""
+
+    name: str = ""
+    """Name of the tool."""
+
+
 @dataclass(frozen=True)
 class Record:
     """A canonical row: (role, content) turns, the last one the answer, and encoded media."""
@@ -38,6 +58,11 @@ class Record:
     messages: tuple[tuple[str, str], ...]
     images: tuple[bytes, ...] = ()
     videos: tuple[Video, ...] = ()
+    tools: str = ""
+    """JSON list of the tools that may be called."""
+
+    details: Mapping[int, Detail] = field(default_factory=dict, hash=False)
+    """By the number of its turn."""
 
     @property
     def answer(self) -> str:
@@ -59,15 +84,51 @@ class Record:
     def until(self, turn: int) -> Record:
         """The conversation as it was when a turn was its answer; not for records with videos."""
         messages = self.messages[: turn + 1]
-        return Record(messages, self.images[: sum(text.count(IMAGE) for _, text in messages)])
+        shown = sum(text.count(IMAGE) for _, text in messages) if self.images else 0
+        details = {number: detail for number, detail in self.details.items() if number <= turn}
+        return Record(messages, self.images[:shown], tools=self.tools, details=details)
 
     def prompt(self) -> list[dict[str, Any]]:
         """Turns before the answer, in the form that chat templates take."""
         shows = bool(self.images or self.videos)
-        return [
+        turns: list[dict[str, Any]] = [
             {"role": role, "content": parts(content) if shows else content}
             for role, content in self.messages[:-1]
         ]
+        for number, detail in self.details.items():
+            if number < len(turns):
+                turns[number] |= in_a_template(detail)
+        return turns
+
+    def answer_turn(self) -> dict[str, Any]:
+        """The answer, in the form that chat templates take."""
+        turn = {"role": "assistant", "content": self.answer}
+        detail = self.details.get(len(self.messages) - 1)
+        return turn | in_a_template(detail) if detail else turn
+
+    def tool_list(self) -> list[dict[str, Any]] | None:
+        """The tools as chat templates take them; None if there are none."""
+        return list(json.loads(self.tools)) if self.tools else None
+
+    def learnt(self) -> list[int]:
+        """Numbers of the turns that are learnt, the last one among them."""
+        return [
+            number
+            for number, (role, _) in enumerate(self.messages)
+            if role == "assistant"
+            and not (number in self.details and not self.details[number].learnt)
+        ]
+
+
+def in_a_template(detail: Detail) -> dict[str, Any]:
+    """Keys of a turn, as chat templates name them."""
+    named = {
+        "tool_calls": json.loads(detail.calls) if detail.calls else None,
+        "reasoning_content": detail.reasoning,
+        "tool_call_id": detail.call,
+        "name": detail.name,
+    }
+    return {key: value for key, value in named.items() if value}
 
 
 def parts(content: str) -> list[dict[str, str]]:
@@ -92,11 +153,23 @@ def schema() -> pa.Schema:
     import pyarrow as pa
 
     video = pa.struct({"frames": pa.list_(pa.large_binary()), "fps": pa.float64()})
+    turn = pa.struct(
+        {
+            "role": pa.string(),
+            "content": pa.string(),
+            "tool_calls": pa.string(),
+            "reasoning_content": pa.string(),
+            "tool_call_id": pa.string(),
+            "name": pa.string(),
+            "train": pa.bool_(),
+        }
+    )
     return pa.schema(
         {
-            "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+            "messages": pa.list_(turn),
             "images": pa.list_(pa.large_binary()),
             "videos": pa.list_(video),
+            "tools": pa.string(),
             "tokens": pa.int32(),
         }
     )
@@ -112,8 +185,9 @@ def batch(rows: Sequence[Record], tokens: Sequence[int | None] | None = None) ->
         [
             pa.array([role for role, _ in turns], pa.string()),
             pa.array([content for _, content in turns], pa.string()),
+            *detail_columns(rows, len(turns)),
         ],
-        ["role", "content"],
+        ["role", "content", "tool_calls", "reasoning_content", "tool_call_id", "name", "train"],
     )
     frames = lists(
         [len(video.frames) for video in videos],
@@ -127,9 +201,26 @@ def batch(rows: Sequence[Record], tokens: Sequence[int | None] | None = None) ->
         lists([len(row.messages) for row in rows], messages),
         lists([len(row.images) for row in rows], images),
         lists([len(row.videos) for row in rows], video_structs),
+        pa.array([row.tools or None for row in rows], pa.string()),
         pa.array(tokens or [None] * len(rows), pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema())
+
+
+def detail_columns(rows: Sequence[Record], turns: int) -> list[Any]:
+    """What turns hold beside their text, a column a field; null where a turn holds nothing."""
+    import pyarrow as pa
+
+    types = [*[pa.string()] * 4, pa.bool_()]
+    if not any(row.details for row in rows):
+        return [pa.nulls(turns, column) for column in types]
+    details = [row.details.get(turn) for row in rows for turn in range(len(row.messages))]
+    columns = [
+        [getattr(detail, name) or None if detail else None for detail in details]
+        for name in ("calls", "reasoning", "call", "name")
+    ]
+    learnt = [False if detail and not detail.learnt else None for detail in details]
+    return [pa.array(column, of) for column, of in zip([*columns, learnt], types, strict=True)]
 
 
 def lists(sizes: list[int], values: Any) -> Any:
@@ -164,8 +255,27 @@ def read(path: Path) -> list[Record]:
 
 
 def from_columns(row: dict[str, Any]) -> Record:
+    """A row of a shard; those of earlier releases hold no details and no tools."""
+    details = {
+        number: Detail(
+            turn["tool_calls"] or "",
+            turn["reasoning_content"] or "",
+            turn["train"] is not False,
+            turn["tool_call_id"] or "",
+            turn["name"] or "",
+        )
+        for number, turn in enumerate(row["messages"])
+        if len(turn) > 2 and has_detail(turn)
+    }
     return Record(
         tuple((turn["role"], turn["content"]) for turn in row["messages"]),
         tuple(row["images"]),
         tuple(Video(tuple(video["frames"]), video["fps"]) for video in row.get("videos") or ()),
+        row.get("tools") or "",
+        details,
     )
+
+
+def has_detail(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn of a shard holds more than role and text."""
+    return any(value is not None for key, value in turn.items() if key not in ("role", "content"))

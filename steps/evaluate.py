@@ -168,10 +168,12 @@ def predictions(
     held_out: Sequence[Record], measured: Mapping[str, Measurement]
 ) -> dict[str, list[Any]]:
     """Columns of the predictions table, one entry a held-out row."""
+    from loraline.evaluation import calls
+
     table: dict[str, list[Any]] = {
         "row": list(range(len(held_out))),
         "question": [record.asked for record in held_out],
-        "reference": [record.answer for record in held_out],
+        "reference": [calls.reference(record) for record in held_out],
     }
     for model, found in measured.items():
         table[model] = [answer.text for answer in found.answers]

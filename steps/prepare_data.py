@@ -58,6 +58,11 @@ if TYPE_CHECKING:
     help="What is too much, as in image_pixels=20000000, and fps of videos. May be repeated.",
 )
 @click.option(
+    "--encoding",
+    default="",
+    help="Of text files that are not UTF-8, as utf-16, gbk or latin-1; a registry may name it.",
+)
+@click.option(
     "--group-by",
     default="answer",
     show_default=True,
@@ -87,6 +92,7 @@ def prepare_data(
     prompt: str | None,
     on: tuple[str, ...],
     limit: tuple[str, ...],
+    encoding: str,
     group_by: str,
     workers: int,
     part: str | None,
@@ -106,7 +112,9 @@ def prepare_data(
         raise UserError(f"profile {profile!r} names no data; give a folder with --data")
     if part and (check_only or merge):
         raise UserError("--part makes one share; --check-only and --merge are for the whole")
-    request = workplace.Request(sources, prompt, group_by, checks.policy(on), media.limits(limit))
+    request = workplace.Request(
+        sources, prompt, group_by, checks.policy(on), media.limits(limit), encoding
+    )
     workers = workers or pool.fitting()
     pool.wake(sources, workers)
     client = store.connect() if merge or not check_only else None
@@ -150,13 +158,18 @@ def counts(merged: Dataset) -> str:
 
 
 def warn_of_loss(merged: Dataset) -> None:
-    """Say so when most of the data is gone: a training on the rest would look like a success."""
+    """Say so when over a tenth of the data is gone: the rest alone would look like a success."""
     from loraline.data import dataset
 
     out = dataset.dropped(merged.counts)
-    lost = sum(count for check, count in out.items() if check not in ("sample", "weight"))
-    if 2 * lost > merged.read:
-        click.echo(f"warning: checks counted out {lost} of {merged.read} rows", err=True)
+    asked = ("sample", "weight", "preference")
+    by_check = [f"{count} {check}" for check, count in out.items() if check not in asked]
+    lost = sum(count for check, count in out.items() if check not in asked)
+    if 10 * lost > merged.read:
+        click.echo(
+            f"warning: checks counted out {lost} of {merged.read} rows ({', '.join(by_check)})",
+            err=True,
+        )
 
 
 def check(merged: Dataset, out_dir: Path) -> None:
@@ -211,6 +224,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             "rows": merged.rows,
             "formats": merged.formats,
             "counts": merged.counts,
+            "unused": merged.unused,
             "shards": listed,
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -222,6 +236,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             {"source": ", ".join(uris)[:6000], "digest": digest, "version": version}
             | ({"prompt_uri": instruction.uri} if instruction.uri else {})
             | ({"boxes": merged.work.boxes} if merged.work.boxes else {})
+            | ({"tools": "yes"} if merged.tools else {})
         )
         mlflow.log_metrics(dataset.metrics(merged))
         source = CodeDatasetSource(tags={"mlflow.source.name": uris[0]})

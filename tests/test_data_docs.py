@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from loraline.data.checks import CHECKS
-from loraline.data.reading.formats import FORMATS
+from loraline.data.reading.layouts import FORMATS
 from loraline.data.reading.media import Limits
 
 ROOT = Path(__file__).parents[1]

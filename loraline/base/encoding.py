@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
 from loraline.errors import UserError
-from loraline.records import Record
+from loraline.records import Detail, Record
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -172,7 +173,7 @@ class Encoder:
         Qwen3's does) has a row of its own. Raises UserError as `encode` does.
         """
         row = self.encode(record)
-        turns = [i for i, (role, _) in enumerate(record.messages[:-1]) if role == "assistant"]
+        turns = record.learnt()[:-1]
         if not turns:
             return [row]
         # An image is one token before the processor repeats it.
@@ -209,10 +210,12 @@ class Encoder:
         """The prompt as text, and the answer's tokens with the end token."""
         if record.videos:
             raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
-        messages = record.prompt()
-        prompt = self._render(messages, add_generation_prompt=True)
-        whole = self._render([*messages, {"role": "assistant", "content": record.answer}])
+        messages, tools = record.prompt(), record.tool_list()
+        prompt = self._render(messages, add_generation_prompt=True, tools=tools)
+        whole = self._render([*messages, record.answer_turn()], tools=tools)
         tail = whole.removeprefix(prompt)
+        if (record.tools or record.details) and (name := left_out(record, prompt, tail)):
+            raise UserError(f"the base's chat template does not print {name}")
         lead, text = self.continuation(tail)
         answer = self._tokens(lead + text)[len(self._tokens(lead)) :]
         if tail == whole or self.end not in answer:
@@ -282,6 +285,32 @@ class Encoder:
     def pixels(self, images: Iterable[bytes]) -> dict[str, Tensor]:
         """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
         return dict(self.processor.image_processor(opened(images), return_tensors="pt"))
+
+
+def left_out(record: Record, prompt: str, tail: str) -> str | None:
+    """What of a row's tools and answer a chat template did not print; None if nothing.
+
+    `tail` is the answer with all that stands around it. Spaces may differ.
+    """
+    prompt, tail = squeezed(prompt), squeezed(tail)
+    detail = record.details.get(len(record.messages) - 1, Detail())
+    names = [tool["function"]["name"] for tool in record.tool_list() or ()]
+    if not all(name in prompt for name in names):
+        return "tools"
+    if squeezed(record.answer) not in tail:
+        return "text beside calls"
+    if squeezed(detail.reasoning) not in tail:
+        return "reasoning_content"
+    called = [call["function"]["name"] for call in json.loads(detail.calls or "[]")]
+    if not all(name in tail for name in called):
+        return "tool_calls"
+    results = [squeezed(text) for role, text in record.messages[:-1] if role == "tool"]
+    return None if all(text in prompt for text in results) else "results of tools"
+
+
+def squeezed(text: str) -> str:
+    """A text without its spaces."""
+    return "".join(text.split())
 
 
 def check_tokens(encoder: Encoder, base: Base, rows: Iterable[Row]) -> None:

@@ -152,6 +152,21 @@ def convert(
     return filled
 
 
+def refuse_places(turns: Turns, objects: Mapping[str, Any] | None) -> None:
+    """Neither objects nor a placeholder of a box in a text, of a source that says nothing of them.
+
+    Raises BadRow: nothing says what the numbers are.
+    """
+    places = (place for _, text in turns for place in (PLACE, NAME) if place in text)
+    found = next(places, None) or ("`objects`" if objects else None)
+    if found:
+        raise BadRow(
+            "boxes",
+            f"holds {found}, and the source has no `boxes`; say pixels, unit or thousand in "
+            "datasets.yaml, or ignore: [objects]",
+        )
+
+
 def placeholders(
     objects: Mapping[str, Any] | None,
     sizes: Sequence[Size],

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from loraline.errors import UserError
-from loraline.records import IMAGE, TAGS, VIDEO
+from loraline.records import IMAGE, TAGS, VIDEO, Detail
 
 FAIL, DROP, REPAIR, KEEP = "fail", "drop", "repair", "keep"
 
@@ -31,28 +31,56 @@ CHECKS: dict[str, Check] = {
         FAIL, (FAIL, DROP), "a line, row or archive member that is no JSON, no UTF-8 or too long"
     ),
     "format": Check(FAIL, (FAIL, DROP), "a row that fits none of the formats"),
+    "unused": Check(
+        FAIL,
+        (FAIL, DROP),
+        "a column or a key of a turn that carries meaning and would not be used, such as tools, "
+        "weights, choices or a second answer",
+    ),
+    "numbers": Check(
+        REPAIR,
+        (FAIL, DROP, REPAIR),
+        "an answer that is a number or a truth value; repair takes it as it is written",
+    ),
     "roles": Check(
         FAIL,
         (FAIL, DROP, REPAIR),
         "turns that do not alternate from user to assistant; repair joins turns of the same role",
     ),
     "empty": Check(FAIL, (FAIL, DROP), "an empty answer or question"),
+    "line_ends": Check(
+        KEEP,
+        (FAIL, DROP, REPAIR, KEEP),
+        "an answer that begins or ends with a line end; repair cuts the line ends off",
+    ),
     "tags": Check(
         FAIL,
         (FAIL, DROP, REPAIR),
         "media tags and media that do not match one to one; repair puts tags before the first "
         "question of a row that has none",
     ),
-    "tags_in_answer": Check(FAIL, (FAIL, DROP), "a media tag in a turn that is not the user's"),
+    "tags_in_answer": Check(
+        FAIL, (FAIL, DROP), "a media tag in a turn that is not the user's, in a row with media"
+    ),
     "modality": Check(
         FAIL,
         (FAIL, DROP),
-        "media in a row for a text model, or a video for a base without a place for one",
+        "media in a row for a text model, a video for a base without a place for one, or sounds",
     ),
     "media_missing": Check(
         FAIL, (FAIL, DROP), "media that are absent, outside of the source, or a web address"
     ),
     "media_broken": Check(FAIL, (FAIL, DROP), "media that are truncated or cannot be decoded"),
+    "media_format": Check(
+        FAIL,
+        (FAIL, DROP),
+        "an image of a type or color mode that is not read, such as AVIF, HEIC, SVG or PDF",
+    ),
+    "media_frames": Check(
+        FAIL,
+        (FAIL, DROP, REPAIR),
+        "an image with several frames or pages; repair takes the first",
+    ),
     "media_type": Check(
         REPAIR,
         (FAIL, DROP, REPAIR),
@@ -61,8 +89,9 @@ CHECKS: dict[str, Check] = {
     "appearance": Check(
         REPAIR,
         (FAIL, DROP, REPAIR),
-        "an image that is turned by its EXIF orientation or has transparent parts, which servers "
-        "and processors show in different ways; repair stores it upright and on white",
+        "an image that is turned by its EXIF orientation, has transparent parts, or has 16 or more "
+        "bits a channel, which servers and processors show in different ways; repair stores it "
+        "upright, on white, in 8 bits scaled from the range of its values or from `window`",
     ),
     "media_limits": Check(
         FAIL, (FAIL, DROP), "media over the limits of bytes, pixels, aspect ratio or frames"
@@ -84,7 +113,9 @@ CHECKS: dict[str, Check] = {
     ),
     "too_long": Check(DROP, (FAIL, DROP), "a row longer than the profile's max_length"),
     "answer_too_long": Check(
-        DROP, (FAIL, DROP, KEEP), "an answer longer than the profile's max_new_tokens"
+        KEEP,
+        (FAIL, DROP, KEEP),
+        "an answer longer than the profile's max_new_tokens, at which evaluation stops",
     ),
     "duplicates": Check(
         DROP,
@@ -166,14 +197,37 @@ def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
     return turns
 
 
-def alternate(turns: Turns, actions: Policy, found: list[str]) -> Turns:
-    """Turns that go from user to assistant and end with the answer, after at most one of system."""
+def cut_line_ends(turns: Turns, actions: Policy, found: list[str]) -> Turns:
+    """Turns whose answers neither begin nor end with a line end, if they are to be repaired."""
+    for index, (role, text) in enumerate(turns):
+        if role == "assistant" and text and (text[0] in "\r\n" or text[-1] in "\r\n"):
+            if actions["line_ends"] in (FAIL, DROP):
+                raise BadRow("line_ends", "answer begins or ends with a line end")
+            found.append("line_ends")
+            if actions["line_ends"] == REPAIR:
+                turns[index] = (role, text.strip("\r\n"))
+    return turns
+
+
+TOOL_TURNS = re.compile("s?(u(a(t+a)*))(u(a(t+a)*))*")
+"""System, user, assistant and tool turns by their first letters, where answers call tools."""
+
+
+def alternate(
+    turns: Turns, actions: Policy, found: list[str], details: Mapping[int, Detail] | None = None
+) -> Turns:
+    """Turns that go from user to assistant and end with the answer, after at most one of system.
+
+    `details` says which answers call tools; their results may stand before the next answer.
+    """
     roles = [role for role, _ in turns]
     begin = 1 if roles[0] == "system" else 0
     pairs = (len(roles) - begin) // 2
     if pairs and roles[begin:] == ["user", "assistant"] * pairs:
         return turns
-    if actions["roles"] == REPAIR:
+    if "tool" in roles and calls_and_results(roles, details or {}):
+        return turns
+    if actions["roles"] == REPAIR and not details:
         joined = turns[:1]
         for role, text in turns[1:]:
             if role == joined[-1][0]:
@@ -190,13 +244,30 @@ def alternate(turns: Turns, actions: Policy, found: list[str]) -> Turns:
     )
 
 
+def calls_and_results(roles: list[str], details: Mapping[int, Detail]) -> bool:
+    """Whether results of tools stand where calls were made."""
+    if not TOOL_TURNS.fullmatch("".join(role[0] for role in roles)):
+        return False
+    for number, role in enumerate(roles):
+        if role == "tool" and roles[number - 1] == "assistant":
+            before = details.get(number - 1)
+            if before is None or not before.calls:
+                raise BadRow("roles", "a tool's turn follows an answer that calls no tool")
+    return True
+
+
 def match_tags(turns: Turns, images: int, videos: int, actions: Policy, found: list[str]) -> Turns:
-    """Turns whose tags stand for `images` and `videos` one to one, and in user turns only."""
+    """Turns whose tags stand for `images` and `videos` one to one, and in user turns only.
+
+    In a row without media, an answer may speak of tags.
+    """
     tags = {IMAGE: 0, VIDEO: 0}
     for role, text in turns:
         if "<" in text:
             for tag in TAGS.findall(text):
                 if role != "user":
+                    if not images and not videos:
+                        continue
                     raise BadRow("tags_in_answer", f"{tag} must not stand in the {role} turn")
                 tags[tag] += 1
     if tags[IMAGE] == images and tags[VIDEO] == videos:
@@ -213,9 +284,11 @@ def match_tags(turns: Turns, images: int, videos: int, actions: Policy, found: l
     )
 
 
-def not_empty(turns: Turns) -> None:
-    """No turn of user or assistant is empty; a media tag is content."""
-    for role, text in turns:
-        if role != "system" and not text.strip():
+def not_empty(turns: Turns, details: Mapping[int, Detail] | None = None) -> None:
+    """No turn of user or assistant is empty; a media tag is content, and so is a call."""
+    for number, (role, text) in enumerate(turns):
+        if role not in ("system", "tool") and (not text or text.isspace()):
+            if details and number in details and details[number].calls:
+                continue
             name = "answer" if role == "assistant" else "question"
             raise BadRow("empty", f"{name} is empty")

@@ -13,6 +13,8 @@ from loraline.data import duplicates
 from loraline.data.checks import CHECKS, DROP, FAIL
 from loraline.data.facts import FLAGS, join
 from loraline.data.parts import run
+from loraline.data.reading import streams
+from loraline.data.sentences import MOST, brief, refusal, short_path, shortened
 from loraline.data.words import MIX, scattered
 from loraline.data.work import EXAMPLES, Part, Work
 from loraline.errors import UserError
@@ -57,6 +59,12 @@ class Dataset:
     formats: Counter[str] = field(default_factory=Counter)
     examples: list[dict[str, Any]] = field(default_factory=list)
     read: int = 0
+    unused: Counter[str] = field(default_factory=Counter)
+    """Rows in which a column is filled that is not used, by the column."""
+
+    tools: int = 0
+    """Rows with tools, of those that were read whole."""
+
     near_texts: NDArray[Any] | None = None
     near_media: NDArray[Any] | None = None
     """Cluster label of each row's text, and of each image or video."""
@@ -91,7 +99,7 @@ def place(work: Work, part: Part, number: int) -> str:
     path = (
         f"s3://{bucket.name}/{bucket.prefix}{part.file}" if bucket else str(source.root / part.file)
     )
-    return f"{path} {'line' if path.endswith('.jsonl') else 'row'} {number}"
+    return f"{path} {'line' if streams.kind_of(path) == '.jsonl' else 'row'} {number}"
 
 
 def batches(work: Work, part: Part) -> Iterator[pa.RecordBatch]:
@@ -112,6 +120,8 @@ class Counted:
         self.rows = 0
         self.counts: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()
+        self.tools = 0
         self.examples: list[dict[str, Any]] = []
 
     def add(self, part: Part, tally: Mapping[str, Any]) -> None:
@@ -127,8 +137,11 @@ class Counted:
         self.rows += tally["rows"]
         self.counts.update(tally["counts"])
         self.formats.update(tally["formats"])
+        self.unused.update(tally["unused"])
+        self.tools += tally["tools"]
 
 
+@brief()
 def read(work: Work, workers: int, *, stop_at_failure: bool) -> Counted:
     """Read and check all parts; a UserError at the first row that a check fails, if asked to."""
     counted = Counted(work)
@@ -146,12 +159,7 @@ def refuse(examples: Sequence[Mapping[str, Any]], report: str = "") -> None:
     failed = [example for example in examples if example["action"] == FAIL]
     if failed:
         first = failed[0]
-        hint = f"all is in {report}" if report else "--check-only reports all of them"
-        hint += f", --on {first['check']}=drop leaves them out"
-        joint = " " if first["check"] == "unreadable" else ": "
-        raise UserError(
-            f"{first['place']}{joint}{first['clause']} (check {first['check']}; {hint})"
-        )
+        raise UserError(refusal(first["place"], first["clause"], first["check"], report))
 
 
 def merge(counted: Counted) -> Dataset:
@@ -178,6 +186,8 @@ def merge(counted: Counted) -> Dataset:
         counted.formats,
         list(counted.examples),
         counted.rows,
+        unused=counted.unused,
+        tools=counted.tools,
     )
     sample(merged)
     assign_splits(merged)
@@ -369,14 +379,34 @@ def weigh(merged: Dataset) -> None:
 
 
 def refuse_empty(merged: Dataset) -> None:
-    """A UserError when a split has no rows."""
+    """A UserError when a split has no rows, which says where they went."""
     for name, count in merged.rows.items():
         if not count:
-            uris = ", ".join(source.entry.uri for source in merged.work.sources)
+            uris = short_path(", ".join(source.entry.uri for source in merged.work.sources))
             raise UserError(
-                f"{uris}: no rows for {name} of {merged.read} read; add rows, files named after "
-                "splits, or split by something else (--group-by)"
+                shortened(
+                    f"{uris}: no rows for {name} of {merged.read} read{where_they_went(merged)}",
+                    MOST,
+                )
             )
+
+
+def where_they_went(merged: Dataset) -> str:
+    """Why a split is empty, as the end of a sentence."""
+    if lost := dropped(merged.counts):
+        work = merged.work.recipe
+        limits = {"too_long": f" (max_length {work.max_length})"}
+        out = ", ".join(f"{n} by {check}{limits.get(check, '')}" for check, n in lost.items())
+        return f": counted out {out}"
+    files = [file for source in merged.work.sources for file in source.files]
+    if len(files) == 1 and (split := files[0].split) and merged.read:
+        return (
+            f": all go to {split}, as the name {short_path(files[0].name)} says; set `split` in "
+            "datasets.yaml, or rename it"
+        )
+    if not merged.read:
+        return ": the files hold no rows"
+    return "; add rows, files named after splits, or split by something else (--group-by)"
 
 
 def settings(work: Work) -> dict[str, Any]:
@@ -418,7 +448,7 @@ def dropped(counts: Mapping[str, int]) -> dict[str, int]:
 
 def by_check(counts: Mapping[str, int]) -> Sequence[tuple[str, str, int]]:
     """(check, action, rows) in the order of the checks; sampling comes last."""
-    order = [*CHECKS, "sample", "weight"]
+    order = [*CHECKS, "preference", "sample", "weight"]
     rows = [(key.split()[0], key.split()[1], count) for key, count in counts.items() if count]
     return sorted(rows, key=lambda row: order.index(row[0]))
 

@@ -21,11 +21,25 @@ FLAGS = list(checks.CHECKS)
 
 def normalised(row: Record) -> str:
     """A row's text without regard to case and spaces."""
-    text = " ".join([content for _, content in row.messages]).casefold()
+    texts = [content for _, content in row.messages]
+    if row.details or row.tools:
+        texts += beside(row)
+    text = " ".join(texts).casefold()
     # A text that prints has no other spaces, and mostly none to take away.
     if text.isprintable() and "  " not in text and text.strip(" ") == text:
         return text
     return " ".join(text.split())
+
+
+def beside(row: Record) -> list[str]:
+    """What a row holds beside its texts and media: tools, calls, and which turns are learnt."""
+    return [row.tools, *(f"{number} {list(detail)}" for number, detail in row.details.items())]
+
+
+def answer_of(row: Record) -> str:
+    """A row's answer with its calls."""
+    detail = row.details.get(len(row.messages) - 1)
+    return row.answer + detail.calls if detail else row.answer
 
 
 def facts_of(
@@ -45,7 +59,13 @@ def facts_of(
 
     digests = [
         hashlib.sha256(
-            orjson.dumps([row.record.messages, [sha.hex() for sha, *_ in row.media]])
+            orjson.dumps(
+                [
+                    row.record.messages,
+                    [sha.hex() for sha, *_ in row.media],
+                    *(beside(row.record) if row.record.details or row.record.tools else ()),
+                ]
+            )
         ).digest()
         for row in rows
     ]
@@ -53,7 +73,12 @@ def facts_of(
     pairs = zip(texts, shas, strict=True)
     keys = [hashlib.sha256(text.encode() + b"\0" + sha).digest() for text, sha in pairs]
     if group_by == "answer":
-        groups = [hashlib.sha256(row.record.answer.encode()).digest() for row in rows]
+        groups = [
+            hashlib.sha256(
+                (answer_of(row.record) if row.record.details else row.record.answer).encode()
+            ).digest()
+            for row in rows
+        ]
     elif group_by == "row":
         groups = digests
     else:

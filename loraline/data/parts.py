@@ -13,24 +13,21 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraline.data import boxes, checks, pixels, pool
 from loraline.data.checks import DROP, FAIL, REPAIR, BadRow
 from loraline.data.duplicates import signatures
 from loraline.data.facts import facts_of, join, normalised
 from loraline.data.lengths.rows import Lengths, lengths
-from loraline.data.reading import formats, media, readers
-from loraline.data.reading.formats import Draft, Reading
+from loraline.data.reading import formats, images, media, readers, streams, videos
+from loraline.data.reading.formats import Draft, LeftOut, Reading
 from loraline.data.reading.sources import Source
 from loraline.data.work import Candidate, Part, Tally, Work
 from loraline.errors import TryAgain
 from loraline.process import signals
 from loraline.profiles import Profile
 from loraline.records import Record, Video, batch, schema
-
-if TYPE_CHECKING:
-    pass
 
 ROWS, BYTES = 2048, 32 * 2**20
 """Kept rows that are written at once, and bytes of media after which they are written earlier."""
@@ -47,8 +44,8 @@ def plan(sources: Sequence[Source], size: int) -> Iterator[Part]:
 
 
 def ranges(source: Source, name: str, length: int, size: int) -> Iterator[tuple[int, int | None]]:
-    kind = Path(name).suffix.lower()
-    if kind == ".jsonl":
+    kind = streams.kind_of(name)
+    if kind == ".jsonl" and not streams.packing_of(name) and not source.entry.encoding:
         for start in range(0, max(length, 1), size):
             yield start, min(start + size, length)
     elif kind in (".parquet", ".arrow") and source.bucket is None:
@@ -70,8 +67,7 @@ def column_units(path: Path) -> tuple[int, bool]:
     try:
         if path.suffix.lower() == ".parquet":
             return int(pq.read_metadata(path).num_row_groups), False
-        with pa.memory_map(str(path)) as file:
-            return int(pa.ipc.open_stream(file).read_all().num_rows), True
+        return int(readers.arrow_table(path).num_rows), True
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is broken: {' '.join(str(error).split())[:200]}") from error
 
@@ -164,12 +160,23 @@ def candidates(
 ) -> Iterator[Candidate]:
     """Rows of a part that pass the checks that need no other row; the rest is counted."""
     source = work.sources[part.source]
-    how = Reading(work.prompt, source.entry.columns, work.group_by)
+    entry = source.entry
+    how = Reading(
+        work.prompt,
+        entry.columns,
+        work.group_by,
+        ignore=entry.ignore,
+        preference=entry.preference,
+        learn=entry.learn,
+        turns=entry.turns,
+        vision=work.recipe.modality == "vision",
+    )
     fetch = source.beside(part.file)
-    sample = source.entry.sample
+    sample = entry.sample
     share = float(sample[1:]) / 100 if sample.startswith("%") else 1.0
     for number, raw in enumerate(
-        readers.rows(path, part.start, part.stop, work.limits.row_bytes), 1
+        readers.rows(path, part.start, part.stop, work.limits.row_bytes, entry.encoding),
+        1,
     ):
         tally.lines = number
         if raw is None:
@@ -180,11 +187,17 @@ def candidates(
                 raise raw
             drafted = formats.draft(raw, how)
             tally.formats[drafted.format] += 1
+            for key in drafted.listed:
+                tally.unused[key] += 1
             pick = picked(drafted)
             if pick >= share * 2**64:
                 tally.counts["sample out"] += 1
                 continue
             made = checked(drafted, number, pick, work, source, fetch, ruler)
+            tally.tools += bool(drafted.tools)
+        except LeftOut:
+            tally.counts["preference out"] += 1
+            continue
         except BadRow as bad:
             action = work.actions[bad.check]
             shown = raw if not isinstance(raw, BadRow) else ""
@@ -207,12 +220,19 @@ def checked(
     """One draft through the checks, to a record; BadRow says which it does not pass."""
     found: list[str] = []
     actions = work.actions
+    if drafted.number:
+        if actions["numbers"] != REPAIR:
+            raise BadRow("numbers", drafted.number)
+        found.append("numbers")
     turns = checks.clean_text(drafted.turns, actions, found)
-    turns = checks.alternate(turns, actions, found)
-    checks.not_empty(turns)
-    turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, found)
-    if work.recipe.modality == "text" and (drafted.images or drafted.videos):
-        raise BadRow("modality", "holds media, the profile's modality is text")
+    turns = checks.cut_line_ends(turns, actions, found)
+    turns = checks.alternate(turns, actions, found, drafted.details)
+    checks.not_empty(turns, drafted.details)
+    if work.recipe.modality == "text":
+        if drafted.images or drafted.videos or drafted.shows:
+            raise BadRow("modality", "holds media, the profile's modality is text")
+    else:
+        turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, found)
     if drafted.videos and not ruler.shows_videos:
         raise BadRow("modality", f"holds a video, which {work.recipe.base} has no place for")
     if (controls := ruler.controls) is not None:
@@ -222,24 +242,30 @@ def checked(
                     raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
                 found.append("special_tokens")
     facts: list[tuple[bytes, int, int, int]] = []
-    images: list[bytes] = []
-    videos: list[Video] = []
+    shown: list[bytes] = []
+    clips: list[Video] = []
     for medium in drafted.images:
         if not isinstance(medium, str | bytes):
             raise BadRow("format", "an image is a list")
-        picture = media.load_image(medium, fetch, work.limits, actions, found)
-        images.append(picture.content)
+        picture = images.load_image(medium, fetch, work.limits, actions, found, source.entry.window)
+        shown.append(picture.content)
         facts.append((picture.source, picture.near, picture.height, picture.width))
     for medium in drafted.videos:
-        clip = media.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
-        videos.append(clip.video)
+        clip = videos.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
+        clips.append(clip.video)
         facts.append((clip.source, clip.near, clip.height, clip.width))
     if work.boxes and source.entry.boxes:
-        sizes = [(height, width) for _, _, height, width in facts[: len(images)]]
+        sizes = [(height, width) for _, _, height, width in facts[: len(shown)]]
         turns = boxes.convert(
             turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
         )
-    record = Record(tuple(turns), tuple(images), tuple(videos))
+    else:
+        boxes.refuse_places(turns if shown else [], drafted.objects)
+    record = Record(
+        tuple(turns), tuple(shown), tuple(clips), drafted.tools, details=drafted.details
+    )
+    if drafted.details or drafted.tools:
+        ruler.check_rendered(record)
     return Candidate(number, record, drafted, pick, facts, found)
 
 

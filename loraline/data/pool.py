@@ -30,7 +30,7 @@ def wake(data: Sequence[str], workers: int) -> None:
     paths = chain.from_iterable(
         path.iterdir() if path.is_dir() else [path] for path in map(Path, data)
     )
-    files = (path for path in paths if path.suffix.lower() in readers.KINDS and path.is_file())
+    files = (path for path in paths if readers.holds_rows(path.name) and path.is_file())
     if workers > 1 and any(file.stat().st_size >= PARALLEL_FROM for file in files):
         preloading()
 

@@ -85,6 +85,10 @@ def contents(merged: Dataset) -> dict[str, Any]:
             {"name": name, "action": action, "rows": count, "meaning": meaning(name)}
             for name, action, count in by_check(merged.counts)
         ],
+        "unused": [
+            {"name": name, "rows": count, "share": f"{100 * count / max(1, merged.read):.1f} %"}
+            for name, count in merged.unused.most_common()
+        ],
         "examples": merged.examples,
         "settings": settings(work),
         "prompt": work.prompt or "",
@@ -116,6 +120,7 @@ def contents(merged: Dataset) -> dict[str, Any]:
 
 def meaning(check: str) -> str:
     other = {
+        "preference": "rows of preference data that hold nothing good",
         "sample": "rows that a sample leaves out",
         "weight": "rows that a weight below 1 leaves out",
     }
@@ -215,9 +220,10 @@ def pieces(row: Row, tokenizer: Any) -> list[Piece]:
 
 def pieces_of_turns(record: Record) -> list[Piece]:
     """The same for what cannot be encoded here."""
+    learnt = record.learnt()
     return [
-        (True, text) if role == "assistant" else (False, f"[{role}] {text}\n")
-        for role, text in record.messages
+        (True, text) if number in learnt else (False, f"[{role}] {text}\n")
+        for number, (role, text) in enumerate(record.messages)
     ]
 
 
@@ -299,6 +305,13 @@ def markdown(found: dict[str, Any]) -> str:
         )
         if found["checks"]
         else "Nothing was found.",
+        "## Columns not used",
+        table(
+            ["column", "rows in which it is filled", "share"],
+            [(column["name"], column["rows"], column["share"]) for column in found["unused"]],
+        )
+        if found["unused"]
+        else "Every column is used.",
         "## Examples",
         table(
             ["check", "where", "what", "text"],

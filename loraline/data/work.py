@@ -81,6 +81,11 @@ class Tally:
     """Rows by `check action`."""
 
     examples: list[dict[str, Any]] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    """Rows in which a column is filled that is not used, by the column."""
+
+    tools: int = 0
+    """Rows with tools."""
 
     def add(self, check: str, action: str, number: int, clause: str, shown: Any) -> None:
         self.counts[f"{check} {action}"] += 1

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from loraline.data import boxes, parts
 from loraline.data.checks import Policy
 from loraline.data.lengths import rows
-from loraline.data.reading import sources
+from loraline.data.reading import entries, sources
 from loraline.data.reading.media import Limits
+from loraline.data.sentences import brief
 from loraline.data.work import Work
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.tracking import prompts, tags
@@ -51,6 +52,8 @@ class Request:
     group_by: str
     actions: Policy
     limits: Limits
+    encoding: str = ""
+    """Of text files whose registry entry names none."""
 
     def key(self, recipe: Profile) -> str:
         """Names the folder that a repeated run finds again."""
@@ -92,6 +95,7 @@ def folder(request: Request, recipe: Profile) -> Iterator[Path]:
         lock.release()
 
 
+@brief()
 def plan(
     request: Request, recipe: Profile, client: MlflowClient | None, place: Path
 ) -> tuple[Work, Prompt]:
@@ -100,7 +104,7 @@ def plan(
         sources.locate(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
-        for entry in sources.entries(request.data)
+        for entry in entries.entries(request.data, request.encoding)
     )
     beside = next(filter(None, (source.prompt_file() for source in found)), None)
     prompt = prompts.resolve(request.prompt, beside, client)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from loraline.answering.hf import Answer
 from loraline.base.encoding import check_tokens
 from loraline.errors import UserError
-from loraline.evaluation import bootstrap, metrics
+from loraline.evaluation import bootstrap, calls, metrics
 from loraline.evaluation.bootstrap import Interval
 from loraline.evaluation.metrics import Metric
 
@@ -119,8 +119,9 @@ def scores(
     measured: Measurement, held_out: Sequence[Record], answer_format: str
 ) -> dict[str, Metric]:
     """All metrics of one model; empty, cut and failed answers are scored as they are."""
-    found = [answer.text for answer in measured.answers]
-    wanted = [record.answer for record in held_out]
+    answers = zip(measured.answers, held_out, strict=True)
+    found = [calls.answered(answer.text, record) for answer, record in answers]
+    wanted = [calls.reference(record) for record in held_out]
     formatted = {
         "bleu": metrics.bleu,
         "levenshtein": metrics.levenshtein,
@@ -214,7 +215,9 @@ def fingerprints(encoder: Encoder, agreed: Contract, held_out: Sequence[Record])
             [video.fps, *(hashlib.sha256(frame).hexdigest() for frame in video.frames)]
             for video in record.videos
         ]
-        rows.update(json.dumps([record.messages, images, videos]).encode())
+        beside = [record.tools, *sorted(record.details.items())]
+        told = [record.messages, images, videos, *(beside if any(beside) else [])]
+        rows.update(json.dumps(told).encode())
     return {
         "tokenizer": digest(sorted(encoder.tokenizer.get_vocab().items())),
         "template": digest([agreed.chat_template, agreed.min_pixels, agreed.max_pixels]),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.evaluation import measurement, metrics
+from loraline.evaluation import calls, measurement, metrics
 from loraline.tracking import tags
 
 if TYPE_CHECKING:
@@ -202,8 +202,9 @@ def told(interval: Interval) -> str:
 
 def canonical_pair(evaluation: Evaluation, index: int) -> tuple[str, str]:
     """Reference and tuned answer of a row as they are compared."""
-    answer = evaluation.measured["tuned"].answers[index].text
-    texts = evaluation.held_out[index].answer, answer
+    record = evaluation.held_out[index]
+    answer = calls.answered(evaluation.measured["tuned"].answers[index].text, record)
+    texts = calls.reference(record), answer
     reference, found = (metrics.canonical(text, evaluation.answer_format) for text in texts)
     return reference, found
 
@@ -240,7 +241,7 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
     return Shown(
         number=index,
         question="" if asked_alike(evaluation) else record.asked,
-        reference=record.answer,
+        reference=calls.reference(record),
         answers={model: found.answers[index].text for model, found in evaluation.measured.items()},
         diff=difference(*canonical_pair(evaluation, index)),
         distance=distance(evaluation, index),

@@ -120,6 +120,8 @@ def arguments(
     args += ["--chat-template", f"{CONFIG}/chat_template.jinja"]
     args += ["--chat-template-content-format", "openai" if vision else "string"]
     args += ["--generation-config", "vllm"]
+    if contract.tools:
+        args += ["--enable-auto-tool-choice", "--tool-call-parser", call_parser(contract)]
     if vision:
         args += ["--limit-mm-per-prompt", compact({"image": contract.max_images, "video": 0})]
         size = compact({"images_kwargs": {"size": image_size(contract)}})
@@ -128,6 +130,18 @@ def arguments(
         args += ["--allowed-media-domains", "data-uri-only.invalid"]
     args += ["--shutdown-timeout", str(SHUTDOWN_SECONDS), "--disable-fastapi-docs"]
     return [*args, "--disable-access-log-for-endpoints", "/health,/metrics,/ping"]
+
+
+CALL_PARSERS = {"Qwen": "hermes", "Mistral": "mistral", "Llama": "llama3_json"}
+"""vLLM's parsers of calls by the begin of a base's class (docs.vllm.ai, tool calling)."""
+
+
+def call_parser(contract: Contract) -> str:
+    """vLLM's parser of the base's calls, by its chat template or else by its class."""
+    if "<tool_call>" in contract.chat_template:
+        return "hermes"
+    begins = (begin for begin in CALL_PARSERS if contract.architecture.startswith(begin))
+    return CALL_PARSERS[next(begins, "Qwen")]
 
 
 def lora_arguments(contract: Contract, adapters: Sequence[Adapter], spare: int) -> list[str]:

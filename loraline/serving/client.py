@@ -128,7 +128,24 @@ def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
         {"role": role, "content": content if not record.images else parts(content, images)}
         for role, content in record.messages[:-1]
     ]
-    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+    for message, turn in zip(messages, record.prompt(), strict=True):
+        message |= {
+            key: turn[key] for key in ("reasoning_content", "tool_call_id", "name") if key in turn
+        }
+        if calls := turn.get("tool_calls"):
+            message["tool_calls"] = [as_text(call) for call in calls]
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
+    if record.tools:
+        # With tool_choice none the answer comes as it was written, and the prompt shows the tools.
+        body |= {"tools": record.tool_list(), "tool_choice": "none"}
+    return body
+
+
+def as_text(call: dict[str, Any]) -> dict[str, Any]:
+    """A call as the interface takes it, its arguments as JSON in a text."""
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def parts(content: str, images: Any) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ def write(
         prompt=prompt,
         prompt_uri=data.get("prompt_uri", ""),
         boxes=data.get("boxes"),
+        tools=data.get("tools") == "yes",
         chat_template=encoder.chat_template,
         min_pixels=recipe.min_pixels,
         max_pixels=recipe.max_pixels,

@@ -35,6 +35,7 @@ def prepare(
             size: int = 2**20,
             workers: int = 1,
             stop: bool = False,
+            encoding: str = "",
             **changes: Any,
         ) -> Dataset:
             # A folder of its own, or a repeated call would meet the first one's lock.
@@ -47,7 +48,7 @@ def prepare(
             recipe = profile(modality, **changes)
             uris = tuple(map(str, data))
             request = workplace.Request(
-                uris, prompt, group_by, checks.policy(on), media.limits(limit)
+                uris, prompt, group_by, checks.policy(on), media.limits(limit), encoding
             )
             place = stack.enter_context(workplace.folder(request, recipe))
             work, _ = workplace.plan(request, recipe, None, place)

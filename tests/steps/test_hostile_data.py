@@ -218,7 +218,7 @@ def test_a_line_of_a_gigabyte_is_skipped_in_bounded_memory(workplace: Path) -> N
         file.seek(2**30, os.SEEK_CUR)
         file.write(b'"}\n' + "\n".join(rows[30:]).encode() + b"\n")
     program = (
-        "import re\nfrom pathlib import Path\nfrom loraline import readers\n"
+        "import re\nfrom pathlib import Path\nfrom loraline.data.reading import readers\n"
         "found = list(readers.rows(Path('long/data.jsonl'), 0, None, 2**25))\n"
         "(bad,) = [row for row in found if not isinstance(row, dict)]\n"
         "peak = re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]\n"

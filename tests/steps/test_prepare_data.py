@@ -122,10 +122,13 @@ def test_an_empty_data_flag_means_the_profiles_own_data(step, workplace: Path) -
     [
         (['{"question": "a", "answer"'], "data.jsonl line 61 is not valid JSON: Expecting ':'"),
         ([{"question": "a"}], "line 61: expected strings question and answer, found question"),
-        ([{"question": "a", "answer": 3}], "line 61: expected strings question and answer"),
-        ([["a", "b"]], "line 61: expected an object with named fields, found list"),
+        ([{"question": "a", "answer": [3]}], "line 61: answer is a list, expected text"),
+        ([["a", "b"]], "line 61: expected an object with named fields, found a list"),
         ([{"question": "a", "answer": "  "}], "line 61: answer is empty"),
-        ([{"question": "a", "answer": "<image>"}], "line 61: <image> must not stand in"),
+        (
+            [{"question": "a", "answer": "b", "context": "c"}],
+            "line 61: 'context' would not be used",
+        ),
     ],
 )
 def test_a_bad_line_ends_the_step_with_its_number(

@@ -48,8 +48,14 @@ class Template:
         self.prints = only_prints(self.compiled.environment.parse(source))
         self.frames = functools.lru_cache(maxsize=1024)(self._frames)
 
-    def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[dict[str, Any]] | None = None,
+    ) -> str:
         names = {**self.names, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        names["tools"] = tools
         context = self.compiled.new_context(names, shared=True)
         with templates.refusals([message["role"] for message in messages]):
             return "".join(self.compiled.root_render_func(context))
@@ -59,17 +65,22 @@ class Template:
 
         Raises UserError when the template does not render the answer right after the prompt.
         """
-        if self.prints and not row.images and not row.videos:
+        if self.prints and not (row.images or row.videos or row.tools or row.details):
             roles, texts = zip(*row.messages, strict=True)
             # Some templates strip contents, and some leave empty ones out.
             if "" not in texts and texts == tuple(map(str.strip, texts)):
                 prompt, tail = self.frames(roles)
                 return filled(prompt, texts), filled(tail, texts)
-        messages = row.prompt()
-        return self.parted(messages, {"role": "assistant", "content": row.answer})
+        return self.parted(row.prompt(), row.answer_turn(), row.tool_list())
 
-    def parted(self, messages: list[dict[str, Any]], answer: dict[str, Any]) -> tuple[str, str]:
-        prompt, whole = self.render(messages, True), self.render([*messages, answer], False)
+    def parted(
+        self,
+        messages: list[dict[str, Any]],
+        answer: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
+    ) -> tuple[str, str]:
+        prompt = self.render(messages, True, tools)
+        whole = self.render([*messages, answer], False, tools)
         if not whole.startswith(prompt):
             raise UserError(
                 "the chat template must render the answer right after the prompt; "

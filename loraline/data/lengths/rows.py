@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from loraline.data import boxes, pixels
+from loraline.data.checks import BadRow
+from loraline.data.facts import answer_of
 from loraline.errors import UserError
 from loraline.records import TAGS, Record
 
@@ -68,7 +72,12 @@ class Estimate:
         shown = sum(self.image(size) for size in sizes[: len(row.images)])
         for video, size in zip(row.videos, sizes[len(row.images) :], strict=True):
             shown += self.image(size) * math.ceil(len(video.frames) / 2)
-        return shown + sum(text(content) for _, content in row.messages), text(row.answer)
+        shown += sum(text("".join(detail[:2])) for detail in row.details.values())
+        shown += text(row.tools) if row.tools else 0
+        return shown + sum(text(content) for _, content in row.messages), text(answer_of(row))
+
+    def check_rendered(self, row: Record) -> None:
+        """What a chat template does with a row cannot be told without it."""
 
     def image(self, size: Size) -> int:
         low, high = self.limits
@@ -135,6 +144,7 @@ class Exact:
             chat_template=self.encoder.chat_template,
             tokenize=False,
             add_generation_prompt=True,
+            tools=rows[0].tool_list(),
         )
         assert first == pairs[0][0], "templates are rendered another way"
         prompts = [prompt for prompt, _ in pairs]
@@ -152,6 +162,25 @@ class Exact:
                 before += sum(self.image(size) - 1 for size in shown)
             lengths.append((before + answer, answer))
         return lengths
+
+    def check_rendered(self, row: Record) -> None:
+        """Raise BadRow of the check `unused` where the chat template leaves something out.
+
+        Tools, and of every answer that is learnt its text, its reasoning and its calls, must stand
+        in what the template prints for it. It may refuse a row, too.
+        """
+        from loraline.base import encoding
+
+        for turn in row.learnt():
+            asked = row.until(turn) if turn < len(row.messages) - 1 else row
+            try:
+                prompt, tail = self.template.pair(asked)
+            except (jinja2.TemplateError, TypeError, UserError) as error:
+                raise BadRow(
+                    "unused", f"the base's chat template refuses it: {short(error)}"
+                ) from None
+            if name := encoding.left_out(asked, prompt, tail):
+                raise BadRow("unused", f"the base's chat template does not print {name}")
 
     def to_the_end(self, tail: str) -> tuple[str, str]:
         """What to tokenise before an answer, and it with what stands around it, to its end."""
@@ -203,6 +232,10 @@ class Exact:
     def _image(self, size: Size) -> int:
         processor: Any = self.encoder.processor.image_processor
         return int(processor.get_number_of_image_patches(*size)) // processor.merge_size**2
+
+
+def short(error: Exception) -> str:
+    return " ".join(str(error).split())[:100]
 
 
 Lengths = Exact | Estimate

@@ -1,55 +1,57 @@
 """The formats that datasets come in, recognised by their keys, and the one draft made of them.
 
-Key names are those of OpenAI's chat format, ShareGPT, Alpaca, TRL, ms-swift, LLaVA and the image
-folders of Hugging Face.
+Key names are those of OpenAI's chat format, ShareGPT, Alpaca, TRL, LLaMA-Factory, ms-swift, LLaVA
+and the image folders of Hugging Face.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from loraline.data.checks import BadRow
+from loraline.data.reading import calls, columns, conversations
+from loraline.data.reading.conversations import Media, medium
+from loraline.data.reading.keys import GOOD_HALF, filled, left_over, unused
+from loraline.data.reading.layouts import (
+    ANSWERS,
+    ASKED,
+    CONVERSATIONS,
+    FORMATS,
+    QUESTIONS,
+    Layout,
+    first_of,
+    layout,
+)
+from loraline.data.reading.values import type_name, unpacked, written
 from loraline.errors import UserError
-from loraline.records import IMAGE, TAGS, VIDEO
+from loraline.records import IMAGE, TAGS, VIDEO, Detail
 
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
+REJECTED = [
+    "rejected",
+    "rejected_response",
+    "rejected_messages",
+    "rejected_images",
+    "rejected_output",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+]
+"""Columns of preference data that tell of the half that is not learnt."""
 
-FORMATS = {
-    "messages": "messages",
-    "conversations": "conversations",
-    "alpaca": "instruction and output",
-    "prompt_completion": "prompt and completion",
-    "question_answer": "question and answer",
-    "pairs": "file_name or image, and text",
-}
-"""Names of the formats, with the keys that a row of each must have."""
+LABELS = ("label", "kto_tag")
 
-CONVERSATIONS = ("messages", "conversations", "conversation")
-QUESTIONS = {"instruction": "alpaca", "prompt": "prompt_completion", "query": "prompt_completion"}
-ASKED = ("question", *QUESTIONS)
-ANSWERS = {
-    "alpaca": ("output", "response"),
-    "prompt_completion": ("completion", "response", "answer"),
-    "question_answer": ("answer",),
-    "pairs": ("text", "caption", "answer"),
-}
-IMAGES = ("images", "image", "file_name")
-VIDEOS = ("videos", "video")
-
-Media = str | bytes | Sequence[str]
-"""A path inside the source or a data URI; the content itself; a video's frames as paths."""
+IMG = re.compile(r"<img>([^<>\n]+)</img>")
+"""How Qwen-VL, the first, names an image in its text."""
 
 
-@dataclass
+class LeftOut(Exception):
+    """A row of preference data that holds nothing good."""
+
+
+@dataclass(slots=True)
 class Draft:
     """A row in the making: turns with tags, and media that are not yet loaded."""
 
@@ -63,135 +65,276 @@ class Draft:
     objects: Mapping[str, Any] | None = None
     """Boxes in a column of their own, for `<bbox>` placeholders."""
 
+    details: dict[int, Detail] = field(default_factory=dict)
+    """What turns hold beside their text, by their number."""
+
+    tools: str = ""
+    """JSON list of the tools that may be called."""
+
+    used: set[str] = field(default_factory=set)
+    """Columns that are in the draft."""
+
+    listed: list[str] = field(default_factory=list)
+    """Columns and keys that are filled and not used."""
+
+    shows: bool = False
+    """Whether a part of a turn shows an image or a video."""
+
+    number: str = ""
+    """What is said of an answer that is no text, but a number or a truth value."""
+
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read: the prompt, and the names that a source's columns go by."""
+    """How rows are read: the prompt, and what the registry says of their source."""
 
     prompt: str | None
     """Template of questions, or the instruction that goes with each image."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Our name of a column to the source's name of it."""
+    """Our name of a column to the source's name of it, or to a template of several."""
 
     group_by: str = "answer"
+    ignore: Sequence[str] = ()
+    """Columns that are left out on purpose."""
+
+    preference: Literal["good"] | None = None
+    """Whether the good half of preference data is learnt."""
+
+    learn: Literal["all", "last"] = "all"
+    """Answers of a conversation that are learnt."""
+
+    turns: Mapping[str, str] = field(default_factory=dict)
+    """Our names of a turn's keys and roles to the source's."""
+
+    vision: bool = False
+    """Whether text may name images in tags."""
 
 
 def draft(raw: Any, how: Reading) -> Draft:
-    """Recognise a row's format and draft it; BadRow says what was expected and found."""
+    """Recognise a row's format and draft it; BadRow says what was expected and found.
+
+    Raises LeftOut for a row that `preference: good` leaves out.
+    """
     if not isinstance(raw, dict):
-        raise BadRow("format", f"expected an object with named fields, found {type(raw).__name__}")
-    row = raw
+        raise BadRow("format", f"expected an object with named fields, found {type_name(raw)}")
+    row, sources, replaced = raw, set[str](), list[str]()
     if how.columns:
-        for own, source in how.columns.items():
-            if own in raw and source not in raw:
-                raise BadRow("format", f"has no column {source!r}, which `columns` names for {own}")
-        named = {source: own for own, source in how.columns.items()}
-        row = {named.get(key, key): value for key, value in raw.items()}
-    made = conversation(row) or single(row, how)
+        row, sources, replaced = columns.renamed(raw, how.columns)
+    if how.ignore:
+        replaced += [key for key in how.ignore if filled(row.get(key))]
+        row = {key: value for key, value in row.items() if key not in how.ignore}
+    has = layout(tuple(row))
+    for key in has.cells:
+        if isinstance(row[key], str):
+            parsed = unpacked(row[key])
+            if parsed is not row[key] and is_structure(key, parsed):
+                row = {**row, key: parsed}
+    good = how.preference == "good"
+    if good:
+        row = good_half(row)
+        has = layout(tuple(row))
+    made = conversation(row, has, how) or single(row, has, how)
+    for key in has.systems:
+        if isinstance(row[key], str) and row[key]:
+            if made.turns[0][0] != "system":
+                made.used.add(key)
+                insert_system(made, row[key])
+            break
     if made.format not in ("conversations", "messages"):
         place_tags(made)
+    elif how.vision and not made.images:
+        images_in_text(made)
     if how.group_by not in ("answer", "row"):
-        if row.get(how.group_by) is None:
+        if (group := row.get(how.group_by, raw.get(how.group_by))) is None:
             raise BadRow("format", f"column {how.group_by!r} of --group-by is missing")
-        made.group = str(row[how.group_by])
-    if isinstance(row.get("objects"), dict):
+        made.group = str(group)
+        made.used.add(how.group_by)
+    for key in has.tools:
+        if filled(row[key]) and not made.tools:
+            made.tools = calls.tools(row[key])
+            made.used.add(key)
+    if "objects" in row and isinstance(row["objects"], dict):
         made.objects = row["objects"]
+        made.used.add("objects")
+    made.used |= sources
+    if good:
+        made.listed += [key for key in (*REJECTED, *LABELS) if filled(row.get(key))]
+        made.used.update(REJECTED, LABELS)
+    if left := row.keys() - made.used:
+        keys = sorted(left, key=str) if len(left) > 1 else left
+        made.listed += left_over(row, keys, made.turns, has.asked[:1])
+    if replaced:
+        made.listed += replaced
     return made
 
 
-def conversation(row: Mapping[str, Any]) -> Draft | None:
-    """A row that holds its turns as a list."""
+def is_structure(key: str, parsed: Any) -> bool:
+    """Whether JSON in a cell is what its column holds; a prompt may be a text that is JSON."""
+    if key == "objects":
+        return isinstance(parsed, dict)
+    if not isinstance(parsed, list):
+        return False
+    if key in CONVERSATIONS or key == "history":
+        return True
+    return bool(parsed) and all(isinstance(turn, dict) and "role" in turn for turn in parsed)
+
+
+def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of preference data as one of the answer that was preferred."""
+    row = dict(row)
+    for key in LABELS:
+        if row.get(key) in (False, "false", "False"):
+            raise LeftOut
+    chosen = row.get("chosen")
+    if isinstance(chosen, dict) and isinstance(turns := turns_of(row), list):
+        row["messages"] = [*turns, row.pop("chosen")]
+        row.pop("conversations", None)
+    elif isinstance(chosen, list):
+        prompt = row.pop("prompt", None)
+        repeated = isinstance(prompt, str) or prompt is None or chosen[: len(prompt)] == prompt
+        row["messages"] = chosen if repeated else [*prompt, *chosen]
+        del row["chosen"]
+    elif isinstance(chosen, str):
+        asked = first_of(ASKED, row)
+        answered = ANSWERS[QUESTIONS.get(asked, "question_answer") if asked else "pairs"][0]
+        row[answered] = row.pop("chosen")
+    return row
+
+
+def turns_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The list of turns of a row that holds one."""
     for key in CONVERSATIONS:
-        turns = row.get(key)
+        if isinstance(row.get(key), list):
+            return list(row[key])
+    return None
+
+
+def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
+    """A row that holds its turns as a list."""
+    for key in has.conversations:
+        turns = row[key]
         if isinstance(turns, list):
             if not turns:
                 raise BadRow("format", f"{key} holds no turns")
+            used = {key}
             break
     else:
         if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
             turns = [*row["prompt"], *row["completion"]]
+            used = {"prompt", "completion"}
+            if not turns:
+                raise BadRow("format", "prompt and completion hold no turns")
         else:
             return None
-    name = "conversations" if isinstance(turns[0], dict) and "from" in turns[0] else "messages"
-    made = Draft(name, [], media(row, IMAGES), media(row, VIDEOS))
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise BadRow("format", f"a turn of {name} is not an object")
-        role = turn.get("role", turn.get("from"))
-        if not isinstance(role, str) or role not in ROLES:
-            raise BadRow("roles", f"unknown role {role!r}; accepted: {', '.join(ROLES)}")
-        content = turn.get("content", turn.get("value"))
-        if isinstance(content, list):
-            content = from_parts(content, made)
-        if not isinstance(content, str):
-            raise BadRow("format", f"content of a {role} turn is not text")
-        made.turns.append((ROLES[role], content))
-    if isinstance(row.get("system"), str) and made.turns[0][0] != "system":
-        made.turns.insert(0, ("system", row["system"]))
+    made = Draft("messages", [], used=used)
+    take_media(made, row, has)
+    read = conversations.Turns(how.turns, how.ignore, made.images, made.videos)
+    read.read(turns)
+    made.format, made.turns, made.details = read.format, read.turns, read.details
+    made.shows = read.shows
+    if read.listed:
+        made.listed += [f"{next(iter(used))}[].{key}" for key in sorted(read.listed)]
+    if how.learn == "last":
+        read.learn_last()
+    if made.details:
+        read.end_with_the_last_learnt()
+    if not made.turns:
+        raise BadRow("format", "messages holds no turns with text")
     return made
 
 
-def from_parts(content: list[Any], made: Draft) -> str:
-    """Text with tags of a turn written as a list of parts; media named in parts go to the draft."""
-    text = ""
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
-            text += part["text"]
-        elif kind in ("image", "image_url", "video", "video_url"):
-            named = part.get(kind)
-            named = named.get("url") if isinstance(named, dict) and "url" in named else named
-            is_image = kind.startswith("image")
-            text += IMAGE if is_image else VIDEO
-            if named is not None:
-                (made.images if is_image else made.videos).append(one(named))
-        else:
-            raise BadRow("format", f"a part of type {kind!r} is not text, image or video")
-    return text
-
-
-def single(row: Mapping[str, Any], how: Reading) -> Draft:
+def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     """A row of one question or one instruction for its media, and the answer."""
-    images, videos = media(row, IMAGES), media(row, VIDEOS)
-    key = first_of(ASKED, row)
-    name = QUESTIONS.get(key, "question_answer") if key else "pairs"
-    answered = first_of(ANSWERS[name], row)
-    asked, answer = row[key] if key else "", row[answered] if answered else None
-    if not isinstance(asked, str) or not isinstance(answer, str) or not (key or images or videos):
-        expected = FORMATS[name] if key or images or videos else "; ".join(FORMATS.values())
+    made = Draft("pairs", [])
+    take_media(made, row, has)
+    key = first_of(has.asked, row)
+    if key:
+        made.format = QUESTIONS.get(key, "question_answer")
+    shows = bool(made.images or made.videos)
+    names = ANSWERS[made.format]
+    if key is None and len(several := [name for name in names if filled(row.get(name))]) > 1:
         raise BadRow(
-            "format", f"expected strings {expected}, found {', '.join(map(str, row)) or 'nothing'}"
+            "format",
+            f"{' and '.join(several)} stand beside the image; say which asks, as in "
+            f"columns: {{question: {several[0]}}}",
         )
-    if name == "alpaca" and row.get("input"):
-        asked = f"{asked}\n{row['input']}"
-    if key is None:
+    answered = first_of(names, row)
+    if key and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
+        return called(made, row, key)
+    asked = written(row[key]) if key else ""
+    answer = written(row[answered]) if answered else None
+    if asked is None or answer is None or not (key or shows):
+        raise expected(row, made.format if key or shows else None, key, answered)
+    made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
+    if answered and not isinstance(row[answered], str):
+        made.number = f"{answered} is {type_name(row[answered])}, expected text"
+    if filled(row.get("input")) and made.format in ("alpaca", "prompt_completion"):
+        if (more := written(row["input"])) is None:
+            raise BadRow("format", f"input is {type_name(row['input'])}, expected text")
+        asked = f"{asked}\n{more}" if asked else more
+        made.used.add("input")
+    made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
+    if "history" not in row:
+        return made
+    history = row["history"] or []
+    for pair in reversed(history if isinstance(history, list) else [history]):
+        texts = [written(text) for text in pair] if isinstance(pair, list | tuple) else []
+        if len(texts) != 2 or None in texts:
+            raise BadRow("format", "history is not a list of questions with answers")
+        made.turns[:0] = [("user", texts[0] or ""), ("assistant", texts[1] or "")]
+    if history:
+        made.used.add("history")
+    return made
+
+
+def called(made: Draft, row: Mapping[str, Any], key: str) -> Draft:
+    """A question whose answers are calls of the row's tools, as xLAM's sets have them."""
+    if (asked := written(row[key])) is None:
+        raise BadRow("format", f"{key} is {type_name(row[key])}, expected text")
+    made.turns = [("user", asked), ("assistant", "")]
+    made.details = {1: Detail(calls=conversations.encoded(calls.Calls().made(row["answers"])))}
+    made.used |= {key, "answers"}
+    return made
+
+
+def question(asked: str, has_column: bool, how: Reading) -> str:
+    """The user turn of a row: its question in the prompt, or the prompt alone."""
+    if not has_column:
         if how.prompt is None:
             raise UserError(
                 "prompt.txt is missing: it holds the instruction that goes with each image; "
                 "put it beside the data, or give --prompt"
             )
-        text = how.prompt.replace("{question}", "")
-    else:
-        if how.prompt is not None and "{question}" not in how.prompt:
-            raise UserError("the prompt must contain {question}, the place of the row's question")
-        text = (how.prompt or "{question}").replace("{question}", asked)
-    turns = [("user", text), ("assistant", answer.strip())]
-    history = row.get("history") or []
-    for pair in reversed(history if isinstance(history, list) else [history]):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise BadRow("format", "history is not a list of questions with answers")
-        turns[:0] = [("user", str(pair[0])), ("assistant", str(pair[1]))]
-    if isinstance(row.get("system"), str) and row["system"]:
-        turns.insert(0, ("system", row["system"]))
-    return Draft(name, turns, images, videos)
+        return how.prompt.replace("{question}", "")
+    if how.prompt is not None and "{question}" not in how.prompt:
+        raise UserError("the prompt must contain {question}, the place of the row's question")
+    return (how.prompt or "{question}").replace("{question}", asked)
 
 
-def first_of(names: Sequence[str], row: Mapping[str, Any]) -> str | None:
-    for name in names:
-        if name in row:
-            return name
-    return None
+def expected(
+    row: Mapping[str, Any], name: str | None, key: str | None, answered: str | None
+) -> BadRow:
+    """What a row that fits no format should hold, and what it holds."""
+    for column in (key, answered):
+        if column and filled(row[column]) and written(row[column]) is None:
+            return BadRow("format", f"{column} is {type_name(row[column])}, expected text")
+    if filled(row.get("chosen")):
+        return unused("chosen", GOOD_HALF)
+    names = [str(column)[:30] for column in row if filled(row[column])]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    formats = FORMATS[name] if name else "; ".join(FORMATS.values())
+    return BadRow(
+        "format",
+        f"expected strings {formats}, found {shown or 'nothing'}; other names: `columns` in "
+        "datasets.yaml",
+    )
+
+
+def insert_system(made: Draft, text: str) -> None:
+    """Put a system turn before the others."""
+    made.turns.insert(0, ("system", text))
+    made.details = {number + 1: detail for number, detail in made.details.items()}
 
 
 def place_tags(made: Draft) -> None:
@@ -202,22 +345,24 @@ def place_tags(made: Draft) -> None:
         made.turns[index] = (role, IMAGE * len(made.images) + VIDEO * len(made.videos) + text)
 
 
-def media(row: Mapping[str, Any], names: Sequence[str]) -> list[Media]:
-    """Media of a row's columns, one or several."""
-    for name in names:
-        found = row.get(name)
-        if found is None or found == "" or found == []:
-            continue
-        return [one(item) for item in (found if isinstance(found, list | tuple) else [found])]
-    return []
+def images_in_text(made: Draft) -> None:
+    """Images that user turns name as `<img>path</img>`, as tags and media."""
+    for number, (role, text) in enumerate(made.turns):
+        if role == "user" and "<img>" in text:
+            made.images += [name.strip() for name in IMG.findall(text)]
+            made.turns[number] = (role, IMG.sub(IMAGE, text))
 
 
-def one(item: Any) -> Media:
-    """One medium, as text columns, Parquet columns of Hugging Face and message parts hold it."""
-    if isinstance(item, dict):
-        item = item.get("bytes") or item.get("path") or item.get("url")
-    if isinstance(item, str | bytes) and item:
-        return item
-    if isinstance(item, list | tuple) and item and all(isinstance(name, str) for name in item):
-        return list(item)
-    raise BadRow("format", "an image or video is neither a path nor its content")
+def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
+    """Media of a row's columns, one or several, into its draft."""
+    if not has.images and not has.videos:
+        return
+    for names, media in ((has.images, made.images), (has.videos, made.videos)):
+        for name in names:
+            found = row[name]
+            if not filled(found):
+                continue
+            found = unpacked(found) if isinstance(found, str) and found[0] == "[" else found
+            media += map(medium, found if isinstance(found, list | tuple) else [found])
+            made.used.add(name)
+            break

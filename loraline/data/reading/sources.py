@@ -9,22 +9,19 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from typing import TYPE_CHECKING
 
 from loraline.data.checks import BadRow
+from loraline.data.reading.entries import Entry
 from loraline.data.reading.media import Fetch, inside
-from loraline.data.reading.readers import KINDS
+from loraline.data.reading.readers import KINDS, MORE_KINDS, holds_rows
 from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
     from loraline.data.reading.s3 import Bucket
-
-REGISTRY = "datasets.yaml"
 
 SPLIT_NAMES = {
     "train": "train",
@@ -48,39 +45,10 @@ NOT_ROWS = {
 """Files that datasets, and this line, keep beside the rows."""
 
 UNREAD = re.compile(
-    r"\.(ndjson|jsonlines|(jsonl?|ndjson|csv|tsv|parquet|arrow|tar)\.(gz|bz2|xz|zst)|tgz)$"
+    r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow|tar)\.(xz|lz4|br|zip|7z)"
+    r"|(parquet|arrow)\.(gz|bz2|zst)|xlsx?|feather|json5|jsonc)$"
 )
 """Endings of files that hold rows, in a form that is not read."""
-
-FLAG = re.compile(
-    r"(?P<uri>.+?)(?:%(?P<percent>\d+(?:\.\d+)?)|#(?P<rows>\d+))?(?:\*(?P<weight>\d+(?:\.\d+)?))?"
-)
-
-Coordinates = Literal["pixels", "unit", "thousand"]
-
-
-class Entry(BaseModel):
-    """One source as asked for: in the registry, or by a flag."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uri: str = Field(min_length=1)
-    """Path, s3://, hf://, dvc:// or mlflow://."""
-
-    sample: str = Field("", pattern=r"^(%\d+(\.\d+)?|#0*[1-9]\d*)?$")
-    """`%50` takes about half of the rows, `#2000` takes 2,000; chosen by content."""
-
-    weight: PositiveFloat = 1
-    """How often a training row of this source stands in the dataset; 0.5 keeps half of them."""
-
-    columns: Mapping[str, str] = {}
-    """Our name of a column to the source's, as in `question: ask`."""
-
-    boxes: Coordinates | None = None
-    """Coordinates of bounding boxes in the rows; null leaves numbers alone."""
-
-    split: Literal["train", "validation", "test"] | None = None
-    """The split that all rows go to; null goes by file names, or by content."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +86,7 @@ class Source:
             root = self.media or self.root
             return inside(root if self.media else root / folder, root)
         bucket = self.bucket
+        folder = self.entry.media or folder
 
         def fetch(medium: str) -> Path:
             key = posixpath.normpath(posixpath.join(folder, medium))
@@ -133,63 +102,6 @@ class Source:
             return self.bucket.fetch("prompt.txt") if self.bucket.has("prompt.txt") else None
         file = self.root / "prompt.txt"
         return file if file.is_file() else None
-
-
-def entries(flags: Sequence[str]) -> list[Entry]:
-    """What the flags ask for: a registry file, a name in ./datasets.yaml, or a URI."""
-    known = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
-    found: list[Entry] = []
-    for flag in flags:
-        if flag.endswith((".yaml", ".yml")):
-            found += read_registry(Path(flag)).values()
-            continue
-        match = FLAG.fullmatch(flag)
-        if Path(flag).exists() or match is None:
-            found.append(known.get(flag) or Entry(uri=flag))
-            continue
-        uri, percent, rows, weight = match.group("uri", "percent", "rows", "weight")
-        entry = known.get(uri) or Entry(uri=uri)
-        if percent or rows:
-            entry = entry.model_copy(update={"sample": f"%{percent}" if percent else f"#{rows}"})
-        if weight:
-            entry = entry.model_copy(update={"weight": float(weight)})
-        if percent and not 0 < float(percent) <= 100:
-            raise UserError(f"--data {flag!r}: a sample of %{percent} is not between 0 and 100")
-        if rows and not int(rows):
-            raise UserError(f"--data {flag!r} asks for a sample of no rows")
-        if entry.weight <= 0:
-            raise UserError(f"--data {flag!r}: a weight of {weight} is not above 0")
-        found.append(entry)
-    return found
-
-
-def read_registry(file: Path) -> dict[str, Entry]:
-    """Named sources of a YAML file; relative paths count from its folder."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"registry {file} does not exist") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{file} must hold names of datasets, each with a uri")
-    found = {}
-    for name, fields in content.items():
-        try:
-            entry = Entry(**fields) if isinstance(fields, dict) else Entry(uri=fields)
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            key = ".".join(str(part) for part in wrong["loc"])
-            accepted = ", ".join(Entry.model_fields)
-            raise UserError(
-                f"{file}: dataset {name!r}, key {key!r}: {wrong['msg'].lower()} (keys: {accepted})"
-            ) from error
-        if "://" not in entry.uri:
-            entry = entry.model_copy(update={"uri": str(file.parent / entry.uri)})
-        found[str(name)] = entry
-    return found
 
 
 def locate(entry: Entry, cache: Path) -> Source:
@@ -219,8 +131,11 @@ def locate(entry: Entry, cache: Path) -> Source:
 def local(entry: Entry, path: Path) -> Source:
     """A folder with data files, or one data file."""
     if path.is_file():
-        if path.suffix.lower() not in KINDS:
-            raise UserError(f"{path} is not a data file; accepted: {', '.join(KINDS)}")
+        if not holds_rows(path.name):
+            accepted = ", ".join([*KINDS, *MORE_KINDS])
+            raise UserError(
+                f"{path} is not a data file; accepted: {accepted}, packed as .gz, .bz2 or .zst"
+            )
         root, names = path.parent, [path.name]
     elif path.is_dir():
         root, names = path, sorted(walk(path))
@@ -228,7 +143,18 @@ def local(entry: Entry, path: Path) -> Source:
         raise UserError(f"--data {entry.uri!r} is not a folder or a file")
     stats = [(name, (root / name).stat()) for name in names]
     listed = [(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats]
-    return Source(entry, root, chosen(entry, listed))
+    return Source(entry, root, chosen(entry, listed), media=media_folder(entry, root))
+
+
+def media_folder(entry: Entry, root: Path) -> Path | None:
+    """The folder that `media` names: from the registry's folder, or else from the source's."""
+    if entry.media is None:
+        return None
+    folder = Path(entry.media)
+    folder = folder if folder.is_dir() else root / entry.media
+    if not folder.is_dir():
+        raise UserError(f"{entry.uri}: `media` names {entry.media[:80]!r}, which is no folder")
+    return folder
 
 
 def walk(folder: Path) -> Iterator[str]:
@@ -239,7 +165,7 @@ def walk(folder: Path) -> Iterator[str]:
         for name in files:
             path = Path(place, name)
             if (
-                (path.suffix.lower() in KINDS or UNREAD.search(name.lower()))
+                (holds_rows(name) or UNREAD.search(name.lower()))
                 and path.is_file()
                 and path.resolve().is_relative_to(inner)
             ):
@@ -254,17 +180,14 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
         if not any(part.startswith(".") for part in PurePosixPath(item[0]).parts)
     ]
     usable = [
-        item
-        for item in seen
-        if PurePosixPath(item[0]).suffix.lower() in KINDS
-        and posixpath.basename(item[0]) not in NOT_ROWS
+        item for item in seen if holds_rows(item[0]) and posixpath.basename(item[0]) not in NOT_ROWS
     ]
     top = [item for item in usable if "/" not in item[0]]
     unread = [name for name, *_ in seen if UNREAD.search(name.lower())]
     if unread := [name for name in unread if "/" not in name or not top]:
         raise UserError(
-            f"{entry.uri} holds {', '.join(unread[:5])}, which would not be read; unpack it, name "
-            "it .jsonl, or give the files that are meant"
+            f"{entry.uri} holds {', '.join(unread[:3])}, which would not be read; save it as JSONL "
+            "or CSV, or give the files that are meant"
         )
     if not usable:
         raise UserError(f"{entry.uri} holds no .jsonl file and none of {', '.join(KINDS[1:])}")
@@ -275,7 +198,7 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
     unnamed = [file.name for file in files if file.split is None]
     if 0 < len(unnamed) < len(files):
         raise UserError(
-            f"{entry.uri} holds {', '.join(unnamed[:5])} beside files named after splits; name all "
+            f"{entry.uri} holds {', '.join(unnamed[:3])} beside files named after splits; name all "
             "files after train, validation or test, or none"
         )
     return tuple(files)

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_data import film, kept, picture, write_lines
 from PIL import Image
@@ -43,7 +44,22 @@ FOUND: dict[str, list[Any]] = {
     ],
     "empty": [{"question": "a", "answer": " \n"}, turns("", "b")],
     "tags": [turns(f"{IMAGE}a", "b"), turns("a", "b", images=["0.png"]), turns(VIDEO, "b")],
-    "tags_in_answer": [turns("a", f"{IMAGE}b"), turns("a", VIDEO)],
+    "tags_in_answer": [
+        turns(f"{IMAGE}a", f"{IMAGE}b", image="0.png"),
+        turns(f"{IMAGE}a", VIDEO, image="0.png"),
+    ],
+    "unused": [
+        {**GOOD, "context": "The house is here."},
+        {**turns("a", "b"), "label": False},
+        {
+            "messages": [
+                *roles("user")["messages"],
+                {"role": "assistant", "content": "b", "weight": 0.5},
+            ]
+        },
+    ],
+    "numbers": [{"question": "a", "answer": 3}, {"question": "b", "answer": True}],
+    "line_ends": [{"question": "a", "answer": "b\n"}, {"question": "a", "answer": "\nc"}],
     "media_missing": [
         turns(f"{IMAGE}a", "b", image=name)
         for name in (
@@ -62,13 +78,15 @@ FOUND: dict[str, list[Any]] = {
         turns(f"{VIDEO}a", "b", video="text.png"),
         turns(f"{VIDEO}a", "b", video="half.mp4"),
     ],
-    "media_type": [
-        turns(f"{IMAGE}a", "b", image="jpeg.png"),
-        turns(f"{IMAGE}a", "b", image="moving.gif"),
+    "media_type": [turns(f"{IMAGE}a", "b", image="jpeg.png")],
+    "media_format": [
+        turns(f"{IMAGE}a", "b", image=name) for name in ("a.avif", "a.jp2", "a.svg", "a.pdf")
     ],
+    "media_frames": [turns(f"{IMAGE}a", "b", image="moving.gif")],
     "appearance": [
         turns(f"{IMAGE}a", "b", image="turned.jpg"),
         turns(f"{IMAGE}a", "b", image="clear.png"),
+        turns(f"{IMAGE}a", "b", image="deep.png"),
     ],
     "media_limits": [
         turns(f"{IMAGE}a", "b", image="wide.png"),
@@ -100,6 +118,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image.convert("RGBA").resize((9, 9)).save(place / "opaque.png")
     clear = Image.new("RGBA", (40, 30), (200, 0, 0, 0))
     clear.save(place / "clear.png")
+    Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40)).save(place / "deep.png")
+    for ending in ("avif", "jp2"):
+        image.save(place / f"a.{ending}")
+    (place / "a.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    image.save(place / "a.pdf")
     Image.new("L", (900, 3)).save(place / "wide.png")
     Image.new("L", (400, 400)).save(place / "large.png")
     Image.effect_noise((300, 300), 80).save(place / "heavy.png")

@@ -123,23 +123,28 @@ def test_several_images_of_a_question_stand_before_it() -> None:
     [
         ({}, "found nothing"),
         ({"question": "a"}, "expected strings question and answer, found question"),
-        ({"instruction": "a", "output": 3}, "expected strings instruction and output"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "unknown role 'tool'"),
+        ({"instruction": "a", "output": [3]}, "output is a list, expected text"),
+        ({"messages": [{"role": "judge", "content": "x"}]}, "unknown role 'judge'"),
+        ({"instruction": "a", "input": ["b"], "output": "c"}, "input is a list, expected text"),
+        ({"query": "a", "response": "b", "history": [["c", ["d"]]]}, "history is not a list of"),
         ({"messages": []}, "messages holds no turns"),
         ({"messages": ["x"]}, "a turn of messages is not an object"),
-        ({"messages": [{"role": "user", "content": 3}]}, "content of a user turn is not text"),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            "content of a user turn is a number, not text",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
-            "a part of type 'audio'",
+            "a part of type 'audio' is a sound",
         ),
         ({"image": 3, "text": "x"}, "neither a path nor its content"),
-        ("text", "expected an object with named fields, found str"),
+        ("text", "expected an object with named fields, found a text"),
     ],
 )
 def test_a_row_of_no_format_says_what_was_expected(row: object, told: str) -> None:
     with pytest.raises(BadRow, match=told) as bad:
-        formats.draft(row, Reading("p"))
-    assert bad.value.check in ("format", "roles")
+        formats.draft(row, Reading("p {question}"))
+    assert bad.value.check in ("format", "roles", "modality")
 
 
 ROWS = [{"question": f"What is {n}?", "answer": f'"{n}", they say, und ähnlich'} for n in range(40)]
@@ -192,8 +197,7 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path, prepare) -> None
     ("content", "told"),
     [
         (b"question,question,answer\na,b,c\n", "has two columns named 'question'"),
-        ("question,answer\na,b\n".encode("utf-16"), "is not UTF-8"),
-        (b"question;answer\na;b\n", "are separated by ',', here they seem to be by ';'"),
+        ("question,answer\na,b\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
     ],
 )
 def test_a_header_by_which_no_row_can_be_told_is_refused(

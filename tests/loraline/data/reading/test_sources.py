@@ -9,8 +9,8 @@ import pytest
 import yaml
 from made_data import kept, picture, write_lines
 
-from loraline.data.reading import sources
-from loraline.data.reading.sources import Entry
+from loraline.data.reading import entries, sources
+from loraline.data.reading.entries import Entry
 from loraline.errors import TryAgain, UserError
 
 ROWS = [{"question": f"What is {n}?", "answer": f"it is {n}"} for n in range(20)]
@@ -31,19 +31,19 @@ def questions(merged) -> list[str]:
     ],
 )
 def test_a_flag_may_carry_a_sample_and_a_weight(flag: str, expected: Entry) -> None:
-    assert sources.entries([flag]) == [expected]
+    assert entries.entries([flag]) == [expected]
 
 
 def test_a_folder_that_is_named_like_a_sample_is_a_folder(tmp_path: Path) -> None:
     write_lines(tmp_path / "batch#12" / "data.jsonl", ROWS)
-    (entry,) = sources.entries([str(tmp_path / "batch#12")])
+    (entry,) = entries.entries([str(tmp_path / "batch#12")])
     assert entry.sample == ""
 
 
 @pytest.mark.parametrize("flag", ["data%0", "data%101", "data*0", "data#0"])
 def test_a_sample_or_weight_of_nothing_is_refused(flag: str) -> None:
     with pytest.raises(UserError, match=r"--data .* (is not (between|above) 0|of no rows)"):
-        sources.entries([flag])
+        entries.entries([flag])
 
 
 def test_a_registry_names_sources_and_says_more_than_flags(
@@ -82,7 +82,7 @@ def test_a_registry_names_sources_and_says_more_than_flags(
 def test_a_registry_that_says_nonsense_is_refused(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "all.yaml").write_text(content)
     with pytest.raises(UserError, match=told):
-        sources.entries([str(tmp_path / "all.yaml")])
+        entries.entries([str(tmp_path / "all.yaml")])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_only_the_topmost_data_files_are_read(tmp_path: Path, prepare) -> None:
     assert len(kept(prepare(data))) == 3
 
 
-@pytest.mark.parametrize("name", ["more.jsonl.gz", "more.ndjson", "x.tar.gz"])
+@pytest.mark.parametrize("name", ["more.jsonl.xz", "more.xlsx", "x.parquet.gz"])
 def test_files_that_hold_rows_and_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,0 +1,79 @@
+"""Tools and calls of functions, in the forms that OpenAI, ShareGPT, glaive and ms-swift give them.
+
+A call becomes what chat templates take: an ID, a name, and arguments as an object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from loraline.data.checks import BadRow
+from loraline.data.reading.values import objects, type_name, unpacked
+
+ID = re.compile(r"[A-Za-z0-9]{9}")
+"""IDs that Mistral's templates accept; others do not look at them."""
+
+
+def tools(value: Any) -> str:
+    """A row's tools as a JSON list, each in OpenAI's form."""
+    listed = [
+        tool if "function" in tool else {"type": "function", "function": tool}
+        for tool in objects(value, "tools")
+    ]
+    for tool in listed:
+        function = tool["function"]
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise BadRow("format", "a tool has no name")
+    return json.dumps(listed, ensure_ascii=False) if listed else ""
+
+
+class Calls:
+    """The calls of one conversation, numbered in their order."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, str] = {}
+        self.waiting: list[str] = []
+        """IDs of the calls that have no result yet."""
+        self.number = 0
+
+    def made(self, value: Any) -> list[dict[str, Any]]:
+        """Calls as chat templates take them."""
+        return [self.call(item) for item in objects(value, "tool_calls")]
+
+    def call(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        function = item["function"] if isinstance(item.get("function"), dict) else item
+        name = function.get("name")
+        arguments = unpacked(function.get("arguments", function.get("parameters")))
+        if not isinstance(name, str) or not name:
+            raise BadRow("format", "a call has no name")
+        if arguments is None or arguments == "":
+            arguments = {}
+        if not isinstance(arguments, dict):
+            raise BadRow(
+                "format",
+                f"arguments of the call {name[:40]!r} are {type_name(arguments)}, not an object",
+            )
+        self.number += 1
+        given = item.get("id")
+        fits = isinstance(given, str) and ID.fullmatch(given)
+        ours = str(given) if fits else f"call{self.number:05d}"
+        if isinstance(given, str):
+            self.ids[given] = ours
+        self.waiting.append(ours)
+        return {
+            "id": ours,
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+
+    def answered(self, given: Any) -> str:
+        """ID of the call that a result is of: the one it names, or the first without a result."""
+        ours = self.ids.get(given, "") if isinstance(given, str) else ""
+        if not ours and self.waiting:
+            ours = self.waiting[0]
+        if ours in self.waiting:
+            self.waiting.remove(ours)
+        return ours

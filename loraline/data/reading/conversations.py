@@ -1,0 +1,304 @@
+"""Turns of a conversation as OpenAI, ShareGPT, LLaMA-Factory, axolotl and ms-swift write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loraline.data.checks import BadRow
+from loraline.data.reading.calls import Calls
+from loraline.data.reading.keys import SOUNDS, filled, unused
+from loraline.data.reading.values import type_name
+from loraline.records import IMAGE, VIDEO, Detail
+
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+    "function_call": "call",
+    "tool_call": "call",
+}
+"""Roles by their names elsewhere; `call` is an answer that is nothing but calls."""
+
+TALK = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+"""Roles of turns that are text and nothing else."""
+
+ACCEPTED = "user, human, assistant, gpt, system, developer, tool, observation, function_call"
+
+PAIRS = (
+    ("human", "user", "query", "question", "input"),
+    ("assistant", "gpt", "bot", "response", "answer", "output"),
+)
+"""Keys of a turn that holds a question with its answer, as ms-swift's older sets."""
+
+LEARNT = ("weight", "loss_weight", "loss", "train", "training")
+"""Keys of a turn that say whether it is learnt: OpenAI, LLaMA-Factory, ms-swift, axolotl."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
+
+MEANS = {"audio", "audios", "images", "image", "videos", "refusal", "loss_scale", "train_detail"}
+"""Keys of a turn that carry meaning and are not understood."""
+
+PART_KEYS = {"type", "text", "value", "image", "image_url", "video", "video_url", "url", "path"}
+
+KEYS = ("role", "content")
+
+PLAIN = frozenset({"role", "from", "content", "value"})
+
+Media = str | bytes | Sequence[str]
+"""A path inside the source or a data URI; the content itself; a video's frames as paths."""
+
+
+class Turns:
+    """Turns read one by one; media that are named in parts go to the draft's lists."""
+
+    def __init__(
+        self,
+        names: Mapping[str, str],
+        ignore: Sequence[str],
+        images: list[Media],
+        videos: list[Media],
+    ) -> None:
+        self.images, self.videos, self.ignore = images, videos, ignore
+        self.role = self.content = None
+        self.roles, self.plain = ROLES, PLAIN
+        if names:
+            self.role, self.content = names.get("role"), names.get("content")
+            theirs = {names[ours]: ROLES.get(ours, ours) for ours in names if ours not in KEYS}
+            self.roles = ROLES | theirs
+            self.plain = PLAIN.union(filter(None, (self.role, self.content)))
+        self.calls = Calls()
+        self.format = "messages"
+        self.turns: list[tuple[str, str]] = []
+        self.details: dict[int, Detail] = {}
+        self.listed: set[str] = set()
+        self.shows = False
+        """Whether a part shows an image or a video."""
+
+    def read(self, turns: Sequence[Any]) -> None:
+        """Read turns; raises BadRow. Those of nothing but role and text are the most, by far."""
+        plain = self.roles is ROLES
+        for turn in turns:
+            if plain and type(turn) is dict and len(turn) == 2:
+                role, text = turn.get("role"), turn.get("content")
+                if role is None:
+                    role, text = turn.get("from"), turn.get("value")
+                if type(role) is str and type(text) is str and role in TALK:
+                    if not self.turns and "from" in turn:
+                        self.format = "conversations"
+                    self.turns.append((TALK[role], text))
+                    continue
+            self.add(turn)
+
+    def add(self, turn: Any) -> None:
+        """Read one turn; raises BadRow."""
+        if not isinstance(turn, dict):
+            raise BadRow("format", "a turn of messages is not an object")
+        role = turn.get(self.role) if self.role else turn.get("role", turn.get("from"))
+        if role is None:
+            self.add_pair(turn)
+            return
+        if not isinstance(role, str) or role not in self.roles:
+            raise BadRow("roles", f"unknown role {str(role)[:40]!r}; accepted: {ACCEPTED}")
+        role = self.roles[role]
+        if not self.turns and "from" in turn:
+            self.format = "conversations"
+        content = turn.get(self.content) if self.content else turn.get("content", turn.get("value"))
+        detail = self.detail(role, turn) if turn.keys() - self.plain else None
+        if role == "call":
+            self.add_calls(content, detail)
+            return
+        if isinstance(content, list):
+            content = self.parts(content)
+        if content is None and (detail and detail.calls):
+            content = ""
+        if not isinstance(content, str):
+            raise BadRow("format", f"content of a {role} turn is {type_name(content)}, not text")
+        if role == "system" and content == "" and self.format == "conversations":
+            return
+        if role == "tool" and not (detail and detail.call):
+            detail = (detail or Detail())._replace(call=self.calls.answered(None))
+        self.append(role, content, detail)
+
+    def append(self, role: str, content: str, detail: Detail | None) -> None:
+        if detail and detail != Detail():
+            self.details[len(self.turns)] = detail
+        self.turns.append((role, content))
+
+    def add_pair(self, turn: Mapping[str, Any]) -> None:
+        """A question with its answer in one object."""
+        named = [next((key for key in keys if key in turn), None) for keys in PAIRS]
+        if None in named:
+            raise BadRow("roles", f"a turn has neither role nor from, but {some(turn)}")
+        for role, key in zip(("user", "assistant"), named, strict=True):
+            content = turn[key or ""]
+            if not isinstance(content, str):
+                raise BadRow("format", f"{key} of a turn is {type_name(content)}, not text")
+            self.append(role, content, None)
+        for key in turn.keys() - set(named):
+            self.leave(str(key), turn[key])
+
+    def add_calls(self, content: Any, detail: Detail | None) -> None:
+        """A turn that is nothing but calls; it goes on an answer before it."""
+        made = self.calls.made(content)
+        number = len(self.turns) - 1
+        if self.turns and self.turns[-1][0] == "assistant":
+            before = self.details.get(number, Detail())
+            made = [*json.loads(before.calls or "[]"), *made]
+            if detail and detail.learnt != before.learnt:
+                raise unused("weight", "nothing learns an answer without its calls")
+            self.details[number] = before._replace(calls=encoded(made))
+            return
+        self.append("assistant", "", (detail or Detail())._replace(calls=encoded(made)))
+
+    def detail(self, role: str, turn: Mapping[str, Any]) -> Detail:
+        """What a turn holds beside role and text."""
+        made = Detail()
+        answers = role in ("assistant", "call")
+        for key, value in turn.items():
+            if key in self.plain or value is None or value == [] or value == "":
+                continue
+            if key in self.ignore:
+                self.listed.add(str(key))
+            elif key in LEARNT:
+                learnt = is_learnt(key, value)
+                if learnt and not answers:
+                    raise unused(key, f"nothing learns a {role} turn")
+                made = made._replace(learnt=learnt) if answers else made
+            elif key in REASONING and answers and isinstance(value, str):
+                made = made._replace(reasoning=value)
+            elif key in ("tool_calls", "function_call") and role == "assistant":
+                calls = self.calls.made(value)
+                made = made._replace(calls=encoded(calls)) if calls else made
+            elif key == "tool_call_id" and role == "tool":
+                made = made._replace(call=self.calls.answered(value))
+            elif key == "name" and role == "tool" and isinstance(value, str):
+                made = made._replace(name=value)
+            else:
+                self.leave(str(key), value)
+        return made
+
+    def leave(self, key: str, value: Any) -> None:
+        """Note a key of a turn that is not used; BadRow where it carries meaning elsewhere."""
+        if not filled(value):
+            return
+        if key in self.ignore:
+            self.listed.add(key)
+            return
+        if key in SOUNDS:
+            raise BadRow("modality", f"a turn holds {key}, and no base here hears")
+        if key in MEANS or key in REASONING or key in LEARNT or key in ("tool_calls",):
+            raise unused(key, "nothing reads it in such a turn")
+        self.listed.add(key)
+
+    def parts(self, content: list[Any]) -> str:
+        """Text with tags of a turn written as a list of parts."""
+        text = ""
+        for part in content:
+            if isinstance(part, str):
+                text += part
+                continue
+            if not isinstance(part, dict):
+                raise BadRow("format", f"a part is {type_name(part)}, not an object")
+            kind = part.get("type") or next(
+                (key for key in ("text", "image", "video") if key in part), None
+            )
+            if kind == "text":
+                said = part.get("text", part.get("value"))
+                if not isinstance(said, str):
+                    raise BadRow("format", "a part of type 'text' has no text")
+                text += said
+            elif kind in ("image", "image_url", "video", "video_url"):
+                text += self.shown(kind, part)
+            elif isinstance(kind, str) and kind in SOUNDS:
+                raise BadRow(
+                    "modality", f"a part of type {kind!r} is a sound, and no base here hears"
+                )
+            else:
+                raise BadRow(
+                    "format", f"a part of type {str(kind)[:40]!r} is not text, image or video"
+                )
+            for key in part.keys() - PART_KEYS:
+                self.leave(str(key), part[key])
+        return text
+
+    def shown(self, kind: str, part: Mapping[str, Any]) -> str:
+        """The tag of a part that shows an image or a video; its medium is noted if named."""
+        named = next(
+            (part[key] for key in (kind, "url", "path", "value") if part.get(key) is not None), None
+        )
+        named = named.get("url") if isinstance(named, dict) and "url" in named else named
+        is_image = kind.startswith("image")
+        self.shows = True
+        if named is not None:
+            (self.images if is_image else self.videos).append(medium(named))
+        return IMAGE if is_image else VIDEO
+
+    def learn_last(self) -> None:
+        """Learn the last answer alone."""
+        last = max((n for n, (role, _) in enumerate(self.turns) if role == "assistant"), default=-1)
+        for number, (role, _) in enumerate(self.turns):
+            if role == "assistant" and number != last:
+                before = self.details.get(number, Detail())
+                self.details[number] = before._replace(learnt=False)
+
+    def end_with_the_last_learnt(self) -> None:
+        """Leave out what follows the last answer that is learnt: nothing learns from it."""
+        if all(detail.learnt for detail in self.details.values()):
+            return
+        learnt = [
+            number
+            for number, (role, _) in enumerate(self.turns)
+            if role == "assistant" and self.details.get(number, Detail()).learnt
+        ]
+        if not learnt:
+            raise BadRow("roles", "no answer is to be learnt, all have weight 0")
+        if self.turns[-1][0] == "assistant":
+            del self.turns[learnt[-1] + 1 :]
+            for number in [number for number in self.details if number > learnt[-1]]:
+                del self.details[number]
+
+
+def is_learnt(key: str, value: Any) -> bool:
+    """Whether a turn with such a weight is learnt; BadRow for a weight between none and all."""
+    if value in (0, 1):
+        return bool(value)
+    raise unused(key, f"nothing reads {str(value)[:20]}, which is neither 0 nor 1")
+
+
+def encoded(made: list[dict[str, Any]]) -> str:
+    return json.dumps(made, ensure_ascii=False)
+
+
+def some(row: Mapping[str, Any]) -> str:
+    """Some keys of a row for people."""
+    keys = [str(key)[:30] for key in row]
+    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+
+def medium(item: Any) -> Media:
+    """One medium, as text columns, Parquet columns of Hugging Face and message parts hold it."""
+    if isinstance(item, dict):
+        item = item.get("bytes") or item.get("path") or item.get("url")
+    if isinstance(item, str | bytes) and item:
+        return item
+    if isinstance(item, list | tuple) and item and all(isinstance(name, str) for name in item):
+        return list(item)
+    raise BadRow("format", "an image or video is neither a path nor its content")

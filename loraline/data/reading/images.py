@@ -1,0 +1,206 @@
+"""Images of a row: decoded once, and made to look alike everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from loraline.data.checks import REPAIR, BadRow, Policy
+from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over
+
+TYPES = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+}
+"""Image types that are read, as Pillow names them, with the endings of their names. MPO is what
+phones and stereo cameras write: a JPEG with more pictures after the first, which is the one."""
+
+OPENED = [name for name in TYPES if name != "MPO"]
+"""Pillow opens MPO as JPEG."""
+
+NOT_READ = {
+    b"%PDF": "PDF",
+    b"\0\0\1\0": "ICO",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"P1": "PBM",
+    b"P2": "PGM",
+    b"P3": "PPM",
+    b"P4": "PBM",
+    b"P5": "PGM",
+    b"P6": "PPM",
+    b"8BPS": "PSD",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"DICM": "DICOM",
+    b"\x93NUMPY": "a NumPy array",
+    b"v/1\1": "OpenEXR",
+    b"%!PS": "PostScript",
+}
+"""First bytes of whole pictures that are not read, with the names of their types."""
+
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
+"""Brands of files that begin with an ISO base media box, after its size and `ftyp`."""
+
+DICOM_AT = 128
+"""Bytes before the mark of a DICOM file."""
+
+EIGHT_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX", "RGBa", "La"}
+"""Color modes of Pillow that become RGB as they are."""
+
+DEEP = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
+"""Color modes with more than eight bits: Pillow would cut their values off."""
+
+EXIF_ORIENTATION = 0x0112
+"""Tag of the EXIF standard; 1 is upright."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was decoded without error."""
+
+    content: bytes
+    source: bytes
+    """SHA-256 of the image's file."""
+
+    height: int
+    width: int
+    near: int
+    """Perceptual hash, 64 bits."""
+
+
+def load_image(
+    medium: str | bytes,
+    fetch: Fetch,
+    most: Limits,
+    actions: Policy,
+    found: list[str],
+    window: tuple[float, float] | None = None,
+) -> Picture:
+    """Read and decode an image; its pixels are looked at once and forgotten.
+
+    `window` gives the values that are black and white in a picture of more than eight bits.
+    """
+    import imagehash
+    from PIL import Image
+
+    content = content_of(medium, fetch, most, "image")
+    if unread := type_not_read(content):
+        remedy = "give its pages as PNG" if unread == "PDF" else "convert it to PNG or JPEG"
+        raise BadRow(
+            "media_format", f"image {named(medium)} is {unread}, which is not read; {remedy}"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=OPENED)
+        measure("image", medium, image.width, image.height, most)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1 and actions["media_frames"] != REPAIR:
+            raise BadRow(
+                "media_frames",
+                f"image {named(medium)} has {frames} frames; give it as a video, or take the first "
+                "with --on media_frames=repair",
+            )
+        image.seek(0)
+        image.load()
+        shown = as_shown(image, window)
+        near = int.from_bytes(packed(imagehash.phash(shown).hash), "big")
+    except Image.DecompressionBombError:
+        raise over("image", medium, "far more pixels", most.image_pixels) from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        reason = str(error).partition(" <_io")[0][:80]
+        raise BadRow(
+            "media_broken", f"image {named(medium)} cannot be decoded: {reason}"
+        ) from error
+    ending = PurePosixPath(medium).suffix.lower() if isinstance(medium, str) else ""
+    known = {name for names in TYPES.values() for name in names}
+    if ending in known and ending not in TYPES[image.format or ""]:
+        if actions["media_type"] != REPAIR:
+            raise BadRow("media_type", f"image {named(medium)} is {image.format} by its content")
+        found.append("media_type")
+    source = hashlib.sha256(content).digest()
+    if shown is not image:
+        if actions["appearance"] != REPAIR:
+            raise BadRow(
+                "appearance",
+                f"image {named(medium)} is turned, has transparent parts or more than 8 bits",
+            )
+        found.append("appearance")
+    if frames > 1:
+        found.append("media_frames")
+    if shown is not image or frames > 1:
+        buffer = io.BytesIO()
+        shown.convert("RGB").save(buffer, "PNG")
+        content = buffer.getvalue()
+    return Picture(content, source, shown.height, shown.width, near)
+
+
+def type_not_read(content: bytes) -> str | None:
+    """The name of a type of picture that is not read, by its first bytes."""
+    for begin, name in NOT_READ.items():
+        of_two = begin.startswith(b"P") and len(begin) == 2
+        if content.startswith(begin) and (not of_two or content[2:3].isspace()):
+            return name
+    if content[4:8] == b"ftyp":
+        return BRANDS.get(content[8:12], "a video")
+    if content[DICOM_AT : DICOM_AT + 4] == b"DICM":
+        return "DICOM"
+    head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return "SVG" if head.startswith((b"<svg", b"<?xml")) and b"<svg" in head else None
+
+
+def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
+    """The image upright, on white and in eight bits; the same object where it is so already.
+
+    vLLM turns images by their EXIF orientation and lays transparent ones on white; the processors
+    of transformers do neither. Pillow cuts the values of deep pictures off at 255. Raises BadRow
+    for a color mode that does not become RGB.
+    """
+    from PIL import Image, ImageOps
+
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in DEEP:
+        return eight_bits(image, window)
+    if image.mode not in EIGHT_BITS:
+        raise BadRow("media_format", f"an image has color mode {image.mode}; convert it to RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        clear = image if image.mode == "RGBA" else image.convert("RGBA")
+        if clear.getextrema()[3][0] < 255:
+            white = Image.new("RGB", image.size, (255, 255, 255))
+            white.paste(clear, mask=clear.getchannel("A"))
+            return white
+    return image
+
+
+def eight_bits(image: Any, window: tuple[float, float] | None) -> Any:
+    """A picture of 16 bits, 32 bits or floats in grey, black to white over a range of values.
+
+    The range is `window`, or that of the picture's own values. Raises BadRow where a value is not
+    finite.
+    """
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise BadRow("media_broken", "an image holds values that are not finite")
+    low, high = window or (float(values.min()), float(values.max()))
+    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L")
+
+
+def packed(bits: Any) -> bytes:
+    import numpy as np
+
+    return bytes(np.packbits(bits).tobytes())

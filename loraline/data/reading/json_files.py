@@ -1,0 +1,249 @@
+"""Rows of JSON files: an object a line, an array, or one object over many lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from loraline.data.checks import BadRow
+from loraline.data.reading import streams
+from loraline.errors import UserError
+
+NOT_UTF8 = "is not UTF-8; convert the file, or name its encoding with --encoding"
+
+TOP_LEVEL = 1
+"""Depth of the keys of one object that holds all of a file."""
+
+ROW_KEYS = frozenset(
+    [
+        "messages",
+        "conversations",
+        "conversation",
+        "instruction",
+        "prompt",
+        "query",
+        "question",
+        "output",
+        "response",
+        "answer",
+        "completion",
+        "text",
+        "caption",
+        "input",
+        "image",
+        "images",
+        "file_name",
+        "video",
+        "videos",
+        "chosen",
+        "rejected",
+    ]
+)
+"""Keys that make an object a row."""
+
+
+def lines(file: IO[bytes], stop: int | None, most: int) -> Iterator[bytes | BadRow]:
+    """Lines that begin before byte `stop`; one longer than `most` is skipped in bounded memory."""
+    position = 0 if stop is None else file.tell()
+    while stop is None or position < stop:
+        line = file.readline(most + 1)
+        if not line:
+            return
+        if len(line) <= most:
+            position += len(line)
+            yield line
+            continue
+        position += len(line)
+        while line and not line.endswith(b"\n"):
+            line = file.readline(2**20)
+            position += len(line)
+        yield BadRow("unreadable", f"is longer than {most} bytes (limit row_bytes)")
+
+
+def whole_lines(path: Path, stop: int | None, row_bytes: int, encoding: str) -> Iterator[Any]:
+    """Rows of a file with an object a line, from its begin to byte `stop`."""
+    with streams.text(path, encoding) as file:
+        # What is unpacked or translated is one part.
+        end = stop if file.seekable() else None
+        for found in lines(file, end, row_bytes):
+            yield found if isinstance(found, BadRow) else parse(found)
+
+
+def lines_from(path: Path, start: int, stop: int | None, row_bytes: int) -> Iterator[Any]:
+    """Rows whose lines begin between two bytes of a file that is not packed."""
+    with path.open("rb") as file:
+        # The line that begins before `start` belongs to the part before this one.
+        file.seek(start - 1)
+        while (line := file.readline(2**20)) and not line.endswith(b"\n"):
+            if stop is not None and file.tell() >= stop:
+                return
+        for found in lines(file, stop, row_bytes):
+            yield found if isinstance(found, BadRow) else parse(found)
+
+
+def parse(line: bytes) -> Any:
+    """One JSON document; orjson reads it, and the standard library says what is wrong with it."""
+    import orjson
+
+    if line.isspace():
+        return None
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return BadRow("unreadable", f"is not valid JSON: {error.msg} at column {error.colno}")
+    except UnicodeDecodeError:
+        return BadRow("unreadable", NOT_UTF8)
+    except RecursionError:
+        return BadRow("unreadable", "is nested too deeply")
+    except ValueError as error:
+        # A number of thousands of digits.
+        return BadRow("unreadable", f"is not JSON that can be read: {str(error)[:80]}")
+
+
+class Guarded:
+    """A file for ijson that ends in a UserError when one row does not end."""
+
+    def __init__(self, path: Path, file: IO[bytes], most: int) -> None:
+        self.path, self.file, self.most, self.since = path, file, most, 0
+
+    def read(self, size: int) -> bytes:
+        self.since += size
+        if self.since > self.most + 2 * size:
+            raise UserError(
+                f"{self.path} holds a row longer than {self.most} bytes (limit row_bytes)"
+            )
+        return self.file.read(size)
+
+
+def rows(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
+    """Rows of a JSON file: those of an array, streamed; one object a line; or the one object."""
+    with streams.text(path, encoding) as file:
+        first = file.peek(64).lstrip()[:1] if hasattr(file, "peek") else b""
+    if first == b"[":
+        yield from streamed(path, "item", row_bytes, encoding)
+    elif first == b"{":
+        yield from objects(path, row_bytes, encoding)
+    elif not first:
+        return
+    elif first in (b"/", b"#"):
+        raise UserError(f"{path} is not JSON: it begins with a comment")
+    else:
+        raise UserError(f"{path} is neither a JSON array of rows nor one JSON object a line")
+
+
+def streamed(path: Path, prefix: str, row_bytes: int, encoding: str) -> Iterator[Any]:
+    """Rows of an array in a JSON file, `item`, or of one under a key, `data.item`."""
+    import ijson
+
+    number = 0
+    with streams.text(path, encoding) as file:
+        guarded = Guarded(path, file, row_bytes)
+        try:
+            for row in ijson.items(guarded, prefix, use_float=True):
+                number += 1
+                guarded.since = 0
+                yield row
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} is not valid JSON after row {number}{complaint(error)}"
+            ) from error
+
+
+def complaint(error: Exception) -> str:
+    """What a parser says in short, without its excerpt of the file."""
+    said = " ".join(str(error).split()).partition("(right here)")[0]
+    if "UTF8" in said or "utf-8" in said:
+        return ", nor UTF-8; name its encoding with --encoding"
+    known = (
+        "invalid char",
+        "premature EOF",
+        "trailing garbage",
+        "unallowed token",
+        "lexical error",
+    )
+    word = next((word for word in known if word in said), "")
+    return (f": {word}" if word else "") + " (JSON5's comments and bare keys are not read)"
+
+
+def objects(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
+    """Rows of a file that begins with an object: one a line, or one over many lines."""
+    with streams.text(path, encoding) as file:
+        found = lines(file, None, row_bytes)
+        first = next(found, b"")
+        parsed = first if isinstance(first, BadRow) else parse(first)
+        if isinstance(parsed, BadRow):
+            one_a_line = False
+        else:
+            second = next(
+                (line for line in found if isinstance(line, BadRow) or line.strip()), None
+            )
+            one_a_line = second is not None
+    if one_a_line:
+        yield from whole_lines(path, None, row_bytes, encoding)
+    else:
+        ends_a_row = not isinstance(first, BadRow) and first.rstrip().endswith(b"}")
+        yield from one_object(path, row_bytes, encoding, ends_a_row)
+
+
+def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> Iterator[Any]:
+    """The row of a file that is one object, the rows that are under its one key, or a refusal.
+
+    `ends_a_row` says that the file's first line ends as an object does. Raises UserError for an
+    object whose keys are names of rows.
+    """
+    import ijson
+
+    keys: dict[str, str] = {}
+    with streams.text(path, encoding) as file:
+        depth, key, documents = 0, "", 0
+        try:
+            for event, value in ijson.basic_parse(file, use_float=True, multiple_values=True):
+                if event == "map_key" and depth == TOP_LEVEL:
+                    key = value
+                elif depth == TOP_LEVEL and documents == 0 and event not in ("end_map",):
+                    keys[key] = event
+                if event in ("start_map", "start_array"):
+                    depth += 1
+                elif event in ("end_map", "end_array"):
+                    depth -= 1
+                    documents += depth == 0
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            if ends_a_row:
+                # More lines may be whole: the one that is not is counted.
+                yield from whole_lines(path, None, row_bytes, encoding)
+                return
+            raise UserError(f"{path} is not valid JSON{complaint(error)}") from error
+    if documents > 1 or keys.keys() & ROW_KEYS:
+        yield from documents_of(path, row_bytes, encoding)
+        return
+    lists = [name for name, event in keys.items() if event == "start_array"]
+    if len(lists) == 1:
+        yield from streamed(path, f"{lists[0]}.item", row_bytes, encoding)
+        return
+    if len(keys) > 1 and all(event == "start_map" for event in keys.values()):
+        shown = ", ".join(repr(name[:30]) for name in list(keys)[:2])
+        raise UserError(
+            f"{path} is an object of {len(keys)} entries keyed by name ({shown} and so on), not a "
+            "row; write its values as a JSON array"
+        )
+    yield from documents_of(path, row_bytes, encoding)
+
+
+def documents_of(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
+    """JSON documents that follow each other in a file, each over as many lines as it likes."""
+    import ijson
+
+    with streams.text(path, encoding) as file:
+        guarded = Guarded(path, file, row_bytes)
+        try:
+            for row in ijson.items(guarded, "", use_float=True, multiple_values=True):
+                guarded.since = 0
+                yield row
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid JSON{complaint(error)}") from error

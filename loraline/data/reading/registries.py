@@ -1,0 +1,114 @@
+"""Registries of other tools, in our words: LLaMA-Factory's and ms-swift's `dataset_info.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraline.errors import UserError
+
+FILE = "dataset_info.json"
+
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+"""LLaMA-Factory's names of columns to ours, where they differ."""
+
+SAME = ("history", "system", "tools", "images", "videos", "audios", "chosen", "rejected")
+
+TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "call",
+    "system_tag": "system",
+}
+
+UNDERSTOOD = {
+    "file_name",
+    "hf_hub_url",
+    "ms_hub_url",
+    "formatting",
+    "columns",
+    "tags",
+    "num_samples",
+    "ranking",
+    "split",
+    "subset",
+    "folder",
+}
+
+
+def translated(file: Path, content: Any) -> dict[str, dict[str, Any]]:
+    """Names of datasets with the fields of an Entry.
+
+    Raises UserError for a file of this name that datasets writes beside its own data.
+    """
+    if isinstance(content, list):
+        return {name_of(item): swift(file, item) for item in content}
+    if not isinstance(content, dict) or "features" in content:
+        raise UserError(f"{file} describes one dataset and is no registry; give its folder")
+    return {str(name): llama_factory(file, name, item) for name, item in content.items()}
+
+
+def llama_factory(file: Path, name: str, item: Any) -> dict[str, Any]:
+    """An entry of LLaMA-Factory's registry."""
+    if not isinstance(item, dict):
+        raise UserError(f"{file}: dataset {name!r} is no object")
+    if unknown := item.keys() - UNDERSTOOD:
+        raise UserError(f"{file}: dataset {name!r} has {sorted(unknown)[0]!r}, which is not read")
+    if "file_name" in item:
+        uri = item["file_name"]
+    elif "hf_hub_url" in item:
+        split = f":{item['split']}" if item.get("split") else ""
+        uri = f"hf://{item['hf_hub_url']}{split}"
+    else:
+        raise UserError(f"{file}: dataset {name!r} names neither file_name nor hf_hub_url")
+    columns: dict[str, str] = {}
+    for theirs, column in (item.get("columns") or {}).items():
+        if theirs == "messages":
+            columns["conversations"] = column
+        elif theirs == "kto_tag":
+            columns["label"] = column
+        elif theirs in ALPACA or theirs in SAME:
+            columns[ALPACA.get(theirs, theirs)] = column
+        else:
+            raise UserError(f"{file}: dataset {name!r} has a column {theirs!r}, which is not read")
+    fields: dict[str, Any] = {"uri": uri, "columns": not_the_same(columns)}
+    if item.get("tags"):
+        fields["turns"] = {TAGS[tag]: value for tag, value in item["tags"].items() if tag in TAGS}
+    if item.get("num_samples"):
+        fields["sample"] = f"#{item['num_samples']}"
+    return fields
+
+
+def not_the_same(columns: Mapping[str, str]) -> dict[str, str]:
+    """Columns that go by another name than ours."""
+    return {ours: theirs for ours, theirs in columns.items() if ours != theirs}
+
+
+def name_of(item: Any) -> str:
+    names = ("dataset_name", "dataset_path", "ms_dataset_id", "hf_dataset_id")
+    found = (
+        next((item[key] for key in names if item.get(key)), None)
+        if isinstance(item, dict)
+        else None
+    )
+    return str(found)
+
+
+def swift(file: Path, item: Any) -> dict[str, Any]:
+    """An entry of ms-swift's registry, whose columns are theirs to ours."""
+    if not isinstance(item, dict):
+        raise UserError(f"{file}: an entry is no object")
+    if item.get("dataset_path"):
+        uri = item["dataset_path"]
+    elif item.get("hf_dataset_id"):
+        uri = f"hf://{item['hf_dataset_id']}"
+    else:
+        raise UserError(
+            f"{file}: {name_of(item)[:60]!r} has neither dataset_path nor hf_dataset_id"
+        )
+    columns = {ours: theirs for theirs, ours in (item.get("columns") or {}).items()}
+    return {"uri": str(uri), "columns": not_the_same(columns)}

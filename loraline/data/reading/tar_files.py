@@ -1,0 +1,106 @@
+"""Rows of tar shards, as WebDataset makes them, read without writing a member to disk."""
+
+from __future__ import annotations
+
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loraline.data.checks import BadRow
+from loraline.data.reading import streams
+from loraline.data.reading.json_files import NOT_UTF8, parse
+from loraline.errors import UserError
+
+JSON_MEMBERS, TEXT_MEMBERS = (".json",), (".txt", ".caption", ".text")
+IMAGE_MEMBERS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+VIDEO_MEMBERS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+MEMBERS = (*JSON_MEMBERS, *TEXT_MEMBERS, *IMAGE_MEMBERS, *VIDEO_MEMBERS)
+"""Endings of the members that make a sample."""
+
+MOST_MEMBERS = 64
+"""Members of one sample."""
+
+
+def rows(path: Path, row_bytes: int) -> Iterator[Any]:
+    """Samples of a tar shard: neighbours with one name but for its ending."""
+    key, members = None, dict[str, bytes | BadRow]()
+    try:
+        with (
+            streams.unpacked(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as archive,
+        ):
+            for member in archive:
+                if not member.isreg() or member.issparse():
+                    continue
+                folder, base = posixpath.split(member.name)
+                stem, _, ending = base.partition(".")
+                if (folder, stem) != key and members:
+                    yield sample(members)
+                    members = {}
+                key = (folder, stem)
+                ending = f".{ending.lower()}"
+                packing = streams.packing_of(ending)
+                ending = posixpath.splitext(ending)[0] if packing else ending
+                if not ending.endswith(MEMBERS):
+                    continue
+                if member.size > row_bytes or len(members) >= MOST_MEMBERS:
+                    members[ending] = too_large(base)
+                else:
+                    file = archive.extractfile(member)
+                    content = file.read() if file else b""
+                    members[ending] = unpack(content, packing, base, row_bytes)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a whole tar archive: {str(error)[:80]}") from error
+    if members:
+        yield sample(members)
+
+
+def too_large(name: str) -> BadRow:
+    return BadRow("unreadable", f"member {name[:80]!r} is over the limit row_bytes")
+
+
+def unpack(content: bytes, packing: str | None, name: str, most: int) -> bytes | BadRow:
+    """A member that is packed by itself, in bounded memory; others as they are."""
+    import pyarrow as pa
+
+    if packing is None:
+        return content
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(content), packing) as stream:
+            found: bytes = stream.read(most + 1)
+    except (pa.ArrowException, OSError):
+        return BadRow("unreadable", f"member {name[:80]!r} is not a whole {packing} file")
+    return too_large(name) if len(found) > most else found
+
+
+def sample(members: dict[str, bytes | BadRow]) -> Any:
+    """One row from the members of a tar shard that share a name."""
+    row: dict[str, Any] = {}
+    images: list[bytes] = []
+    videos: list[bytes] = []
+    for ending, content in sorted(members.items()):
+        if isinstance(content, BadRow):
+            return content
+        if ending.endswith(JSON_MEMBERS):
+            parsed = parse(content)
+            if not isinstance(parsed, dict):
+                return (
+                    parsed
+                    if isinstance(parsed, BadRow)
+                    else BadRow("format", "its .json is no object")
+                )
+            row |= parsed
+        elif ending.endswith(TEXT_MEMBERS):
+            try:
+                # The last line's end is the file's.
+                row["text"] = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+            except UnicodeDecodeError:
+                return BadRow("unreadable", f"its {ending} {NOT_UTF8}")
+        else:
+            (images if ending.endswith(IMAGE_MEMBERS) else videos).append(content)
+    for names, found in ((("images", "image", "file_name"), images), (("videos", "video"), videos)):
+        if found:
+            row = {key: value for key, value in row.items() if key not in names} | {names[0]: found}
+    return row

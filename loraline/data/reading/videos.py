@@ -1,0 +1,126 @@
+"""Videos of a row: decoded once, and sampled as Qwen-VL samples them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from loraline.data import pixels
+from loraline.data.checks import BadRow
+from loraline.data.reading.conversations import Media
+from loraline.data.reading.images import OPENED, packed
+from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over
+from loraline.records import Video
+
+FRAME_FACTOR, MIN_FRAMES = 2, 4
+"""Frames come in pairs, and at least four (qwen-vl-utils, vision_process.py)."""
+
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video that was decoded and sampled."""
+
+    video: Video
+    source: bytes
+    """SHA-256 of the video's file; decoders differ in the last bit, files do not."""
+
+    height: int
+    width: int
+    near: int
+    """Perceptual hash of the middle frame, 64 bits."""
+
+
+def frame_indices(total: int, rate: float, most: Limits) -> list[int]:
+    """Frames to take of `total` at `rate` frames a second, evenly from the first to the last.
+
+    As qwen-vl-utils samples: `fps` frames a second, an even number, four at least.
+    """
+    most_frames = min(most.frames, total) // FRAME_FACTOR * FRAME_FACTOR
+    wanted = min(max(total / rate * most.fps, MIN_FRAMES), most_frames)
+    count = max(FRAME_FACTOR, math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR)
+    return [round(index * (total - 1) / (count - 1)) for index in range(count)]
+
+
+def load_video(medium: Media, fetch: Fetch, most: Limits, cell: int) -> Clip:
+    """Decode a video and sample its frames, as JPEG; a list of paths is frames already sampled."""
+    import imagehash
+    from PIL import Image
+
+    if isinstance(medium, str | bytes):
+        content = content_of(medium, fetch, most, "video")
+        frames, fps = sampled(content, medium, most)
+        source = hashlib.sha256(content).digest()
+    else:
+        if len(medium) > most.frames:
+            raise over("video", medium, f"{len(medium)} frames", most.frames)
+        contents = [content_of(name, fetch, most, "frame") for name in medium]
+        try:
+            frames = [Image.open(io.BytesIO(item), formats=OPENED) for item in contents]
+            for frame in frames:
+                measure("frame", medium, frame.width, frame.height, most)
+            frames = [frame.convert("RGB") for frame in frames]
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadRow(
+                "media_broken", f"video {named(medium)} cannot be decoded: {error}"
+            ) from error
+        fps = most.fps
+        source = hashlib.sha256(
+            b"".join(hashlib.sha256(item).digest() for item in contents)
+        ).digest()
+    height, width = frames[0].height, frames[0].width
+    near = int.from_bytes(packed(imagehash.phash(frames[len(frames) // 2]).hash), "big")
+    return Clip(
+        Video(tuple(as_jpeg(frame, most, cell) for frame in frames), fps),
+        source,
+        height,
+        width,
+        near,
+    )
+
+
+def sampled(content: bytes, medium: Media, most: Limits) -> tuple[list[Any], float]:
+    """Sampled frames of an encoded video as RGB images, and how many make a second."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(content), "r") as container:
+            if not container.streams.video:
+                raise BadRow("media_broken", f"video {named(medium)} has no picture")
+            stream = container.streams.video[0]
+            measure("video", medium, stream.width, stream.height, most)
+            rate = float(stream.average_rate or stream.base_rate or 0)
+            total = len([packet for packet in container.demux(stream) if packet.size])
+        if total > most.video_frames:
+            raise over("video", medium, f"{total} frames", most.video_frames)
+        if total < FRAME_FACTOR or rate <= 0:
+            raise BadRow(
+                "media_broken", f"video {named(medium)} has {total} frames, expected 2 or more"
+            )
+        wanted = frame_indices(total, rate, most)
+        frames = {}
+        with av.open(io.BytesIO(content), "r") as container:
+            for index, frame in enumerate(container.decode(video=0)):
+                if index in wanted:
+                    frames[index] = frame.to_image()
+        if len(frames) != len(set(wanted)):
+            raise BadRow("media_broken", f"video {named(medium)} ends after {len(frames)} frames")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise BadRow("media_broken", f"video {named(medium)} cannot be decoded: {error}") from error
+    return [frames[index] for index in wanted], len(wanted) / total * rate
+
+
+def as_jpeg(frame: Any, most: Limits, cell: int) -> bytes:
+    """A frame as JPEG, resized as the processor would where it is over the limit."""
+    if frame.width * frame.height > most.frame_pixels:
+        height, width = pixels.resized(
+            frame.height, frame.width, cell=cell, min_pixels=0, max_pixels=most.frame_pixels
+        )
+        frame = frame.resize((width, height))
+    buffer = io.BytesIO()
+    frame.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,52 @@
+"""What prepare_data says of data that it refuses: one sentence, and never a long one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loraline.errors import UserError
+
+MOST = 300
+"""Characters of a sentence."""
+
+PATH = 90
+"""Characters of a path from which its begin is left out."""
+
+
+@contextmanager
+def brief() -> Iterator[None]:
+    """What is refused inside is said in a sentence that is not too long, whatever the file."""
+    try:
+        yield
+    except UserError as error:
+        if len(str(error)) <= MOST:
+            raise
+        raise UserError(shortened(str(error), MOST)) from error
+
+
+def refusal(place: str, clause: str, check: str, report: str = "") -> str:
+    """Where a check found what, and what can be done; the clause gives way, the rest does not."""
+    where = short_path(place)
+    looked = f"all is in {short_path(report)}" if report else "--check-only reports all of them"
+    # A clause that says what to do needs no way to do without the rows.
+    drop = "" if "; " in clause else f", --on {check}=drop leaves them out"
+    hint = f"(check {check}; {looked}{drop})"
+    joint = " " if check == "unreadable" else ": "
+    room = MOST - len(where) - len(hint) - len(joint) - 1
+    return f"{where}{joint}{shortened(clause, room)} {hint}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` characters in one line; its middle gives way, since it ends with
+    what can be done."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    end = (most - 5) * 2 // 3
+    return f"{text[: most - 5 - end]} ... {text[-end:]}"
+
+
+def short_path(text: str) -> str:
+    """A path, with its end alone where it is long."""
+    return text if len(text) <= PATH else f"...{text[-(PATH - 3) :]}"

@@ -1,0 +1,75 @@
+"""Calls of tools in an answer's text, compared by name and arguments and not by their spelling.
+
+Bases write them in ways of their own: `<tool_call>{...}</tool_call>` (Qwen), `[TOOL_CALLS] [...]`
+(Mistral), `{"name": ..., "parameters": ...}` (Llama 3).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from loraline.records import Record
+
+MARKS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
+"""What bases write around calls."""
+
+
+def comparable(text: str) -> str:
+    """An answer's text, and after it its calls, each as JSON with sorted keys in a line."""
+    decoder, calls, rest, place = json.JSONDecoder(), list[str](), "", 0
+    text = MARKS.sub("", text)
+    while place < len(text):
+        start = next((at for at in range(place, len(text)) if text[at] in "{["), len(text))
+        rest += text[place:start]
+        place = start
+        if start == len(text):
+            break
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found, end = None, start + 1
+        if made := calls_of(found):
+            calls += made
+        else:
+            rest += text[start:end]
+        place = end
+    return "\n".join([*([rest.strip()] if rest.strip() else []), *calls])
+
+
+def calls_of(found: Any) -> list[str]:
+    """The calls that a JSON value is, one or a list of them; none if it is something else."""
+    listed = found if isinstance(found, list) else [found]
+    calls = [written(item) for item in listed]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def written(item: Any) -> str:
+    """One call with its name and arguments alone; an empty text for what is no call."""
+    if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+        return ""
+    arguments = item.get("arguments", item.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return ""
+    if not isinstance(arguments, dict):
+        return ""
+    return json.dumps({"name": item["name"], "arguments": arguments}, sort_keys=True)
+
+
+def reference(record: Record) -> str:
+    """A row's answer with its calls, as `comparable` writes them."""
+    detail = record.details.get(len(record.messages) - 1)
+    calls = (
+        [item["function"] for item in json.loads(detail.calls)] if detail and detail.calls else []
+    )
+    text = record.answer.strip()
+    return "\n".join([*([text] if text else []), *map(written, calls)])
+
+
+def answered(text: str, record: Record) -> str:
+    """A model's answer as it is compared: with its calls written alike where a row has tools."""
+    return comparable(text) if record.tools else text

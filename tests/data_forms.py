@@ -1,0 +1,607 @@
+"""Forms in which data are published, each as one small row of our own words, and what it becomes.
+
+docs/data.md's table is made of them: `python tests/data_forms.py` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+BEGIN, END = "<!-- forms -->", "<!-- end of forms -->"
+
+Turns = list[tuple[str, str]]
+
+Q, A = "Where is Arlon?", "Near the river."
+ASKED: Turns = [("user", Q), ("assistant", A)]
+SHOWN: Turns = [("user", f"<image>{Q}"), ("assistant", A)]
+BRIEF: Turns = [("system", "Be brief."), *ASKED]
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "open_gate",
+        "description": "Opens a gate.",
+        "parameters": {"type": "object", "properties": {"town": {"type": "string"}}},
+    },
+}
+CALL = {"name": "open_gate", "arguments": {"town": "Arlon"}}
+CALLED = [{"id": "call00001", "type": "function", "function": CALL}]
+OPENED: Turns = [("user", "Open it."), ("assistant", ""), ("tool", "open"), ("assistant", "Done.")]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form: who publishes so, a row of it, and the turns that it becomes or its refusal."""
+
+    peer: str
+    name: str
+    row: Any
+    turns: Turns | None = None
+    told: str = ""
+    """Pattern of the refusal, where there are no turns."""
+
+    registry: dict[str, Any] = field(default_factory=dict)
+    """What datasets.yaml says of the source."""
+
+    ending: str = ".jsonl"
+    vision: bool = False
+    calls: list[dict[str, Any]] | None = None
+    """Calls of the first answer."""
+
+    learnt: int | None = None
+    """Number of answers that are learnt, where it is not all."""
+
+
+def said(*texts: str, user: str = "user", answer: str = "assistant") -> list[dict[str, str]]:
+    return [
+        {"role": answer if number % 2 else user, "content": text}
+        for number, text in enumerate(texts)
+    ]
+
+
+def shared(*texts: str) -> list[dict[str, str]]:
+    return [
+        {"from": "gpt" if number % 2 else "human", "value": text}
+        for number, text in enumerate(texts)
+    ]
+
+
+def text_form(peer: str, name: str, row: Any, **more: Any) -> Form:
+    return Form(peer, name, row, ASKED, **more)
+
+
+TOLD = "would not be used"
+PART = {"type": "text", "text": Q}
+
+FORMS = [
+    # Conversations.
+    text_form("OpenAI", "messages", {"messages": said(Q, A)}),
+    Form(
+        "OpenAI",
+        "messages with a developer's turn",
+        {"messages": [{"role": "developer", "content": "Be brief."}, *said(Q, A)]},
+        BRIEF,
+    ),
+    text_form(
+        "OpenAI",
+        "content as parts",
+        {"messages": [{"role": "user", "content": [PART]}, said(Q, A)[1]]},
+    ),
+    Form(
+        "OpenAI",
+        "weight 0 of an answer",
+        {
+            "messages": [
+                *said(Q),
+                {**said("", "Who knows.")[1], "weight": 0},
+                *said("Again?", A),
+            ]
+        },
+        [("user", Q), ("assistant", "Who knows."), ("user", "Again?"), ("assistant", A)],
+        learnt=1,
+    ),
+    Form(
+        "OpenAI",
+        "tools, tool_calls and tool",
+        {
+            "tools": [TOOL],
+            "messages": [
+                *said("Open it."),
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "c1",
+                            "type": "function",
+                            "function": CALL | {"arguments": json.dumps(CALL["arguments"])},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "c1", "content": "open"},
+                said("", "Done.")[1],
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "OpenAI",
+        "functions and function_call",
+        {
+            "functions": [TOOL["function"]],
+            "messages": [
+                *said("Open it."),
+                {"role": "assistant", "content": None, "function_call": CALL},
+                {"role": "function", "name": "open_gate", "content": "open"},
+                said("", "Done.")[1],
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "OpenAI",
+        "refusal beside no content",
+        {"messages": [*said(Q), {"role": "assistant", "content": None, "refusal": "I will not."}]},
+        told=TOLD,
+    ),
+    Form(
+        "OpenAI",
+        "a part that is a sound",
+        {"messages": [{"role": "user", "content": [PART, {"type": "input_audio"}]}, said(Q, A)[1]]},
+        told="no base here hears",
+    ),
+    Form(
+        "OpenAI",
+        "reasoning_content",
+        {"messages": [*said(Q), {**said(Q, A)[1], "reasoning_content": "The map shows it."}]},
+        ASKED,
+    ),
+    text_form("ShareGPT", "conversations", {"id": "1", "conversations": shared(Q, A)}),
+    Form(
+        "ShareGPT",
+        "a system turn",
+        {"conversations": [{"from": "system", "value": "Be brief."}, *shared(Q, A)]},
+        BRIEF,
+    ),
+    Form(
+        "ShareGPT",
+        "function_call and observation",
+        {
+            "tools": json.dumps([TOOL["function"]]),
+            "conversations": [
+                {"from": "human", "value": "Open it."},
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": "open"},
+                {"from": "gpt", "value": "Done."},
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "LLaMA-Factory",
+        "conversations with a system column",
+        {"conversations": shared(Q, A), "system": "Be brief."},
+        BRIEF,
+    ),
+    text_form(
+        "LLaMA-Factory", "an empty system column", {"conversations": shared(Q, A), "system": ""}
+    ),
+    text_form(
+        "LLaMA-Factory",
+        "v1 parts with value and loss_weight",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "value": Q}], "loss_weight": 0.0},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "text", "value": A}],
+                    "loss_weight": 1.0,
+                },
+            ]
+        },
+    ),
+    text_form(
+        "LLaMA-Factory",
+        "tags of its own",
+        {"talk": [{"who": "ask", "says": Q}, {"who": "reply", "says": A}]},
+        registry={
+            "columns": {"conversations": "talk"},
+            "turns": {"role": "who", "content": "says", "user": "ask", "assistant": "reply"},
+        },
+    ),
+    Form(
+        "LLaMA-Factory",
+        "mask_history",
+        {"conversations": shared("Who?", "Ada.", Q, A)},
+        [("user", "Who?"), ("assistant", "Ada."), *ASKED],
+        registry={"learn": "last"},
+        learnt=1,
+    ),
+    Form(
+        "LLaMA-Factory",
+        "preference pairs",
+        {"instruction": Q, "input": "", "chosen": A, "rejected": "On the moon."},
+        told="'chosen' would not be used",
+    ),
+    text_form(
+        "LLaMA-Factory",
+        "preference pairs, the good half",
+        {"instruction": Q, "input": "", "chosen": A, "rejected": "On the moon."},
+        registry={"preference": "good"},
+    ),
+    text_form(
+        "LLaMA-Factory",
+        "preference turns, the good half",
+        {
+            "conversations": shared(Q),
+            "chosen": {"from": "gpt", "value": A},
+            "rejected": {"from": "gpt", "value": "On the moon."},
+        },
+        registry={"preference": "good"},
+    ),
+    Form("LLaMA-Factory", "kto_tag", {"messages": said(Q, A), "kto_tag": False}, told=TOLD),
+    text_form("ms-swift", "query and response", {"query": Q, "response": A}),
+    Form(
+        "ms-swift",
+        "query, response and history",
+        {"query": Q, "response": A, "history": [["Who?", "Ada."]]},
+        [("user", "Who?"), ("assistant", "Ada."), *ASKED],
+    ),
+    text_form("ms-swift", "pairs", {"conversation": [{"human": Q, "assistant": A}]}),
+    Form(
+        "ms-swift",
+        "loss of a turn",
+        {"messages": [*said(Q), {**said("", "No.")[1], "loss": False}, *said("Again?", A)]},
+        [("user", Q), ("assistant", "No."), ("user", "Again?"), ("assistant", A)],
+        learnt=1,
+    ),
+    Form(
+        "ms-swift",
+        "tool_call and tool_response",
+        {
+            "tools": json.dumps([TOOL]),
+            "messages": [
+                *said("Open it."),
+                {"role": "tool_call", "content": json.dumps(CALL)},
+                {"role": "tool_response", "content": "open"},
+                said("", "Done.")[1],
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "ms-swift",
+        "rejected_response",
+        {"messages": said(Q, A), "rejected_response": "On the moon."},
+        told=TOLD,
+    ),
+    Form("ms-swift", "label", {"messages": said(Q, A), "label": True}, told=TOLD),
+    text_form(
+        "ms-swift",
+        "label, the good half",
+        {"messages": said(Q, A), "label": True},
+        registry={"preference": "good"},
+    ),
+    Form(
+        "ms-swift",
+        "audios",
+        {"messages": said(f"<audio>{Q}", A), "audios": ["a.wav"]},
+        told="holds audios, and no base here hears",
+    ),
+    Form(
+        "axolotl",
+        "train of a turn",
+        {"messages": [*said(Q), {**said("", "No.")[1], "train": False}, *said("Again?", A)]},
+        [("user", Q), ("assistant", "No."), ("user", "Again?"), ("assistant", A)],
+        learnt=1,
+    ),
+    Form(
+        "axolotl",
+        "train_detail of a turn",
+        {"messages": [*said(Q), {**said("", A)[1], "train_detail": [{"begin_offset": 0}]}]},
+        told=TOLD,
+    ),
+    text_form(
+        "axolotl", "input_output pairs of Capybara", {"conversation": [{"input": Q, "output": A}]}
+    ),
+    text_form("TRL", "prompt and completion", {"prompt": Q, "completion": A}),
+    text_form(
+        "TRL",
+        "prompt and completion as messages",
+        {"prompt": said(Q), "completion": said(Q, A)[1:]},
+    ),
+    text_form(
+        "TRL",
+        "chosen as messages, the good half",
+        {"prompt": said(Q), "chosen": said(Q, A)[1:], "rejected": said("", "No.")[1:]},
+        registry={"preference": "good"},
+    ),
+    Form("TRL", "label of a completion", {"prompt": Q, "completion": A, "label": False}, told=TOLD),
+    text_form("OpenAI", "a CSV cell of JSON", {"messages": json.dumps(said(Q, A))}, ending=".csv"),
+    # Questions with answers.
+    text_form("Alpaca", "instruction, input, output", {"instruction": Q, "input": "", "output": A}),
+    Form(
+        "Alpaca",
+        "input that is filled",
+        {"instruction": "Translate.", "input": "Haus", "output": "house"},
+        [("user", "Translate.\nHaus"), ("assistant", "house")],
+    ),
+    text_form(
+        "Alpaca",
+        "text that repeats the row",
+        {"instruction": Q, "input": "", "output": A, "text": f"### Instruction: {Q} ### {A}"},
+    ),
+    Form(
+        "Dolly",
+        "context",
+        {"instruction": Q, "context": "Arlon lies low.", "response": A, "category": "qa"},
+        told=r"context.*columns: \{question:",
+    ),
+    Form(
+        "Dolly",
+        "context in the question",
+        {"instruction": Q, "context": "Arlon lies low.", "response": A, "category": "qa"},
+        [("user", f"{Q}\nArlon lies low."), ("assistant", A)],
+        registry={"columns": {"input": "context"}},
+    ),
+    Form(
+        "OpenOrca",
+        "system_prompt, question, response",
+        {"id": "f.1", "system_prompt": "Be brief.", "question": Q, "response": A},
+        BRIEF,
+    ),
+    text_form("MetaMath", "query and response", {"query": Q, "response": A, "type": "GSM"}),
+    text_form("GSM8K", "question and answer", {"question": Q, "answer": A}),
+    Form(
+        "GSM8K",
+        "a number as the answer",
+        {"question": "2 + 3?", "answer": 5},
+        [("user", "2 + 3?"), ("assistant", "5")],
+    ),
+    Form(
+        "BoolQ",
+        "a truth value as the answer",
+        {"question": "Wet?", "answer": True},
+        [("user", "Wet?"), ("assistant", "true")],
+    ),
+    Form(
+        "SQuAD",
+        "question, context and answers",
+        {"question": Q, "context": "Low.", "answers": {"text": [A]}},
+        told="expected strings question",
+    ),
+    Form(
+        "MMLU",
+        "choices and a number",
+        {"question": Q, "choices": ["Low", "High"], "answer": 1},
+        told=TOLD,
+    ),
+    Form(
+        "MMLU",
+        "choices and a number, by letter",
+        {"question": Q, "choices": ["Low", "High"], "answer": 1},
+        [("user", f"{Q}\nA. Low\nB. High"), ("assistant", "B")],
+        registry={"columns": {"question": "{question}\n{choices}", "answer": "{answer:letter}"}},
+    ),
+    Form(
+        "CMMLU",
+        "A to D and a letter, by text",
+        {"Question": Q, "A": "Low", "B": "High", "C": "East", "D": "West", "Answer": "C"},
+        [("user", f"{Q}\nA. Low\nB. High\nC. East\nD. West"), ("assistant", "East")],
+        registry={"columns": {"question": "{Question}\n{A,B,C,D}", "answer": "{A,B,C,D[Answer]}"}},
+    ),
+    Form(
+        "ARC",
+        "choices as text and label",
+        {
+            "question": Q,
+            "choices": {"text": ["Low", "High"], "label": ["A", "B"]},
+            "answerKey": "A",
+        },
+        [("user", f"{Q}\nA. Low\nB. High"), ("assistant", "Low")],
+        registry={
+            "columns": {"question": "{question}\n{choices}", "answer": "{choices[answerKey]}"}
+        },
+    ),
+    text_form(
+        "any",
+        "other names of columns",
+        {"ask": Q, "reply": A},
+        registry={"columns": {"question": "ask", "answer": "reply"}},
+    ),
+    text_form(
+        "any",
+        "columns that are left out on purpose",
+        {"question": Q, "answer": A, "hint": "Low."},
+        registry={"ignore": ["hint"]},
+    ),
+    Form(
+        "xLAM",
+        "query, tools and answers",
+        {"query": "Open it.", "tools": json.dumps([TOOL]), "answers": json.dumps([CALL])},
+        [("user", "Open it."), ("assistant", "")],
+        calls=CALLED,
+    ),
+    # Files.
+    text_form("any", "JSON array", [{"question": Q, "answer": A}], ending=".json"),
+    text_form(
+        "any",
+        "JSON array with a byte order mark",
+        [{"question": Q, "answer": A}],
+        ending=".bom.json",
+    ),
+    text_form(
+        "any", "one JSON object over many lines", {"question": Q, "answer": A}, ending=".json"
+    ),
+    text_form(
+        "SQuAD",
+        "rows under one key",
+        {"version": "1", "data": [{"question": Q, "answer": A}]},
+        ending=".json",
+    ),
+    Form(
+        "any",
+        "an object keyed by ID",
+        {"a": {"question": Q, "answer": A}, "b": {"question": "Who?", "answer": "Ada."}},
+        told="keyed by name",
+        ending=".json",
+    ),
+    text_form("any", "packed JSONL", {"question": Q, "answer": A}, ending=".jsonl.gz"),
+    text_form(
+        "any", "JSONL packed with Zstandard", {"question": Q, "answer": A}, ending=".jsonl.zst"
+    ),
+    text_form("any", "NDJSON", {"question": Q, "answer": A}, ending=".ndjson"),
+    text_form("any", "CSV", {"question": Q, "answer": A}, ending=".csv"),
+    text_form(
+        "Excel", "CSV with semicolons", {"question": Q, "answer": A}, ending=".semicolon.csv"
+    ),
+    text_form("any", "TSV", {"question": Q, "answer": A}, ending=".tsv"),
+    text_form("any", "Parquet", {"question": Q, "answer": A}, ending=".parquet"),
+    text_form("datasets", "Arrow stream", {"question": Q, "answer": A}, ending=".arrow"),
+    text_form("pyarrow", "Arrow file", {"question": Q, "answer": A}, ending=".file.arrow"),
+    text_form("WebDataset", "packed members of a tar", {"question": Q, "answer": A}, ending=".tar"),
+    Form(
+        "Excel",
+        "a workbook",
+        {"question": Q, "answer": A},
+        told="would not be read",
+        ending=".xlsx",
+    ),
+    # Pictures.
+    Form(
+        "LLaVA",
+        "image and conversations",
+        {"image": "a.png", "conversations": shared(f"<image>{Q}", A)},
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "LLaVA",
+        "pictures in a folder of their own",
+        {"image": "b.png", "conversations": shared(f"<image>{Q}", A)},
+        SHOWN,
+        vision=True,
+        registry={"media": "pictures"},
+    ),
+    Form(
+        "LLaMA-Factory",
+        "images and tags",
+        {"messages": said(f"<image>{Q}", A), "images": ["a.png"]},
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "Qwen-VL",
+        "<img> in the text",
+        {"conversations": shared(f"<img>a.png</img>{Q}", A)},
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "Qwen2-VL",
+        "image parts",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image", "image": "a.png"}, PART]},
+                said(Q, A)[1],
+            ]
+        },
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "TRL",
+        "image parts without a name, and images",
+        {
+            "images": ["a.png"],
+            "messages": [{"role": "user", "content": [{"type": "image"}, PART]}, said(Q, A)[1]],
+        },
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "VQA",
+        "image, question, answer",
+        {"image": "a.png", "question": Q, "answer": A},
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "image folders",
+        "file_name and text",
+        {"file_name": "a.png", "text": A},
+        [("user", "<image>Read it."), ("assistant", A)],
+        vision=True,
+    ),
+    Form(
+        "OCR-VQA",
+        "image, text and answer",
+        {"image": "a.png", "text": Q, "answer": A},
+        told="say which asks",
+        vision=True,
+    ),
+    Form(
+        "OCR-VQA",
+        "image, text and answer, by columns",
+        {"image": "a.png", "text": Q, "answer": A},
+        SHOWN,
+        vision=True,
+        registry={"columns": {"question": "text"}},
+    ),
+    Form(
+        "ms-swift",
+        "<bbox> without boxes",
+        {
+            "messages": said(f"<image>{Q}", "<bbox>"),
+            "images": ["a.png"],
+            "objects": {"ref": [], "bbox": [[1, 1, 9, 9]]},
+        },
+        told="has no `boxes`",
+        vision=True,
+    ),
+    Form(
+        "any",
+        "bboxes beside an image",
+        {"image": "a.png", "question": Q, "answer": A, "bboxes": [[1, 1, 9, 9]]},
+        told=TOLD,
+        vision=True,
+    ),
+    Form(
+        "web pages",
+        "addresses of pictures",
+        {"image": "https://x/a.png", "question": Q, "answer": A},
+        told="is an address",
+        vision=True,
+    ),
+]
+
+
+def table() -> str:
+    """The forms as a table for the data page."""
+    lines = ["| from | form | what becomes of it |", "|---|---|---|"]
+    for form in FORMS:
+        become = "refused" if form.turns is None else "read"
+        said_in = ", ".join(sorted(form.registry))
+        become += f", with `{said_in}` in the registry" if said_in else ""
+        name = form.name.replace("<", "`<").replace(">", ">`")
+        lines.append(f"| {form.peer} | {name} | {become} |")
+    return "\n".join(lines)
+
+
+def written(page: str) -> str:
+    """The data page with the table of today's forms."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

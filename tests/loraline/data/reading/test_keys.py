@@ -1,0 +1,110 @@
+"""Nothing of a row is left unused in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraline.data.checks import BadRow
+from loraline.data.reading import formats
+from loraline.data.reading.formats import Reading
+from loraline.data.reading.keys import HARMLESS, MEANS, REPEATS, SOUNDS, filled
+
+KNOWN = sorted({*HARMLESS, *MEANS, *REPEATS, *SOUNDS, "system", "tools", "weight", "tags"})
+turn = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.text(max_size=4)},
+    optional={
+        key: st.sampled_from([None, 0, 1, False, True, "x"])
+        for key in (
+            "weight",
+            "loss",
+            "train",
+            "name",
+            "reasoning_content",
+            "refusal",
+            "odd",
+            "audio",
+        )
+    },
+)
+values = (
+    st.none()
+    | st.booleans()
+    | st.integers(0, 3)
+    | st.text("ab {[", max_size=4)
+    | st.lists(st.text("ab", max_size=2), max_size=2)
+    | st.lists(turn, max_size=4)
+    | st.dictionaries(st.sampled_from(["a", "text"]), st.text("ab", max_size=2), max_size=2)
+)
+rows = st.dictionaries(
+    st.sampled_from(KNOWN) | st.text("abcxyz_", min_size=1, max_size=6), values, max_size=6
+)
+
+
+@given(st.lists(rows, max_size=3))
+@settings(max_examples=300, deadline=None)
+def test_every_filled_key_of_a_row_is_used_or_listed_or_the_row_is_refused(
+    listed: list[dict[str, Any]],
+) -> None:
+    for row in listed:
+        try:
+            made = formats.draft(row, Reading("Look: {question}"))
+        except BadRow:
+            continue
+        left = {key for key, value in row.items() if filled(value)} - made.used
+        assert left == {key for key in made.listed if "[]." not in key} - made.used
+        held = repr((made.turns, made.images, made.videos, made.tools, made.details, made.objects))
+        texts = [value for key in made.used if isinstance(value := row.get(key), str)]
+        assert all(repr(text.strip())[1:-1] in held for text in texts)
+        turns = [turn for value in row.values() if isinstance(value, list) for turn in value]
+        keys = {
+            key
+            for turn in turns
+            if isinstance(turn, dict) and made.format in ("messages", "conversations")
+            for key, value in turn.items()
+            if key == "odd" and filled(value)
+        }
+        in_turns = {key.rpartition(".")[2] for key in made.listed if "[]." in key}
+        assert not made.used & {"messages", "conversations", "conversation"} or keys >= in_turns
+
+
+ROW = {"question": "Where?", "answer": "Here."}
+
+
+@pytest.mark.parametrize(
+    "key", sorted(MEANS.keys() - {"image", "images", "file_name", "video", "videos"})
+)
+def test_a_key_that_carries_meaning_is_refused_with_a_remedy(key: str) -> None:
+    value: Any = "A low town."
+    if key == "objects":
+        value = [[1, 2]]
+    if key == "history":
+        return
+    with pytest.raises(
+        BadRow, match=f"'{key}' would not be used; in datasets.yaml, .*ignore"
+    ) as bad:
+        formats.draft({**ROW, key: value}, Reading(None))
+    assert bad.value.check == "unused"
+    made = formats.draft({**ROW, key: value}, Reading(None, ignore=(key,)))
+    assert made.listed == [key]
+
+
+@pytest.mark.parametrize("key", ["id", "source", "odd_name"])
+def test_a_key_that_carries_none_is_listed(key: str) -> None:
+    assert formats.draft({**ROW, key: "a"}, Reading(None)).listed == [key]
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_an_empty_column_is_no_column(value: object) -> None:
+    assert formats.draft({**ROW, "context": value}, Reading(None)).listed == []
+
+
+def test_a_column_that_repeats_the_row_is_listed() -> None:
+    turns = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+    row = {"messages": turns, "prompt": "Where?"}
+    assert formats.draft(row, Reading(None)).listed == ["prompt"]
+    with pytest.raises(BadRow, match="'prompt' would not be used"):
+        formats.draft(row | {"prompt": "Who?"}, Reading(None))
