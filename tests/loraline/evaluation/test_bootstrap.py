@@ -213,7 +213,7 @@ def test_a_value_that_some_resamples_make_infinite_has_no_interval() -> None:
 
 
 def test_ten_rows_leave_out_what_students_t_asks_for() -> None:
-    # t(0.025) with 9 degrees of freedom is -2.262 in the tables; sqrt(10 / 9) of it is -2.385, below
-    # which lies 0.0085 of a normal distribution.
+    # In the tables t(0.025) with 9 degrees of freedom is -2.262; sqrt(10 / 9) of it is -2.385, and
+    # 0.0085 of a normal distribution lies below.
     assert bootstrap.expanded_tail(10) == pytest.approx(0.0085, abs=1e-4)
     assert bootstrap.expanded_tail(10**6) == pytest.approx(0.025, abs=1e-4)
