@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -263,3 +264,29 @@ def test_numbers_are_equal_however_they_are_written() -> None:
     assert metrics.json_field_f1(['{"a": 1.0, "b": 2e3}'], ['{"a": 1, "b": 2000}']).value == 1
     assert metrics.exact_match(['{"a": 1.50}'], ['{"a":1.5}'], "json").value == 1
     assert metrics.json_field_f1(['{"a": 1.5}'], ['{"a": 1}']).value == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer_format", "canonical"),
+    [
+        (r"\frac {a}{b}", "latex", r"\frac { a } { b }"),
+        (r"x\%  y", "latex", r"x \% y"),
+        ("  two\twords\n here ", "prose", "two words here"),
+        ('{"b": 1.0, "a": "é"}', "json", '{"a": "é", "b": 1}'),
+        ("no  json", "json", "no json"),
+    ],
+)
+def test_the_form_in_which_answers_are_compared(
+    text: str, answer_format: str, canonical: str
+) -> None:
+    assert metrics.canonical(text, answer_format) == canonical
+
+
+def test_extremes_are_all_wrong_and_all_right_at_the_mean_weight() -> None:
+    rows = np.array([[1.0, 4.0], [2.0, 6.0]])
+
+    assert metrics.from_zero_to_one(rows).tolist() == [[0.0, 5.0], [5.0, 5.0]]
+
+
+def test_a_metric_without_bounds_has_no_row_at_its_extremes() -> None:
+    assert metrics.eval_loss([1.0, 2.0], [1, 1]).at_extremes == 0.0
