@@ -290,3 +290,7 @@ def test_extremes_are_all_wrong_and_all_right_at_the_mean_weight() -> None:
 
 def test_a_metric_without_bounds_has_no_row_at_its_extremes() -> None:
     assert metrics.eval_loss([1.0, 2.0], [1, 1]).at_extremes == 0.0
+
+
+def test_a_perfect_bleu_is_a_hundred_and_not_a_rounding_error_more() -> None:
+    assert metrics.bleu(["a b c d e"], ["a b c d e"], "prose").value == 100.0
