@@ -90,7 +90,6 @@ def test_gains_are_judged_on_the_metric_that_the_policy_names() -> None:
     assert broken == ["gain_over_base_bleu_low"]
 
 
-<<<<<<< HEAD
 def test_an_adapter_that_changes_nothing_does_not_pass_under_any_margin() -> None:
     ends = ("", "_low", "_high")
     nothing = {f"gain_over_base_{m}{e}": -0.0 for m in ("levenshtein", "eval_loss") for e in ends}
@@ -113,7 +112,8 @@ def test_the_champions_own_adapter_did_not_lose_to_itself() -> None:
     assert "it is version 3, the champion itself, trained once more" in rules.table(verdicts)
     (broken,) = [v for v in rules.judge(ON_THE_LIMIT, tags, LIMITS, "4") if not v.passed]
     assert broken.detail == "the champion is version 4, compared with 3: evaluate again"
-=======
+
+
 CHAMPION_LOW = "gain_over_champion_levenshtein_low"
 AGAINST_2 = MEASURED | {"loraline.champion": "2"}
 
@@ -213,4 +213,3 @@ def test_a_policy_that_is_none_is_refused(
 def test_a_policy_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.yaml cannot be read: No such file"):
         rules.load(tmp_path / "absent.yaml", LIMITS)
->>>>>>> 8ae84a0 (The contract's and the champion's rules are held to by tests of their own; a warning is an error in tests)
