@@ -294,3 +294,49 @@ def test_a_metric_without_bounds_has_no_row_at_its_extremes() -> None:
 
 def test_a_perfect_bleu_is_a_hundred_and_not_a_rounding_error_more() -> None:
     assert metrics.bleu(["a b c d e"], ["a b c d e"], "prose").value == 100.0
+
+
+def test_a_mean_of_shares_divides_by_the_longer_text_and_takes_two_empty_ones_for_equal() -> None:
+    # "ab" for "abcd" lacks 2 of 4, "abcd" for "ab" has 2 of 4 too many.
+    found = metrics.levenshtein_mean(["ab", "abcd", ""], ["abcd", "ab", ""], "prose")
+
+    assert found.value == pytest.approx((0.5 + 0.5 + 0.0) / 3)
+
+
+def test_equal_to_the_letter_means_white_space_too() -> None:
+    assert metrics.exact_match_raw(["a ", "b"], ["a", "b"]).value == 0.5
+    assert metrics.exact_match(["a ", "b"], ["a", "b"], "prose").value == 1.0
+
+
+def test_each_metric_points_the_way_that_its_name_is_listed_with() -> None:
+    texts = (["a b"], ["a b"])
+    pointing = {
+        "bleu": metrics.bleu(*texts, "prose"),
+        "bleu_13a": metrics.bleu_13a(*texts),
+        "levenshtein": metrics.levenshtein(*texts, "prose"),
+        "levenshtein_mean": metrics.levenshtein_mean(*texts, "prose"),
+        "character_error_rate": metrics.character_error_rate(*texts, "prose"),
+        "exact_match": metrics.exact_match(*texts, "prose"),
+        "exact_match_raw": metrics.exact_match_raw(*texts),
+        "eval_loss": metrics.eval_loss([1.0], [1]),
+        "perplexity": metrics.perplexity([1.0], [1]),
+        "json_field_f1": metrics.json_field_f1(*texts),
+        "grounding_f1": metrics.grounding_f1(*texts),
+    }
+    listed = {name: metrics.HIGHER_IS_BETTER[name] for name in pointing}
+
+    assert {name: metric.higher_is_better for name, metric in pointing.items()} == listed
+    assert not any(listed[name] for name in ("eval_loss", "perplexity", "levenshtein"))
+    assert listed["bleu"] and listed["exact_match"]
+
+
+def test_bleus_extremes_are_no_hit_and_every_hit() -> None:
+    metric = metrics.bleu(["a b c d"], ["a b c d"], "prose")
+    assert metric.extremes is not None
+    worst, best = metric.of_sums(metric.extremes)
+
+    assert worst < best == 100.0
+
+
+def test_a_field_that_is_said_twice_is_one_too_many() -> None:
+    assert metrics.json_field_f1(['["a", "a"]'], ['["a"]']).value == pytest.approx(2 / 3)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from loraline.base.encoding import Row
 from loraline.training import packing
 
 
@@ -55,3 +57,27 @@ def test_the_order_comes_from_the_seed_and_the_epoch() -> None:
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(2, 0)
     assert order(1, 0) != order(1, 1)
+
+
+def test_places_of_a_row_with_images_stand_before_its_three_axes() -> None:
+    axes = torch.arange(9).reshape(3, 1, 3) + 10
+
+    def rope_index(
+        tokens: torch.Tensor, *, mm_token_type_ids: torch.Tensor, image_grid_thw: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        assert tokens.tolist() == [[5, 9, 7]]
+        assert mm_token_type_ids.tolist() == [[0, 1, 0]]
+        assert image_grid_thw.tolist() == [[1, 2, 2]]
+        return axes, None
+
+    row = Row(prompt=[5, 9], answer=[7], images=(b"image",))
+    found = packing.positions(row, torch.tensor([[1, 2, 2]]), 9, rope_index)
+
+    assert found.tolist() == [[0, 1, 2], *axes[:, 0].tolist()]
+
+
+def test_a_row_without_images_has_one_place_on_each_axis() -> None:
+    row = Row(prompt=[5], answer=[7])
+
+    assert packing.positions(row, None, None, None).tolist() == [[0, 1]]
+    assert packing.positions(row, None, 9, lambda: None).tolist() == [[0, 1]] * 4
