@@ -340,3 +340,8 @@ def test_bleus_extremes_are_no_hit_and_every_hit() -> None:
 
 def test_a_field_that_is_said_twice_is_one_too_many() -> None:
     assert metrics.json_field_f1(['["a", "a"]'], ['["a"]']).value == pytest.approx(2 / 3)
+
+
+def test_a_value_under_another_key_is_another_field() -> None:
+    assert metrics.json_field_f1(['{"a": 1, "b": 2}'], ['{"a": 2, "b": 1}']).value == 0.0
+    assert metrics.json_field_f1(['{"a": [1, {"b": 2}]}'], ['{"a": [{"b": 2}, 1]}']).value == 1.0

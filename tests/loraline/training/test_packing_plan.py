@@ -81,3 +81,17 @@ def test_a_row_without_images_has_one_place_on_each_axis() -> None:
 
     assert packing.positions(row, None, None, None).tolist() == [[0, 1]]
     assert packing.positions(row, None, 9, lambda: None).tolist() == [[0, 1]] * 4
+
+
+def test_a_pack_says_where_rows_begin_and_what_is_predicted_from_where() -> None:
+    rows = [Row(prompt=[1, 2], answer=[3, 4]), Row(prompt=[5], answer=[6])]
+
+    batch = packing.pack(None, rows, None)  # type: ignore[arg-type]
+
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch["row_bounds"].tolist() == [0, 4, 6]
+    # What attention kernels for rows of several lengths take.
+    assert batch["row_bounds"].dtype == torch.int32
+    assert (batch["predicting"].tolist(), batch["labels"].tolist()) == ([1, 2, 4], [3, 4, 6])
+    assert batch["longest_row"] == 4
