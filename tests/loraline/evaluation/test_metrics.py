@@ -345,3 +345,16 @@ def test_a_field_that_is_said_twice_is_one_too_many() -> None:
 def test_a_value_under_another_key_is_another_field() -> None:
     assert metrics.json_field_f1(['{"a": 1, "b": 2}'], ['{"a": 2, "b": 1}']).value == 0.0
     assert metrics.json_field_f1(['{"a": [1, {"b": 2}]}'], ['{"a": [{"b": 2}, 1]}']).value == 1.0
+
+
+def test_the_best_overlap_is_matched_first_even_where_that_leaves_fewer_matches() -> None:
+    # A covers X by 0.90 and Y by 0.67, B covers X by 0.67: A takes X, and B is left with Y at 0.38.
+    found = "[0.5, 0, 10.5, 10] [-2, 0, 8, 10]"
+    wanted = "[0, 0, 10, 10] [2.5, 0, 12.5, 10]"
+
+    assert metrics.grounding_f1([found], [wanted]).value == 0.5
+
+
+@pytest.mark.parametrize("other", [(2.0, 2.0, 3.0, 3.0), (2.0, 0.0, 3.0, 1.0), (0.0, 2.0, 1.0, 3.0)])
+def test_boxes_apart_share_nothing(other: tuple[float, float, float, float]) -> None:
+    assert metrics.iou((0.0, 0.0, 1.0, 1.0), other) == 0.0
