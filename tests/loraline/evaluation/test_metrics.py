@@ -355,6 +355,8 @@ def test_the_best_overlap_is_matched_first_even_where_that_leaves_fewer_matches(
     assert metrics.grounding_f1([found], [wanted]).value == 0.5
 
 
-@pytest.mark.parametrize("other", [(2.0, 2.0, 3.0, 3.0), (2.0, 0.0, 3.0, 1.0), (0.0, 2.0, 1.0, 3.0)])
+@pytest.mark.parametrize(
+    "other", [(2.0, 2.0, 3.0, 3.0), (2.0, 0.0, 3.0, 1.0), (0.0, 2.0, 1.0, 3.0)]
+)
 def test_boxes_apart_share_nothing(other: tuple[float, float, float, float]) -> None:
     assert metrics.iou((0.0, 0.0, 1.0, 1.0), other) == 0.0
