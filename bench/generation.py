@@ -88,16 +88,16 @@ def generation(shape: str, rows: int, new_tokens: int) -> None:
             in_a_process_of_its_own(random_mistral, base)
         adapter = Path(scratch) / "adapter"
         in_a_process_of_its_own(random_adapter, base, modality_of(shape), adapter)
-        found = {
+        timings = {
             engine: in_a_process_of_its_own(
                 answered, Task(engine, shape, base, adapter, rows, new_tokens)
             )
             for engine in engines
         }
     click.echo(f"{machine()}; {shape}, {rows} rows, up to {new_tokens} tokens, rank {RANK}")
-    first = found["one by one"]
+    first = timings["one by one"]
     click.echo("engine      load s  answer s  tokens/s  speed-up  equal answers")
-    for engine, timing in found.items():
+    for engine, timing in timings.items():
         tokens = sum(len(answer) + 1 for answer in timing.answers)
         equal = sum(a == b for a, b in zip(timing.answers, first.answers, strict=True))
         click.echo(
@@ -153,8 +153,8 @@ def random_adapter(base: Path, modality: str, folder: Path) -> None:
     from loraline.base.locate import locate
 
     torch.manual_seed(1)
-    found = locate(str(base), None)
-    model = load(found, modality, quantize=False, dtype=dtype_of(found))
+    located = locate(str(base), None)
+    model = load(located, modality, quantize=False, dtype=dtype_of(located))
     pattern = targets.target_modules(modality, PROJECTIONS, False)
     settings = LoraConfig(
         r=RANK, lora_alpha=RANK, target_modules=pattern, init_lora_weights="gaussian"
@@ -197,9 +197,9 @@ def answered(task: Task) -> Timing:
 
     answer(rows[:2])
     ready = time.monotonic()
-    found = answer(rows)
+    answered = answer(rows)
     return Timing(
-        ready - started, time.monotonic() - ready, [list(entry.tokens) for entry in found]
+        ready - started, time.monotonic() - ready, [list(entry.tokens) for entry in answered]
     )
 
 

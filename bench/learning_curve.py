@@ -263,11 +263,12 @@ def measured(model: Any, encoder: Encoder, test: Sequence[Record]) -> tuple[Inte
 
     rows = [encoder.encode(record) for record in test]
     answers = hf.answers(model, encoder, rows, 48, lambda units, remark: None)
-    found, wanted = [answer.text for answer in answers], [record.answer for record in test]
+    predictions = [answer.text for answer in answers]
+    references = [record.answer for record in test]
     answer_format = "prose" if encoder.processor is None else "latex"
     return (
-        bootstrap.interval(metrics.levenshtein(found, wanted, answer_format)),
-        bootstrap.interval(metrics.exact_match(found, wanted, answer_format)),
+        bootstrap.interval(metrics.levenshtein(predictions, references, answer_format)),
+        bootstrap.interval(metrics.exact_match(predictions, references, answer_format)),
     )
 
 
@@ -286,14 +287,14 @@ def draw(points: Sequence[Point], base: Base, tested: int) -> Any:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(point.variant for point in points):
-        own = [point for point in points if point.variant == name]
-        at = [point.rows for point in own]
-        (line,) = axes.plot(at, [point.edits.value for point in own], marker="o", label=name)
-        low, high = [p.edits.low for p in own], [p.edits.high for p in own]
-        axes.fill_between(at, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
-    at = sorted({point.rows for point in points})
+        curve = [point for point in points if point.variant == name]
+        rows = [point.rows for point in curve]
+        (line,) = axes.plot(rows, [point.edits.value for point in curve], marker="o", label=name)
+        low, high = [p.edits.low for p in curve], [p.edits.high for p in curve]
+        axes.fill_between(rows, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+    ticks = sorted({point.rows for point in points})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(at, [str(rows) for rows in at])
+    axes.set_xticks(ticks, [str(rows) for rows in ticks])
     axes.set(xlabel="training rows", ylabel="normalised edit distance", ylim=(0, None))
     axes.set_title(f"{base.architecture}, {tested} held-out rows", fontsize=10)
     axes.legend(frameon=False)

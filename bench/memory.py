@@ -66,7 +66,7 @@ def measure(task: str, mode: str, base: Path) -> None:
     from loraline.base.locate import locate
     from loraline.training import memory, packing, trainer
 
-    found = locate(str(base), None)
+    located = locate(str(base), None)
     rows, changes = TASKS[task]
     recipe = recipe_for(rows, base, 1, 2)
     recipe = type(recipe).model_validate(recipe.model_dump() | changes)
@@ -75,7 +75,7 @@ def measure(task: str, mode: str, base: Path) -> None:
     plan = memory.Plan(PASSES[-1], mode == "small", mode == "fast", memory.has_fused_kernels())
     with tempfile.TemporaryDirectory() as scratch:
         splits = {"train": every, "validation": every[:1]}
-        sft = trainer.build(recipe, found, encoder, splits, plan, Path(scratch))
+        sft = trainer.build(recipe, located, encoder, splits, plan, Path(scratch))
         sft.args.eval_strategy = IntervalStrategy.NO
         for tokens in PASSES:
             chosen: list[Any] = []
@@ -83,7 +83,7 @@ def measure(task: str, mode: str, base: Path) -> None:
                 if sum(map(len, chosen)) + len(row) <= tokens:
                     chosen.append(row)
             one_step = recipe.model_copy(update={"rows_per_step": len(chosen)})
-            estimated = memory.estimate(one_step, found, chosen, plan).total / memory.GIB
+            estimated = memory.estimate(one_step, located, chosen, plan).total / memory.GIB
             sft.rows["train"] = chosen
             sft.steps = packing.Steps(len(chosen), len(chosen), seed=0)
             torch.cuda.empty_cache()

@@ -147,8 +147,8 @@ def make_text(folder: Path, rows: int) -> None:
     draw = rng.random
     words = re.findall(r"[A-Za-z]+[,.]?", " ".join(page.read_text() for page in PAGES))
     after = defaultdict(lambda: words)
-    for one, two in pairwise(words):
-        after[one] = [*(after.get(one) or []), two]
+    for word, following in pairwise(words):
+        after[word] = [*(after.get(word) or []), following]
 
     def say(length: int) -> str:
         said, word = [], ""
@@ -175,7 +175,7 @@ def tokens(folder: Path, base: Path) -> float:
     tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
     with (folder / "data.jsonl").open() as file:
         rows = [" ".join(json.loads(line).values()) for line in islice(file, 1000)]
-    return sum(len(found) for found in tokenizer.encode_batch(rows)) / len(rows)
+    return sum(len(tokens) for tokens in tokenizer.encode_batch(rows)) / len(rows)
 
 
 def make_images(folder: Path, images: int) -> None:
@@ -261,15 +261,15 @@ def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, 
         env=os.environ | {"HF_DATASETS_CACHE": cache},
     )
     while process.poll() is None:
-        held = 0
-        for one in [process, *process.children(recursive=True)]:
+        memory = 0
+        for member in [process, *process.children(recursive=True)]:
             try:
-                held += one.memory_full_info().pss
-                times = one.cpu_times()
-                used[one.pid] = times.user + times.system
+                memory += member.memory_full_info().pss
+                times = member.cpu_times()
+                used[member.pid] = times.user + times.system
             except psutil.Error:
                 continue
-        peak = max(peak, held)
+        peak = max(peak, memory)
         # To look is work too, on the cores that are measured.
         time.sleep(0.5)
     seconds = time.monotonic() - started

@@ -51,12 +51,12 @@ def train(
         for task in tasks:
             base = Path(folder, task)
             call(__file__, "make-base", task, str(base))
-            found = {}
+            figures = {}
             for arm in arms:
                 for count in (1,) if arm == "trl" else sorted({1, gpus}):
                     name = arm if count == 1 else f"{arm}, {count} GPUs"
-                    found[name] = run(task, arm, base, steps, rows_per_step * count, count)
-            report(task, found)
+                    figures[name] = run(task, arm, base, steps, rows_per_step * count, count)
+            report(task, figures)
 
 
 def run(task: str, arm: str, base: Path, steps: int, rows: int, gpus: int) -> dict[str, float]:
@@ -92,11 +92,11 @@ def environment() -> None:
     click.echo(f"{' '.join(rate[1:])}, {float(rate[0]) / 1e12:.0f} TFLOP/s measured in bf16")
 
 
-def report(task: str, found: dict[str, dict[str, float]]) -> None:
+def report(task: str, arms: dict[str, dict[str, float]]) -> None:
     click.echo(f"\n| {task} | tokens/s | x TRL | MFU | peak GiB | x TRL | s/step |")
     click.echo("|---|---|---|---|---|---|---|")
-    plain = found.get("trl")
-    for arm, figures in found.items():
+    plain = arms.get("trl")
+    for arm, figures in arms.items():
         speed = figures["tokens_per_second"] / plain["tokens_per_second"] if plain else math.nan
         space = figures["peak_gib"] / plain["peak_gib"] if plain else math.nan
         click.echo(
@@ -196,14 +196,14 @@ def pictures(count: int) -> list[tuple[bytes, str]]:
     from PIL import Image
 
     rng = random.Random(0)
-    found = []
+    rows = []
     for _ in range(count):
         small = Image.frombytes("RGB", (16, 16), rng.randbytes(768))
         image = small.resize((rng.randrange(224, 900), rng.randrange(224, 700)))
         file = io.BytesIO()
         image.save(file, "JPEG")
-        found.append((file.getvalue(), " ".join(["x + y"] * rng.randrange(5, 40))))
-    return found
+        rows.append((file.getvalue(), " ".join(["x + y"] * rng.randrange(5, 40))))
+    return rows
 
 
 def recipe_for(task: str, base: Path, rows_per_step: int, steps: int) -> Any:
@@ -303,13 +303,13 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
     recipe = recipe_for(task, base, rows_per_step, steps)
     encoder = encoder_for(base, recipe)
     rows = rows_for(task, encoder, rows_per_step * steps)
-    found = locate(str(base), None)
+    located = locate(str(base), None)
     recipe = recipe.model_copy(update={"memory": arm})
-    plan, table = memory.choose(recipe, found, rows, memory.free())
+    plan, table = memory.choose(recipe, located, rows, memory.free())
     click.echo(table, err=True)
     with tempfile.TemporaryDirectory() as scratch:
         made = trainer.build(
-            recipe, found, encoder, {"train": rows, "validation": rows[:16]}, plan, Path(scratch)
+            recipe, located, encoder, {"train": rows, "validation": rows[:16]}, plan, Path(scratch)
         )
         clock = Clock()
         made.add_callback(clock)

@@ -252,11 +252,11 @@ def folders() -> list[Path]:
 
 def files(folder: Path | None = None) -> dict[str, Path]:
     """The file of each profile by its name; of two with one name the first folder's counts."""
-    found: dict[str, Path] = {}
+    recipes: dict[str, Path] = {}
     for place in folders() if folder is None else [folder]:
         for path in sorted(place.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+            recipes.setdefault(path.stem, path)
+    return dict(sorted(recipes.items()))
 
 
 def names(folder: Path | None = None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import inspect
 import shlex
@@ -88,7 +89,7 @@ def try_to_write(out_dir: Path) -> None:
         out_dir.mkdir(parents=True, exist_ok=True)
         probe.write_text("room for a run ID\n" * 64)
     except OSError as error:
-        if error.errno in (*full_disk.FULL, full_disk.TOO_LARGE):
+        if error.errno in (*full_disk.NO_SPACE, errno.EFBIG):
             raise
         raise UserError(f"--out-dir {out_dir} cannot be written: {error.strerror}") from error
     finally:

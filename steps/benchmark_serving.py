@@ -1,6 +1,6 @@
 """Throughput and latency of a running server: base beside adapter, over request rates.
 
-Reads: the held-out rows of the deploy_vllm run's candidate; needs vllm installed here.
+Reads: `benchmark/` of the prepare_data run, its held-out rows as requests; vllm is installed here.
 The key is VLLM_API_KEY of the environment.
 Writes: `benchmark.json` (one row a model, workload and rate), `throughput.png` and `latency.png`.
 
@@ -29,8 +29,6 @@ from loraline.tracking import fingerprints, runs, store, tags
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from loraline.contract import Contract
-    from loraline.records import Record
 
 REPORT = "benchmark.json"
 RANDOM_TOKENS = 128
@@ -99,25 +97,24 @@ def benchmark_serving(
     name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
     with runs.adapter(train_run) as adapter:
         agreed = contract.read(adapter)
-    running = Server(url)
-    listed = running.models()
-    asked = [model for model in (names.base_name(agreed), name) if model in listed]
-    if name not in asked:
+    server = Server(url)
+    listed = server.models()
+    models = [model for model in (names.base_name(agreed), name) if model in listed]
+    if name not in models:
         raise UserError(f"the server at {url} does not list {name}, only {', '.join(listed)}")
     tokenizer = locate.locate_tokenizer(agreed)
     with (
         tempfile.TemporaryDirectory() as folder,
-        runs.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file,
+        runs.artifacts(client, data_run.info.run_id, "benchmark") as requests,
     ):
-        rows = Path(folder, "rows.jsonl")
-        write_rows(rows, file)
+        rows = rows_arguments(requests, agreed.max_new_tokens)
         table = [
-            bench(running.url, model, workload, rate, prompts, goodput, tokenizer, Path(folder))
-            for workload in (("rows", *rows_arguments(rows, agreed)), ("random", *RANDOM))
-            for model in asked
+            bench(server.url, model, workload, rate, prompts, goodput, tokenizer, Path(folder))
+            for workload in (("rows", *rows), ("random", *RANDOM))
+            for model in models
             for rate in rates
         ]
-    found = targets(table, name, cold_start)
+    verdicts = targets(table, name, cold_start)
     with runs.open_run(
         "benchmark_serving",
         name=f"benchmark {name}",
@@ -128,7 +125,7 @@ def benchmark_serving(
         import mlflow
 
         mlflow.log_params({"url": url, "rates": rates, "prompts": prompts, "goodput": goodput})
-        mlflow.log_dict({"table": table, "targets": found}, REPORT)
+        mlflow.log_dict({"table": table, "targets": verdicts}, REPORT)
         mlflow.log_metrics(headline(table, name))
         mlflow.log_figure(figure(table, ("tokens_per_second", "goodput")), "throughput.png")
         mlflow.log_figure(figure(table, ("ttft_median_ms", "tpot_median_ms")), "latency.png")
@@ -138,7 +135,7 @@ def benchmark_serving(
             f"{row['tokens_per_second']:.1f} tokens/s, TTFT {row['ttft_median_ms']:.0f} ms, "
             f"TPOT {row['tpot_median_ms']:.1f} ms, {row['failed']} failed"
         )
-    for target, verdict in found.items():
+    for target, verdict in verdicts.items():
         click.echo(f"{target}: {verdict}")
     runs.hand_over(out_dir, run.info.run_id)
 
@@ -149,26 +146,16 @@ RANDOM = (
 )
 
 
-def rows_arguments(rows: Path, agreed: Contract) -> tuple[str, ...]:
-    kind = "custom" if agreed.modality == "text" else "custom_image"
-    most = str(agreed.max_new_tokens)
-    return ("--dataset-name", kind, "--dataset-path", str(rows), "--custom-output-len", most)
+def rows_arguments(requests: Path, max_new_tokens: int) -> tuple[str, ...]:
+    """Arguments for the file of requests that prepare_data wrote, named after vLLM's dataset.
 
-
-def write_rows(target: Path, held_out: Path) -> None:
-    """The rows in the form that vLLM's benchmark reads, images as data URIs."""
-    from loraline import records
-
-    lines = [as_line(record) for record in records.read(held_out)]
-    target.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def as_line(record: Record) -> dict[str, Any]:
-    from loraline.serving import client
-
-    if record.images:
-        return {"content": client.parts(record.question, iter(record.images))}
-    return {"prompt": record.question}
+    Raises UserError when no row was held out.
+    """
+    (file,) = requests.glob("custom*.jsonl")
+    if not file.stat().st_size:
+        raise UserError("the dataset has no held-out rows without videos to ask about")
+    length = ("--custom-output-len", str(max_new_tokens))
+    return ("--dataset-name", file.stem, "--dataset-path", str(file), *length)
 
 
 def bench(
@@ -211,9 +198,9 @@ def bench(
 
 def targets(table: Sequence[dict[str, Any]], name: str, cold_start: float | None) -> dict[str, str]:
     """Each target with the number measured, and whether it is met; 512 tokens are extrapolated."""
-    own = [row for row in table if row["model"] == name]
-    slowest = max(row["ttft_median_ms"] + 511 * row["tpot_median_ms"] for row in own) / 1000
-    most = max(row["requests_per_second"] for row in own) * 60
+    adapter = [row for row in table if row["model"] == name]
+    slowest = max(row["ttft_median_ms"] + 511 * row["tpot_median_ms"] for row in adapter) / 1000
+    most = max(row["requests_per_second"] for row in adapter) * 60
 
     def verdict(met: bool) -> str:
         return "met" if met else "not met"

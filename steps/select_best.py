@@ -51,7 +51,7 @@ class Entry:
         worst = -self.low if higher_is_better else self.high
         return self.champion, bool(self.broken), worst if math.isfinite(worst) else math.inf
 
-    def told(self) -> str:
+    def standing(self) -> str:
         """What the ranking says of the member beside its metric."""
         return "is the champion" if self.champion else self.broken or "keeps its limits"
 
@@ -77,34 +77,35 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
     if metric not in metrics.HIGHER_IS_BETTER:
         accepted = ", ".join(sorted(metrics.HIGHER_IS_BETTER))
         raise UserError(f"unknown --metric {metric!r}; accepted: {accepted}")
-    members = parsed(run_ids)
+    evaluations = parsed(run_ids)
     client = store.connect()
     runs = [
-        tracking_runs.upstream_run(client, member, "evaluate", "--run-ids") for member in members
+        tracking_runs.upstream_run(client, run_id, "evaluate", "--run-ids")
+        for run_id in evaluations
     ]
     refuse_unlike(runs)
     entries = sorted(
         (entry(client, run, metric) for run in runs),
-        key=lambda found: found.rank(metrics.HIGHER_IS_BETTER[metric]),
+        key=lambda member: member.rank(metrics.HIGHER_IS_BETTER[metric]),
     )
-    if not any(math.isfinite(found.value) for found in entries):
+    if not any(math.isfinite(member.value) for member in entries):
         raise UserError(f"--metric {metric}: none of the runs has measured it")
-    ranking = [asdict(found) for found in entries]
+    ranking = [asdict(member) for member in entries]
     fingerprint = fingerprints.fingerprint(__file__, {"metric": metric, "ranking": ranking})
     done = None if force else tracking_runs.finished_run(client, "select_best", fingerprint)
     best = entries[0]
-    if done and told_of(client, best.train_run_id, done):
+    if done and is_tagged_with(client, best.train_run_id, done):
         click.echo(f"selection of run {done.info.run_id} (reused):")
     else:
         log(client, entries, metric, fingerprint)
-    for place, found in enumerate(entries, start=1):
-        click.echo(f"{place}. {found.name}: {metric} {found} {found.told()}")
+    for place, member in enumerate(entries, start=1):
+        click.echo(f"{place}. {member.name}: {metric} {member} {member.standing()}")
     tracking_runs.hand_over(
         out_dir, best.run_id, result="failed" if best.broken or best.champion else "passed"
     )
 
 
-def told_of(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
+def is_tagged_with(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
     """Whether a training run's tag still speaks of this selection, and not of a later one."""
     tags = client.get_run(train_run_id).data.tags
     return f"selection {selection.info.run_id}" in tags.get(SELECTED, "")
@@ -113,17 +114,17 @@ def told_of(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
 def parsed(run_ids: str) -> list[str]:
     """The run IDs of a JSON list; members of a sweep that failed have left empty ones."""
     try:
-        found = json.loads(run_ids)
+        listed = json.loads(run_ids)
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(member, str) for member in found):
+        listed = None
+    if not isinstance(listed, list) or not all(isinstance(run_id, str) for run_id in listed):
         raise UserError(f"--run-ids {run_ids!r} is not a JSON list of run IDs")
-    members = list(dict.fromkeys(filter(None, found)))
-    if not members:
+    evaluations = list(dict.fromkeys(filter(None, listed)))
+    if not evaluations:
         raise UserError(
             f"--run-ids {run_ids!r} names no run; in a sweep, every member of it has failed"
         )
-    return members
+    return evaluations
 
 
 def refuse_unlike(runs: Sequence[Run]) -> None:
@@ -171,13 +172,13 @@ def log(client: MlflowClient, entries: Sequence[Entry], metric: str, fingerprint
         tags={BEST: best.run_id},
     ) as run:
         mlflow.log_dict({"metric": metric, "ranking": list(map(asdict, entries))}, "ranking.json")
-        for place, found in enumerate(entries, start=1):
+        for place, member in enumerate(entries, start=1):
             # Intervals that overlap do not tell two members apart, and the tag says so.
-            apart = found.low > best.high or found.high < best.low
-            told = f"{place} of {len(entries)} by {metric} {found}, selection {run.info.run_id}"
+            apart = member.low > best.high or member.high < best.low
+            rank = f"{place} of {len(entries)} by {metric} {member}, selection {run.info.run_id}"
             alike = place > 1 and not apart
-            told += "; not told apart from the best" if alike else ""
-            client.set_tag(found.train_run_id, SELECTED, told)
+            rank += "; not told apart from the best" if alike else ""
+            client.set_tag(member.train_run_id, SELECTED, rank)
 
 
 if __name__ == "__main__":

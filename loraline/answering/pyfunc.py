@@ -71,13 +71,13 @@ class AdapterModel(PythonModel):
         from loraline.answering import hf
 
         longest = self.contract.max_new_tokens
-        wanted = (params or {}).get("max_new_tokens")
-        wanted = longest if wanted is None else wanted
-        if wanted < 1:
-            raise UserError(f"max_new_tokens is {wanted}, and an answer has at least one token")
-        longest = min(wanted, longest)
-        given = enumerate(inputs(model_input))
-        rows = [self.encoded(number, text, longest) for number, text in given]
+        requested = (params or {}).get("max_new_tokens")
+        requested = longest if requested is None else requested
+        if requested < 1:
+            raise UserError(f"max_new_tokens is {requested}, and an answer has at least one token")
+        longest = min(requested, longest)
+        numbered = enumerate(inputs(model_input))
+        rows = [self.encoded(number, text, longest) for number, text in numbered]
         answers = hf.answers(self.model, self.encoder, rows, longest, lambda units, remark: None)
         return [answer.text for answer in answers]
 
@@ -124,11 +124,11 @@ def inputs(model_input: Any) -> list[str]:
         if len(model_input.columns) != 1:
             raise UserError(f"the model takes one column, and was given {len(model_input.columns)}")
         model_input = model_input.iloc[:, 0]
-    found = list(model_input)
-    for number, text in enumerate(found):
+    questions = list(model_input)
+    for number, text in enumerate(questions):
         if not isinstance(text, str):
             raise UserError(f"input {number} is {text!r}, and has to be a text")
-    return found
+    return questions
 
 
 def decoded(number: int, text: str) -> bytes:

@@ -54,10 +54,10 @@ def measure(
     if not merged:
         return side_by_side(agreed, base, adapters, encoder, rows)
     rest = {name: folder for name, folder in adapters.items() if name not in merged}
-    found = aside(side_by_side, agreed, base, rest, encoder, rows) if rest else {}
+    measured = aside(side_by_side, agreed, base, rest, encoder, rows) if rest else {}
     for name, folder in merged.items():
-        found[name] = by_itself(name, folder, agreed, base, encoder, rows)
-    return {name: found[name] for name in adapters}
+        measured[name] = by_itself(name, folder, agreed, base, encoder, rows)
+    return {name: measured[name] for name in adapters}
 
 
 def aside(task: Callable[..., Any], *arguments: Any) -> Any:
@@ -74,8 +74,8 @@ def by_itself(
     from loraline.base import locate, merging
 
     with tempfile.TemporaryDirectory() as scratch:
-        own = contract.read(adapter)
-        folder = aside(merging.write, own, base, adapter, Path(scratch, "merged"))
+        adapters_contract = contract.read(adapter)
+        folder = aside(merging.write, adapters_contract, base, adapter, Path(scratch, "merged"))
         model = locate.Base(folder, base.revision, base.config)
         bare: dict[str, Path | None] = {name: None}
         return aside(side_by_side, agreed, model, bare, encoder, rows)[name]
@@ -102,9 +102,9 @@ def side_by_side(
         with progress.bar(f"evaluate {name}", 2) as advance:
             nll = negative_log_likelihoods(llm, encoder, rows, lora)
             advance(1, "")
-            found = answers(llm, encoder, rows, agreed.max_new_tokens, lora)
+            generated = answers(llm, encoder, rows, agreed.max_new_tokens, lora)
             advance(1, "")
-        measured[name] = found, nll
+        measured[name] = generated, nll
     return measured
 
 
@@ -163,13 +163,13 @@ def answers(
 
     greedy = SamplingParams(temperature=0, max_tokens=max_new_tokens, detokenize=False)
     prompts = [prompt(encoder, row, []) for row in rows]
-    found = []
+    decoded = []
     for output in llm.generate(prompts, greedy, use_tqdm=False, lora_request=lora):
         tokens = list(output.outputs[0].token_ids)
         ended = encoder.end in tokens
         kept = tokens[: tokens.index(encoder.end)] if ended else tokens
-        found.append(Answer(encoder.decode(kept), kept, not ended))
-    return found
+        decoded.append(Answer(encoder.decode(kept), kept, not ended))
+    return decoded
 
 
 def negative_log_likelihoods(
@@ -181,13 +181,13 @@ def negative_log_likelihoods(
     # The answer stands in the prompt, whose tokens vLLM scores; it has to generate one more.
     scored = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     prompts = [prompt(encoder, row, row.answer) for row in rows]
-    found = []
+    losses = []
     outputs = llm.generate(prompts, scored, use_tqdm=False, lora_request=lora)
     for row, output in zip(rows, outputs, strict=True):
         tail = output.prompt_logprobs[-len(row.answer) :]
         pairs = zip(row.answer, tail, strict=True)
-        found.append(-sum(place[token].logprob for token, place in pairs))
-    return found
+        losses.append(-sum(place[token].logprob for token, place in pairs))
+    return losses
 
 
 def prompt(encoder: Encoder, row: Row, answer: Sequence[int]) -> dict[str, Any]:

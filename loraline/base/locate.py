@@ -73,13 +73,13 @@ def weight_files(folder: Path) -> list[Path]:
 def locate_measured(contract: Contract) -> Base:
     """The base that an adapter was trained on; a UserError if another one stands in its place."""
     on_hub = not contract.base_revision.startswith("sha256:")
-    found = locate(contract.base, contract.base_revision if on_hub else None)
-    if found.revision != contract.base_revision:
+    base = locate(contract.base, contract.base_revision if on_hub else None)
+    if base.revision != contract.base_revision:
         raise UserError(
-            f"base model {contract.base!r} is at {found.revision}, "
+            f"base model {contract.base!r} is at {base.revision}, "
             f"the adapter was trained on {contract.base_revision}"
         )
-    return found
+    return base
 
 
 def locate_tokenizer(contract: Contract) -> Path:

@@ -36,18 +36,18 @@ def merge(tuned: PeftModel) -> PreTrainedModel:
     if getattr(base.config, "quantization_config", None) is not None:
         raise UserError("an adapter is merged into an unquantized base, and this one is quantized")
     tuned.eval()
-    asked = probe(base)
-    wanted = logits(tuned, asked)
+    probe_inputs = probe(base)
+    expected = logits(tuned, probe_inputs)
     with tuned.disable_adapter():
-        unchanged = distance(logits(tuned, asked), wanted)
+        unchanged = distance(logits(tuned, probe_inputs), expected)
     merged = tuned.merge_and_unload(safe_merge=True)
-    found = distance(logits(merged, asked), wanted)
+    deviation = distance(logits(merged, probe_inputs), expected)
     allowed = min(torch.finfo(base.dtype).eps ** 0.5, 0.75 * unchanged)
     # Not a number is neither near nor far.
-    if not found <= allowed:
+    if not deviation <= allowed:
         raise UserError(
             f"the adapter is not the same once it is merged into its {base.dtype} base: logits are "
-            f"{found:.2g} of their size from the adapter's, and up to {allowed:.2g} would be "
+            f"{deviation:.2g} of their size from the adapter's, and up to {allowed:.2g} would be "
             "rounding; serve it unmerged, or with a serve_dtype of more digits"
         )
     return merged
@@ -61,8 +61,8 @@ def write(agreed: Contract, base: Base, adapter: Path, folder: Path) -> Path:
 
     loaded = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
     merge(attach(loaded, adapter)).save_pretrained(folder)
-    words = AutoProcessor if agreed.modality == "vision" else AutoTokenizer
-    words.from_pretrained(base.path).save_pretrained(folder)
+    preprocessor = AutoProcessor if agreed.modality == "vision" else AutoTokenizer
+    preprocessor.from_pretrained(base.path).save_pretrained(folder)
     return folder
 
 
@@ -75,10 +75,10 @@ def probe(base: PreTrainedModel) -> dict[str, Tensor]:
     if not hasattr(config, "vision_config"):
         return {"input_ids": torch.tensor([tokens], device=base.device)}
     vision = config.vision_config
-    own = {config.image_token_id, config.video_token_id, config.vision_start_token_id}
+    special = {config.image_token_id, config.video_token_id, config.vision_start_token_id}
     shown = GRID[1] * GRID[2] // vision.spatial_merge_size**2
     row = [config.vision_start_token_id, *[config.image_token_id] * shown]
-    row += [token for token in tokens if token not in own]
+    row += [token for token in tokens if token not in special]
     ids = torch.tensor([row], device=base.device)
     features = 3 * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.randn(GRID[1] * GRID[2], features, generator=generator)
@@ -90,11 +90,11 @@ def probe(base: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def logits(model: Any, asked: dict[str, Tensor]) -> Tensor:
+def logits(model: Any, probe_inputs: dict[str, Tensor]) -> Tensor:
     with torch.inference_mode():
-        return model(**asked).logits.float()
+        return model(**probe_inputs).logits.float()
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """Root of the mean square of the difference, as a share of that of `wanted`."""
-    return float((found - wanted).norm() / wanted.norm())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    """Root of the mean square of the difference, as a share of that of `expected`."""
+    return float((actual - expected).norm() / expected.norm())

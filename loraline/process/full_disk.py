@@ -1,4 +1,4 @@
-"""A disk without room, whoever met it: Python, SQLite, or MLflow, which tells of it in words."""
+"""Says in one sentence that a disk is full, whether Python, SQLite or MLflow noticed it."""
 
 from __future__ import annotations
 
@@ -7,68 +7,91 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-TOO_LARGE = errno.EFBIG
-"""A file met the limit of `ulimit -f`, or of its file system."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
-SQLITE, SQLITE_IO = 0, errno.EIO
-"""Stand for what SQLite says in words of its own: no room, or a write that was refused."""
+OS_ERROR = re.compile(r"\[Errno (\d+)\] [^:\n]*(?:: '([^'\n]+)')?(?: -> '([^'\n]+)')?")
+"""An OSError in a message of MLflow: its number, its file, and the file that was copied from it."""
 
-TOLD = re.compile(r"\[Errno (\d+)\] [^:\n]*(?:: '([^'\n]+)')?(?: -> '([^'\n]+)')?")
-"""An OSError as text: its number, its file, and the file that was being written from that one."""
-
-FEW = 2**20
+NEXT_TO_NO_ROOM = 2**20
 """Free bytes below which a disk is called full."""
 
 
+@dataclass(frozen=True)
+class Cause:
+    """Why something could not be written."""
+
+    problem: Literal["full", "too large", "database full", "database unwritable"]
+    """A file is too large for `ulimit -f` or its file system; a database is SQLite's."""
+
+    file: str = ""
+    """The file that was being written, where the error names it."""
+
+
 def sentence(error: BaseException, store: str, *folders: Path) -> str | None:
-    """What to tell of an exception that a full disk is behind; None if none is.
+    """What to say of an exception that a full disk caused; None for any other exception.
 
-    SQLite names no file; its database is `store`. For any other error without a file, the disk is
-    looked for among `folders` and the one for temporary files.
+    SQLite names no file; its database is `store`. Where no other error names one either, the full
+    disk is looked for among `folders` and the folder for temporary files.
     """
-    for number, place in met(error):
-        if number == TOO_LARGE:
-            file = f"the file {place}" if place else "a file"
-            return (
-                f"{file} may not grow any larger: the limit of `ulimit -f` or of the file system "
-                "is reached; raise it and run it again"
-            )
-        if number == SQLITE_IO:
-            return (
-                f"{store} cannot be written (disk I/O error): its disk is full or broken, or the "
-                "limit of `ulimit -f` is reached; mend that and run it again"
-            )
-        elsewhere = (tempfile.gettempdir(), *map(str, folders))
-        full = store if number == SQLITE else place or next(filter(is_full, elsewhere), "")
-        return f"the disk is full{f' at {full}' if full else ''}; free some space and run it again"
-    return None
+    cause = next(causes(error), None)
+    if cause is None:
+        return None
+    if cause.problem == "too large":
+        file = f"the file {cause.file}" if cause.file else "a file"
+        return (
+            f"{file} may not grow any larger: the limit of `ulimit -f` or of the file system "
+            "is reached; raise it and run it again"
+        )
+    if cause.problem == "database unwritable":
+        return (
+            f"{store} cannot be written (disk I/O error): its disk is full or broken, or the "
+            "limit of `ulimit -f` is reached; mend that and run it again"
+        )
+    if cause.problem == "database full":
+        place = store
+    else:
+        candidates = (tempfile.gettempdir(), *map(str, folders))
+        place = cause.file or next(filter(is_full, candidates), "")
+    return f"the disk is full{f' at {place}' if place else ''}; free some space and run it again"
 
 
-def met(error: BaseException) -> Iterator[tuple[int, str]]:
-    """Number and file of each error about room, along the causes of an exception."""
+def causes(error: BaseException) -> Iterator[Cause]:
+    """What an exception, and each exception that led to it, says about missing room."""
     seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, OSError) and cause.errno in (*FULL, TOO_LARGE):
-            yield cause.errno, str(cause.filename2 or cause.filename or "")
-        else:
-            for number, source, target in TOLD.findall(str(cause)):
-                if int(number) in (*FULL, TOO_LARGE):
-                    yield int(number), target or source
-            if "disk is full" in str(cause):
-                yield SQLITE, ""
-            if "sqlite3" in str(cause) and "disk I/O error" in str(cause):
-                yield SQLITE_IO, ""
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and current.errno is not None:
+            yield from by_number(current.errno, str(current.filename2 or current.filename or ""))
+        yield from by_message(str(current))
+        suppressed = current.__suppress_context__
+        current = current.__cause__ or (None if suppressed else current.__context__)
+
+
+def by_number(number: int, file: str) -> Iterator[Cause]:
+    if number in NO_SPACE:
+        yield Cause("full", file)
+    elif number == errno.EFBIG:
+        yield Cause("too large", file)
+
+
+def by_message(message: str) -> Iterator[Cause]:
+    """Causes that an exception holds only as text: MLflow's of an OSError, and SQLite's own."""
+    for number, source, target in OS_ERROR.findall(message):
+        yield from by_number(int(number), target or source)
+    if "disk is full" in message:
+        yield Cause("database full")
+    if "sqlite3" in message and "disk I/O error" in message:
+        yield Cause("database unwritable")
 
 
 def is_full(folder: str) -> bool:
-    """Whether a folder's disk has next to no room; False for a folder that is not there."""
+    """Whether a folder's disk has next to no room; False for a folder that does not exist."""
     try:
-        return shutil.disk_usage(folder).free < FEW
+        return shutil.disk_usage(folder).free < NEXT_TO_NO_ROOM
     except OSError:
         return False

@@ -34,9 +34,6 @@ LIMIT = 180
 SHARE = 0.9
 """Share of all mutants that the tests have to notice."""
 
-HEAVY = ("mlflow", "numpy", "peft", "pyarrow", "scipy.stats", "torch", "transformers")
-"""Libraries that most tests need: imported once, since every run is a fork of this process."""
-
 
 class Mutant(BaseModel):
     """One breakage."""
@@ -57,11 +54,22 @@ class Mutants(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     file: str
+    """The module; or the folder of those in which the texts stand."""
+
     tests: list[str]
+    imports: list[str] = []
+    """Libraries that the tests need: imported once, since every run is a fork of this process."""
+
     mutants: list[Mutant]
 
-    def faults(self, source: str) -> Iterator[str]:
-        """What is wrong with the list itself, for the module's text of today."""
+    def modules(self, tree: Path) -> list[Path]:
+        """The files that the breakages are in."""
+        path = tree / self.file
+        return sorted(path.glob("*.py")) if path.is_dir() else [path]
+
+    def faults(self, tree: Path) -> Iterator[str]:
+        """What is wrong with the list itself, for the modules' text of today."""
+        source = "".join(module.read_text() for module in self.modules(tree))
         for number, mutant in enumerate(self.mutants, 1):
             count = source.count(mutant.old)
             if count != 1:
@@ -119,18 +127,22 @@ def passes(tree: Path, tests: list[str], log: Path) -> bool:
 
 def run(name: str, tree: Path) -> tuple[int, int, int]:
     """Mutants of a list, those that are noticed, and those of the rest that nobody explains."""
-    listed = load(name)
-    module, log = tree / listed.file, tree / "mutant.log"
-    source = module.read_text()
-    if faults := list(listed.faults(source)):
+    listed, log = load(name), tree / "mutant.log"
+    for library in listed.imports:
+        importlib.import_module(library)
+    if faults := list(listed.faults(tree)):
         raise click.ClickException("\n".join(faults))
     if not passes(tree, listed.tests, log):
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
         raise click.ClickException(f"{name}: the tests fail without a mutant\n{tail}")
     noticed = unexplained = 0
     for number, mutant in enumerate(listed.mutants, 1):
+        module = next(m for m in listed.modules(tree) if mutant.old in m.read_text())
+        source = module.read_text()
         module.write_text(source.replace(mutant.old, mutant.new))
-        if passes(tree, listed.tests, log):
+        survived = passes(tree, listed.tests, log)
+        module.write_text(source)
+        if survived:
             unexplained += not mutant.survives
             reason = mutant.survives or "and nobody explains it"
             click.echo(f"  {name} {number}: not noticed: {reason}")
@@ -139,7 +151,6 @@ def run(name: str, tree: Path) -> tuple[int, int, int]:
             noticed += 1
             if mutant.survives:
                 click.echo(f"  {name} {number}: is noticed now; take its explanation away")
-    module.write_text(source)
     return len(listed.mutants), noticed, unexplained
 
 
@@ -148,8 +159,6 @@ def run(name: str, tree: Path) -> tuple[int, int, int]:
 def main(lists: tuple[str, ...]) -> None:
     """Say which mutants no test notices; of all lists unless some are named."""
     sys.dont_write_bytecode = True
-    for library in HEAVY:
-        importlib.import_module(library)
     count = noticed = unexplained = 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         tree = Path(folder)

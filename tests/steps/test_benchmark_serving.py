@@ -1,8 +1,8 @@
-import io
+from pathlib import Path
 
 import pytest
 
-from loraline.records import from_prompt
+from loraline.errors import UserError
 
 NAME = "tiny-lora"
 
@@ -45,20 +45,26 @@ def test_figures_have_a_line_for_each_model(benchmark) -> None:
     assert [line.get_label() for line in axes[0].lines] == ["base, rows", f"{NAME}, rows"]
 
 
-def test_a_row_becomes_what_vllms_benchmark_reads(benchmark) -> None:
-    asked = benchmark.as_line(from_prompt("Q: {question}", "who?", ""))
-    assert asked == {"prompt": "Q: who?"}
-    shown = benchmark.as_line(from_prompt("Read it.", "", "", picture("PNG")))
-    kinds = [part["type"] for part in shown["content"]]
-    assert kinds == ["image_url", "text"]
+@pytest.mark.parametrize("dataset", ["custom", "custom_image"])
+def test_the_requests_are_those_that_prepare_data_wrote(
+    benchmark, dataset: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{dataset}.jsonl"
+    file.write_text('{"prompt": "who?", "output_tokens": 3}\n')
+
+    arguments = benchmark.rows_arguments(tmp_path, 64)
+
+    assert arguments == (
+        *("--dataset-name", dataset, "--dataset-path", str(file)),
+        *("--custom-output-len", "64"),
+    )
 
 
-def picture(kind: str) -> bytes:
-    from PIL import Image
+def test_a_dataset_without_held_out_rows_is_refused(benchmark, tmp_path: Path) -> None:
+    (tmp_path / "custom.jsonl").touch()
 
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, kind)
-    return file.getvalue()
+    with pytest.raises(UserError, match="no held-out rows"):
+        benchmark.rows_arguments(tmp_path, 64)
 
 
 def test_a_benchmark_without_requests_is_refused(step, workplace) -> None:

@@ -45,7 +45,7 @@ def test_targets_are_the_language_models_own(tiny_base, architecture: str) -> No
     assert not any("visual" in name for name in matched)
 
 
-@pytest.mark.parametrize(("architecture", "linears"), zip(VISION, (2, 2, 4), strict=True))
+@pytest.mark.parametrize(("architecture", "linears"), list(zip(VISION, (2, 2, 4), strict=True)))
 def test_the_merger_is_adapted_when_asked(tiny_base, architecture: str, linears: int) -> None:
     model = load(tiny_base(architecture), architecture, quantize=False)
     pattern = target_modules("vision", ("q_proj",), True)
@@ -55,7 +55,7 @@ def test_the_merger_is_adapted_when_asked(tiny_base, architecture: str, linears:
     assert all(isinstance(model.get_submodule(name), torch.nn.Linear) for name in merger)
 
 
-@pytest.mark.parametrize(("architecture", "linears"), zip(VISION, (4, 5, 4), strict=True))
+@pytest.mark.parametrize(("architecture", "linears"), list(zip(VISION, (4, 5, 4), strict=True)))
 def test_every_linear_layer_of_the_towers_blocks_is_adapted_when_asked(
     tiny_base, architecture: str, linears: int
 ) -> None:

@@ -189,6 +189,31 @@ def test_what_has_no_interval_gets_none_instead_of_a_wrong_one(values: list[floa
     assert math.isnan(found.low) and math.isnan(found.high)
 
 
-def test_rows_that_cannot_be_paired_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 rows cannot be paired with 3"):
-        bootstrap.gain(share(np.ones(2)), share(np.ones(3)))
+@pytest.mark.parametrize(("rows", "others"), [(3, 2), (2, 3)])
+def test_rows_that_cannot_be_paired_are_refused(rows: int, others: int) -> None:
+    with pytest.raises(ValueError, match=f"{rows} rows cannot be paired with {others}"):
+        bootstrap.gain(share(np.ones(rows)), share(np.ones(others)))
+
+
+def test_another_process_draws_the_same_rows() -> None:
+    metric = share(np.array([0.0, 1.0, 1.0, 0.5, 0.25]))
+    first = bootstrap.interval(metric)
+    bootstrap._draws.cache_clear()
+    bootstrap._pseudo_rows.cache_clear()
+
+    assert bootstrap.interval(metric) == first
+
+
+def test_a_value_that_some_resamples_make_infinite_has_no_interval() -> None:
+    # exp(600) is a number; where the bad row is drawn twice, exp(1200) is none.
+    found = bootstrap.interval(metrics.perplexity([*[0.0] * 9, 6000.0], [1] * 10))
+
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_ten_rows_leave_out_what_students_t_asks_for() -> None:
+    # In the tables t(0.025) with 9 degrees of freedom is -2.262; sqrt(10 / 9) of it is -2.385, and
+    # 0.0085 of a normal distribution lies below.
+    assert bootstrap.expanded_tail(10) == pytest.approx(0.0085, abs=1e-4)
+    assert bootstrap.expanded_tail(10**6) == pytest.approx(0.025, abs=1e-4)

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -263,3 +264,99 @@ def test_numbers_are_equal_however_they_are_written() -> None:
     assert metrics.json_field_f1(['{"a": 1.0, "b": 2e3}'], ['{"a": 1, "b": 2000}']).value == 1
     assert metrics.exact_match(['{"a": 1.50}'], ['{"a":1.5}'], "json").value == 1
     assert metrics.json_field_f1(['{"a": 1.5}'], ['{"a": 1}']).value == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer_format", "canonical"),
+    [
+        (r"\frac {a}{b}", "latex", r"\frac { a } { b }"),
+        (r"x\%  y", "latex", r"x \% y"),
+        ("  two\twords\n here ", "prose", "two words here"),
+        ('{"b": 1.0, "a": "é"}', "json", '{"a": "é", "b": 1}'),
+        ("no  json", "json", "no json"),
+    ],
+)
+def test_the_form_in_which_answers_are_compared(
+    text: str, answer_format: str, canonical: str
+) -> None:
+    assert metrics.canonical(text, answer_format) == canonical
+
+
+def test_extremes_are_all_wrong_and_all_right_at_the_mean_weight() -> None:
+    rows = np.array([[1.0, 4.0], [2.0, 6.0]])
+
+    assert metrics.from_zero_to_one(rows).tolist() == [[0.0, 5.0], [5.0, 5.0]]
+
+
+def test_a_metric_without_bounds_has_no_row_at_its_extremes() -> None:
+    assert metrics.eval_loss([1.0, 2.0], [1, 1]).at_extremes == 0.0
+
+
+def test_a_perfect_bleu_is_a_hundred_and_not_a_rounding_error_more() -> None:
+    assert metrics.bleu(["a b c d e"], ["a b c d e"], "prose").value == 100.0
+
+
+def test_a_mean_of_shares_divides_by_the_longer_text_and_takes_two_empty_ones_for_equal() -> None:
+    # "ab" for "abcd" lacks 2 of 4, "abcd" for "ab" has 2 of 4 too many.
+    found = metrics.levenshtein_mean(["ab", "abcd", ""], ["abcd", "ab", ""], "prose")
+
+    assert found.value == pytest.approx((0.5 + 0.5 + 0.0) / 3)
+
+
+def test_equal_to_the_letter_means_white_space_too() -> None:
+    assert metrics.exact_match_raw(["a ", "b"], ["a", "b"]).value == 0.5
+    assert metrics.exact_match(["a ", "b"], ["a", "b"], "prose").value == 1.0
+
+
+def test_each_metric_points_the_way_that_its_name_is_listed_with() -> None:
+    texts = (["a b"], ["a b"])
+    pointing = {
+        "bleu": metrics.bleu(*texts, "prose"),
+        "bleu_13a": metrics.bleu_13a(*texts),
+        "levenshtein": metrics.levenshtein(*texts, "prose"),
+        "levenshtein_mean": metrics.levenshtein_mean(*texts, "prose"),
+        "character_error_rate": metrics.character_error_rate(*texts, "prose"),
+        "exact_match": metrics.exact_match(*texts, "prose"),
+        "exact_match_raw": metrics.exact_match_raw(*texts),
+        "eval_loss": metrics.eval_loss([1.0], [1]),
+        "perplexity": metrics.perplexity([1.0], [1]),
+        "json_field_f1": metrics.json_field_f1(*texts),
+        "grounding_f1": metrics.grounding_f1(*texts),
+    }
+    listed = {name: metrics.HIGHER_IS_BETTER[name] for name in pointing}
+
+    assert {name: metric.higher_is_better for name, metric in pointing.items()} == listed
+    assert not any(listed[name] for name in ("eval_loss", "perplexity", "levenshtein"))
+    assert listed["bleu"] and listed["exact_match"]
+
+
+def test_bleus_extremes_are_no_hit_and_every_hit() -> None:
+    metric = metrics.bleu(["a b c d"], ["a b c d"], "prose")
+    assert metric.extremes is not None
+    worst, best = metric.of_sums(metric.extremes)
+
+    assert worst < best == 100.0
+
+
+def test_a_field_that_is_said_twice_is_one_too_many() -> None:
+    assert metrics.json_field_f1(['["a", "a"]'], ['["a"]']).value == pytest.approx(2 / 3)
+
+
+def test_a_value_under_another_key_is_another_field() -> None:
+    assert metrics.json_field_f1(['{"a": 1, "b": 2}'], ['{"a": 2, "b": 1}']).value == 0.0
+    assert metrics.json_field_f1(['{"a": [1, {"b": 2}]}'], ['{"a": [{"b": 2}, 1]}']).value == 1.0
+
+
+def test_the_best_overlap_is_matched_first_even_where_that_leaves_fewer_matches() -> None:
+    # A covers X by 0.90 and Y by 0.67, B covers X by 0.67: A takes X, and B is left with Y at 0.38.
+    found = "[0.5, 0, 10.5, 10] [-2, 0, 8, 10]"
+    wanted = "[0, 0, 10, 10] [2.5, 0, 12.5, 10]"
+
+    assert metrics.grounding_f1([found], [wanted]).value == 0.5
+
+
+@pytest.mark.parametrize(
+    "other", [(2.0, 2.0, 3.0, 3.0), (2.0, 0.0, 3.0, 1.0), (0.0, 2.0, 1.0, 3.0)]
+)
+def test_boxes_apart_share_nothing(other: tuple[float, float, float, float]) -> None:
+    assert metrics.iou((0.0, 0.0, 1.0, 1.0), other) == 0.0

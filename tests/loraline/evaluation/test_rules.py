@@ -1,10 +1,12 @@
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from loraline.errors import UserError
 from loraline.evaluation import rules
 from loraline.profiles import Gate
 
@@ -110,3 +112,104 @@ def test_the_champions_own_adapter_did_not_lose_to_itself() -> None:
     assert "it is version 3, the champion itself, trained once more" in rules.table(verdicts)
     (broken,) = [v for v in rules.judge(ON_THE_LIMIT, tags, LIMITS, "4") if not v.passed]
     assert broken.detail == "the champion is version 4, compared with 3: evaluate again"
+
+
+CHAMPION_LOW = "gain_over_champion_levenshtein_low"
+AGAINST_2 = MEASURED | {"loraline.champion": "2"}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "tags", "margin", "detail"),
+    [
+        ({CHAMPION_LOW: 0.2}, AGAINST_2, 0.1, None),
+        ({CHAMPION_LOW: 0.1}, AGAINST_2, 0.1, ""),
+        ({CHAMPION_LOW: 0.05}, AGAINST_2, 0.1, ""),
+        ({}, AGAINST_2, 0.1, ""),
+        ({CHAMPION_LOW: 0.2}, MEASURED, 0.1, "compared with none: evaluate again"),
+        (
+            {CHAMPION_LOW: 0.2},
+            MEASURED | {"loraline.champion": "1"},
+            0.1,
+            "the champion is version 2, compared with 1: evaluate again",
+        ),
+        (
+            {CHAMPION_LOW: 0.2},
+            AGAINST_2 | {"loraline.champion.refused": "another prompt"},
+            0.1,
+            "version 2 cannot be compared: another prompt",
+        ),
+    ],
+)
+def test_a_champion_is_beaten_by_more_than_the_margin_or_not_at_all(
+    metrics: dict[str, float], tags: dict[str, str], margin: float, detail: str | None
+) -> None:
+    limits = Gate(min_gain_over_champion=margin)
+    verdicts = rules.judge(ON_THE_LIMIT | metrics, tags, limits, "2")
+    broken = [verdict for verdict in verdicts if not verdict.passed]
+
+    if detail is None:
+        assert broken == []
+    else:
+        (verdict,) = broken
+        assert (verdict.metric, verdict.limit) == (CHAMPION_LOW, margin)
+        assert detail in verdict.detail
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "template", "rows"])
+def test_an_evaluation_that_does_not_say_what_it_measured_is_none(part: str) -> None:
+    tags = {name: value for name, value in MEASURED.items() if not name.endswith(part)}
+    (verdict,) = [v for v in rules.judge(ON_THE_LIMIT, tags, LIMITS, None) if not v.passed]
+
+    assert verdict.metric == "unmeasured"
+    assert verdict.detail == f"missing or not finite: loraline.measured.{part}"
+
+
+@pytest.mark.parametrize("value", [sys.float_info.max, -sys.float_info.max, float("nan")])
+def test_what_is_not_finite_was_not_measured(value: float) -> None:
+    metrics = ON_THE_LIMIT | {"base_bleu": value}
+    broken = [v.metric for v in rules.judge(metrics, MEASURED, LIMITS, None) if not v.passed]
+
+    assert broken == ["unmeasured"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(float("inf"), "inf"), (-float("inf"), "-inf"), (float("nan"), "nan")]
+)
+def test_what_is_no_number_is_named(value: float, shown: str) -> None:
+    assert rules.number(value, 1.0) == shown
+
+
+def test_a_policy_changes_the_limits_that_it_names(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("min_rows: 30\nmin_bleu: null\n")
+
+    assert rules.load(policy, LIMITS) == LIMITS.model_copy(
+        update={"min_rows": 30, "min_bleu": None}
+    )
+    assert rules.load(None, LIMITS) == LIMITS
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[1]", r"must hold keys and values, found \[1\]"),
+        ("", "must hold keys and values"),
+        ("min_row: 30", "min_row"),
+        ("min_rows: none", "min_rows"),
+        ("min_rows: [", "cannot be read"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused(
+    tmp_path: Path, content: str | bytes, reason: str
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    with pytest.raises(UserError, match=rf"policy \S*policy.yaml.*{reason}"):
+        rules.load(policy, LIMITS)
+
+
+def test_a_policy_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml cannot be read: No such file"):
+        rules.load(tmp_path / "absent.yaml", LIMITS)

@@ -69,7 +69,7 @@ def test_a_disk_without_room_is_found_where_no_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil.disk_usage(tmp_path).free
-    monkeypatch.setattr(full_disk, "FEW", free * 2)
+    monkeypatch.setattr(full_disk, "NEXT_TO_NO_ROOM", free * 2)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     found = full_disk.sentence(no_space(), STORE)
     assert found == f"the disk is full at {tmp_path}; free some space and run it again"
