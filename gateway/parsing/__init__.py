@@ -13,7 +13,6 @@ from typing import Any
 from gateway.parsing import actions, documents, events, loops, places, values
 from gateway.parsing.answer import CODES, Answer, Item, Parsed, read
 from gateway.tasks import Task
-from loraline.data.boxes import Size
 
 __all__ = ["CODES", "PARSERS", "Item", "Parsed", "parse"]
 
@@ -37,14 +36,13 @@ def parse(
     *,
     family: str,
     finish_reason: str,
-    original: Size | None,
-    shown: Size | None,
+    original: tuple[int, int] | None,
+    shown: tuple[int, int] | None,
 ) -> Parsed:
     """Read a model's answer to a task.
 
-    `original` is the height and width in pixels of the image, upright; `shown` the same as the
-    model saw it (`loraline.data.boxes.shown_size`), in whose pixels Qwen2.5-VL counts. Both are
-    None for a text or a video.
+    `original` is the width and height in pixels of the image, upright; `shown` the same as the
+    model saw it, resized, in whose pixels Qwen2.5-VL counts. Both are None for a text or a video.
     """
     answer = read(task, text, family, finish_reason, original, shown)
     if not answer.text:

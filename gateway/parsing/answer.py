@@ -112,10 +112,13 @@ def read(
     text: str,
     family: str,
     finish_reason: str,
-    original: Size | None,
-    shown: Size | None,
+    original: tuple[int, int] | None,
+    shown: tuple[int, int] | None,
 ) -> Answer:
-    """The answer, ready for a parser; what holds for any answer is noted here."""
+    """The answer, ready for a parser; what holds for any answer is noted here.
+
+    Sizes come as width and height, as Pillow has them; from here on they are height and width.
+    """
     convention = family.replace("-", "_").replace(".", "_")
     if convention not in boxes.CONVENTIONS:
         convention = None
@@ -137,8 +140,8 @@ def read(
     return answer
 
 
-def sized(size: Size | None) -> Size | None:
-    return size if size and min(size) > 0 else None
+def sized(size: tuple[int, int] | None) -> Size | None:
+    return (size[1], size[0]) if size and min(size) > 0 else None
 
 
 def counted(answer: Answer, grid: int | None) -> Size | None:

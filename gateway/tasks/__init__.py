@@ -42,6 +42,10 @@ REPETITION = {"min_pattern_size": 4, "max_pattern_size": 64, "min_count": 24}
 """vLLM's `repetition_detection` in tokens: it ends tables without end. A repetition penalty would
 break real ones."""
 
+class PromptError(UserError, LookupError):
+    """A prompt cannot be made of what was given."""
+
+
 Parser = Literal[
     "text", "json", "boxes", "points", "lines", "html", "markdown", "events", "computer_use",
     "mobile_use",
@@ -116,14 +120,14 @@ class Task(Strict):
         return self.inputs == "text" or family in SHOWING
 
     def prompt(self, family: str, **variables: Any) -> str:
-        """The user's turn; UserError for a variable that is missing, unknown or too long."""
+        """The user's turn; PromptError for a variable that is missing, unknown or too long."""
         if not self.is_for(family):
-            raise UserError(
+            raise PromptError(
                 f"task {self.name} shows the model a {self.inputs}, and family {family!r} sees "
                 f"none; accepted: {', '.join(SHOWING)}"
             )
         if family not in self.prompts and "default" not in self.prompts:
-            raise UserError(
+            raise PromptError(
                 f"task {self.name} has no prompt for family {family!r}; accepted: "
                 f"{', '.join(self.prompts)}"
             )
@@ -139,9 +143,9 @@ class Task(Strict):
         for name, value in variables.items():
             if name not in self.variables and name not in GIVEN:
                 accepted = ", ".join(self.variables) or "none"
-                raise UserError(f"task {self.name} has no variable {name!r}; accepted: {accepted}")
+                raise PromptError(f"task {self.name} has no variable {name!r}; accepted: {accepted}")
             if value is not None and len(str(value)) > LONGEST_VARIABLE:
-                raise UserError(
+                raise PromptError(
                     f"variable {name!r} has {len(str(value)):,} characters, the limit is "
                     f"{LONGEST_VARIABLE:,}"
                 )
@@ -154,7 +158,7 @@ class Task(Strict):
             if value is None:
                 value = self.variables.get(name)
             if value is None:
-                raise UserError(f"task {self.name} needs variable {name!r}")
+                raise PromptError(f"task {self.name} needs variable {name!r}")
             return str(value)
 
         return PLACEHOLDER.sub(fill, text)

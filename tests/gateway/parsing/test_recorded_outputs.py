@@ -14,7 +14,7 @@ import pytest
 from gateway import tasks
 from gateway.parsing import Parsed, parse
 
-ORIGINAL, SHOWN = (960, 1280), (952, 1288)
+ORIGINAL, SHOWN = (1280, 960), (1288, 952)
 TASKS = tasks.load(None)
 
 
@@ -330,7 +330,7 @@ QWEN3 = [
         kinds={"element": 1},
         names=("T",),
         codes=("sanitised",),
-        value='<h1 data-bbox="88 41 500 77">T</h1>',
+        value='<h1 data-bbox="88 41 500 77">T</h1>\n',
     ),
     Recorded(
         "# T\n<!-- Image (120, 340, 880, 610) -->\n<!-- Table (80, 640, 920, 900) -->\n"
