@@ -101,9 +101,7 @@ class SystemButton(Arguments):
     button: Literal["Back", "Home", "Menu", "Enter"]
 
 
-Computer = (
-    Keys | Typing | Pointing | MouseClick | Scrolling | Waiting | Ending | Answering
-)
+Computer = Keys | Typing | Pointing | MouseClick | Scrolling | Waiting | Ending | Answering
 Phone = Tap | LongPress | Swipe | Typing | PhoneKey | SystemButton | Waiting | Ending | Answering
 TOOLS: dict[str, TypeAdapter[Any]] = {
     "computer_use": TypeAdapter(Annotated[Computer, Field(discriminator="action")]),

@@ -63,9 +63,7 @@ def is_time(match: re.Match[str]) -> bool:
     return bool(match.group("unit")) or ":" in match.group(1)
 
 
-def rows_of(
-    answer: Answer, block: Block
-) -> Iterator[tuple[float | None, float | None, str]]:
+def rows_of(answer: Answer, block: Block) -> Iterator[tuple[float | None, float | None, str]]:
     """Start, end and description of the objects with times, and of keys that are spans."""
     waiting: list[Any] = [block.value]
     while waiting:

@@ -95,7 +95,9 @@ def take_tags(answer: Answer, text: str, items: list[Item]) -> str:
             answer.note("cut")
         for index, x in axes["x"].items():
             if index in axes["y"]:
-                add(answer, items, "point", [x, axes["y"][index]], {"label": label} if label else {})
+                add(
+                    answer, items, "point", [x, axes["y"][index]], {"label": label} if label else {}
+                )
         return " "
 
     return POINTS_TAG.sub(take, text)
@@ -162,7 +164,9 @@ def take_row(answer: Answer, row: Row, items: list[Item]) -> None:
     if not row.whole:
         answer.note("cut")
         return
-    names = names_of({well_formed(key): plain(v) for key, v in row.pairs if key.lower() not in PLACES})
+    names = names_of(
+        {well_formed(key): plain(v) for key, v in row.pairs if key.lower() not in PLACES}
+    )
     if any(isinstance(value, Unsure) for _, value in row.pairs):
         names["unsure"] = True
         answer.note("unsure")

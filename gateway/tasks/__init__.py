@@ -42,6 +42,7 @@ REPETITION = {"min_pattern_size": 4, "max_pattern_size": 64, "min_count": 24}
 """vLLM's `repetition_detection` in tokens: it ends tables without end. A repetition penalty would
 break real ones."""
 
+
 class PromptError(UserError, LookupError):
     """A prompt cannot be made of what was given."""
 
@@ -143,7 +144,9 @@ class Task(Strict):
         for name, value in variables.items():
             if name not in self.variables and name not in GIVEN:
                 accepted = ", ".join(self.variables) or "none"
-                raise PromptError(f"task {self.name} has no variable {name!r}; accepted: {accepted}")
+                raise PromptError(
+                    f"task {self.name} has no variable {name!r}; accepted: {accepted}"
+                )
             if value is not None and len(str(value)) > LONGEST_VARIABLE:
                 raise PromptError(
                     f"variable {name!r} has {len(str(value)):,} characters, the limit is "
