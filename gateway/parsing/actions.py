@@ -1,8 +1,8 @@
 """Actions of a computer or a phone, held against what its tool can do. Nothing is ever executed.
 
-The tools are those of Qwen's cookbooks (`computer_use`, `mobile_use`). An action that is unfinished,
-unknown, lacks an argument or points beyond the screenshot is refused, never mended: a click is worse
-in the wrong place than not at all.
+The tools are those of Qwen's cookbooks (`computer_use`, `mobile_use`). An action that is
+unfinished, unknown, lacks an argument or points beyond the screenshot is refused, never mended: a
+click in the wrong place is worse than none.
 """
 
 from __future__ import annotations

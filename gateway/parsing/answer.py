@@ -18,8 +18,11 @@ MOST_CHARACTERS = 2**18
 MOST_ITEMS = 4096
 
 Item = dict[str, Any]
-"""One thing of an answer: its `kind` is box, point, polygon, box_3d, text, object, element, event or
-action. Places come as shares (`box_unit`) and in pixels of the upright original (`box_pixels`)."""
+"""One thing of an answer.
+
+Its `kind` is box, point, polygon, box_3d, text, object, element, event or action. Places come as
+shares (`box_unit`) and in pixels of the upright original (`box_pixels`).
+"""
 
 CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\|>")
 """Tokens that end an answer; they are seen when special tokens are not skipped."""
@@ -35,7 +38,7 @@ class Parsed(NamedTuple):
 
     items: list[Item]
     problems: list[str]
-    """`code: sentence`, one for each code in CODES that applies; they hold no words of the answer."""
+    """`code: sentence`, one for each of CODES that applies; without any words of the answer."""
 
 
 CODES = {
@@ -120,12 +123,10 @@ def read(
     Sizes come as width and height, as Pillow has them; from here on they are height and width.
     """
     convention = family.replace("-", "_").replace(".", "_")
-    if convention not in boxes.CONVENTIONS:
-        convention = None
     answer = Answer(
         task,
         CONTROL.sub("", well_formed(text[:MOST_CHARACTERS])).strip(),
-        convention,
+        convention if convention in boxes.CONVENTIONS else None,
         finish_reason == "length" or len(text) > MOST_CHARACTERS,
         sized(original),
         sized(shown),

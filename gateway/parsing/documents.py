@@ -27,11 +27,12 @@ ACTIVE = {"script", "style", "iframe", "object", "template", "noscript", "svg", 
 UNKEPT = {"html", "head", "body", "!doctype"}
 """The page around the answer; it says nothing."""
 
-TAGS = set(
-    "a abbr b blockquote br caption code col colgroup dd div dl dt em figcaption figure h1 h2 h3 "
-    "h4 h5 h6 hr i img li ol p pre s section span strong sub sup table tbody td tfoot th thead tr "
-    "u ul".split()
-)
+TAGS = {
+    "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "div", "dl",
+    "dt", "em", "figcaption", "figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img",
+    "li", "ol", "p", "pre", "s", "section", "span", "strong", "sub", "sup", "table", "tbody",
+    "td", "tfoot", "th", "thead", "tr", "u", "ul",
+}  # fmt: skip
 ATTRIBUTES = {
     "*": {"class", "data-bbox", "data-polygon"},
     "img": {"alt"},

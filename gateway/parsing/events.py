@@ -16,7 +16,7 @@ WORDS = ("description", "event", "sentence", "caption", "activity", "label", "ac
 TIME = r"(?:\d{1,3}:)?\d{1,3}:\d{1,2}(?:\.\d{1,6})?|\d{1,6}(?:\.\d{1,6})?"
 CLOCK = re.compile(rf"\s*({TIME})\s*(?:s|sec|seconds)?\s*", re.IGNORECASE)
 SPAN = re.compile(
-    rf"({TIME})\s{{0,4}}(?:s|seconds)?\s{{0,4}}(?:-|–|—|to|and|until)\s{{0,4}}({TIME})"
+    rf"(?<![\d.:])({TIME})\s{{0,4}}(?:s|seconds)?\s{{0,4}}(?:-|\u2013|\u2014|to|and|until)\s{{0,4}}({TIME})"
     r"(?P<unit>\s{0,4}(?:seconds|second|secs|sec|s)\b)?",
     re.IGNORECASE,
 )
@@ -25,8 +25,8 @@ SPAN = re.compile(
 def parse_events(answer: Answer) -> tuple[Any, list[Item]]:
     """Spans of time in seconds with what happens in them.
 
-    The value is a list of `start`, `end` and `description`. A sentence that names a span, as answers
-    to "when does it happen" do, is one event without a description.
+    The value is a list of `start`, `end` and `description`. A sentence that names a span, as an
+    answer to "when does it happen" does, is one event without a description.
     """
     items: list[Item] = []
     said: list[str] = []

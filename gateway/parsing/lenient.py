@@ -18,6 +18,10 @@ from typing import Any
 DEEPEST = 64
 """Levels of nesting that are read; no answer in the known forms has more than six."""
 
+LONGEST_INTEGER = 18
+LONGEST_NUMBER = 64
+"""Characters of a number."""
+
 START = re.compile(r"[\[{]")
 FILLER = re.compile(r"[\s,;:]*")
 COLON = re.compile(r"\s{0,64}:")
@@ -108,7 +112,8 @@ def with_lists(value: Any) -> Object | List | None:
                 if isinstance(child, list):
                     if not isinstance(child, Object):
                         child = List(child)
-                        node[index] = (entry[0], child) if pair else child
+                        replacement: Any = (entry[0], child) if pair else child
+                        node[index] = replacement
                     below.append(child)
         if not below:
             made: Object | List = top[0]
@@ -119,18 +124,23 @@ def with_lists(value: Any) -> Object | List | None:
 
 def number(text: str) -> float | int | None:
     """A number that JSON can say again; None for one beyond all measure."""
-    if len(text) > 32:
-        return None
-    value = float(text)
-    if not math.isfinite(value):
-        return None
-    return int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else value
+    return whole_number(text) if text.lstrip("+-").isdigit() else real_number(text)
+
+
+def whole_number(text: str) -> float | int | None:
+    """A whole number; one of more than 64 bits is read as a float, as most readers do."""
+    return int(text) if len(text) <= LONGEST_INTEGER else real_number(text)
+
+
+def real_number(text: str) -> float | None:
+    value = float(text) if len(text) <= LONGEST_NUMBER else math.inf
+    return value if math.isfinite(value) else None
 
 
 STRICT = json.JSONDecoder(
     object_pairs_hook=Object,
-    parse_int=number,
-    parse_float=number,
+    parse_int=whole_number,
+    parse_float=real_number,
     parse_constant=lambda _: None,
     strict=False,
 )

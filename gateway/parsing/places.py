@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gateway.parsing.answer import MOST_ITEMS, Answer, Item, first, segments, words_item
-from gateway.parsing.lenient import Block, List, Object, Unsure, blocks, plain, well_formed
+from gateway.parsing.lenient import Block, Object, Unsure, blocks, plain, well_formed
 
 BOXES = ("bbox_2d", "bbox", "box_2d", "box", "bboxes", "bounding_box")
 POINTS = ("point_2d", "point", "points", "coordinate", "coordinates")

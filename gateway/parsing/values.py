@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, NamedTuple
 
 from gateway.parsing.answer import FENCE, Answer, Item, segments, words_item
 from gateway.parsing.lenient import Block, blocks, plain
+
+MOST_VALUES = 100
+"""JSON values of one answer that are held against the schema; brackets in prose are many."""
 
 
 def parse_text(answer: Answer) -> tuple[Any, list[Item]]:
@@ -17,10 +21,9 @@ def parse_text(answer: Answer) -> tuple[Any, list[Item]]:
 def parse_json(answer: Answer) -> tuple[Any, list[Item]]:
     """The first JSON value that keeps to the task's schema, or else the first one."""
     parts = segments(answer.text)
+    found = ((index, block) for index, part in enumerate(parts) for block in blocks(part))
     candidates = [
-        Candidate(index, block, plain(block.value))
-        for index, part in enumerate(parts)
-        for block in blocks(part)
+        Candidate(index, block, plain(block.value)) for index, block in islice(found, MOST_VALUES)
     ]
     fitting = [each for each in candidates if answer.task.is_valid(each.value)]
     if not candidates:

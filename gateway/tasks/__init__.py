@@ -1,4 +1,4 @@
-"""Tasks are data: a YAML file each, with a prompt per family, the answer's schema, parser and limits.
+"""Tasks are data: a YAML file each, with prompts by family, the answer's schema, parser and limits.
 
 A user adds one by putting a file in a folder; no code is loaded from it. docs/tasks.md tells how.
 """
@@ -19,10 +19,12 @@ from loraline.profiles import Strict, complaints, read_yaml
 
 FOLDER = Path(__file__).parent
 
-Family = Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "text"]
-FAMILIES: tuple[Family, ...] = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "text")
-SHOWING = FAMILIES[:3]
+SHOWING = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 """Families that see images and videos."""
+
+FAMILIES = (*SHOWING, "text")
+DEFAULT = "default"
+"""Stands for the families that are not named, and is one: of a model that nothing is known of."""
 
 TEXT_FIRST = ("qwen2.5-vl",)
 """Families whose cookbooks put the text before the image; the others have the image first."""
@@ -31,8 +33,7 @@ SPECIAL_TOKENS = ("qwen2-vl",)
 """Families that write boxes with special tokens, which vLLM leaves out unless it is told not to."""
 
 GIVEN = ("width", "height")
-"""Variables that every prompt may use without declaring them: the image's size as the model sees it,
-in pixels."""
+"""Variables that every prompt may use: the image's size in pixels as the model sees it."""
 
 PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 LONGEST_VARIABLE = 10_000
@@ -77,28 +78,32 @@ class Task(Strict):
     description: str
     inputs: Literal["text", "image", "video"]
 
-    prompts: Annotated[dict[Family | Literal["default"], str], Field(min_length=1)]
+    prompts: Annotated[dict[str, str], Field(min_length=1)]
     """The user's turn by family; `default` is for those that have none of their own."""
 
-    systems: dict[Family | Literal["default"], str] = {}
+    systems: dict[str, str] = Field(default_factory=dict)
     """The system's turn by family; a family without one has no system turn."""
 
-    variables: dict[str, str | None] = {}
+    variables: dict[str, str | None] = Field(default_factory=dict)
     """What a caller may put into the prompt, with its default; null has to be given."""
 
     answer: Literal["text"] | dict[str, Any]
     """JSON schema of the value that the parser returns, or `text`."""
 
     parser: Parser
-    grid: dict[Family, PositiveInt] = {}
+    grid: dict[str, PositiveInt] = Field(default_factory=dict)
     """What coordinates count to where the prompt says so, rather than as the family has it."""
 
     limits: Limits = Limits()
 
     @model_validator(mode="after")
     def holds_together(self) -> Self:
+        for name in (*self.prompts, *self.systems, *self.grid):
+            if name not in (*FAMILIES, DEFAULT):
+                accepted = ", ".join((*FAMILIES, DEFAULT))
+                raise ValueError(f"unknown family {name!r} (accepted: {accepted})")
         missing = [name for name in SHOWING if name not in self.prompts]
-        if missing and "default" not in self.prompts:
+        if missing and DEFAULT not in self.prompts:
             raise ValueError(f"prompts has none for {', '.join(missing)}, and no default")
         for name in self.variables:
             if not PLACEHOLDER.fullmatch(f"{{{name}}}") or name in GIVEN:
@@ -111,14 +116,15 @@ class Task(Strict):
         if unused:
             raise ValueError(f"no prompt has a place for variable {{{sorted(unused)[0]}}}")
         if self.limits.min_pixels > self.limits.max_pixels:
-            raise ValueError("limits.min_pixels is above limits.max_pixels")
+            few, many = self.limits.min_pixels, self.limits.max_pixels
+            raise ValueError(f"limits.min_pixels {few} is above max_pixels {many}")
         if isinstance(self.answer, dict):
             check_schema(self.answer)
         return self
 
     def is_for(self, family: str) -> bool:
         """Whether models of the family can be asked: text models see no images."""
-        return self.inputs == "text" or family in SHOWING
+        return self.inputs == "text" or family != "text"
 
     def prompt(self, family: str, **variables: Any) -> str:
         """The user's turn; PromptError for a variable that is missing, unknown or too long."""
@@ -127,16 +133,17 @@ class Task(Strict):
                 f"task {self.name} shows the model a {self.inputs}, and family {family!r} sees "
                 f"none; accepted: {', '.join(SHOWING)}"
             )
-        if family not in self.prompts and "default" not in self.prompts:
+        text = self.prompts.get(family) or self.prompts.get(DEFAULT)
+        if text is None:
             raise PromptError(
                 f"task {self.name} has no prompt for family {family!r}; accepted: "
                 f"{', '.join(self.prompts)}"
             )
-        return self.filled(self.prompts.get(family) or self.prompts["default"], variables)  # type: ignore[call-overload]
+        return self.filled(text, variables)
 
     def system(self, family: str, **variables: Any) -> str | None:
         """The system's turn; None for a family that is asked without one."""
-        text = self.systems.get(family) or self.systems.get("default")  # type: ignore[call-overload]
+        text = self.systems.get(family) or self.systems.get(DEFAULT)
         return None if text is None else self.filled(text, variables)
 
     def filled(self, text: str, variables: Mapping[str, Any]) -> str:
@@ -189,21 +196,22 @@ class Task(Strict):
 
     @cached_property
     def _validator(self) -> Any:
-        from jsonschema import Draft202012Validator
-        from referencing import Registry
+        import jsonschema_rs
 
-        # A registry of nothing: a schema that names another's address is not fetched.
-        return Draft202012Validator(self.answer, registry=Registry())
+        return jsonschema_rs.Draft202012Validator(self.answer)
 
     def complaint(self, value: Any) -> str:
         """What in a value does not keep to the answer's schema; empty if all does."""
         if self.answer == "text":
             return "" if isinstance(value, str) else "the value is no text"
-        error = next(self._validator.iter_errors(value), None)
-        if error is None:
+        if self._validator.is_valid(value):
             return ""
+        error = next(self._validator.iter_errors(value))
         # Neither the value nor its keys: they are the model's words.
-        return f"the value breaks the schema's {error.validator!r} at depth {len(error.path)}"
+        path = list(error.schema_path)
+        return (
+            f"the value breaks {path[-1]!r} of the schema, {len(error.instance_path)} levels deep"
+        )
 
     def is_valid(self, value: Any) -> bool:
         return not self.complaint(value)
@@ -211,13 +219,8 @@ class Task(Strict):
 
 def check_schema(schema: dict[str, Any]) -> None:
     """ValueError for what is no JSON schema, or refers to one elsewhere."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
+    import jsonschema_rs
 
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise ValueError(f"answer is no JSON schema: {error.message[:200]}") from None
     waiting: list[Any] = [schema]
     while waiting:
         node = waiting.pop()
@@ -227,6 +230,10 @@ def check_schema(schema: dict[str, Any]) -> None:
             waiting += node.values()
         elif isinstance(node, list):
             waiting += node
+    try:
+        jsonschema_rs.Draft202012Validator(schema)
+    except (ValueError, jsonschema_rs.ReferencingError) as error:
+        raise ValueError(f"answer is no JSON schema: {str(error).splitlines()[0]}") from None
 
 
 def load(folder: Path | None = None) -> dict[str, Task]:
