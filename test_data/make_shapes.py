@@ -3,9 +3,9 @@
     python test_data/make_shapes.py data
     python test_data/make_shapes.py base qwen3-vl
 
-`data` writes a file for each split and images/: orange, purple and black shapes, boxes in pixels. `base` trains
-a tiny Qwen-VL on red, green and blue ones, in the coordinates of its generation, and writes
-base-<architecture>/. Two CPU cores, five minutes a base.
+`data` writes a file for each split and images/: orange, purple and black shapes, boxes in pixels.
+`base` trains a tiny Qwen-VL on red, green and blue ones, in the coordinates of its generation, and
+writes base-<architecture>/. One CPU core, four minutes a base.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import click
 import tiny_bases
+
+from loraline.records import Record, from_prompt
 
 FOLDER = Path(__file__).parent / "shapes"
 STEP = 14
@@ -144,11 +146,10 @@ def base(architecture: str, steps: int) -> None:
     tiny_bases.train(folder, "vision", encoder, rows, steps=steps, keep=True)
 
 
-def record(scene: Scene, architecture: str):  # type: ignore[no-untyped-def]
+def record(scene: Scene, architecture: str) -> Record:
     """A scene as a training row, its box in the coordinates of the architecture."""
     from loraline.data import boxes
     from loraline.profiles import Profile
-    from loraline.records import from_prompt
 
     convention = architecture.replace("-", "_").replace(".", "_")
     limits = Profile(
