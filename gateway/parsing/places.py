@@ -355,7 +355,7 @@ def polygon(answer: Answer, written: Any) -> Item | None:
     }
 
 
-def box_3d(answer: Answer, numbers: Sequence[float]) -> Item:
+def box_3d(_: Answer, numbers: Sequence[float]) -> Item:
     """A box in metres and radians before the camera, as data: drawing it needs the camera."""
     return {"kind": "box_3d", "numbers": list(numbers)}
 

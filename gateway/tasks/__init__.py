@@ -9,13 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from loraline.errors import UserError
 from loraline.profiles import Strict, complaints, read_yaml
+
+if TYPE_CHECKING:
+    from loraline.delivery.tasks import Need
 
 FOLDER = Path(__file__).parent
 
@@ -242,6 +245,28 @@ def load(folder: Path | None = None) -> dict[str, Task]:
         raise UserError(f"{folder} is no folder with task files")
     paths = [*sorted(FOLDER.glob("*.yaml")), *(sorted(folder.glob("*.yaml")) if folder else [])]
     return {path.stem: read(path) for path in paths}
+
+
+def needs(names: Sequence[str] = (), folder: Path | None = None) -> tuple[Need, ...]:
+    """What these tasks, or all, ask of a server; UserError for a name that is none."""
+    from loraline.delivery.tasks import Need
+
+    known = load(folder)
+    for name in names:
+        if name not in known:
+            raise UserError(f"task {name!r} is not known; accepted: {', '.join(known)}")
+    asked = [(known[name], known[name].limits) for name in names or known]
+    return tuple(
+        Need(
+            task.name,
+            images=limits.max_images if task.inputs == "image" else 0,
+            frames=limits.max_frames if task.inputs == "video" else 0,
+            min_pixels=limits.min_pixels,
+            max_pixels=limits.max_pixels,
+            answer_tokens=limits.max_new_tokens,
+        )
+        for task, limits in asked
+    )
 
 
 def read(path: Path) -> Task:
