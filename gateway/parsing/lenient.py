@@ -33,7 +33,7 @@ PIECE = {
     "'": re.compile(r"[^\\']+|\\.|'", re.DOTALL),
 }
 CLOSES_STRING = re.compile(
-    r"""\s{0,64}(?:\Z|[\]}):]|,\s{0,64}(?:\Z|["'\[{\]}\d-]|true|false|null|True|False|None)"""
+    r"""\s{0,64}(?:\Z|[\]}):]|,\s{0,64}(?:\Z|["'\[{\]}\d-]|true|false|null|True|False|None|[A-Za-z_]\w{0,64}:)"""
     r"""|["'][\w -]{1,64}["']\s{0,8}:)"""
 )
 """What follows a quote that ends a string rather than stands in it."""

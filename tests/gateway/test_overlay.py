@@ -28,8 +28,8 @@ ITEMS: list[dict[str, Any]] = [
 ]
 
 
-def picture(orientation: int = 1, size: tuple[int, int] = (200, 100)) -> bytes:
-    image = Image.new("RGB", size, "white")
+def picture(orientation: int = 1) -> bytes:
+    image = Image.new("RGB", (200, 100), "white")
     exif = image.getexif()
     exif[0x0112] = orientation
     file = io.BytesIO()
@@ -75,9 +75,12 @@ def test_the_picture_is_drawn_upright() -> None:
     assert drawn.size == (100, 200)
 
 
-def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded() -> None:
-    with pytest.raises(UserError, match="pixels"):
-        overlay.png(picture(size=(9000, 8000)), ITEMS)
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(overlay, "MOST_PIXELS", 19_999)
+    with pytest.raises(UserError, match="more than 19,999 pixels"):
+        overlay.png(picture(), ITEMS)
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"<svg/>", picture()[:60]])

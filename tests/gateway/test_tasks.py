@@ -65,7 +65,8 @@ def test_a_file_in_a_folder_is_a_task(tmp_path: Path) -> None:
 
 def test_what_a_caller_writes_is_not_filled_again(tmp_path: Path) -> None:
     task = tasks.load(written(tmp_path))["plates"]
-    assert "{width} {country}" in task.prompt("qwen3-vl", country="{width} {country}", width=9)
+    asked = task.prompt("qwen3-vl", country="{width} {country}", width=9)
+    assert asked == "Read all number plates of {width} {country} as JSON."
 
 
 def test_screens_are_named_in_the_familys_own_pixels() -> None:
