@@ -162,7 +162,7 @@ def demand(
     merged: bool = False,
     videos: int = 0,
 ) -> Demand:
-    """What a server of adapters of these ranks asks of a card's memory; of the base without any."""
+    """What a server of adapters of these ranks, or of the base alone, asks of a card's memory."""
     return Demand(
         config=base_config,
         dtype=contract.dtype,
