@@ -90,8 +90,8 @@ def arguments(
     """Arguments of `vllm serve` for adapters of one base, or for a model that one is merged into.
 
     `base` is the base's place in the pod where that is not the contract's, `spare` the number of
-    slots for adapters that are loaded later, `videos` the most of a request. Without adapters the base
-    is served alone, without a plan the arguments suit a large card.
+    slots for adapters that are loaded later, `videos` the most of a request. Without adapters the
+    base is served alone, without a plan the arguments suit a large card.
     """
     served = base_name(contract)
     for adapter in adapters:
