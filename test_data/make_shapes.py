@@ -21,7 +21,8 @@ from pathlib import Path
 import click
 import tiny_bases
 
-from loraline.records import Record, from_prompt
+from gateway import tasks
+from loraline.records import IMAGE, Record
 
 FOLDER = Path(__file__).parent / "shapes"
 STEP = 14
@@ -46,8 +47,12 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 OF_BASE, OF_DATA = ("red", "green", "blue"), ("orange", "purple", "black")
+OF_PROFILE = "qwen3-vl"
+"""The family of the base that profile smoke-grounding fine-tunes."""
 
-PROMPT = "Locate the {question}, report the bbox coordinates in JSON format."
+TASK = tasks.load()["spatial-boxes"]
+"""Whose prompts the bases are trained with, so that the gateway asks them as they were."""
+
 BOX_TOKENS = [
     f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end")
 ]
@@ -109,7 +114,7 @@ def make_shapes() -> None:
 def data() -> None:
     """Write a file for each split, images/, prompt.txt, and the registry with the boxes' unit."""
     (FOLDER / "images").mkdir(parents=True, exist_ok=True)
-    (FOLDER / "prompt.txt").write_text(PROMPT + "\n")
+    (FOLDER / "prompt.txt").write_text(TASK.prompt(OF_PROFILE, text="{question}") + "\n")
     (FOLDER / "datasets.yaml").write_text("shapes:\n  uri: .\n  boxes: pixels\n")
     made = enumerate(scenes(1, OF_DATA), start=1)
     for split, count in ROWS.items():
@@ -138,7 +143,7 @@ def base(architecture: str, steps: int) -> None:
     seen = list(itertools.islice(scenes(2, OF_BASE), BASE_ROWS))
     records = [record(scene, architecture) for scene in seen]
     words = [text for row in records for _, text in row.messages]
-    words += [PROMPT.format(question=f"{colour} {form}") for colour in COLOURS for form in FORMS]
+    words += [f"the {colour} {form}" for colour in COLOURS for form in FORMS]
     tokenizer = tiny_bases.chat_tokenizer(words, BOX_TOKENS)
     tiny_bases.build_vision(architecture, folder, tokenizer, VISION_HIDDEN)
     encoder = Encoder(folder, "vision", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
@@ -163,7 +168,10 @@ def record(scene: Scene, architecture: str) -> Record:
     asked = scene.shapes[0]
     unit = boxes.to_unit(asked.box(scene.scale), scene.size, "pixels")
     box = boxes.from_unit(unit, scene.size, convention, limits)
-    return from_prompt(PROMPT, asked.name, boxes.written(box, convention), draw(scene))
+    (turn,) = TASK.messages(architecture, [{"type": "image", "text": IMAGE}], text=asked.name)
+    content = "".join(part["text"] for part in turn["content"])
+    answer = ("assistant", boxes.written(box, convention))
+    return Record((("user", content), answer), (draw(scene),))
 
 
 def scenes(seed: int, colours: tuple[str, ...]) -> Iterator[Scene]:
