@@ -26,6 +26,7 @@ RUN pip uninstall --yes torchaudio torchcodec \
     && pip install --no-deps ./images/cpu_repairs
 
 COPY pyproject.toml README.md LICENSE ./
+COPY gateway gateway
 COPY loraline loraline
 COPY loraline_cli loraline_cli
 COPY runner runner

@@ -20,6 +20,7 @@ COPY constraints.txt ./
 RUN pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY pyproject.toml README.md LICENSE ./
+COPY gateway gateway
 COPY loraline loraline
 COPY loraline_cli loraline_cli
 COPY runner runner

@@ -9,6 +9,7 @@ Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from loraline.contract import Contract
     from loraline.delivery.placement import Format, Placement
+    from loraline.delivery.tasks import Need
     from loraline.serving.arguments import Adapter
     from loraline.serving.sizing import Plan
 
@@ -57,6 +59,11 @@ class Options:
     follow: str | None
     merged: bool
     format: Format
+    tasks: str | None
+    """`beside` is a second server with the base alone, `instead` this one with wider limits."""
+
+    task: tuple[str, ...]
+    tasks_dir: Path | None
 
     def check(self) -> None:
         """Raise a UserError for options that say nothing without another one."""
@@ -70,6 +77,10 @@ class Options:
                 "--prometheus needs --namespace: KEDA asks it for this server's requests, and "
                 "another namespace may have a server of that name"
             )
+        if self.tasks is None and (self.task or self.tasks_dir):
+            raise UserError("--task and --tasks-dir need --tasks to say which server is for them")
+        if self.tasks and self.format != "deployment":
+            raise UserError(f"--tasks is of --format deployment, not of {self.format}")
 
     def placement(self) -> Placement:
         from loraline.delivery.placement import Placement
@@ -114,6 +125,17 @@ class Options:
 @click.option("--server-image", callback=not_empty, help="Image of vLLM, pinned by digest.")
 @click.option("--beside", callback=not_empty, metavar="ALIAS", help="Serve this version as well.")
 @click.option("--follow", callback=not_empty, metavar="ALIAS", help="Load its later versions too.")
+@click.option(
+    "--tasks",
+    type=click.Choice(["beside", "instead"]),
+    help="Limits that fit the gateway's tasks: of a second server, or of this one.",
+)
+@click.option("--task", multiple=True, help="Only this task; may be repeated.  [default: all]")
+@click.option(
+    "--tasks-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with task files of your own.",
+)
 @click.option("--merged", is_flag=True, help="Serve the base with the adapter merged into it.")
 @click.option(
     "--format",
@@ -156,7 +178,7 @@ def deploy_vllm(
             tags={MODEL_NAME: order.name, MODEL_VERSION: order.version},
         ) as run:
             with runs.adapter(train_run) as adapter:
-                text, plan = manifest(client, adapter, order)
+                text, plan = manifest(client, adapter, order, click.echo)
             mlflow.log_text(text, MANIFEST)
             mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
     deployed = (done or run).info.run_id
@@ -197,9 +219,12 @@ class Order:
 
     image: str
     fetch: dict[str, str]
+    tasks: str | None
+    needs: tuple[Need, ...]
 
     @classmethod
     def of(cls, client: MlflowClient, gate_run: Run, options: Options) -> Order:
+        from gateway import tasks
         from loraline.serving import calibration
         from loraline.tracking.settings import Settings
 
@@ -229,13 +254,17 @@ class Order:
             remembered=calibration.remembered(model),
             image=Settings().image or "localhost/loraline:dev",
             fetch=store.pod_environment(),
+            tasks=options.tasks,
+            needs=tasks.needs(options.task, options.tasks_dir) if options.tasks else (),
         )
 
 
-def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Plan | None]:
+def manifest(
+    client: MlflowClient, adapter: Path, order: Order, tell: Callable[[str], None]
+) -> tuple[str, Plan | None]:
     """The server's manifest as YAML, and the card that it is sized for, if any."""
     from loraline import contract
-    from loraline.delivery import kube, manifest
+    from loraline.delivery import kube, manifest, tasks
     from loraline.serving import preflight, sizing, versions
 
     agreed = contract.read(adapter)
@@ -253,8 +282,13 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
     if order.beside:
         agreed, other = join(agreed, order)
         beside, ranks = [other], [*ranks, other.rank]
-    sizing.check_length(agreed.max_model_len, base_config)
-    plan = None if order.where.cpu else size(client, agreed, base_config, ranks, order)
+    videos, otherwise = 0, ""
+    measured, wide = agreed, tasks.widened(agreed, order.needs) if order.tasks else agreed
+    if order.tasks == "instead":
+        agreed, videos = wide, tasks.videos(order.needs)
+        otherwise = tasks.told(measured, wide, videos)
+    sizing.check_length(wide.max_model_len, base_config)
+    plan = None if order.where.cpu else size(client, agreed, base_config, ranks, order, videos)
     objects = manifest.render(
         agreed,
         model_name=order.name,
@@ -266,7 +300,25 @@ def manifest(client: MlflowClient, adapter: Path, order: Order) -> tuple[str, Pl
         base_config=base_config,
         plan=plan,
         placement=order.where,
+        videos=videos,
+        measured_otherwise=otherwise,
     )
+    if otherwise:
+        tell(f"the adapter was measured with other limits: {otherwise}")
+    if order.tasks == "beside":
+        videos = tasks.videos(order.needs)
+        card = None if order.where.cpu else size(client, wide, base_config, [], order, videos)
+        second = manifest.render_base(
+            wide,
+            model_name=order.name,
+            image=order.image,
+            videos=videos,
+            base_config=base_config,
+            plan=card,
+            placement=order.where,
+        )
+        objects += second
+        tell(f"tasks are served by {second[0]['metadata']['name']}, which has no adapter")
     return kube.to_yaml(objects), plan
 
 
@@ -296,6 +348,7 @@ def size(
     base_config: dict[str, Any],
     ranks: list[int],
     order: Order,
+    videos: int = 0,
 ) -> Plan:
     """The cards and arguments that fit; what a log teaches is remembered with the model."""
     from loraline.serving import arguments, calibration
@@ -303,7 +356,7 @@ def size(
     # The follower's two spare slots count as well.
     ranks = ranks + ranks[:1] * (2 if order.where.follow else 0)
     plan = calibration.plan(
-        arguments.demand(agreed, base_config, ranks, merged=order.where.merged),
+        arguments.demand(agreed, base_config, ranks, merged=order.where.merged, videos=videos),
         order.gpu,
         cards=order.cards,
         fraction=order.where.fraction,

@@ -5,7 +5,9 @@ Each is a folder as the hub would hold it: config, safetensors, tokenizer, proce
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,14 +43,23 @@ def build(architecture: str, folder: Path, corpus: Iterable[str], seed: int = 0)
     """Write a random base of one of ARCHITECTURES whose tokenizer is trained on `corpus`."""
     import torch
 
-    makers: dict[str, Callable[[Path, Iterable[str]], None]] = {
-        "mistral": mistral,
+    torch.manual_seed(seed)
+    if architecture == "mistral":
+        mistral(folder, corpus)
+    else:
+        build_vision(architecture, folder, chat_tokenizer(corpus))
+
+
+def build_vision(
+    architecture: str, folder: Path, words: Any, vision_hidden: int = VISION_HIDDEN
+) -> None:
+    """Write a random Qwen-VL base with this tokenizer; `vision_hidden` is a multiple of 32."""
+    makers: dict[str, Callable[[Path, Any, int], None]] = {
         "qwen2-vl": qwen2_vl,
         "qwen2.5-vl": qwen2_5_vl,
         "qwen3-vl": qwen3_vl,
     }
-    torch.manual_seed(seed)
-    makers[architecture](folder, corpus)
+    makers[architecture](folder, words, vision_hidden)
 
 
 def tokenizer(corpus: Iterable[str], special: list[str], size: int, **options: Any) -> Any:
@@ -82,25 +93,28 @@ def mistral(folder: Path, corpus: Iterable[str]) -> None:
     words.save_pretrained(folder)
 
 
-def qwen2_vl(folder: Path, corpus: Iterable[str]) -> None:
+def qwen2_vl(folder: Path, words: Any, hidden: int) -> None:
     import transformers
 
-    words = chat_tokenizer(corpus)
-    vision = {"embed_dim": VISION_HIDDEN, "hidden_size": HIDDEN, "mlp_ratio": 2, "num_heads": 3}
+    vision = {
+        "embed_dim": hidden,
+        "hidden_size": HIDDEN,
+        "mlp_ratio": 2,
+        "num_heads": hidden // 32,
+    }
     config = transformers.Qwen2VLConfig(**vision_config(words, vision))
     transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     save_processor(folder, words, transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor)
 
 
-def qwen2_5_vl(folder: Path, corpus: Iterable[str]) -> None:
+def qwen2_5_vl(folder: Path, words: Any, hidden: int) -> None:
     import transformers
 
-    words = chat_tokenizer(corpus)
     vision = {
-        "hidden_size": VISION_HIDDEN,
+        "hidden_size": hidden,
         "out_hidden_size": HIDDEN,
-        "intermediate_size": 2 * VISION_HIDDEN,
-        "num_heads": 3,
+        "intermediate_size": 2 * hidden,
+        "num_heads": hidden // 32,
         "fullatt_block_indexes": [VISION_DEPTH - 1],
         "window_size": 8 * PATCH,
     }
@@ -111,15 +125,14 @@ def qwen2_5_vl(folder: Path, corpus: Iterable[str]) -> None:
     )
 
 
-def qwen3_vl(folder: Path, corpus: Iterable[str]) -> None:
+def qwen3_vl(folder: Path, words: Any, hidden: int) -> None:
     import transformers
 
-    words = chat_tokenizer(corpus)
     vision = {
-        "hidden_size": VISION_HIDDEN,
+        "hidden_size": hidden,
         "out_hidden_size": HIDDEN,
-        "intermediate_size": 2 * VISION_HIDDEN,
-        "num_heads": 3,
+        "intermediate_size": 2 * hidden,
+        "num_heads": hidden // 32,
         "deepstack_visual_indexes": [0],
         "num_position_embeddings": 256,
     }
@@ -128,8 +141,9 @@ def qwen3_vl(folder: Path, corpus: Iterable[str]) -> None:
     save_processor(folder, words, transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor)
 
 
-def chat_tokenizer(corpus: Iterable[str]) -> Any:
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS.values()]
+def chat_tokenizer(corpus: Iterable[str], more: Sequence[str] = ()) -> Any:
+    """A tokenizer with Qwen's control tokens for turns and images, and with `more` of them."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION_TOKENS.values(), *more]
     words = tokenizer(
         corpus,
         special,
@@ -197,10 +211,19 @@ def save_processor(folder: Path, words: Any, processor: Any, video_processor: An
     ).save_pretrained(folder)
 
 
-def train(folder: Path, modality: str, encoder: Any, rows: Sequence[Any], *, steps: int) -> None:
+def train(
+    folder: Path,
+    modality: str,
+    encoder: Any,
+    rows: Sequence[Any],
+    *,
+    steps: int,
+    keep: bool = False,
+) -> None:
     """Train all weights of a base on encoded rows, 32 at a time, and save them in bfloat16.
 
-    Half the bytes a weight lets a base of 3 MB hold twice the weights.
+    Half the bytes a weight lets a base of 3 MB hold twice the weights. `keep` makes each batch once
+    and keeps it: for small images, decoding them anew takes as long as learning from them.
     """
     import click
     import torch
@@ -211,18 +234,23 @@ def train(folder: Path, modality: str, encoder: Any, rows: Sequence[Any], *, ste
     torch.manual_seed(0)
     pick = random.Random(0)
     model: Any = load(locate(str(folder), None), modality, quantize=False, dtype="float32")
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 2e-3, total_steps=steps, pct_start=0.05
     )
+
+    def batch_of(chosen: Sequence[Any]) -> Any:
+        return encoder.collate(chosen, answers=True, side="right")
+
+    kept = [batch_of(rows[at : at + 32]) for at in range(0, len(rows), 32)] if keep else []
     order: list[int] = []
     for step in range(steps):
         if len(order) < 32:
             order = list(range(len(rows)))
             pick.shuffle(order)
-        batch = encoder.collate([rows[order.pop()] for _ in range(32)], answers=True, side="right")
+        batch = pick.choice(kept) if keep else batch_of([rows[order.pop()] for _ in range(32)])
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -231,4 +259,5 @@ def train(folder: Path, modality: str, encoder: Any, rows: Sequence[Any], *, ste
         optimizer.zero_grad()
         if step % 100 == 99:
             click.echo(f"step {step + 1} of {steps}: loss {loss.item():.3f}")
+            sys.stdout.flush()
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -1,5 +1,7 @@
 """Bounding boxes from the coordinates that data have to those that a Qwen-VL base was trained on.
 
+And back: from the numbers of an answer to shares and pixels of the upright original.
+
 | base | convention | numbers | written as |
 |---|---|---|---|
 | Qwen2-VL | `qwen2_vl` | 0 to 1000 of the image | `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` |
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,24 @@ Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 """Height and width in pixels."""
 
+Point = tuple[float, float]
+"""x and y as shares of an image's width and height."""
+
+TURNS: dict[int, Callable[[float, float], Point]] = {
+    1: lambda x, y: (x, y),
+    2: lambda x, y: (1 - x, y),
+    3: lambda x, y: (1 - x, 1 - y),
+    4: lambda x, y: (x, 1 - y),
+    5: lambda x, y: (y, x),
+    6: lambda x, y: (1 - y, x),
+    7: lambda x, y: (1 - y, 1 - x),
+    8: lambda x, y: (y, 1 - x),
+}
+"""Where a point of a stored image is shown, by the EXIF orientation (EXIF 3.0, tag 0x0112)."""
+
+BACK = {**{orientation: orientation for orientation in TURNS}, 6: 8, 8: 6}
+"""The orientation that undoes one."""
+
 
 def convention(base: str, folder: Path | None) -> str | None:
     """The convention of a base, by its config or else by its name; None if it has none."""
@@ -85,17 +105,53 @@ def to_unit(box: Sequence[float], size: Size, coordinates: str) -> Box:
 
 def from_unit(box: Box, size: Size, target: str, recipe: Profile) -> tuple[int, int, int, int]:
     """Whole numbers of a box in a convention; the resized image is that of the profile's limits."""
-    if target == "qwen2_5_vl":
-        height, width = pixels.resized(
-            *size,
-            cell=pixels.cell("qwen2_5_vl"),
-            min_pixels=recipe.min_pixels or 0,
-            max_pixels=recipe.max_pixels or 2**31,
-        )
-    else:
-        height = width = THOUSAND
+    shown = shown_size(size, target, recipe.min_pixels or 0, recipe.max_pixels or 2**31)
+    return in_pixels(box, counted_to(target, shown))
+
+
+def shown_size(size: Size, target: str, min_pixels: int, max_pixels: int) -> Size:
+    """Size at which the image processor of a convention's bases shows an upright image."""
+    return pixels.resized(
+        *size, cell=pixels.cell(target), min_pixels=min_pixels, max_pixels=max_pixels
+    )
+
+
+def counted_to(target: str, shown: Size) -> Size:
+    """What a convention's numbers count to, down and across the image."""
+    return shown if target == "qwen2_5_vl" else (THOUSAND, THOUSAND)
+
+
+def to_original(point: Point, counted: Size) -> Point:
+    """A point of an answer as shares of the image, where its numbers count to `counted`.
+
+    Shares are all that resizing leaves as they are: the processor resizes each side by its own
+    factor. The inverse of `from_unit`, but for the rounding.
+    """
+    return point[0] / counted[1], point[1] / counted[0]
+
+
+def in_pixels(box: Box, size: Size) -> tuple[int, int, int, int]:
+    """A box of shares in whole pixels of an image."""
+    height, width = size
     left, top, right, bottom = box
     return round(left * width), round(top * height), round(right * width), round(bottom * height)
+
+
+def upright_size(stored: Size, orientation: int) -> Size:
+    """Size of an image as it is shown; orientations from 5 on swap its sides."""
+    return (stored[1], stored[0]) if orientation >= 5 else stored
+
+
+def turned(box: Box, orientation: int) -> Box:
+    """Where a box of the stored image, in shares, lies in the image as it is shown."""
+    first, second = TURNS[orientation](*box[:2]), TURNS[orientation](*box[2:])
+    (left, right), (top, bottom) = sorted((first[0], second[0])), sorted((first[1], second[1]))
+    return left, top, right, bottom
+
+
+def turned_back(box: Box, orientation: int) -> Box:
+    """Where a box of the image as it is shown, in shares, lies in the stored image."""
+    return turned(box, BACK[orientation])
 
 
 def written(box: Sequence[int], target: str) -> str:

@@ -22,6 +22,8 @@ READY = Path(__file__).with_name("ready.py")
 
 def fetches(pod: Pod) -> list[Object]:
     """One init container an adapter: fetched, held against its digest and looked through."""
+    if not pod.adapters:
+        return []
     rank = max_lora_rank(max(each.rank for each in pod.adapters))
     merge = ["--merge", pod.base or pod.contract.base] if pod.where.merged else []
     mounts = [
@@ -56,7 +58,6 @@ def fetches(pod: Pod) -> list[Object]:
 def serving(pod: Pod) -> Object:
     """The container with vLLM."""
     health = {"httpGet": {"path": "/health", "port": "http"}}
-    names = [each.name for each in pod.adapters]
     return {
         "name": "vllm",
         "image": pod.where.serving_image,
@@ -82,7 +83,7 @@ def serving(pod: Pod) -> Object:
         },
         # A healthy server may have lost its adapters; clients must not get the base's answers.
         "readinessProbe": {
-            "exec": {"command": ["python3", f"{CONFIG}/{READY.name}", *names]},
+            "exec": {"command": ["python3", f"{CONFIG}/{READY.name}", *pod.names]},
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 2,

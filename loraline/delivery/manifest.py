@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loraline.contract import Contract
@@ -31,6 +32,8 @@ def render(
     base_config: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
     placement: Placement | None = None,
+    videos: int = 0,
+    measured_otherwise: str = "",
 ) -> list[Object]:
     """The objects that serve version `version` of registered model `model_name`, in apply order.
 
@@ -39,6 +42,8 @@ def render(
     artifacts are) and the optional Secret `loraline` (their credentials). The Secret named like
     the Deployment holds the server's `api-key` and, for gated bases, `hf-token`. `rank` is the
     highest of the adapter's modules, `beside` other adapters of the same base for the same pod.
+    `videos` is the most that a request may bring, and `measured_otherwise` how the server's limits
+    differ from those of the adapter's evaluation.
 
     Raises UserError for what Kubernetes or vLLM would refuse.
     """
@@ -49,9 +54,46 @@ def render(
     check(contract, where, base_config or {}, beside)
     # A Service named vllm would give every pod of the namespace a VLLM_PORT that vLLM cannot read,
     # and one that starts with a digit is refused.
-    pod = Pod(contract, (adapter, *beside), f"lora-{name}", image, fetch_env or {}, where, plan)
+    resource, adapters = f"lora-{name}", (adapter, *beside)
+    pod = Pod(
+        contract,
+        adapters,
+        resource,
+        image,
+        fetch_env or {},
+        where,
+        plan,
+        videos,
+        measured_otherwise,
+    )
     if where.format == "production-stack":
         return [charts.helm_values(pod)]
+    return around(pod)
+
+
+def render_base(
+    contract: Contract,
+    *,
+    model_name: str,
+    image: str,
+    videos: int,
+    base_config: Mapping[str, Any] | None = None,
+    plan: Plan | None = None,
+    placement: Placement | None = None,
+) -> list[Object]:
+    """The objects of a second server, with the base alone and limits that fit tasks.
+
+    Its name is the first server's with `-tasks`. Raises UserError as `render` does.
+    """
+    where = replace(placement or Placement(), merged=False, follow=None)
+    check(contract, where, base_config or {}, ())
+    resource = f"lora-{served_name(model_name)[:40].strip('-')}-tasks"
+    return around(Pod(contract, (), resource, image, {}, where, plan, videos))
+
+
+def around(pod: Pod) -> list[Object]:
+    """A server's pod and all objects that it needs, in apply order."""
+    where = pod.where
     made = [objects.config_map(pod), *objects.claim(pod)]
     if where.format == "kserve":
         return [*made, charts.inference_service(pod), objects.network_policy(pod)]

@@ -21,6 +21,8 @@ class Pod:
 
     contract: Contract
     adapters: tuple[Adapter, ...]
+    """The first is the one that was measured; a server of tasks has none."""
+
     resource: str
     """Name of all objects."""
 
@@ -28,6 +30,11 @@ class Pod:
     fetch_env: Mapping[str, str]
     where: Placement
     plan: Plan | None
+    videos: int = 0
+    """Most of a request."""
+
+    measured_otherwise: str = ""
+    """How the server's limits differ from those of the adapter's evaluation."""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -35,13 +42,14 @@ class Pod:
 
     @property
     def annotations(self) -> dict[str, str]:
-        first = self.adapters[0]
-        found = {
-            "loraline/registered-version": first.uri,
-            "loraline/adapter-sha256": first.sha256,
-            "loraline/base-revision": self.contract.base_revision,
-        }
-        if self.contract.prompt_uri:
+        found = {}
+        if self.adapters:
+            found["loraline/registered-version"] = self.adapters[0].uri
+            found["loraline/adapter-sha256"] = self.adapters[0].sha256
+        found["loraline/base-revision"] = self.contract.base_revision
+        if self.measured_otherwise:
+            found["loraline/measured-otherwise"] = self.measured_otherwise
+        if self.contract.prompt_uri and self.adapters:
             found["loraline/prompt"] = self.contract.prompt_uri
         if len(self.adapters) > 1:
             found["loraline/beside"] = ", ".join(each.uri for each in self.adapters[1:])
@@ -49,6 +57,11 @@ class Pod:
             cards = f"{self.plan.tensor_parallel_size} x {self.plan.gpu}"
             found["loraline/sized-for"] = f"{cards}, {self.plan.account()}"
         return found
+
+    @property
+    def names(self) -> list[str]:
+        """Models that the server has to list before it is ready."""
+        return [each.name for each in self.adapters] or [base_name(self.contract)]
 
     @property
     def selector(self) -> dict[str, str]:
@@ -108,6 +121,7 @@ class Pod:
             merged=self.where.merged,
             # The next version is loaded before the last one goes.
             spare=2 if self.where.follow else 0,
+            videos=self.videos,
         )
         return serving_arguments.on_cpu(args) if self.where.cpu else args
 

@@ -85,11 +85,13 @@ def arguments(
     base: str | None = None,
     merged: bool = False,
     spare: int = 0,
+    videos: int = 0,
 ) -> list[str]:
     """Arguments of `vllm serve` for adapters of one base, or for a model that one is merged into.
 
     `base` is the base's place in the pod where that is not the contract's, `spare` the number of
-    slots for adapters that are loaded later. Without a plan the arguments suit a large card.
+    slots for adapters that are loaded later, `videos` the most of a request. Without adapters the
+    base is served alone, without a plan the arguments suit a large card.
     """
     served = base_name(contract)
     for adapter in adapters:
@@ -106,7 +108,7 @@ def arguments(
         args = [base or contract.base, "--served-model-name", served]
         if is_commit(contract.base_revision) and base is None:
             args += ["--revision", contract.base_revision]
-        args += lora_arguments(contract, adapters, spare)
+        args += lora_arguments(contract, adapters, spare) if adapters else []
     # Beside these files a base may have Mistral's own, which vLLM would take first: another
     # tokenizer, config and names of weights than were measured.
     args += ["--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "safetensors"]
@@ -123,7 +125,11 @@ def arguments(
     if contract.tools:
         args += ["--enable-auto-tool-choice", "--tool-call-parser", call_parser(contract)]
     if vision:
-        args += ["--limit-mm-per-prompt", compact({"image": contract.max_images, "video": 0})]
+        counts = {"image": contract.max_images, "video": videos}
+        args += ["--limit-mm-per-prompt", compact(counts)]
+        if videos:
+            # All frames that come: vLLM would take 32 of them and say nothing.
+            args += ["--media-io-kwargs", compact({"video": {"num_frames": -1}})]
         size = compact({"images_kwargs": {"size": image_size(contract)}})
         args += ["--mm-processor-kwargs", size]
         # A domain that cannot exist: images come in the request, the server fetches none.
@@ -168,16 +174,18 @@ def demand(
     ranks: Sequence[int],
     *,
     merged: bool = False,
+    videos: int = 0,
 ) -> Demand:
-    """What a server of adapters of these ranks asks of a card's memory."""
+    """What a server of adapters of these ranks, or of the base alone, asks of a card's memory."""
     return Demand(
         config=base_config,
         dtype=contract.dtype,
         max_model_len=contract.max_model_len,
-        max_lora_rank=0 if merged else max_lora_rank(max(ranks)),
+        max_lora_rank=0 if merged or not ranks else max_lora_rank(max(ranks)),
         max_loras=len(ranks),
         tower=contract.trains_vision,
-        max_pixels=contract.max_pixels,
+        # A video is as large as the largest image that the base takes.
+        max_pixels=None if videos else contract.max_pixels,
         max_num_batched_tokens=batched_tokens(contract),
     )
 

@@ -92,6 +92,10 @@ MISTAKES = {
     ("--server-image", "vllm/vllm-openai:latest"): "names no version",
     ("--git", "nowhere"): "--git nowhere: git is not installed or the folder does not exist",
     ("--format", "kserve", "--apply"): "--apply needs --format deployment",
+    ("--task", "ocr-text"): "--task and --tasks-dir need --tasks",
+    ("--tasks", "beside", "--format", "kserve"): "--tasks is of --format deployment, not of kserve",
+    ("--tasks", "beside", "--task", "ocr"): "task 'ocr' is not known; accepted: computer,",
+    ("--tasks", "beside"): "shows images or videos, and test_data/text/base is a text base",
 }
 
 
@@ -105,6 +109,36 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
         *warnings, sentence = result.stderr.splitlines()
         assert told in sentence
         assert all(line.startswith("warning: ") for line in warnings)
+
+
+SUMMARY = """
+title: Summary
+description: Says in one sentence what a text says.
+inputs: text
+variables: {text: null}
+prompts: {default: "Sum up: {text}"}
+answer: text
+parser: text
+limits: {max_new_tokens: 900}
+"""
+
+
+def test_tasks_have_a_server_beside_the_adapters_or_widen_its_own(
+    step, workplace: Path, gate_run: str
+) -> None:
+    (workplace / "tasks").mkdir()
+    (workplace / "tasks" / "summary.yaml").write_text(SUMMARY)
+    mine = ("--tasks-dir", "tasks", "--task", "summary")
+    told = step("deploy_vllm", "--run-id", gate_run, "--tasks", "beside", *mine)
+    assert "tasks are served by lora-mistral-7b-lora-tasks, which has no adapter" in told.stdout
+    text = (workplace / "outputs" / "vllm.yaml").read_text()
+    servers = [each for each in yaml.safe_load_all(text) if each["kind"] == "Deployment"]
+    args = [each["spec"]["template"]["spec"]["containers"][0]["args"] for each in servers]
+    assert [each[each.index("--max-model-len") + 1] for each in args] == ["512", "3072"]
+    assert ["--enable-lora" in each for each in args] == [True, False]
+    told = step("deploy_vllm", "--run-id", gate_run, "--tasks", "instead", *mine)
+    assert "the adapter was measured with other limits: tokens 512 to 3072" in told.stdout
+    assert "--enable-lora" in container(workplace)["args"]
 
 
 def test_what_no_card_can_apply_is_served_by_cpus(step, workplace: Path, candidate) -> None:

@@ -1,0 +1,222 @@
+"""Draw coloured shapes with their boxes, and train once the bases that point at them.
+
+    python test_data/make_shapes.py data
+    python test_data/make_shapes.py base qwen3-vl
+
+`data` writes a file for each split and images/: orange, purple and black shapes, boxes in pixels.
+`base` trains a tiny Qwen-VL on red, green and blue ones, in the coordinates of its generation, and
+writes base-<architecture>/. One CPU core, four minutes a base.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import tiny_bases
+
+from gateway import tasks
+from loraline.records import IMAGE, Record
+
+FOLDER = Path(__file__).parent / "shapes"
+STEP = 14
+"""Corners lie on a lattice of half a cell; so small a model learns places as words."""
+
+COLUMNS, LINES = 8, 6
+"""The canvas in steps: 112 x 84 pixels, 12 image tokens."""
+
+SCALES = (1.0, 1.5, 2.0, 3.0)
+"""A picture is stored this much larger than the model sees it."""
+
+MIN_PIXELS, MAX_PIXELS = 9_000, 9_600
+"""Limits between which a picture of any scale becomes 112 x 84 pixels."""
+
+FORMS = ("circle", "square", "triangle")
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (20, 150, 60),
+    "blue": (30, 60, 220),
+    "orange": (250, 140, 0),
+    "purple": (130, 30, 160),
+    "black": (20, 20, 20),
+}
+OF_BASE, OF_DATA = ("red", "green", "blue"), ("orange", "purple", "black")
+OF_PROFILE = "qwen3-vl"
+"""The family of the base that profile smoke-grounding fine-tunes."""
+
+TASK = tasks.load()["spatial-boxes"]
+"""Whose prompts the bases are trained with, so that the gateway asks them as they were."""
+
+BOX_TOKENS = [
+    f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end")
+]
+ROWS = {"train": 400, "validation": 40, "test": 200}
+BASE_ROWS = 3200
+BASE_STEPS = 700
+VISION_HIDDEN = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape on the lattice: its left, top and side in steps."""
+
+    colour: str
+    form: str
+    left: int
+    top: int
+    side: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.form}"
+
+    def box(self, scale: float) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels of a picture of this scale."""
+        step = STEP * scale
+        corners = (self.left, self.top, self.left + self.side, self.top + self.side)
+        left, top, right, bottom = (round(corner * step) for corner in corners)
+        return left, top, right, bottom
+
+    def overlaps(self, other: Shape) -> bool:
+        return (
+            self.left < other.left + other.side
+            and other.left < self.left + self.side
+            and self.top < other.top + other.side
+            and other.top < self.top + self.side
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Shapes of different names that lie apart; the first is the one that is asked for."""
+
+    shapes: tuple[Shape, ...]
+    scale: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return round(LINES * STEP * self.scale), round(COLUMNS * STEP * self.scale)
+
+
+@click.group()
+def make_shapes() -> None:
+    """Make the pictures with boxes, or a base that points at what they show."""
+
+
+@make_shapes.command()
+def data() -> None:
+    """Write a file for each split, images/, prompt.txt, and the registry with the boxes' unit."""
+    (FOLDER / "images").mkdir(parents=True, exist_ok=True)
+    (FOLDER / "prompt.txt").write_text(TASK.prompt(OF_PROFILE, text="{question}") + "\n")
+    (FOLDER / "datasets.yaml").write_text("shapes:\n  uri: .\n  boxes: pixels\n")
+    made = enumerate(scenes(1, OF_DATA), start=1)
+    for split, count in ROWS.items():
+        with (FOLDER / f"{split}.jsonl").open("w") as lines:
+            for number, scene in itertools.islice(made, count):
+                name = f"images/{number:03d}.png"
+                (FOLDER / name).write_bytes(draw(scene))
+                asked = scene.shapes[0]
+                row = {
+                    "image": name,
+                    "question": asked.name,
+                    "answer": "<bbox>",
+                    "objects": {"bbox": [asked.box(scene.scale)]},
+                }
+                lines.write(json.dumps(row) + "\n")
+
+
+@make_shapes.command()
+@click.argument("architecture", type=click.Choice(tiny_bases.ARCHITECTURES[1:]))
+@click.option("--steps", default=BASE_STEPS, show_default=True, help="Optimizer steps.")
+def base(architecture: str, steps: int) -> None:
+    """Train a base on shapes of the colours that are not in the data."""
+    from loraline.base.encoding import Encoder
+
+    folder = FOLDER / f"base-{architecture}"
+    seen = list(itertools.islice(scenes(2, OF_BASE), BASE_ROWS))
+    records = [record(scene, architecture) for scene in seen]
+    words = [text for row in records for _, text in row.messages]
+    words += [f"the {colour} {form}" for colour in COLOURS for form in FORMS]
+    tokenizer = tiny_bases.chat_tokenizer(words, BOX_TOKENS)
+    tiny_bases.build_vision(architecture, folder, tokenizer, VISION_HIDDEN)
+    encoder = Encoder(folder, "vision", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
+    rows = [encoder.encode(row) for row in records]
+    tiny_bases.train(folder, "vision", encoder, rows, steps=steps, keep=True)
+
+
+def record(scene: Scene, architecture: str) -> Record:
+    """A scene as a training row, its box in the coordinates of the architecture."""
+    from loraline.data import boxes
+    from loraline.profiles import Profile
+
+    convention = architecture.replace("-", "_").replace(".", "_")
+    limits = Profile(
+        modality="vision",
+        r=1,
+        lora_alpha=1,
+        target_modules=("q_proj",),
+        min_pixels=MIN_PIXELS,
+        max_pixels=MAX_PIXELS,
+    )
+    asked = scene.shapes[0]
+    unit = boxes.to_unit(asked.box(scene.scale), scene.size, "pixels")
+    box = boxes.from_unit(unit, scene.size, convention, limits)
+    (turn,) = TASK.messages(architecture, [{"type": "image", "text": IMAGE}], text=asked.name)
+    content = "".join(part["text"] for part in turn["content"])
+    answer = ("assistant", boxes.written(box, convention))
+    return Record((("user", content), answer), (draw(scene),))
+
+
+def scenes(seed: int, colours: tuple[str, ...]) -> Iterator[Scene]:
+    """Distinct scenes of one or two shapes, endless."""
+    pick = random.Random(seed)
+    seen = set()
+    while True:
+        shapes: list[Shape] = []
+        for _ in range(pick.choice([1, 2])):
+            side = pick.choice([2, 3, 4])
+            shape = Shape(
+                pick.choice(colours),
+                pick.choice(FORMS),
+                pick.randint(0, COLUMNS - side),
+                pick.randint(0, LINES - side),
+                side,
+            )
+            if all(shape.name != other.name and not shape.overlaps(other) for other in shapes):
+                shapes.append(shape)
+        if tuple(shapes) not in seen:
+            seen.add(tuple(shapes))
+            yield Scene(tuple(shapes), pick.choice(SCALES))
+
+
+def draw(scene: Scene) -> bytes:
+    """A PNG of the scene on white, drawn four times as large and made smaller for soft edges."""
+    from PIL import Image, ImageDraw
+
+    height, width = scene.size
+    page = Image.new("RGB", (4 * width, 4 * height), "white")
+    pen = ImageDraw.Draw(page)
+    for shape in scene.shapes:
+        left, top, right, bottom = (4 * edge for edge in shape.box(scene.scale))
+        colour = COLOURS[shape.colour]
+        if shape.form == "circle":
+            pen.ellipse((left, top, right - 1, bottom - 1), fill=colour)
+        elif shape.form == "square":
+            pen.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+        else:
+            middle = (left + right) / 2
+            pen.polygon([(middle, top), (right - 1, bottom - 1), (left, bottom - 1)], fill=colour)
+    png = io.BytesIO()
+    page.resize((width, height), Image.Resampling.BOX).save(png, "PNG", optimize=True)
+    return png.getvalue()
+
+
+if __name__ == "__main__":
+    make_shapes()
