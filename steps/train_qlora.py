@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=1,
     show_default=True,
+    envvar="LORALINE_GPUS",
     help="GPUs of this machine to train on.",
 )
 @click.option(

@@ -70,6 +70,9 @@ def patch(wanted: Class, grace_seconds: int | None = None) -> str:
     if wanted.device:
         limits[wanted.device] = str(wanted.gpus)
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    if wanted.gpus > 1:
+        # What train_qlora takes as --gpus; an argument cannot depend on the class.
+        spec["containers"][0]["env"] = [{"name": "LORALINE_GPUS", "value": str(wanted.gpus)}]
     if grace_seconds is not None:
         spec["terminationGracePeriodSeconds"] = grace_seconds
     if wanted.label:

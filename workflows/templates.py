@@ -6,7 +6,6 @@ rest is the same for all and stands in `step`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,13 +56,12 @@ def prepare_data() -> Container:
 
 
 def train_qlora() -> Container:
-    gpus = chosen({name: str(wanted.gpus) for name, wanted in CLASSES.items()}, "resources")
     return step(
         "train-qlora",
         inputs=["run-id", "profile", "set"],
-        flags=["--gpus", gpus],
         deadline=DAY,
         large=True,
+        several_cards=True,
         grace_seconds=GRACE_SECONDS,
     )
 
@@ -119,14 +117,14 @@ def step(
     *,
     inputs: list[str],
     deadline: int,
-    flags: Sequence[str] = (),
+    several_cards: bool = False,
     grace_seconds: int | None = None,
     outputs: dict[str, str] | None = None,
     large: bool = False,
     registry: str = "",
     hands_over: bool = True,
 ) -> Container:
-    """A template for steps/<name>.py: a flag an input, a file an output; `flags` are others.
+    """A template for steps/<name>.py: a flag an input, a file an output.
 
     `outputs` names further outputs beside the run ID, each with its value if its file is missing;
     `large` steps run on the class that the workflow's parameter names; steps that change what is
@@ -142,16 +140,18 @@ def step(
         room = models.Quantity(root="8Gi")
         shm = EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory", size_limit=room)
         volumes.append(shm)
-    # Only training, which is told of them by a flag, has a use for several cards.
-    cards = CLASSES if flags else {key: c._replace(gpus=1) for key, c in CLASSES.items()}
-    classes = {key: patch(wanted, grace_seconds) for key, wanted in cards.items()}
+    # Only training has a use for several cards; elsewhere a class gives one.
+    given = {
+        key: wanted if several_cards else wanted._replace(gpus=1) for key, wanted in CLASSES.items()
+    }
+    classes = {key: patch(wanted, grace_seconds) for key, wanted in given.items()}
     handed = {"run-id": "", **(outputs or {})} if hands_over else {}
     return Container(
         name=name,
         image=image,
         image_pull_policy="IfNotPresent",
         command=["python", f"steps/{name.replace('-', '_')}.py"],
-        args=[*words, *flags, *(["--out-dir", OUT_DIR] if hands_over else [])],
+        args=[*words, *(["--out-dir", OUT_DIR] if hands_over else [])],
         env=environment(image, hands_over),
         inputs=[Parameter(name=flag) for flag in inputs],
         outputs=[

@@ -310,11 +310,18 @@ def test_training_uses_all_cards_of_its_class_and_has_time_for_a_checkpoint(scri
     resources = script("workflows/resources.py")
     for pod, (_, template) in PODS.items():
         if template["name"] == "train-qlora":
-            args = template["container"]["args"]
-            cards = {name: str(wanted.gpus) for name, wanted in resources.CLASSES.items()}
-            assert args[args.index("--gpus") + 1] == resources.chosen(cards, "resources"), pod
             grace = f'"terminationGracePeriodSeconds":{resources.GRACE_SECONDS}'
-            assert template["podSpecPatch"].count(grace) == len(cards)
+            assert template["podSpecPatch"].count(grace) == len(resources.CLASSES), pod
+        told = template["name"] == "train-qlora"
+        assert ('"env":[{"name":"LORALINE_GPUS","value":"4"}]' in template["podSpecPatch"]) == told
+
+
+def test_training_takes_its_cards_from_the_pod(script: Any, monkeypatch: Any) -> None:
+    train = script("steps/train_qlora.py").train_qlora
+    words = ["--run-id", "x", "--profile", "standard"]
+    assert train.make_context("train", list(words)).params["gpus"] == 1
+    monkeypatch.setenv("LORALINE_GPUS", "4")
+    assert train.make_context("train", list(words)).params["gpus"] == 4
 
 
 @each_pod
