@@ -70,6 +70,8 @@ async def run_group(run: Controller, group: Node, steps: list[Task], frame: Fram
             if not broken:
                 running.append(run_child(run, name, step, child, frame, [group.name]))
                 broken = child.error
+                if broken and len(running) > 1:
+                    broken += "; on Argo the steps beside it would be left as they are"
     ended = await asyncio.gather(*running)
     if any(child is None for child in ended):
         return False

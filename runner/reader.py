@@ -38,7 +38,7 @@ from runner.language import (
     listed,
     references,
 )
-from runner.references import filled_again
+from runner.references import OF_A_WORKFLOW
 from runner.shapes import (
     ContainerShape,
     Cron,
@@ -98,6 +98,7 @@ class Reader:
         self.globals |= {f"workflow.parameters.{name}" for name in self.parameters}
         self.inputs: dict[str, dict[str, Parameter]] = {}
         self.outputs: dict[str, dict[str, Output]] = {}
+        called_by_tasks = {called for name in self.shapes for called in self.calls(name)}
         for name, template in self.shapes.items():
             where = f"template {name}"
             bodies = [body for body in BODIES if getattr(template, body) is not None]
@@ -105,8 +106,10 @@ class Reader:
                 raise Refused(f"{where} needs one of {listed(BODIES)}; it has {listed(bodies)}")
             self.inputs[name] = read_parameters(where, template.inputs)
             self.outputs[name] = read_outputs(where, template.outputs, bodies[0])
+            # What hands over nothing but the entrypoint itself is unknown to Argo's exit handlers.
+            called = name in called_by_tasks
             for output in self.outputs[name].values():
-                if output.global_name:
+                if output.global_name and called:
                     literal = "{{" not in output.global_name
                     name_ = f"workflow.outputs.parameters.{output.global_name}"
                     self.globals.add(name_ if literal else ANY_GLOBAL)
@@ -293,10 +296,10 @@ def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[s
             raise Refused(f"parameter {name} has no default: give it with -p {name}=VALUE")
         if parameter.enum and values[name] not in parameter.enum:
             raise Refused(f"-p {name}={values[name]} is none of {listed(parameter.enum)}")
-        known = {f"workflow.parameters.{parameter}": "" for parameter in declared}
-        if tag := filled_again(values[name], known):
-            raise Refused(
-                f"parameter {name}: its value holds {tag}; Argo would take that for a reference of "
-                "the workflow and fill it in, which does not run here"
-            )
+        for tag in references(values[name]):
+            if OF_A_WORKFLOW.match(tag):
+                raise Refused(
+                    f"parameter {name}: its value holds {{{{{tag}}}}}; Argo would take that for a "
+                    "reference, and fill it in or refuse it, which does not run here"
+                )
     return values

@@ -10,6 +10,9 @@ from runner.values import quoted, survives_quoting
 
 NEVER_ENDS = "on Argo the workflow would wait for it for ever"
 
+OF_A_WORKFLOW = re.compile(r"=|(?:item|steps|inputs|outputs|pod|workflow|tasks)\.")
+"""Beginnings of references that Argo looks for at submit, in the values of parameters as well."""
+
 OF_A_RUN = re.compile(
     r"=|(?:steps|inputs|outputs|pod|tasks|node|lastRetry)\.|retries$"
     r"|workflow\.(?!parameters\.|outputs\.parameters\.)"
