@@ -42,7 +42,7 @@ def test_each_package_says_in_one_line_what_it_is_for() -> None:
     for package in MAP:
         init = ROOT / package / "__init__.py"
         if init.exists():
-            assert re.match(r'"""[^"\n]{10,}\."""\n', init.read_text()), package
+            assert re.match(r'"""[^"\n]{10,}\.', init.read_text()), package
 
 
 QUESTIONS = re.findall(r"^\| (.+\?) \| (.+) \|$", PAGE.partition("Where is …?")[2], re.MULTILINE)
