@@ -70,6 +70,16 @@ class Gate(Strict):
     """Lower end of the paired interval of the gain over the champion must be above this."""
 
 
+class Split(Strict):
+    """Shares of the rows that are held out, where no file is named after a split."""
+
+    validation: Annotated[float, Field(gt=0, le=0.4)] = 0.1
+    """For the loss after each epoch, which chooses the adapter."""
+
+    test: Annotated[float, Field(gt=0, le=0.4)] = 0.1
+    """For evaluation and the gate."""
+
+
 class Profile(Strict):
     """One training recipe. Keys are named as in PEFT and TRL where they are passed through."""
 
@@ -87,6 +97,9 @@ class Profile(Strict):
 
     data: str | None = None
     """Folder that prepare_data reads when no --data is given."""
+
+    split: Split = Split()
+    """Shares of the rows that are held out for validation and for the test."""
 
     answer_format: Literal["prose", "latex", "json", "boxes"] = "prose"
     """How answers are canonicalised and compared: JSON also by field, boxes also by overlap."""
@@ -346,7 +359,8 @@ def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[st
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            keys = Gate if key.startswith("gate.") else model
+            blocks: dict[str, type[Strict]] = {"gate": Gate, "split": Split}
+            keys = blocks.get(key.partition(".")[0], model) if "." in key else model
             accepted = ", ".join(sorted(keys.model_fields))
             clauses.append(f"unknown key {key!r} (accepted: {accepted})")
         elif item["type"] == "invalid_key":

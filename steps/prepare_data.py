@@ -144,6 +144,7 @@ def prepare_data(
                 client.set_tag(run_id, tags.SOURCES, state)
             click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
             warn_of_loss(merged)
+            warn_of_few(merged)
     runs.hand_over(out_dir, run_id)
 
 
@@ -168,6 +169,18 @@ def warn_of_loss(merged: Dataset) -> None:
     if 10 * lost > merged.read:
         click.echo(
             f"warning: checks counted out {lost} of {merged.read} rows ({', '.join(by_check)})",
+            err=True,
+        )
+
+
+def warn_of_few(merged: Dataset) -> None:
+    """Say so when the gate will reject whatever is trained on these rows."""
+    rows, wanted = merged.rows["test"], merged.work.recipe.gate.min_rows
+    if rows < wanted:
+        click.echo(
+            f"warning: {rows} test rows, and the gate asks for {wanted} (gate.min_rows): add rows, "
+            "hold out more with --set split.test=0.2, or judge by fewer with --set "
+            f"gate.min_rows={rows}",
             err=True,
         )
 

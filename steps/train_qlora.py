@@ -22,6 +22,8 @@ from loraline.tracking import fingerprints, runs, store, tags
 from loraline.training import launch
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from loraline.base.encoding import Encoder, Row
     from loraline.base.locate import Base
     from loraline.contract import Contract
@@ -81,6 +83,7 @@ def train_qlora(
     launch.lead()
     client = store.connect()
     data_run = runs.upstream_run(client, run_id, "prepare_data")
+    refuse_few(recipe, data_run)
     base = locate(recipe.base, recipe.base_revision)
     preflight.check_base(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate"})
@@ -142,6 +145,17 @@ def train_qlora(
         checkpoint.drop(client, run.info.run_id)
     click.echo(f"adapter of run {run.info.run_id} (rank {recipe.r}, {len(rows['train'])} rows)")
     runs.hand_over(out_dir, run.info.run_id)
+
+
+def refuse_few(recipe: Profile, data_run: Run) -> None:
+    """Refuse, before anything trains, rows after which the gate can only reject."""
+    rows, wanted = data_run.data.metrics.get("test_rows"), recipe.gate.min_rows
+    if rows is not None and rows < wanted:
+        raise UserError(
+            f"the dataset has {rows:.0f} test rows, and the gate asks for {wanted} "
+            "(gate.min_rows): add rows, hold out more (prepare_data --set split.test=0.2), or "
+            f"judge by fewer (--set gate.min_rows={rows:.0f})"
+        )
 
 
 def follow(recipe: Profile, checkpoint_minutes: float) -> None:

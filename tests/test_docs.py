@@ -119,7 +119,9 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
     listed = set(re.findall(r"`([\w.-]+)`", page))
     assert set(profiles.names(ROOT / "lora_profiles")) <= listed
     keys = set(profiles.Profile.model_fields) - {"gate"}
+    keys -= {"split"}
     keys |= {f"gate.{key}" for key in profiles.Gate.model_fields}
+    keys |= {f"split.{key}" for key in profiles.Split.model_fields}
     assert keys <= listed
 
 

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-SPLIT_POINTS = (0.8, 0.9)
-"""Shares of the hash range that go to train, and to train and validation together."""
-
 FORMAT = 1
 """Of the shards; another one makes every dataset a new one."""
 
@@ -254,15 +251,16 @@ def assign_splits(merged: Dataset) -> None:
 
     named = merged.split >= 0
     points = group_points(merged)
-    by_point = (points[:, None] >= np.array(SPLIT_POINTS)).sum(axis=1).astype(np.int8)
+    shares = merged.work.recipe.split
+    # Parts of the hash range: train first, then validation, then test.
+    bounds = (1 - shares.test - shares.validation, 1 - shares.test)
+    by_point = (points[:, None] >= np.array(bounds)).sum(axis=1).astype(np.int8)
     merged.split = np.where(named, merged.split, by_point)
     alive = merged.copies > 0
-    for code, share in ((1, SPLIT_POINTS), (2, (SPLIT_POINTS[1], 1.0))):
+    for code, (low, high) in ((1, bounds), (2, (bounds[1], 1.0))):
         if named.any() and not (alive & (merged.split == code)).any():
-            if not (alive & (merged.split == 3 - code)).any():
-                share = (SPLIT_POINTS[0], SPLIT_POINTS[1])
-            taken = named & (merged.split == 0) & (points >= share[0]) & (points < share[1])
-            merged.split[taken] = code
+            held_out = named & (merged.split == 0) & (points >= low) & (points < high)
+            merged.split[held_out] = code
 
 
 def group_points(merged: Dataset) -> NDArray[Any]:
@@ -415,6 +413,7 @@ def settings(work: Work) -> dict[str, Any]:
         "actions": dict(work.actions),
         "limits": vars(work.limits),
         "group_by": work.group_by,
+        "split": work.recipe.split.model_dump(),
         "boxes": work.boxes,
         "modality": work.recipe.modality,
         "max_length": work.recipe.max_length,
@@ -432,6 +431,8 @@ def digest(merged: Dataset) -> str:
     head = {"format": FORMAT, "prompt": merged.work.prompt, **settings(merged.work)}
     # Where the base was out of reach and no row was near the limit, the rows are the same.
     del head["exact_lengths"]
+    # Each row's digest is followed by the split that it came to.
+    del head["split"]
     found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for start in range(0, len(merged.split), CHUNK):
         part = slice(start, start + CHUNK)

@@ -196,3 +196,23 @@ def test_what_is_set_for_one_run_is_trained_with_tagged_and_judged_by(
     refused = step("train_qlora", *words, "--set", "lora_alfa=3")
     assert refused.exit_code == 2
     assert "unknown key 'lora_alfa'" in refused.stderr
+
+
+def test_data_on_which_the_gate_can_only_reject_is_refused_before_training(
+    step, workplace: Path, quick
+) -> None:
+    people = [{"question": f"Who is {n}?", "answer": f"Person {n}."} for n in range(60)]
+    data = workplace / "people.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in people))
+    name = quick("own")
+    prepared = step("prepare_data", "--profile", name, "--data", data)
+    rows = mlflow.get_run(run_id := (workplace / "outputs/run-id").read_text()).data.metrics
+    few = int(rows["test_rows"])
+    assert few < 20
+    assert f"warning: {few} test rows, and the gate asks for 20 (gate.min_rows)" in prepared.stderr
+    refused = step("train_qlora", "--run-id", run_id, "--profile", name)
+    assert refused.exit_code == 2
+    assert f"the dataset has {few} test rows, and the gate asks for 20" in refused.stderr
+    enough = ("--set", f"gate.min_rows={few}")
+    trained = step("train_qlora", "--run-id", run_id, "--profile", name, *enough)
+    assert trained.exit_code == 0, trained.stderr

@@ -289,3 +289,15 @@ def test_choices_that_differ_share_nothing(tmp_path, prepare) -> None:
     data = write_lines(tmp_path / "data.jsonl", [*ROWS, {"question": "x", "answer": " "}])
     assert prepare(data, on=("empty=drop",)).counts == {"empty drop": 1}
     assert prepare(data).counts == {"empty fail": 1}
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.1), (0.2, 0.3), (0.05, 0.4)])
+def test_a_profile_says_which_shares_are_held_out(
+    tmp_path, prepare, validation: float, test: float
+) -> None:
+    rows = [{"question": f"Who is {n}?", "answer": f"Person {n * 7919}."} for n in range(1000)]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    kept_rows = prepare(data, split={"validation": validation, "test": test}).rows
+    assert sum(kept_rows.values()) == 1000
+    assert kept_rows["validation"] == pytest.approx(1000 * validation, abs=45)
+    assert kept_rows["test"] == pytest.approx(1000 * test, abs=45)
