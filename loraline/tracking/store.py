@@ -6,12 +6,12 @@ import logging
 import os
 import re
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loraline.errors import TryAgain, UserError
 from loraline.process import full_disk
+from loraline.tracking import sqlite_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,16 +61,21 @@ def connect() -> MlflowClient:
 
     # New tables are not news to the step's user, and an error is raised as well as logged.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    artifacts = artifact_location(settings.store_uri())
+    sqlite_store.make_ready(settings.store_uri(), artifacts or "")
     mlflow.set_tracking_uri(settings.store_uri())
     try:
         client = mlflow.MlflowClient()
         if client.get_experiment_by_name(settings.experiment) is None:
-            # A SQL store would otherwise freeze "./mlruns" of whoever came first.
-            artifacts = artifact_location(settings.store_uri())
-            client.create_experiment(settings.experiment, artifact_location=artifacts)
+            create_experiment(client, settings.experiment, artifacts)
         mlflow.set_experiment(settings.experiment)
     except Exception as error:
         reason = str(error).splitlines()[0]
+        file = sqlite_store.file_of(settings.store_uri())
+        if file is not None and "out-of-date database schema" in reason:
+            told = sqlite_store.half_made(file, settings.store_uri(), refused=True)
+            raise UserError(told or reason) from error
         if full_disk.sentence(error, uri()):
             raise
         if is_outage(error):
@@ -79,6 +84,20 @@ def connect() -> MlflowClient:
             raise UserError(f"MLflow at {uri()} cannot be used: {reason}") from error
         raise
     return client
+
+
+def create_experiment(client: MlflowClient, name: str, artifacts: str | None) -> None:
+    """Make the experiment, unless another process has made it meanwhile.
+
+    A SQL store would otherwise freeze "./mlruns" of whoever came first as its artifact location.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def expect_answer(store_uri: str) -> None:
@@ -92,11 +111,6 @@ def expect_answer(store_uri: str) -> None:
             f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: {error}; use http(s)://HOST:PORT"
         ) from error
     if parts.scheme == "sqlite":
-        folder = Path(store_uri.removeprefix("sqlite:///")).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"no MLflow store can be made in {folder}: {error.strerror}") from error
         return
     if parts.scheme not in ("http", "https"):
         if parts.scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
