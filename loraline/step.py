@@ -51,6 +51,8 @@ class LineCommand(click.Command):
                 end(ctx, str(signals.received[0]), Stopped.exit_code)
             if full := full_disk.sentence(error, store.uri(), out_dir or Path()):
                 end(ctx, full, TryAgain.exit_code)
+            if refused := store.refusal(error):
+                end(ctx, refused, UserError.exit_code)
             if not store.is_outage(error):
                 raise
             end(ctx, f"lost {store.uri()}: {first_line(error)}; run it again", 75)

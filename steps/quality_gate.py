@@ -75,6 +75,7 @@ def quality_gate(
     same = fingerprint(other_champion(client, name, model_id))
     done = None if force else runs.finished_run(client, "quality_gate", same)
     if done and still_holds(client, done, train_run):
+        lock.clear_dead(client, name)
         result = done.data.tags[RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
         hand_over(out_dir, eval_run, done, fail_on_reject)
@@ -169,21 +170,20 @@ def register(
             client.set_tag(target.info.run_id, MODEL_VERSION, champion_again)
         return
     if result == "passed":
-        version = registry.register(client, name, model_id)
-    elif (known := registry.version_of_model(client, name, model_id)) is not None:
-        version = known
-    else:
-        return
+        registry.register(client, name, model_id)
     card = client.get_run(train_run.info.run_id).data.tags[NOTE]
     tags = told(verdicts, result) | {GATE_RUN: run.info.run_id}
-    registry.describe(client, name, version, tags, card)
+    versions = registry.versions_of_model(client, name, model_id)
+    for version in versions:
+        registry.describe(client, name, version, tags, card)
+        if result == "failed":
+            registry.withdraw(client, name, version)
     if result == "failed":
-        registry.withdraw(client, name, version)
         return
     for target in (run, train_run):
         client.set_tag(target.info.run_id, MODEL_NAME, name)
-        client.set_tag(target.info.run_id, MODEL_VERSION, version)
-    registry.move_candidate(client, name, version)
+        client.set_tag(target.info.run_id, MODEL_VERSION, versions[0])
+    registry.move_candidate(client, name, versions[0])
 
 
 def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -78,6 +79,8 @@ def connect() -> MlflowClient:
             raise UserError(told or reason) from error
         if full_disk.sentence(error, uri()):
             raise
+        if told := refusal(error):
+            raise UserError(told) from error
         if is_outage(error):
             raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
         if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):
@@ -154,11 +157,37 @@ def is_outage(error: BaseException) -> bool:
         "psycopg.OperationalError",
         "psycopg2.OperationalError",
     )
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         name = f"{type(cause).__module__}.{type(cause).__name__}"
         passing = ("Max retries exceeded", "database is locked")
         if name.startswith(signs) or any(sign in str(cause) for sign in passing):
             return True
+    return is_locked(error)
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether another process holds a SQLite store, here or behind a server, for itself."""
+    return any(
+        "sqlite3" in f"{type(cause).__module__} {cause}" and "is locked" in str(cause)
+        for cause in causes(error)
+    )
+
+
+def refusal(error: BaseException) -> str | None:
+    """What to tell of a store that may be read and not written; None if that is not the trouble."""
+    if any("attempt to write a readonly database" in str(cause) for cause in causes(error)):
+        return (
+            f"MLflow at {uri()} cannot be written (attempt to write a readonly database): let "
+            "this user write the file and its folder"
+        )
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what was behind it, each once."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return False
