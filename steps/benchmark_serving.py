@@ -95,7 +95,7 @@ def benchmark_serving(
     train_run = runs.ancestor(client, deploy_run, "train_qlora")
     data_run = runs.ancestor(client, train_run, "prepare_data")
     name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
-    with runs.adapter(train_run) as adapter:
+    with runs.adapter(train_run, deploy_run) as adapter:
         agreed = contract.read(adapter)
     server = Server(url)
     listed = server.models()

@@ -51,7 +51,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     train_run = runs.upstream_run(client, run_id, "train_qlora")
     data_run = runs.ancestor(client, train_run, "prepare_data")
     recipe = runs.profile(client, train_run)
-    model_id = train_run.data.tags[tags.MODEL_ID]
+    model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
     engine = measurement.chosen_engine(engine, recipe.serve_dtype)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
@@ -78,7 +78,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
             upstream=train_run,
             parent=train_run,
         ) as run,
-        runs.artifacts(client, data_run.info.run_id, "dataset") as dataset,
+        runs.dataset(client, data_run, "test") as dataset,
         runs.adapter(train_run) as adapter,
     ):
         agreed = contract.read(adapter)
@@ -87,6 +87,8 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         encoder = Encoder.of(agreed, base)
         prints = measurement.fingerprints(encoder, agreed, held_out)
         mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
+        mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
+        mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         comparable = comparable_champion(champion, held_out, agreed, prints)
         with comparable as (other, champion_told):

@@ -26,7 +26,8 @@ from loraline.serving import arguments, names
 from loraline.serving.client import Server
 from loraline.serving.preflight import LORA_RANKS
 from loraline.step import LineCommand
-from loraline.tracking import store
+from loraline.tracking import registry, store
+from loraline.tracking.tags import ADAPTER_DIGEST
 
 FETCH = Path(__file__).with_name("fetch_adapter.py")
 
@@ -142,11 +143,24 @@ class Follower:
                 raise TryAgain(f"MLflow at {store.uri()} does not answer") from error
             raise UserError(f"{self.model} has no alias {self.alias}") from error
 
+    def judged(self, version: str) -> str:
+        """The digest of the adapter that a gate passed; a UserError if none did."""
+        client = store.connect()
+        found = client.get_model_version(self.model, version)
+        registry.promoting_gate_run_of(client, found)
+        if ADAPTER_DIGEST not in found.tags:
+            raise UserError(
+                f"version {version} of {self.model!r} keeps no digest of its adapter: run "
+                "quality_gate again with --force"
+            )
+        return found.tags[ADAPTER_DIGEST]
+
     def fetch(self, version: str) -> Path:
         """The version's adapter by the init container's own program: digest and preflight."""
         import mlflow
 
         uri = names.model_uri(self.model, version)
+        digest = self.judged(version)
         with tempfile.TemporaryDirectory() as folder:
             found = mlflow.artifacts.download_artifacts(
                 f"{uri}/artifacts/adapter/{FILE}", dst_path=folder
@@ -156,7 +170,7 @@ class Follower:
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
         path = self.adapters / names.served_name(self.model) / f"v{version}"
-        command = [sys.executable, str(FETCH), "--model", uri, "--sha256", theirs.adapter_sha256]
+        command = [sys.executable, str(FETCH), "--model", uri, "--sha256", digest]
         command += ["--max-lora-rank", str(self.max_lora_rank), "--out-dir", str(path)]
         ended = subprocess.run(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

@@ -61,7 +61,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
     rows = measured(client, deploy_run)
     running = Server(url)
     name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
-    with runs.adapter(train_run) as adapter:
+    with runs.adapter(train_run, deploy_run) as adapter:
         agreed = contract.read(adapter)
     running.check_health()
     served = running.models()
@@ -106,8 +106,8 @@ def measured(client: MlflowClient, deploy_run: Run) -> list[dict[str, Any]]:
     eval_run = runs.ancestor(client, deploy_run, "evaluate")
     data_run = runs.ancestor(client, eval_run, "prepare_data")
     table = mlflow.artifacts.load_dict(f"runs:/{eval_run.info.run_id}/predictions.json")
-    with runs.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file:
-        held_out = records.read(file)
+    with runs.dataset(client, data_run, "test") as dataset:
+        held_out = records.read(dataset / "test.parquet")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     return [{**row, "record": held_out[row["row"]]} for row in rows]
 

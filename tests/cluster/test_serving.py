@@ -193,6 +193,7 @@ def register(place: Path, script, seed: int) -> Registered:
         REASON: "",
         MODEL_NAME: MODEL,
         MODEL_VERSION: version,
+        ADAPTER_DIGEST: upstream.data.tags[ADAPTER_DIGEST],
     }
     with runs.open_run(
         "quality_gate", name="gate", fingerprint=f"g{seed}", upstream=upstream, tags=tags
