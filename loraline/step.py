@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from loraline.addresses import scrubbed
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import full_disk, signals
 from loraline.tracking import store
@@ -103,7 +104,7 @@ def try_to_write(out_dir: Path) -> None:
 
 
 def end(ctx: click.Context, sentence: str, exit_code: int) -> None:
-    click.echo(f"{ctx.command.name}: {sentence}", err=True)
+    click.echo(f"{ctx.command.name}: {scrubbed(sentence)}", err=True)
     ctx.exit(exit_code)
 
 

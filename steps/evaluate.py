@@ -147,6 +147,7 @@ def comparable_champion(
         yield {}, f"{version}, not measured: {refused}"
         return
     with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
+        expect_judged(champion, contract.folder_digest(adapter))
         agreed = contract.read(adapter)
         if agreed.is_served_as(candidate):
             mlflow.set_tag(tags.CHAMPION_AGAIN, str(champion.version))
@@ -164,6 +165,17 @@ def comparable_champion(
         refused = f"it has another {' and '.join(differing)}"
         mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
         yield {}, f"{version}, not measured: {refused}"
+
+
+def expect_judged(champion: ModelVersion, digest: str) -> None:
+    """Raise a UserError if the champion's files are not those that its gate judged."""
+    from loraline.errors import UserError
+    from loraline.tracking import identity
+
+    kept = champion.tags.get(tags.ADAPTER_DIGEST, digest)
+    if kept != digest:
+        told = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
+        raise UserError(identity.changed("quality_gate", told))
 
 
 def predictions(

@@ -11,6 +11,7 @@ adapter reloaded under its old name would be answered from the old one's cached 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,13 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from loraline.addresses import scrubbed
 from loraline.contract import FILE, Contract, first_complaint
 from loraline.errors import TryAgain, UserError
 from loraline.serving import arguments, names
 from loraline.serving.client import Server
 from loraline.serving.preflight import LORA_RANKS
-from loraline.step import LineCommand
+from loraline.step import LineCommand, first_line
 from loraline.tracking import registry, store
 from loraline.tracking.tags import ADAPTER_DIGEST
 
@@ -79,10 +81,11 @@ def follow_alias(
         try:
             if told := follower.look():
                 click.echo(told)
-        except (UserError, TryAgain) as error:
+        # Whatever MLflow or the server answers: the next look may find them well.
+        except Exception as error:
             if once:
                 raise
-            click.echo(f"follow-alias: {error}", err=True)
+            click.echo(f"follow-alias: {scrubbed(first_line(error))}", err=True)
         if once:
             return
         time.sleep(interval)
@@ -130,7 +133,19 @@ class Follower:
         for each in older:
             self.running.post("/v1/unload_lora_adapter", {"lora_name": each})
             done.append(f"unloaded {each}")
+        self.remove_folders(version)
         return ", ".join(done) or None
+
+    @property
+    def folder(self) -> Path:
+        """Holds the versions that this program has fetched, and none of the init container's."""
+        return self.adapters / "followed" / names.served_name(self.model)
+
+    def remove_folders(self, version: str) -> None:
+        """Remove what was fetched for versions that are no longer served."""
+        for folder in self.folder.glob("v*"):
+            if folder.name != f"v{version}":
+                shutil.rmtree(folder, ignore_errors=True)
 
     def wanted(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -169,7 +184,7 @@ class Follower:
         together = arguments.together(self.agreed, theirs)
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
-        path = self.adapters / names.served_name(self.model) / f"v{version}"
+        path = self.folder / f"v{version}"
         command = [sys.executable, str(FETCH), "--model", uri, "--sha256", digest]
         command += ["--max-lora-rank", str(self.max_lora_rank), "--out-dir", str(path)]
         ended = subprocess.run(

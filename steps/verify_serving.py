@@ -93,7 +93,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
         click.echo(f"verify-serving: {problem}", err=True)
     if problems:
         raise SystemExit(1)
-    click.echo(f"{url} serves what was measured")
+    click.echo(f"{running.name} serves what was measured")
     runs.hand_over(out_dir, run.info.run_id)
 
 
@@ -148,21 +148,34 @@ def other_prompts(
 
     base = locate.Base(locate.locate_tokenizer(agreed), agreed.base_revision, {})
     encoder = Encoder.of(agreed, base)
-    for row, answer in zip(rows, answers, strict=True):
-        if not answer.prompt:
-            continue
-        wanted = encoder.encode(row["record"]).prompt
-        if answer.prompt != wanted:
-            return [
-                f"the prompt of row {row['row']} is {len(answer.prompt)} tokens on the server and "
-                f"{len(wanted)} in training: another chat template, prompt or pixel limit"
-            ]
+    if problems := compared(rows, answers, encoder):
+        return problems
     if agreed.modality == "text":
         return []
     try:
         return other_pixels(running, name, agreed, encoder)
     except Refused as error:
         return [f"the server refuses an image beyond the limits: {error}"]
+
+
+def compared(
+    rows: Sequence[dict[str, Any]], answers: Sequence[Served], encoder: Encoder
+) -> list[str]:
+    """The first prompt of which the server makes other tokens; none to compare is wrong, too."""
+    if not any(answer.prompt for answer in answers):
+        return ["no prompt could be compared: the server gives no tokens of any row's prompt"]
+    for row, answer in zip(rows, answers, strict=True):
+        if answer.refusal:
+            continue
+        if not answer.prompt:
+            return [f"the server gives no tokens of row {row['row']}'s prompt to compare"]
+        wanted = encoder.encode(row["record"]).prompt
+        if answer.prompt != wanted:
+            return [
+                f"the prompt of row {row['row']} is {len(answer.prompt)} tokens on the server and "
+                f"{len(wanted)} in training: another chat template, prompt or pixel limit"
+            ]
+    return []
 
 
 def other_pixels(running: Server, name: str, agreed: Contract, encoder: Encoder) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from loraline.addresses import scrubbed, shown
 from loraline.errors import TryAgain, UserError
 from loraline.process import full_disk
 from loraline.tracking import sqlite_store
@@ -25,7 +25,7 @@ def uri() -> str:
     """The tracking URI that this process uses, without credentials."""
     from loraline.tracking.settings import Settings
 
-    return re.sub(r"//[^/@]*@", "//", Settings().store_uri())
+    return shown(Settings().store_uri())
 
 
 def pod_environment() -> dict[str, str]:
@@ -72,7 +72,7 @@ def connect() -> MlflowClient:
             create_experiment(client, settings.experiment, artifacts)
         mlflow.set_experiment(settings.experiment)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = scrubbed(str(error).splitlines()[0])
         file = sqlite_store.file_of(settings.store_uri())
         if file is not None and "out-of-date database schema" in reason:
             told = sqlite_store.half_made(file, settings.store_uri(), refused=True)
@@ -111,7 +111,7 @@ def expect_answer(store_uri: str) -> None:
         port = parts.port if parts.scheme in ("http", "https") else None
     except ValueError as error:
         raise UserError(
-            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: {error}; use http(s)://HOST:PORT"
+            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: its port is no number; use http(s)://HOST:PORT"
         ) from error
     if parts.scheme == "sqlite":
         return
@@ -124,6 +124,8 @@ def expect_answer(store_uri: str) -> None:
         )
     if not parts.hostname:
         raise UserError(f"MLFLOW_TRACKING_URI {uri()!r} names no host: use http(s)://HOST:PORT")
+    if behind_proxy(parts.scheme, parts.hostname):
+        return
     port = port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT).close()
@@ -132,6 +134,14 @@ def expect_answer(store_uri: str) -> None:
             f"MLflow at {uri()} does not answer ({error.strerror or error}); "
             "start it or set MLFLOW_TRACKING_URI"
         ) from error
+
+
+def behind_proxy(scheme: str, host: str) -> bool:
+    """Whether requests go through a proxy, so that the host need not be reached from here."""
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    return bool(proxies.get(scheme) or proxies.get("all")) and not proxy_bypass(host)
 
 
 def artifact_location(store_uri: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What is measured, judged, rendered and fetched is what was trained; anything else moves nothing."""
+"""What is measured, judged, rendered and fetched is what was trained; else nothing moves."""
 
 from __future__ import annotations
 
