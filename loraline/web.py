@@ -7,6 +7,7 @@ is not the one that was named. This machine's own servers are asked without a pr
 from __future__ import annotations
 
 import ipaddress
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,17 +36,17 @@ def ask(
     body: Any = None,
     headers: Mapping[str, str] | None = None,
     seconds: float,
-    path_shown: bool = True,
 ) -> Answer:
     """GET a URL, or POST a body to it as JSON, and read the answer whole within `seconds`.
 
     Raises TryAgain where nobody answers in time, UserError for a URL that is none, an answer that
-    is no HTTP, one that is too long, and a redirect. Their sentences name the URL as people may see
-    it, without its path unless `path_shown`.
+    is no HTTP, one that is too long, and a redirect. Their sentences name the server alone.
     """
     import httpx
 
-    name = shown(url, path=path_shown)
+    name = shown(url, path=False)
+    if re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise UserError(f"{name} is no address of a server: it holds a blank")
     deadline = time.monotonic() + seconds
     late = f"{name} has not answered whole within {seconds:g} s"
     try:

@@ -182,6 +182,10 @@ def silent(connection: socket.socket) -> None:
 
 
 def another_protocol(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-OpenSSH\r\n\r\n")
+
+
+def half_a_head(connection: socket.socket) -> None:
     connection.sendall(b"SSH-2.0-OpenSSH\r\n")
 
 
@@ -200,6 +204,7 @@ MISBEHAVING = [
         Cell("another protocol", "verify_serving", "answer", 2, "does not speak HTTP"),
         another_protocol,
     ),
+    (Cell("half a head", "verify_serving", "answer", 75, "does not answer"), half_a_head),
     (Cell("closed at once", "verify_serving", "answer", 75, "does not answer"), closing),
     (Cell("JSON of great depth", "verify_serving", "answer", 2, "no vLLM server"), body(DEEP)),
     (Cell("a list", "verify_serving", "answer", 2, "no vLLM server"), body(b"[]")),
