@@ -101,7 +101,9 @@ def benchmark_serving(
     listed = server.models()
     models = [model for model in (names.base_name(agreed), name) if model in listed]
     if name not in models:
-        raise UserError(f"the server at {server.name} does not list {name}, only {', '.join(listed)}")
+        raise UserError(
+            f"the server at {server.name} does not list {name}, only {', '.join(listed)}"
+        )
     tokenizer = locate.locate_tokenizer(agreed)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -124,7 +126,9 @@ def benchmark_serving(
     ) as run:
         import mlflow
 
-        mlflow.log_params({"url": server.name, "rates": rates, "prompts": prompts, "goodput": goodput})
+        mlflow.log_params(
+            {"url": server.name, "rates": rates, "prompts": prompts, "goodput": goodput}
+        )
         mlflow.log_dict({"table": table, "targets": verdicts}, REPORT)
         mlflow.log_metrics(headline(table, name))
         mlflow.log_figure(figure(table, ("tokens_per_second", "goodput")), "throughput.png")
