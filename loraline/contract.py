@@ -133,11 +133,28 @@ def read(adapter: Path) -> Contract:
         raise UserError(
             f"{adapter / FILE} is not a contract of this version: {first_complaint(error)}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{adapter / FILE} is not a contract: it is not UTF-8") from error
     if found != contract.adapter_sha256:
         raise UserError(
             f"{adapter / WEIGHTS} has digest {found}, its contract says {contract.adapter_sha256}"
         )
     return contract
+
+
+def folder_digest(folder: Path, ignored: str = "") -> str:
+    """SHA-256 over all files of an adapter folder, its contract, config and weights included.
+
+    It is that of `sha256sum`'s lines, `DIGEST  PATH`, sorted by path. `ignored` names one file that
+    does not count.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ignored
+    }
+    lines = [f"{sha256(files[name])}  {name}\n" for name in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def first_complaint(error: ValidationError) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from loraline.addresses import scrubbed
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import full_disk, signals
 from loraline.tracking import store
@@ -51,6 +52,8 @@ class LineCommand(click.Command):
                 end(ctx, str(signals.received[0]), Stopped.exit_code)
             if full := full_disk.sentence(error, store.uri(), out_dir or Path()):
                 end(ctx, full, TryAgain.exit_code)
+            if refused := store.refusal(error):
+                end(ctx, refused, UserError.exit_code)
             if not store.is_outage(error):
                 raise
             end(ctx, f"lost {store.uri()}: {first_line(error)}; run it again", 75)
@@ -101,7 +104,7 @@ def try_to_write(out_dir: Path) -> None:
 
 
 def end(ctx: click.Context, sentence: str, exit_code: int) -> None:
-    click.echo(f"{ctx.command.name}: {sentence}", err=True)
+    click.echo(f"{ctx.command.name}: {scrubbed(sentence)}", err=True)
     ctx.exit(exit_code)
 
 

@@ -95,13 +95,15 @@ def benchmark_serving(
     train_run = runs.ancestor(client, deploy_run, "train_qlora")
     data_run = runs.ancestor(client, train_run, "prepare_data")
     name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
-    with runs.adapter(train_run) as adapter:
+    with runs.adapter(train_run, deploy_run) as adapter:
         agreed = contract.read(adapter)
     server = Server(url)
     listed = server.models()
     models = [model for model in (names.base_name(agreed), name) if model in listed]
     if name not in models:
-        raise UserError(f"the server at {url} does not list {name}, only {', '.join(listed)}")
+        raise UserError(
+            f"the server at {server.name} does not list {name}, only {', '.join(listed)}"
+        )
     tokenizer = locate.locate_tokenizer(agreed)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -124,7 +126,9 @@ def benchmark_serving(
     ) as run:
         import mlflow
 
-        mlflow.log_params({"url": url, "rates": rates, "prompts": prompts, "goodput": goodput})
+        mlflow.log_params(
+            {"url": server.name, "rates": rates, "prompts": prompts, "goodput": goodput}
+        )
         mlflow.log_dict({"table": table, "targets": verdicts}, REPORT)
         mlflow.log_metrics(headline(table, name))
         mlflow.log_figure(figure(table, ("tokens_per_second", "goodput")), "throughput.png")

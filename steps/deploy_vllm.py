@@ -19,11 +19,12 @@ import click
 from loraline.errors import UserError
 from loraline.step import not_empty, step
 from loraline.tracking import fingerprints, runs, store
-from loraline.tracking.tags import MODEL_NAME, MODEL_VERSION, REASON, RESULT
+from loraline.tracking.tags import ADAPTER_DIGEST, MODEL_NAME, MODEL_VERSION, REASON, RESULT
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
 
     from loraline.contract import Contract
     from loraline.delivery.placement import Format, Placement
@@ -57,6 +58,7 @@ class Options:
     server_image: str | None
     beside: str | None
     follow: str | None
+    although_rejected: bool
     merged: bool
     format: Format
     tasks: str | None
@@ -144,6 +146,9 @@ class Options:
     show_default=True,
     help="Plain objects, KServe's InferenceService, or values for vLLM's Helm chart.",
 )
+@click.option(
+    "--although-rejected", is_flag=True, help="Serve a version that a later gate rejected."
+)
 @click.option("--apply", is_flag=True, help="Apply to the current context and wait until ready.")
 @click.option("--git", type=click.Path(path_type=Path), help="Folder of a checkout to commit to.")
 def deploy_vllm(
@@ -175,9 +180,13 @@ def deploy_vllm(
             fingerprint=fingerprint,
             upstream=gate_run,
             parent=train_run,
-            tags={MODEL_NAME: order.name, MODEL_VERSION: order.version},
+            tags={
+                MODEL_NAME: order.name,
+                MODEL_VERSION: order.version,
+                ADAPTER_DIGEST: order.digest,
+            },
         ) as run:
-            with runs.adapter(train_run) as adapter:
+            with runs.adapter(train_run, gate_run) as adapter:
                 text, plan = manifest(client, adapter, order, click.echo)
             mlflow.log_text(text, MANIFEST)
             mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
@@ -204,6 +213,9 @@ class Order:
 
     name: str
     version: str
+    digest: str
+    """Of the adapter's files, as the gate judged them."""
+
     alias: str | None
     beside: str | None
     """Another version of the same model: the one with this alias."""
@@ -236,7 +248,8 @@ class Order:
             )
         name, version = tags[MODEL_NAME], tags[MODEL_VERSION]
         alias, log = options.beside, options.calibrate
-        model = client.get_registered_model(name)
+        model = registered(client, name, version)
+        refuse_rejected(client, gate_run, options)
         if alias and str(model.aliases.get(alias, version)) == version:
             raise UserError(f"--beside {alias}: no other version of {name} has this alias")
         if options.follow and options.follow not in model.aliases:
@@ -245,6 +258,7 @@ class Order:
         return cls(
             name=name,
             version=version,
+            digest=tags.get(ADAPTER_DIGEST, ""),
             alias=alias,
             beside=str(model.aliases[alias]) if alias else None,
             where=options.placement(),
@@ -257,6 +271,41 @@ class Order:
             tasks=options.tasks,
             needs=tasks.needs(options.task, options.tasks_dir) if options.tasks else (),
         )
+
+
+def registered(client: MlflowClient, name: str, version: str) -> RegisteredModel:
+    """The registered model, if it and the version are still there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_model_version(name, version)
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"version {version} of registered model {name!r}, which the gate registered, was "
+            "deleted: run quality_gate again with --force"
+        ) from error
+
+
+def refuse_rejected(client: MlflowClient, gate_run: Run, options: Options) -> None:
+    """Say that a later gate has rejected the version; refuse it unless a person has promoted it by
+    this very gate run, or the command line asks for it."""
+    from loraline.tracking import registry
+
+    name, version = gate_run.data.tags[MODEL_NAME], gate_run.data.tags[MODEL_VERSION]
+    found = client.get_model_version(name, version)
+    reason = registry.rejection(client, found)
+    if reason is None and found.tags.get(RESULT) == "failed":
+        reason = found.tags.get(REASON)
+    if reason is None:
+        return
+    told = f"version {version} of {name!r} was rejected by a later gate: {reason}"
+    promoted = found.tags.get(registry.PROMOTED_GATE) == gate_run.info.run_id
+    if not (promoted or options.although_rejected):
+        raise UserError(f"{told}; to serve it all the same, add --although-rejected")
+    click.echo(f"warning: {told}", err=True)
 
 
 def manifest(
@@ -293,6 +342,7 @@ def manifest(
         agreed,
         model_name=order.name,
         version=order.version,
+        digest=order.digest,
         image=order.image,
         fetch_env=order.fetch,
         rank=ranks[0],
@@ -329,6 +379,7 @@ def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
 
     assert order.beside is not None
     with runs.logged_adapter(f"{order.name}/{order.beside}") as folder:
+        digest = contract.folder_digest(folder)
         other, rank = contract.read(folder), preflight.highest_rank(folder)
         preflight.check(
             folder,
@@ -338,7 +389,7 @@ def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter]:
         )
     name = f"{names.served_name(order.name)[:38].strip('-')}-{order.alias}"
     names.checked_name(name, "name of the adapter beside it,")
-    adapter = arguments.Adapter.of(name, order.name, order.beside, other.adapter_sha256, rank)
+    adapter = arguments.Adapter.of(name, order.name, order.beside, digest, rank)
     return arguments.together(agreed, other), adapter
 
 

@@ -51,7 +51,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     train_run = runs.upstream_run(client, run_id, "train_qlora")
     data_run = runs.ancestor(client, train_run, "prepare_data")
     recipe = runs.profile(client, train_run)
-    model_id = train_run.data.tags[tags.MODEL_ID]
+    model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
     engine = measurement.chosen_engine(engine, recipe.serve_dtype)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
@@ -78,7 +78,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
             upstream=train_run,
             parent=train_run,
         ) as run,
-        runs.artifacts(client, data_run.info.run_id, "dataset") as dataset,
+        runs.dataset(client, data_run, "test") as dataset,
         runs.adapter(train_run) as adapter,
     ):
         agreed = contract.read(adapter)
@@ -87,6 +87,8 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         encoder = Encoder.of(agreed, base)
         prints = measurement.fingerprints(encoder, agreed, held_out)
         mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
+        mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
+        mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         comparable = comparable_champion(champion, held_out, agreed, prints)
         with comparable as (other, champion_told):
@@ -145,6 +147,7 @@ def comparable_champion(
         yield {}, f"{version}, not measured: {refused}"
         return
     with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
+        expect_judged(champion, contract.folder_digest(adapter))
         agreed = contract.read(adapter)
         if agreed.is_served_as(candidate):
             mlflow.set_tag(tags.CHAMPION_AGAIN, str(champion.version))
@@ -162,6 +165,17 @@ def comparable_champion(
         refused = f"it has another {' and '.join(differing)}"
         mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
         yield {}, f"{version}, not measured: {refused}"
+
+
+def expect_judged(champion: ModelVersion, digest: str) -> None:
+    """Raise a UserError if the champion's files are not those that its gate judged."""
+    from loraline.errors import UserError
+    from loraline.tracking import identity
+
+    kept = champion.tags.get(tags.ADAPTER_DIGEST, digest)
+    if kept != digest:
+        told = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
+        raise UserError(identity.changed("quality_gate", told))
 
 
 def predictions(

@@ -1,4 +1,4 @@
-"""Fetch a registered adapter for a server: the weights that were measured, and fit to be served.
+"""Fetch a registered adapter for a server: the files that were measured, and fit to be served.
 
 The init container of the manifest runs it; by hand:
 
@@ -14,22 +14,23 @@ from pathlib import Path
 import click
 
 from loraline import contract
-from loraline.contract import WEIGHTS, sha256
+from loraline.contract import WEIGHTS, folder_digest
 from loraline.errors import UserError
 from loraline.serving import preflight
 from loraline.serving.preflight import LORA_RANKS
 from loraline.step import LineCommand
+from loraline.tracking import identity
 
 ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
 """File types of an adapter; weights in any other form could run code when they are loaded."""
 
 DONE = ".loraline-adapter"
-"""Holds the adapter's digest in a folder that is whole."""
+"""Holds, in a folder that is whole, what it was asked for and the digest of its own files."""
 
 
 @click.command(cls=LineCommand)
 @click.option("--model", required=True, metavar="models:/NAME/VERSION", help="Registered version.")
-@click.option("--sha256", "digest", required=True, help=f"Expected digest of {WEIGHTS}.")
+@click.option("--sha256", "digest", required=True, help="Expected digest of the folder.")
 @click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="The server's.")
 @click.option("--merge", "base", metavar="BASE", help="Merge it into this base's copy instead.")
 @click.option(
@@ -43,7 +44,8 @@ def fetch_adapter(
 ) -> None:
     """Download a registered adapter, hold it against its digest and look for what vLLM would
     refuse or not apply."""
-    if is_whole(out_dir, digest, merged=base is not None):
+    asked = f"{digest} {base or ''}".strip()
+    if is_whole(out_dir, asked):
         click.echo(f"{model} is already in {out_dir}")
         return
     if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / DONE).is_file():
@@ -51,26 +53,29 @@ def fetch_adapter(
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
+        check_digest(adapter, model, digest)
         leave_out_pickles(adapter, model)
-        check(adapter, model, digest)
+        check_files(adapter, model)
         agreed = contract.read(adapter)
         if agreed.export == "merged" and not base:
             raise UserError(f"{model} was measured merged into its base; fetch it with --merge")
         preflight.check(adapter, agreed, model, max_lora_rank)
         if base:
             adapter = merge(adapter, base, Path(part, "merged"))
-        (adapter / DONE).write_text(digest)
+        (adapter / DONE).write_text(f"{asked}\n{folder_digest(adapter)}\n")
         shutil.rmtree(out_dir, ignore_errors=True)
         adapter.rename(out_dir)
     click.echo(f"{model} is in {out_dir}")
 
 
-def is_whole(folder: Path, digest: str, *, merged: bool) -> bool:
-    """Whether an earlier start of the pod has left the adapter, or its merged model, behind."""
-    done, weights = folder / DONE, folder / WEIGHTS
-    if not done.is_file() or done.read_text() != digest:
+def is_whole(folder: Path, asked: str) -> bool:
+    """Whether an earlier start of the pod has left what is asked for, unchanged: the adapter's
+    digest, and the base where it is merged into one."""
+    done = folder / DONE
+    if not done.is_file():
         return False
-    return merged or (weights.is_file() and sha256(weights) == digest)
+    before, _, digest = done.read_text(errors="replace").strip().partition("\n")
+    return before == asked and folder_digest(folder, ignored=DONE) == digest
 
 
 def download(model: str, folder: Path) -> Path:
@@ -107,7 +112,15 @@ def leave_out_pickles(adapter: Path, model: str) -> None:
         click.echo(f"{model} holds {path.name}, which could run code; it is left out", err=True)
 
 
-def check(adapter: Path, model: str, digest: str) -> None:
+def check_digest(adapter: Path, model: str, digest: str) -> None:
+    found = folder_digest(adapter)
+    if found != digest:
+        raise UserError(
+            identity.changed("quality_gate", f"{model} has digest {found}, expected {digest}")
+        )
+
+
+def check_files(adapter: Path, model: str) -> None:
     strays = sorted(
         str(path.relative_to(adapter))
         for path in adapter.rglob("*")
@@ -119,9 +132,6 @@ def check(adapter: Path, model: str, digest: str) -> None:
         )
     if not (adapter / WEIGHTS).is_file():
         raise UserError(f"{model} holds no {WEIGHTS}")
-    found = sha256(adapter / WEIGHTS)
-    if found != digest:
-        raise UserError(f"{WEIGHTS} of {model} has digest {found}, expected {digest}")
 
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:

@@ -11,6 +11,7 @@ adapter reloaded under its old name would be answered from the old one's cached 
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,15 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from loraline.addresses import scrubbed
 from loraline.contract import FILE, Contract, first_complaint
 from loraline.errors import TryAgain, UserError
 from loraline.serving import arguments, names
 from loraline.serving.client import Server
 from loraline.serving.preflight import LORA_RANKS
-from loraline.step import LineCommand
-from loraline.tracking import store
+from loraline.step import LineCommand, first_line
+from loraline.tracking import registry, store
+from loraline.tracking.tags import ADAPTER_DIGEST
 
 FETCH = Path(__file__).with_name("fetch_adapter.py")
 
@@ -78,10 +81,11 @@ def follow_alias(
         try:
             if told := follower.look():
                 click.echo(told)
-        except (UserError, TryAgain) as error:
+        # Whatever MLflow or the server answers: the next look may find them well.
+        except Exception as error:
             if once:
                 raise
-            click.echo(f"follow-alias: {error}", err=True)
+            click.echo(f"follow-alias: {scrubbed(first_line(error))}", err=True)
         if once:
             return
         time.sleep(interval)
@@ -129,7 +133,19 @@ class Follower:
         for each in older:
             self.running.post("/v1/unload_lora_adapter", {"lora_name": each})
             done.append(f"unloaded {each}")
+        self.remove_folders(version)
         return ", ".join(done) or None
+
+    @property
+    def folder(self) -> Path:
+        """Holds the versions that this program has fetched, and none of the init container's."""
+        return self.adapters / "followed" / names.served_name(self.model)
+
+    def remove_folders(self, version: str) -> None:
+        """Remove what was fetched for versions that are no longer served."""
+        for folder in self.folder.glob("v*"):
+            if folder.name != f"v{version}":
+                shutil.rmtree(folder, ignore_errors=True)
 
     def wanted(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -142,11 +158,24 @@ class Follower:
                 raise TryAgain(f"MLflow at {store.uri()} does not answer") from error
             raise UserError(f"{self.model} has no alias {self.alias}") from error
 
+    def judged(self, version: str) -> str:
+        """The digest of the adapter that a gate passed; a UserError if none did."""
+        client = store.connect()
+        found = client.get_model_version(self.model, version)
+        registry.promoting_gate_run_of(client, found)
+        if ADAPTER_DIGEST not in found.tags:
+            raise UserError(
+                f"version {version} of {self.model!r} keeps no digest of its adapter: run "
+                "quality_gate again with --force"
+            )
+        return found.tags[ADAPTER_DIGEST]
+
     def fetch(self, version: str) -> Path:
         """The version's adapter by the init container's own program: digest and preflight."""
         import mlflow
 
         uri = names.model_uri(self.model, version)
+        digest = self.judged(version)
         with tempfile.TemporaryDirectory() as folder:
             found = mlflow.artifacts.download_artifacts(
                 f"{uri}/artifacts/adapter/{FILE}", dst_path=folder
@@ -155,8 +184,8 @@ class Follower:
         together = arguments.together(self.agreed, theirs)
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
-        path = self.adapters / names.served_name(self.model) / f"v{version}"
-        command = [sys.executable, str(FETCH), "--model", uri, "--sha256", theirs.adapter_sha256]
+        path = self.folder / f"v{version}"
+        command = [sys.executable, str(FETCH), "--model", uri, "--sha256", digest]
         command += ["--max-lora-rank", str(self.max_lora_rank), "--out-dir", str(path)]
         ended = subprocess.run(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True

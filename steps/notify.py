@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
-import urllib.request
 
 import click
 
+from loraline import web
 from loraline.errors import TryAgain, UserError
 from loraline.step import LineCommand
 
@@ -38,8 +37,10 @@ def notify(workflow: str, status: str, failures: str) -> None:
     if not url:
         click.echo("LORALINE_WEBHOOK_URL is not set: nobody is told")
         return
-    if not url.startswith(("http://", "https://")):
-        raise UserError("LORALINE_WEBHOOK_URL has to begin with https:// or http://")
+    if not url.startswith(("http://", "https://")) or len(url.split()) != 1:
+        raise UserError(
+            "LORALINE_WEBHOOK_URL has to be one URL that begins with https:// or http://"
+        )
     send(url, message)
 
 
@@ -59,24 +60,18 @@ def failed(failures: str) -> list[dict[str, str]]:
         found = json.loads(found) if isinstance(found, str) else found
     except json.JSONDecodeError as error:
         raise UserError(f"--failures is not JSON: {error}") from error
+    if not isinstance(found, list | None):
+        raise UserError(f"--failures is no JSON list: {failures[:200]}")
     return [failure for failure in found or [] if isinstance(failure, dict)]
 
 
 def send(url: str, message: str) -> None:
     """Post the message; the URL is a secret and stands in no error."""
-    request = urllib.request.Request(
-        url,
-        json.dumps({"text": message}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    try:
-        urllib.request.urlopen(request, timeout=TIMEOUT).close()
-    except urllib.error.HTTPError as error:
-        if error.code in (408, 429) or error.code >= 500:
-            raise TryAgain(f"the webhook answered {error.code}; run it again") from error
-        raise UserError(f"the webhook answered {error.code}: is its URL still right?") from error
-    except OSError as error:
-        raise TryAgain("the webhook does not answer; run it again") from error
+    answer = web.ask(url, body={"text": message}, seconds=TIMEOUT)
+    if answer.status in (408, 429) or answer.status >= 500:
+        raise TryAgain(f"the webhook answered {answer.status}; run it again")
+    if answer.status >= 300:
+        raise UserError(f"the webhook answered {answer.status}: is its URL still right?")
 
 
 if __name__ == "__main__":

@@ -203,6 +203,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
+    from loraline import contract
     from loraline.data import bench_rows, dataset, shards
     from loraline.data.report import write
     from loraline.tracking import prompts
@@ -241,6 +242,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             "shards": listed,
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        mlflow.set_tag(tags.DATASET_DIGEST, contract.sha256(folder / dataset.MANIFEST))
         bench_rows.write(merged, Path(scratch, "benchmark"))
         report.result()
         for artifacts in ("dataset", "benchmark", "report"):

@@ -55,7 +55,7 @@ def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> N
     if champion.tags.get(tags.RESULT) == "failed":
         reason = champion.tags.get(tags.REASON)
         click.echo(f"warning: a later gate rejected version {now}: {reason}", err=True)
-    gate_run = registry.promoting_gate_run_of(champion)
+    gate_run = registry.promoting_gate_run_of(client, champion)
     runs.hand_over(out_dir, gate_run, version=now)
 
 

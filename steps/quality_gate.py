@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 import click
 
 from loraline.step import not_empty, step
-from loraline.tracking import description, fingerprints, runs, store
+from loraline.tracking import description, fingerprints, identity, runs, store
 from loraline.tracking.tags import (
+    ADAPTER_DIGEST,
     CHAMPION,
     CHAMPION_AGAIN,
+    DATASET_DIGEST,
     GATE_RUN,
     MODEL_ID,
     MODEL_NAME,
@@ -66,7 +68,7 @@ def quality_gate(
     limits = runs.todays_profile(train_run).gate
     limits = rules.load(Path(policy) if policy else None, limits)
     name = runs.profile(client, train_run).registered_model
-    model_id = train_run.data.tags[MODEL_ID]
+    model_id = runs.model_id(train_run)
 
     def fingerprint(champion: str | None) -> str:
         inputs = {"upstream": run_id, "limits": limits.model_dump(), "champion": champion}
@@ -75,12 +77,15 @@ def quality_gate(
     same = fingerprint(other_champion(client, name, model_id))
     done = None if force else runs.finished_run(client, "quality_gate", same)
     if done and still_holds(client, done, train_run):
+        lock.clear_dead(client, name)
         result = done.data.tags[RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
         hand_over(out_dir, eval_run, done, fail_on_reject)
         return
 
-    with runs.adapter(train_run) as adapter:
+    data_run = runs.ancestor(client, train_run, "prepare_data")
+    same_dataset(eval_run, data_run)
+    with runs.adapter(train_run, eval_run) as adapter:
         served = servable(adapter, train_run.info.run_id)
     # Under the lock, since no champion may be promoted between the verdict and what follows from
     # it; the training run's tags are shared by all its gates, so they too are the lock's.
@@ -114,6 +119,12 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None
     return str(found.version) if found else None
 
 
+def same_dataset(eval_run: Run, data_run: Run) -> None:
+    """Raise a UserError if the evaluation's rows are not those of the dataset as it is now."""
+    digest = data_run.data.tags.get(DATASET_DIGEST, "none")
+    identity.expect(eval_run, DATASET_DIGEST, digest, "the dataset")
+
+
 def servable(adapter: Path, run_id: str) -> Verdict:
     """That vLLM would take the adapter and apply all of it; UserError with what says otherwise."""
     from loraline import contract
@@ -131,13 +142,19 @@ def told(verdicts: Sequence[Verdict], result: str) -> dict[str, str]:
     return {RESULT: result, REASON: rules.reasons(verdicts)}
 
 
+def judged(verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run) -> dict[str, str]:
+    """The verdict as tags, with the gate run that gave it and the adapter that it is about."""
+    digest = train_run.data.tags[ADAPTER_DIGEST]
+    return told(verdicts, result) | {GATE_RUN: run.info.run_id, ADAPTER_DIGEST: digest}
+
+
 def tag_runs(
     client: MlflowClient, verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run
 ) -> None:
     """Put the verdict where a reviewer looks: this run and the training run."""
     from loraline.evaluation import rules
 
-    tags = told(verdicts, result) | {GATE_RUN: run.info.run_id}
+    tags = judged(verdicts, result, run, train_run)
     section = f"{description.HEADING}\n{result}: {tags[REASON]}\n\n{rules.markdown(verdicts)}\n\n"
     for target in (run, train_run):
         card = description.card(target.data.tags.get(NOTE, ""))
@@ -169,21 +186,20 @@ def register(
             client.set_tag(target.info.run_id, MODEL_VERSION, champion_again)
         return
     if result == "passed":
-        version = registry.register(client, name, model_id)
-    elif (known := registry.version_of_model(client, name, model_id)) is not None:
-        version = known
-    else:
-        return
+        registry.register(client, name, model_id)
     card = client.get_run(train_run.info.run_id).data.tags[NOTE]
-    tags = told(verdicts, result) | {GATE_RUN: run.info.run_id}
-    registry.describe(client, name, version, tags, card)
+    tags = judged(verdicts, result, run, train_run)
+    versions = registry.versions_of_model(client, name, model_id)
+    for version in versions:
+        registry.describe(client, name, version, tags, card)
+        if result == "failed":
+            registry.withdraw(client, name, version)
     if result == "failed":
-        registry.withdraw(client, name, version)
         return
     for target in (run, train_run):
         client.set_tag(target.info.run_id, MODEL_NAME, name)
-        client.set_tag(target.info.run_id, MODEL_VERSION, version)
-    registry.move_candidate(client, name, version)
+        client.set_tag(target.info.run_id, MODEL_VERSION, versions[0])
+    registry.move_candidate(client, name, versions[0])
 
 
 def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:

@@ -16,8 +16,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,8 +24,9 @@ from typing import Any
 
 import click
 
-from loraline.errors import UserError
+from loraline.errors import TryAgain, UserError
 from loraline.serving.arguments import BASES, CPU_ENV, on_cpu
+from loraline.serving.client import Server
 from loraline.serving.versions import HALF_ON_GPUS, needs_cpu
 from loraline.step import LineCommand
 
@@ -285,13 +284,12 @@ def wait_until_ready(server: Running, seconds: float) -> None:
 
 def answers(server: Running) -> bool:
     """Whether the server is healthy and lists the adapter."""
-    headers = {"Authorization": f"Bearer {api_key()}"} if api_key() else {}
+    asked = Server(server.url, seconds=5)
     try:
-        urllib.request.urlopen(f"{server.url}/health", timeout=5).close()
-        listing = urllib.request.Request(f"{server.url}/v1/models", headers=headers)
-        with urllib.request.urlopen(listing, timeout=5) as answer:
-            return server.adapter in {model["id"] for model in json.load(answer)["data"]}
-    except (urllib.error.URLError, OSError):
+        asked.check_health()
+        return server.adapter in asked.models()
+    except (UserError, TryAgain):
+        # Not ready, whatever it is that answers: its process is looked at beside.
         return False
 
 

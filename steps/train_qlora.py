@@ -18,7 +18,7 @@ import click
 
 from loraline.errors import UserError
 from loraline.step import not_empty, split_overrides, step
-from loraline.tracking import fingerprints, runs, store, tags
+from loraline.tracking import fingerprints, identity, runs, store, tags
 from loraline.training import launch
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def train_qlora(
     )
     with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
-        runs.download(client, run_id, "dataset", scratch)
+        runs.download_dataset(client, data_run, scratch)
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)
         encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
@@ -182,7 +182,9 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
     """Log the resolved profile, whole as JSON and its main choices as parameters."""
     import mlflow
 
-    mlflow.log_dict(recipe.model_dump(mode="json"), "profile.json")
+    resolved = recipe.model_dump(mode="json")
+    mlflow.log_dict(resolved, "profile.json")
+    mlflow.set_tag(tags.PROFILE_DIGEST, identity.of_values(resolved))
     chosen = ("base", "r", "lora_alpha", "lora_dropout", "learning_rate", "num_train_epochs")
     mlflow.log_params({key: getattr(recipe, key) for key in (*chosen, "rows_per_step")})
     mlflow.log_params(
@@ -247,6 +249,7 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
 
     import loraline
     from loraline.answering import pyfunc
+    from loraline.contract import folder_digest
 
     logged = mlflow.pyfunc.log_model(
         name="adapter",
@@ -260,7 +263,8 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
         tags={tags.PROFILE: profile},
         model_type="lora-adapter",
     )
-    mlflow.set_tag(tags.MODEL_ID, logged.model_id)
+    digest = folder_digest(adapter)
+    mlflow.set_tags({tags.MODEL_ID: logged.model_id, tags.ADAPTER_DIGEST: digest})
     for name in ("adapter_config.json", "contract.json"):
         mlflow.log_artifact(str(adapter / name), "adapter")
 

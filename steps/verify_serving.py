@@ -61,7 +61,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
     rows = measured(client, deploy_run)
     running = Server(url)
     name = names.served_name(deploy_run.data.tags[tags.MODEL_NAME])
-    with runs.adapter(train_run) as adapter:
+    with runs.adapter(train_run, deploy_run) as adapter:
         agreed = contract.read(adapter)
     running.check_health()
     served = running.models()
@@ -93,7 +93,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
         click.echo(f"verify-serving: {problem}", err=True)
     if problems:
         raise SystemExit(1)
-    click.echo(f"{url} serves what was measured")
+    click.echo(f"{running.name} serves what was measured")
     runs.hand_over(out_dir, run.info.run_id)
 
 
@@ -106,8 +106,8 @@ def measured(client: MlflowClient, deploy_run: Run) -> list[dict[str, Any]]:
     eval_run = runs.ancestor(client, deploy_run, "evaluate")
     data_run = runs.ancestor(client, eval_run, "prepare_data")
     table = mlflow.artifacts.load_dict(f"runs:/{eval_run.info.run_id}/predictions.json")
-    with runs.artifacts(client, data_run.info.run_id, "dataset/test.parquet") as file:
-        held_out = records.read(file)
+    with runs.dataset(client, data_run, "test") as dataset:
+        held_out = records.read(dataset / "test.parquet")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     return [{**row, "record": held_out[row["row"]]} for row in rows]
 
@@ -148,21 +148,34 @@ def other_prompts(
 
     base = locate.Base(locate.locate_tokenizer(agreed), agreed.base_revision, {})
     encoder = Encoder.of(agreed, base)
-    for row, answer in zip(rows, answers, strict=True):
-        if not answer.prompt:
-            continue
-        wanted = encoder.encode(row["record"]).prompt
-        if answer.prompt != wanted:
-            return [
-                f"the prompt of row {row['row']} is {len(answer.prompt)} tokens on the server and "
-                f"{len(wanted)} in training: another chat template, prompt or pixel limit"
-            ]
+    if problems := compared(rows, answers, encoder):
+        return problems
     if agreed.modality == "text":
         return []
     try:
         return other_pixels(running, name, agreed, encoder)
     except Refused as error:
         return [f"the server refuses an image beyond the limits: {error}"]
+
+
+def compared(
+    rows: Sequence[dict[str, Any]], answers: Sequence[Served], encoder: Encoder
+) -> list[str]:
+    """The first prompt of which the server makes other tokens; none to compare is wrong, too."""
+    if not any(answer.prompt for answer in answers):
+        return ["no prompt could be compared: the server gives no tokens of any row's prompt"]
+    for row, answer in zip(rows, answers, strict=True):
+        if answer.refusal:
+            continue
+        if not answer.prompt:
+            return [f"the server gives no tokens of row {row['row']}'s prompt to compare"]
+        wanted = encoder.encode(row["record"]).prompt
+        if answer.prompt != wanted:
+            return [
+                f"the prompt of row {row['row']} is {len(answer.prompt)} tokens on the server and "
+                f"{len(wanted)} in training: another chat template, prompt or pixel limit"
+            ]
+    return []
 
 
 def other_pixels(running: Server, name: str, agreed: Contract, encoder: Encoder) -> list[str]:

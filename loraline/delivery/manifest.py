@@ -24,6 +24,7 @@ def render(
     *,
     model_name: str,
     version: int | str,
+    digest: str,
     image: str,
     name: str | None = None,
     fetch_env: Mapping[str, str] | None = None,
@@ -37,20 +38,19 @@ def render(
 ) -> list[Object]:
     """The objects that serve version `version` of registered model `model_name`, in apply order.
 
-    `name` is the model name that clients send, made of `model_name` when not given. `image` holds
-    the steps; its init container fetches the adapter, with `fetch_env` (where MLflow and its
-    artifacts are) and the optional Secret `loraline` (their credentials). The Secret named like
-    the Deployment holds the server's `api-key` and, for gated bases, `hf-token`. `rank` is the
-    highest of the adapter's modules, `beside` other adapters of the same base for the same pod.
-    `videos` is the most that a request may bring, and `measured_otherwise` how the server's limits
-    differ from those of the adapter's evaluation.
+    `digest` is that of the adapter's folder, `name` the model name that clients send, made of
+    `model_name` when not given. `image` holds the steps; its init container fetches the adapter,
+    with `fetch_env` (where MLflow and its artifacts are) and the optional Secret `loraline` (their
+    credentials). The Secret named like the Deployment holds the server's `api-key` and, for gated
+    bases, `hf-token`. `rank` is the highest of the adapter's modules, `beside` other adapters of
+    the same base for the same pod. `videos` is the most that a request may bring, and
+    `measured_otherwise` how the server's limits differ from those of the adapter's evaluation.
 
     Raises UserError for what Kubernetes or vLLM would refuse.
     """
     where = placement or Placement()
     name = served_name(model_name) if name is None else checked_name(name)
-    sha256 = contract.adapter_sha256
-    adapter = Adapter.of(name, model_name, version, sha256, rank or contract.r)
+    adapter = Adapter.of(name, model_name, version, digest, rank or contract.r)
     check(contract, where, base_config or {}, beside)
     # A Service named vllm would give every pod of the namespace a VLLM_PORT that vLLM cannot read,
     # and one that starts with a digit is refused.

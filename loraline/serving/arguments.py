@@ -44,6 +44,8 @@ class Adapter(NamedTuple):
     """Folder in the pod, a new one for each version: vLLM keys cached prefixes by it."""
 
     sha256: str
+    """Digest of the adapter's folder."""
+
     rank: int
     """The highest of its modules."""
 

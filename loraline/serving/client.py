@@ -6,19 +6,18 @@ import base64
 import json
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any
 
+from loraline import web
+from loraline.addresses import shown
 from loraline.errors import TryAgain, UserError
 from loraline.records import IMAGE, Record
 
 TIMEOUT = 300
-"""Seconds to wait for one answer."""
+"""Seconds for one whole answer."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,15 @@ class Server:
     UserError when the key is another or what answers is no vLLM server.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float = TIMEOUT) -> None:
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"server address {url!r} does not start with http:// or https://")
+            raise UserError(
+                f"server address {shown(url)!r} does not start with http:// or https://"
+            )
         self.url = url.rstrip("/").removesuffix("/v1")
+        self.seconds = seconds
+        self.name = shown(self.url)
+        """The address as people may see it."""
 
     def check_health(self) -> None:
         self._open("/health")
@@ -76,7 +80,8 @@ class Server:
             return Served(
                 tokens=tokens[:-1] if choice["finish_reason"] == "stop" else tokens,
                 text=(choice["message"]["content"] or "").strip(),
-                prompt=found["prompt_token_ids"],
+                # None from a server that does not give them: who asks has to look.
+                prompt=found["prompt_token_ids"] or [],
                 seconds=time.monotonic() - started,
             )
 
@@ -88,37 +93,26 @@ class Server:
     def _understood(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{self.url} is no vLLM server: what {path} answers has another form "
+                f"{self.name} is no vLLM server: what {path} answers has another form "
                 f"({type(error).__name__}: {error})"
             ) from error
 
     def _open(self, path: str, body: dict[str, Any] | None = None) -> bytes:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("VLLM_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            asked = urllib.request.Request(self.url + path, data, headers)
-            with urllib.request.urlopen(asked, timeout=TIMEOUT) as answer:
-                found: bytes = answer.read()
-                return found
-        except urllib.error.HTTPError as error:
-            reason = " ".join(error.read().decode(errors="replace").split())[:300]
-            if error.code in (401, 403):
-                raise UserError(f"{self.url} wants another key than VLLM_API_KEY's") from error
-            said = f"{self.url}{path} answers {error.code}: {reason or error.reason}"
-            # 408 and 429 ask for patience, too.
-            if error.code >= 500 or error.code in (408, 429):
-                raise TryAgain(said) from error
-            raise Refused(said) from error
-        except OSError as error:
-            raise TryAgain(
-                f"the server at {self.url} does not answer ({getattr(error, 'reason', error)})"
-            ) from error
-        except (HTTPException, ValueError) as error:
-            raise UserError(f"{self.url} is no vLLM server: {error!r}") from error
+        key = os.environ.get("VLLM_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        answer = web.ask(self.url + path, body=body, headers=headers, seconds=self.seconds)
+        if answer.status < 300:
+            return answer.body
+        if answer.status in (401, 403):
+            raise UserError(f"{self.name} wants another key than VLLM_API_KEY's")
+        reason = " ".join(answer.body.decode(errors="replace").split())[:300]
+        said = f"{self.name}{path} answers {answer.status}: {reason or 'nothing more'}"
+        # 408 and 429 ask for patience, too.
+        if answer.status >= 500 or answer.status in (408, 429):
+            raise TryAgain(said)
+        raise Refused(said)
 
 
 def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraline.errors import TryAgain, UserError
+from loraline.tracking import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,7 +24,13 @@ HOLDER = "loraline.lock.holder"
 LEASE_SECONDS = 60.0
 """A lock whose holder has not let go for so long belongs to one that died; holders take seconds."""
 
+RENEWED = "loraline.lock.renewed"
+"""How often the holder has renewed its lease."""
+
 POLL_SECONDS = 0.2
+
+NAMELESS_READS = 5
+"""Reads that find an entry without a holder until it is taken for somebody's registered model."""
 
 LOST_RACES = (
     "RESOURCE_ALREADY_EXISTS",
@@ -34,6 +42,9 @@ LOST_RACES = (
 )
 """MLflow's error codes for writes that another process was quicker with."""
 
+FAILURES = ("TEMPORARILY_UNAVAILABLE",)
+"""Of these, the code of every trouble that a database has."""
+
 
 @contextmanager
 def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) -> Iterator[None]:
@@ -41,14 +52,37 @@ def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) 
 
     The lock is a registered model of its own beside it: the store lets one of several create it,
     since names are unique. A lock whose holder died is deleted (see `clear`) and then made anew.
-    The lease is not renewed: a holder that stands still for longer than `lease_seconds`,
-    LEASE_SECONDS unless given, may find that another went on. Raises TryAgain when the lock is not
-    to be had.
+    The lease, `lease_seconds` or else LEASE_SECONDS, is renewed while the work goes on; of a holder
+    that stands still, its process stopped or its machine asleep, another takes the lock over.
+    Raises TryAgain when the lock is not to be had.
     """
     lock = f"{name}{LOCK_SUFFIX}"
-    with held(client, lock, LEASE_SECONDS if lease_seconds is None else lease_seconds) as holder:
+    lease = LEASE_SECONDS if lease_seconds is None else lease_seconds
+    with held(client, lock, lease) as holder, renewed(client, lock, lease):
         sweep(client, lock, holder)
         yield
+
+
+@contextmanager
+def renewed(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[None]:
+    """Renew a lock's lease three times a lease, from a thread of its own."""
+    over = threading.Event()
+
+    def renew() -> None:
+        renewals = 0
+        while not over.wait(lease_seconds / 3):
+            renewals += 1
+            # Whatever the store answers: the next renewal may go through.
+            with suppress(Exception):
+                client.set_registered_model_tag(lock, RENEWED, str(renewals))
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager
@@ -64,7 +98,8 @@ def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]
 
 def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
     """Create the lock's entry, waiting for another holder to delete it or to be found dead."""
-    seen, since = None, time.monotonic()
+    seen: tuple[str | None, str | None] = None, None
+    since = time.monotonic()
     deadline = since + 4 * lease_seconds
     while time.monotonic() < deadline:
         with races_lost():
@@ -72,14 +107,19 @@ def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) 
                 lock, {HOLDER: holder}, "Held while an alias is moved; gone in seconds."
             )
             return
-        found = holder_of(client, lock)
-        if found != seen:
-            seen, since = found, time.monotonic()
-        if found and (is_dead(found) or time.monotonic() - since > lease_seconds):
-            clear(client, lock, found, lease_seconds)
+        tags = tags_of(client, lock)
+        now = tags.get(HOLDER), tags.get(RENEWED)
+        if now[0] == holder:
+            # The lock was made; the answer was lost, and MLflow's client asked again.
+            return
+        if now != seen:
+            seen, since = now, time.monotonic()
+        if now[0] and (is_dead(now[0]) or time.monotonic() - since > lease_seconds):
+            clear(client, lock, now[0], lease_seconds)
         else:
             time.sleep(POLL_SECONDS)
-    raise TryAgain(f"registered model {lock.removesuffix(LOCK_SUFFIX)!r} is locked by {seen}")
+    name = lock.removesuffix(LOCK_SUFFIX)
+    raise TryAgain(f"registered model {name!r} is locked by {seen[0] or 'somebody'}; run it again")
 
 
 def clear(client: MlflowClient, lock: str, dead: str, lease_seconds: float) -> None:
@@ -121,18 +161,41 @@ def sweep(client: MlflowClient, lock: str, holder: str) -> None:
 
 
 def holder_of(client: MlflowClient, lock: str) -> str | None:
-    """Who holds a lock; None if nobody does, or no longer by the time that is read.
+    """Who holds a lock; None if nobody does, or no longer by the time that is read."""
+    return tags_of(client, lock).get(HOLDER)
 
-    Raises UserError if the name belongs to a registered model that is no lock.
+
+def tags_of(client: MlflowClient, lock: str) -> dict[str, str]:
+    """The tags of a lock's entry; empty if there is none.
+
+    MLflow reads an entry and its tags in two statements, so that one which is being deleted shows
+    no tags. Raises UserError if an entry that stays has no holder: a registered model of the user's
+    stands where the lock goes.
     """
-    with races_lost():
-        holder = client.get_registered_model(lock).tags.get(HOLDER)
-        if holder is None:
-            raise UserError(
-                f"registered model {lock!r} has the name that a lock needs: rename it in MLflow"
-            )
-        return holder
-    return None
+    made = None
+    for _ in range(NAMELESS_READS):
+        with races_lost():
+            entry = client.get_registered_model(lock)
+            if HOLDER in entry.tags:
+                return dict(entry.tags)
+            if made not in (None, entry.creation_timestamp):
+                return {}
+            made = entry.creation_timestamp
+            time.sleep(POLL_SECONDS)
+            continue
+        return {}
+    raise UserError(
+        f"registered model {lock!r} has the name that a lock needs: rename it in MLflow"
+    )
+
+
+def clear_dead(client: MlflowClient, name: str) -> None:
+    """Delete the lock of a process that died here, where nobody else is going to ask for it."""
+    lock = f"{name}{LOCK_SUFFIX}"
+    with suppress(UserError):
+        holder = holder_of(client, lock)
+        if holder is not None and is_dead(holder):
+            clear(client, lock, holder, LEASE_SECONDS)
 
 
 @contextmanager
@@ -144,6 +207,9 @@ def races_lost() -> Iterator[None]:
         yield
     except MlflowException as error:
         if error.error_code not in LOST_RACES:
+            raise
+        # A store that cannot be written at all is waited for in vain.
+        if error.error_code in FAILURES and not store.is_locked(error):
             raise
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from loraline.errors import UserError
 from loraline.tracking import store
 from loraline.tracking.lock import HOLDER
-from loraline.tracking.tags import AUDIT, GATE_RUN, REASON, RESULT
+from loraline.tracking.tags import AUDIT, GATE_RUN, REASON, RESULT, STEP
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE = "candidate"
@@ -62,21 +63,27 @@ def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | No
         raise
 
 
-def version_of_model(client: MlflowClient, name: str, model_id: str) -> str | None:
-    """The version that a logged model is registered as, if it is."""
+def versions_of_model(client: MlflowClient, name: str, model_id: str) -> list[str]:
+    """All versions that a logged model is registered as, the first one first.
+
+    There is one, unless MLflow's client repeated a request whose answer was lost.
+    """
     found = client.search_model_versions(f"name = '{name}'")
     versions = [int(entry.version) for entry in found if entry.source == f"models:/{model_id}"]
-    return str(min(versions)) if versions else None
+    return [str(version) for version in sorted(versions)]
 
 
 def register(client: MlflowClient, name: str, model_id: str) -> str:
     """The version of a logged model, made if there is none; the caller holds the lock."""
     import mlflow
 
-    version = version_of_model(client, name, model_id)
-    if version is None:
-        # Registering by model ID keeps the link from the version to the run and its metrics.
-        version = str(mlflow.register_model(f"models:/{model_id}", name).version)
+    if versions := versions_of_model(client, name, model_id):
+        return versions[0]
+    # Registering by model ID keeps the link from the version to the run and its metrics.
+    mlflow.register_model(f"models:/{model_id}", name)
+    version, *repeated = versions_of_model(client, name, model_id)
+    for surplus in repeated:
+        client.delete_model_version(name, surplus)
     return version
 
 
@@ -125,24 +132,65 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersi
     return None if found is None or found.source == f"models:/{model_id}" else found
 
 
-def gate_run_of(version: ModelVersion) -> str:
+def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
     """The gate run that passed a version; a UserError if none did, or a later one rejected it."""
     told = f"version {version.version} of {version.name!r}"
     if version.tags.get(RESULT) == "failed":
         raise UserError(f"{told} was rejected: {version.tags.get(REASON)}")
     if GATE_RUN not in version.tags:
         raise UserError(f"{told} did not come through quality_gate: its alias was set by hand")
+    if rejected := rejection(client, version):
+        raise UserError(f"{told} was rejected: {rejected}")
     return version.tags[GATE_RUN]
 
 
-def promoting_gate_run_of(version: ModelVersion) -> str:
+def rejection(client: MlflowClient, version: ModelVersion) -> str | None:
+    """Why the last gate that judged a version's logged model rejected it; None if it passed.
+
+    The gate runs have the last word, and not the version's tags: a gate that was killed, or whose
+    answers were lost, has written to its own run first. The run that the version names has to have
+    passed it, too.
+    """
+    verdicts = gate_runs(client, version)
+    named = [run for run in verdicts if run.info.run_id == version.tags.get(GATE_RUN)]
+    for run in (*verdicts[:1], *named):
+        if run.data.tags[RESULT] != "passed":
+            return run.data.tags.get(REASON) or f"by gate run {run.info.run_id}"
+    return None
+
+
+def gate_runs(client: MlflowClient, version: ModelVersion) -> list[Run]:
+    """All gate runs with a verdict on a version's logged model, the latest first."""
+    from mlflow.entities import ViewType
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return []
+    try:
+        experiment = client.get_run(version.run_id).info.experiment_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return []
+    condition = f"tags.`{STEP}` = 'quality_gate' and tags.`mlflow.parentRunId` = '{version.run_id}'"
+    found = client.search_runs(
+        [experiment],
+        condition,
+        # A verdict is not taken back by deleting its run.
+        run_view_type=ViewType.ALL,
+        order_by=["attributes.start_time DESC"],
+    )
+    return [run for run in found if RESULT in run.data.tags]
+
+
+def promoting_gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
     """The gate run that a champion, of today or before, was promoted by.
 
     A later verdict on it does not count: judged again, an old champion is no better than its
     successor, which says nothing against going back to it. A version whose alias was set by hand
     was promoted by nothing and is held to its last verdict, as by `gate_run_of`.
     """
-    return version.tags.get(PROMOTED_GATE) or gate_run_of(version)
+    return version.tags.get(PROMOTED_GATE) or gate_run_of(client, version)
 
 
 def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:
@@ -158,7 +206,7 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     if candidate is None:
         raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
     version = str(candidate.version)
-    gate_run = gate_run_of(candidate)
+    gate_run = gate_run_of(client, candidate)
     before = version_of(client, name, CHAMPION)
     if before is not None and str(before.version) == version:
         return version
@@ -211,7 +259,7 @@ def roll_back(client: MlflowClient, name: str, by: str) -> str:
     if champion is None or previous is None:
         missing = CHAMPION if champion is None else PREVIOUS
         raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
-    promoting_gate_run_of(previous)
+    promoting_gate_run_of(client, previous)
     version, replaced = str(previous.version), str(champion.version)
     if version != replaced:
         audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")

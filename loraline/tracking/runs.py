@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraline.contract import folder_digest
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import signals
+from loraline.tracking import identity
 from loraline.tracking.store import is_outage, uri
 from loraline.tracking.tags import (
+    ADAPTER_DIGEST,
     FINGERPRINT,
     GIT_SHA,
     IMAGE,
@@ -27,6 +30,7 @@ from loraline.tracking.tags import (
     OVERRIDES,
     PIPELINE,
     PROFILE,
+    PROFILE_DIGEST,
     STEP,
     UPSTREAM,
     WORKFLOW_NAME,
@@ -228,9 +232,50 @@ def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path
 
 
 @contextmanager
-def adapter(train_run: Run) -> Iterator[Path]:
-    """The adapter folder of a training run's logged model, gone after use."""
-    with logged_adapter(train_run.data.tags[MODEL_ID]) as folder:
+def dataset(client: MlflowClient, data_run: Run, split: str | None = None) -> Iterator[Path]:
+    """The dataset of a prepare_data run, or one split and the manifest, gone after use."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield download_dataset(client, data_run, Path(folder), split)
+
+
+def download_dataset(
+    client: MlflowClient, data_run: Run, folder: Path, split: str | None = None
+) -> Path:
+    """The dataset of a prepare_data run as a folder in `folder`, held against its digests."""
+    run_id = data_run.info.run_id
+    try:
+        if split is None:
+            found = download(client, run_id, "dataset", folder)
+        else:
+            found = download(client, run_id, "dataset/manifest.json", folder / "dataset").parent
+            download(client, run_id, f"dataset/{split}.parquet", found)
+    except FileNotFoundError as error:
+        raise UserError(identity.changed("prepare_data", f"{error.filename} is missing")) from error
+    identity.check_dataset(found, data_run, split)
+    return found
+
+
+def model_id(train_run: Run) -> str:
+    """The ID of a training run's logged model."""
+    found = train_run.data.tags.get(MODEL_ID)
+    if not found:
+        raise UserError(
+            f"run {train_run.info.run_id} of train_qlora has no logged model: its tag {MODEL_ID} "
+            "was removed; run train_qlora again with --force"
+        )
+    return found
+
+
+@contextmanager
+def adapter(train_run: Run, *later: Run) -> Iterator[Path]:
+    """The adapter folder of a training run's logged model, gone after use.
+
+    It is held against the digest that the training run and each later run keeps of it.
+    """
+    with logged_adapter(model_id(train_run)) as folder:
+        digest = folder_digest(folder)
+        for run in (train_run, *later):
+            identity.expect(run, ADAPTER_DIGEST, digest, "the adapter")
         yield folder
 
 
@@ -239,18 +284,36 @@ def logged_adapter(model: str) -> Iterator[Path]:
     """The adapter folder of a logged model (its ID) or of a registered one (NAME/VERSION), gone
     after use."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
-        found = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
+        try:
+            found = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise UserError(f"models:/{model} is not in MLflow at {uri()}") from error
+        if not (Path(found) / ADAPTER).is_dir():
+            raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
         yield Path(found) / ADAPTER
 
 
 def profile(client: MlflowClient, train_run: Run) -> Profile:
     """The resolved profile that a training run was made with."""
+    from pydantic import ValidationError
+
     from loraline.profiles import Profile
 
     with artifacts(client, train_run.info.run_id, "profile.json") as file:
-        return Profile.model_validate_json(file.read_text())
+        text = file.read_bytes()
+    try:
+        found = json.loads(text)
+        identity.expect(train_run, PROFILE_DIGEST, identity.of_values(found), "profile.json")
+        return Profile.model_validate(found)
+    except (ValueError, ValidationError) as error:
+        raise UserError(
+            identity.changed("train_qlora", f"profile.json is no profile: {str(error)[:200]}")
+        ) from error
 
 
 def todays_profile(train_run: Run) -> Profile:

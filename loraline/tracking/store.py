@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from loraline.addresses import scrubbed, shown
 from loraline.errors import TryAgain, UserError
 from loraline.process import full_disk
+from loraline.tracking import sqlite_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,7 +25,7 @@ def uri() -> str:
     """The tracking URI that this process uses, without credentials."""
     from loraline.tracking.settings import Settings
 
-    return re.sub(r"//[^/@]*@", "//", Settings().store_uri())
+    return shown(Settings().store_uri())
 
 
 def pod_environment() -> dict[str, str]:
@@ -61,24 +62,45 @@ def connect() -> MlflowClient:
 
     # New tables are not news to the step's user, and an error is raised as well as logged.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    artifacts = artifact_location(settings.store_uri())
+    sqlite_store.make_ready(settings.store_uri(), artifacts or "")
     mlflow.set_tracking_uri(settings.store_uri())
     try:
         client = mlflow.MlflowClient()
         if client.get_experiment_by_name(settings.experiment) is None:
-            # A SQL store would otherwise freeze "./mlruns" of whoever came first.
-            artifacts = artifact_location(settings.store_uri())
-            client.create_experiment(settings.experiment, artifact_location=artifacts)
+            create_experiment(client, settings.experiment, artifacts)
         mlflow.set_experiment(settings.experiment)
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = scrubbed(str(error).splitlines()[0])
+        file = sqlite_store.file_of(settings.store_uri())
+        if file is not None and "out-of-date database schema" in reason:
+            told = sqlite_store.half_made(file, settings.store_uri(), refused=True)
+            raise UserError(told or reason) from error
         if full_disk.sentence(error, uri()):
             raise
+        if told := refusal(error):
+            raise UserError(told) from error
         if is_outage(error):
             raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
         if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):
             raise UserError(f"MLflow at {uri()} cannot be used: {reason}") from error
         raise
     return client
+
+
+def create_experiment(client: MlflowClient, name: str, artifacts: str | None) -> None:
+    """Make the experiment, unless another process has made it meanwhile.
+
+    A SQL store would otherwise freeze "./mlruns" of whoever came first as its artifact location.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_experiment(name, artifact_location=artifacts)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def expect_answer(store_uri: str) -> None:
@@ -89,14 +111,9 @@ def expect_answer(store_uri: str) -> None:
         port = parts.port if parts.scheme in ("http", "https") else None
     except ValueError as error:
         raise UserError(
-            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: {error}; use http(s)://HOST:PORT"
+            f"MLFLOW_TRACKING_URI {uri()!r} is not accepted: its port is no number; use http(s)://HOST:PORT"
         ) from error
     if parts.scheme == "sqlite":
-        folder = Path(store_uri.removeprefix("sqlite:///")).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"no MLflow store can be made in {folder}: {error.strerror}") from error
         return
     if parts.scheme not in ("http", "https"):
         if parts.scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
@@ -107,6 +124,8 @@ def expect_answer(store_uri: str) -> None:
         )
     if not parts.hostname:
         raise UserError(f"MLFLOW_TRACKING_URI {uri()!r} names no host: use http(s)://HOST:PORT")
+    if behind_proxy(parts.scheme, parts.hostname):
+        return
     port = port or (443 if parts.scheme == "https" else 80)
     try:
         socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT).close()
@@ -115,6 +134,14 @@ def expect_answer(store_uri: str) -> None:
             f"MLflow at {uri()} does not answer ({error.strerror or error}); "
             "start it or set MLFLOW_TRACKING_URI"
         ) from error
+
+
+def behind_proxy(scheme: str, host: str) -> bool:
+    """Whether requests go through a proxy, so that the host need not be reached from here."""
+    from urllib.request import getproxies, proxy_bypass
+
+    proxies = getproxies()
+    return bool(proxies.get(scheme) or proxies.get("all")) and not proxy_bypass(host)
 
 
 def artifact_location(store_uri: str) -> str | None:
@@ -140,11 +167,37 @@ def is_outage(error: BaseException) -> bool:
         "psycopg.OperationalError",
         "psycopg2.OperationalError",
     )
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         name = f"{type(cause).__module__}.{type(cause).__name__}"
         passing = ("Max retries exceeded", "database is locked")
         if name.startswith(signs) or any(sign in str(cause) for sign in passing):
             return True
+    return is_locked(error)
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether another process holds a SQLite store, here or behind a server, for itself."""
+    return any(
+        "sqlite3" in f"{type(cause).__module__} {cause}" and "is locked" in str(cause)
+        for cause in causes(error)
+    )
+
+
+def refusal(error: BaseException) -> str | None:
+    """What to tell of a store that may be read and not written; None if that is not the trouble."""
+    if any("attempt to write a readonly database" in str(cause) for cause in causes(error)):
+        return (
+            f"MLflow at {uri()} cannot be written (attempt to write a readonly database): let "
+            "this user write the file and its folder"
+        )
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what was behind it, each once."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return False

@@ -136,7 +136,15 @@ def register(place: Path, script, seed: int) -> Registered:
     from loraline.records import from_prompt
     from loraline.serving import preflight
     from loraline.tracking import registry, runs, store
-    from loraline.tracking.tags import MODEL_ID, MODEL_NAME, MODEL_VERSION, PROFILE, REASON, RESULT
+    from loraline.tracking.tags import (
+        ADAPTER_DIGEST,
+        MODEL_ID,
+        MODEL_NAME,
+        MODEL_VERSION,
+        PROFILE,
+        REASON,
+        RESULT,
+    )
 
     torch.manual_seed(seed)
     base = locate("test_data/text/base", None)
@@ -193,6 +201,7 @@ def register(place: Path, script, seed: int) -> Registered:
         REASON: "",
         MODEL_NAME: MODEL,
         MODEL_VERSION: version,
+        ADAPTER_DIGEST: upstream.data.tags[ADAPTER_DIGEST],
     }
     with runs.open_run(
         "quality_gate", name="gate", fingerprint=f"g{seed}", upstream=upstream, tags=tags

@@ -94,7 +94,7 @@ def candidate(workplace: Path, script) -> Candidate:
     import mlflow
 
     from loraline import contract, profiles
-    from loraline.tracking import runs, store
+    from loraline.tracking import identity, runs, store
     from loraline.tracking import tags as tracking_tags
 
     def make(
@@ -108,7 +108,7 @@ def candidate(workplace: Path, script) -> Candidate:
         train_step = script("steps/train_qlora.py")
         client = store.connect()
         with runs.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
-            pass
+            mlflow.set_tag(tracking_tags.DATASET_DIGEST, "d" * 64)
         with runs.open_run(
             "train_qlora",
             name=f"lora-{name}",
@@ -117,7 +117,9 @@ def candidate(workplace: Path, script) -> Candidate:
             tags={tracking_tags.PROFILE: profile},
         ) as train:
             recipe = profiles.load(profile)
-            mlflow.log_dict(recipe.model_dump(mode="json"), "profile.json")
+            resolved = recipe.model_dump(mode="json")
+            mlflow.log_dict(resolved, "profile.json")
+            mlflow.set_tag(tracking_tags.PROFILE_DIGEST, identity.of_values(resolved))
             folder = workplace / name / "adapter"
             adapter = make_adapter(folder, weight=weight, dtype=recipe.serve_dtype)
             train_step.log_adapter(adapter, contract.read(adapter), profile)
@@ -129,6 +131,11 @@ def candidate(workplace: Path, script) -> Candidate:
             mlflow.log_metrics(measured)
             prints = {f"{tracking_tags.MEASURED}.{key}": value for key, value in MEASURED.items()}
             mlflow.set_tags({k: v for k, v in (prints | (tags or {})).items() if v})
+            for read, key in (
+                (train_run, tracking_tags.ADAPTER_DIGEST),
+                (client.get_run(data.info.run_id), tracking_tags.DATASET_DIGEST),
+            ):
+                mlflow.set_tag(key, read.data.tags[key])
         return str(run.info.run_id)
 
     return make

@@ -85,7 +85,7 @@ def test_an_adapter_that_was_measured_merged_is_not_fetched_alone(
     model = run.data.tags[tags.MODEL_ID]
     version = mlflow.register_model(f"models:/{model}", "merged").version
     with runs.adapter(run) as adapter:
-        digest = contract.read(adapter).adapter_sha256
+        digest = contract.folder_digest(adapter)
     fetch = ("--model", f"models:/merged/{version}", "--sha256", digest, "--out-dir", "alone")
     result = step("fetch_adapter", *fetch)
     assert result.exit_code == 2

@@ -24,7 +24,7 @@ from loraline.answering.hf import answers
 from loraline.base.encoding import Encoder
 from loraline.base.load import load
 from loraline.base.locate import locate
-from loraline.contract import WEIGHTS, Contract, read, sha256, write
+from loraline.contract import WEIGHTS, Contract, folder_digest, read, sha256, write
 from loraline.delivery import kube, manifest, placement
 from loraline.errors import UserError
 from loraline.records import from_prompt
@@ -54,6 +54,9 @@ class Registered:
     """An adapter in the model registry, and what its base gives with and without it."""
 
     contract: Contract
+    digest: str
+    """Of the adapter's folder."""
+
     manifest: Path
     images: list[bytes | None]
     tokens: dict[str, list[list[int]]]
@@ -156,12 +159,18 @@ def register(folder, modality, name, tiny_base):
         contract,
         model_name=name,
         version=version,
+        digest=folder_digest(adapter),
         image="loraline:test",
         placement=placement.Placement(cpu=True),
     )
     (folder / "vllm.yaml").write_text(kube.to_yaml(objects))
     return Registered(
-        contract, folder / "vllm.yaml", images, tokens, os.environ["MLFLOW_TRACKING_URI"]
+        contract,
+        folder_digest(adapter),
+        folder / "vllm.yaml",
+        images,
+        tokens,
+        os.environ["MLFLOW_TRACKING_URI"],
     )
 
 
@@ -377,13 +386,13 @@ def test_server_that_dies_at_the_start_leaves_its_cause_in_one_sentence(text, tm
 
 def test_adapter_with_another_digest_is_not_served(text, tmp_path):
     wrong = hashlib.sha256(b"another").hexdigest()
-    copy = edited(text, tmp_path, text.contract.adapter_sha256, wrong)
+    copy = edited(text, tmp_path, text.digest, wrong)
     with (
         pytest.raises(UserError) as error,
         serve_local.start(copy, free_port(), tmp_path / "serve"),
     ):
         pass
-    assert f"has digest {text.contract.adapter_sha256}, expected {wrong}" in str(error.value)
+    assert f"has digest {text.digest}, expected {wrong}" in str(error.value)
     assert not list((tmp_path / "serve/adapters").glob("*/*"))
 
 
@@ -398,7 +407,7 @@ def test_fetched_adapter_is_whole_and_replaces_another(text, tmp_path):
     out_dir.mkdir()
     (out_dir / "leftover.txt").write_text("of another adapter")
     (out_dir / ".loraline-adapter").write_text("its digest")
-    ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, out_dir)
+    ended = fetch("models:/tiny-text/1", text.digest, out_dir)
     assert ended.returncode == 0, ended.stderr
     assert read(out_dir) == text.contract
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
@@ -407,14 +416,14 @@ def test_fetched_adapter_is_whole_and_replaces_another(text, tmp_path):
 
 def test_folder_with_files_of_others_is_left_alone(text, tmp_path):
     (tmp_path / "important.txt").write_text("mine")
-    ended = fetch("models:/tiny-text/1", text.contract.adapter_sha256, tmp_path)
+    ended = fetch("models:/tiny-text/1", text.digest, tmp_path)
     assert ended.returncode == 2
     assert f"--out-dir {tmp_path} holds files of others" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["important.txt"]
 
 
 def test_adapter_that_the_server_would_refuse_is_not_fetched(text, tmp_path):
-    digest = text.contract.adapter_sha256
+    digest = text.digest
     ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--max-lora-rank", "1")
     assert ended.returncode == 2
     assert "models:/tiny-text/1 cannot be served: r: rank 4 is not between 1 and 1" in ended.stderr
@@ -422,7 +431,7 @@ def test_adapter_that_the_server_would_refuse_is_not_fetched(text, tmp_path):
 
 
 def test_adapter_is_fetched_once(text, tmp_path):
-    digest = text.contract.adapter_sha256
+    digest = text.digest
     for word in ("is in", "is already in"):
         assert word in fetch("models:/tiny-text/1", digest, tmp_path / "v1").stdout
     (tmp_path / "v1" / WEIGHTS).unlink()
@@ -432,7 +441,7 @@ def test_adapter_is_fetched_once(text, tmp_path):
 def test_adapter_is_merged_into_its_base(text, tmp_path):
     from transformers import AutoTokenizer
 
-    digest, base = text.contract.adapter_sha256, text.contract.base
+    digest, base = text.digest, text.contract.base
     ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--merge", base)
     assert ended.returncode == 0, ended.stderr
     merged = locate(str(tmp_path / "v1"), None)
@@ -454,7 +463,7 @@ def test_adapter_is_merged_into_its_base(text, tmp_path):
     ],
 )
 def test_version_that_does_not_exist_is_a_mistake_of_the_user(text, tmp_path, model, sentence):
-    ended = fetch(model, text.contract.adapter_sha256, tmp_path / "v1")
+    ended = fetch(model, text.digest, tmp_path / "v1")
     assert ended.returncode == 2
     assert re.search(sentence, ended.stderr)
     assert len(ended.stderr.splitlines()) == 1
@@ -472,7 +481,7 @@ def test_files_that_could_run_code_are_left_out_or_refused(text, tmp_path, capsy
     assert not (adapter / "optimizer.pt").exists()
     assert "holds optimizer.pt, which could run code; it is left out" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"holds modeling\.py; an adapter is made of"):
-        fetch_adapter.check(adapter, "models:/tiny-text/1", text.contract.adapter_sha256)
+        fetch_adapter.check_files(adapter, "models:/tiny-text/1")
 
 
 def test_only_the_listed_arguments_change_without_a_gpu():

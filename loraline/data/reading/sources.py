@@ -295,7 +295,7 @@ def earlier(entry: Entry, rest: str, cache: Path) -> Source:
     client = store.connect()
     run = runs.upstream_run(client, rest, "prepare_data", flag="--data mlflow://")
     cache.mkdir(parents=True, exist_ok=True)
-    folder = runs.download(client, run.info.run_id, "dataset", cache)
+    folder = runs.download_dataset(client, run, cache)
     found = local(entry, folder)
     return replace(
         found, files=tuple(file for file in found.files if file.name.endswith(".parquet"))

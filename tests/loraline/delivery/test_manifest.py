@@ -47,7 +47,8 @@ VISION = TEXT.model_copy(
 
 
 def rendered(contract=TEXT, **options):
-    options = {"model_name": "latex-ocr", "version": 3, "image": "loraline:test"} | options
+    named = {"model_name": "latex-ocr", "version": 3, "image": "loraline:test"}
+    options = named | {"digest": "ab" * 32} | options
     return {entry["kind"]: entry for entry in manifest.render(contract, **options)}
 
 
@@ -268,6 +269,7 @@ def test_hostile_texts_come_back_as_they_were(
         contract,
         model_name=model_name,
         version=3,
+        digest="ab" * 32,
         image=address,
         placement=Placement(format=form),
         **options,
@@ -318,6 +320,7 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
             TEXT,
             model_name="latex-ocr",
             version=3,
+            digest="ab" * 32,
             image="loraline:test",
             placement=Placement(**{key: value}, replicas=2),
         )

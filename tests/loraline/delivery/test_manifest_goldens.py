@@ -120,6 +120,7 @@ def rendered(
         agreed,
         model_name=profile.registered_model,
         version=3,
+        digest=agreed.adapter_sha256,
         image="localhost/loraline:dev",
         fetch_env={"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
         beside=others,

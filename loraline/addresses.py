@@ -1,0 +1,79 @@
+"""Addresses as people may see them: no user, no password, no query."""
+
+from __future__ import annotations
+
+import os
+import re
+
+HIDDEN = "…"
+
+SECRETS = (
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+    "LORALINE_SIGNING_KEY",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "VLLM_API_KEY",
+)
+"""Variables of the environment whose values nobody may read."""
+
+ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
+"""Variables that hold addresses, which may hold credentials."""
+
+WEBHOOK = "LORALINE_WEBHOOK_URL"
+"""The variable of an address that is a secret as a whole, its path included."""
+
+
+def shown(address: str, *, path: bool = True) -> str:
+    """An address without user, password, query and fragment, and without its path unless `path`.
+
+    A password may hold any character that it should have percent-encoded. So everything up to the
+    last `@` goes; where a `?` or `#` stands before that, it cannot be told what the `@` belongs to,
+    and the scheme alone is left.
+
+    >>> shown("postgresql://user:pa/ss@host:5432/mlflow?password=secret")
+    'postgresql://host:5432/mlflow'
+    """
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        scheme, rest = "", address
+    before, at, after = rest.rpartition("@")
+    if at and re.search(r"[?#]", before):
+        return f"{scheme}{separator}{HIDDEN}"
+    kept = re.split(r"[?#]", after if at else rest, maxsplit=1)[0]
+    kept = re.sub(r"[^\x21-\x7e\xa1-\uffff]+.*", HIDDEN, kept, flags=re.DOTALL)
+    if not path:
+        kept = kept.partition("/")[0]
+    return f"{scheme}{separator}{kept}"
+
+
+def scrubbed(text: str) -> str:
+    """A text for people without the secrets of this environment, whoever put them into it."""
+    for name in ADDRESSES:
+        address = os.environ.get(name, "")
+        if address and shown(address) != address:
+            text = text.replace(address, shown(address))
+            for secret in credentials(address):
+                text = text.replace(secret, HIDDEN)
+    webhook = os.environ.get(WEBHOOK, "")
+    if webhook:
+        text = text.replace(webhook, shown(webhook, path=False))
+        path = webhook.partition("://")[2].partition("/")[2]
+        if path:
+            text = text.replace(path, HIDDEN)
+    for name in SECRETS:
+        value = os.environ.get(name, "")
+        # A shorter one is a word that texts may hold by themselves.
+        if len(value) >= 6:
+            text = text.replace(value, HIDDEN)
+    return text
+
+
+def credentials(address: str) -> list[str]:
+    """What of an address nobody may read: user and password, and the query; the longest first."""
+    rest = address.partition("://")[2] or address
+    before, _, _ = rest.rpartition("@")
+    found = [before, *before.split(":", 1)[1:], *re.split(r"[?#]", rest)[1:]]
+    found += re.findall(r"(?:password|secret|token|key)=([^&#]*)", rest, re.IGNORECASE)
+    return sorted({part for part in found if len(part) >= 4}, key=len, reverse=True)

@@ -1,0 +1,268 @@
+"""No rejected version is promoted, whichever answers of the store are lost, repeated or late."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from loraline.errors import UserError
+from loraline.evaluation.rules import Verdict
+from loraline.tracking import lock, registry, runs, store
+from loraline.tracking import tags as names
+
+MODEL = "mistral-7b-lora"
+
+WRITES = (
+    "create_registered_model",
+    "delete_registered_model",
+    "create_model_version",
+    "delete_model_version",
+    "update_model_version",
+    "set_model_version_tag",
+    "delete_model_version_tag",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "set_registered_model_tag",
+    "set_tag",
+)
+
+
+class AnswerLost(Exception):
+    """The store has done what it was asked; who asked does not hear of it."""
+
+
+@dataclass
+class Wire:
+    """What lies between a step and the store: it loses answers and repeats requests."""
+
+    faults: list[str] = field(default_factory=list)
+    """What happens to the next writes, in order."""
+
+    late: list[Callable[[], Any]] = field(default_factory=list)
+    """Repeated requests that have not arrived yet."""
+
+    def send(self, request: Callable[[], Any]) -> Any:
+        fault = self.faults.pop(0) if self.faults else "none"
+        answer = request()
+        if fault == "repeated":
+            with suppress(Exception):
+                request()
+        elif fault == "late":
+            self.late.append(request)
+        elif fault == "lost":
+            raise AnswerLost
+        return answer
+
+
+@contextmanager
+def wired(wire: Wire) -> Iterator[None]:
+    """Send all that MLflow's clients write through the wire."""
+    from mlflow.tracking._model_registry.client import ModelRegistryClient
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner in (ModelRegistryClient, TrackingServiceClient):
+            for name in set(WRITES) & set(vars(owner)):
+                method = getattr(owner, name)
+
+                def call(self: Any, *args: Any, method: Any = method, **options: Any) -> Any:
+                    return wire.send(lambda: method(self, *args, **options))
+
+                patch.setattr(owner, name, call)
+        yield
+
+
+class Registry(RuleBasedStateMachine):
+    """Gates that pass and reject, promotions and rollbacks, over a real SQLite store."""
+
+    gate: Any
+    base: Path
+    database: Path
+    stores = 0
+    trained = Bundle("trained")
+
+    @initialize()
+    def begin(self) -> None:
+        Registry.stores += 1
+        folder = self.base / str(Registry.stores)
+        folder.mkdir()
+        shutil.copy(self.database, folder / "mlflow.db")
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        self.patch.setattr(lock, "POLL_SECONDS", 0.01)
+        self.client = store.connect()
+        self.wire = Wire()
+        self.words: dict[str, str] = {}
+        """The last verdict by training run: the last gate run that has one."""
+
+    def teardown(self) -> None:
+        while mlflow.active_run():
+            mlflow.end_run()
+        if hasattr(self, "patch"):
+            self.patch.undo()
+
+    @rule(target=trained)
+    def train(self) -> str:
+        with runs.open_run("train_qlora", name="t", fingerprint="t") as run:
+            self.client.set_tag(run.info.run_id, names.NOTE, "card")
+            model = mlflow.initialize_logged_model(name="adapter", source_run_id=run.info.run_id)
+            mlflow.finalize_logged_model(model.model_id, "READY")
+            self.client.set_tag(run.info.run_id, names.MODEL_ID, model.model_id)
+        return str(run.info.run_id)
+
+    FAULTS = st.lists(
+        st.sampled_from(["none", "none", "none", "repeated", "late", "lost"]), max_size=24
+    )
+
+    @rule(train_run=trained, passed=st.booleans(), faults=FAULTS)
+    def judge(self, train_run: str, passed: bool, faults: list[str]) -> None:
+        train = self.client.get_run(train_run)
+        verdicts = [Verdict("rule", 1, "at most", 1 if passed else 0, passed)]
+        result = "passed" if passed else "failed"
+        run = None
+        self.wire.faults = list(faults)
+        try:
+            with (
+                wired(self.wire),
+                lock.locked(self.client, MODEL),
+                runs.open_run(
+                    "quality_gate", name="g", fingerprint="g", upstream=train, parent=train
+                ) as run,
+            ):
+                self.gate.tag_runs(self.client, verdicts, result, run, train)
+                self.gate.register(self.client, MODEL, verdicts, result, run, train)
+        except AnswerLost:
+            pass
+        finally:
+            self.wire.faults = []
+        if run and names.RESULT in self.client.get_run(run.info.run_id).data.tags:
+            self.words[train_run] = result
+        self.forget_lock()
+
+    @rule(faults=FAULTS, rollback=st.booleans())
+    def promote(self, faults: list[str], rollback: bool) -> None:
+        self.wire.faults = list(faults)
+        move = registry.roll_back if rollback else registry.promote
+        arguments = ("somebody",) if rollback else (None, "somebody")
+        version = None
+        try:
+            with wired(self.wire), lock.locked(self.client, MODEL):
+                version = move(self.client, MODEL, *arguments)
+        except (AnswerLost, UserError):
+            pass
+        finally:
+            self.wire.faults = []
+        if version is not None and not rollback:
+            champion = self.client.get_model_version(MODEL, version)
+            assert self.words[champion.run_id] == "passed"
+        self.forget_lock()
+
+    @precondition(lambda self: self.wire.late)
+    @rule(data=st.data())
+    def arrive(self, data: st.DataObject) -> None:
+        """A repeated request reaches the store at last, after others that were sent later."""
+        request = self.wire.late.pop(data.draw(st.integers(0, len(self.wire.late) - 1)))
+        with suppress(Exception):
+            request()
+        self.forget_lock()
+
+    def forget_lock(self) -> None:
+        """A lock whose unlocking was lost would be waited for."""
+        for found in self.client.search_registered_models(f"name LIKE '{MODEL}.lock%'"):
+            self.client.delete_registered_model(found.name)
+
+
+@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
+def test_what_the_last_gate_rejected_is_not_promoted(
+    examples: int, tmp_path: Path, empty_store: Path, script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Registry.gate = script("steps/quality_gate.py")
+    Registry.base = tmp_path
+    Registry.database = empty_store
+    run_state_machine_as_test(
+        Registry,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=12,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def twice(create: Callable[..., Any]) -> Callable[..., Any]:
+    """What MLflow's client does with a request whose answer is lost: it asks again."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        create(*arguments, **options)
+        return create(*arguments, **options)
+
+    return call
+
+
+def versions() -> list[str]:
+    found = mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")
+    return sorted(str(version.version) for version in found)
+
+
+def test_a_version_that_was_asked_for_twice_is_there_once(
+    step, candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking._model_registry.client import ModelRegistryClient as Client
+
+    monkeypatch.setattr(Client, "create_model_version", twice(Client.create_model_version))
+    assert step("quality_gate", "--run-id", candidate()).exit_code == 0
+    assert versions() == ["1"]
+
+
+def test_a_model_that_is_registered_twice_is_withdrawn_whichever_has_the_alias(
+    step, candidate, workplace: Path
+) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    client = mlflow.MlflowClient()
+    first = client.get_model_version(MODEL, "1")
+    mlflow.register_model(first.source, MODEL)
+    client.set_registered_model_alias(MODEL, "candidate", "2")
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml")
+    assert registry.version_of(client, MODEL, "candidate") is None
+    assert [client.get_model_version(MODEL, each).tags[names.RESULT] for each in "12"] == [
+        "failed",
+        "failed",
+    ]
+    client.set_registered_model_alias(MODEL, "candidate", "2")
+    assert step("promote", "--model", MODEL).exit_code == 2
+
+
+def test_a_rejection_whose_last_writes_were_lost_counts(step, candidate, workplace: Path) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    client = mlflow.MlflowClient()
+    passed = client.get_model_version(MODEL, "1").tags
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml")
+    for key in (names.RESULT, names.REASON, names.GATE_RUN):
+        client.set_model_version_tag(MODEL, "1", key, passed[key])
+    client.set_registered_model_alias(MODEL, "candidate", "1")
+    result = step("promote", "--model", MODEL)
+    assert result.exit_code == 2
+    assert "version 1 of 'mistral-7b-lora' was rejected: tuned_bleu" in result.stderr
