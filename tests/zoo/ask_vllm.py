@@ -89,8 +89,6 @@ def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "base")
         bases.build(base, folder)
-        # Before the engine, which changes classes of transformers for bases that it has no code of.
-        adapters.loaded(folder)
         options: dict[str, Any] = {"enable_tower_connector_lora": True} if tower else {}
         if base in bases.VISION:
             options["limit_mm_per_prompt"] = {"image": 1, "video": 0}
