@@ -89,8 +89,6 @@ def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "base")
         bases.build(base, folder)
-        # Before the engine, which changes classes of transformers for bases that it has no code of.
-        adapters.loaded(folder)
         options: dict[str, Any] = {"enable_tower_connector_lora": True} if tower else {}
         if base in bases.VISION:
             options["limit_mm_per_prompt"] = {"image": 1, "video": 0}
@@ -110,11 +108,11 @@ def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
                 max_num_seqs=2,
                 **options,
             )
+            judge = Judge(engine, folder, base in bases.VISION)
+            answers = judge.served(None)
         except Exception as error:
-            told = f"the server does not start: {words(error, folder)}"
+            told = f"the server answers nothing, without an adapter: {words(error, folder)}"
             return {case.name: {"verdict": "refused", "told": told} for case in chosen}
-        judge = Judge(engine, folder, base in bases.VISION)
-        answers = judge.served(None)
         assert far(answers.table, judge.measured(judge.base, answers)) < SAME
         found = {}
         for number, case in enumerate(chosen, start=1):

@@ -10,7 +10,6 @@ from adapters import Case, named
 from edits import cast, each, filled, plus, renamed, weights, without
 
 NAMES = {
-    "phi": (["q_proj", "k_proj", "v_proj", "dense"], ["fc1", "fc2"]),
     "phi3": (["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]),
     "mixtral": (["q_proj", "k_proj", "v_proj", "o_proj"], []),
     "qwen3-moe": (["q_proj", "k_proj", "v_proj", "o_proj"], []),

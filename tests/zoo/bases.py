@@ -70,13 +70,6 @@ def gemma3(sizes: dict[str, Any]) -> Any:
     return Gemma3ForCausalLM(Gemma3TextConfig(**sizes, **window))
 
 
-def phi(sizes: dict[str, Any]) -> Any:
-    from transformers import PhiConfig, PhiForCausalLM
-
-    sizes = {key: value for key, value in sizes.items() if key != "head_dim"}
-    return PhiForCausalLM(PhiConfig(**sizes))
-
-
 def phi3(sizes: dict[str, Any]) -> Any:
     from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -104,7 +97,6 @@ OTHERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma3": gemma3,
-    "phi": phi,
     "phi3": phi3,
     "mixtral": mixtral,
     "qwen3-moe": qwen3_moe,
