@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -20,12 +20,6 @@ LITERAL = ("default", "enum", "value", "withItems")
 class Loader(yaml.SafeLoader):
     """Resolves plain scalars as go-yaml 2 does, which Argo reads its files with."""
 
-    bool_values: ClassVar[dict[str, bool]] = {
-        **yaml.SafeLoader.bool_values,
-        "y": True,
-        "n": False,
-    }
-
 
 def number(_: Loader, node: yaml.ScalarNode) -> int | float:
     text = node.value.replace("_", "")
@@ -35,6 +29,14 @@ def number(_: Loader, node: yaml.ScalarNode) -> int | float:
         return int(text, 0)
     except ValueError:
         return float(text) or 0  # the API server keeps no sign of a zero
+
+
+def letter(_: Loader, node: yaml.ScalarNode) -> str:
+    """A bare y or n is a truth to Argo and a text to most who write one."""
+    line = node.start_mark.line + 1
+    raise Refused(
+        f"line {line}: {node.value} without quotes is a truth to Argo; write it in quotes"
+    )
 
 
 Loader.yaml_implicit_resolvers = {
@@ -53,7 +55,8 @@ Loader.add_implicit_resolver(
     ),
     list("-+.0123456789"),
 )
-Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"[yYnN]$"), list("yYnN"))
+Loader.add_implicit_resolver("tag:loraline,2026:letter", re.compile(r"[yYnN]$"), list("yYnN"))
+Loader.add_constructor("tag:loraline,2026:letter", letter)
 Loader.add_constructor("tag:loraline,2026:number", number)
 
 

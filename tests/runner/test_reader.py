@@ -263,6 +263,7 @@ def test_a_date_is_a_text(lint: Any, file: Path) -> None:
         ("a: [", "is not YAML"),
         ("a: \x00", "is not YAML"),
         ("kind: Pod", "kind Pod is no workflow"),
+        ("a: [x, y]", "line 1: y without quotes is a truth to Argo"),
     ],
 )
 def test_a_file_that_is_no_workflow_is_refused(
