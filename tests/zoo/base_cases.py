@@ -1,4 +1,4 @@
-"""The same adapters on each text architecture, whose heads, names and experts differ."""
+"""The same adapters on each text architecture, whose heads and names differ."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from typing import Any
 
 import bases
 from adapters import Case, named
-from edits import cast, each, filled, plus, renamed, weights, without
+from edits import cast, each, filled, plus, renamed, without
 
 NAMES = {
     "phi3": (["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]),
-    "mixtral": (["q_proj", "k_proj", "v_proj", "o_proj"], []),
-    "qwen3-moe": (["q_proj", "k_proj", "v_proj", "o_proj"], []),
 }
 DENSE = (["q_proj", "k_proj", "v_proj", "o_proj"], ["gate_proj", "up_proj", "down_proj"])
-EXPERTS = {"mixtral": 256, "qwen3-moe": 64}
-"""Width of each expert."""
 
 
 def cases() -> Iterator[Case]:
     yield from each_base("mistral")
     for base in bases.OTHERS:
         yield from each_base(base)
-    for base in EXPERTS:
-        yield from experts(base)
 
 
 def each_base(base: str) -> Iterator[Case]:
@@ -83,58 +77,3 @@ def zeroed(part: str) -> Any:
 
 def nan(part: str) -> Any:
     return each(lambda key, value: value * float("nan") if part in key else value)
-
-
-def experts(base: str) -> Iterator[Case]:
-    """Experts: as PEFT saves them today (fused), and one by one as older transformers had them."""
-    case = named(f"on-{base}", base)
-    some = ["q_proj"]
-    fused = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-    yield case("experts-fused", target_modules=some, target_parameters=fused)
-    yield case("experts-fused-alone", target_modules=[], target_parameters=fused)
-    yield case("experts-down", target_modules=some, target_parameters=fused[1:])
-    yield case("router", target_modules=["q_proj", "gate"])
-    gate, up, down = (
-        ("w1", "w3", "w2") if base == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-    )
-    for block in ("mlp", "block_sparse_moe"):
-        yield case(
-            f"experts-singly-{block.replace('_', '-')}", singly(base, block, (gate, up, down))
-        )
-    yield case("experts-other-names", singly(base, "mlp", ("a", "b", "c")))
-    yield case("experts-router-weights", router())
-
-
-def singly(base: str, block: str, names: tuple[str, str, str]) -> Any:
-    import torch
-
-    width = EXPERTS[base]
-    sizes = dict(zip(names, ((128, width), (128, width), (width, 128)), strict=True))
-
-    def edit(found: dict[str, Any]) -> dict[str, Any]:
-        torch.manual_seed(3)
-        more = {}
-        for layer in range(2):
-            for expert in range(4):
-                for name, (inputs, outputs) in sizes.items():
-                    key = f"base_model.model.model.layers.{layer}.{block}.experts.{expert}.{name}"
-                    more[f"{key}.lora_A.weight"] = torch.randn(4, inputs) * 0.1
-                    more[f"{key}.lora_B.weight"] = torch.randn(outputs, 4) * 0.3
-        return found | more
-
-    return weights(edit)
-
-
-def router() -> Any:
-    import torch
-
-    key = "base_model.model.model.layers.0.mlp.gate"
-    return weights(
-        lambda found: (
-            found
-            | {
-                f"{key}.lora_A.weight": torch.ones(4, 128) * 0.1,
-                f"{key}.lora_B.weight": torch.ones(4, 4) * 0.1,
-            }
-        )
-    )

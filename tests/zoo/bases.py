@@ -77,20 +77,6 @@ def phi3(sizes: dict[str, Any]) -> Any:
     return Phi3ForCausalLM(Phi3Config(**sizes, tie_word_embeddings=False))
 
 
-def mixtral(sizes: dict[str, Any]) -> Any:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}
-    return MixtralForCausalLM(MixtralConfig(**sizes, **experts, tie_word_embeddings=False))
-
-
-def qwen3_moe(sizes: dict[str, Any]) -> Any:
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, tie_word_embeddings=False))
-
-
 OTHERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "llama": llama,
     "llama-tied": llama_tied,
@@ -98,6 +84,4 @@ OTHERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "qwen3": qwen3,
     "gemma3": gemma3,
     "phi3": phi3,
-    "mixtral": mixtral,
-    "qwen3-moe": qwen3_moe,
 }
