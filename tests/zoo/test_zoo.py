@@ -55,7 +55,7 @@ def saved() -> dict[str, Path]:
     return {}
 
 
-@pytest.mark.parametrize("case", map(marked, CASES))
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_preflight_says_what_vllm_does(case, base_folder, saved, tmp_path: Path) -> None:
     adapters.copied(case, base_folder(case.base), tmp_path / "adapter", saved)
     found = preflight.findings(
