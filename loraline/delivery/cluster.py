@@ -163,6 +163,10 @@ def unreachable(error: HTTPError) -> UserError | TryAgain:
     return TryAgain(f"the cluster at {host} does not answer: {str(cause).rpartition(': ')[2]}")
 
 
+POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where a pod finds the namespace of its service account."""
+
+
 def connect(deployment: Object) -> tuple[DynamicClient, str]:
     from kubernetes import client, config
     from kubernetes.config import ConfigException
@@ -175,6 +179,8 @@ def connect(deployment: Object) -> tuple[DynamicClient, str]:
     try:
         if not (file or OWN_CONFIG.exists()) and "KUBERNETES_SERVICE_HOST" in os.environ:
             config.load_incluster_config()
+            if POD_NAMESPACE.is_file():
+                namespace = POD_NAMESPACE.read_text().strip()
         else:
             config.load_kube_config(file)
             _, context = config.list_kube_config_contexts(file)

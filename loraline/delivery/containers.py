@@ -45,14 +45,29 @@ def fetches(pod: Pod) -> list[Object]:
                 *map(literal, merge),
                 *("--out-dir", each.path),
             ],
-            "env": [*environment({**home, **pod.fetch_env}), *tokens],
-            "envFrom": [{"secretRef": {"name": "loraline", "optional": True}}],
+            "env": [*environment({**home, **pod.fetch_env}), *tokens, *credentials()],
             "resources": {"requests": {"cpu": "500m", "memory": pod.memory if merge else "1Gi"}},
             "securityContext": {**unprivileged(), "readOnlyRootFilesystem": True},
             "volumeMounts": mounts,
         }
         for number, each in enumerate(pod.adapters)
     ]
+
+
+CREDENTIALS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+"""What it takes to read from MLflow and its artifacts, of the keys of the Secret `loraline`."""
+
+
+def credentials() -> list[Object]:
+    """The Secret's keys that a fetch needs, and none of its others."""
+    return [secret(key, "loraline", key, optional=True) for key in CREDENTIALS]
 
 
 def serving(pod: Pod) -> Object:

@@ -16,6 +16,9 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 OS_ERROR = re.compile(r"\[Errno (\d+)\] [^:\n]*(?:: '([^'\n]+)')?(?: -> '([^'\n]+)')?")
 """An OSError in a message of MLflow: its number, its file, and the file that was copied from it."""
 
+SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says of a file that took less than it was given; it keeps no error number."""
+
 NEXT_TO_NO_ROOM = 2**20
 """Free bytes below which a disk is called full."""
 
@@ -83,6 +86,8 @@ def by_message(message: str) -> Iterator[Cause]:
     """Causes that an exception holds only as text: MLflow's of an OSError, and SQLite's own."""
     for number, source, target in OS_ERROR.findall(message):
         yield from by_number(int(number), target or source)
+    if SHORT_WRITE.search(message):
+        yield Cause("full")
     if "disk is full" in message:
         yield Cause("database full")
     if "sqlite3" in message and "disk I/O error" in message:

@@ -100,7 +100,8 @@ class Source:
         """The prompt beside the data, if there is one."""
         if self.bucket is not None:
             return self.bucket.fetch("prompt.txt") if self.bucket.has("prompt.txt") else None
-        file = self.root / "prompt.txt"
+        # The cached files of a hub's dataset have the file system's root.
+        file = (self.media or self.root) / "prompt.txt"
         return file if file.is_file() else None
 
 
@@ -257,8 +258,18 @@ def hugging_face(entry: Entry, rest: str) -> Source:
                 DataFile(str(found), entry.split or given, found.stat().st_size, part._fingerprint)
             )
     # The cached files lie anywhere; a row may name what belongs to its dataset, and nothing else.
-    owned = Path(path) if Path(path).is_dir() else Path(datasets.config.HF_CACHE_HOME)
+    owned = Path(path) if Path(path).is_dir() else cache_of(path)
     return Source(entry, Path("/"), tuple(files), media=owned)
+
+
+def cache_of(name: str) -> Path:
+    """The folder that keeps the files of a hub's dataset, `owner/name`; the hub's token lies above
+    all of them."""
+    import datasets
+    from huggingface_hub import constants
+
+    files = Path(constants.HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
+    return files if files.is_dir() else Path(datasets.config.HF_DATASETS_CACHE)
 
 
 def dvc(entry: Entry, rest: str, cache: Path) -> Source:

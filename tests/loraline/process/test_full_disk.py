@@ -102,3 +102,8 @@ def test_mlflows_words_are_understood(downloading: Result) -> None:
     assert downloading.stderr.startswith("fetch: the file ")
     assert "weights may not grow any larger: the limit of `ulimit -f`" in downloading.stderr
     assert len(downloading.stderr.splitlines()) == 1
+
+
+def test_a_short_write_of_numpys_is_a_full_disk() -> None:
+    error = OSError("6144 requested and 3040 written")
+    assert "the disk is full" in (full_disk.sentence(error, "store") or "")
