@@ -1,4 +1,4 @@
-"""The follower of an alias outlives every answer, serves what a gate judged, and leaves no files."""
+"""The follower of an alias outlives every answer and serves what a gate judged."""
 
 from __future__ import annotations
 
