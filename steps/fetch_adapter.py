@@ -54,6 +54,7 @@ def fetch_adapter(
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
         check_digest(adapter, model, digest)
+        check_signature(model, digest)
         leave_out_pickles(adapter, model)
         check_files(adapter, model)
         agreed = contract.read(adapter)
@@ -118,6 +119,13 @@ def check_digest(adapter: Path, model: str, digest: str) -> None:
         raise UserError(
             identity.changed("quality_gate", f"{model} has digest {found}, expected {digest}")
         )
+
+
+def check_signature(model: str, digest: str) -> None:
+    from loraline.tracking import signature, store
+
+    name, _, version = model.removeprefix("models:/").rpartition("/")
+    signature.check(store.connect().get_model_version(name, version), digest)
 
 
 def check_files(adapter: Path, model: str) -> None:

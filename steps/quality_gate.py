@@ -177,7 +177,7 @@ def register(
     whose adapter is the champion's, `champion_again`, is that version and no candidate. The caller
     holds the registered model's lock.
     """
-    from loraline.tracking import registry
+    from loraline.tracking import registry, signature
 
     model_id = train_run.data.tags[MODEL_ID]
     if result == "passed" and champion_again is not None:
@@ -191,6 +191,8 @@ def register(
     tags = judged(verdicts, result, run, train_run)
     versions = registry.versions_of_model(client, name, model_id)
     for version in versions:
+        signed = signature.sign(name, version, tags[ADAPTER_DIGEST]) if result == "passed" else None
+        tags[signature.SIGNATURE] = signed or ""
         registry.describe(client, name, version, tags, card)
         if result == "failed":
             registry.withdraw(client, name, version)

@@ -152,7 +152,7 @@ def step(
         image_pull_policy="IfNotPresent",
         command=["python", f"steps/{name.replace('-', '_')}.py"],
         args=[*words, *(["--out-dir", OUT_DIR] if hands_over else [])],
-        env=environment(image, hands_over),
+        env=[*environment(image, hands_over), *(signing_key() if name == SIGNER else [])],
         inputs=[Parameter(name=flag) for flag in inputs],
         outputs=[
             Parameter(
@@ -238,6 +238,26 @@ def metrics(name: str) -> Any:
             ),
         ]
     )
+
+
+SIGNER = "quality-gate"
+"""The one step that may sign."""
+
+SIGNING_OBJECT, SIGNING_ENTRY = "loraline-signing", "signing-key"
+"""The Secret with the private key, and the key's name in it."""
+
+
+def signing_key() -> list[Any]:
+    """The private key, from a Secret that no other step and no server is given."""
+    from hera.workflows import SecretEnv
+
+    key = SecretEnv(
+        name="LORALINE_SIGNING_KEY",
+        secret_name=SIGNING_OBJECT,
+        secret_key=SIGNING_ENTRY,
+        optional=True,
+    )
+    return [key]
 
 
 def environment(image: str, hands_over: bool) -> list[Any]:

@@ -9,6 +9,7 @@ from loraline.delivery.pod import Pod
 from loraline.serving.arguments import ADAPTERS, CACHE, CONFIG, PORT, SHUTDOWN_SECONDS
 from loraline.serving.cards import GPUS, PRODUCT
 from loraline.serving.preflight import max_lora_rank
+from loraline.tracking.signature import VERIFY_KEY
 
 DRAIN_SECONDS = 10
 """Time for the Service to forget a pod before its server stops listening."""
@@ -67,7 +68,10 @@ CREDENTIALS = (
 
 def credentials() -> list[Object]:
     """The Secret's keys that a fetch needs, and none of its others."""
-    return [secret(key, "loraline", key, optional=True) for key in CREDENTIALS]
+    return [
+        *(secret(key, "loraline", key, optional=True) for key in CREDENTIALS),
+        secret(VERIFY_KEY, "loraline", "verify-key", optional=True),
+    ]
 
 
 def serving(pod: Pod) -> Object:

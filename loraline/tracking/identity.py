@@ -67,9 +67,12 @@ def check_dataset(folder: Path, run: Run, split: str | None = None) -> None:
         for shard in manifest["shards"]
         if split in (None, shard["split"])
     }
-    # A split is a folder that is named like a file, as other readers of Parquet expect.
-    files = (path for path in folder.rglob("*.parquet") if path.is_file())
-    here = {path.relative_to(folder).as_posix(): path for path in files}
+    # A split is a folder with the same ending.
+    here = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*.parquet")
+        if path.is_file()
+    }
     for name in sorted({*listed, *here}):
         if name not in here:
             difference = "is missing"

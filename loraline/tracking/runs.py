@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -231,6 +232,10 @@ def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path
     return Path(found)
 
 
+MISSING = re.compile(r"No such (artifact|file)|NoSuchKey|Not Found|does not exist")
+"""What MLflow's stores say of a file that they do not have."""
+
+
 @contextmanager
 def dataset(client: MlflowClient, data_run: Run, split: str | None = None) -> Iterator[Path]:
     """The dataset of a prepare_data run, or one split and the manifest, gone after use."""
@@ -242,6 +247,8 @@ def download_dataset(
     client: MlflowClient, data_run: Run, folder: Path, split: str | None = None
 ) -> Path:
     """The dataset of a prepare_data run as a folder in `folder`, held against its digests."""
+    from mlflow.exceptions import MlflowException
+
     run_id = data_run.info.run_id
     try:
         if split is None:
@@ -249,8 +256,11 @@ def download_dataset(
         else:
             found = download(client, run_id, "dataset/manifest.json", folder / "dataset").parent
             download(client, run_id, f"dataset/{split}.parquet", found)
-    except FileNotFoundError as error:
-        raise UserError(identity.changed("prepare_data", f"{error.filename} is missing")) from error
+    except (FileNotFoundError, MlflowException) as error:
+        if not MISSING.search(str(error)):
+            raise
+        told = f"a part of dataset/ of run {run_id} is missing"
+        raise UserError(identity.changed("prepare_data", told)) from error
     identity.check_dataset(found, data_run, split)
     return found
 

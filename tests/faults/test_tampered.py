@@ -215,7 +215,7 @@ def test_a_dataset_that_was_changed_is_not_used(
     change(dataset_of(data_run))
     result = step("train_qlora", "--run-id", data_run, "--profile", quick("one"))
     assert result.exit_code == 2, result.output
-    assert "what prepare_data logged is not what is here: dataset/" in result.stderr
+    assert "what prepare_data logged is not what is here: " in result.stderr
     client = store.connect()
     run = client.get_run(data_run)
     if change in (all_lost, cut, listed, unlisted):
