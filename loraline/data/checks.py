@@ -176,18 +176,23 @@ Turns = list[tuple[str, str]]
 
 
 def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
-    """Turns without unwanted characters; what was kept or repaired is named in `found`.
+    """Turns without unwanted characters, and answers without line ends at their ends if asked to.
+
+    What was kept or repaired is named in `found`.
 
     Raises BadRow where the action is to drop or to fail.
     """
     for index, (role, text) in enumerate(turns):
-        # A text that prints holds none of them, and this is known at once.
-        if not text.isprintable() and (match := UNWANTED.search(text)):
-            if actions["characters"] != REPAIR:
-                code = f"U+{ord(match.group()):04X}"
-                raise BadRow("characters", f"{role} turn holds the character {code}")
-            found.append("characters")
-            turns[index] = (role, text := UNWANTED.sub("", text))
+        # A text that prints holds none of them and no line ends, and this is known at once.
+        if not text.isprintable():
+            if match := UNWANTED.search(text):
+                if actions["characters"] != REPAIR:
+                    code = f"U+{ord(match.group()):04X}"
+                    raise BadRow("characters", f"{role} turn holds the character {code}")
+                found.append("characters")
+                turns[index] = (role, text := UNWANTED.sub("", text))
+            if role == "assistant" and text and (text[0] in "\r\n" or text[-1] in "\r\n"):
+                turns[index] = (role, text := without_line_ends(text, actions, found))
         if not text.isascii() and not unicodedata.is_normalized("NFC", text):
             if actions["normalization"] in (FAIL, DROP):
                 raise BadRow("normalization", f"{role} turn is not in composed form (NFC)")
@@ -197,16 +202,12 @@ def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
     return turns
 
 
-def cut_line_ends(turns: Turns, actions: Policy, found: list[str]) -> Turns:
-    """Turns whose answers neither begin nor end with a line end, if they are to be repaired."""
-    for index, (role, text) in enumerate(turns):
-        if role == "assistant" and text and (text[0] in "\r\n" or text[-1] in "\r\n"):
-            if actions["line_ends"] in (FAIL, DROP):
-                raise BadRow("line_ends", "answer begins or ends with a line end")
-            found.append("line_ends")
-            if actions["line_ends"] == REPAIR:
-                turns[index] = (role, text.strip("\r\n"))
-    return turns
+def without_line_ends(answer: str, actions: Policy, found: list[str]) -> str:
+    """An answer that begins or ends with a line end, without it if it is to be repaired."""
+    if actions["line_ends"] in (FAIL, DROP):
+        raise BadRow("line_ends", "answer begins or ends with a line end")
+    found.append("line_ends")
+    return answer.strip("\r\n") if actions["line_ends"] == REPAIR else answer
 
 
 TOOL_TURNS = re.compile("s?(u(a(t+a)*))(u(a(t+a)*))*")

@@ -225,7 +225,6 @@ def checked(
             raise BadRow("numbers", drafted.number)
         found.append("numbers")
     turns = checks.clean_text(drafted.turns, actions, found)
-    turns = checks.cut_line_ends(turns, actions, found)
     turns = checks.alternate(turns, actions, found, drafted.details)
     checks.not_empty(turns, drafted.details)
     if work.recipe.modality == "text":
