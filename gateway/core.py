@@ -14,11 +14,13 @@ from gateway import exchange as exchanges
 from gateway import sse
 from gateway.cache import Cache
 from gateway.exchange import Exchange
+from gateway.jobs import Jobs
 from gateway.keys import Caller, Door
 from gateway.limits import Gate, Rates
 from gateway.metrics import Metrics
 from gateway.oidc import Oidc
 from gateway.served import Model
+from gateway.sessions import Sessions
 from gateway.settings import Settings
 from gateway.traces import Tracer
 from gateway.upstream import Upstreams
@@ -36,13 +38,18 @@ class Gateway:
         self.gate = Gate(settings, self.metrics)
         self.cache = Cache(settings, self.metrics)
         self.door = Door(settings, None)
+        self.sessions = Sessions(settings)
+        self.tasks = read_tasks(settings)
+        self.jobs = Jobs(self)
 
     async def start(self) -> None:
         await self.upstreams.start()
         if self.settings.oidc_issuer:
             self.door.oidc = Oidc(self.settings, self.upstreams.session)
+        await self.jobs.start()
 
     async def close(self) -> None:
+        await self.jobs.close()
         await self.upstreams.close()
         await self.cache.close()
         self.tracer.close()
@@ -98,6 +105,12 @@ class Gateway:
             usage = usage or {"completion_tokens": pieces}
             exchange.count(usage)
             await self.rates.charge(caller, used(usage))
+
+
+def read_tasks(settings: Settings) -> dict[str, Any]:
+    from gateway import tasks
+
+    return dict(tasks.load(settings.tasks_dir))
 
 
 def used(usage: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import io
 import struct
@@ -154,6 +156,22 @@ def png_end(content: bytes) -> int:
         if name == b"IEND":
             return min(place, len(content))
     return len(content)
+
+
+def from_uri(url: str) -> tuple[str, bytes]:
+    """Base64 and content of a data URI; a Problem for any other address: none is fetched."""
+    head, comma, encoded = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise Problem(
+            422,
+            "address",
+            "Media are sent inside of the request as data:TYPE;base64,CONTENT; no address is "
+            "fetched.",
+        )
+    try:
+        return encoded, base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(422, "base64", "An image or a video is no base64.") from None
 
 
 def unsupported() -> Problem:

@@ -67,10 +67,13 @@ class Metrics:
             self.refused.labels(route, exchange.code).inc()
         if model:
             self.queue.labels(route, model).observe(exchange.queue_s)
-            self.tokens.labels(model, "prompt").inc(exchange.prompt_tokens)
-            self.tokens.labels(model, "completion").inc(exchange.completion_tokens)
+            self.count_tokens(exchange)
         if exchange.ttft_s is not None:
             self.ttft.labels(route, model).observe(exchange.ttft_s)
+
+    def count_tokens(self, exchange: Exchange) -> None:
+        self.tokens.labels(exchange.model, "prompt").inc(exchange.prompt_tokens)
+        self.tokens.labels(exchange.model, "completion").inc(exchange.completion_tokens)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 from typing import Any
 
@@ -68,6 +69,9 @@ class Protocol(HttpToolsProtocol):
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C; UserError when the port cannot be used."""
     logs.set_up(settings)
+    # A job of a thousand files has as many open while it comes in.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
     app = create_app(settings)
     listening = bind(settings.host, settings.port)
     if settings.metrics_port:

@@ -37,6 +37,12 @@ class Parser(MultiPartParser):
     spool_max_size = IN_MEMORY
 
 
+class ManyFiles(MultiPartParser):
+    """A thousand files of a job would not fit into memory."""
+
+    spool_max_size = 64 * 1024
+
+
 @dataclass
 class Upload:
     """One file of a form."""
@@ -112,7 +118,9 @@ class Form:
 
 
 @asynccontextmanager
-async def form(request: Request, accepted: set[str], *, max_files: int) -> AsyncIterator[Form]:
+async def form(
+    request: Request, accepted: set[str], *, max_files: int, many: bool = False
+) -> AsyncIterator[Form]:
     """The form of a request; its files are gone when the block ends, however it does.
 
     A field that is not among the accepted ones is refused by name: a misspelt one would do nothing.
@@ -125,7 +133,7 @@ async def form(request: Request, accepted: set[str], *, max_files: int) -> Async
         return
     if kind != "multipart/form-data":
         raise Problem(415, "form", "Send multipart/form-data.")
-    parser = Parser(
+    parser = (ManyFiles if many else Parser)(
         request.headers,
         request.stream(),  # type: ignore[arg-type]
         max_files=max_files,
@@ -145,7 +153,7 @@ async def form(request: Request, accepted: set[str], *, max_files: int) -> Async
             spooled.close()
 
 
-async def parse(parser: Parser, max_files: int) -> None:
+async def parse(parser: MultiPartParser, max_files: int) -> None:
     try:
         await parser.parse()
     except ClientDisconnect:
@@ -156,7 +164,7 @@ async def parse(parser: Parser, max_files: int) -> None:
         raise Problem(400, "form", "The form cannot be read.") from None
 
 
-def sorted_out(parser: Parser, accepted: set[str]) -> Form:
+def sorted_out(parser: MultiPartParser, accepted: set[str]) -> Form:
     """Files and known fields of a form that was read."""
     form = Form()
     fields: list[tuple[str, str]] = []

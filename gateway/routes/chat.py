@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from starlette.requests import ClientDisconnect, Request
+from pydantic import Field
+from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import core, documented, images, sse, video
+from gateway import bodies, core, documented, images, sse, video
 from gateway import exchange as exchanges
+from gateway.bodies import Strict, as_json
 from gateway.core import Counted, Gateway, Known
-from gateway.errors import ClientGone, Problem
+from gateway.errors import Problem
 from gateway.exchange import Exchange
 from gateway.keys import Caller
 from gateway.served import Model
@@ -33,20 +32,6 @@ MAX_REPEATS = 1000
 
 COSTLY = ("pattern", "patternProperties", "format")
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-
-
-class Strict(BaseModel):
-    """Only what is listed is passed on; another field is refused by its name."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def without_nulls(cls, value: Any) -> Any:
-        """Clients write out what they do not set as null."""
-        if isinstance(value, dict):
-            return {key: item for key, item in value.items() if item is not None}
-        return value
 
 
 class Url(Strict):
@@ -137,7 +122,7 @@ async def models(request: Request, caller: Known) -> Response:
         for model in gateway.upstreams.models
         if caller.may_ask(model.name)
     ]
-    return Response(orjson.dumps({"object": "list", "data": listed}), 200, None, "application/json")
+    return as_json({"object": "list", "data": listed})
 
 
 @router.post(
@@ -148,7 +133,7 @@ async def models(request: Request, caller: Known) -> Response:
 async def chat_completions(request: Request, caller: Counted) -> Response:
     """A chat completion, as OpenAI's clients ask for it."""
     gateway, exchange = core.of(request), exchanges.of(request)
-    asked = await read(request)
+    asked = await bodies.read(request, ChatRequest)
     model = gateway.upstreams.model(asked.model, caller)
     exchange.model = model.name
     body = await forwarded(asked, model, gateway.settings, exchange)
@@ -179,29 +164,6 @@ async def passed_on(
 def failed(problem: Problem, exchange: Exchange) -> bytes:
     """The event that OpenAI's clients raise as an error."""
     return b"data: " + orjson.dumps(problem.openai(exchange.id)) + b"\n\n"
-
-
-async def read(request: Request) -> ChatRequest:
-    """The request's fields; a Problem names the first that is not as it should be."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Problem(415, "json", "Send application/json.")
-    try:
-        return ChatRequest.model_validate(orjson.loads(await request.body()))
-    except ClientDisconnect:
-        raise ClientGone from None
-    except ValidationError as error:
-        raise complaint(error) from None
-    except (ValueError, RecursionError):
-        raise Problem(400, "json", "The body is no JSON.") from None
-
-
-def complaint(error: ValidationError) -> Problem:
-    """The first thing wrong, by its place and what was expected there, without what was sent."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"] if str(part).replace("_", "").isalnum())
-    message = first["msg"] if first["type"] != "extra_forbidden" else "this field is not taken"
-    return Problem(422, "field", f"{place[:120] or 'The body'}: {message}.")
 
 
 async def forwarded(
@@ -245,7 +207,7 @@ async def forwarded(
 
 
 async def checked_image(url: str, settings: Settings, exchange: Exchange) -> str:
-    encoded, content = decoded(url)
+    encoded, content = images.from_uri(url)
     loop = asyncio.get_running_loop()
     picture = await loop.run_in_executor(LOOKING, images.look, content, settings)
     exchange.digests.append(picture.sha256)
@@ -255,7 +217,7 @@ async def checked_image(url: str, settings: Settings, exchange: Exchange) -> str
 async def checked_video(url: str, model: Model, settings: Settings) -> video.Clip:
     import tempfile
 
-    _, content = decoded(url)
+    _, content = images.from_uri(url)
     if len(content) > settings.max_video_mb * MIB:
         raise Problem(
             413, "video_too_large", f"A video is larger than {settings.max_video_mb:g} MiB."
@@ -272,22 +234,6 @@ async def checked_video(url: str, model: Model, settings: Settings) -> video.Cli
             max_seconds=settings.max_seconds,
             cell=pixels.cell(model.family),
         )
-
-
-def decoded(url: str) -> tuple[str, bytes]:
-    """Base64 and content of a data URI; a Problem for any other address: none is fetched."""
-    head, comma, encoded = url.partition(",")
-    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-        raise Problem(
-            422,
-            "address",
-            "Media are sent inside of the request as data:TYPE;base64,CONTENT; no address is "
-            "fetched.",
-        )
-    try:
-        return encoded, base64.b64decode(encoded, validate=True)
-    except (binascii.Error, ValueError):
-        raise Problem(422, "base64", "An image or a video is no base64.") from None
 
 
 def check_schema(schema: dict[str, Any]) -> None:
