@@ -21,10 +21,13 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Answer requests until SIGTERM; running answers then have GATEWAY_DRAIN_S to end."""
-    from gateway import server, settings
+    from gateway import settings
 
     try:
-        server.run(settings.read())
+        read = settings.read()
+        from gateway import server
+
+        server.run(read)
     except UserError as error:
         click.echo(f"gateway: {error}", err=True)
         sys.exit(error.exit_code)

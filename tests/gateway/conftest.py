@@ -19,7 +19,7 @@ from PIL import Image
 from gateway import server
 from gateway.app import create_app
 from gateway.settings import Server, Settings
-from tests.gateway.stub import Stub, running
+from tests.gateway.stub import Stub, served
 
 CONTRACT = {
     "base": "base",
@@ -68,7 +68,7 @@ class Started:
 @pytest.fixture(scope="session")
 def _stub() -> Iterator[tuple[Stub, str]]:
     stub = Stub()
-    with running(stub) as url:
+    with served(stub.app()) as url:
         yield stub, url
 
 
@@ -176,3 +176,8 @@ def png() -> bytes:
 @pytest.fixture(scope="session")
 def formula() -> Path:
     return Path(__file__).parents[2] / "test_data/vision/images/0001.png"
+
+
+def ask_chat(gateway: Started, headers: Any = None, **more: Any) -> httpx.Response:
+    body = {"model": "tiny-lora", "messages": [{"role": "user", "content": "Hello"}], **more}
+    return gateway.client.post("/v1/chat/completions", json=body, headers=headers)

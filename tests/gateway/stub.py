@@ -181,12 +181,10 @@ class Stub:
 
 
 @contextmanager
-def running(stub: Stub) -> Iterator[str]:
-    """Serve it in a thread; the address."""
+def served(app: web.Application) -> Iterator[str]:
+    """Serve an application in a thread; its address."""
     loop = asyncio.new_event_loop()
-    runner = web.AppRunner(
-        stub.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1
-    )
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     port: list[int] = []
 
     async def start() -> None:
@@ -207,11 +205,11 @@ def running(stub: Stub) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    served = Stub()
-    served.delay = 1 / float(sys.argv[2])
-    served.tokens = [" word"] * int(sys.argv[3])
+    stub = Stub()
+    stub.delay = 1 / float(sys.argv[2])
+    stub.tokens = [" word"] * int(sys.argv[3])
     web.run_app(
-        served.app(),
+        stub.app(),
         host="127.0.0.1",
         port=int(sys.argv[1]),
         access_log=None,
