@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.docs:
         app.include_router(docs.router)
     app.add_exception_handler(Problem, on_problem)  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, on_parameter)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, on_http)  # type: ignore[arg-type]
     app.add_middleware(Intake, settings=settings, metrics=gateway.metrics, tracer=gateway.tracer)
     return app
@@ -63,6 +65,13 @@ async def on_problem(request: Request, problem: Problem) -> Response:
     exchange = exchanges.of(request)
     exchange.code = problem.code
     return problem.response(exchange.id, openai=request.url.path.startswith("/v1/"))
+
+
+async def on_parameter(request: Request, error: RequestValidationError) -> Response:
+    """A parameter of the address that is not as it should be; what was sent is not repeated."""
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return await on_problem(request, Problem(422, "field", f"{name}: {first['msg']}."))
 
 
 async def on_http(request: Request, error: HTTPException) -> Response:

@@ -11,7 +11,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from gateway import exchange as exchanges
-from gateway import sse
+from gateway import sse, tasks
 from gateway.cache import Cache
 from gateway.exchange import Exchange
 from gateway.jobs import Jobs
@@ -39,7 +39,7 @@ class Gateway:
         self.cache = Cache(settings, self.metrics)
         self.door = Door(settings, None)
         self.sessions = Sessions(settings)
-        self.tasks = read_tasks(settings)
+        self.tasks = tasks.load(settings.tasks_dir)
         self.jobs = Jobs(self)
 
     async def start(self) -> None:
@@ -105,12 +105,6 @@ class Gateway:
             usage = usage or {"completion_tokens": pieces}
             exchange.count(usage)
             await self.rates.charge(caller, used(usage))
-
-
-def read_tasks(settings: Settings) -> dict[str, Any]:
-    from gateway import tasks
-
-    return dict(tasks.load(settings.tasks_dir))
 
 
 def used(usage: Any) -> int:

@@ -40,7 +40,6 @@ class Metrics:
         self.running = self.gauge("running", "Requests at the model's servers")
         self.waiting = self.gauge("queue_depth", "Requests that wait for their turn")
         self.up = self.gauge("model_up", "Whether a model is listed by its server", ("model",))
-        self.job_items = self.counter("job_items", "Items of jobs that ended", ("result",))
 
     def counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(f"loraline_gateway_{name}", text, labels, registry=self.registry)

@@ -65,7 +65,7 @@ async def info(request: Request, caller: Known) -> Response:
             "models": [
                 model.card() for model in gateway.upstreams.models if caller.may_ask(model.name)
             ],
-            "tasks": [],
+            "tasks": sorted(gateway.tasks),
             "limits": {
                 "max_image_mb": settings.max_image_mb,
                 "max_video_mb": settings.max_video_mb,

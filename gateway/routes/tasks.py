@@ -24,6 +24,7 @@ from gateway.images import Picture
 from gateway.routes.predict import max_tokens, sizes
 from gateway.served import Model
 from gateway.sessions import Keeper
+from gateway.tasks import Task
 from gateway.uploads import LOOKING, Form
 from gateway.video import Clip
 from loraline.data import pixels
@@ -40,9 +41,6 @@ FIELDS = {
     "session": "Session that keeps question and answer.",
 }
 ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
-
-LOOP = {"max_pattern_size": 64, "min_pattern_size": 1, "min_count": 32}
-"""vLLM ends an answer that repeats itself so often: tables without end (Qwen3-VL#1611)."""
 
 
 @router.get("/tasks", responses=documented.problems(401))
@@ -78,10 +76,10 @@ class TaskRequest:
     """A request that was read: one body for the server, and its answer's way into items."""
 
     gateway: Gateway
-    task: Any
+    task: Task
     model: Model
     text: str
-    prompt: str
+    variables: dict[str, Any]
     pictures: Sequence[Picture]
     clip: Clip | None
     max_tokens: int
@@ -93,7 +91,7 @@ class TaskRequest:
         return [each.sha256 for each in (*self.pictures, *filter(None, [self.clip]))]
 
     def body(self, index: int) -> dict[str, Any]:
-        content: list[dict[str, Any]] = [
+        media: list[dict[str, Any]] = [
             {
                 "type": "image_url",
                 "image_url": {
@@ -102,21 +100,16 @@ class TaskRequest:
             }
             for each in self.pictures
         ]
-        body: dict[str, Any] = {
-            "model": self.model.name,
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-            "repetition_detection": LOOP,
-        }
         if self.clip:
-            content.append({"type": "video_url", "video_url": {"url": self.clip.uri}})
-            body["media_io_kwargs"] = self.clip.io_kwargs
-        text = [{"type": "text", "text": self.prompt}]
-        body["messages"] = [{"role": "user", "content": content + text if content else self.prompt}]
-        if self.model.family == "qwen2-vl":
-            # Its boxes are written with special tokens, which vLLM leaves out otherwise.
-            body["skip_special_tokens"] = False
-        return body
+            media.append({"type": "video_url", "video_url": {"url": self.clip.uri}})
+        family = self.model.family
+        body = {
+            "model": self.model.name,
+            "messages": self.task.messages(family, media, **self.variables),
+            **self.task.sampling(family),
+            "max_tokens": self.max_tokens,
+        }
+        return body | {"media_io_kwargs": self.clip.io_kwargs} if self.clip else body
 
     async def result(self, index: int, text: str, choice: dict[str, Any]) -> dict[str, Any]:
         """The answer read by the task's parser, beside the loop: a long one takes its time."""
@@ -172,10 +165,10 @@ class TaskRequest:
         return {"task": self.task.name, **results[0]}
 
 
-async def read(gateway: Gateway, form: Form, task: Any, model: Model) -> TaskRequest:
+async def read(gateway: Gateway, form: Form, task: Task, model: Model) -> TaskRequest:
     """The request of a form; a Problem for what the task or the model does not take."""
     settings, limits = gateway.settings, task.limits
-    if task.inputs != "text" and model.family == "text":
+    if not task.is_for(model.family):
         raise Problem(422, "files", "This model sees neither images nor videos.")
     videos = [upload for upload in form.files if upload.video]
     pictures: list[Picture] = []
@@ -185,12 +178,12 @@ async def read(gateway: Gateway, form: Form, task: Any, model: Model) -> TaskReq
             raise Problem(422, "files", "This task takes one video.")
         clip = await videos[0].clip(
             settings,
-            max_frames=min(limits.max_frames or settings.max_frames, settings.max_frames),
-            max_seconds=min(limits.max_seconds or settings.max_seconds, settings.max_seconds),
+            max_frames=min(limits.max_frames, settings.max_frames),
+            max_seconds=min(limits.max_seconds, settings.max_seconds),
             cell=pixels.cell(model.family),
         )
     elif task.inputs == "image":
-        most = limits.max_images or 1
+        most = limits.max_images
         if not 1 <= len(form.files) <= most:
             raise Problem(422, "files", f"This task takes from 1 to {most} images.")
         pictures = [await upload.picture(settings) for upload in form.files]
@@ -201,7 +194,7 @@ async def read(gateway: Gateway, form: Form, task: Any, model: Model) -> TaskReq
         task,
         model,
         form.fields.get("text", ""),
-        prompt(task, model, form),
+        variables(task, model, form, pictures),
         pictures,
         clip,
         max_tokens(form.text("max_tokens"), min(limits.max_new_tokens, settings.max_tokens)),
@@ -209,8 +202,8 @@ async def read(gateway: Gateway, form: Form, task: Any, model: Model) -> TaskReq
     )
 
 
-def prompt(task: Any, model: Model, form: Form) -> str:
-    """The task's prompt for the model's generation; Problem when a variable is missing or none."""
+def variables(task: Task, model: Model, form: Form, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What goes into the task's prompt; Problem when a variable is missing or none of it."""
     try:
         options = orjson.loads(form.text("options") or b"{}")
     except ValueError:
@@ -219,20 +212,29 @@ def prompt(task: Any, model: Model, form: Form) -> str:
         isinstance(value, str | int | float) for value in options.values()
     ):
         raise Problem(422, "options", "options is a JSON object of texts and numbers.")
-    variables = {name: str(value) for name, value in options.items()}
+    given = {str(name): value for name, value in options.items()}
     if form.text("text"):
-        variables["text"] = form.fields["text"]
+        given["text"] = form.fields["text"]
+    if set(given) - set(task.variables):
+        accepted = ", ".join(task.variables) or "none"
+        raise Problem(422, "options", f"The task has other variables: {accepted}.")
+    if pictures:
+        seen = model.shown_size(pictures[0].width, pictures[0].height)
+        width, height = seen or (pictures[0].width, pictures[0].height)
+        given |= {"width": width, "height": height}
     try:
-        return str(task.prompt(model.family, **variables))
-    except (KeyError, ValueError, TypeError, LookupError):
+        task.messages(model.family, **given)
+    except LookupError:
+        wanted = ", ".join(name for name, value in task.variables.items() if value is None)
         raise Problem(
             422,
             "options",
-            "The task's prompt needs other variables; GET /tasks lists them.",
+            f"The task needs {wanted or 'no variables'}, of 10,000 characters at most.",
         ) from None
+    return given
 
 
-def overlays(form: Form, task: Any) -> tuple[str, ...]:
+def overlays(form: Form, task: Task) -> tuple[str, ...]:
     wanted = tuple(part.strip() for part in form.text("overlay").split(",") if part.strip())
     if not set(wanted) <= {"svg", "png"}:
         raise Problem(422, "overlay", "overlay is svg, png or both.")
@@ -241,7 +243,7 @@ def overlays(form: Form, task: Any) -> tuple[str, ...]:
     return wanted
 
 
-def find(gateway: Gateway, name: str) -> Any:
+def find(gateway: Gateway, name: str) -> Task:
     if name not in gateway.tasks:
         raise Problem(404, "task_unknown", "There is no such task; GET /tasks lists them.")
     return gateway.tasks[name]
@@ -253,7 +255,7 @@ def base(gateway: Gateway) -> str | None:
     return names[0] if names else None
 
 
-def card(task: Any) -> dict[str, Any]:
+def card(task: Task) -> dict[str, Any]:
     """What clients are told of a task."""
     found: dict[str, Any] = task.model_dump(mode="json")
     return found

@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,9 @@ class Stub:
         self.running = 0
         self.most_running = 0
         self.finish_reason = "stop"
+        self.stamped = False
+        """Whether a token is the time at which it is written, for benchmarks."""
+
         self.failures_left = 0
         """Requests that fail before the rest is served; for faults that pass."""
 
@@ -91,6 +95,8 @@ class Stub:
         if fault.startswith("status"):
             words = TOO_LONG if fault == "status 400 long" else "secret at 0x7f00 in /root/vllm"
             status = int(fault.split()[1])
+            if status == 302:
+                return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
             return web.json_response({"error": {"message": words, "code": status}}, status=status)
         if fault == "garbage":
             return web.Response(text="<html>hello</html>", content_type="text/html")
@@ -100,7 +106,7 @@ class Stub:
             await asyncio.sleep(60)
         if body.get("stream"):
             return await self.stream(request, body)
-        for _ in self.tokens:
+        for _ in self.tokens[: body.get("max_tokens")]:
             await asyncio.sleep(self.delay)
         choice: dict[str, Any] = {
             "index": 0,
@@ -132,9 +138,11 @@ class Stub:
             await answer.write(b"hello, I am no event\n\nnor I\n\n")
             return answer
         await answer.write(self.event(body, {"role": "assistant", "content": ""}))
-        for index, token in enumerate(self.tokens):
+        for index, token in enumerate(self.tokens[: body.get("max_tokens")]):
             if self.delay:
                 await asyncio.sleep(self.delay)
+            if self.stamped:
+                token = f" {time.perf_counter():.6f}"
             event = self.event(body, {"content": token})
             if fault == "split":
                 for place in range(0, len(event), 7):
@@ -181,7 +189,7 @@ class Stub:
 
 
 @contextmanager
-def served(app: web.Application) -> Iterator[str]:
+def served(app: web.Application, at: int = 0) -> Iterator[str]:
     """Serve an application in a thread; its address."""
     loop = asyncio.new_event_loop()
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
@@ -189,7 +197,7 @@ def served(app: web.Application) -> Iterator[str]:
 
     async def start() -> None:
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", at, reuse_address=True).start()
         port.append(runner.addresses[0][1])
 
     loop.run_until_complete(start())
@@ -207,6 +215,7 @@ def served(app: web.Application) -> Iterator[str]:
 if __name__ == "__main__":
     stub = Stub()
     stub.delay = 1 / float(sys.argv[2])
+    stub.stamped = True
     stub.tokens = [" word"] * int(sys.argv[3])
     web.run_app(
         stub.app(),

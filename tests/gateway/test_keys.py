@@ -163,7 +163,7 @@ def test_a_file_of_another_form_stops_the_start(tmp_path, content, why) -> None:
 
 def test_without_keys_it_listens_on_this_machine_only() -> None:
     with pytest.raises(ValueError, match="GATEWAY_API_KEYS_FILE"):
-        Settings(host="0.0.0.0")
+        Settings(host="0.0.0.0")  # noqa: S104
 
 
 def test_the_command_line_says_so_in_one_sentence_and_exits_with_2() -> None:
@@ -175,7 +175,7 @@ def test_the_command_line_says_so_in_one_sentence_and_exits_with_2() -> None:
             text=True,
         )
 
-    ended = run("serve", GATEWAY_HOST="0.0.0.0")
+    ended = run("serve", GATEWAY_HOST="0.0.0.0")  # noqa: S104
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("gateway: without keys the gateway listens on 127.0.0.1 only")
     assert ended.stderr.count("\n") == 1
@@ -264,7 +264,7 @@ def test_any_other_token_does_not(oidc, issuer, stub, change) -> None:
     if change.get("key") == "other":
         change = {"key": issuer.other}
     if change.get("algorithm") == "none":
-        header, claims, _ = issuer.token().split(".")
+        _, claims, _ = issuer.token().split(".")
         token = f"eyJhbGciOiJub25lIiwia2lkIjoib25lIn0.{claims}."
     else:
         token = issuer.token(**change)
