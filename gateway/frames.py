@@ -15,6 +15,11 @@ import resource
 import sys
 from typing import Any, BinaryIO
 
+import av
+
+from loraline.data.reading.media import Limits
+from loraline.data.reading.videos import as_jpeg, frame_indices
+
 MEMORY = 2 * 2**30
 """Bytes of address space; the libraries map some hundred MB."""
 
@@ -52,10 +57,6 @@ def main() -> None:
 
 def sampled(file: Any, asked: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Facts of a video, and frames spread evenly over it, two a second as far as they may be."""
-    import av
-
-    from loraline.data.reading.media import Limits, as_jpeg, frame_indices
-
     with av.open(file, "r", format=FORMATS[asked["format"]]) as container:
         if not container.streams.video:
             raise Refused("media_broken")

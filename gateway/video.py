@@ -111,6 +111,9 @@ async def decode(
         if process.returncode is None:
             process.kill()
         await process.wait()
+    if process.returncode == 1:
+        # Not the file's fault: whatever that does, the program answers, or a signal ends it.
+        raise RuntimeError("the decoder does not start")
     if code := facts.get("refused"):
         detail = REFUSALS.get(code, REFUSALS["media_broken"])
         raise Problem(

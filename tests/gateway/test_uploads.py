@@ -27,7 +27,7 @@ def test_every_type_is_taken_and_goes_on_as_it_came(vision, stub, kind, size) ->
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
 def test_every_kind_of_pixels_is_taken(vision, mode) -> None:
     file = io.BytesIO()
-    Image.new("L", (64, 48)).convert("I" if mode == "I;16" else mode).save(file, "PNG")
+    Image.new(mode, (64, 48)).save(file, "PNG")
     assert ask(vision, file.getvalue()).status_code == 200
 
 
