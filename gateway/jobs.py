@@ -160,20 +160,19 @@ class Jobs:
         """One item's answer, or the problem that it has; what may pass is tried again."""
         facts = {key: item[key] for key in ("id", "filename") if key in item}
         for tried in range(TRIES):
-            exchange = Exchange(method="JOB", route="/jobs", caller=caller.name)
+            exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)
             try:
                 await self.gateway.rates.check(caller)
                 answer = await self.answer(folder, job, caller, item, exchange)
-                exchange.status = 200
                 return {**facts, "status": 200, "answer": answer}
-            except Problem as error:
-                problem = error
             except Exception as error:
-                logs.log.error("an item failed", exc_info=error, extra={"request_id": exchange.id})
                 problem = errors.of(error)
+                exchange.status, exchange.code = problem.status, problem.code
+                if problem.status == 500:
+                    logs.log.error(
+                        "an item failed", exc_info=error, extra={"request_id": exchange.id}
+                    )
             finally:
-                exchange.code = "" if exchange.status else "item"
-                exchange.status = exchange.status or 500
                 self.gateway.metrics.observe(exchange)
                 logs.write_audit(exchange)
             if problem.status not in PASSING or tried == TRIES - 1:

@@ -47,19 +47,13 @@ class Protocol(HttpToolsProtocol):
         if self.impatience is None:
             self.impatience = self.loop.call_later(HEADER_S, self.transport.close)
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self.count(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self.count(name, value)
-
-    def count(self, *pieces: bytes) -> None:
-        self.head_bytes += sum(map(len, pieces))
-        if self.head_bytes > HEADER_BYTES:
-            # The parser turns it into an answer of 400 and a closed connection.
-            raise ValueError("head too long")
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.impatience is not None:
+            # The head has not ended with this piece.
+            self.head_bytes += len(data)
+            if self.head_bytes > HEADER_BYTES and not self.transport.is_closing():
+                self.send_400_response("Request head too long.")
 
     def on_headers_complete(self) -> None:
         self.be_patient()

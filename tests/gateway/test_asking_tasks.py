@@ -102,7 +102,7 @@ def test_an_action_is_checked_and_never_done(vision, stub, png) -> None:
         '"arguments": {"action": "format_disk"}}\n</tool_call>',
     ]
     answer = ask(vision, "computer", png, text="Format the disk.").json()
-    assert answer["items"] == []
+    assert not [item for item in answer["items"] if item["kind"] == "action"]
     assert any(note.startswith("refused") for note in answer["notes"])
 
 
@@ -116,7 +116,7 @@ def test_tasks_are_listed(vision) -> None:
 def test_a_user_adds_a_task_without_code(start, stub, png, tmp_path) -> None:
     (tmp_path / "colour.yaml").write_text(
         "title: Colour\ndescription: Says a colour.\ninputs: image\n"
-        "prompts: {default: Which colour?}\nanswer: text\nparser: text\n"
+        "prompts: {default: 'Which colour?'}\nanswer: text\nparser: text\n"
     )
     with start(tasks_dir=tmp_path) as gateway:
         answer = ask(gateway, "colour", png).json()
@@ -185,7 +185,8 @@ class TestCompare:
         assert not stub.requests
 
     def test_a_model_that_fails_does_not_take_the_others_answer_away(self, vision, stub, png):
-        stub.failures_left = 2
+        # Each is tried twice.
+        stub.failures_left = 3
         found = self.compare(vision, png).json()
         assert sum("problem" in each for each in found["answers"]) == 1
 
