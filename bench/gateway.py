@@ -1,7 +1,7 @@
 """What the gateway adds to vLLM: to a chunk, to a first token, to an upload, in time and memory.
 
-Direct and through the gateway in one run, before a stub that streams 25 tokens a second a stream;
-LiteLLM's proxy beside both where it is installed. Keys, metrics and audit lines are on.
+Direct and through the gateway in one run, before a stub that streams 25 tokens a second a stream,
+and LiteLLM's proxy beside both with --litellm. Keys, metrics and audit lines are on.
 
 python bench/gateway.py --only chunks --only first-token
 """
@@ -15,7 +15,6 @@ import json
 import os
 import random
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -54,10 +53,15 @@ class Bar:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="Parts to run.")
 @click.option("--seconds", default=10.0, show_default=True, help="Length of each streaming part.")
+@click.option(
+    "--litellm",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="LiteLLM's program, in an environment of its own; its proxy is measured beside.",
+)
 @click.option("--requests", default=20_000, show_default=True, help="Requests of the soak.")
-def main(only: tuple[str, ...], seconds: float, requests: int) -> None:
+def main(only: tuple[str, ...], seconds: float, requests: int, litellm: Path | None) -> None:
     """Measure the gateway against its bars on this machine."""
-    with tempfile.TemporaryDirectory() as folder, arms(Path(folder)) as places:
+    with tempfile.TemporaryDirectory() as folder, arms(Path(folder), litellm) as places:
         for part in only or PARTS:
             click.echo(f"\n{part}")
             asyncio.run(RUNS[part](places, seconds, requests))
@@ -72,7 +76,7 @@ class Arms(dict[str, str]):
 
 
 @contextlib.contextmanager
-def arms(folder: Path) -> Iterator[Arms]:
+def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
     """The stub, the gateway before it and the proxy beside it, each a process."""
     from gateway import keys
 
@@ -98,13 +102,10 @@ def arms(folder: Path) -> Iterator[Arms]:
         "gateway": ["-m", "gateway", "serve"],
     }
     ports = {"direct": stub, "gateway": door}
-    if shutil.which("litellm", path=str(Path(sys.executable).parent)):
-        (folder / "litellm.json").write_text(json.dumps(litellm(stub)))
-        commands["litellm"] = [
-            str(Path(sys.executable).with_name("litellm")),
-            *("--config", str(folder / "litellm.json"), "--port", str(proxy)),
-            *("--host", "127.0.0.1"),
-        ]
+    if litellm:
+        (folder / "litellm.json").write_text(json.dumps(proxied(stub)))
+        commands["litellm"] = [str(litellm), "--config", str(folder / "litellm.json")]
+        commands["litellm"] += ["--host", "127.0.0.1", "--port", str(proxy)]
         ports["litellm"] = proxy
     found = Arms()
     found.key, found.data = key, folder / "data"
@@ -112,8 +113,12 @@ def arms(folder: Path) -> Iterator[Arms]:
     try:
         for name, command in commands.items():
             log = (folder / f"{name}.log").open("w")
+            program = [] if name == "litellm" else [sys.executable]
             process = subprocess.Popen(
-                [sys.executable, *command], env=environment, stdout=log, stderr=log
+                [*program, *command],
+                env=os.environ if name == "litellm" else environment,
+                stdout=log,
+                stderr=log,
             )
             running.append(process)
             if name == "gateway":
@@ -128,7 +133,8 @@ def arms(folder: Path) -> Iterator[Arms]:
             process.wait(40)
 
 
-def litellm(port: int) -> dict[str, Any]:
+def proxied(port: int) -> dict[str, Any]:
+    """LiteLLM's settings: one model, no key, no log."""
     parameters = {
         "model": "openai/base",
         "api_base": f"http://127.0.0.1:{port}/v1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -68,15 +68,16 @@ async def as_events(
     caller: Caller,
     exchange: Exchange,
     keep: Callable[[dict[str, Any]], Awaitable[None]],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Pieces of each answer as they come, then the same document that is sent without streaming."""
     began = time.perf_counter()
     results, usages = [], []
     with gateway.gate.turn(caller):
         for index in range(asked.count):
-            text, choice, usage = "", {}, None
+            text, usage = "", None
+            choice: dict[str, Any] = {}
             events = gateway.stream(asked.model, asked.body(index), caller, exchange)
-            async with aclosing(events):  # type: ignore[type-var]
+            async with aclosing(events):
                 async for data in events:
                     for event in data.split(b"\n\n"):
                         piece, choice, usage = delta(event, choice, usage)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -78,7 +78,7 @@ class Gateway:
         exchange: Exchange,
         *,
         with_usage: bool = True,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Whole events as the server wrote them. It is always asked what was used; that event is
         left out where the client did not ask."""
         exchange.model, exchange.version = model.name, model.version

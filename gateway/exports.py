@@ -140,6 +140,7 @@ def html(document: dict[str, Any], media: Path) -> str:
 def pdf(document: dict[str, Any], media: Path, font: Path | None) -> bytes:
     """Plain text and pictures; no text of a stranger is read as a link or as HTML."""
     from fpdf import FPDF
+    from fpdf.enums import WrapMode
 
     page = FPDF()
     page.set_auto_page_break(True, 15)
@@ -155,7 +156,7 @@ def pdf(document: dict[str, Any], media: Path, font: Path | None) -> bytes:
         plain = "".join(each for each in text if each == "\n" or each.isprintable())
         if path is None:
             plain = plain.encode("latin-1", "replace").decode("latin-1")
-        page.multi_cell(0, text=plain, new_x="LMARGIN", new_y="NEXT", wrapmode="CHAR")
+        page.multi_cell(0, text=plain, new_x="LMARGIN", new_y="NEXT", wrapmode=WrapMode.CHAR)
 
     write(document["title"] or f"Session {document['id']}", 16)
     for turn in document["turns"]:

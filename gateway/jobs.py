@@ -25,6 +25,9 @@ from gateway.uploads import Form, Upload
 if TYPE_CHECKING:
     from gateway.core import Gateway
 
+SHOWN = ("id", "filename")
+"""What a result repeats of its item."""
+
 ITEMS, RESULTS = "items.jsonl", "results.jsonl"
 MAX_JOBS = 20
 """Of one caller."""
@@ -158,7 +161,7 @@ class Jobs:
         self, folder: Path, job: dict[str, Any], caller: Caller, item: dict[str, Any]
     ) -> dict[str, Any]:
         """One item's answer, or the problem that it has; what may pass is tried again."""
-        facts = {key: item[key] for key in ("id", "filename") if key in item}
+        facts: dict[str, Any] = {name: item[name] for name in item if name in SHOWN}
         for tried in range(TRIES):
             exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)
             try:

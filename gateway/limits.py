@@ -50,7 +50,7 @@ class Rates:
         if caller.rate not in self.items:
             self.items[caller.rate] = parse(caller.rate)
         item = self.items[caller.rate]
-        requests = SlidingWindowCounterRateLimiter(storage)  # type: ignore[arg-type]
+        requests = SlidingWindowCounterRateLimiter(storage)
         if not await requests.hit(item, "requests", caller.name):
             reset, _ = await requests.get_window_stats(item, "requests", caller.name)
             raise Problem(
@@ -61,7 +61,7 @@ class Rates:
                 retry_after=reset - time.time(),
             )
         tokens = RateLimitItemPerMinute(caller.tokens_per_minute)
-        window = FixedWindowRateLimiter(storage)  # type: ignore[arg-type]
+        window = FixedWindowRateLimiter(storage)
         if not await window.test(tokens, "tokens", caller.name):
             reset, _ = await window.get_window_stats(tokens, "tokens", caller.name)
             raise Problem(
@@ -77,7 +77,7 @@ class Rates:
             return
         item = RateLimitItemPerMinute(caller.tokens_per_minute)
         for storage in (self.storage, self.fallback):
-            window = FixedWindowRateLimiter(storage)  # type: ignore[arg-type]
+            window = FixedWindowRateLimiter(storage)
             try:
                 await window.hit(item, "tokens", caller.name, cost=used)
                 return

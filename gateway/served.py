@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from gateway.settings import Server
 from loraline.contract import Contract, first_complaint
 from loraline.data import pixels
@@ -124,8 +126,8 @@ def read_contract(server: Server) -> Contract | None:
         raise UserError(
             f"the contract {server.contract} cannot be read: {error.strerror}"
         ) from error
-    except ValueError as error:
-        why = first_complaint(error) if hasattr(error, "errors") else "no JSON"
+    except ValidationError as error:
+        why = first_complaint(error)
         raise UserError(f"{server.contract} is not a contract of this version: {why}") from error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -126,7 +126,7 @@ class Stream(Response):
 
     def __init__(
         self,
-        events: AsyncIterator[bytes],
+        events: AsyncGenerator[bytes, None],
         exchange: Exchange,
         failed: Callable[[Problem], bytes],
     ) -> None:
@@ -154,7 +154,7 @@ class Stream(Response):
     async def send_all(self, send: Send) -> None:
         clock = asyncio.get_running_loop().time
         started = False
-        async with aclosing(self.events) as events:  # type: ignore[type-var]
+        async with aclosing(self.events) as events:
             try:
                 async for data in events:
                     if not started:

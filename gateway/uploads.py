@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from typing import BinaryIO
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import UploadFile
@@ -21,6 +21,7 @@ from gateway import images, video
 from gateway.errors import ClientGone, Problem
 from gateway.images import Picture
 from gateway.settings import MIB, Settings
+from gateway.video import Clip
 
 IN_MEMORY = 2 * MIB
 """Bytes of a file that are kept in memory; a larger one goes to disk as it comes."""
@@ -77,7 +78,7 @@ class Upload:
         self.file.seek(0)
         return images.look(self.file.read(), settings)
 
-    async def clip(self, settings: Settings, **limits: float) -> video.Clip:
+    async def clip(self, settings: Settings, **limits: float) -> Clip:
         """The frames of the video in the file; Problem when it is none."""
         if self.size > settings.max_video_mb * MIB:
             raise Problem(
@@ -135,7 +136,7 @@ async def form(
         raise Problem(415, "form", "Send multipart/form-data.")
     parser = (ManyFiles if many else Parser)(
         request.headers,
-        request.stream(),  # type: ignore[arg-type]
+        request.stream(),
         max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD,
@@ -174,9 +175,7 @@ def sorted_out(parser: MultiPartParser, accepted: set[str]) -> Form:
         elif name != "files":
             raise Problem(422, "field", "Files are sent in the field files.")
         elif value.size:
-            form.files.append(
-                Upload(shown_name(value.filename), cast(BinaryIO, value.file), value.size)
-            )
+            form.files.append(Upload(shown_name(value.filename), value.file, value.size))
         elif value.filename:
             raise Problem(422, "file_empty", "A file is empty.")
     form.fields = known(fields, accepted)

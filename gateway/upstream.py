@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -171,7 +171,9 @@ class Upstreams:
             exchange.ttft_s = exchange.seconds
         return content, found
 
-    async def stream(self, model: Model, body: bytes, exchange: Exchange) -> AsyncIterator[bytes]:
+    async def stream(
+        self, model: Model, body: bytes, exchange: Exchange
+    ) -> AsyncGenerator[bytes, None]:
         """Whole events as they come. They end with the server's own end, or with a Problem."""
         whole = sse.Whole()
         total = 0

@@ -10,7 +10,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from gateway import images
 from gateway.errors import Problem
@@ -75,11 +75,17 @@ def format_of(head: bytes) -> str | None:
 
 
 async def decode(
-    file: BinaryIO, kind: str, settings: Settings, *, max_frames: int, max_seconds: float, cell: int
+    file: IO[bytes],
+    kind: str,
+    settings: Settings,
+    *,
+    max_frames: int,
+    max_seconds: float,
+    cell: int,
 ) -> Clip:
     """The frames of a video; Problem when it is beyond the limits or no video."""
     file.seek(0)
-    digest = await asyncio.to_thread(lambda: hashlib.file_digest(file, "sha256").hexdigest())
+    digest = await asyncio.to_thread(digest_of, file)
     file.seek(0)
     asked = {
         "format": kind,
@@ -129,6 +135,13 @@ async def decode(
         facts["total"],
         facts["duration"],
     )
+
+
+def digest_of(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := file.read(2**20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 async def read(process: asyncio.subprocess.Process) -> tuple[dict[str, Any], list[bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -153,10 +153,10 @@ async def passed_on(
     caller: Caller,
     exchange: Exchange,
     with_usage: bool,
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     with gateway.gate.turn(caller):
         events = gateway.stream(model, body, caller, exchange, with_usage=with_usage)
-        async with aclosing(events):  # type: ignore[type-var]
+        async with aclosing(events):
             async for data in events:
                 yield data
 
@@ -227,7 +227,7 @@ async def checked_video(url: str, model: Model, settings: Settings) -> video.Cli
     with tempfile.TemporaryFile() as file:
         await asyncio.to_thread(file.write, content)
         return await video.decode(
-            file,  # type: ignore[arg-type]
+            file,
             kind,
             settings,
             max_frames=settings.max_frames,

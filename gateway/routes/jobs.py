@@ -94,7 +94,7 @@ async def from_lines(request: Request, caller: Caller) -> Path:
             raise ClientGone from None
         file.seek(0)
         most = int(gateway.settings.max_json_mb * MIB)
-        items = jobs.from_lines(lines(file, most), set(FIELDS))  # type: ignore[arg-type]
+        items = jobs.from_lines(lines(file, most), set(FIELDS))
         return await asyncio.to_thread(gateway.jobs.create, caller, {"fields": {}}, items)
 
 

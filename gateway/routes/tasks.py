@@ -88,7 +88,8 @@ class TaskRequest:
 
     @property
     def digests(self) -> list[str]:
-        return [each.sha256 for each in (*self.pictures, *filter(None, [self.clip]))]
+        clips = [self.clip] if self.clip else []
+        return [each.sha256 for each in (*self.pictures, *clips)]
 
     def body(self, index: int) -> dict[str, Any]:
         media: list[dict[str, Any]] = [
