@@ -142,3 +142,28 @@ def test_environment_variables_are_documented() -> None:
         alias = field.validation_alias
         variable = alias.choices[0] if alias else f"LORALINE_{name.upper()}"
         assert f"`{variable}`" in page, variable
+
+
+def test_gateway_page_lists_every_setting_with_its_default() -> None:
+    from gateway.settings import Settings
+
+    page = (ROOT / "docs" / "gateway.md").read_text()
+    told = dict(re.findall(r"^\| `(GATEWAY_\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+    fields = {
+        str(field.validation_alias or f"GATEWAY_{name.upper()}"): field.default
+        for name, field in Settings.model_fields.items()
+    }
+    assert told.keys() == fields.keys()
+    for name, default in fields.items():
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            assert float(told[name]) == default, name
+
+
+def test_gateway_page_lists_every_address() -> None:
+    from gateway.app import create_app
+    from gateway.settings import Settings
+
+    page = (ROOT / "docs" / "gateway.md").read_text()
+    shown = page.replace("…", "/sessions/{session}")
+    for path in create_app(Settings()).openapi()["paths"]:
+        assert path in shown, path

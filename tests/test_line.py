@@ -9,9 +9,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,73 @@ def test_verification_passes_on_the_manifests_server(line: Line, client: Any, ru
     assert run.data.tags["loraline.verified"] == "passed"
     # Whoever starts the next one finds it by its own run, not by a file of the last.
     (line.place / "verified" / "run-id").unlink()
+
+
+def test_the_gateway_answers_what_was_measured(line: Line, client: Any, running: Any) -> None:
+    """Uploads through /predict get the measured tokens, and so does verify_serving through it."""
+    import httpx
+
+    with gateway_before(line, running) as url:
+        with httpx.Client(base_url=url, timeout=120) as door:
+
+            def ask(model: str, row: dict[str, Any]) -> list[int]:
+                fields = {"model": model, "token_ids": "true"}
+                files = None
+                if row["image"]:
+                    files = {"files": ("row.png", base64.b64decode(row["image"]))}
+                else:
+                    fields["question"] = row["asked"]
+                answer = door.post("/predict", data=fields, files=files)
+                assert answer.status_code == 200, answer.text
+                (found,) = answer.json()["predictions"]
+                ended = found["finish_reason"] == "stop"
+                return found["token_ids"][:-1] if ended else found["token_ids"]
+
+            rows = held_out(line, client)
+            for model, column in ((running.adapter, "tuned_tokens"), ("base", "base_tokens")):
+                with ThreadPoolExecutor(4) as pool:
+                    served = list(pool.map(lambda row, model=model: ask(model, row), rows))
+                assert served == [row[column] for row in rows]
+            info = door.get("/info").json()["models"]
+        assert [each["uri"] for each in info if each["parent"]] == [
+            f"models:/{MODELS[line.profile]}/1"
+        ]
+        ended = verified(line, url)
+        assert ended.returncode == 0, ended.stderr
+        (line.place / "verified" / "run-id").unlink()
+
+
+@contextmanager
+def gateway_before(line: Line, running: Any) -> Iterator[str]:
+    """A gateway in front of the running server, with the contract that the manifest mounts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    upstream = {
+        "url": running.url,
+        "name": running.adapter,
+        "uri": f"models:/{MODELS[line.profile]}/1",
+        "contract": str(running.folder / "config" / "contract.json"),
+    }
+    variables = {"UPSTREAMS": json.dumps([upstream]), "PORT": str(port)}
+    variables["DATA_DIR"] = str(line.place / "gateway")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve"],
+        env=os.environ | {f"GATEWAY_{name}": value for name, value in variables.items()},
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            assert process.poll() is None
+            with suppress(OSError), urllib.request.urlopen(f"{url}/ready"):
+                break
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(40)
 
 
 def test_verification_fails_without_the_adapter_and_with_another_one(

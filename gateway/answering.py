@@ -1,0 +1,178 @@
+"""Asking a model once or some times for one request, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import exchange as exchanges
+from gateway import sse
+from gateway.core import Gateway
+from gateway.exchange import Exchange
+from gateway.keys import Caller
+from gateway.served import Model
+
+AT_ONCE = 4
+"""Images of one request that are answered at a time."""
+
+
+class Asked(Protocol):
+    """A request that was read: what to send to the server, and what to make of its answers."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def body(self, index: int) -> dict[str, Any]: ...
+
+    async def result(self, index: int, text: str, choice: dict[str, Any]) -> dict[str, Any]: ...
+
+    def document(self, results: list[dict[str, Any]]) -> dict[str, Any]: ...
+
+
+async def answered(
+    gateway: Gateway, asked: Asked, caller: Caller, exchange: Exchange
+) -> dict[str, Any]:
+    """The answer to all images, some asked at a time."""
+    began = time.perf_counter()
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def ask(index: int) -> tuple[dict[str, Any], Any]:
+        async with places:
+            _, found = await gateway.ask(asked.model, asked.body(index), caller, exchange)
+            choice = found["choices"][0]
+            text = choice["message"].get("content") or ""
+            return await asked.result(index, text, choice), found.get("usage")
+
+    asking = [asyncio.ensure_future(ask(index)) for index in range(asked.count)]
+    try:
+        found = await asyncio.gather(*asking)
+    finally:
+        await sse.end(*asking)
+    results, usages = [each for each, _ in found], [usage for _, usage in found]
+    return summary(asked, exchange, results, usages, time.perf_counter() - began)
+
+
+async def as_events(
+    gateway: Gateway,
+    asked: Asked,
+    caller: Caller,
+    exchange: Exchange,
+    keep: Callable[[dict[str, Any]], Awaitable[None]],
+) -> AsyncGenerator[bytes, None]:
+    """Pieces of each answer as they come, then the same document that is sent without streaming."""
+    began = time.perf_counter()
+    results, usages = [], []
+    with gateway.gate.turn(caller):
+        for index in range(asked.count):
+            text, usage = "", None
+            choice: dict[str, Any] = {}
+            events = gateway.stream(asked.model, asked.body(index), caller, exchange)
+            async with aclosing(events):
+                async for data in events:
+                    for event in data.split(b"\n\n"):
+                        piece, choice, usage = delta(event, choice, usage)
+                        if piece:
+                            text += piece
+                            yield sse.event("token", {"image_index": index, "text": piece})
+            results.append(await asked.result(index, text, choice))
+            usages.append(usage)
+        seconds = time.perf_counter() - began
+        answer = summary(asked, exchange, results, usages, seconds)
+        await keep(answer)
+        yield sse.event("done", answer)
+
+
+def delta(event: bytes, choice: dict[str, Any], usage: Any) -> tuple[str, dict[str, Any], Any]:
+    """The text of one event, and what is known of the choice and of the usage after it."""
+    found = sse.data_of(event)
+    if found is None:
+        return "", choice, usage
+    usage = found.get("usage") or usage
+    choices = found.get("choices") or []
+    if not choices:
+        return "", choice, usage
+    new = choices[0]
+    if new.get("finish_reason"):
+        choice = choice | {"finish_reason": new["finish_reason"]}
+    if new.get("token_ids"):
+        choice = choice | {"token_ids": [*choice.get("token_ids", []), *new["token_ids"]]}
+    return (new.get("delta") or {}).get("content") or "", choice, usage
+
+
+def summary(
+    asked: Asked,
+    exchange: Exchange,
+    results: list[dict[str, Any]],
+    usages: Sequence[Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """What every answer says beside its results."""
+    reasons = [each["finish_reason"] for each in results]
+    parse = sum(each.pop("parse_s", 0.0) for each in results)
+    return asked.document(results) | {
+        "model": asked.model.name,
+        "model_uri": asked.model.uri or None,
+        "processing_time_ms": ms(exchange.seconds),
+        "timing": timing(exchange, seconds - parse, parse),
+        "usage": added(usages),
+        "finish_reason": "length" if "length" in reasons else reasons[0],
+        "request_id": exchange.id,
+    }
+
+
+def timing(exchange: Exchange, seconds: float, parse: float = 0.0) -> dict[str, float | None]:
+    """Milliseconds of a request's parts; `ttft` is known where the answer was streamed."""
+    return {
+        "upload_ms": ms(exchange.upload_s),
+        "queue_ms": ms(exchange.queue_s),
+        "ttft_ms": ms(exchange.ttft_s) if exchange.streamed and exchange.ttft_s else None,
+        "generate_ms": ms(max(0.0, seconds - exchange.queue_s)),
+        "parse_ms": ms(parse),
+    }
+
+
+def ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)
+
+
+def added(usages: Sequence[Any]) -> dict[str, int]:
+    total = Exchange()
+    for usage in usages:
+        total.count(usage)
+    return {
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "total_tokens": total.prompt_tokens + total.completion_tokens,
+    }
+
+
+async def respond(
+    request: Request,
+    gateway: Gateway,
+    asked: Asked,
+    caller: Caller,
+    keep: Callable[[dict[str, Any]], Awaitable[None]],
+    streamed: bool,
+) -> Response:
+    """The response to a request that was read; `keep` gets the whole answer before it is sent."""
+    exchange = exchanges.of(request)
+    exchange.model, exchange.version = asked.model.name, asked.model.version
+    if streamed:
+        events = as_events(gateway, asked, caller, exchange, keep)
+        return sse.Stream(
+            events, exchange, lambda problem: sse.event("error", problem.document(exchange.id))
+        )
+    with gateway.gate.turn(caller):
+        answer = await sse.while_there(request, answered(gateway, asked, caller, exchange))
+    await keep(answer)
+    return Response(orjson.dumps(answer), 200, None, "application/json")

@@ -1,0 +1,125 @@
+"""Pieces of the OpenAPI document that FastAPI cannot know: bodies are read by hand, after the key
+was checked, and errors have one form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+WHAT = {
+    400: "The body cannot be read.",
+    401: "No valid key.",
+    404: "There is no such thing for this key.",
+    408: "The client stopped sending.",
+    409: "Not in its present state.",
+    413: "Too large or too many.",
+    415: "A type that is not taken.",
+    422: "A value that is not taken.",
+    429: "Too much at a time; Retry-After says when to try again.",
+    500: "The gateway failed.",
+    502: "The model's server failed.",
+    503: "The model's server is not up; Retry-After says when to try again.",
+    504: "The model's server took too long.",
+    507: "The gateway's disk is full.",
+}
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+
+
+class OpenaiError(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenaiDocument(BaseModel):
+    error: OpenaiError
+    request_id: str
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    schema = ProblemDocument.model_json_schema()
+    return {
+        status: {
+            "description": WHAT[status],
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def openai(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    schema = inlined(OpenaiDocument)
+    return {
+        status: {
+            "description": WHAT[status],
+            "content": {"application/json": {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema without definitions of its own, which OpenAPI keeps elsewhere."""
+    schema = model.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = schema.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rpartition("/")[2]])
+            return {
+                key: resolve(value)
+                for key, value in node.items()
+                # Its mapping names definitions that are no longer there.
+                if key != "discriminator"
+            }
+        return [resolve(item) for item in node] if isinstance(node, list) else node
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": inlined(model)}},
+        }
+    }
+
+
+def form_body(
+    fields: dict[str, str], *, files: bool = True, required: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A multipart body: text fields with what they mean, and files."""
+    properties: dict[str, Any] = {
+        name: {"type": "string", "description": text} for name, text in fields.items()
+    }
+    if files:
+        properties["files"] = {
+            "type": "array",
+            "items": {"type": "string", "format": "binary"},
+            "description": "Images or videos.",
+        }
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    if required:
+        schema["required"] = list(required)
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    }

@@ -1,0 +1,202 @@
+"""Images from strangers: what they are by their content, how large, and whether they decode."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import Problem
+from gateway.settings import MIB, Settings
+from loraline.data import pixels
+
+MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+}
+MIME = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "GIF": "image/gif",
+    "WEBP": "image/webp",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+}
+WHOLE_PIXELS = 16_000_000
+"""Up to here an image is decoded to see that it is whole; beyond it, only its checksums are read:
+the pixels of the largest would take 256 MB."""
+
+ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)
+"""Values of that EXIF tag for images that lie on their side."""
+
+ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22
+MARKUP = (b"<!doctype", b"<html", b"<script", b"<svg", b"<?php", b"%pdf-", b"#extm3u", b"ffconcat")
+"""Beginnings of other formats that some programs look for within the first 1,024 bytes."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that was looked at; its bytes go on as they came."""
+
+    content: bytes
+    sha256: str
+    mime: str
+    width: int
+    height: int
+    """Of the upright image, as a person and the model see it."""
+
+
+def format_of(head: bytes) -> str | None:
+    """Pillow's name of an image's format by its first bytes."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+
+
+def forbid_bombs() -> None:
+    """Make Pillow's warning about very large images an error, for the whole process."""
+    from PIL import Image
+
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+
+def look(content: bytes, settings: Settings) -> Picture:
+    """The picture, if it is one of the types, within the limits and decodes; Problem otherwise."""
+    from PIL import Image
+
+    if len(content) > settings.max_image_mb * MIB:
+        raise Problem(
+            413,
+            "image_too_large",
+            f"An image is larger than {settings.max_image_mb:g} MiB.",
+            limit_bytes=int(settings.max_image_mb * MIB),
+        )
+    kind = format_of(content[:16])
+    if kind is None:
+        raise unsupported()
+    check_single(content, kind)
+    try:
+        image = Image.open(io.BytesIO(content), formats=[kind])
+        width, height = image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise too_many_pixels(settings) from None
+    except Exception:
+        raise broken() from None
+    if width * height > settings.max_pixels:
+        raise too_many_pixels(settings)
+    if width * height == 0 or max(width, height) > pixels.MAX_RATIO * min(width, height):
+        raise Problem(
+            422,
+            "image_ratio",
+            f"An image is {width} x {height} pixels; one side may be {pixels.MAX_RATIO} times the "
+            "other.",
+        )
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) in TURNED
+        decode(image, kind)
+    except Exception:
+        raise broken() from None
+    size = (height, width) if turned else (width, height)
+    return Picture(content, hashlib.sha256(content).hexdigest(), MIME[kind], *size)
+
+
+def decode(image: Any, kind: str) -> None:
+    """Raise what Pillow raises for an image that is cut or damaged."""
+    width, height = image.size
+    if kind == "JPEG":
+        # Every coefficient is read, an eighth of the pixels is made.
+        image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
+    if kind == "JPEG" or width * height <= WHOLE_PIXELS:
+        image.load()
+    else:
+        image.verify()
+
+
+def check_single(content: bytes, kind: str) -> None:
+    """Refuse a file that is also an archive, a page or a document, or has a tail of another."""
+    head = content[:1024].lower()
+    if any(mark in head for mark in MARKUP) or holds_archive(content):
+        raise polyglot()
+    if kind == "PNG" and content[png_end(content) :].strip(b"\0\r\n "):
+        raise polyglot()
+    if kind == "WEBP" and len(content) > int.from_bytes(content[4:8], "little") + 9:
+        raise polyglot()
+
+
+def holds_archive(content: bytes) -> bool:
+    """Whether a ZIP program would open it: they look for the directory's end from the back."""
+    tail = content[-(65535 + ZIP_END_SIZE) :]
+    place = tail.rfind(ZIP_END)
+    while place >= 0:
+        if len(tail) - place >= ZIP_END_SIZE:
+            comment = int.from_bytes(tail[place + 20 : place + 22], "little")
+            if place + ZIP_END_SIZE + comment <= len(tail):
+                return True
+        place = tail.rfind(ZIP_END, 0, place)
+    return False
+
+
+def png_end(content: bytes) -> int:
+    """Where the chunk IEND ends; the length of the file when it has none."""
+    place = 8
+    while place + 12 <= len(content):
+        length, name = struct.unpack(">I4s", content[place : place + 8])
+        place += 12 + length
+        if name == b"IEND":
+            return min(place, len(content))
+    return len(content)
+
+
+def from_uri(url: str) -> tuple[str, bytes]:
+    """Base64 and content of a data URI; a Problem for any other address: none is fetched."""
+    head, comma, encoded = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise Problem(
+            422,
+            "address",
+            "Media are sent inside of the request as data:TYPE;base64,CONTENT; no address is "
+            "fetched.",
+        )
+    try:
+        return encoded, base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(422, "base64", "An image or a video is no base64.") from None
+
+
+def unsupported() -> Problem:
+    return Problem(
+        415,
+        "media_type",
+        "A file is of none of the types PNG, JPEG, WebP, GIF, BMP, TIFF, MP4, MOV, WebM, MKV and "
+        "AVI by its content.",
+    )
+
+
+def broken() -> Problem:
+    return Problem(422, "media_broken", "An image or a video cannot be decoded.")
+
+
+def polyglot() -> Problem:
+    return Problem(
+        415, "media_mixed", "An image also holds a file of another type; send the image alone."
+    )
+
+
+def too_many_pixels(settings: Settings) -> Problem:
+    return Problem(
+        422,
+        "media_pixels",
+        f"An image or a video's frame has more than {settings.max_pixels:,} pixels.",
+        limit=settings.max_pixels,
+    )

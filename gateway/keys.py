@@ -1,0 +1,137 @@
+"""Who may ask: keys kept as SHA-256, or bearer tokens of an OpenID provider."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from starlette.requests import Request
+
+from gateway.errors import Problem
+from gateway.oidc import Oidc
+from gateway.settings import Settings
+from loraline.errors import UserError
+
+RELOAD_S = 5
+"""Seconds between two looks at the file; Kubernetes replaces it when its Secret changes."""
+
+
+class Key(BaseModel):
+    """An entry of the keys' file; what is not set is the gateway's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[\w.@-]{1,64}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rate: str | None = Field(None, pattern=r"^\d+ ?(/|per) ?(second|minute|hour|day)$")
+    tokens_per_minute: PositiveInt | None = None
+    streams: PositiveInt | None = None
+    models: tuple[str, ...] | None = None
+    """Models that it may ask; all when not set."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks, and how much at most."""
+
+    name: str
+    rate: str
+    tokens_per_minute: int
+    streams: int
+    models: tuple[str, ...] | None = None
+
+    def may_ask(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+KEYS = TypeAdapter(list[Key])
+
+
+def new_key(name: str) -> tuple[str, Key]:
+    """A key of 32 random bytes, and the entry that lets it in."""
+    key = "ll-" + secrets.token_urlsafe(32)
+    return key, Key(name=name, sha256=hashlib.sha256(key.encode()).hexdigest())
+
+
+def read(path: Path) -> list[Key]:
+    """The entries of a keys' file; UserError when it has another form."""
+    try:
+        keys = KEYS.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"the keys' file {path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"the keys' file {path}: {place}: {first['msg']}") from error
+    names = [key.name for key in keys]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"the keys' file {path} has two entries {sorted(twice)[0]!r}")
+    return keys
+
+
+class Door:
+    """Tells who asks by the Authorization header; without keys, everybody on this machine may."""
+
+    def __init__(self, settings: Settings, oidc: Oidc | None) -> None:
+        self.settings = settings
+        self.oidc = oidc
+        self.keys = read(settings.api_keys_file) if settings.api_keys_file else []
+        self.changed = self.modified()
+        self.looked = time.monotonic()
+
+    def modified(self) -> float:
+        path = self.settings.api_keys_file
+        return path.stat().st_mtime if path else 0.0
+
+    def reload(self) -> None:
+        """Take a new file; a broken one leaves the old keys in force."""
+        now = time.monotonic()
+        if self.settings.api_keys_file is None or now - self.looked < RELOAD_S:
+            return
+        self.looked = now
+        try:
+            if (changed := self.modified()) != self.changed:
+                self.keys, self.changed = read(self.settings.api_keys_file), changed
+        except (OSError, UserError):
+            from gateway.logs import log
+
+            log.warning("the keys' file cannot be read; the keys read before stay in force")
+
+    async def caller(self, request: Request) -> Caller:
+        """Who asks; a Problem of 401, the same for no, a wrong and an outdated key."""
+        if not self.settings.open:
+            return self.limits("local")
+        self.reload()
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        given = given.strip()
+        if scheme.lower() == "bearer" and given:
+            if (key := self.known(given)) is not None:
+                return self.limits(key.name, key)
+            if self.oidc and given.count(".") == 2 and (subject := await self.oidc.subject(given)):
+                return self.limits(f"oidc:{subject}")
+        raise Problem(401, "unauthorized", "Send a valid key as Authorization: Bearer KEY.")
+
+    def known(self, given: str) -> Key | None:
+        """The entry of a key; all are compared, so that the time says nothing."""
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()
+        matching = [key for key in self.keys if secrets.compare_digest(key.sha256, digest)]
+        return matching[0] if matching else None
+
+    def limits(self, name: str, key: Key | None = None) -> Caller:
+        own = key or Key(name="none", sha256="0" * 64)
+        return Caller(
+            name,
+            own.rate or self.settings.rate,
+            own.tokens_per_minute or self.settings.tokens_per_minute,
+            own.streams or self.settings.streams_per_key,
+            own.models,
+        )
+
+
+def entry(key: Key) -> str:
+    return json.dumps(key.model_dump(exclude_none=True))

@@ -1,0 +1,93 @@
+"""Bearer tokens of an OpenID provider: its signature, issuer, audience and time are checked."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import aiohttp
+import jwt
+
+from gateway.errors import Problem
+from gateway.settings import Settings
+
+ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
+"""Signatures with a public key. A token that names HMAC could be signed with that public key."""
+
+KEYS_S = 3600
+RETRY_S = 30
+"""How long keys are kept, and the least time between two fetches for one that is not known."""
+
+
+class Oidc:
+    """The keys of one issuer. Only the operator's addresses are asked, never one of a token."""
+
+    def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
+        self.issuer = settings.oidc_issuer or ""
+        self.audience = settings.oidc_audience
+        self.jwks_url = settings.oidc_jwks_url
+        self.session = session
+        self.keys: dict[str, jwt.PyJWK] = {}
+        self.fetched = -float("inf")
+
+    async def subject(self, token: str) -> str | None:
+        """Whose token it is; None when it is not valid."""
+        try:
+            header = jwt.get_unverified_header(token)
+            key = await self.key(header.get("kid"))
+            if key is None or header.get("alg") not in ALGORITHMS:
+                return None
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=ALGORITHMS,
+                audience=self.audience,
+                issuer=self.issuer,
+                leeway=30,
+                options={"require": ["exp", "iss", "aud", "sub"]},
+            )
+        except (jwt.PyJWTError, ValueError, TypeError):
+            return None
+        return printable(str(claims["sub"]))
+
+    async def key(self, name: Any) -> jwt.PyJWK | None:
+        """The issuer's key of that name, fetched anew when it is not known yet."""
+        if not isinstance(name, str):
+            return None
+        age = time.monotonic() - self.fetched
+        if age > KEYS_S or (name not in self.keys and age > RETRY_S):
+            await self.fetch()
+        return self.keys.get(name)
+
+    async def fetch(self) -> None:
+        try:
+            if self.jwks_url is None:
+                found = await self.get(
+                    self.issuer.rstrip("/") + "/.well-known/openid-configuration"
+                )
+                self.jwks_url = str(found["jwks_uri"])
+            listed = await self.get(self.jwks_url)
+            keys = jwt.PyJWKSet.from_dict(listed).keys
+            self.keys = {key.key_id: key for key in keys if key.key_id}
+            self.fetched = time.monotonic()
+        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, jwt.PyJWTError) as error:
+            if not self.keys:
+                raise Problem(
+                    503,
+                    "oidc_unavailable",
+                    "The issuer of the tokens does not answer; try again in a moment.",
+                    retry_after=5,
+                ) from error
+
+    async def get(self, url: str) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=5)
+        async with self.session.get(url, timeout=timeout, allow_redirects=False) as answer:
+            answer.raise_for_status()
+            found = await answer.json(content_type=None)
+            if not isinstance(found, dict):
+                raise ValueError
+            return found
+
+
+def printable(subject: str) -> str:
+    return "".join(character for character in subject if character.isprintable())[:64]

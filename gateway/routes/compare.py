@@ -1,0 +1,175 @@
+"""/compare: one question to two to four models, their answers side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import combinations
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import core, documented, sse, uploads
+from gateway import exchange as exchanges
+from gateway.answering import answered
+from gateway.bodies import as_json
+from gateway.core import Counted, Gateway
+from gateway.errors import Problem
+from gateway.exchange import Exchange
+from gateway.keys import Caller
+from gateway.routes import predict, tasks
+from gateway.sessions import Keeper
+from gateway.uploads import Form
+
+router = APIRouter(tags=["Adapter"])
+
+MOST = 4
+FIELDS = {
+    "models": "Names or roles of two to four models with commas between; by default base, "
+    "candidate and champion as far as they are served.",
+    "task": "A task; without one, the adapter's prompt is asked.",
+    "question": "As in /predict.",
+    "text": "As in /tasks.",
+    "options": "As in /tasks.",
+    "max_tokens": "As in /predict and /tasks.",
+    "session": "Session that keeps question and answers.",
+}
+
+
+@router.post(
+    "/compare",
+    responses=documented.problems(*predict.ERRORS),
+    openapi_extra=documented.form_body(FIELDS),
+)
+async def compare(request: Request, caller: Counted) -> Response:
+    """Ask several models the same, each greedily, and say where their answers differ."""
+    gateway, exchange = core.of(request), exchanges.of(request)
+    with gateway.gate.uploading():
+        async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
+            asked = [await one(gateway, form, name, caller) for name in names(gateway, form)]
+    if len({each.model.name for each in asked}) < len(asked):
+        raise Problem(422, "models", "Name each model once.")
+    pictures = list(asked[0].pictures)
+    exchange.digests += [picture.sha256 for picture in pictures]
+    exchange.task = form.text("task") and asked[0].task.name
+    question = form.fields.get("text") or form.fields.get("question", "")
+    keeper = Keeper(gateway.sessions, caller, form.text("session"), "compare", question, pictures)
+    await keeper.check()
+    with gateway.gate.turn(caller):
+        answers = await sse.while_there(request, all_answers(gateway, asked, caller, exchange))
+    document = {
+        "answers": answers,
+        "comparisons": [compared(*pair) for pair in combinations(answers, 2)],
+        "request_id": exchange.id,
+    }
+    await keeper.keep(document)
+    return as_json(document)
+
+
+def names(gateway: Gateway, form: Form) -> list[str]:
+    """The models that are asked for, or all that have a role."""
+    given = [part.strip() for part in form.text("models").split(",") if part.strip()]
+    if not given:
+        roles = {model.role: model.name for model in gateway.upstreams.models if model.role}
+        adapters = [model.name for model in gateway.upstreams.models if model.adapted]
+        given = [roles[role] for role in ("base", "candidate", "champion") if role in roles]
+        given += [name for name in adapters if name not in given]
+        given = given[:MOST]
+    if not 2 <= len(given) <= MOST:
+        raise Problem(422, "models", f"Name from 2 to {MOST} models.")
+    return given
+
+
+async def one(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
+    """The request to one model."""
+    model = gateway.upstreams.model(name, caller)
+    if task := form.text("task"):
+        if form.text("question"):
+            raise Problem(422, "question", "A task is asked with text, not with a question.")
+        return await tasks.read(gateway, form, tasks.find(gateway, task), model)
+    if form.text("text") or form.text("options"):
+        raise Problem(422, "text", "text and options belong to a task.")
+    return await predict.read(gateway, form, caller, name)
+
+
+async def all_answers(
+    gateway: Gateway, asked: list[Any], caller: Caller, exchange: Exchange
+) -> list[dict[str, Any]]:
+    """The answers of all models at a time; that of a model that fails says so."""
+
+    async def ask(each: Any) -> dict[str, Any]:
+        own = Exchange(id=exchange.id)
+        try:
+            answer = await answered(gateway, each, caller, own)
+        except Problem as problem:
+            return {"model": each.model.name, "problem": problem.document(exchange.id)}
+        gateway.metrics.count_tokens(own)
+        exchange.prompt_tokens += own.prompt_tokens
+        exchange.completion_tokens += own.completion_tokens
+        return answer
+
+    asking = [asyncio.ensure_future(ask(each)) for each in asked]
+    try:
+        return list(await asyncio.gather(*asking))
+    finally:
+        await sse.end(*asking)
+
+
+def compared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Whether two answers are the same, and how their boxes lie."""
+    found: dict[str, Any] = {"models": [first["model"], second["model"]]}
+    if "problem" in first or "problem" in second:
+        return found
+    found["equal"] = texts(first) == texts(second)
+    boxes = [
+        [(item.get("label"), item["box_unit"]) for item in each.get("items", ()) if boxed(item)]
+        for each in (first, second)
+    ]
+    if any(boxes):
+        found["iou"] = round(mean_iou(*boxes), 4)
+    return found
+
+
+def boxed(item: dict[str, Any]) -> bool:
+    return bool(item.get("box_unit"))
+
+
+def texts(answer: dict[str, Any]) -> list[str]:
+    if "predictions" in answer:
+        return [each["caption"] for each in answer["predictions"]]
+    return [answer["raw"].strip()]
+
+
+Boxes = list[tuple[Any, Any]]
+
+
+def mean_iou(first: Boxes, second: Boxes) -> float:
+    """Overlap of the boxes of two answers: the best pairs of one label first, each box in one pair;
+    a box without a partner counts as 0."""
+    pairs = sorted(
+        (
+            (iou(box, other), at, place)
+            for at, (label, box) in enumerate(first)
+            for place, (name, other) in enumerate(second)
+            if label == name
+        ),
+        reverse=True,
+    )
+    left, right, total = set(), set(), 0.0
+    for overlap, at, place in pairs:
+        if at not in left and place not in right:
+            left.add(at)
+            right.add(place)
+            total += overlap
+    return total / max(len(first), len(second))
+
+
+def iou(first: Any, second: Any) -> float:
+    """Intersection over union of two boxes, each left, top, right, bottom."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(0.0, width) * max(0.0, height)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    union = sum(areas) - shared
+    return shared / union if union > 0 else 0.0

@@ -1,0 +1,150 @@
+"""/jobs: many files or lines at once, answered in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from gateway import core, documented, jobs, uploads
+from gateway.bodies import as_json
+from gateway.core import Counted, Known
+from gateway.errors import ClientGone, Problem
+from gateway.jobs import Jobs
+from gateway.keys import Caller
+from gateway.routes import tasks
+from gateway.settings import MIB
+
+router = APIRouter(tags=["Jobs"])
+
+FIELDS = {
+    "task": "A task for every file; without one, the adapter's prompt is asked.",
+    "model": "As in /predict and /tasks.",
+    "question": "As in /predict.",
+    "text": "As in /tasks.",
+    "options": "As in /tasks.",
+    "max_tokens": "As in /predict and /tasks.",
+}
+JSONL = "application/jsonl"
+LINES = (JSONL, "application/x-ndjson", "application/x-jsonlines")
+ERRORS = (400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507)
+
+
+def body() -> dict[str, Any]:
+    """Either a form with files, or lines of JSON."""
+    found = documented.form_body(FIELDS)
+    found["requestBody"]["content"][JSONL] = {
+        "schema": {
+            "type": "string",
+            "description": "A line for each question: an object with the form's fields, `id`, and "
+            "an image as `image`, data:TYPE;base64,CONTENT.",
+        }
+    }
+    return found
+
+
+@router.post("/jobs", status_code=202, responses=documented.problems(*ERRORS), openapi_extra=body())
+async def create(request: Request, caller: Counted) -> Response:
+    """Hand in a job; its ID is known when all of its files are."""
+    gateway = core.of(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    with gateway.gate.uploading():
+        if kind in LINES:
+            folder = await from_lines(request, caller)
+        else:
+            async with uploads.form(
+                request, set(FIELDS), max_files=gateway.settings.max_job_files, many=True
+            ) as form:
+                check(request, caller, form.fields)
+                if not form.files:
+                    raise Problem(422, "files", "A job needs files, or lines as JSONL.")
+                folder = await asyncio.to_thread(
+                    gateway.jobs.create,
+                    caller,
+                    {"fields": form.fields},
+                    jobs.from_files(form.files),
+                )
+    gateway.jobs.take_up(folder)
+    return as_json(await asyncio.to_thread(gateway.jobs.progress, folder), 202)
+
+
+def check(request: Request, caller: Caller, fields: dict[str, str]) -> None:
+    """Refuse a task or a model that there is none of before anything is kept."""
+    gateway = core.of(request)
+    if fields.get("task"):
+        tasks.find(gateway, fields["task"])
+    if fields.get("model"):
+        gateway.upstreams.model(fields["model"], caller)
+
+
+async def from_lines(request: Request, caller: Caller) -> Path:
+    """A job of a JSONL body, which goes to disk as it comes."""
+    gateway = core.of(request)
+    with tempfile.TemporaryFile() as file:
+        try:
+            async for piece in request.stream():
+                await asyncio.to_thread(file.write, piece)
+        except ClientDisconnect:
+            raise ClientGone from None
+        file.seek(0)
+        most = int(gateway.settings.max_json_mb * MIB)
+        items = jobs.from_lines(lines(file, most), set(FIELDS))
+        return await asyncio.to_thread(gateway.jobs.create, caller, {"fields": {}}, items)
+
+
+def lines(file: BinaryIO, most: int) -> Iterator[bytes]:
+    while line := file.readline(most + 1):
+        if len(line) > most:
+            raise Problem(413, "line", f"A line is larger than {most / MIB:g} MiB.")
+        yield line
+
+
+def jobs_of(request: Request) -> Jobs:
+    return core.of(request).jobs
+
+
+@router.get("/jobs", responses=documented.problems(401, 500))
+async def listed(request: Request, caller: Known) -> Response:
+    """This key's jobs."""
+    found = jobs_of(request)
+
+    def read() -> list[dict[str, Any]]:
+        return [found.progress(path.parent) for path in found.store.of(caller)]
+
+    return as_json({"jobs": await asyncio.to_thread(read)})
+
+
+@router.get("/jobs/{job}", responses=documented.problems(401, 404, 500))
+async def one(request: Request, job: str, caller: Known) -> Response:
+    """How far a job is."""
+    found = jobs_of(request)
+    folder = found.store.folder(caller, job)
+    return as_json(await asyncio.to_thread(found.progress, folder))
+
+
+@router.get("/jobs/{job}/results.jsonl", responses=documented.problems(401, 404, 500))
+async def results(request: Request, job: str, caller: Known) -> Response:
+    """The results so far, in the order in which they came; `index` is the item's place."""
+    folder = jobs_of(request).store.folder(caller, job)
+
+    def read() -> bytes:
+        path = folder / jobs.RESULTS
+        content = path.read_bytes() if path.exists() else b""
+        return content[: content.rfind(b"\n") + 1]
+
+    headers = {"Content-Disposition": f'attachment; filename="job-{job[:8]}.jsonl"'}
+    return Response(await asyncio.to_thread(read), 200, headers, JSONL)
+
+
+@router.delete("/jobs/{job}", status_code=204, responses=documented.problems(401, 404, 500))
+async def delete(request: Request, job: str, caller: Known) -> Response:
+    """Stop a job and forget it, with its files and results."""
+    found = jobs_of(request)
+    await found.delete(found.store.folder(caller, job))
+    return Response(status_code=204)

@@ -1,0 +1,262 @@
+"""/tasks: what a model is asked for, and its answer as boxes, points, texts, events or actions."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import core, documented, uploads
+from gateway import exchange as exchanges
+from gateway.answering import respond
+from gateway.bodies import as_json
+from gateway.core import Counted, Gateway, Known
+from gateway.errors import Problem
+from gateway.images import Picture
+from gateway.routes.predict import max_tokens, sizes
+from gateway.served import Model
+from gateway.sessions import Keeper
+from gateway.tasks import Task
+from gateway.uploads import LOOKING, Form
+from gateway.video import Clip
+from loraline.data import pixels
+
+router = APIRouter(tags=["Tasks"])
+
+FIELDS = {
+    "text": "What the task is about: a question, the things to find, what an agent shall do.",
+    "options": "JSON object with the prompt's other variables.",
+    "model": "Name or role of a model; by default the base.",
+    "max_tokens": "Longest answer in tokens; by default and at most the task's.",
+    "stream": "true for server-sent events.",
+    "overlay": "svg, png or both, with a comma between: the image with what was found on it.",
+    "session": "Session that keeps question and answer.",
+}
+ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
+
+
+@router.get("/tasks", responses=documented.problems(401))
+async def listed(request: Request, _: Known) -> Response:
+    """The tasks, with what they take and what they answer."""
+    return as_json({"tasks": [card(task) for task in core.of(request).tasks.values()]})
+
+
+@router.post(
+    "/tasks/{task}",
+    responses=documented.problems(*ERRORS),
+    openapi_extra=documented.form_body(FIELDS),
+)
+async def ask(request: Request, task: str, caller: Counted) -> Response:
+    """Ask a model for a task, and read its answer."""
+    gateway, exchange = core.of(request), exchanges.of(request)
+    known = find(gateway, task)
+    exchange.task = known.name
+    with gateway.gate.uploading():
+        async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
+            model = gateway.upstreams.model(form.text("model") or base(gateway), caller)
+            asked = await read(gateway, form, known, model)
+    exchange.digests += asked.digests
+    keeper = Keeper(
+        gateway.sessions, caller, form.text("session"), known.name, asked.text, asked.pictures
+    )
+    await keeper.check()
+    return await respond(request, gateway, asked, caller, keeper.keep, form.flag("stream"))
+
+
+@dataclass
+class TaskRequest:
+    """A request that was read: one body for the server, and its answer's way into items."""
+
+    gateway: Gateway
+    task: Task
+    model: Model
+    text: str
+    variables: dict[str, Any]
+    pictures: Sequence[Picture]
+    clip: Clip | None
+    max_tokens: int
+    overlay: tuple[str, ...] = ()
+    count: int = field(default=1, init=False)
+
+    @property
+    def digests(self) -> list[str]:
+        clips = [self.clip] if self.clip else []
+        return [each.sha256 for each in (*self.pictures, *clips)]
+
+    def body(self, index: int) -> dict[str, Any]:
+        media: list[dict[str, Any]] = [
+            {
+                "type": "image_url",
+                "image_url": {
+                    "url": f"data:{each.mime};base64,{base64.b64encode(each.content).decode()}"
+                },
+            }
+            for each in self.pictures
+        ]
+        if self.clip:
+            media.append({"type": "video_url", "video_url": {"url": self.clip.uri}})
+        family = self.model.family
+        body = {
+            "model": self.model.name,
+            "messages": self.task.messages(family, media, **self.variables),
+            **self.task.sampling(family),
+            "max_tokens": self.max_tokens,
+        }
+        return body | {"media_io_kwargs": self.clip.io_kwargs} if self.clip else body
+
+    async def result(self, index: int, text: str, choice: dict[str, Any]) -> dict[str, Any]:
+        """The answer read by the task's parser, beside the loop: a long one takes its time."""
+        began = time.perf_counter()
+        reason = str(choice.get("finish_reason") or "")
+        loop = asyncio.get_running_loop()
+        parsed = await loop.run_in_executor(LOOKING, self.parse, text, reason)
+        if parsed.problems:
+            self.gateway.metrics.repaired.labels(self.task.name).inc()
+        found: dict[str, Any] = {
+            "value": parsed.value,
+            "items": parsed.items,
+            "notes": parsed.problems,
+            "raw": text,
+            "finish_reason": choice.get("finish_reason"),
+        }
+        if self.pictures:
+            found["image"] = sizes(self.model, self.pictures[0])
+        if self.overlay:
+            found["overlay"] = await loop.run_in_executor(LOOKING, self.draw, parsed.items)
+        found["parse_s"] = time.perf_counter() - began
+        return found
+
+    def parse(self, text: str, reason: str) -> Any:
+        from gateway import parsing
+
+        original = shown = None
+        if self.pictures:
+            original = (self.pictures[0].width, self.pictures[0].height)
+            shown = self.model.shown_size(*original)
+        return parsing.parse(
+            self.task,
+            text,
+            family=self.model.family,
+            finish_reason=reason,
+            original=original,
+            shown=shown,
+        )
+
+    def draw(self, items: list[dict[str, Any]]) -> dict[str, str]:
+        from gateway import overlay
+
+        picture = self.pictures[0]
+        drawn = {}
+        if "svg" in self.overlay:
+            drawn["svg"] = overlay.svg((picture.width, picture.height), items)
+        if "png" in self.overlay:
+            content = base64.b64encode(overlay.png(picture.content, items)).decode()
+            drawn["png"] = f"data:image/png;base64,{content}"
+        return drawn
+
+    def document(self, results: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"task": self.task.name, **results[0]}
+
+
+async def read(gateway: Gateway, form: Form, task: Task, model: Model) -> TaskRequest:
+    """The request of a form; a Problem for what the task or the model does not take."""
+    settings, limits = gateway.settings, task.limits
+    if not task.is_for(model.family):
+        raise Problem(422, "files", "This model sees neither images nor videos.")
+    videos = [upload for upload in form.files if upload.video]
+    pictures: list[Picture] = []
+    clip = None
+    if task.inputs == "video":
+        if len(videos) != 1 or len(form.files) != 1:
+            raise Problem(422, "files", "This task takes one video.")
+        clip = await videos[0].clip(
+            settings,
+            max_frames=min(limits.max_frames, settings.max_frames),
+            max_seconds=min(limits.max_seconds, settings.max_seconds),
+            cell=pixels.cell(model.family),
+        )
+    elif task.inputs == "image":
+        most = limits.max_images
+        if not 1 <= len(form.files) <= most:
+            raise Problem(422, "files", f"This task takes from 1 to {most} images.")
+        pictures = [await upload.picture(settings) for upload in form.files]
+    elif form.files:
+        raise Problem(422, "files", "This task takes no files.")
+    return TaskRequest(
+        gateway,
+        task,
+        model,
+        form.fields.get("text", ""),
+        variables(task, model, form, pictures),
+        pictures,
+        clip,
+        max_tokens(form.text("max_tokens"), min(limits.max_new_tokens, settings.max_tokens)),
+        overlays(form, task),
+    )
+
+
+def variables(task: Task, model: Model, form: Form, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """What goes into the task's prompt; Problem when a variable is missing or none of it."""
+    try:
+        options = orjson.loads(form.text("options") or b"{}")
+    except ValueError:
+        options = None
+    if not isinstance(options, dict) or not all(
+        isinstance(value, str | int | float) for value in options.values()
+    ):
+        raise Problem(422, "options", "options is a JSON object of texts and numbers.")
+    given = {str(name): value for name, value in options.items()}
+    if form.text("text"):
+        given["text"] = form.fields["text"]
+    if set(given) - set(task.variables):
+        accepted = ", ".join(task.variables) or "none"
+        raise Problem(422, "options", f"The task has other variables: {accepted}.")
+    if pictures:
+        seen = model.shown_size(pictures[0].width, pictures[0].height)
+        width, height = seen or (pictures[0].width, pictures[0].height)
+        given |= {"width": width, "height": height}
+    try:
+        task.messages(model.family, **given)
+    except LookupError:
+        wanted = ", ".join(name for name, value in task.variables.items() if value is None)
+        raise Problem(
+            422,
+            "options",
+            f"The task needs {wanted or 'no variables'}, of 10,000 characters at most.",
+        ) from None
+    return given
+
+
+def overlays(form: Form, task: Task) -> tuple[str, ...]:
+    wanted = tuple(part.strip() for part in form.text("overlay").split(",") if part.strip())
+    if not set(wanted) <= {"svg", "png"}:
+        raise Problem(422, "overlay", "overlay is svg, png or both.")
+    if wanted and task.inputs != "image":
+        raise Problem(422, "overlay", "Only a task on an image has an overlay.")
+    return wanted
+
+
+def find(gateway: Gateway, name: str) -> Task:
+    if name not in gateway.tasks:
+        raise Problem(404, "task_unknown", "There is no such task; GET /tasks lists them.")
+    return gateway.tasks[name]
+
+
+def base(gateway: Gateway) -> str | None:
+    """The model that tasks go to: an adapter was trained and measured for one prompt only."""
+    names = [model.name for model in gateway.upstreams.models if not model.adapted]
+    return names[0] if names else None
+
+
+def card(task: Task) -> dict[str, Any]:
+    """What clients are told of a task."""
+    found: dict[str, Any] = task.model_dump(mode="json")
+    return found

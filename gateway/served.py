@@ -1,0 +1,167 @@
+"""The models behind the door: what their server lists, and what was registered of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from gateway.settings import Server
+from loraline.contract import Contract, first_complaint
+from loraline.data import pixels
+from loraline.errors import UserError
+
+Family = Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "text", "default"]
+
+FAMILIES: dict[str, Family] = {
+    "qwen25vl": "qwen2.5-vl",
+    "qwen2vl": "qwen2-vl",
+    "qwen3vl": "qwen3-vl",
+}
+CONVENTIONS = {"qwen2-vl": "qwen2_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl"}
+"""How loraline's boxes name the families."""
+
+VERSIONED = re.compile(r"/v(\d+)/?$")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One name that clients send as `model`."""
+
+    name: str
+    server: Server
+    contract: Contract | None
+    """The adapter's contract; for its base, the same one, which says what the base is."""
+
+    adapted: bool
+    """Whether it is an adapter, or one merged into its base, and so has a prompt of its own."""
+
+    parent: str | None = None
+    uri: str = ""
+    max_model_len: int | None = None
+
+    @property
+    def family(self) -> Family:
+        if self.contract and self.contract.modality == "text":
+            return "text"
+        return family_of(self.contract.architecture if self.contract else self.name)
+
+    @property
+    def vision(self) -> bool:
+        return self.family not in ("text", "default")
+
+    @property
+    def version(self) -> str:
+        """What tells this model's answers from those of an earlier one under the same name."""
+        if self.contract is None:
+            return ""
+        return self.uri if self.adapted else self.contract.base_revision
+
+    def shown_size(self, width: int, height: int) -> tuple[int, int] | None:
+        """Width and height of an upright image after the processor's resizing."""
+        if not self.vision or self.contract is None:
+            return None
+        tall, wide = pixels.resized(
+            height,
+            width,
+            cell=pixels.cell(CONVENTIONS[self.family]),
+            min_pixels=self.contract.min_pixels or 0,
+            max_pixels=self.contract.max_pixels or 2**31,
+        )
+        return wide, tall
+
+    def card(self) -> dict[str, Any]:
+        """What clients are told of it."""
+        card: dict[str, Any] = {
+            "id": self.name,
+            "role": self.role,
+            "parent": self.parent,
+            "uri": self.uri or None,
+            "family": self.family,
+            "max_model_len": self.max_model_len,
+        }
+        if (contract := self.contract) is not None:
+            card |= {
+                "base": contract.base,
+                "base_revision": contract.base_revision,
+                "modality": contract.modality,
+                "architecture": contract.architecture,
+                "dtype": contract.dtype,
+                "min_pixels": contract.min_pixels,
+                "max_pixels": contract.max_pixels,
+            }
+            if self.adapted:
+                card |= {
+                    "prompt": contract.prompt,
+                    "prompt_uri": contract.prompt_uri,
+                    "boxes": contract.boxes,
+                    "max_new_tokens": contract.max_new_tokens,
+                    "rank": contract.r,
+                    "alpha": contract.lora_alpha,
+                    "export": contract.export,
+                    "adapter_sha256": contract.adapter_sha256,
+                }
+        return card
+
+    @property
+    def role(self) -> str | None:
+        return self.server.role if self.adapted else "base"
+
+
+def family_of(text: str) -> Family:
+    """The Qwen-VL generation by an architecture or a model's name."""
+    plain = re.sub(r"[^a-z0-9]", "", text.lower())
+    return next((family for key, family in FAMILIES.items() if key in plain), "default")
+
+
+def read_contract(server: Server) -> Contract | None:
+    """The contract of a server's adapter, as the manifest mounts it; UserError for another file."""
+    if server.contract is None:
+        return None
+    try:
+        return Contract.model_validate_json(server.contract.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"the contract {server.contract} cannot be read: {error.strerror}"
+        ) from error
+    except ValidationError as error:
+        why = first_complaint(error)
+        raise UserError(f"{server.contract} is not a contract of this version: {why}") from error
+
+
+def models_of(server: Server, contract: Contract | None, listed: Any) -> list[Model]:
+    """The models of one server by the answer of its /v1/models; ValueError when it is none."""
+    try:
+        entries = [(str(item["id"]), item) for item in listed["data"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError("no list of models") from error
+    adapters = [name for name, item in entries if item.get("parent")]
+    merged = contract is not None and contract.export == "merged"
+    own = server.name or (adapters[0] if len(adapters) == 1 else None)
+    if own is None and merged and len(entries) == 1:
+        own = entries[0][0]
+    found = []
+    for name, item in entries:
+        length = item.get("max_model_len")
+        base = not item.get("parent")
+        model = Model(
+            name,
+            server,
+            contract if name == own or (base and own is not None) else None,
+            adapted=name == own and contract is not None,
+            parent=item.get("parent"),
+            max_model_len=length if isinstance(length, int) else None,
+        )
+        if model.adapted:
+            model = replace(model, uri=versioned(server.uri, str(item.get("root") or "")))
+        found.append(model)
+    return found
+
+
+def versioned(uri: str, root: str) -> str:
+    """The registered version, as the adapter's folder says it: a server may follow an alias."""
+    if (match := VERSIONED.search(root)) and uri.startswith("models:/"):
+        return f"{uri.rpartition('/')[0]}/{match[1]}"
+    return uri

@@ -1,0 +1,119 @@
+"""The gateway's process: uvicorn, with what it lacks against clients that never finish a header."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import resource
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway import logs
+from gateway.app import create_app
+from gateway.settings import Settings
+from loraline.errors import UserError
+
+HEADER_BYTES = 64 * 1024
+"""Bytes of a request's line and headers; uvicorn has no limit of its own with httptools."""
+
+HEADER_S = 15
+
+
+class Protocol(HttpToolsProtocol):
+    """Closes a connection whose request's head is too long or takes too long."""
+
+    head_bytes = 0
+    impatience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.impatience = self.loop.call_later(HEADER_S, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.be_patient()
+        super().connection_lost(exc)
+
+    def be_patient(self) -> None:
+        if self.impatience is not None:
+            self.impatience.cancel()
+            self.impatience = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.head_bytes = 0
+        if self.impatience is None:
+            self.impatience = self.loop.call_later(HEADER_S, self.transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.impatience is not None:
+            # The head has not ended with this piece.
+            self.head_bytes += len(data)
+            if self.head_bytes > HEADER_BYTES and not self.transport.is_closing():
+                self.send_400_response("Request head too long.")
+
+    def on_headers_complete(self) -> None:
+        self.be_patient()
+        super().on_headers_complete()
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C; UserError when the port cannot be used."""
+    logs.set_up(settings)
+    # A job of a thousand files has as many open while it comes in.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 65536), most))
+    app = create_app(settings)
+    listening = bind(settings.host, settings.port)
+    if settings.metrics_port:
+        serve_metrics(settings, app.state.gateway.metrics.registry)
+    server = uvicorn.Server(config(settings, app))
+    logs.log.info("listening", extra={"address": "{}:{}".format(*listening.getsockname()[:2])})
+    server.run(sockets=[listening])
+
+
+def config(settings: Settings, app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        loop="uvloop",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=settings.drain_s,
+        backlog=2048,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        why = "is taken" if taken else f"cannot be used ({error})"
+        raise UserError(f"port {port} of {host} {why}; set GATEWAY_PORT") from error
+    listening.set_inheritable(True)
+    return listening
+
+
+def serve_metrics(settings: Settings, registry: Any) -> None:
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(settings.metrics_port, settings.host, registry)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"port {settings.metrics_port} of {settings.host} cannot be used ({error}); set "
+            "GATEWAY_METRICS_PORT"
+        ) from error

@@ -1,0 +1,285 @@
+"""The vLLM servers: what they list, and asking them. Their own words go no further than here."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway import sse
+from gateway.errors import Problem
+from gateway.exchange import Exchange
+from gateway.keys import Caller
+from gateway.logs import log
+from gateway.metrics import Metrics
+from gateway.served import Model, models_of, read_contract
+from gateway.settings import MIB, Settings
+from gateway.traces import Tracer
+
+PATH = "/v1/chat/completions"
+CONNECT_S = 5
+MAX_ANSWER = 32 * MIB
+"""Bytes of one answer; a server that never ends is cut here."""
+
+LENGTHS = (
+    re.compile(r"maximum context length is (?P<limit>\d+).*?contains (?:at least )?(?P<asked>\d+)"),
+    re.compile(r"\(length (?P<asked>\d+)\).*?maximum model length of (?P<limit>\d+)"),
+    re.compile(r"maximum context length is (?P<limit>\d+).*?requested (?P<asked>\d+)"),
+)
+"""How vLLM says that a request is too long (renderers/params.py, v1/engine/input_processor.py)."""
+
+
+class Upstreams:
+    """Connections to all servers, and the models that they listed last."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, tracer: Tracer) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.tracer = tracer
+        self.contracts = {server.url: read_contract(server) for server in settings.servers}
+        self.listed: dict[str, list[Model]] = {}
+        """By address; an address that does not answer is not in it."""
+
+        self.session: aiohttp.ClientSession
+        self.refreshing: asyncio.Task[None] | None = None
+        key = settings.vllm_api_key
+        self.headers = {"Content-Type": "application/json"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+
+    async def start(self) -> None:
+        # The gate bounds the connections. No cookies, no proxies of the environment, no redirects.
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=self.settings.upstream_timeout_s,
+                sock_connect=CONNECT_S,
+                sock_read=self.settings.upstream_stall_s,
+            ),
+            read_bufsize=2**18,
+        )
+        await self.refresh()
+        self.refreshing = asyncio.create_task(self.keep_fresh())
+
+    async def close(self) -> None:
+        if self.refreshing:
+            await sse.end(self.refreshing)
+        await self.session.close()
+
+    async def keep_fresh(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.refresh_s)
+            with suppress(Exception):
+                await self.refresh()
+
+    async def refresh(self) -> None:
+        """Ask every server what it lists."""
+        await asyncio.gather(*(self.look(server.url) for server in self.settings.servers))
+
+    async def look(self, url: str) -> None:
+        server = next(server for server in self.settings.servers if server.url == url)
+        before = self.listed.get(url)
+        try:
+            timeout = aiohttp.ClientTimeout(total=CONNECT_S)
+            async with self.session.get(
+                url.rstrip("/") + "/v1/models",
+                headers=self.headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as answer:
+                body = await answer.content.read(MIB)
+                if answer.status != 200:
+                    raise ValueError(f"status {answer.status}")
+                self.listed[url] = models_of(server, self.contracts[url], orjson.loads(body))
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+            self.listed.pop(url, None)
+            if before is not None:
+                log.warning("a model's server does not answer", exc_info=error)
+        for model in before or []:
+            self.metrics.up.labels(model.name).set(0)
+        for model in self.listed.get(url, []):
+            self.metrics.up.labels(model.name).set(1)
+
+    @property
+    def models(self) -> list[Model]:
+        return [model for models in self.listed.values() for model in models]
+
+    def model(self, name: str | None, caller: Caller) -> Model:
+        """The model of a request: by its name or role, or the first adapter when none is named."""
+        models = self.models
+        if not models:
+            raise unavailable(self.settings.refresh_s)
+        if name:
+            named = [model for model in models if model.name == name]
+            named = named or [model for model in models if model.role == name]
+        else:
+            named = [model for model in models if model.adapted] or models
+        if not named or not caller.may_ask(named[0].name):
+            raise Problem(
+                404, "model_unknown", "No such model for this key; GET /v1/models lists them."
+            )
+        return named[0]
+
+    @asynccontextmanager
+    async def post(self, model: Model, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The server's answer of status 200, before its body is read; Problem for any other.
+
+        A connection that was lost before the first byte is tried once more: nothing was answered.
+        """
+        url = model.server.url.rstrip("/") + PATH
+        with self.tracer.upstream(model.name) as carried:
+            headers = self.headers | carried
+            for last in (False, True):
+                try:
+                    answer = await self.session.post(
+                        url, data=body, headers=headers, allow_redirects=False
+                    )
+                    break
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                    if last or isinstance(error, aiohttp.ClientConnectorDNSError):
+                        raise self.failed(model, error) from error
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    raise self.failed(model, error) from error
+            try:
+                if answer.status != 200:
+                    raise await self.refused(model, answer)
+                yield answer
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise self.failed(model, error) from error
+            finally:
+                answer.close() if not answer.content.at_eof() else answer.release()
+
+    async def complete(self, model: Model, body: bytes, exchange: Exchange) -> tuple[bytes, Any]:
+        """A whole answer: as it came, and parsed."""
+        async with self.post(model, body) as answer:
+            content = await read(answer)
+        try:
+            found = orjson.loads(content)
+            choice = found["choices"][0]
+            exchange.finish_reason = str(choice.get("finish_reason") or "")[:32]
+            exchange.count(found.get("usage"))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise self.garbage(model) from None
+        if exchange.ttft_s is None:
+            exchange.ttft_s = exchange.seconds
+        return content, found
+
+    async def stream(
+        self, model: Model, body: bytes, exchange: Exchange
+    ) -> AsyncGenerator[bytes, None]:
+        """Whole events as they come. They end with the server's own end, or with a Problem."""
+        whole = sse.Whole()
+        total = 0
+        ended = False
+        async with self.post(model, body) as answer:
+            if answer.content_type != "text/event-stream":
+                raise self.garbage(model)
+            async for data in answer.content.iter_any():
+                total += len(data)
+                events = whole.feed(data)
+                if not events:
+                    if total > MAX_ANSWER:
+                        break
+                    continue
+                if exchange.ttft_s is None:
+                    if not events.lstrip().startswith((b"data:", b":")):
+                        raise self.garbage(model)
+                    exchange.ttft_s = time.perf_counter() - exchange.started
+                ended = ended or b"data: [DONE]" in events
+                yield events
+                if total > MAX_ANSWER:
+                    break
+        if total > MAX_ANSWER:
+            raise self.garbage(model)
+        if not ended:
+            self.metrics.upstream_errors.labels(model.name, "cut").inc()
+            raise cut()
+
+    def failed(self, model: Model, error: BaseException) -> Problem:
+        """The problem behind a failed connection."""
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            self.metrics.upstream_errors.labels(model.name, "connect").inc()
+            return unavailable(self.settings.refresh_s)
+        if isinstance(error, TimeoutError):
+            self.metrics.upstream_errors.labels(model.name, "timeout").inc()
+            return Problem(
+                504, "upstream_timeout", "The model's server took too long and was given up."
+            )
+        if isinstance(error, aiohttp.ClientPayloadError):
+            self.metrics.upstream_errors.labels(model.name, "cut").inc()
+            return cut()
+        self.metrics.upstream_errors.labels(model.name, "reset").inc()
+        return Problem(
+            503,
+            "upstream_reset",
+            "The model's server closed the connection; try again.",
+            retry_after=self.settings.refresh_s,
+        )
+
+    def garbage(self, model: Model) -> Problem:
+        self.metrics.upstream_errors.labels(model.name, "garbage").inc()
+        return sse.garbage()
+
+    async def refused(self, model: Model, answer: aiohttp.ClientResponse) -> Problem:
+        """The problem behind a status, in words of our own: vLLM's may hold what was asked."""
+        text = (await answer.content.read(2**16)).decode(errors="replace")
+        status = answer.status
+        self.metrics.upstream_errors.labels(model.name, f"status_{status // 100}xx").inc()
+        if status in (400, 413, 422):
+            return too_long(text) or Problem(
+                422,
+                "refused",
+                "The model's server refuses this request: a part of it is beyond what the model "
+                "takes.",
+            )
+        if status in (401, 403):
+            return Problem(
+                502, "upstream_key", "The model's server does not take the gateway's key."
+            )
+        if status in (404, 408, 429, 503):
+            return unavailable(self.settings.refresh_s)
+        return Problem(502, "upstream_error", f"The model's server failed with {status}.")
+
+
+async def read(answer: aiohttp.ClientResponse) -> bytes:
+    pieces, total = [], 0
+    async for data in answer.content.iter_any():
+        total += len(data)
+        if total > MAX_ANSWER:
+            raise sse.garbage()
+        pieces.append(data)
+    return b"".join(pieces)
+
+
+def too_long(text: str) -> Problem | None:
+    """The problem of a request beyond the context, with both numbers, if it is that."""
+    for pattern in LENGTHS:
+        if match := pattern.search(text):
+            limit, asked = int(match["limit"]), int(match["asked"])
+            unit = "characters" if f"{asked} characters" in text else "tokens"
+            return Problem(
+                422,
+                "context",
+                f"The request is {asked:,} {unit} long, and the model takes {limit:,} tokens with "
+                "its answer.",
+                limit=limit,
+                asked=asked,
+            )
+    return None
+
+
+def cut() -> Problem:
+    return Problem(502, "upstream_cut", "The model's server ended before its answer was complete.")
+
+
+def unavailable(seconds: float) -> Problem:
+    return Problem(
+        503, "model_unavailable", "The model's server is not up; try again.", retry_after=seconds
+    )

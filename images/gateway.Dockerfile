@@ -1,0 +1,39 @@
+# The door in front of vLLM: no model library, no MLflow, no GPU.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS requirements
+COPY pyproject.toml ./
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    print(*p['optional-dependencies']['gateway'], sep='\n')" > /requirements.txt
+
+FROM ${BASE}
+
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+
+# Letters of exported PDFs.
+RUN apt-get update && apt-get install --yes --no-install-recommends fonts-dejavu-core \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /app
+
+COPY --from=requirements /requirements.txt ./
+COPY constraints.txt ./
+RUN pip install --constraint constraints.txt --requirement requirements.txt
+
+COPY loraline loraline
+COPY gateway gateway
+# A checkout's files may be its owner's alone, and the image's user is another.
+RUN chmod -R a+rX .
+
+# The root file system may be read-only: what is kept goes to GATEWAY_DATA_DIR, a volume.
+ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GATEWAY_DATA_DIR=/data
+RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline && install -d -o 8737 /data
+USER 8737
+
+# An image whose gateway does not start, or brings a model library, is none.
+RUN python -c "import sys, gateway.server; \
+    sys.exit(bool({'torch', 'transformers', 'mlflow'} & set(sys.modules)))" \
+    && python -m gateway --help >/dev/null
+
+EXPOSE 8080
+CMD ["python", "-m", "gateway", "serve"]

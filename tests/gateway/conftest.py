@@ -1,0 +1,183 @@
+"""A gateway on loopback before a stub of vLLM, each with a loop in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+
+from gateway import server
+from gateway.app import create_app
+from gateway.settings import Server, Settings
+from tests.gateway.stub import Stub, served
+
+CONTRACT = {
+    "base": "base",
+    "base_revision": "0" * 40,
+    "modality": "vision",
+    "architecture": "Qwen3VLForConditionalGeneration",
+    "prompt": "Write the formula as LaTeX.",
+    "prompt_uri": "prompts:/formula/1",
+    "boxes": None,
+    "chat_template": "{{ messages }}",
+    "min_pixels": 4704,
+    "max_pixels": 1003520,
+    "max_length": 256,
+    "max_new_tokens": 64,
+    "dtype": "bfloat16",
+    "r": 16,
+    "lora_alpha": 32,
+    "target_modules": ["q_proj"],
+    "trains_vision": False,
+    "adapter_sha256": "ab" * 32,
+}
+TEXT = CONTRACT | {
+    "modality": "text",
+    "architecture": "MistralForCausalLM",
+    "prompt": "Answer in a few words. {question}",
+    "min_pixels": None,
+    "max_pixels": None,
+}
+
+
+class Started:
+    """A running gateway: its client, its application and its log."""
+
+    def __init__(self, url: str, app: Any, settings: Settings, thread: threading.Thread) -> None:
+        self.url = url
+        self.app = app
+        self.settings = settings
+        self.thread = thread
+        self.client = httpx.Client(base_url=url, timeout=30)
+
+    @property
+    def gateway(self) -> Any:
+        return self.app.state.gateway
+
+
+@pytest.fixture(scope="session")
+def _stub() -> Iterator[tuple[Stub, str]]:
+    stub = Stub()
+    with served(stub.app()) as url:
+        yield stub, url
+
+
+@pytest.fixture
+def stub(_stub: tuple[Stub, str]) -> Stub:
+    _stub[0].reset()
+    return _stub[0]
+
+
+@pytest.fixture(scope="session")
+def stub_url(_stub: tuple[Stub, str]) -> str:
+    return _stub[1]
+
+
+@pytest.fixture(scope="session")
+def settings_for(
+    stub_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Settings]:
+    """Settings before the stub; `contract` is the adapter's, `server` fields of its entry."""
+
+    def make(
+        contract: dict[str, Any] | None = CONTRACT,
+        server: dict[str, Any] | None = None,
+        **set_to: Any,
+    ) -> Settings:
+        folder = tmp_path_factory.mktemp("gateway")
+        entry: dict[str, Any] = {"url": stub_url, "uri": "models:/tiny-lora/3"}
+        if contract is not None:
+            (folder / "contract.json").write_text(json.dumps(contract))
+            entry["contract"] = folder / "contract.json"
+        return Settings(
+            **{
+                "GATEWAY_UPSTREAMS": (Server(**entry | (server or {})),),
+                "data_dir": folder / "data",
+                "refresh_s": 0.2,
+                **set_to,
+            }
+        )
+
+    return make
+
+
+@contextlib.contextmanager
+def started(settings: Settings) -> Iterator[Started]:
+    app = create_app(settings)
+    listening = server.bind("127.0.0.1", 0)
+    running_server = uvicorn.Server(server.config(settings, app))
+    thread = threading.Thread(target=running_server.run, args=([listening],), daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    deadline = time.monotonic() + 10
+    while not running_server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    found = Started(url, app, settings, thread)
+    try:
+        yield found
+    finally:
+        found.client.close()
+        running_server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def start(settings_for: Callable[..., Settings]) -> Callable[..., Any]:
+    """Start a gateway with these settings, for a with-block."""
+    return lambda *args, **set_to: started(settings_for(*args, **set_to))
+
+
+@pytest.fixture(scope="session")
+def _vision(start: Callable[..., Any]) -> Iterator[Started]:
+    with start() as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def vision(_vision: Started, stub: Stub) -> Started:
+    """A gateway before an adapter that reads formulas; shared, so nothing of it may be changed."""
+    return _vision
+
+
+@pytest.fixture(scope="session")
+def _text(start: Callable[..., Any]) -> Iterator[Started]:
+    with start(TEXT) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def text(_text: Started, stub: Stub) -> Started:
+    return _text
+
+
+def picture(
+    kind: str = "PNG", size: tuple[int, int] = (64, 48), mode: str = "RGB", **options: Any
+) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise(size, 64).convert(mode).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def png() -> bytes:
+    return picture()
+
+
+@pytest.fixture(scope="session")
+def formula() -> Path:
+    return Path(__file__).parents[2] / "test_data/vision/images/0001.png"
+
+
+def ask_chat(gateway: Started, headers: Any = None, **more: Any) -> httpx.Response:
+    body = {"model": "tiny-lora", "messages": [{"role": "user", "content": "Hello"}], **more}
+    return gateway.client.post("/v1/chat/completions", json=body, headers=headers)

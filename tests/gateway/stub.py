@@ -1,0 +1,227 @@
+"""A vLLM of two hundred lines: it answers as vLLM 0.32 does, and fails in every way on request.
+
+As a program it serves a benchmark: `python tests/gateway/stub.py PORT TOKENS_PER_SECOND TOKENS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiohttp import web
+
+TOO_LONG = (
+    "This model's maximum context length is 512 tokens. However, your prompt contains 9000 input "
+    "tokens, which exceeds this limit even without any output tokens. Please reduce the length of "
+    "the input prompt."
+)
+
+
+class Stub:
+    """What it serves and how it fails; tests set the fields while it runs."""
+
+    def __init__(self) -> None:
+        self.models = [
+            {"id": "base", "object": "model", "max_model_len": 512, "root": "base"},
+            {
+                "id": "tiny-lora",
+                "object": "model",
+                "parent": "base",
+                "root": "/adapters/tiny-lora/v3",
+            },
+        ]
+        self.key: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.tokens = ["one", " two", " three"]
+        self.fault = ""
+        self.delay = 0.0
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.running = 0
+        self.most_running = 0
+        self.finish_reason = "stop"
+        self.stamped = False
+        """Whether a token is the time at which it is written, for benchmarks."""
+
+        self.failures_left = 0
+        """Requests that fail before the rest is served; for faults that pass."""
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=2**28)
+        app.router.add_get("/v1/models", self.list)
+        app.router.add_get("/health", self.health)
+        app.router.add_post("/v1/chat/completions", self.chat)
+        return app
+
+    async def health(self, _: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    async def list(self, request: web.Request) -> web.StreamResponse:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": "Unauthorized"}, status=401)
+        if self.fault == "down":
+            return web.Response(status=503)
+        return web.json_response({"object": "list", "data": self.models})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        content = await request.read()
+        body = json.loads(content)
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        try:
+            return await self.answer(request, body)
+        finally:
+            self.running -= 1
+
+    async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        fault = self.fault
+        if self.failures_left > 0:
+            self.failures_left -= 1
+            request.transport.abort()
+            return web.Response()
+        if fault == "reset":
+            request.transport.abort()
+            return web.Response()
+        if fault.startswith("status"):
+            words = TOO_LONG if fault == "status 400 long" else "secret at 0x7f00 in /root/vllm"
+            status = int(fault.split()[1])
+            if status == 302:
+                return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
+            return web.json_response({"error": {"message": words, "code": status}}, status=status)
+        if fault == "garbage":
+            return web.Response(text="<html>hello</html>", content_type="text/html")
+        if fault == "garbage json":
+            return web.json_response({"hello": [1]})
+        if fault == "stall":
+            await asyncio.sleep(60)
+        if body.get("stream"):
+            return await self.stream(request, body)
+        for _ in self.tokens[: body.get("max_tokens")]:
+            await asyncio.sleep(self.delay)
+        choice: dict[str, Any] = {
+            "index": 0,
+            "message": {"role": "assistant", "content": "".join(self.tokens)},
+            "finish_reason": self.finish_reason,
+        }
+        found = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": self.usage(),
+        }
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [*range(len(self.tokens)), 2]
+            found["prompt_token_ids"] = [1, 2, 3]
+        return web.json_response(found)
+
+    def usage(self) -> dict[str, int]:
+        count = len(self.tokens)
+        return {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
+
+    async def stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        fault = self.fault
+        await answer.prepare(request)
+        if fault == "garbage stream":
+            await answer.write(b"hello, I am no event\n\nnor I\n\n")
+            return answer
+        await answer.write(self.event(body, {"role": "assistant", "content": ""}))
+        for index, token in enumerate(self.tokens[: body.get("max_tokens")]):
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            if self.stamped:
+                token = f" {time.perf_counter():.6f}"
+            event = self.event(body, {"content": token})
+            if fault == "split":
+                for place in range(0, len(event), 7):
+                    await answer.write(event[place : place + 7])
+                    await asyncio.sleep(0)
+                continue
+            if index == 1 and fault == "cut":
+                await answer.write(event[: len(event) // 2])
+                request.transport.abort()
+                return answer
+            if index == 1 and fault == "cut clean":
+                return answer
+            if index == 1 and fault == "stall later":
+                await asyncio.sleep(60)
+            if index == 1 and fault == "long event":
+                event = self.event(body, {"content": "x" * 1_500_000})
+            if index == 1 and fault == "endless event":
+                for _ in range(100):
+                    await answer.write(b"x" * 2**16)
+            if fault == "endless":
+                while True:
+                    await answer.write(self.event(body, {"content": "x" * 65536}))
+            await answer.write(event)
+        await answer.write(self.event(body, {}, self.finish_reason))
+        if (body.get("stream_options") or {}).get("include_usage"):
+            await answer.write(self.event(body, None))
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+    def event(
+        self, body: dict[str, Any], delta: dict[str, Any] | None, reason: str | None = None
+    ) -> bytes:
+        choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason}]
+        found: dict[str, Any] = {
+            "id": "chatcmpl-1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": body["model"],
+            "choices": choices,
+        }
+        if delta is None:
+            found["usage"] = self.usage()
+        return b"data: " + json.dumps(found, separators=(",", ":")).encode() + b"\n\n"
+
+
+@contextmanager
+def served(app: web.Application, at: int = 0) -> Iterator[str]:
+    """Serve an application in a thread; its address."""
+    loop = asyncio.new_event_loop()
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+    port: list[int] = []
+
+    async def start() -> None:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", at, reuse_address=True).start()
+        port.append(runner.addresses[0][1])
+
+    loop.run_until_complete(start())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port[0]}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+if __name__ == "__main__":
+    stub = Stub()
+    stub.delay = 1 / float(sys.argv[2])
+    stub.stamped = True
+    stub.tokens = [" word"] * int(sys.argv[3])
+    web.run_app(
+        stub.app(),
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        access_log=None,
+        print=None,
+        handler_cancellation=True,
+    )

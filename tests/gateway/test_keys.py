@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jwt
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from gateway import keys
+from gateway.settings import Settings
+from loraline.errors import UserError
+from tests.gateway.conftest import ask_chat
+from tests.gateway.stub import served
+
+
+@pytest.fixture
+def keyed(start, tmp_path, stub):
+    """A gateway with two keys: one may ask all, one the base alone."""
+    entries, given = [], {}
+    for name, more in (("alice", {}), ("bob", {"models": ["base"]})):
+        given[name], entry = keys.new_key(name)
+        entries.append(entry.model_dump(exclude_none=True) | more)
+    (tmp_path / "keys.json").write_text(json.dumps(entries))
+    with start(api_keys_file=tmp_path / "keys.json") as gateway:
+        gateway.keys = given
+        gateway.file = tmp_path / "keys.json"
+        yield gateway
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_a_key_lets_in_and_is_never_passed_on(keyed, stub) -> None:
+    answer = ask_chat(keyed, headers=bearer(keyed.keys["alice"]))
+    assert answer.status_code == 200
+    assert "Authorization" not in stub.headers[0]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic YWxpY2U6"},
+        {"Authorization": "Bearer a.b.c"},
+        {"Authorization": b"Bearer \xff\xfe"},
+    ],
+    ids=str,
+)
+def test_no_key_and_a_wrong_one_are_told_the_same(keyed, stub, header) -> None:
+    answer = ask_chat(keyed, headers=header)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.json()["error"]["message"] == "Send a valid key as Authorization: Bearer KEY."
+    assert not stub.requests
+
+
+def test_a_key_in_the_address_is_none(keyed) -> None:
+    assert keyed.client.get("/info", params={"api_key": keyed.keys["alice"]}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/info"),
+        ("GET", "/metrics"),
+        ("GET", "/tasks"),
+        ("POST", "/tasks/ocr"),
+        ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/predict"),
+        ("POST", "/compare"),
+        ("POST", "/jobs"),
+        ("GET", "/jobs"),
+        ("GET", "/jobs/" + "0" * 32),
+        ("GET", "/jobs/" + "0" * 32 + "/results.jsonl"),
+        ("DELETE", "/jobs/" + "0" * 32),
+        ("POST", "/sessions"),
+        ("GET", "/sessions"),
+        ("GET", "/sessions/" + "0" * 32),
+        ("PATCH", "/sessions/" + "0" * 32),
+        ("DELETE", "/sessions/" + "0" * 32),
+        ("POST", "/sessions/" + "0" * 32 + "/turns"),
+        ("GET", "/sessions/" + "0" * 32 + "/export"),
+        ("GET", "/sessions/" + "0" * 32 + "/media/x"),
+    ],
+)
+def test_every_address_that_tells_or_does_something_wants_a_key(keyed, method, path) -> None:
+    assert keyed.client.request(method, path).status_code == 401
+
+
+def test_the_others_do_not(keyed) -> None:
+    for path in ("/", "/health", "/ready", "/docs", "/openapi.json"):
+        assert keyed.client.get(path).status_code == 200
+
+
+def test_a_key_is_checked_before_the_body_is_read(keyed, stub) -> None:
+    def endless():
+        yield b"--x\r\n"
+        raise AssertionError("the body was asked for")
+
+    answer = keyed.client.post(
+        "/predict",
+        content=b"no form at all",
+        headers={"content-type": "multipart/form-data; boundary=x"},
+    )
+    assert answer.status_code == 401
+
+
+def test_a_key_sees_its_models_alone(keyed) -> None:
+    bob = bearer(keyed.keys["bob"])
+    listed = keyed.client.get("/v1/models", headers=bob).json()["data"]
+    assert [model["id"] for model in listed] == ["base"]
+    assert ask_chat(keyed, headers=bob).status_code == 404
+    assert ask_chat(keyed, headers=bob, model="base").status_code == 200
+
+
+def test_the_servers_key_goes_to_the_server_alone(start, stub) -> None:
+    stub.key = "vllms-own"
+    try:
+        with start(vllm_api_key="vllms-own") as gateway:
+            answer = ask_chat(gateway)
+            assert answer.status_code == 200
+            assert stub.headers[0]["Authorization"] == "Bearer vllms-own"
+            assert "vllms-own" not in answer.text + str(answer.headers)
+    finally:
+        stub.key = None
+
+
+def test_a_changed_file_is_taken_and_a_broken_one_is_not(keyed, monkeypatch) -> None:
+    monkeypatch.setattr(keys, "RELOAD_S", 0)
+    carol, entry = keys.new_key("carol")
+    keyed.file.write_text(json.dumps([entry.model_dump(exclude_none=True)]))
+    os.utime(keyed.file, (1, 1))
+    assert ask_chat(keyed, headers=bearer(carol)).status_code == 200
+    assert ask_chat(keyed, headers=bearer(keyed.keys["alice"])).status_code == 401
+    keyed.file.write_text("[")
+    os.utime(keyed.file, (2, 2))
+    assert ask_chat(keyed, headers=bearer(carol)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "Invalid JSON"),
+        ('[{"name": "a", "key": "b"}]', "sha256: Field required"),
+        ('[{"name": "a", "sha256": "plain"}]', "should match pattern"),
+        ('[{"name": "a b", "sha256": "' + "0" * 64 + '"}]', "should match pattern"),
+    ],
+)
+def test_a_file_of_another_form_stops_the_start(tmp_path, content, why) -> None:
+    (tmp_path / "keys.json").write_text(content)
+    with pytest.raises(UserError, match=why):
+        keys.read(tmp_path / "keys.json")
+
+
+def test_without_keys_it_listens_on_this_machine_only() -> None:
+    with pytest.raises(ValueError, match="GATEWAY_API_KEYS_FILE"):
+        Settings(host="0.0.0.0")  # noqa: S104
+
+
+def test_the_command_line_says_so_in_one_sentence_and_exits_with_2() -> None:
+    def run(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gateway", *args],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+        )
+
+    ended = run("serve", GATEWAY_HOST="0.0.0.0")  # noqa: S104
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("gateway: without keys the gateway listens on 127.0.0.1 only")
+    assert ended.stderr.count("\n") == 1
+    ended = run("serve", GATEWAY_RAET="1/second")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "gateway: GATEWAY_RAET is not a setting; docs/gateway.md lists them\n",
+    )
+    ended = run("serve", GATEWAY_UPSTREAMS="[{]")
+    assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+    made = run("new-key", "alice")
+    key = made.stdout.split("\n")[0].removeprefix("key, shown once: ")
+    entry = json.loads(made.stdout.split("\n")[1].removeprefix("entry of the keys' file: "))
+    assert keys.Key(**entry).sha256 == __import__("hashlib").sha256(key.encode()).hexdigest()
+
+
+class Issuer:
+    """An OpenID provider with one key."""
+
+    def __init__(self) -> None:
+        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        self.url = ""
+        self.fetches = 0
+
+    def app(self) -> web.Application:
+        app = web.Application()
+        app.router.add_get("/.well-known/openid-configuration", self.discovery)
+        app.router.add_get("/keys", self.keys)
+        return app
+
+    async def discovery(self, _: web.Request) -> web.Response:
+        return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys"})
+
+    async def keys(self, _: web.Request) -> web.Response:
+        self.fetches += 1
+        key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key()))
+        return web.json_response({"keys": [key | {"kid": "one", "alg": "RS256", "use": "sig"}]})
+
+    def token(self, key=None, algorithm="RS256", kid="one", **claims) -> str:
+        claims = {
+            "iss": self.url,
+            "aud": "loraline",
+            "sub": "dora",
+            "exp": time.time() + 60,
+        } | claims
+        claims = {name: value for name, value in claims.items() if value is not None}
+        return jwt.encode(claims, key or self.key, algorithm, headers={"kid": kid})
+
+
+@pytest.fixture(scope="module")
+def issuer():
+    found = Issuer()
+    with served(found.app()) as url:
+        found.url = url
+        yield found
+
+
+@pytest.fixture(scope="module")
+def oidc(start, issuer):
+    with start(oidc_issuer=issuer.url, oidc_audience="loraline") as gateway:
+        yield gateway
+
+
+def test_a_token_of_the_issuer_lets_in(oidc, issuer, stub) -> None:
+    assert ask_chat(oidc, headers=bearer(issuer.token())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exp": 1},
+        {"exp": None},
+        {"sub": None},
+        {"aud": "another"},
+        {"iss": "http://another"},
+        {"nbf": time.time() + 3600},
+        {"kid": "unknown"},
+        {"key": "other"},
+        {"algorithm": "HS256", "key": "k" * 32},
+        {"algorithm": "none", "key": None},
+    ],
+    ids=str,
+)
+def test_any_other_token_does_not(oidc, issuer, stub, change) -> None:
+    if change.get("key") == "other":
+        change = {"key": issuer.other}
+    if change.get("algorithm") == "none":
+        _, claims, _ = issuer.token().split(".")
+        token = f"eyJhbGciOiJub25lIiwia2lkIjoib25lIn0.{claims}."
+    else:
+        token = issuer.token(**change)
+    assert ask_chat(oidc, headers=bearer(token)).status_code == 401
+    assert not stub.requests
+
+
+def test_unknown_keys_do_not_make_it_ask_the_issuer_each_time(oidc, issuer) -> None:
+    before = issuer.fetches
+    for number in range(20):
+        ask_chat(oidc, headers=bearer(issuer.token(kid=f"unknown{number}")))
+    assert issuer.fetches <= before + 1

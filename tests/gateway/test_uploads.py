@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import io
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.gateway.conftest import picture
+from tests.gateway.test_predict import ask
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("size", [(64, 48), (2000, 1500)])
+def test_every_type_is_taken_and_goes_on_as_it_came(vision, stub, kind, size) -> None:
+    content = picture(kind, size)
+    answer = ask(vision, content)
+    assert answer.status_code == 200, answer.text
+    import base64
+
+    sent = stub.requests[0]["messages"][0]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(sent.partition(",")[2]) == content
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+def test_every_kind_of_pixels_is_taken(vision, mode) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (64, 48)).save(file, "PNG")
+    assert ask(vision, file.getvalue()).status_code == 200
+
+
+def test_an_animation_is_its_first_frame(vision) -> None:
+    file = io.BytesIO()
+    frames = [Image.new("L", (64, 48), shade) for shade in (0, 99)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    assert ask(vision, file.getvalue()).status_code == 200
+
+
+def test_a_photo_with_a_film_behind_it_is_an_image(vision) -> None:
+    """Telephones write one into the same file."""
+    content = picture("JPEG") + b"\0\0\0\x18ftypmp42" + b"\1" * 1000
+    assert ask(vision, content).status_code == 200
+
+
+def test_limits_are_told_with_their_number(start, stub) -> None:
+    with start(max_image_mb=0.01, max_body_mb=0.1, max_pixels=10_000) as gateway:
+        large = ask(gateway, picture("PNG", (200, 200)))
+        assert (large.status_code, large.json()["code"]) == (413, "image_too_large")
+        larger = ask(gateway, b"\x89PNG\r\n\x1a\n" + b"x" * 200_000)
+        assert (larger.status_code, larger.json()["limit_bytes"]) == (413, 104857)
+        pixels = ask(gateway, picture("JPEG", (200, 100), quality=5))
+        assert (pixels.status_code, pixels.json()["limit"]) == (422, 10_000)
+
+
+def film(seconds: float = 3, rate: int = 10, size: tuple[int, int] = (96, 64), form: str = "mp4"):
+    """A video whose frames grow brighter."""
+    file = io.BytesIO()
+    codec = {"mp4": "mpeg4", "matroska": "mpeg4", "avi": "mpeg4"}[form]
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        total = int(seconds * rate)
+        for index in range(total):
+            shade = np.full((size[1], size[0], 3), 255 * index // total, dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return file.getvalue()
+
+
+def show(gateway, content: bytes, **fields: str):
+    return gateway.client.post(
+        "/tasks/video-events", files={"files": ("film", content)}, data={"model": "base"} | fields
+    )
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska", "avi"])
+def test_a_video_is_sent_as_frames_with_their_places(vision, stub, form) -> None:
+    import base64
+
+    answer = show(vision, film(form=form))
+    assert answer.status_code == 200, answer.text
+    (request,) = stub.requests
+    facts = request["media_io_kwargs"]["video"]
+    assert facts["num_frames"] == -1
+    assert facts["total_num_frames"] == 30
+    assert facts["duration"] == pytest.approx(3)
+    assert facts["frames_indices"][0] == 0 and facts["frames_indices"][-1] == 29
+    parts = request["messages"][-1]["content"]
+    (url,) = [part["video_url"]["url"] for part in parts if part["type"] == "video_url"]
+    head, *frames = url.split(",")
+    assert head == "data:video/jpeg;base64"
+    assert len(frames) == len(facts["frames_indices"]) == 6
+    shades = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(frame)))).mean() for frame in frames
+    ]
+    assert shades == sorted(shades)
+
+
+def test_a_video_beyond_the_limits_is_refused_with_them(start, stub) -> None:
+    with start(max_seconds=2, max_video_mb=0.5) as gateway:
+        long = show(gateway, film(3))
+        assert (long.status_code, long.json()["code"]) == (422, "media_seconds")
+        assert "2 seconds" in long.json()["detail"]
+        large = show(gateway, film(1) + b"\0" * 2**20)
+        assert (large.status_code, large.json()["code"]) == (413, "video_too_large")
+    assert not stub.requests
+
+
+def test_a_video_that_takes_too_long_is_given_up(start, stub) -> None:
+    with start(video_timeout_s=0.01) as gateway:
+        answer = show(gateway, film())
+    assert (answer.status_code, answer.json()["code"]) == (422, "media_broken")
+
+
+def test_the_decoder_sees_no_secret_and_no_file(monkeypatch, tmp_path) -> None:
+    """Its environment has two variables, and it is given a descriptor, never a path."""
+    import asyncio
+
+    from gateway import video
+    from gateway.settings import Settings
+
+    seen: dict = {}
+    real = asyncio.create_subprocess_exec
+
+    async def spy(*args, **options):
+        seen.update(args=args, **options)
+        return await real(*args, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spy)
+    monkeypatch.setenv("GATEWAY_VLLM_API_KEY", "secret")
+    path = tmp_path / "film"
+    path.write_bytes(film(1))
+    with path.open("rb") as file:
+        clip = asyncio.run(
+            video.decode(file, "mp4", Settings(), max_frames=4, max_seconds=60, cell=28)
+        )
+    assert len(clip.frames) == 4 - len(clip.frames) % 2
+    assert set(seen["env"]) == {"PYTHONPATH", "OMP_NUM_THREADS"}
+    assert not any(str(path) in str(arg) for arg in seen["args"])
+    assert isinstance(seen["stdin"], int)
+    assert json.loads(seen["args"][3])["format"] == "mp4"
+
+
+def test_a_video_may_come_in_a_chat(vision, stub) -> None:
+    import base64
+
+    url = "data:video/mp4;base64," + base64.b64encode(film(1)).decode()
+    body = {
+        "model": "base",
+        "messages": [
+            {"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}]}
+        ],
+    }
+    answer = vision.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert stub.requests[0]["media_io_kwargs"]["video"]["num_frames"] == -1
