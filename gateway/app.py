@@ -16,6 +16,7 @@ from gateway import exchange as exchanges
 from gateway.core import Gateway
 from gateway.errors import Problem
 from gateway.intake import Intake
+from gateway.jobs import Jobs
 from gateway.routes import chat, compare, docs, jobs, predict, sessions, state, tasks
 from gateway.settings import Settings
 
@@ -23,6 +24,7 @@ from gateway.settings import Settings
 def create_app(settings: Settings) -> FastAPI:
     """The application; its models' servers are asked when it starts. UserError for bad settings."""
     gateway = Gateway(settings)
+    kept_jobs = Jobs(gateway, jobs.read)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -34,9 +36,11 @@ def create_app(settings: Settings) -> FastAPI:
         uploads.use_folder(settings)
         logs.silence_tasks(asyncio.get_running_loop())
         await gateway.start()
+        await kept_jobs.start()
         try:
             yield
         finally:
+            await kept_jobs.close()
             await gateway.close()
 
     app = FastAPI(
@@ -50,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.gateway = gateway
+    app.state.jobs = kept_jobs
     for part in (state, predict, tasks, compare, chat, jobs, sessions):
         app.include_router(part.router)
     if settings.docs:

@@ -14,7 +14,6 @@ from gateway import exchange as exchanges
 from gateway import sse, tasks
 from gateway.cache import Cache
 from gateway.exchange import Exchange
-from gateway.jobs import Jobs
 from gateway.keys import Caller, Door
 from gateway.limits import Gate, Rates
 from gateway.metrics import Metrics
@@ -40,16 +39,13 @@ class Gateway:
         self.door = Door(settings, None)
         self.sessions = Sessions(settings)
         self.tasks = tasks.load(settings.tasks_dir)
-        self.jobs = Jobs(self)
 
     async def start(self) -> None:
         await self.upstreams.start()
         if self.settings.oidc_issuer:
             self.door.oidc = Oidc(self.settings, self.upstreams.session)
-        await self.jobs.start()
 
     async def close(self) -> None:
-        await self.jobs.close()
         await self.upstreams.close()
         await self.cache.close()
         self.tracer.close()

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +36,9 @@ PASSING = (429, 502, 503, 504, 507)
 TRIES = 8
 """Failures of this kind are tried again, after 1, 2, 4… 60 s; a server may be starting."""
 
+Read = Callable[["Gateway", Form, Caller, Exchange], Awaitable[Any]]
+"""Makes a question of an item's fields and files, as the routes for single questions do."""
+
 LOOK_S = 30
 """Seconds between two looks for jobs that another replica left behind."""
 
@@ -43,8 +46,9 @@ LOOK_S = 30
 class Jobs:
     """The store of jobs and what works on them."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, read: Read) -> None:
         self.gateway = gateway
+        self.read = read
         self.settings = gateway.settings
         self.store = Store(self.settings.data_dir / "jobs", "job.json")
         self.places = asyncio.Semaphore(self.settings.jobs_parallel)
@@ -193,7 +197,6 @@ class Jobs:
         exchange: Exchange,
     ) -> dict[str, Any]:
         from gateway.answering import answered
-        from gateway.routes import predict, tasks
 
         fields = {**job["fields"], **item.get("fields", {})}
         form = Form({key: str(value) for key, value in fields.items()})
@@ -202,16 +205,7 @@ class Jobs:
             file = path.open("rb")
             form.files.append(Upload(item.get("filename", ""), file, path.stat().st_size))
         try:
-            if task := form.fields.pop("task", ""):
-                exchange.task = task if task in self.gateway.tasks else ""
-                model = self.gateway.upstreams.model(
-                    form.text("model") or tasks.base(self.gateway), caller
-                )
-                asked: Any = await tasks.read(
-                    self.gateway, form, tasks.find(self.gateway, task), model
-                )
-            else:
-                asked = await predict.read(self.gateway, form, caller)
+            asked = await self.read(self.gateway, form, caller, exchange)
         finally:
             for upload in form.files:
                 upload.file.close()

@@ -14,12 +14,14 @@ from starlette.responses import Response
 
 from gateway import core, documented, jobs, uploads
 from gateway.bodies import as_json
-from gateway.core import Counted, Known
+from gateway.core import Counted, Gateway, Known
 from gateway.errors import ClientGone, Problem
+from gateway.exchange import Exchange
 from gateway.jobs import Jobs
 from gateway.keys import Caller
-from gateway.routes import tasks
+from gateway.routes import predict, tasks
 from gateway.settings import MIB
+from gateway.uploads import Form
 
 router = APIRouter(tags=["Jobs"])
 
@@ -65,13 +67,13 @@ async def create(request: Request, caller: Counted) -> Response:
                 if not form.files:
                     raise Problem(422, "files", "A job needs files, or lines as JSONL.")
                 folder = await asyncio.to_thread(
-                    gateway.jobs.create,
+                    jobs_of(request).create,
                     caller,
                     {"fields": form.fields},
                     jobs.from_files(form.files),
                 )
-    gateway.jobs.take_up(folder)
-    return as_json(await asyncio.to_thread(gateway.jobs.progress, folder), 202)
+    jobs_of(request).take_up(folder)
+    return as_json(await asyncio.to_thread(jobs_of(request).progress, folder), 202)
 
 
 def check(request: Request, caller: Caller, fields: dict[str, str]) -> None:
@@ -95,7 +97,7 @@ async def from_lines(request: Request, caller: Caller) -> Path:
         file.seek(0)
         most = int(gateway.settings.max_json_mb * MIB)
         items = jobs.from_lines(lines(file, most), set(FIELDS))
-        return await asyncio.to_thread(gateway.jobs.create, caller, {"fields": {}}, items)
+        return await asyncio.to_thread(jobs_of(request).create, caller, {"fields": {}}, items)
 
 
 def lines(file: BinaryIO, most: int) -> Iterator[bytes]:
@@ -105,8 +107,20 @@ def lines(file: BinaryIO, most: int) -> Iterator[bytes]:
         yield line
 
 
+async def read(gateway: Gateway, form: Form, caller: Caller, exchange: Exchange) -> Any:
+    """The question of one item: for a task where its fields name one, else for /predict."""
+    task = form.fields.pop("task", "")
+    if not task:
+        return await predict.read(gateway, form, caller)
+    exchange.task = task if task in gateway.tasks else ""
+    model = gateway.upstreams.model(form.text("model") or tasks.base(gateway), caller)
+    return await tasks.read(gateway, form, tasks.find(gateway, task), model)
+
+
 def jobs_of(request: Request) -> Jobs:
-    return core.of(request).jobs
+    kept = request.app.state.jobs
+    assert isinstance(kept, Jobs)
+    return kept
 
 
 @router.get("/jobs", responses=documented.problems(401, 500))
