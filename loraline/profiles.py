@@ -221,6 +221,15 @@ class Profile(Strict):
         return self
 
     @model_validator(mode="after")
+    def named_like_no_lock(self) -> Self:
+        if self.registered_model.endswith(".lock"):
+            raise ValueError(
+                f"registered_model {self.registered_model!r} is refused: names that end with .lock "
+                "are those of the registry's locks"
+            )
+        return self
+
+    @model_validator(mode="after")
     def pixels_belong_to_vision(self) -> Self:
         limits = (self.min_pixels, self.max_pixels)
         if self.modality == "text":

@@ -47,7 +47,7 @@ def test_who_made_the_lock_and_lost_the_answer_has_it(
     patched(monkeypatch, "create_registered_model", lost)
     started = time.monotonic()
     with lock.locked(client, MODEL, lease_seconds=30):
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 25
 
 
 def test_a_lock_that_is_being_deleted_while_it_is_read_is_no_users_name(

@@ -189,7 +189,7 @@ class Registry(RuleBasedStateMachine):
             self.client.delete_registered_model(found.name)
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(150, marks=pytest.mark.slow)])
 def test_what_the_last_gate_rejected_is_not_promoted(
     examples: int, tmp_path: Path, empty_store: Path, script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +201,7 @@ def test_what_the_last_gate_rejected_is_not_promoted(
         Registry,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=12,
+            stateful_step_count=10,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),

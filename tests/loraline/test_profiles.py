@@ -97,6 +97,7 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"init_lora_weights": "olora"}, "init_lora_weights: 'olora' is refused"),
         ({"neftune_noise_alpha": 0}, "neftune_noise_alpha: 0 is refused, input should be greater"),
         ({"registered_model": "a/b"}, "registered_model: 'a/b' is refused"),
+        ({"registered_model": "fm-lora.lock"}, "are those of the registry's locks"),
         ({"r": None}, "r: None is refused"),
         (
             {"gate": {"max_perplexity": float("inf")}},
