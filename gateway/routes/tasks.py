@@ -88,8 +88,8 @@ class TaskRequest:
 
     @property
     def digests(self) -> list[str]:
-        clips = [self.clip] if self.clip else []
-        return [each.sha256 for each in (*self.pictures, *clips)]
+        of_pictures = [picture.sha256 for picture in self.pictures]
+        return [*of_pictures, self.clip.sha256] if self.clip else of_pictures
 
     def body(self, index: int) -> dict[str, Any]:
         media: list[dict[str, Any]] = [
