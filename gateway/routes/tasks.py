@@ -51,7 +51,7 @@ async def listed(request: Request, _: Known) -> Response:
 
 @router.post(
     "/tasks/{task}",
-    responses=documented.problems(*ERRORS),
+    responses=documented.problems(*ERRORS) | documented.answer(*documented.STREAMED),
     openapi_extra=documented.form_body(FIELDS),
 )
 async def ask(request: Request, task: str, caller: Counted) -> Response:
