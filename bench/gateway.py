@@ -227,11 +227,15 @@ async def streams(
 async def chunks(places: Arms, seconds: float, _: int) -> None:
     """Delay that is added to chunks at 64 streams; the arms take turns, for 3 s each."""
     found: dict[str, list[float]] = {name: [] for name in places}
+    used = 0.0
     for turn in range(1 + max(1, round(seconds / 3))):
         for name, url in places.items():
+            before = cpu(places.pid)
             delays, _ = await streams(places, url, 64, 3)
             if turn:
                 found[name] += delays
+                used += cpu(places.pid) - before if name == "gateway" else 0
+    click.echo(f"  {1e6 * used / len(found['gateway']):.0f} us of a processor for a chunk")
     for name, values in found.items():
         click.echo(
             f"  {name:10} p50 {percentile(values, 0.5):7.2f} ms   p99 "
@@ -294,11 +298,18 @@ async def images(places: Arms, seconds: float, _: int) -> None:
                     await answer.read()
                 done += 1
 
-        began = time.perf_counter()
+        began, before = time.perf_counter(), cpu(places.pid)
         await asyncio.gather(*(upload() for _ in range(16)))
-        took = time.perf_counter() - began
+        took, used = time.perf_counter() - began, cpu(places.pid) - before
     click.echo(f"  {len(content):,} bytes an image, {done} images in {took:.1f} s")
+    click.echo(f"  {1000 * used / done:.1f} ms of a processor for an image")
     click.echo(Bar("one-megabyte images a second through /predict", least=60).line(done / took))
+
+
+def cpu(pid: int) -> float:
+    """Seconds of a processor that a process has used; they say the same on a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> float:
