@@ -78,11 +78,9 @@ class Arms(dict[str, str]):
 @contextlib.contextmanager
 def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
     """The stub, the gateway before it and the proxy beside it, each a process."""
-    from gateway import keys
-
-    key, entry = keys.new_key(KEY_NAME)
+    key, entry = new_key()
     limits = {"rate": "1000000/second", "tokens_per_minute": 10**9, "streams": 10_000}
-    (folder / "keys.json").write_text(json.dumps([entry.model_dump(exclude_none=True) | limits]))
+    (folder / "keys.json").write_text(json.dumps([entry | limits]))
     contract = json.loads(CONTRACT)
     (folder / "contract.json").write_text(json.dumps(contract))
     stub, door, proxy = (free_port() for _ in range(3))
@@ -131,6 +129,14 @@ def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
             process.terminate()
         for process in running:
             process.wait(40)
+
+
+def new_key() -> tuple[str, dict[str, Any]]:
+    """A key and its entry. This file is called as the package is, and cannot import it."""
+    command = [sys.executable, "-m", "gateway", "new-key", KEY_NAME]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    key, entry = (line.partition(": ")[2] for line in made.splitlines())
+    return key, json.loads(entry)
 
 
 def proxied(port: int) -> dict[str, Any]:
@@ -221,11 +227,15 @@ async def streams(
 async def chunks(places: Arms, seconds: float, _: int) -> None:
     """Delay that is added to chunks at 64 streams; the arms take turns, for 3 s each."""
     found: dict[str, list[float]] = {name: [] for name in places}
+    used = 0.0
     for turn in range(1 + max(1, round(seconds / 3))):
         for name, url in places.items():
+            before = cpu(places.pid)
             delays, _ = await streams(places, url, 64, 3)
             if turn:
                 found[name] += delays
+                used += cpu(places.pid) - before if name == "gateway" else 0
+    click.echo(f"  {1e6 * used / len(found['gateway']):.0f} us of a processor for a chunk")
     for name, values in found.items():
         click.echo(
             f"  {name:10} p50 {percentile(values, 0.5):7.2f} ms   p99 "
@@ -288,11 +298,18 @@ async def images(places: Arms, seconds: float, _: int) -> None:
                     await answer.read()
                 done += 1
 
-        began = time.perf_counter()
+        began, before = time.perf_counter(), cpu(places.pid)
         await asyncio.gather(*(upload() for _ in range(16)))
-        took = time.perf_counter() - began
+        took, used = time.perf_counter() - began, cpu(places.pid) - before
     click.echo(f"  {len(content):,} bytes an image, {done} images in {took:.1f} s")
+    click.echo(f"  {1000 * used / done:.1f} ms of a processor for an image")
     click.echo(Bar("one-megabyte images a second through /predict", least=60).line(done / took))
+
+
+def cpu(pid: int) -> float:
+    """Seconds of a processor that a process has used; they say the same on a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> float:

@@ -59,6 +59,41 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def answer(*types: str, status: int = 200, form: type[BaseModel] | None = None) -> Any:
+    """What comes when all is well: its types, and the form of its JSON."""
+    schemas = {kind: {} for kind in types}
+    if form is not None:
+        schemas["application/json"] = inlined(form)
+    content = {kind: {"schema": schema} for kind, schema in schemas.items()}
+    return {status: {"description": "The answer.", "content": content}}
+
+
+STREAMED = ("application/json", "text/event-stream")
+
+
+class Prediction(BaseModel):
+    """The answer about one image, or to a text adapter's question."""
+
+    image_index: int
+    filename: str | None
+    caption: str
+    finish_reason: str | None
+    image: dict[str, Any] | None = None
+    token_ids: list[int] | None = None
+    notes: list[str] = []
+
+
+class PredictAnswer(BaseModel):
+    predictions: list[Prediction]
+    model: str
+    model_uri: str | None
+    processing_time_ms: float
+    timing: dict[str, float | None]
+    usage: dict[str, int]
+    finish_reason: str | None
+    request_id: str
+
+
 def openai(*statuses: int) -> dict[int | str, dict[str, Any]]:
     schema = inlined(OpenaiDocument)
     return {

@@ -127,7 +127,8 @@ async def models(request: Request, caller: Known) -> Response:
 
 @router.post(
     "/v1/chat/completions",
-    responses=documented.openai(400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504),
+    responses=documented.openai(400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
+    | documented.answer(*documented.STREAMED),
     openapi_extra=documented.json_body(ChatRequest),
 )
 async def chat_completions(request: Request, caller: Counted) -> Response:

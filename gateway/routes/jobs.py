@@ -142,7 +142,11 @@ async def one(request: Request, job: str, caller: Known) -> Response:
     return as_json(await asyncio.to_thread(found.progress, folder))
 
 
-@router.get("/jobs/{job}/results.jsonl", responses=documented.problems(401, 404, 500))
+@router.get(
+    "/jobs/{job}/results.jsonl",
+    response_class=Response,
+    responses=documented.problems(401, 404, 500) | documented.answer(JSONL),
+)
 async def results(request: Request, job: str, caller: Known) -> Response:
     """The results so far, in the order in which they came; `index` is the item's place."""
     folder = jobs_of(request).store.folder(caller, job)

@@ -41,7 +41,8 @@ ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
 
 @router.post(
     "/predict",
-    responses=documented.problems(*ERRORS),
+    responses=documented.problems(*ERRORS)
+    | documented.answer(*documented.STREAMED, form=documented.PredictAnswer),
     openapi_extra=documented.form_body(FIELDS),
 )
 async def predict(request: Request, caller: Counted) -> Response:

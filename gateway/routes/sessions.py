@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import bodies, core, documented, exports, store
+from gateway import bodies, core, documented, exports, images, store
 from gateway.bodies import Strict, as_json
 from gateway.core import Counted, Known
 from gateway.sessions import Sessions
@@ -119,7 +119,9 @@ async def delete(request: Request, session: str, caller: Known) -> Response:
 
 @router.get(
     "/sessions/{session}/export",
-    responses=documented.problems(401, 404, 422, 500),
+    response_class=Response,
+    responses=documented.problems(401, 404, 422, 500)
+    | documented.answer(*(kind.partition(";")[0] for kind in exports.TYPES.values())),
 )
 async def export(
     request: Request,
@@ -139,7 +141,11 @@ async def export(
     return Response(content, 200, headers, exports.TYPES[format])
 
 
-@router.get("/sessions/{session}/media/{sha256}", responses=documented.problems(401, 404, 500))
+@router.get(
+    "/sessions/{session}/media/{sha256}",
+    response_class=Response,
+    responses=documented.problems(401, 404, 500) | documented.answer(*images.MIME.values()),
+)
 async def medium(request: Request, session: str, sha256: str, caller: Known) -> Response:
     """An image of a session."""
     content, mime = await sessions_of(request).medium(caller, session, sha256)

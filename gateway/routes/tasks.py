@@ -51,7 +51,7 @@ async def listed(request: Request, _: Known) -> Response:
 
 @router.post(
     "/tasks/{task}",
-    responses=documented.problems(*ERRORS),
+    responses=documented.problems(*ERRORS) | documented.answer(*documented.STREAMED),
     openapi_extra=documented.form_body(FIELDS),
 )
 async def ask(request: Request, task: str, caller: Counted) -> Response:
@@ -88,8 +88,8 @@ class TaskRequest:
 
     @property
     def digests(self) -> list[str]:
-        digests = [picture.sha256 for picture in self.pictures]
-        return [*digests, self.clip.sha256] if self.clip else digests
+        of_pictures = [picture.sha256 for picture in self.pictures]
+        return [*of_pictures, self.clip.sha256] if self.clip else of_pictures
 
     def body(self, index: int) -> dict[str, Any]:
         media: list[dict[str, Any]] = [
