@@ -61,7 +61,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def answer(*types: str, status: int = 200, form: type[BaseModel] | None = None) -> Any:
     """What comes when all is well: its types, and the form of its JSON."""
-    schemas = {kind: {} for kind in types}
+    schemas: dict[str, Any] = {kind: {} for kind in types}
     if form is not None:
         schemas["application/json"] = inlined(form)
     content = {kind: {"schema": schema} for kind, schema in schemas.items()}
