@@ -135,6 +135,12 @@ class KeepCheckpoints(TrainerCallback):
         waited = time.monotonic() - self.saved_at
         return self.stop_signal is not None or waited >= self.interval
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        begins = exchange.highest([state.global_step, -state.global_step], args.device)
+        assert begins[0] == -begins[1], (
+            f"processes begin after the steps {-begins[1]} to {begins[0]}"
+        )
+
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         # What any of the processes says is said by all: they must leave the same step together.
         stopped, due = map(
@@ -235,23 +241,24 @@ def drop(client: MlflowClient, run_id: str) -> None:
 
 
 def fetch(client: MlflowClient, run: Run, folder: Path) -> Path | None:
-    """The last good checkpoint of an unfinished run, as local files under `folder`, if any.
+    """The last good checkpoint of an unfinished run, if any, as the one folder in `folder`/FOLDER.
 
     One that cannot be used is named on standard error and in a tag of the run, and never looked
     at again.
     """
-    run_id = run.info.run_id
+    run_id, place = run.info.run_id, folder / FOLDER
+    place.mkdir(parents=True, exist_ok=True)
     aside = json.loads(run.data.tags.get(CHECKPOINTS_ASIDE, "{}"))
     for name in dict.fromkeys([run.data.tags.get(CHECKPOINT), *stored(client, run_id)]):
         if name is None or name in aside:
             continue
         try:
-            start = runs.download(client, run_id, f"{FOLDER}/{name}", folder)
+            start = runs.download(client, run_id, f"{FOLDER}/{name}", place)
             reason = fault(start, run_id)
         except Exception as error:
             if is_outage(error) or sentence(error, uri(), folder):
                 raise
-            start, reason = folder / FOLDER / name, "it is not in the artifact store"
+            start, reason = place / name, "it is not in the artifact store"
         if not reason:
             return start
         shutil.rmtree(start, ignore_errors=True)

@@ -61,7 +61,8 @@ def test_the_last_good_checkpoint_is_gone_on_from(
     assert start is not None and (start / FILES[0]).read_text() == f"{FILES[0]} of step 2"
     said = capsys.readouterr().err
     assert f"checkpoint step-4 of run {run_id} is put aside: {reason}" in said
-    assert [path.name for path in start.parent.iterdir()] == ["step-2"], "followers take this one"
+    place = tmp_path / "here" / checkpoint.FOLDER
+    assert list(place.iterdir()) == [start], "where the other processes look for it"
     aside = json.loads(client.get_run(run_id).data.tags[CHECKPOINTS_ASIDE])
     assert aside["step-4"].startswith(reason)
 
