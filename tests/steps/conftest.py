@@ -61,7 +61,7 @@ def make_adapter(
         "num_attention_heads": 1,
         "num_hidden_layers": 1,
         "vocab_size": 64,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": 4096,
     }
     (folder / preflight.BASE_CONFIG).write_text(json.dumps(base))
     contract.write(

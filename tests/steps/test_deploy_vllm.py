@@ -130,6 +130,7 @@ def test_tasks_have_a_server_beside_the_adapters_or_widen_its_own(
     (workplace / "tasks" / "summary.yaml").write_text(SUMMARY)
     mine = ("--tasks-dir", "tasks", "--task", "summary")
     told = step("deploy_vllm", "--run-id", gate_run, "--tasks", "beside", *mine)
+    assert told.exit_code == 0, told.stderr
     assert "tasks are served by lora-mistral-7b-lora-tasks, which has no adapter" in told.stdout
     text = (workplace / "outputs" / "vllm.yaml").read_text()
     servers = [each for each in yaml.safe_load_all(text) if each["kind"] == "Deployment"]

@@ -99,7 +99,7 @@ def test_the_champions_adapter_trained_once_more_is_the_champion_and_no_candidat
     assert gate.data.tags[tags.RESULT] == "passed", gate.data.tags[tags.REASON]
     assert gate.data.tags[tags.MODEL_VERSION] == "1"
     model = mlflow.MlflowClient().get_registered_model(MODEL)
-    assert model.aliases == {"champion": "1"}
+    assert {alias: str(version) for alias, version in model.aliases.items()} == {"champion": "1"}
     assert len(mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")) == 1
 
 
