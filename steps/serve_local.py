@@ -180,7 +180,8 @@ def read(manifest: Path) -> dict[str, Any]:
 
     try:
         entries = [entry for entry in yaml.safe_load_all(manifest.read_text()) if entry]
-        objects = {entry.get("kind"): entry for entry in entries}
+        # The adapter comes first; a server of tasks may follow.
+        objects = {entry.get("kind"): entry for entry in reversed(entries)}
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{manifest} is not a manifest of deploy_vllm: it has no objects of Kubernetes"

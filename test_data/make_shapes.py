@@ -5,7 +5,7 @@
 
 `data` writes a file for each split and images/: orange, purple and black shapes, boxes in pixels.
 `base` trains a tiny Qwen-VL on red, green and blue ones, in the coordinates of its generation, and
-writes base-<architecture>/. One CPU core, four minutes a base.
+writes base-<architecture>/. One CPU core, ten minutes a base.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BOX_TOKENS = [
 ]
 ROWS = {"train": 400, "validation": 40, "test": 200}
 BASE_ROWS = 3200
-BASE_STEPS = 700
+BASE_STEPS = 1000
 VISION_HIDDEN = 64
 
 

@@ -79,13 +79,13 @@ def apply(manifest: Path, say: Say) -> None:
     from urllib3.exceptions import HTTPError
 
     objects = read(manifest)
-    deployment = next((each for each in objects if each.get("kind") == "Deployment"), None)
-    if deployment is None:
+    deployments = [each for each in objects if each.get("kind") == "Deployment"]
+    if not deployments:
         raise UserError("--apply needs --format deployment; others are applied by their own tools")
     name = name_of(objects)
     try:
-        client, namespace = connect(deployment)
-        if not knows_store(deployment):
+        client, namespace = connect(deployments[0])
+        if not knows_store(deployments[0]):
             raise UserError(f"--apply: {NO_STORE}")
         before = [live(client, each, namespace) for each in objects]
         check_claims(objects, before)
@@ -95,7 +95,8 @@ def apply(manifest: Path, say: Say) -> None:
                 put(client, entry, namespace)
                 changed.append((entry, previous))
             say(f"applied {len(objects)} objects to namespace {namespace}, waiting for the server")
-            wait(client, deployment, namespace, say)
+            for deployment in deployments:
+                wait(client, deployment, namespace, say)
         except BaseException as error:
             done = roll_back(client, changed, namespace)
             if isinstance(error, ApiException):

@@ -9,7 +9,7 @@ from loraline.contract import Contract
 from loraline.data import pixels
 from loraline.errors import UserError
 
-PROMPT_TOKENS = 2048
+PROMPT_TOKENS = 1536
 """Room for a task's prompt. The longest built in, an agent's with its tool, is about 900 tokens."""
 
 FRAME_TOKENS = 16

@@ -119,7 +119,7 @@ variables: {text: null}
 prompts: {default: "Sum up: {text}"}
 answer: text
 parser: text
-limits: {max_new_tokens: 900}
+limits: {max_new_tokens: 300}
 """
 
 
@@ -135,10 +135,10 @@ def test_tasks_have_a_server_beside_the_adapters_or_widen_its_own(
     text = (workplace / "outputs" / "vllm.yaml").read_text()
     servers = [each for each in yaml.safe_load_all(text) if each["kind"] == "Deployment"]
     args = [each["spec"]["template"]["spec"]["containers"][0]["args"] for each in servers]
-    assert [each[each.index("--max-model-len") + 1] for each in args] == ["512", "3072"]
+    assert [each[each.index("--max-model-len") + 1] for each in args] == ["512", "2048"]
     assert ["--enable-lora" in each for each in args] == [True, False]
     told = step("deploy_vllm", "--run-id", gate_run, "--tasks", "instead", *mine)
-    assert "the adapter was measured with other limits: tokens 512 to 3072" in told.stdout
+    assert "the adapter was measured with other limits: tokens 512 to 2048" in told.stdout
     assert "--enable-lora" in container(workplace)["args"]
 
 

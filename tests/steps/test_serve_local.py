@@ -174,6 +174,18 @@ def register(folder, modality, name, tiny_base):
     )
 
 
+def test_a_server_beside_the_adapters_is_not_taken_for_it(tmp_path):
+    """The adapter's objects come first in a manifest."""
+    objects = [
+        {"kind": kind, "metadata": {"name": name}}
+        for name in ("lora-a", "lora-a-tasks")
+        for kind in ("ConfigMap", "Deployment")
+    ]
+    (tmp_path / "vllm.yaml").write_text(kube.to_yaml(objects))
+    read_objects = serve_local.read(tmp_path / "vllm.yaml")
+    assert {each["metadata"]["name"] for each in read_objects.values()} == {"lora-a"}
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:

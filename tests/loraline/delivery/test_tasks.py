@@ -50,8 +50,8 @@ def arguments(objects: list[dict[str, Any]]) -> list[str]:
 
 def test_the_context_holds_the_longest_request_of_any_task() -> None:
     # Cells of 32 x 32 pixels: two images of 100, or four pairs of frames of 2 and their times.
-    assert PAGE.tokens(32) == 2 * 100 + 2048 + 512
-    assert CLIP.tokens(32) == 4 * (2 + 16) + 2048 + 64
+    assert PAGE.tokens(32) == 2 * 100 + 1536 + 512
+    assert CLIP.tokens(32) == 4 * (2 + 16) + 1536 + 64
     wide = tasks.widened(VISION, [PAGE, CLIP])
     assert wide.max_model_len >= PAGE.tokens(32)
     assert (wide.min_pixels, wide.max_pixels, wide.max_new_tokens) == (1024, 102400, 512)
@@ -68,7 +68,7 @@ def test_how_the_limits_differ_is_told() -> None:
     wide = tasks.widened(VISION, [PAGE, CLIP])
     assert tasks.told(VISION, wide, tasks.videos([PAGE, CLIP])) == (
         "images a request 1 to 2, videos a request 0 to 1, min_pixels 3136 to 1024, "
-        "max_pixels 50176 to 102400, tokens 1024 to 2816"
+        "max_pixels 50176 to 102400, tokens 1024 to 2304"
     )
     assert tasks.told(VISION, VISION, 0) == ""
 
@@ -108,6 +108,7 @@ def test_the_adapters_server_says_that_it_was_measured_otherwise() -> None:
         model_name="latex-ocr",
         version=3,
         image="loraline:test",
+        digest="cd" * 32,
         placement=Placement(),
         videos=tasks.videos([PAGE]),
         measured_otherwise=tasks.told(VISION, wide, 0),
