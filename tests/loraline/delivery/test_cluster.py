@@ -114,7 +114,7 @@ def test_a_missing_client_is_named_with_what_installs_it(
 ) -> None:
     monkeypatch.setattr(delivery_cluster, "find_spec", lambda name: None)
 
-    with pytest.raises(UserError, match=r"not installed: pip install 'loraline\[cluster\]'"):
+    with pytest.raises(UserError, match=r"not installed: pip install '\.\[cluster\]'"):
         delivery_cluster.apply(manifest, print)
 
 
