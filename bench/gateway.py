@@ -101,7 +101,7 @@ def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
     }
     ports = {"direct": stub, "gateway": door}
     if litellm:
-        (folder / "litellm.json").write_text(json.dumps(proxied(stub)))
+        (folder / "litellm.json").write_text(json.dumps(proxied(stub, key)))
         commands["litellm"] = [str(litellm), "--config", str(folder / "litellm.json")]
         commands["litellm"] += ["--host", "127.0.0.1", "--port", str(proxy)]
         ports["litellm"] = proxy
@@ -139,14 +139,17 @@ def new_key() -> tuple[str, dict[str, Any]]:
     return key, json.loads(entry)
 
 
-def proxied(port: int) -> dict[str, Any]:
-    """LiteLLM's settings: one model, no key, no log."""
+def proxied(port: int, key: str) -> dict[str, Any]:
+    """LiteLLM's settings: one model, the same key, no log."""
     parameters = {
         "model": "openai/base",
         "api_base": f"http://127.0.0.1:{port}/v1",
         "api_key": "none",
     }
-    return {"model_list": [{"model_name": "base", "litellm_params": parameters}]}
+    return {
+        "model_list": [{"model_name": "base", "litellm_params": parameters}],
+        "general_settings": {"master_key": key},
+    }
 
 
 def free_port() -> int:
@@ -397,12 +400,20 @@ async def soak(places: Arms, _: float, requests: int) -> None:
     click.echo(
         f"  {requests} requests in {took:.0f} s; memory {marks[0]:.0f} to {marks[-1]:.0f} MB"
     )
-    warm = marks[len(marks) // 4 :]
-    growth = (warm[-1] - warm[0]) / max(1, len(warm) - 1) * 20_000 / requests
+    click.echo(f"  {', '.join(f'{mark:.0f}' for mark in marks)} MB on the way")
+    growth = slope(marks[len(marks) // 4 :]) * 20_000 / requests
     click.echo(Bar("growth of memory a thousand requests, MB", most=1).line(growth))
     files = sum(1 for path in (places.data / "uploads").iterdir())
     click.echo(Bar("files that are left", most=0).line(files))
     click.echo(Bar("sockets to the server that are open", most=64).line(sockets(places)))
+
+
+def slope(values: list[float]) -> float:
+    """Least-squares growth of a value from one place to the next."""
+    middle = (len(values) - 1) / 2
+    mean = sum(values) / len(values)
+    spread = sum((at - middle) ** 2 for at in range(len(values)))
+    return sum((at - middle) * (value - mean) for at, value in enumerate(values)) / spread
 
 
 def sockets(places: Arms) -> int:
