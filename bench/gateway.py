@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Bar:
     help="LiteLLM's program, in an environment of its own; its proxy is measured beside.",
 )
 @click.option("--requests", default=20_000, show_default=True, help="Requests of the soak.")
-def main(only: tuple[str, ...], seconds: float, requests: int, litellm: Path | None) -> None:
+def gateway(only: tuple[str, ...], seconds: float, requests: int, litellm: Path | None) -> None:
     """Measure the gateway against its bars on this machine."""
     with tempfile.TemporaryDirectory() as folder, arms(Path(folder), litellm) as places:
         for part in only or PARTS:
@@ -227,7 +227,7 @@ async def streams(
     return [1000 * each for each in delays], [1000 * each for each in firsts]
 
 
-async def chunks(places: Arms, seconds: float, _: int) -> None:
+async def chunks(places: Arms, seconds: float, __: int) -> None:
     """Delay that is added to chunks at 64 streams; the arms take turns, for 3 s each."""
     found: dict[str, list[float]] = {name: [] for name in places}
     used = 0.0
@@ -251,7 +251,7 @@ async def chunks(places: Arms, seconds: float, _: int) -> None:
             click.echo(Bar(title, most=bar).line(value))
 
 
-async def first_token(places: Arms, seconds: float, _: int) -> None:
+async def first_token(places: Arms, seconds: float, __: int) -> None:
     """Time that is added to the first token at 32 streams; arms take turns."""
     found: dict[str, list[float]] = {name: [] for name in places}
     for _round in range(max(3, int(seconds))):
@@ -440,7 +440,7 @@ CONTRACT = """{
   "trains_vision": false, "adapter_sha256": "-"
 }"""
 
-RUNS: dict[str, Callable[[Arms, float, int], Awaitable[None]]] = {
+RUNS: dict[str, Callable[[Arms, float, int], Coroutine[Any, Any, None]]] = {
     "chunks": chunks,
     "first-token": first_token,
     "images": images,
@@ -449,4 +449,4 @@ RUNS: dict[str, Callable[[Arms, float, int], Awaitable[None]]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    gateway()
