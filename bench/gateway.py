@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Bar:
     help="LiteLLM's program, in an environment of its own; its proxy is measured beside.",
 )
 @click.option("--requests", default=20_000, show_default=True, help="Requests of the soak.")
-def main(only: tuple[str, ...], seconds: float, requests: int, litellm: Path | None) -> None:
+def gateway(only: tuple[str, ...], seconds: float, requests: int, litellm: Path | None) -> None:
     """Measure the gateway against its bars on this machine."""
     with tempfile.TemporaryDirectory() as folder, arms(Path(folder), litellm) as places:
         for part in only or PARTS:
@@ -101,7 +101,7 @@ def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
     }
     ports = {"direct": stub, "gateway": door}
     if litellm:
-        (folder / "litellm.json").write_text(json.dumps(proxied(stub)))
+        (folder / "litellm.json").write_text(json.dumps(proxied(stub, key)))
         commands["litellm"] = [str(litellm), "--config", str(folder / "litellm.json")]
         commands["litellm"] += ["--host", "127.0.0.1", "--port", str(proxy)]
         ports["litellm"] = proxy
@@ -139,14 +139,17 @@ def new_key() -> tuple[str, dict[str, Any]]:
     return key, json.loads(entry)
 
 
-def proxied(port: int) -> dict[str, Any]:
-    """LiteLLM's settings: one model, no key, no log."""
+def proxied(port: int, key: str) -> dict[str, Any]:
+    """LiteLLM's settings: one model, the same key, no log."""
     parameters = {
         "model": "openai/base",
         "api_base": f"http://127.0.0.1:{port}/v1",
         "api_key": "none",
     }
-    return {"model_list": [{"model_name": "base", "litellm_params": parameters}]}
+    return {
+        "model_list": [{"model_name": "base", "litellm_params": parameters}],
+        "general_settings": {"master_key": key},
+    }
 
 
 def free_port() -> int:
@@ -224,7 +227,7 @@ async def streams(
     return [1000 * each for each in delays], [1000 * each for each in firsts]
 
 
-async def chunks(places: Arms, seconds: float, _: int) -> None:
+async def chunks(places: Arms, seconds: float, __: int) -> None:
     """Delay that is added to chunks at 64 streams; the arms take turns, for 3 s each."""
     found: dict[str, list[float]] = {name: [] for name in places}
     used = 0.0
@@ -248,7 +251,7 @@ async def chunks(places: Arms, seconds: float, _: int) -> None:
             click.echo(Bar(title, most=bar).line(value))
 
 
-async def first_token(places: Arms, seconds: float, _: int) -> None:
+async def first_token(places: Arms, seconds: float, __: int) -> None:
     """Time that is added to the first token at 32 streams; arms take turns."""
     found: dict[str, list[float]] = {name: [] for name in places}
     for _round in range(max(3, int(seconds))):
@@ -397,12 +400,20 @@ async def soak(places: Arms, _: float, requests: int) -> None:
     click.echo(
         f"  {requests} requests in {took:.0f} s; memory {marks[0]:.0f} to {marks[-1]:.0f} MB"
     )
-    warm = marks[len(marks) // 4 :]
-    growth = (warm[-1] - warm[0]) / max(1, len(warm) - 1) * 20_000 / requests
+    click.echo(f"  {', '.join(f'{mark:.0f}' for mark in marks)} MB on the way")
+    growth = slope(marks[len(marks) // 4 :]) * 20_000 / requests
     click.echo(Bar("growth of memory a thousand requests, MB", most=1).line(growth))
     files = sum(1 for path in (places.data / "uploads").iterdir())
     click.echo(Bar("files that are left", most=0).line(files))
     click.echo(Bar("sockets to the server that are open", most=64).line(sockets(places)))
+
+
+def slope(values: list[float]) -> float:
+    """Least-squares growth of a value from one place to the next."""
+    middle = (len(values) - 1) / 2
+    mean = sum(values) / len(values)
+    spread = sum((at - middle) ** 2 for at in range(len(values)))
+    return sum((at - middle) * (value - mean) for at, value in enumerate(values)) / spread
 
 
 def sockets(places: Arms) -> int:
@@ -429,7 +440,7 @@ CONTRACT = """{
   "trains_vision": false, "adapter_sha256": "-"
 }"""
 
-RUNS: dict[str, Callable[[Arms, float, int], Awaitable[None]]] = {
+RUNS: dict[str, Callable[[Arms, float, int], Coroutine[Any, Any, None]]] = {
     "chunks": chunks,
     "first-token": first_token,
     "images": images,
@@ -438,4 +449,4 @@ RUNS: dict[str, Callable[[Arms, float, int], Awaitable[None]]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    gateway()

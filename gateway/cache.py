@@ -7,6 +7,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
+from gateway.limits import REDIS_S
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.served import Model
@@ -30,7 +31,11 @@ class Cache:
         if self.room and settings.redis_url:
             from redis.asyncio import Redis
 
-            self.redis = Redis.from_url(settings.redis_url.get_secret_value())
+            self.redis = Redis.from_url(
+                settings.redis_url.get_secret_value(),
+                socket_timeout=REDIS_S,
+                socket_connect_timeout=REDIS_S,
+            )
 
     def key(self, model: Model, body: dict[str, Any], content: bytes) -> str | None:
         """The request's key; None when its answer is not to be kept."""

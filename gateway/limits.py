@@ -22,6 +22,9 @@ from gateway.metrics import Metrics
 from gateway.settings import Settings
 from loraline.errors import UserError
 
+REDIS_S = 1
+"""Seconds that Redis may take before a replica counts on its own."""
+
 
 class Rates:
     """Requests and tokens of each caller, in this process or, with Redis, of all replicas.
@@ -95,7 +98,12 @@ def redis(settings: Settings) -> Storage:
     assert settings.redis_url is not None
     url = settings.redis_url.get_secret_value()
     try:
-        storage = storage_from_string(f"async+{url}", implementation="redispy")
+        storage = storage_from_string(
+            f"async+{url}",
+            implementation="redispy",
+            socket_timeout=REDIS_S,
+            socket_connect_timeout=REDIS_S,
+        )
     except (ConfigurationError, ValueError) as error:
         raise UserError("GATEWAY_REDIS_URL is no address like redis://host:6379/0") from error
     assert isinstance(storage, Storage)

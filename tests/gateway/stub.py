@@ -45,7 +45,9 @@ class Stub:
         self.delay = 0.0
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.running = 0
+        self.active: set[object] = set()
+        """Requests of this test; those that an earlier one left are in a set of their own."""
+
         self.most_running = 0
         self.finish_reason = "stop"
         self.stamped = False
@@ -53,6 +55,10 @@ class Stub:
 
         self.failures_left = 0
         """Requests that fail before the rest is served; for faults that pass."""
+
+    @property
+    def running(self) -> int:
+        return len(self.active)
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**28)
@@ -76,12 +82,13 @@ class Stub:
         body = json.loads(content)
         self.requests.append(body)
         self.headers.append(dict(request.headers))
-        self.running += 1
+        active, asked = self.active, object()
+        active.add(asked)
         self.most_running = max(self.most_running, self.running)
         try:
             return await self.answer(request, body)
         finally:
-            self.running -= 1
+            active.discard(asked)
 
     async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         fault = self.fault

@@ -160,9 +160,12 @@ def test_no_address_is_fetched(vision, stub, url) -> None:
     assert not stub.requests
 
 
-def test_base64_with_foreign_characters_is_refused(vision, png) -> None:
+@pytest.mark.parametrize("foreign", ["\n", "!", " ", "<script>"])
+def test_base64_with_foreign_characters_is_refused(vision, png, foreign) -> None:
+    """Also where a lenient reader would see the image: vLLM is another reader."""
     part = image(png)
-    part["image_url"]["url"] += "\n<script>"
+    url = part["image_url"]["url"]
+    part["image_url"]["url"] = url[:60] + foreign + url[60:]
     assert post(vision, content=[part]).json()["error"]["code"] == "base64"
 
 

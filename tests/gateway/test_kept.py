@@ -14,7 +14,7 @@ from gateway.store import Store
 from tests.gateway.conftest import ask_chat, picture, started
 from tests.gateway.test_faults import until
 
-EVIL = '=cmd|"/c calc"!A1 <img src=http://x/y onerror=alert(1)> ```\n# no heading'
+EVIL = '=cmd|"/c calc"!A1 <img src=http://x/y onerror=alert(1)>\n```\n# no heading'
 
 
 @pytest.fixture
@@ -243,6 +243,21 @@ def test_so_many_files_and_jobs_and_no_more(start, stub, png, monkeypatch) -> No
         assert gateway.client.post("/jobs", files=files).json()["code"] == "jobs"
 
 
+def test_no_name_leads_to_another_callers_folder(tmp_path) -> None:
+    from gateway.errors import Problem
+    from gateway.keys import Caller
+
+    store = Store(tmp_path, "session.json")
+    alice, bob = (Caller(name, "1/second", 1, 1) for name in ("alice", "bob"))
+    folder = store.create(alice, {})
+    store.create(bob, {})
+    assert store.folder(alice, folder.name) == folder
+    for name in (folder.name, f"../{store.owner(alice).name}/{folder.name}", "..", ""):
+        with pytest.raises(Problem) as refused:
+            store.folder(bob, name)
+        assert refused.value.status == 404
+
+
 def test_what_has_been_kept_long_enough_is_swept(tmp_path) -> None:
     import os
 
@@ -293,6 +308,13 @@ def test_any_other_is_asked_anew(caching, stub, change) -> None:
     ask_chat(caching, temperature=0)
     ask_chat(caching, **change)
     assert len(stub.requests) == 2
+
+
+def test_what_is_not_greedy_is_never_kept(caching, stub) -> None:
+    for _ in range(2):
+        ask_chat(caching, temperature=0.7)
+        ask_chat(caching)
+    assert len(stub.requests) == 4
 
 
 def test_a_new_version_of_the_model_is_asked_anew(caching, stub) -> None:

@@ -30,12 +30,13 @@ TEMPLATE = (
     "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% else %}"
     "<|vision_start|><|image_pad|><|vision_end|>{% endif %}{% endfor %}{% endif %}{% endfor %}"
 )
-FAMILIES = {
-    "Qwen2VLForConditionalGeneration": "qwen2-vl",
-    "Qwen2_5_VLForConditionalGeneration": "qwen2.5-vl",
-    "Qwen3VLForConditionalGeneration": "qwen3-vl",
-    "MistralForCausalLM": "text",
+ARCHITECTURES = {
+    "qwen2-vl": "Qwen2VLForConditionalGeneration",
+    "qwen2.5-vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3-vl": "Qwen3VLForConditionalGeneration",
+    "mistral": "MistralForCausalLM",
 }
+"""By the names of the tiny bases."""
 
 
 def executable() -> str | None:
@@ -43,13 +44,13 @@ def executable() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("vllm")
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def behind(request, tiny_base, tmp_path_factory, start):
     """vLLM with a tiny base, and a gateway before it that knows its contract."""
     if executable() is None:
         pytest.skip("vllm is not installed")
-    architecture = request.param
-    vision = architecture != "MistralForCausalLM"
+    base = request.param
+    vision = base != "mistral"
     folder = tmp_path_factory.mktemp("vllm")
     (folder / "template.jinja").write_text(TEMPLATE)
     with socket.socket() as probe:
@@ -65,7 +66,7 @@ def behind(request, tiny_base, tmp_path_factory, start):
         args += ["--mm-processor-kwargs", json.dumps(size)]
     log = (folder / "log").open("w")
     server = subprocess.Popen(
-        [executable(), "serve", str(tiny_base(architecture)), *args],
+        [executable(), "serve", str(tiny_base(base)), *args],
         env=os.environ | {"TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"},
         stdout=log,
         stderr=log,
@@ -73,7 +74,7 @@ def behind(request, tiny_base, tmp_path_factory, start):
     )
     url = f"http://127.0.0.1:{port}"
     contract = (CONTRACT if vision else TEXT) | {
-        "architecture": architecture,
+        "architecture": ARCHITECTURES[base],
         "min_pixels": 4704 if vision else None,
         "max_pixels": 9408 if vision else None,
         "max_new_tokens": 24,

@@ -58,6 +58,11 @@ def test_the_answer_has_the_documented_shape(vision, png) -> None:
     }
 
 
+def test_an_answer_stands_without_the_space_around_it_as_it_was_measured(vision, stub, png):
+    stub.tokens = ["\n one", " two \n"]
+    assert ask(vision, png).json()["predictions"][0]["caption"] == "one two"
+
+
 def test_each_image_has_a_prediction_in_order(vision, stub, png) -> None:
     answer = ask(vision, png, picture("JPEG"), picture("WEBP")).json()
     assert [each["image_index"] for each in answer["predictions"]] == [0, 1, 2]

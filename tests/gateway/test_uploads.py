@@ -50,6 +50,12 @@ def test_limits_are_told_with_their_number(start, stub) -> None:
         assert (large.status_code, large.json()["code"]) == (413, "image_too_large")
         larger = ask(gateway, b"\x89PNG\r\n\x1a\n" + b"x" * 200_000)
         assert (larger.status_code, larger.json()["limit_bytes"]) == (413, 104857)
+        unsaid = gateway.client.post(
+            "/predict",
+            content=(b"x" * 10_000 for _ in range(20)),
+            headers={"content-type": "multipart/form-data; boundary=x"},
+        )
+        assert (unsaid.status_code, unsaid.json()["code"]) == (413, "body_too_large")
         pixels = ask(gateway, picture("JPEG", (200, 100), quality=5))
         assert (pixels.status_code, pixels.json()["limit"]) == (422, 10_000)
 

@@ -1,0 +1,73 @@
+"""Replicas that share a Redis count together; without it each goes on by itself."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import suppress
+
+import pytest
+
+from tests.gateway.conftest import ask_chat
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("redis-server") is None, reason="redis-server is not installed"
+)
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A real server on loopback; the test may end it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    server = subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
+    for _ in range(200):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.02)
+    server.url = f"redis://127.0.0.1:{port}/0"
+    yield server
+    server.kill()
+    server.wait()
+
+
+def test_rates_are_those_of_all_replicas(start, stub, redis) -> None:
+    with (
+        start(rate="3/minute", redis_url=redis.url) as one,
+        start(rate="3/minute", redis_url=redis.url) as other,
+    ):
+        statuses = [ask_chat(door).status_code for door in (one, other, one, other)]
+    assert statuses == [200, 200, 200, 429]
+
+
+def test_tokens_are_too(start, stub, redis) -> None:
+    with (
+        start(tokens_per_minute=15, redis_url=redis.url) as one,
+        start(tokens_per_minute=15, redis_url=redis.url) as other,
+    ):
+        statuses = [ask_chat(door).status_code for door in (one, other, one)]
+    assert statuses == [200, 200, 429]
+
+
+def test_an_answer_of_one_replica_is_the_others_too(start, stub, redis) -> None:
+    with (
+        start(cache_mb=1, redis_url=redis.url) as one,
+        start(cache_mb=1, redis_url=redis.url) as other,
+    ):
+        first = ask_chat(one, temperature=0)
+        second = ask_chat(other, temperature=0)
+    assert first.content == second.content
+    assert len(stub.requests) == 1
+
+
+def test_without_redis_each_replica_counts_on_its_own(start, stub, redis) -> None:
+    with start(rate="2/minute", cache_mb=1, redis_url=redis.url) as door:
+        assert ask_chat(door, temperature=0).status_code == 200
+        redis.kill()
+        redis.wait()
+        statuses = [ask_chat(door, temperature=0).status_code for _ in range(3)]
+    assert statuses == [200, 200, 429]
