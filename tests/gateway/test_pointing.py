@@ -82,7 +82,7 @@ def box_of(answer: dict[str, Any], kind: str = "box_pixels") -> tuple[float, ...
 
 
 def test_nine_of_ten_boxes_are_where_the_shape_is(pointing: Any) -> None:
-    scenes = list(itertools.islice(make_shapes.scenes(99, make_shapes.OF_BASE), 200))
+    scenes = list(itertools.islice(make_shapes.scenes(99), 200))
 
     def overlap(numbered: tuple[int, make_shapes.Scene]) -> float:
         number, scene = numbered
@@ -98,7 +98,7 @@ def test_nine_of_ten_boxes_are_where_the_shape_is(pointing: Any) -> None:
 
 
 def test_a_picture_of_three_sizes_has_the_same_box(pointing: Any) -> None:
-    for scene in itertools.islice(make_shapes.scenes(98, make_shapes.OF_BASE), 10):
+    for scene in itertools.islice(make_shapes.scenes(98), 10):
         name, found = scene.shapes[0].name, []
         for size in ((112, 84), (336, 252), (1000, 750)):
             large = make_shapes.draw(make_shapes.Scene(scene.shapes, 9.0))
@@ -111,7 +111,7 @@ def test_a_picture_of_three_sizes_has_the_same_box(pointing: Any) -> None:
 
 
 def test_the_overlay_is_drawn_where_the_box_is(pointing: Any) -> None:
-    scene = next(make_shapes.scenes(97, make_shapes.OF_BASE))
+    scene = next(make_shapes.scenes(97))
     content = stored(make_shapes.draw(scene), 6)
     answer = ask(pointing, content, scene.shapes[0].name, overlay="svg")
     left, top, right, bottom = box_of(answer)
