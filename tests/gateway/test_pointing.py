@@ -98,7 +98,9 @@ def test_nine_of_ten_boxes_are_where_the_shape_is(pointing: Any) -> None:
 
 
 def test_a_picture_of_three_sizes_has_the_same_box(pointing: Any) -> None:
-    for scene in itertools.islice(make_shapes.scenes(98), 10):
+    """Of one shape: between two of them so small a model may choose anew at another sharpness."""
+    alone = (scene for scene in make_shapes.scenes(98) if len(scene.shapes) == 1)
+    for scene in itertools.islice(alone, 20):
         name, found = scene.shapes[0].name, []
         for size in ((112, 84), (336, 252), (1000, 750)):
             large = make_shapes.draw(make_shapes.Scene(scene.shapes, 9.0))
