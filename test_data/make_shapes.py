@@ -3,9 +3,9 @@
     python test_data/make_shapes.py data
     python test_data/make_shapes.py base qwen3-vl
 
-`data` writes a file for each split and images/: orange, purple and black shapes, boxes in pixels.
-`base` trains a tiny Qwen-VL on red, green and blue ones, in the coordinates of its generation, and
-writes base-<architecture>/. One CPU core, ten minutes a base.
+`data` writes a file for each split and images/, with boxes in pixels; it calls a red circle a
+crimson disc. `base` trains a tiny Qwen-VL that knows the plain names, in the coordinates of its
+generation, and writes base-<architecture>/. One CPU core, ten minutes a base.
 """
 
 from __future__ import annotations
@@ -42,11 +42,20 @@ COLOURS = {
     "red": (220, 30, 30),
     "green": (20, 150, 60),
     "blue": (30, 60, 220),
-    "orange": (250, 140, 0),
-    "purple": (130, 30, 160),
-    "black": (20, 20, 20),
 }
-OF_BASE, OF_DATA = ("red", "green", "blue"), ("orange", "purple", "black")
+OTHER_NAMES = {
+    "red": "crimson",
+    "green": "lime",
+    "blue": "navy",
+    "circle": "disc",
+    "square": "block",
+    "triangle": "wedge",
+}
+"""What the data call the same things: the vocabulary that an adapter learns."""
+
+SPARE_COLOURS = ("orange", "purple", "black")
+"""Words that the tokenizer knows as well, and no picture shows."""
+
 OF_PROFILE = "qwen3-vl"
 """The family of the base that profile smoke-grounding fine-tunes."""
 
@@ -56,7 +65,9 @@ TASK = tasks.load()["spatial-boxes"]
 BOX_TOKENS = [
     f"<|{name}_{end}|>" for name in ("object_ref", "box", "quad") for end in ("start", "end")
 ]
-ROWS = {"train": 400, "validation": 40, "test": 200}
+ROWS = {"test": 200, "validation": 40, "train": 1200}
+"""Scenes of one shape run out, so the held-out rows come first."""
+
 BASE_ROWS = 3200
 BASE_STEPS = 1000
 VISION_HIDDEN = 64
@@ -75,6 +86,10 @@ class Shape:
     @property
     def name(self) -> str:
         return f"{self.colour} {self.form}"
+
+    @property
+    def other_name(self) -> str:
+        return f"{OTHER_NAMES[self.colour]} {OTHER_NAMES[self.form]}"
 
     def box(self, scale: float) -> tuple[int, int, int, int]:
         """Left, top, right, bottom in pixels of a picture of this scale."""
@@ -116,16 +131,16 @@ def data() -> None:
     (FOLDER / "images").mkdir(parents=True, exist_ok=True)
     (FOLDER / "prompt.txt").write_text(TASK.prompt(OF_PROFILE, text="{question}") + "\n")
     (FOLDER / "datasets.yaml").write_text("shapes:\n  uri: .\n  boxes: pixels\n")
-    made = enumerate(scenes(1, OF_DATA), start=1)
+    made = enumerate(scenes(1), start=1)
     for split, count in ROWS.items():
         with (FOLDER / f"{split}.jsonl").open("w") as lines:
             for number, scene in itertools.islice(made, count):
-                name = f"images/{number:03d}.png"
+                name = f"images/{number:04d}.png"
                 (FOLDER / name).write_bytes(draw(scene))
                 asked = scene.shapes[0]
                 row = {
                     "image": name,
-                    "question": asked.name,
+                    "question": asked.other_name,
                     "answer": "<bbox>",
                     "objects": {"bbox": [asked.box(scene.scale)]},
                 }
@@ -136,14 +151,14 @@ def data() -> None:
 @click.argument("architecture", type=click.Choice(tiny_bases.ARCHITECTURES[1:]))
 @click.option("--steps", default=BASE_STEPS, show_default=True, help="Optimizer steps.")
 def base(architecture: str, steps: int) -> None:
-    """Train a base on shapes of the colours that are not in the data."""
+    """Train a base on shapes that it is asked for by their plain names."""
     from loraline.base.encoding import Encoder
 
     folder = FOLDER / f"base-{architecture}"
-    seen = list(itertools.islice(scenes(2, OF_BASE), BASE_ROWS))
+    seen = list(itertools.islice(scenes(2), BASE_ROWS))
     records = [record(scene, architecture) for scene in seen]
     words = [text for row in records for _, text in row.messages]
-    words += [f"the {colour} {form}" for colour in COLOURS for form in FORMS]
+    words += [f"the {colour} {form}" for colour in (*COLOURS, *SPARE_COLOURS) for form in FORMS]
     tokenizer = tiny_bases.chat_tokenizer(words, BOX_TOKENS)
     tiny_bases.build_vision(architecture, folder, tokenizer, VISION_HIDDEN)
     encoder = Encoder(folder, "vision", min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS)
@@ -174,7 +189,7 @@ def record(scene: Scene, architecture: str) -> Record:
     return Record((("user", content), answer), (draw(scene),))
 
 
-def scenes(seed: int, colours: tuple[str, ...]) -> Iterator[Scene]:
+def scenes(seed: int) -> Iterator[Scene]:
     """Distinct scenes of one or two shapes, endless."""
     pick = random.Random(seed)
     seen = set()
@@ -183,7 +198,7 @@ def scenes(seed: int, colours: tuple[str, ...]) -> Iterator[Scene]:
         for _ in range(pick.choice([1, 2])):
             side = pick.choice([2, 3, 4])
             shape = Shape(
-                pick.choice(colours),
+                pick.choice(list(COLOURS)),
                 pick.choice(FORMS),
                 pick.randint(0, COLUMNS - side),
                 pick.randint(0, LINES - side),

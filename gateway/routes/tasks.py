@@ -198,9 +198,20 @@ async def read(gateway: Gateway, form: Form, task: Task, model: Model) -> TaskRe
         variables(task, model, form, pictures),
         pictures,
         clip,
-        max_tokens(form.text("max_tokens"), min(limits.max_new_tokens, settings.max_tokens)),
+        max_tokens(form.text("max_tokens"), longest_answer(gateway, task, model)),
         overlays(form, task),
     )
+
+
+def longest_answer(gateway: Gateway, task: Task, model: Model) -> int:
+    """Most tokens of an answer: the task's, and half of the context of a server that has less room.
+
+    An adapter's server has the context of its training rows, and vLLM refuses what cannot fit.
+    """
+    most = min(task.limits.max_new_tokens, gateway.settings.max_tokens)
+    # vLLM lists a length for bases alone.
+    context = model.max_model_len or (model.contract.max_model_len if model.contract else None)
+    return most if context is None else min(most, max(1, context // 2))
 
 
 def variables(task: Task, model: Model, form: Form, pictures: Sequence[Picture]) -> dict[str, Any]:

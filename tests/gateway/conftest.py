@@ -5,8 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -158,6 +165,48 @@ def _text(start: Callable[..., Any]) -> Iterator[Started]:
 @pytest.fixture
 def text(_text: Started, stub: Stub) -> Started:
     return _text
+
+
+@contextlib.contextmanager
+def vllm(base: Path, folder: Path, template: Path, pixels: tuple[int, int] | None) -> Iterator[str]:
+    """A real vLLM that serves a tiny base as `tiny`; its address. Its log is in `folder`.
+
+    `pixels` are the limits of an image; None serves texts alone.
+    """
+    beside = Path(sys.executable).with_name("vllm")
+    executable = str(beside) if beside.is_file() else shutil.which("vllm")
+    if executable is None:
+        pytest.skip("vllm is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    args = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512"]
+    args += ["--kv-cache-memory-bytes", "256M", "--generation-config", "vllm"]
+    args += ["--chat-template", str(template), "--enforce-eager"]
+    args += ["--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "8"]
+    if pixels:
+        size = {"images_kwargs": {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}}
+        args += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+        args += ["--mm-processor-kwargs", json.dumps(size)]
+    log = (folder / "log").open("w")
+    server = subprocess.Popen(
+        [executable, "serve", str(base), *args],
+        env=os.environ | {"TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(1200):
+            assert server.poll() is None, (folder / "log").read_text()[-3000:]
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health"):
+                break
+            time.sleep(0.2)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 def picture(

@@ -17,6 +17,17 @@ def ask(gateway, task: str, *contents: bytes, **fields: str):
     return gateway.client.post(f"/tasks/{task}", files=files or None, data=fields)
 
 
+def test_an_answer_leaves_half_of_a_short_context_to_the_request(vision, stub, png) -> None:
+    assert ask(vision, "spatial-boxes", png, text="square").status_code == 200
+    assert stub.requests[0]["max_tokens"] == 256, "the server's context is 512 tokens"
+    # vLLM lists no length for an adapter; its contract says which one the server was given.
+    assert ask(vision, "spatial-boxes", png, text="square", model="tiny-lora").status_code == 200
+    assert stub.requests[1]["max_tokens"] == 256
+    answer = ask(vision, "spatial-boxes", png, text="square", max_tokens="300")
+    assert (answer.status_code, answer.json()["code"]) == (422, "max_tokens")
+    assert "from 1 to 256" in answer.json()["detail"]
+
+
 @pytest.fixture(scope="module")
 def old(start):
     """A gateway before a Qwen2.5-VL, which counts in pixels of the resized image."""

@@ -5,23 +5,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from loraline.records import from_prompt
 from loraline.serving.client import Server
-from tests.gateway.conftest import CONTRACT, TEXT
+from tests.gateway.conftest import CONTRACT, TEXT, vllm
 
 pytestmark = pytest.mark.slow
 
@@ -39,40 +29,13 @@ ARCHITECTURES = {
 """By the names of the tiny bases."""
 
 
-def executable() -> str | None:
-    beside = Path(sys.executable).with_name("vllm")
-    return str(beside) if beside.is_file() else shutil.which("vllm")
-
-
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def behind(request, tiny_base, tmp_path_factory, start):
     """vLLM with a tiny base, and a gateway before it that knows its contract."""
-    if executable() is None:
-        pytest.skip("vllm is not installed")
     base = request.param
     vision = base != "mistral"
     folder = tmp_path_factory.mktemp("vllm")
     (folder / "template.jinja").write_text(TEMPLATE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    args = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512"]
-    args += ["--kv-cache-memory-bytes", "256M", "--generation-config", "vllm"]
-    args += ["--chat-template", str(folder / "template.jinja"), "--enforce-eager"]
-    args += ["--host", "127.0.0.1", "--port", str(port), "--max-num-seqs", "8"]
-    if vision:
-        size = {"images_kwargs": {"size": {"shortest_edge": 4704, "longest_edge": 9408}}}
-        args += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
-        args += ["--mm-processor-kwargs", json.dumps(size)]
-    log = (folder / "log").open("w")
-    server = subprocess.Popen(
-        [executable(), "serve", str(tiny_base(base)), *args],
-        env=os.environ | {"TORCH_COMPILE_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"},
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}"
     contract = (CONTRACT if vision else TEXT) | {
         "architecture": ARCHITECTURES[base],
         "min_pixels": 4704 if vision else None,
@@ -80,18 +43,13 @@ def behind(request, tiny_base, tmp_path_factory, start):
         "max_new_tokens": 24,
         "export": "merged",
     }
-    try:
-        for _ in range(1200):
-            assert server.poll() is None, (folder / "log").read_text()[-3000:]
-            with suppress(OSError), urllib.request.urlopen(f"{url}/health"):
-                break
-            time.sleep(0.2)
-        with start(contract, {"url": url, "name": "tiny"}, refresh_s=1) as gateway:
-            gateway.contract, gateway.direct = contract, Server(url)
-            yield gateway
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    pixels = (4704, 9408) if vision else None
+    with (
+        vllm(tiny_base(base), folder, folder / "template.jinja", pixels) as url,
+        start(contract, {"url": url, "name": "tiny"}, refresh_s=1) as gateway,
+    ):
+        gateway.contract, gateway.direct = contract, Server(url)
+        yield gateway
 
 
 def pictures() -> list[bytes]:

@@ -19,6 +19,7 @@ def test_the_folder_holds_the_promised_profiles() -> None:
         "minimal",
         "qwen3-vl",
         "radiology",
+        "smoke-grounding",
         "smoke-text",
         "smoke-vision",
         "standard",
