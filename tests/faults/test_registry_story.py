@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -96,7 +96,6 @@ class Registry(RuleBasedStateMachine):
     base: Path
     database: Path
     stores = 0
-    trained = Bundle("trained")
 
     @initialize()
     def begin(self) -> None:
@@ -111,6 +110,9 @@ class Registry(RuleBasedStateMachine):
         self.wire = Wire()
         self.words: dict[str, str] = {}
         """The last verdict by training run: the last gate run that has one."""
+        self.trained = [self.train(), self.train()]
+        for train_run in self.trained:
+            self.judge(train_run, True, [])
 
     def teardown(self) -> None:
         while mlflow.active_run():
@@ -118,20 +120,30 @@ class Registry(RuleBasedStateMachine):
         if hasattr(self, "patch"):
             self.patch.undo()
 
-    @rule(target=trained)
     def train(self) -> str:
         with runs.open_run("train_qlora", name="t", fingerprint="t") as run:
             self.client.set_tag(run.info.run_id, names.NOTE, "card")
             model = mlflow.initialize_logged_model(name="adapter", source_run_id=run.info.run_id)
             mlflow.finalize_logged_model(model.model_id, "READY")
             self.client.set_tag(run.info.run_id, names.MODEL_ID, model.model_id)
+            self.client.set_tag(run.info.run_id, names.ADAPTER_DIGEST, "a" * 64)
         return str(run.info.run_id)
 
-    FAULTS = st.lists(
-        st.sampled_from(["none", "none", "none", "repeated", "late", "lost"]), max_size=24
+    # Mostly one write goes wrong: an operation that is cut early says little.
+    FAULTS = st.one_of(
+        st.just([]),
+        st.builds(
+            lambda before, fault: ["none"] * before + [fault],
+            st.integers(0, 20),
+            st.sampled_from(["lost", "lost", "late", "repeated"]),
+        ),
+        st.lists(st.sampled_from(["none", "repeated", "late", "lost"]), max_size=20),
     )
 
-    @rule(train_run=trained, passed=st.booleans(), faults=FAULTS)
+    @rule(number=st.integers(0, 1), passed=st.booleans(), faults=FAULTS)
+    def gate_runs(self, number: int, passed: bool, faults: list[str]) -> None:
+        self.judge(self.trained[number], passed, faults)
+
     def judge(self, train_run: str, passed: bool, faults: list[str]) -> None:
         train = self.client.get_run(train_run)
         verdicts = [Verdict("rule", 1, "at most", 1 if passed else 0, passed)]
@@ -147,7 +159,7 @@ class Registry(RuleBasedStateMachine):
                 ) as run,
             ):
                 self.gate.tag_runs(self.client, verdicts, result, run, train)
-                self.gate.register(self.client, MODEL, verdicts, result, run, train)
+                self.gate.register(self.client, MODEL, verdicts, result, run, train, None)
         except AnswerLost:
             pass
         finally:
@@ -183,6 +195,16 @@ class Registry(RuleBasedStateMachine):
             request()
         self.forget_lock()
 
+    @invariant()
+    def a_rejected_candidate_could_not_be_promoted(self) -> None:
+        if not hasattr(self, "words"):
+            return
+        candidate = registry.version_of(self.client, MODEL, registry.CANDIDATE)
+        if candidate is None or self.words[candidate.run_id] == "passed":
+            return
+        with pytest.raises(UserError):
+            registry.gate_run_of(self.client, candidate)
+
     def forget_lock(self) -> None:
         """A lock whose unlocking was lost would be waited for."""
         for found in self.client.search_registered_models(f"name LIKE '{MODEL}.lock%'"):
@@ -201,11 +223,33 @@ def test_what_the_last_gate_rejected_is_not_promoted(
         Registry,
         settings=settings(
             max_examples=examples,
-            stateful_step_count=10,
+            stateful_step_count=20,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_rejection_that_is_cut_at_any_write_counts(
+    tmp_path: Path, empty_store: Path, script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Registry.gate = script("steps/quality_gate.py")
+    Registry.base = tmp_path
+    Registry.database = empty_store
+    machine = Registry()
+    machine.begin()
+    try:
+        run = machine.trained[0]
+        rejected = 0
+        for before in range(16):
+            machine.judge(run, True, [])
+            machine.judge(run, False, ["none"] * before + ["lost"])
+            rejected += machine.words[run] == "failed"
+            machine.promote(faults=[], rollback=False)
+        assert rejected > 8
+    finally:
+        machine.teardown()
 
 
 def twice(create: Callable[..., Any]) -> Callable[..., Any]:
