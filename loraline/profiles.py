@@ -80,6 +80,19 @@ class Split(Strict):
     """For evaluation and the gate."""
 
 
+class Tune(Strict):
+    """Parts of a vision model that learn; for a part of null its own learning rate says it."""
+
+    vision: bool | None = None
+    """The vision tower: its blocks, or with `train: full` all of it but the mergers."""
+
+    merger: bool | None = None
+    """The mergers (the projector) between the tower and the language model."""
+
+    language: bool = True
+    """The language model."""
+
+
 class Profile(Strict):
     """One training recipe. Keys are named as in PEFT and TRL where they are passed through."""
 
@@ -126,14 +139,18 @@ class Profile(Strict):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout before the LoRA matrices."""
 
-    target_modules: Annotated[tuple[Projection, ...], Field(min_length=1)]
-    """Projections of the language model that get an adapter."""
+    target_modules: Annotated[tuple[Projection, ...], Field(min_length=1)] | None = None
+    """Projections of the language model that get an adapter; required where it learns."""
+
+    tune: Tune = Tune()
+    """Which parts of a vision model learn; by itself the language model alone."""
 
     merger_learning_rate: PositiveFloat | None = None
-    """Also adapt the vision merger (the projector), at this learning rate; null leaves it alone."""
+    """Also train the vision merger (the projector), at this learning rate; null leaves it alone,
+    or, under `tune.merger: true`, trains it at `learning_rate`."""
 
     tower_learning_rate: PositiveFloat | None = None
-    """Also adapt the blocks of the vision tower, at this learning rate; null leaves them alone."""
+    """Also train the vision tower, at this learning rate; null as for the merger."""
 
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None
     """Learning rate of B over that of A (LoRA+, arXiv 2402.12354, which proposes 16); null is 1."""
@@ -190,9 +207,26 @@ class Profile(Strict):
     """Limits that a candidate must keep."""
 
     @property
+    def trains_merger(self) -> bool:
+        if self.tune.merger is None:
+            return self.merger_learning_rate is not None
+        return self.tune.merger
+
+    @property
+    def trains_tower(self) -> bool:
+        if self.tune.vision is None:
+            return self.tower_learning_rate is not None
+        return self.tune.vision
+
+    @property
     def trains_vision(self) -> bool:
-        """Whether the vision tower or its merger is adapted."""
-        return self.merger_learning_rate is not None or self.tower_learning_rate is not None
+        """Whether the vision tower or its merger learns."""
+        return self.trains_merger or self.trains_tower
+
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        """Projections of the language model that get an adapter; none where it does not learn."""
+        return (self.target_modules or ()) if self.tune.language else ()
 
     @property
     def ranks(self) -> int:
@@ -221,6 +255,23 @@ class Profile(Strict):
         return self
 
     @model_validator(mode="after")
+    def something_learns(self) -> Self:
+        if self.tune.language and self.target_modules is None:
+            raise ValueError("key 'target_modules' is missing")
+        if not (self.tune.language or self.trains_vision):
+            raise ValueError(
+                "tune leaves nothing to learn: language is false, and so are vision and merger; "
+                "set one of them to true"
+            )
+        for part, key in (("merger", "merger_learning_rate"), ("vision", "tower_learning_rate")):
+            if getattr(self.tune, part) is False and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} is a rate for what tune.{part}: false leaves alone; leave one of them "
+                    "out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def named_like_no_lock(self) -> Self:
         if self.registered_model.endswith(".lock"):
             raise ValueError(
@@ -233,10 +284,10 @@ class Profile(Strict):
     def pixels_belong_to_vision(self) -> Self:
         limits = (self.min_pixels, self.max_pixels)
         if self.modality == "text":
-            if limits != (None, None) or self.trains_vision:
+            if limits != (None, None) or self.trains_vision or not self.tune.language:
                 raise ValueError(
-                    "min_pixels, max_pixels, merger_learning_rate and tower_learning_rate need "
-                    "modality: vision"
+                    "min_pixels, max_pixels, merger_learning_rate, tower_learning_rate and tune "
+                    "need modality: vision"
                 )
         elif self.min_pixels is None or self.max_pixels is None:
             raise ValueError("modality: vision needs min_pixels and max_pixels")
@@ -368,7 +419,7 @@ def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[st
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            blocks: dict[str, type[Strict]] = {"gate": Gate, "split": Split}
+            blocks: dict[str, type[Strict]] = {"gate": Gate, "split": Split, "tune": Tune}
             keys = blocks.get(key.partition(".")[0], model) if "." in key else model
             accepted = ", ".join(sorted(keys.model_fields))
             clauses.append(f"unknown key {key!r} (accepted: {accepted})")

@@ -192,7 +192,7 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
             "profile": profile,
             "base_revision": base.revision,
             "data_version": version,
-            "target_modules": ",".join(recipe.target_modules),
+            "target_modules": ",".join(recipe.projections) or "none",
         }
     )
 

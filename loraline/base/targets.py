@@ -11,42 +11,41 @@ if TYPE_CHECKING:
 VISION_TOWER = "model.visual"
 """Module path of the vision tower and its merger in Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""
 
-TOWER_BLOCKS = f"{VISION_TOWER}.blocks"
-"""Module path of the tower's blocks; what else has linear layers in the tower is a merger."""
+MERGERS = (f"{VISION_TOWER}.merger", f"{VISION_TOWER}.deepstack_merger_list")
+"""Module paths of the mergers; Qwen3-VL has several."""
 
 
 def targets_of(recipe: Profile) -> str:
     """Regex over the paths of the modules that a profile adapts."""
     return target_modules(
-        recipe.modality,
-        recipe.target_modules,
-        recipe.merger_learning_rate is not None,
-        recipe.tower_learning_rate is not None,
+        recipe.modality, recipe.projections, recipe.trains_merger, recipe.trains_tower
     )
 
 
 def target_modules(
     modality: str, projections: Sequence[str], merger: bool, tower: bool = False
 ) -> str:
-    """Regex over module paths, for PEFT: the language model's projections, and what is asked for of
-    the merger and the tower's blocks.
+    """Regex over module paths, for PEFT: projections of the language model, and what is asked for
+    of the merger and the tower's blocks.
 
     Anchored at the language model because Qwen2.5-VL's vision tower has gate, up and down
     projections of the same names, and vLLM drops tower weights that it was not told of.
     """
-    language_model = r"model\.language_model" if modality == "vision" else "model"
-    names = "|".join(projections)
-    pattern = rf"{language_model}\.layers\.\d+\.(?:self_attn|mlp)\.(?:{names})"
+    patterns = []
+    if projections:
+        language_model = r"model\.language_model" if modality == "vision" else "model"
+        names = "|".join(projections)
+        patterns.append(rf"{language_model}\.layers\.\d+\.(?:self_attn|mlp)\.(?:{names})")
     if merger:
-        pattern += (
-            r"|model\.visual\.(?:merger\.mlp\.[02]"
+        patterns.append(
+            r"model\.visual\.(?:merger\.mlp\.[02]"
             r"|(?:merger|deepstack_merger_list\.\d+)\.linear_fc[12])"
         )
     if tower:
         # Qwen2-VL's names, Qwen2.5-VL's and Qwen3-VL's. The patch embedding stays out: it is a
         # convolution, and vLLM applies an adapter on it wrongly.
-        pattern += (
-            r"|model\.visual\.blocks\.\d+\.(?:attn\.(?:qkv|proj)"
+        patterns.append(
+            r"model\.visual\.blocks\.\d+\.(?:attn\.(?:qkv|proj)"
             r"|mlp\.(?:fc[12]|(?:gate|up|down)_proj|linear_fc[12]))"
         )
-    return pattern
+    return "|".join(patterns)

@@ -67,8 +67,8 @@ class Evaluation:
 
 def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:
     """What the page says of the adapter and the data, and of the champion, if there is another."""
-    data, targets = data_run.data.params, ", ".join(agreed.target_modules)
-    targets += ", vision parts" if agreed.trains_vision else ""
+    data, vision = data_run.data.params, ("vision parts",) if agreed.trains_vision else ()
+    targets = ", ".join((*agreed.target_modules, *vision))
     targets += "; merged into the base" if agreed.export == "merged" else ""
     return {
         "base": f"{agreed.base} at {agreed.base_revision[:19]}",

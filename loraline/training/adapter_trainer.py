@@ -30,7 +30,7 @@ class AdapterTrainer(Trainer):
     initial: pissa.Matrices | None
     """What PiSSA has taken out of the base."""
 
-    rates: Mapping[str, float | None]
+    rates: Mapping[str, float]
     """Learning rates of the modules below a path that have one of their own."""
 
     ratio: float
@@ -64,10 +64,8 @@ class AdapterTrainer(Trainer):
     def rate_of(self, name: str) -> float:
         """Learning rate of a parameter by the longest of the paths that have one of their own."""
         for path in sorted(self.rates, key=len, reverse=True):
-            if f".{path}." in name:
-                rate = self.rates[path]
-                assert rate is not None, f"{name} is adapted without a rate"
-                return rate
+            if f".{path}." in f".{name}":
+                return self.rates[path]
         return float(self.args.learning_rate)
 
     def remember(self, eval_loss: float) -> None:

@@ -232,7 +232,7 @@ def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> i
     read = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
     read |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}
     sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
-    adapted = {name: sizes[name] for name in recipe.target_modules}
+    adapted = {name: sizes[name] for name in recipe.projections}
     # Layers that read the same tensor keep it once; attention keeps its output anyway.
     once = {read[name]: size for name, (size, _) in adapted.items() if name in read}
     lora = kept_by_adapters(list(adapted.values()), sum(once.values()), recipe)
@@ -274,7 +274,7 @@ def tower_activations(
     mergers = 1 + len(vision.get("deepstack_visual_indexes", []))
     # A float32 norm, the activation's input, and the inputs of two adapted layers.
     kept = mergers * patches * (4 + 2 + 2 * (3 if recipe.lora_dropout else 2)) * width
-    if recipe.tower_learning_rate is None:
+    if not recipe.trains_tower:
         return kept, 0
     of_block = kept_by_block(base, recipe, fused=plan.fused)
     if plan.checkpointing:

@@ -44,7 +44,7 @@ def write(
         dtype=recipe.serve_dtype,
         r=recipe.r * recipe.ranks,
         lora_alpha=recipe.lora_alpha * recipe.ranks,
-        target_modules=recipe.target_modules,
+        target_modules=recipe.projections,
         export=recipe.export,
         trains_vision=recipe.trains_vision,
         adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),

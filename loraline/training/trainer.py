@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from loraline.base import locate
-from loraline.base.targets import TOWER_BLOCKS, VISION_TOWER
+from loraline.base.targets import MERGERS, VISION_TOWER
 from loraline.errors import UserError
 from loraline.training import (
     adapted,
@@ -62,10 +62,7 @@ def build(
         steps=packing.Steps(len(rows["train"]), recipe.rows_per_step, recipe.seed),
         budget=plan.token_budget,
         checkpointing=plan.checkpointing,
-        rates={
-            VISION_TOWER: recipe.merger_learning_rate,
-            TOWER_BLOCKS: recipe.tower_learning_rate,
-        },
+        rates=rates_of_parts(recipe),
         ratio=recipe.loraplus_lr_ratio or 1.0,
         patience=recipe.early_stopping_patience,
         initial=pissa.matrices(model) if recipe.init_lora_weights else None,
@@ -98,6 +95,13 @@ def build(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def rates_of_parts(recipe: Profile) -> dict[str, float]:
+    """Learning rates of the tower and, by their longer paths, of the mergers."""
+    of_merger = recipe.merger_learning_rate or recipe.learning_rate
+    of_tower = recipe.tower_learning_rate or recipe.learning_rate
+    return {VISION_TOWER: of_tower, **dict.fromkeys(MERGERS, of_merger)}
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,7 @@ class PackedTrainer(AdapterTrainer):
         steps: packing.Steps,
         budget: int,
         checkpointing: bool,
-        rates: Mapping[str, float | None],
+        rates: Mapping[str, float],
         ratio: float,
         patience: int | None,
         initial: pissa.Matrices | None,

@@ -85,6 +85,14 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"modality": "vision"}, "modality: vision needs min_pixels and max_pixels"),
         ({"min_pixels": 100}, "need modality: vision"),
         ({"tower_learning_rate": 1e-5}, "need modality: vision"),
+        ({"target_modules": None}, "key 'target_modules' is missing"),
+        ({"tune": {"language": False}}, "tune leaves nothing to learn: language is false"),
+        ({"tune": {"tower": True}}, "unknown key 'tune.tower' (accepted: language, merger, vision"),
+        (
+            {"tune": {"merger": False}, "merger_learning_rate": 1e-5},
+            "merger_learning_rate is a rate for what tune.merger: false leaves alone",
+        ),
+        ({"tune": {"merger": True}}, "tower_learning_rate and tune need modality: vision"),
         ({"use_dora": True}, "use_dora needs export: merged, because vLLM refuses DoRA adapters"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights needs quantization: none"),
         (

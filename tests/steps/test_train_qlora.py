@@ -137,9 +137,19 @@ def test_a_max_length_below_every_row_is_refused(step, data_run: str, quick) -> 
     assert not mlflow.search_logged_models(["1"], output_format="list")
 
 
+RATES = {"merger_learning_rate": 1e-3, "tower_learning_rate": 2e-3}
+LEARNING = [
+    (RATES, {"language_model": 1e-2, "visual": 1e-3, "blocks": 2e-3}),
+    ({**RATES, "tune": {"language": False}}, {"visual": 1e-3, "blocks": 2e-3}),
+    ({"tune": {"vision": True, "language": False}}, {"blocks": 1e-2}),
+    ({"tune": {"merger": True}}, {"language_model": 1e-2, "visual": 1e-2}),
+]
+
+
+@pytest.mark.parametrize(("parts", "expected"), LEARNING)
 @pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
-def test_merger_and_tower_learn_at_their_own_rates(
-    tiny_base, workplace: Path, architecture: str
+def test_the_parts_of_a_vision_model_learn_at_their_own_rates_or_not_at_all(
+    tiny_base, workplace: Path, architecture: str, parts: dict, expected: dict[str, float]
 ) -> None:
     base = locate(str(tiny_base(architecture)), None)
     recipe = profiles.Profile(
@@ -149,8 +159,7 @@ def test_merger_and_tower_learn_at_their_own_rates(
         lora_alpha=4,
         target_modules=["q_proj"],
         learning_rate=1e-2,
-        merger_learning_rate=1e-3,
-        tower_learning_rate=2e-3,
+        **parts,
         min_pixels=784,
         max_pixels=4704,
         warmup_steps=0,
@@ -172,7 +181,7 @@ def test_merger_and_tower_learn_at_their_own_rates(
             name = learning.pop(id(parameter))
             part = next(part for part in ("blocks", "visual", "language_model") if part in name)
             rates.setdefault(part, set()).add(group["lr"])
-    assert rates == {"language_model": {1e-2}, "visual": {1e-3}, "blocks": {2e-3}}
+    assert rates == {part: {rate} for part, rate in expected.items()}
     assert not learning
     still = [n for n, p in sft.model.named_parameters() if "lora_B" in n and not bool(p.any())]
     assert still == []

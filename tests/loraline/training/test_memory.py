@@ -217,11 +217,12 @@ def test_an_adapted_tower_keeps_what_is_estimated(
     assert estimated == pytest.approx(measured[1] - measured[0], rel=0.15)
 
 
+@pytest.mark.parametrize("language", [True, False])
 @pytest.mark.parametrize("architecture", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
 def test_every_parameter_of_the_adapter_is_counted(
-    architecture: str, tiny_base: Callable[[str], Path]
+    architecture: str, language: bool, tiny_base: Callable[[str], Path]
 ) -> None:
-    parts = {"merger_learning_rate": 1e-4, "tower_learning_rate": 1e-4}
+    parts = {"tune": {"vision": True, "merger": True, "language": language}}
     recipe = seeing(**parts, quantization="none", use_dora=True, export="merged")
     base = locate(str(tiny_base(architecture)), None)
     tuned = for_training(base, recipe, memory.CPU)
@@ -247,6 +248,9 @@ def test_an_adapted_tower_takes_memory_by_its_images(tiny_base: Callable[[str], 
     assert 0 < again < by_much / 3
     merger = activations(much, False, merger_learning_rate=1e-4) - frozen
     assert 0 < merger < by_much / 2
+    # The way back to the merger leads through the language model, whose adapters are gone.
+    alone = activations(much, False, tune={"merger": True, "language": False}) - merger
+    assert 0.5 * frozen < alone < frozen
 
 
 def test_doras_copies_of_the_weights_are_counted(mistral: Base) -> None:
