@@ -119,9 +119,10 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
     listed = set(re.findall(r"`([\w.-]+)`", page))
     assert set(profiles.names(ROOT / "lora_profiles")) <= listed
     keys = set(profiles.Profile.model_fields) - {"gate"}
-    keys -= {"split"}
+    keys -= {"split", "tune"}
     keys |= {f"gate.{key}" for key in profiles.Gate.model_fields}
     keys |= {f"split.{key}" for key in profiles.Split.model_fields}
+    keys |= {f"tune.{key}" for key in profiles.Tune.model_fields}
     assert keys <= listed
 
 

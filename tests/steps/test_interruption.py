@@ -248,18 +248,49 @@ def process_of(launcher: int, rank: int) -> int:
     raise AssertionError(f"{launcher} has no child of rank {rank}")
 
 
+HOLD = """
+import time
+from pathlib import Path
+from loraline.training import checkpoint
+on_step_end = checkpoint.KeepCheckpoints.on_step_end
+def held(keeper, args, state, control, **options):
+    if state.global_step == 4 and args.process_index == 0:
+        Path("held").touch()
+        while not Path("go-on").exists():
+            time.sleep(0.01)
+    on_step_end(keeper, args, state, control, **options)
+checkpoint.KeepCheckpoints.on_step_end = held
+"""
+"""The training waits at the end of its fourth step, so that it is interrupted there on a fast
+machine and on a slow one."""
+
+
+def wait_until_held(process: subprocess.Popen[str]) -> None:
+    while not Path("held").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1, None], ids=["first", "second", "launcher"])
 @pytest.mark.parametrize("with_signal", [signal.SIGTERM, signal.SIGKILL])
 def test_several_processes_are_stopped_and_resumed_together(
-    with_signal: signal.Signals, rank: int | None, start: Start, train, data_run: str, quick
+    with_signal: signal.Signals,
+    rank: int | None,
+    start: Start,
+    train,
+    data_run: str,
+    quick,
+    tmp_path: Path,
 ) -> None:
-    settings = {"max_steps": None, "num_train_epochs": 1, "learning_rate": 3e-4}
+    (tmp_path / "sitecustomize.py").write_text(HOLD)
+    settings = {"max_steps": 8, "num_train_epochs": 1, "learning_rate": 3e-4}
     alone = train(data_run, quick("alone", **settings))
-    process = start(quick("together", **settings), "--gpus", "2")
-    wait_for_step(process, 4)
+    process = start(quick("together", **settings), "--gpus", "2", modules=[tmp_path])
+    wait_until_held(process)
     children = [process_of(process.pid, each) for each in (0, 1)]
     os.kill(process.pid if rank is None else children[rank], with_signal)
+    Path("go-on").touch()
     stopped = time.monotonic()
     _, stderr = process.communicate(timeout=120)
     if with_signal == signal.SIGTERM:
@@ -295,11 +326,12 @@ def test_a_slow_upload_of_a_checkpoint_is_waited_for(
     start: Start, data_run: str, quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than the 30 seconds that torch's launcher gives the processes by itself."""
-    (tmp_path / "sitecustomize.py").write_text(SLOW_UPLOAD)
+    (tmp_path / "sitecustomize.py").write_text(HOLD + SLOW_UPLOAD)
     settings = {"max_steps": None, "num_train_epochs": 1}
     process = start(quick("together", **settings), "--gpus", "2", minutes=60, modules=[tmp_path])
-    wait_for_step(process, 2)
+    wait_until_held(process)
     process.send_signal(signal.SIGTERM)
+    Path("go-on").touch()
     _, stderr = process.communicate(timeout=170)
     assert process.returncode == 75 and "with a checkpoint" in stderr, stderr
     (stopped,) = mlflow.search_runs(
