@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.errors import Problem
 from gateway.settings import MIB, Settings
-from loraline.data import pixels
+from loraline.base import pixels
 
 MAGIC = {
     b"\x89PNG\r\n\x1a\n": "PNG",

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from gateway.settings import Server
+from loraline.base import pixels
 from loraline.contract import Contract, first_complaint
-from loraline.data import pixels
 from loraline.errors import UserError
 
 Family = Literal["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "text", "default"]

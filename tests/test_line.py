@@ -62,7 +62,14 @@ class Line:
         return json.loads(self.output("quality-gate", "scorecard.json"))
 
 
-@pytest.fixture(scope="module", params=list(MODELS))
+PROFILES = [
+    pytest.param(profile, marks=() if profile == "smoke-text" else pytest.mark.slow)
+    for profile in MODELS
+]
+"""The line of texts runs in every `make test`; that of pictures in CI, with what is slow here."""
+
+
+@pytest.fixture(scope="module", params=PROFILES)
 def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Line:
     """Run the line once; the folder has the repository's parts and a store of its own."""
     made = Line(request.param, tmp_path_factory.mktemp(request.param))
@@ -252,6 +259,7 @@ def gateway_before(line: Line, running: Any) -> Iterator[str]:
         process.wait(40)
 
 
+@pytest.mark.slow
 def test_verification_fails_without_the_adapter_and_with_another_one(
     line: Line, running: Any
 ) -> None:
@@ -341,6 +349,7 @@ def test_the_benchmark_fills_its_table_and_draws_it(line: Line, client: Any, run
     assert {"throughput.png", "latency.png"} <= pictures
 
 
+@pytest.mark.slow
 def test_verification_fails_on_another_template(line: Line, script) -> None:
     if line.profile != "smoke-text":
         pytest.skip("one template is enough")

@@ -23,7 +23,7 @@ from gateway.keys import Caller
 from gateway.served import Model
 from gateway.settings import MIB, Settings
 from gateway.uploads import LOOKING
-from loraline.data import pixels
+from loraline.base import pixels
 
 MAX_SCHEMA = 16 * 1024
 MAX_DEPTH = 16

@@ -27,7 +27,7 @@ from gateway.sessions import Keeper
 from gateway.tasks import Task
 from gateway.uploads import LOOKING, Form
 from gateway.video import Clip
-from loraline.data import pixels
+from loraline.base import pixels
 
 router = APIRouter(tags=["Tasks"])
 

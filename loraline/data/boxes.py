@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraline.data import pixels
+from loraline.base import pixels
 from loraline.data.checks import BadRow, Turns
 from loraline.profiles import Profile
 

@@ -15,7 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from loraline.data import boxes, checks, pixels, pool
+from loraline.base import pixels
+from loraline.data import boxes, checks, pool
 from loraline.data.checks import DROP, FAIL, REPAIR, BadRow
 from loraline.data.duplicates import signatures
 from loraline.data.facts import facts_of, join, normalised

@@ -38,11 +38,15 @@ def refusal(place: str, clause: str, check: str, report: str = "") -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most `most` characters in one line; its middle gives way, since it ends with
-    what can be done."""
+    """A text of at most `most` characters in one line.
+
+    The middle gives way where the end says what can be done, after a semicolon; else the end.
+    """
     text = " ".join(text.split())
     if len(text) <= most:
         return text
+    if "; " not in text:
+        return f"{text[: most - 4]} ..."
     end = (most - 5) * 2 // 3
     return f"{text[: most - 5 - end]} ... {text[-end:]}"
 

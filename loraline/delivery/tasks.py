@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loraline.base import pixels
 from loraline.contract import Contract
-from loraline.data import pixels
 from loraline.errors import UserError
 
 PROMPT_TOKENS = 1536

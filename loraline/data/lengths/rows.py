@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from loraline.data import boxes, pixels
+from loraline.base import pixels
+from loraline.data import boxes
 from loraline.data.checks import BadRow
 from loraline.data.facts import answer_of
 from loraline.errors import UserError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraline.data import pixels
+from loraline.base import pixels
 from loraline.data.checks import BadRow
 from loraline.data.reading.conversations import Media
 from loraline.errors import UserError

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from loraline.data import pixels
+from loraline.base import pixels
 from loraline.data.checks import BadRow
 from loraline.data.reading.conversations import Media
 from loraline.data.reading.images import OPENED, packed

@@ -43,7 +43,7 @@ def test_thousandths_come_back_as_they_went(box, target: str) -> None:
 
 @given(unit_boxes(), st.tuples(st.integers(50, 4000), st.integers(50, 4000)))
 def test_pixels_of_the_resized_image_are_within_half_a_pixel(box, size) -> None:
-    from loraline.data.pixels import resized
+    from loraline.base.pixels import resized
 
     tall, wide = resized(*size, cell=28, min_pixels=3136, max_pixels=1003520)
     found = boxes.from_unit(box, size, "qwen2_5_vl", RECIPE)

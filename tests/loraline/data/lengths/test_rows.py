@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from made_data import picture, prefixing_base, profile
 from PIL import Image
 
+from loraline.base import pixels
 from loraline.base.encoding import Encoder
-from loraline.data import pixels
 from loraline.data.lengths.rows import Lengths, lengths, tokenizer_folder
 from loraline.errors import UserError
 from loraline.records import IMAGE, VIDEO, Record, Video
