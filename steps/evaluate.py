@@ -91,25 +91,25 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         comparable = comparable_champion(champion, held_out, agreed, prints)
-        with comparable as (other, champion_told):
+        with comparable as (other, champion_story):
             adapters = {"base": None, "tuned": adapter, **other}
             measured = measurement.measure(engine, agreed, base, adapters, encoder, held_out)
         mlflow.log_table(predictions(held_out, measured), "predictions.json")
-        found = measurement.compare(
+        comparison = measurement.compare(
             {
                 model: measurement.scores(answered, held_out, recipe.answer_format)
                 for model, answered in measured.items()
             }
         )
-        log_numbers(found, measured, run, train_run)
-        log_details(found, prints, engine, recipe.answer_format)
+        log_numbers(comparison, measured, run, train_run)
+        log_details(comparison, prints, engine, recipe.answer_format)
         engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
         evaluation = report.Evaluation(
             train_run.info.run_name,
-            report.facts(agreed, train_run, data_run, champion_told),
+            report.facts(agreed, train_run, data_run, champion_story),
             held_out,
             measured,
-            found,
+            comparison,
             recipe.answer_format,
             report.curves(client, train_run),
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
@@ -117,7 +117,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
             report.costs(train_run, engine_took),
         )
         log_report(client, evaluation, train_run)
-    print_headline(found)
+    print_headline(comparison)
     runs.hand_over(out_dir, run.info.run_id)
 
 
@@ -174,8 +174,8 @@ def expect_judged(champion: ModelVersion, digest: str) -> None:
 
     kept = champion.tags.get(tags.ADAPTER_DIGEST, digest)
     if kept != digest:
-        told = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
-        raise UserError(identity.changed("quality_gate", told))
+        change = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
+        raise UserError(identity.changed("quality_gate", change))
 
 
 def predictions(
@@ -189,22 +189,22 @@ def predictions(
         "question": [record.asked for record in held_out],
         "reference": [calls.reference(record) for record in held_out],
     }
-    for model, found in measured.items():
-        table[model] = [answer.text for answer in found.answers]
-        table[f"{model}_tokens"] = [answer.tokens for answer in found.answers]
-        table[f"{model}_nll"] = list(found.nll)
+    for model, measurement in measured.items():
+        table[model] = [answer.text for answer in measurement.answers]
+        table[f"{model}_tokens"] = [answer.tokens for answer in measurement.answers]
+        table[f"{model}_nll"] = list(measurement.nll)
     return table
 
 
 def log_numbers(
-    found: Comparison, measured: Mapping[str, Measurement], run: Run, train_run: Run
+    comparison: Comparison, measured: Mapping[str, Measurement], run: Run, train_run: Run
 ) -> None:
     """Log all numbers here, and the headline where a reviewer compares runs and models."""
     import mlflow
 
     from loraline.evaluation import measurement
 
-    numbers = found.flat()
+    numbers = comparison.flat()
     for model, answered in measured.items():
         for name, count in measurement.counts(answered.answers).items():
             numbers[f"{model}_{name}"] = count
@@ -216,7 +216,7 @@ def log_numbers(
     mlflow.log_metrics(
         {
             f"{model}_{name}": finite[f"{model}_{name}"]
-            for model in found.values
+            for model in comparison.values
             for name in measurement.HEADLINE
         },
         run_id=train_run.info.run_id,
@@ -225,7 +225,7 @@ def log_numbers(
 
 
 def log_details(
-    found: Comparison, prints: Mapping[str, str], engine: str, answer_format: str
+    comparison: Comparison, prints: Mapping[str, str], engine: str, answer_format: str
 ) -> None:
     """Log what the numbers mean: intervals, how they were made, what they were measured on."""
     import mlflow
@@ -234,7 +234,7 @@ def log_details(
 
     mlflow.log_dict(
         {
-            **asdict(found),
+            **asdict(comparison),
             "interval": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
             "bleu_signature": metrics.bleu_signature(answer_format),
             "engine": engine,
@@ -261,16 +261,16 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
     client.set_tag(train_run.info.run_id, tags.NOTE, note)
 
 
-def print_headline(found: Comparison) -> None:
+def print_headline(comparison: Comparison) -> None:
     from loraline.evaluation import measurement
 
     for name in measurement.HEADLINE:
-        told = ", ".join(f"{model} {row[name].value:.3f}" for model, row in found.values.items())
+        values = (f"{model} {row[name].value:.3f}" for model, row in comparison.values.items())
         gains = (
             f"gain over {other} {gains[name].low:.3f} to {gains[name].high:.3f}"
-            for other, gains in found.gains.items()
+            for other, gains in comparison.gains.items()
         )
-        click.echo(f"{name}: {told} ({', '.join(gains)})")
+        click.echo(f"{name}: {', '.join(values)} ({', '.join(gains)})")
 
 
 if __name__ == "__main__":

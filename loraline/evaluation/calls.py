@@ -27,10 +27,10 @@ def comparable(text: str) -> str:
         if start == len(text):
             break
         try:
-            found, end = decoder.raw_decode(text, start)
+            value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            found, end = None, start + 1
-        if made := calls_of(found):
+            value, end = None, start + 1
+        if made := calls_of(value):
             calls += made
         else:
             rest += text[start:end]
@@ -38,9 +38,9 @@ def comparable(text: str) -> str:
     return "\n".join([*([rest.strip()] if rest.strip() else []), *calls])
 
 
-def calls_of(found: Any) -> list[str]:
+def calls_of(value: Any) -> list[str]:
     """The calls that a JSON value is, one or a list of them; none if it is something else."""
-    listed = found if isinstance(found, list) else [found]
+    listed = value if isinstance(value, list) else [value]
     calls = [written(item) for item in listed]
     return [call for call in calls if call] if all(calls) else []
 

@@ -92,8 +92,8 @@ def measure(
     measured = {}
     for name, (answers, nll) in run(agreed, base, adapters, encoder, list(rows.values())).items():
         answered = dict(zip(rows, zip(answers, nll, strict=True), strict=True))
-        found = [answered.get(i, (FAILED, float("inf"))) for i in range(len(held_out))]
-        measured[name] = Measurement([a for a, _ in found], [loss for _, loss in found], tokens)
+        pairs = [answered.get(i, (FAILED, float("inf"))) for i in range(len(held_out))]
+        measured[name] = Measurement([a for a, _ in pairs], [loss for _, loss in pairs], tokens)
     return measured
 
 
@@ -120,7 +120,7 @@ def scores(
 ) -> dict[str, Metric]:
     """All metrics of one model; empty, cut and failed answers are scored as they are."""
     answers = zip(measured.answers, held_out, strict=True)
-    found = [calls.answered(answer.text, record) for answer, record in answers]
+    texts = [calls.answered(answer.text, record) for answer, record in answers]
     wanted = [calls.reference(record) for record in held_out]
     formatted = {
         "bleu": metrics.bleu,
@@ -129,17 +129,17 @@ def scores(
         "levenshtein_mean": metrics.levenshtein_mean,
         "character_error_rate": metrics.character_error_rate,
     }
-    scored = {name: metric(found, wanted, answer_format) for name, metric in formatted.items()}
+    scored = {name: metric(texts, wanted, answer_format) for name, metric in formatted.items()}
     scored |= {
-        "bleu_13a": metrics.bleu_13a(found, wanted),
-        "exact_match_raw": metrics.exact_match_raw(found, wanted),
+        "bleu_13a": metrics.bleu_13a(texts, wanted),
+        "exact_match_raw": metrics.exact_match_raw(texts, wanted),
         "eval_loss": metrics.eval_loss(measured.nll, measured.tokens),
         "perplexity": metrics.perplexity(measured.nll, measured.tokens),
     }
     if answer_format == "json":
-        scored["json_field_f1"] = metrics.json_field_f1(found, wanted)
+        scored["json_field_f1"] = metrics.json_field_f1(texts, wanted)
     if answer_format == "boxes":
-        scored["grounding_f1"] = metrics.grounding_f1(found, wanted)
+        scored["grounding_f1"] = metrics.grounding_f1(texts, wanted)
     return scored
 
 
@@ -190,12 +190,12 @@ def compare(scored: Mapping[str, Mapping[str, Metric]]) -> Comparison:
     tuned = scored["tuned"]
     return Comparison(
         {
-            model: {name: bootstrap.interval(metric) for name, metric in found.items()}
-            for model, found in scored.items()
+            model: {name: bootstrap.interval(metric) for name, metric in by_name.items()}
+            for model, by_name in scored.items()
         },
         {
-            model: {name: bootstrap.gain(tuned[name], metric) for name, metric in found.items()}
-            for model, found in scored.items()
+            model: {name: bootstrap.gain(tuned[name], metric) for name, metric in by_name.items()}
+            for model, by_name in scored.items()
             if model != "tuned"
         },
     )
@@ -216,8 +216,8 @@ def fingerprints(encoder: Encoder, agreed: Contract, held_out: Sequence[Record])
             for video in record.videos
         ]
         beside = [record.tools, *sorted(record.details.items())]
-        told = [record.messages, images, videos, *(beside if any(beside) else [])]
-        rows.update(json.dumps(told).encode())
+        content = [record.messages, images, videos, *(beside if any(beside) else [])]
+        rows.update(json.dumps(content).encode())
     return {
         "tokenizer": digest(sorted(encoder.tokenizer.get_vocab().items())),
         "template": digest([agreed.chat_template, agreed.min_pixels, agreed.max_pixels]),

@@ -108,9 +108,9 @@ def bleu(predictions: Sequence[str], references: Sequence[str], answer_format: s
     n-grams that no answer is long enough for are left out (effective order), so that perfect
     one-word answers score 100; where there are 4-grams the value is that of sacrebleu's command.
     """
-    found = [canonical(text, answer_format) for text in predictions]
+    written = [canonical(text, answer_format) for text in predictions]
     wanted = [canonical(text, answer_format) for text in references]
-    return _bleu(found, wanted, tokenizer(answer_format))
+    return _bleu(written, wanted, tokenizer(answer_format))
 
 
 def bleu_13a(predictions: Sequence[str], references: Sequence[str]) -> Metric:
@@ -147,7 +147,7 @@ def _bleu(predictions: Sequence[str], references: Sequence[str], tokenize: str) 
     def of_sums(sums: FloatArray) -> FloatArray:
         def score(row: FloatArray) -> float:
             *counts, answered, wanted = row.tolist()
-            found: Any = BLEU.compute_bleu(
+            corpus: Any = BLEU.compute_bleu(
                 counts[:4],
                 counts[4:],
                 round(answered),
@@ -156,7 +156,7 @@ def _bleu(predictions: Sequence[str], references: Sequence[str], tokenize: str) 
                 effective_order=True,
             )
             # A perfect score is a rounding error above 100.
-            return min(float(found.score), 100.0)
+            return min(float(corpus.score), 100.0)
 
         return np.apply_along_axis(score, -1, sums)
 
@@ -173,14 +173,14 @@ def _distances(
     """Edit distance, reference length and answer length of each row, in canonical characters."""
     from rapidfuzz.distance import Levenshtein
 
-    found = [canonical(text, answer_format) for text in predictions]
+    written = [canonical(text, answer_format) for text in predictions]
     wanted = [canonical(text, answer_format) for text in references]
-    pairs = zip(found, wanted, strict=True)
+    pairs = zip(written, wanted, strict=True)
     distances = [Levenshtein.distance(*pair) for pair in pairs]
     return (
         np.array(distances, dtype=float),
         np.array(list(map(len, wanted)), dtype=float),
-        np.array(list(map(len, found)), dtype=float),
+        np.array(list(map(len, written)), dtype=float),
     )
 
 
@@ -192,8 +192,8 @@ def levenshtein(
     Counted in characters of the canonical form; insertions, deletions and substitutions cost 1
     (Levenshtein 1966). Two empty texts are 0 apart.
     """
-    distance, wanted, found = _distances(predictions, references, answer_format)
-    longest = np.maximum(wanted, found)
+    distance, wanted, written = _distances(predictions, references, answer_format)
+    longest = np.maximum(wanted, written)
 
     def of_sums(sums: FloatArray) -> FloatArray:
         return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
@@ -209,8 +209,8 @@ def levenshtein_mean(
 
     As UniMERNet reports its edit distance; short rows weigh as much as long ones.
     """
-    distance, wanted, found = _distances(predictions, references, answer_format)
-    share = distance / np.maximum(np.maximum(wanted, found), 1)
+    distance, wanted, written = _distances(predictions, references, answer_format)
+    share = distance / np.maximum(np.maximum(wanted, written), 1)
     return _mean(share, higher_is_better=False)
 
 
@@ -238,7 +238,7 @@ def exact_match(
 
 def exact_match_raw(predictions: Sequence[str], references: Sequence[str]) -> Metric:
     """Share of answers equal to their reference to the letter, 0 to 1, higher is better."""
-    equal = [found == wanted for found, wanted in zip(predictions, references, strict=True)]
+    equal = [predicted == wanted for predicted, wanted in zip(predictions, references, strict=True)]
     return _mean(np.array(equal, dtype=float), higher_is_better=True)
 
 
@@ -290,8 +290,8 @@ def json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Metr
     """
 
     def counts(prediction: str, reference: str) -> list[float]:
-        found, wanted = fields(parse_json(prediction)), fields(parse_json(reference))
-        return [(found & wanted).total(), found.total(), wanted.total()]
+        predicted, wanted = fields(parse_json(prediction)), fields(parse_json(reference))
+        return [(predicted & wanted).total(), predicted.total(), wanted.total()]
 
     return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 
@@ -319,7 +319,7 @@ def json_number(text: str) -> float:
 
 def fields(value: Any) -> Counter[tuple[str, str]]:
     """Leaves of a JSON value by path, `a.b[]`, with values as JSON."""
-    found: Counter[tuple[str, str]] = Counter()
+    leaves: Counter[tuple[str, str]] = Counter()
     waiting = [] if value is INVALID else [("", value)]
     while waiting:
         path, value = waiting.pop()
@@ -328,8 +328,8 @@ def fields(value: Any) -> Counter[tuple[str, str]]:
         elif isinstance(value, list) and value:
             waiting += [(f"{path}[]", entry) for entry in value]
         else:
-            found[path, json.dumps(value)] += 1
-    return found
+            leaves[path, json.dumps(value)] += 1
+    return leaves
 
 
 def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metric:
@@ -340,9 +340,9 @@ def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metri
     """
 
     def counts(prediction: str, reference: str) -> list[float]:
-        found, wanted = boxes(prediction), boxes(reference)
+        predicted, wanted = boxes(prediction), boxes(reference)
         overlaps = sorted(
-            ((iou(a, b), i, j) for i, a in enumerate(found) for j, b in enumerate(wanted)),
+            ((iou(a, b), i, j) for i, a in enumerate(predicted) for j, b in enumerate(wanted)),
             reverse=True,
         )
         taken: tuple[set[int], set[int]] = (set(), set())
@@ -350,21 +350,21 @@ def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metri
             if overlap >= 0.5 and i not in taken[0] and j not in taken[1]:
                 taken[0].add(i)
                 taken[1].add(j)
-        return [len(taken[0]), len(found), len(wanted)]
+        return [len(taken[0]), len(predicted), len(wanted)]
 
     return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 
 
 def boxes(text: str) -> list[tuple[float, float, float, float]]:
     """Boxes in an answer as (x1, y1, x2, y2), corners in order; malformed numbers are no box."""
-    found = []
+    readable = []
     for match in BOX.finditer(text):
         try:
             a, b, c, d = (float(number) for number in match.groups() if number is not None)
         except ValueError:
             continue
-        found.append((min(a, c), min(b, d), max(a, c), max(b, d)))
-    return found
+        readable.append((min(a, c), min(b, d), max(a, c), max(b, d)))
+    return readable
 
 
 def iou(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:

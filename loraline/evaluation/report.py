@@ -57,7 +57,7 @@ class Evaluation:
     measured: Mapping[str, Measurement]
     """By model: base, tuned and, where it can be compared, champion."""
 
-    found: Comparison
+    comparison: Comparison
     answer_format: str
     curves: Curves
     profile: str
@@ -90,10 +90,10 @@ def costs(train_run: Run, evaluation: str) -> dict[str, str]:
         "training speed": ("train_tokens_per_second", "tokens/s"),
         "peak memory": ("peak_memory_gib", "GiB"),
     }
-    told = {
+    spent_on = {
         label: f"{spent[key]:,.1f} {unit}" for label, (key, unit) in known.items() if key in spent
     }
-    return {**told, "evaluation": evaluation}
+    return {**spent_on, "evaluation": evaluation}
 
 
 def curves(client: MlflowClient, train_run: Run) -> Curves:
@@ -141,14 +141,17 @@ def render(evaluation: Evaluation) -> str:
     best = list(reversed(order[-SHOWN:]))
     return environment.from_string(TEMPLATE.read_text()).render(
         evaluation=evaluation,
-        models=list(evaluation.found.values),
+        models=list(evaluation.comparison.values),
         headline=headline(evaluation),
         others=[
-            name for name in evaluation.found.values["tuned"] if name not in measurement.HEADLINE
+            name
+            for name in evaluation.comparison.values["tuned"]
+            if name not in measurement.HEADLINE
         ],
         direction=metrics.HIGHER_IS_BETTER,
         counts={
-            model: measurement.counts(found.answers) for model, found in evaluation.measured.items()
+            model: measurement.counts(measured.answers)
+            for model, measured in evaluation.measured.items()
         },
         worst=[shown(evaluation, index) for index in order[:SHOWN]],
         best=[shown(evaluation, index) for index in best],
@@ -163,10 +166,10 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Rows of the first table: each headline metric with its interval drawn on one scale."""
     rows = []
     for name in measurement.HEADLINE:
-        found = {model: values[name] for model, values in evaluation.found.values.items()}
+        by_model = {model: values[name] for model, values in evaluation.comparison.values.items()}
         ends = [
             end
-            for value in found.values()
+            for value in by_model.values()
             for end in (value.low, value.high, value.value)
             if math.isfinite(end)
         ]
@@ -175,15 +178,17 @@ def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "values": found,
+                "values": by_model,
                 "places": {
                     model: [
                         100 * (end - low) / span for end in (value.low, value.value, value.high)
                     ]
-                    for model, value in found.items()
+                    for model, value in by_model.items()
                     if all(map(math.isfinite, (value.low, value.value, value.high)))
                 },
-                "gains": {model: gains[name] for model, gains in evaluation.found.gains.items()},
+                "gains": {
+                    model: gains[name] for model, gains in evaluation.comparison.gains.items()
+                },
             }
         )
     return rows
@@ -196,7 +201,7 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def told(interval: Interval) -> str:
+def with_interval(interval: Interval) -> str:
     return f"{number(interval.value)} ({number(interval.low)} to {number(interval.high)})"
 
 
@@ -205,8 +210,8 @@ def canonical_pair(evaluation: Evaluation, index: int) -> tuple[str, str]:
     record = evaluation.held_out[index]
     answer = calls.answered(evaluation.measured["tuned"].answers[index].text, record)
     texts = calls.reference(record), answer
-    reference, found = (metrics.canonical(text, evaluation.answer_format) for text in texts)
-    return reference, found
+    reference, answer = (metrics.canonical(text, evaluation.answer_format) for text in texts)
+    return reference, answer
 
 
 def distance(evaluation: Evaluation, index: int) -> float:
@@ -242,7 +247,9 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
         number=index,
         question="" if asked_alike(evaluation) else record.asked,
         reference=calls.reference(record),
-        answers={model: found.answers[index].text for model, found in evaluation.measured.items()},
+        answers={
+            model: measured.answers[index].text for model, measured in evaluation.measured.items()
+        },
         diff=difference(*canonical_pair(evaluation, index)),
         distance=distance(evaluation, index),
         images=list(filter(None, map(data_url, record.images))),
@@ -250,17 +257,17 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
     )
 
 
-def difference(reference: str, found: str) -> str:
-    """HTML that turns `reference` into `found`: <del> what is missing, <ins> what is too much."""
+def difference(reference: str, answer: str) -> str:
+    """HTML that turns `reference` into `answer`: <del> what is missing, <ins> what is too much."""
     from rapidfuzz.distance import Levenshtein
 
     parts = []
-    for tag, i, j, k, m in Levenshtein.opcodes(reference, found):
+    for tag, i, j, k, m in Levenshtein.opcodes(reference, answer):
         if tag == "equal":
             parts.append(html.escape(reference[i:j]))
             continue
         parts += [f"<del>{html.escape(reference[i:j])}</del>"] if j > i else []
-        parts += [f"<ins>{html.escape(found[k:m])}</ins>"] if m > k else []
+        parts += [f"<ins>{html.escape(answer[k:m])}</ins>"] if m > k else []
     return "".join(parts)
 
 
@@ -302,19 +309,19 @@ def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
     """How many tuned answers are right, nearly right, wrong, or none; each row counts once."""
-    found: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     for index, answer in enumerate(evaluation.measured["tuned"].answers):
         off = distance(evaluation, index)
         if answer.failed:
-            found["failed"] += 1
+            outcomes["failed"] += 1
         elif not answer.text:
-            found["empty"] += 1
+            outcomes["empty"] += 1
         elif off == 0:
-            found["right"] += 1
+            outcomes["right"] += 1
         elif answer.truncated:
-            found["cut"] += 1
+            outcomes["cut"] += 1
         else:
-            found["nearly right (under 10% of the characters)" if off < 0.1 else "wrong"] += 1
+            outcomes["nearly right (under 10% of the characters)" if off < 0.1 else "wrong"] += 1
     order = (
         "right",
         "nearly right (under 10% of the characters)",
@@ -323,7 +330,7 @@ def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
         "empty",
         "failed",
     )
-    return {kind: found[kind] for kind in order}
+    return {outcome: outcomes[outcome] for outcome in order}
 
 
 def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, int]]:
@@ -333,13 +340,13 @@ def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, i
     """
     from rapidfuzz.distance import Levenshtein
 
-    found: Counter[tuple[str, str]] = Counter()
+    replaced: Counter[tuple[str, str]] = Counter()
     for index in range(len(evaluation.held_out)):
         reference, answer = (text.split() for text in canonical_pair(evaluation, index))
         for tag, i, j, k, m in Levenshtein.opcodes(reference, answer):
             if tag != "equal":
-                found[" ".join(reference[i:j]), " ".join(answer[k:m])] += 1
-    return [(wanted, written, count) for (wanted, written), count in found.most_common(most)]
+                replaced[" ".join(reference[i:j]), " ".join(answer[k:m])] += 1
+    return [(wanted, written, count) for (wanted, written), count in replaced.most_common(most)]
 
 
 def curve_lines(curves: Curves) -> dict[str, Any]:
@@ -410,14 +417,15 @@ def clipped(text: str, longest: int = 60) -> str:
 
 def model_card(evaluation: Evaluation) -> str:
     """The run's description in Markdown: what the adapter is, what it can, what it cost."""
-    found = evaluation.found
-    models = list(found.values)
+    comparison = evaluation.comparison
+    models = list(comparison.values)
     lines = [f"# {evaluation.title}", ""]
     lines += [f"- {label}: {value}" for label, value in evaluation.facts.items()]
-    columns = ["metric", *models, *(f"gain over {other}" for other in found.gains)]
+    columns = ["metric", *models, *(f"gain over {other}" for other in comparison.gains)]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    rows = [*comparison.values.values(), *comparison.gains.values()]
     for name in measurement.HEADLINE:
-        values = [told(row[name]) for row in (*found.values.values(), *found.gains.values())]
+        values = [with_interval(row[name]) for row in rows]
         lines.append(f"| {name} | {' | '.join(values)} |")
     counted = measurement.counts(evaluation.measured["tuned"].answers)
     lines += ["", "95% intervals in parentheses; a gain is positive where the adapter is better. "]

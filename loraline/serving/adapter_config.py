@@ -73,9 +73,9 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        told = f"{self.key[:200]}: {self.rule}; {self.remedy}"
+        sentence = f"{self.key[:200]}: {self.rule}; {self.remedy}"
         # One line, whatever stands in a file: a key may hold newlines.
-        return told if told.isprintable() else told.encode("unicode_escape").decode()
+        return sentence if sentence.isprintable() else sentence.encode("unicode_escape").decode()
 
 
 class Form(NamedTuple):
@@ -178,25 +178,25 @@ def setting_findings(
     vllm: tuple[int, int] = PATTERNS_SINCE,
 ) -> list[Finding]:
     """What is wrong with the settings alone, for this release of vLLM."""
-    found = form_findings(config)
+    findings = form_findings(config)
     if config.get("peft_type") != "LORA":
         method = shown(config.get("peft_type")).strip("'")
-        found.append(Finding("peft_type", f"is {method}, not LORA", "train a LoRA"))
-    found += rank_findings(config, max_rank)
+        findings.append(Finding("peft_type", f"is {method}, not LORA", "train a LoRA"))
+    findings += rank_findings(config, max_rank)
     if config.get("bias", "none") != "none":
-        found.append(Finding("bias", f"is {shown(config['bias'])}", "train with bias: none"))
-    found += [
+        findings.append(Finding("bias", f"is {shown(config['bias'])}", "train with bias: none"))
+    findings += [
         Finding(key, f"is {shown(config[key])}, which vLLM refuses", remedy)
         for key, remedy in REFUSED.items()
         if config.get(key) and not (merged and key == "use_dora")
         if not (key == "modules_to_save" and is_classifier(config[key]))
     ]
-    found += [
+    findings += [
         Finding(key, f"is {shown(config[key])}, which makes it more than a LoRA", remedy)
         for key, remedy in NEVER_SET.items()
         if config.get(key) is not None
     ]
-    found += [
+    findings += [
         Finding(key, f"is {shown(config[key])}, which vLLM does not read", remedy)
         for key, remedy in IGNORED.items()
         if config.get(key)
@@ -204,19 +204,19 @@ def setting_findings(
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() not in ACCEPTED_INITS:
         rule = f"is {shown(init)}, which changes the base's weights"
-        found.append(Finding("init_lora_weights", rule, "use another initialisation"))
-    found += [
+        findings.append(Finding("init_lora_weights", rule, "use another initialisation"))
+    findings += [
         Finding(key, f"is {shown(value)}, a setting that PEFT's LoRA has not", "train a plain LoRA")
         for key, value in config.items()
         if key not in KNOWN and value
     ]
     if vllm < PATTERNS_SINCE and not merged:
-        found += [
+        findings += [
             Finding(key, f"is not read by vLLM {vllm[0]}.{vllm[1]}", "serve with 0.32 or later")
             for key in ("rank_pattern", "alpha_pattern")
             if config.get(key)
         ]
-    return found
+    return findings
 
 
 def is_classifier(saved: Any) -> bool:
@@ -227,27 +227,27 @@ def is_classifier(saved: Any) -> bool:
 
 def form_findings(config: Mapping[str, Any]) -> list[Finding]:
     """Values that PEFT or vLLM cannot work with, and combinations that PEFT refuses."""
-    found = []
+    findings = []
     for key, form in FORMS.items():
         value = config.get(key)
         left_out = key not in config if key in NOT_NULL else value is None
         if left_out and key not in REQUIRED:
             continue
         if not form.fits(value):
-            found.append(Finding(key, f"is {shown(value)}, not {form.wanted}", "train it anew"))
+            findings.append(Finding(key, f"is {shown(value)}, not {form.wanted}", "train it anew"))
         elif key == "target_modules" and not value:
-            found.append(Finding(key, f"is {shown(value)}", "set it in the profile"))
+            findings.append(Finding(key, f"is {shown(value)}", "set it in the profile"))
     by_expression = isinstance(config.get("target_modules"), str)
     chosen = [
         key for key in ("layers_to_transform", "layers_pattern") if config.get(key) is not None
     ]
     if by_expression and chosen:
         rule = "PEFT takes none beside target_modules that is an expression"
-        found.append(Finding(chosen[0], rule, "name the modules in a list"))
+        findings.append(Finding(chosen[0], rule, "name the modules in a list"))
     elif config.get("layers_pattern") and config.get("layers_to_transform") is None:
         rule = "PEFT takes none without layers_to_transform"
-        found.append(Finding("layers_pattern", rule, "name the layers"))
-    return found
+        findings.append(Finding("layers_pattern", rule, "name the layers"))
+    return findings
 
 
 def is_sound(config: Mapping[str, Any]) -> bool:
@@ -259,14 +259,14 @@ def rank_findings(config: Mapping[str, Any], max_rank: int) -> list[Finding]:
     """Ranks that are no whole number, or beyond the server's."""
     pattern = config.get("rank_pattern")
     ranks = {"r": config.get("r"), **(pattern if isinstance(pattern, dict) else {})}
-    found = []
+    findings = []
     for key, rank in ranks.items():
         if key == "r" and not rank:
-            found.append(Finding(key, f"is {shown(rank)}", "set it in the profile"))
+            findings.append(Finding(key, f"is {shown(rank)}", "set it in the profile"))
         elif not (is_whole(rank) and 0 < rank <= max_rank):
             rule = f"rank {shown(rank)} is not between 1 and {max_rank}"
-            found.append(Finding(key, rule, "choose another rank or a higher --max-lora-rank"))
-    return found
+            findings.append(Finding(key, rule, "choose another rank or a higher --max-lora-rank"))
+    return findings
 
 
 def shown(value: Any) -> str:

@@ -66,46 +66,48 @@ def weight_findings(
 
     `sound` says that the config's settings can be worked with.
     """
-    pairs, found = paired(tensors, layers)
+    pairs, findings = paired(tensors, layers)
     if not tensors:
         return [Finding(WEIGHTS, "holds no tensors", "log the adapter anew")]
     changes = {}
     for module, pair in pairs.items():
         wrong = pair_findings(module, pair, config, layers, sound=sound)
-        found += wrong
+        findings += wrong
         if sound and not wrong:
             changes[module] = change(pair, scaling_of(config, module), dtype)
-            found += change_findings(module, changes[module], dtype)
-    found += tower_findings(pairs, changes, trains_vision)
+            findings += change_findings(module, changes[module], dtype)
+    findings += tower_findings(pairs, changes, trains_vision)
     if sound:
-        found += target_findings(pairs, changes, config, layers)
-    if changes and all(change < FAINT for change in changes.values()) and not found:
-        found.append(nothing(pairs))
-    return found
+        findings += target_findings(pairs, changes, config, layers)
+    if changes and all(change < FAINT for change in changes.values()) and not findings:
+        findings.append(nothing(pairs))
+    return findings
 
 
 def paired(tensors: Mapping[str, Tensor], layers: Layers) -> tuple[dict[str, Pair], list[Finding]]:
     """The matrices of each module, and the tensors that are none."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     pairs: dict[str, Pair] = {}
     for key, tensor in tensors.items():
         if BASE_LAYER.fullmatch(key):
             continue
         match = KEY.fullmatch(key)
         if not match:
-            found.append(Finding(key, "is no LoRA weight", "train LoRA matrices only"))
+            findings.append(Finding(key, "is no LoRA weight", "train LoRA matrices only"))
         elif not fits(match["module"], match["table"], layers):
-            found.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
+            findings.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
         else:
             pairs.setdefault(match["module"], {})[match["side"] or match["table"]] = tensor
         try:
             finite = tensor.finite()
         except ValueError as error:
-            found.append(Finding(key, str(error), "save it in a type of float"))
+            findings.append(Finding(key, str(error), "save it in a type of float"))
         else:
             if not finite:
-                found.append(Finding(key, "holds NaN or infinity", "train again, at a lower rate"))
-    return pairs, found
+                findings.append(
+                    Finding(key, "holds NaN or infinity", "train again, at a lower rate")
+                )
+    return pairs, findings
 
 
 def fits(module: str, table: str | None, layers: Layers) -> bool:
@@ -188,23 +190,23 @@ def target_findings(
     layers: Layers,
 ) -> list[Finding]:
     """Targets without weights, and weights that do something and are no target."""
-    found = []
+    findings = []
     targets = {module for module in (*layers.linears, *layers.tables) if is_target(config, module)}
     if not targets:
         rule = f"{shown_targets(config)} names no layer of the base"
-        found.append(Finding("target_modules", rule, "serve the base that it was trained on"))
+        findings.append(Finding("target_modules", rule, "serve the base that it was trained on"))
     if config.get("ensure_weight_tying") and targets & {*layers.tables}:
         rule = "PEFT adapts the tied layer too, vLLM does not"
-        found.append(Finding("ensure_weight_tying", rule, "leave head and embeddings out"))
+        findings.append(Finding("ensure_weight_tying", rule, "leave head and embeddings out"))
     lost = [module for module in (*layers.linears, *layers.tables) if module in targets - {*pairs}]
     if lost:
         rule = f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it{more(lost)}"
-        found.append(Finding(lost[0], rule, "log the adapter anew, or serve the base it fits"))
+        findings.append(Finding(lost[0], rule, "log the adapter anew, or serve the base it fits"))
     extra = [name for name in pairs if name not in targets and not changes.get(name, 1.0) < FAINT]
     if extra:
         rule = f"has weights that vLLM applies, but is no target of {CONFIG}{more(extra)}"
-        found.append(Finding(extra[0], rule, "log the adapter anew"))
-    return found
+        findings.append(Finding(extra[0], rule, "log the adapter anew"))
+    return findings
 
 
 def shown_targets(config: Mapping[str, Any]) -> str:
@@ -230,18 +232,18 @@ def without_magnitudes(
     tensors: Mapping[str, Tensor], layers: Layers
 ) -> tuple[dict[str, Tensor], list[Finding]]:
     """The tensors but for DoRA's magnitudes, one for each output, and what is wrong with those."""
-    found, kept = [], {}
+    findings, kept = [], {}
     for key, tensor in tensors.items():
         match = MAGNITUDE.fullmatch(key)
         size = layers.linears.get(match["module"]) if match else None
         if not match:
             kept[key] = tensor
         elif size is None:
-            found.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
+            findings.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
         elif tensor.shape != (size[1],) or not tensor.finite():
             rule = f"has shape {tensor.shape}, or holds NaN or infinity"
-            found.append(Finding(key, rule, "train again, or merge it into its own base"))
-    return kept, found
+            findings.append(Finding(key, rule, "train again, or merge it into its own base"))
+    return kept, findings
 
 
 def hint(key: str, layers: Layers) -> str:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def refusals(rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]) -> list[str]:
     """What is refused although it had an answer when it was measured, the first row named."""
     problems = []
-    for column, found in answers.items():
+    for column, served in answers.items():
         refused = [
             (row["row"], each.refusal)
-            for row, each in zip(rows, found, strict=True)
+            for row, each in zip(rows, served, strict=True)
             if each.refusal and row[f"{column}_tokens"]
         ]
         if refused:
@@ -36,10 +36,10 @@ def agreements(
     """Share of answers that are token for token the measured ones."""
     return {
         f"{column}_agreement": sum(
-            each.tokens == row[f"{column}_tokens"] for row, each in zip(rows, found, strict=True)
+            each.tokens == row[f"{column}_tokens"] for row, each in zip(rows, served, strict=True)
         )
         / len(rows)
-        for column, found in answers.items()
+        for column, served in answers.items()
     }
 
 
@@ -83,7 +83,7 @@ def differences(
                 min(len(row[f"{column}_tokens"]), len(each.tokens)),
             ),
         }
-        for column, found in answers.items()
-        for row, each in zip(rows, found, strict=True)
+        for column, served in answers.items()
+        for row, each in zip(rows, served, strict=True)
         if each.tokens != row[f"{column}_tokens"]
     ]

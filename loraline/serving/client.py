@@ -74,14 +74,14 @@ class Server:
         started = time.monotonic()
         answer = self._open(path, body)
         with self._understood(path):
-            found = json.loads(answer)
-            choice = found["choices"][0]
+            completion = json.loads(answer)
+            choice = completion["choices"][0]
             tokens = choice["token_ids"]
             return Served(
                 tokens=tokens[:-1] if choice["finish_reason"] == "stop" else tokens,
                 text=(choice["message"]["content"] or "").strip(),
                 # None from a server that does not give them: who asks has to look.
-                prompt=found["prompt_token_ids"] or [],
+                prompt=completion["prompt_token_ids"] or [],
                 seconds=time.monotonic() - started,
             )
 
@@ -144,15 +144,15 @@ def as_text(call: dict[str, Any]) -> dict[str, Any]:
 
 def parts(content: str, images: Any) -> list[dict[str, Any]]:
     """A turn as the interface's list of parts; image tags become the next images."""
-    found: list[dict[str, Any]] = []
+    listed: list[dict[str, Any]] = []
     for index, text in enumerate(content.split(IMAGE)):
         if index:
             data = base64.b64encode(next(images)).decode()
             url = {"url": f"data:image/{kind(data)};base64,{data}"}
-            found.append({"type": "image_url", "image_url": url})
+            listed.append({"type": "image_url", "image_url": url})
         if text:
-            found.append({"type": "text", "text": text})
-    return found
+            listed.append({"type": "text", "text": text})
+    return listed
 
 
 def kind(encoded: str) -> str:

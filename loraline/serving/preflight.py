@@ -68,41 +68,41 @@ def findings(
     if config is None or base_config is None:
         missing = CONFIG if config is None else BASE_CONFIG
         return [Finding(missing, "is missing or no JSON object", "train the adapter anew")]
-    found = setting_findings(config, max_rank=max_rank, merged=merged, vllm=vllm)
-    found += base_findings(config, base, revision)
+    problems = setting_findings(config, max_rank=max_rank, merged=merged, vllm=vllm)
+    problems += base_findings(config, base, revision)
     architecture = architecture_of(base_config)
     if architecture not in SERVED:
         known = ", ".join(sorted(SERVED))
-        return [*found, Finding(architecture, "is no known architecture", f"use one of {known}")]
+        return [*problems, Finding(architecture, "is no known architecture", f"use one of {known}")]
     try:
         layers = Layers(linears(base_config), tables(base_config), SERVED[architecture])
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         rule = f"does not say the base's sizes ({type(error).__name__}: {error})"
-        return [*found, Finding(BASE_CONFIG, rule, "log the adapter anew")]
+        return [*problems, Finding(BASE_CONFIG, rule, "log the adapter anew")]
     if not (adapter / WEIGHTS).is_file():
-        return [*found, no_weights(adapter)]
+        return [*problems, no_weights(adapter)]
     try:
         tensors = read_tensors(adapter / WEIGHTS)
     except (OSError, ValueError) as error:
-        return [*found, Finding(WEIGHTS, f"cannot be read ({error})", "log the adapter anew")]
+        return [*problems, Finding(WEIGHTS, f"cannot be read ({error})", "log the adapter anew")]
     if merged and config.get("use_dora"):
         tensors, wrong = without_magnitudes(tensors, layers)
-        found += wrong
+        problems += wrong
     sound = is_sound(config)
-    return found + weight_findings(
+    return problems + weight_findings(
         tensors, config, layers, trains_vision=trains_vision, dtype=dtype, sound=sound
     )
 
 
 def base_findings(config: Mapping[str, Any], base: str, revision: str | None) -> list[Finding]:
     """Another base or revision than the contract's."""
-    found = []
+    problems = []
     for key, wanted in (("base_model_name_or_path", base), ("revision", revision)):
         named = config.get(key)
         if named and wanted and named != wanted:
             rule = f"is {shown(named)}, the contract says {wanted!r}"
-            found.append(Finding(key, rule, "serve the base it was trained on"))
-    return found
+            problems.append(Finding(key, rule, "serve the base it was trained on"))
+    return problems
 
 
 def no_weights(adapter: Path) -> Finding:
@@ -131,7 +131,7 @@ def check(
 
     `vllm` is the server's release where it is known.
     """
-    found = findings(
+    problems = findings(
         adapter,
         agreed.base,
         agreed.trains_vision,
@@ -141,9 +141,9 @@ def check(
         dtype=agreed.dtype,
         vllm=vllm or PATTERNS_SINCE,
     )
-    if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        raise UserError(f"{name} cannot be served: {'; '.join(map(str, found[:3]))}{more}")
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{name} cannot be served: {'; '.join(map(str, problems[:3]))}{more}")
 
 
 def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:

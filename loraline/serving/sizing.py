@@ -126,11 +126,11 @@ def plan(demand: Demand, gpu: str, *, cards: int = 1, fraction: float = 1.0) -> 
         raise UserError(f"{gpu} cannot compute in bfloat16; set serve_dtype: float16")
     check_length(demand.max_model_len, demand.config)
     tried = [sized(demand, gpu, size, fraction) for size in splits(demand.config) if size <= cards]
-    for found in tried:
-        if found.fits:
-            return found
-    best = max(tried, key=lambda found: found.largest_len)
-    raise UserError(f"{told(demand)} does not fit {described(best, fraction)}; {remedy(best)}")
+    for candidate in tried:
+        if candidate.fits:
+            return candidate
+    best = max(tried, key=lambda candidate: candidate.largest_len)
+    raise UserError(f"{wanted(demand)} does not fit {described(best, fraction)}; {remedy(best)}")
 
 
 def smallest(demand: Demand, learned: Mapping[str, float]) -> Plan:
@@ -202,20 +202,20 @@ def splits(config: Mapping[str, Any]) -> list[int]:
     return [n for n in (1, 2, 4, 8) if heads % n == 0 and (values % n == 0 or n % values == 0)]
 
 
-def described(found: Plan, fraction: float) -> str:
-    cards = f"{found.tensor_parallel_size} x " if found.tensor_parallel_size > 1 else ""
+def described(plan: Plan, fraction: float) -> str:
+    cards = f"{plan.tensor_parallel_size} x " if plan.tensor_parallel_size > 1 else ""
     share = f"{fraction:g} of one " if fraction < 1 else ""
-    return f"{cards}{share}{found.gpu} ({found.account()})"
+    return f"{cards}{share}{plan.gpu} ({plan.account()})"
 
 
-def told(demand: Demand) -> str:
+def wanted(demand: Demand) -> str:
     architecture = demand.config["architectures"][0]
     return f"{architecture} in {demand.dtype} with {demand.max_model_len} tokens"
 
 
-def remedy(found: Plan) -> str:
-    if found.largest_len >= 256:
-        return f"the largest length that fits is {found.largest_len} tokens"
+def remedy(plan: Plan) -> str:
+    if plan.largest_len >= 256:
+        return f"the largest length that fits is {plan.largest_len} tokens"
     return "no length fits: choose a larger card, more cards or a quantized base"
 
 
@@ -292,19 +292,19 @@ def calibrate(
     estimate = sized(demand, gpu, cards, fraction)
     # Adapter slots are part of what vLLM counts as loaded.
     held = float(loaded[1]) if loaded else estimate.weights + estimate.lora
-    found = GPUS[gpu].memory * utilization - held - float(cache[1])
-    if found <= 0:
+    overhead = GPUS[gpu].memory * utilization - held - float(cache[1])
+    if overhead <= 0:
         raise UserError(
             f"the log says {cache[1]} GiB for the cache, more than {gpu} would have left; "
             "is it of another card?"
         )
-    return round(found, 2)
+    return round(overhead, 2)
 
 
 def weight_bytes(config: Mapping[str, Any], dtype: str) -> float:
     """The base's weights as they are loaded; a quantized base says so in its config."""
-    found = parameters(config)
-    return found.linear * bytes_per_weight(config, dtype) + found.rest * DTYPE_BYTES[dtype]
+    counted = parameters(config)
+    return counted.linear * bytes_per_weight(config, dtype) + counted.rest * DTYPE_BYTES[dtype]
 
 
 def bytes_per_weight(config: Mapping[str, Any], dtype: str) -> float:

@@ -33,12 +33,12 @@ class Tensor:
 
         if self.dtype in NUMBERS:
             kept = np.float64 if self.dtype == "F64" else np.float32
-            found = self.data.view(NUMBERS[self.dtype]).astype(kept)
+            numbers = self.data.view(NUMBERS[self.dtype]).astype(kept)
         elif self.dtype in OTHERS:
-            found = OTHERS[self.dtype](self.data)
+            numbers = OTHERS[self.dtype](self.data)
         else:
             raise ValueError(f"is of type {self.dtype}")
-        return found.reshape(self.shape)
+        return numbers.reshape(self.shape)
 
     def finite(self) -> bool:
         import numpy as np
@@ -70,8 +70,8 @@ def float8_e4m3(data: NDArray[Any]) -> NDArray[Any]:
     size = np.where(exponent > 0, (1 + mantissa) * 2.0 ** (exponent - 7), mantissa * 2.0**-6)
     size[bits & 127 == 127] = np.nan
     table = np.where(bits & 128, -size, size).astype(np.float32)
-    found: NDArray[Any] = table[data]
-    return found
+    decoded: NDArray[Any] = table[data]
+    return decoded
 
 
 OTHERS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -98,11 +98,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     content = np.memmap(file, np.uint8, "r")
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
-    found = {}
+    tensors = {}
     for name, (dtype, shape) in facts.items():
         begin, end = header[name]["data_offsets"]
-        found[name] = Tensor(dtype, shape, np.asarray(content[start + begin : start + end]))
-    return found
+        tensors[name] = Tensor(dtype, shape, np.asarray(content[start + begin : start + end]))
+    return tensors
 
 
 def rounded(values: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -45,14 +45,16 @@ def made(
         for i, text in enumerate(texts["reference"])
     ]
 
-    def answered(found: list[str], nll: float) -> Measurement:
-        answers = [Answer(text, [1], truncated=False) for text in found]
-        return Measurement(answers, [nll * (i + 1) for i in range(len(found))], [4] * len(found))
+    def answered(comparison: list[str], nll: float) -> Measurement:
+        answers = [Answer(text, [1], truncated=False) for text in comparison]
+        return Measurement(
+            answers, [nll * (i + 1) for i in range(len(comparison))], [4] * len(comparison)
+        )
 
     measured = {"base": answered(texts["base"], 4.0), "tuned": answered(texts["tuned"], 1.0)}
     if champion:
         measured["champion"] = answered(texts["base"], 2.0)
-    found = measurement.compare(
+    comparison = measurement.compare(
         {name: measurement.scores(m, held_out, "prose") for name, m in measured.items()}
     )
     return Evaluation(
@@ -60,7 +62,7 @@ def made(
         facts={"base": "tiny & small"},
         held_out=held_out,
         measured=measured,
-        found=found,
+        comparison=comparison,
         answer_format="prose",
         curves={"training": [(5, 2.0), (10, 1.0)], "validation": [(10, 1.2)]},
         profile="r: 8\n",
@@ -157,8 +159,8 @@ def test_each_answer_is_of_one_kind() -> None:
             "tuned": ["yes it is so today", "yes it is so todaz", "x", "", "b"],
         }
     )
-    found = report.kinds_of_answer(evaluation)
-    assert list(found.values()) == [2, 1, 1, 0, 1, 0]
+    comparison = report.kinds_of_answer(evaluation)
+    assert list(comparison.values()) == [2, 1, 1, 0, 1, 0]
 
 
 def test_frequent_errors_are_counted_by_what_was_written_for_what() -> None:
@@ -171,12 +173,12 @@ def test_a_failed_answer_and_infinite_loss_are_shown_as_such() -> None:
     answers = [measurement.FAILED, *evaluation.measured["tuned"].answers[1:]]
     failed = Measurement(answers, [math.inf, 1.0, 1.0, 1.0], [1, 4, 4, 4])
     measured = {"base": failed, "tuned": failed}
-    found = measurement.compare(
+    comparison = measurement.compare(
         {m: measurement.scores(f, evaluation.held_out, "prose") for m, f in measured.items()}
     )
     from dataclasses import replace
 
-    page = report.render(replace(evaluation, measured=measured, found=found))
+    page = report.render(replace(evaluation, measured=measured, comparison=comparison))
     assert "failed: the server would refuse this row" in page
     assert "∞" in page and "nan" not in page
 
