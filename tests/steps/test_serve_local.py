@@ -155,7 +155,7 @@ def register(folder, modality, name, tiny_base):
         registered_model_name=name,
     )
     version = logged.registered_model_version
-    objects = manifest.render(
+    pod = manifest.server(
         contract,
         model_name=name,
         version=version,
@@ -163,7 +163,7 @@ def register(folder, modality, name, tiny_base):
         image="loraline:test",
         placement=placement.Placement(cpu=True),
     )
-    (folder / "vllm.yaml").write_text(kube.to_yaml(objects))
+    (folder / "vllm.yaml").write_text(kube.to_yaml(manifest.render(pod)))
     return Registered(
         contract,
         folder_digest(adapter),
