@@ -25,14 +25,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 class GatewayOptions:
     """What the command line says of the gateway."""
 
-    gateway: bool
-    gateway_image: str | None
-    gateway_replicas: int | None
-    gateway_host: str | None
-    gateway_parent: str | None
-    gateway_volume: str | None
-    gateway_redis_port: int | None
-    gateway_set: tuple[str, ...]
+    gateway: bool = False
+    gateway_image: str | None = None
+    gateway_replicas: int | None = None
+    gateway_host: str | None = None
+    gateway_parent: str | None = None
+    gateway_volume: str | None = None
+    gateway_redis_port: int | None = None
+    gateway_set: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise a UserError for flags that say nothing without --gateway, and for no setting."""
@@ -68,29 +68,29 @@ class GatewayOptions:
 class Options:
     """What the command line says of the server."""
 
-    gpu: str | None
+    gpu: str | None = None
     """Card to size for, or CPU; None for the smallest card that fits."""
 
-    gpus: int
-    fraction: float
-    calibrate: Path | None
-    replicas: int
-    prometheus: str | None
-    monitor: bool
-    namespace: str | None
-    base_volume: str | None
-    server_image: str | None
-    beside: str | None
-    follow: str | None
-    although_rejected: bool
-    merged: bool
-    format: Format
-    tasks: str | None
+    gpus: int = 1
+    fraction: float = 1.0
+    calibrate: Path | None = None
+    replicas: int = 1
+    prometheus: str | None = None
+    monitor: bool = False
+    namespace: str | None = None
+    base_volume: str | None = None
+    server_image: str | None = None
+    beside: str | None = None
+    follow: str | None = None
+    although_rejected: bool = False
+    merged: bool = False
+    format: Format = "deployment"
+    tasks: str | None = None
     """`beside` is a second server with the base alone, `instead` this one with wider limits."""
 
-    task: tuple[str, ...]
-    tasks_dir: Path | None
-    front: GatewayOptions
+    task: tuple[str, ...] = ()
+    tasks_dir: Path | None = None
+    front: GatewayOptions = GatewayOptions()
 
     @classmethod
     def of(cls, flags: dict[str, Any]) -> Options:

@@ -385,3 +385,20 @@ def test_nothing_is_deployed_before_a_cluster_has_it(
     client = mlflow.MlflowClient()
     train = runs.ancestor(client, client.get_run(gate_run), "train_qlora")
     assert "loraline.deployed" not in train.data.tags
+
+
+def test_a_registered_version_is_rendered_to_be_served_here(
+    step, script, workplace: Path, candidate, gate_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_local = script("steps/serve_local.py")
+    step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
+    for alias, version in (("candidate", "2"), ("champion", "1")):
+        manifest = serve_local.of_registered("mistral-7b-lora", alias)
+        assert manifest == Path(f"outputs/serve/mistral-7b-lora-v{version}/vllm.yaml")
+        told = f"models:/mistral-7b-lora/{version}, the {alias}, as {manifest} says"
+        assert told in capsys.readouterr().out
+        deployment = serve_local.local.read(manifest)["Deployment"]["metadata"]["annotations"]
+        uri = deployment["loraline/registered-version"]
+        assert uri == f"models:/mistral-7b-lora/{version}"
