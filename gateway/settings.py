@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -192,9 +192,10 @@ def check(variables: Mapping[str, str]) -> None:
     It has keys: what this machine's environment says is not looked at.
     """
     check_names(variables)
-    fields = {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
+    fields: dict[str, Any] = {"api_keys_file": Path("keys.json")}
+    fields |= {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
     try:
-        Elsewhere(**{"api_keys_file": Path("keys.json"), **fields})
+        Elsewhere(**fields)
     except ValidationError as error:
         raise UserError(complaint(error)) from error
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from loraline.delivery.containers import DRAIN_SECONDS
 from loraline.delivery.gateway import (
-    CONFIG,
     DATA,
     DRAIN,
     KEYS,
@@ -21,6 +20,7 @@ from loraline.delivery.kube import Object, environment, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, port_of, tcp
 from loraline.delivery.pod import Pod
 from loraline.serving import arguments
+from loraline.serving.arguments import CONFIG
 
 UID = 8737
 """User of the gateway's image."""

@@ -118,7 +118,7 @@ def size(
     if order.where.cpu:
         return None
     # The follower's two spare slots count as well.
-    slots = [*ranks, *ranks[:1] * (2 if order.where.follow else 0)]
+    slots = [*ranks, *list(ranks[:1]) * (2 if order.where.follow else 0)]
     plan = calibration.plan(
         arguments.demand(agreed, base_config, slots, merged=order.where.merged, videos=videos),
         order.gpu,
