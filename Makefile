@@ -98,9 +98,10 @@ lint: install  ## Hold the rendered workflows against Argo's rules and productio
 	@$(BIN)/python workflows/lint.py
 
 .PHONY: images
-images:  ## Build both images: make images [BUILDER=buildah] [TAG=dev]
+images:  ## Build the images: make images [BUILDER=buildah] [TAG=dev]
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline:$(TAG) -f images/cpu.Dockerfile .
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline-gpu:$(TAG) -f images/gpu.Dockerfile .
+	$(BUILDER) build -t localhost/loraline-gateway:$(TAG) -f images/gateway.Dockerfile .
 
 .PHONY: cluster-apply
 cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]
