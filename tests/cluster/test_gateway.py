@@ -149,11 +149,11 @@ def key() -> tuple[str, keys.Key]:
 def place(cluster: Any, key: Any) -> Iterator[None]:
     """A namespace with the Secrets that the documentation asks for, and a pod to ask from."""
     if cluster.builds_images:
-        for image, file in (
-            (GATEWAY_IMAGE, "images/gateway"),
-            (STAND_IN, "tests/cluster/stand_in"),
+        for image, file, context in (
+            (GATEWAY_IMAGE, "images/gateway", ROOT),
+            (STAND_IN, "tests/cluster/stand_in", ROOT / "tests"),
         ):
-            built = script("build", image, ROOT / f"{file}.Dockerfile", ROOT)
+            built = script("build", image, ROOT / f"{file}.Dockerfile", context)
             assert built.returncode == 0, f"{image} was not built: {built.stdout}{built.stderr}"
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
     kubectl("apply", "--filename", "-", stdin=yaml.safe_dump(made))
