@@ -207,7 +207,7 @@ def test_what_an_image_does_not_say_is_doubted() -> None:
         "registry.example/vllm:prod does not say which vLLM it holds",
         "registry.example/vllm:prod is not pinned by digest",
     ]
-    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in doubts[1]
+    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in told[1]
 
 
 def test_what_the_gateways_replicas_do_not_share_is_doubted() -> None:
