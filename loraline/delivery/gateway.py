@@ -27,6 +27,8 @@ RESERVED = (
 )
 """Settings that the manifest makes itself, or takes from a Secret."""
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
 
 @dataclass(frozen=True)
 class Gateway:
@@ -74,10 +76,17 @@ class Gateway:
             checked_subdomain(self.volume, "volume of the gateway")
         if self.redis_port is not None and not 0 < self.redis_port < 65536:
             raise UserError(f"port {self.redis_port} of Redis is not from 1 to 65535")
-        for name, _ in self.settings:
+        for name, value in self.settings:
             if name in RESERVED:
                 raise UserError(
                     f"--gateway-set {name}: the manifest sets it itself, or reads it from a Secret"
+                )
+            if name == "GATEWAY_HOST" and value in LOOPBACK:
+                raise UserError(f"--gateway-set {name}={value}: no other pod would reach it")
+            if re.search(r"://[^/?#]*@", value):
+                raise UserError(
+                    f"--gateway-set {name}: its address holds a name or password, and the manifest "
+                    "and MLflow would show it; give an address without"
                 )
         for name, _ in self.tasks:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", name):

@@ -139,6 +139,12 @@ class TestSecrets:
         with pytest.raises(UserError, match=f"--gateway-set {name}: the manifest sets it itself"):
             front(replace(GATEWAY, settings=((name, "x"),)))
 
+    def test_a_password_in_an_address_is_refused_and_not_repeated(self) -> None:
+        hidden = "http://me:secret@collector:4318"
+        with pytest.raises(UserError, match="its address holds a name or password") as refused:
+            front(replace(GATEWAY, settings=(("GATEWAY_OTLP_ENDPOINT", hidden),)))
+        assert "secret" not in str(refused.value)
+
 
 class TestPods:
     def test_they_have_no_right_that_they_do_not_need(self) -> None:
@@ -265,6 +271,10 @@ class TestWaysIn:
             ({"host": "a.b", "parent": "a/B c"}, "part of --gateway-parent 'B c' is not accepted"),
             ({"volume": "my volume"}, "volume of the gateway 'my volume' is not accepted"),
             ({"redis_port": 0}, "port 0 of Redis is not from 1 to 65535"),
+            (
+                {"settings": (("GATEWAY_HOST", "::1"),)},
+                "GATEWAY_HOST=::1: no other pod would reach",
+            ),
             ({"tasks": (("my task.yaml", ""),)}, "task file 'my task.yaml' has a name"),
         ],
     )
