@@ -7,6 +7,8 @@ PROFILES ?=
 SET ?=
 PARAMS ?=
 PORT ?=
+MODEL ?=
+ALIAS ?=
 WORKFLOW ?= pipeline
 YES ?=
 NAMESPACE ?= loraline
@@ -23,7 +25,7 @@ MANIFEST := outputs/latest/deploy-vllm/vllm.yaml
 SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu$(comma)serve-gpu,serve-cpu)
 
 # Make would take `profile=mine` and use the default without a word.
-$(foreach name,profile data set params port profiles workflow,$(if $(filter command%,$(origin $(name))),\
+$(foreach name,profile data set params port profiles workflow model alias,$(if $(filter command%,$(origin $(name))),\
 	$(error $(name)= sets nothing; variables are written in capitals, such as PROFILE=$($(name)))))
 
 # A value in single quotes, for the shell.
@@ -82,9 +84,10 @@ mlflow: install  ## Open the MLflow UI on the local store: make mlflow [PORT=500
 		--artifacts-destination $(CURDIR)/mlruns/artifacts --host 127.0.0.1 --port $(or $(PORT),5000)
 
 .PHONY: serve
-serve: install  ## Serve the candidate of the last run with vLLM: make serve [PORT=8000]
-	@test -f $(MANIFEST) || { echo "serve: $(MANIFEST) does not exist; run make pipeline first (a rejected candidate has none)"; exit 2; }
-	@$(BIN)/python steps/serve_local.py $(MANIFEST) --port $(or $(PORT),8000)
+serve: install  ## Serve the last run's candidate, or a registered model, and the gateway: make serve [PORT=8000] [MODEL=… ALIAS=champion]
+	@test -n "$(MODEL)" || test -f $(MANIFEST) || { echo "serve: $(MANIFEST) does not exist; run make pipeline first (a rejected candidate has none), or name a registered model with MODEL="; exit 2; }
+	@$(BIN)/python steps/serve_local.py $(if $(MODEL),--model $(call quoted,$(MODEL)),$(MANIFEST)) \
+		$(if $(ALIAS),--alias $(call quoted,$(ALIAS))) --port $(or $(PORT),8000)
 
 .PHONY: test
 test: install  ## Run the tests: nothing is fetched
@@ -95,9 +98,10 @@ lint: install  ## Hold the rendered workflows against Argo's rules and productio
 	@$(BIN)/python workflows/lint.py
 
 .PHONY: images
-images:  ## Build both images: make images [BUILDER=buildah] [TAG=dev]
+images:  ## Build the images: make images [BUILDER=buildah] [TAG=dev]
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline:$(TAG) -f images/cpu.Dockerfile .
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline-gpu:$(TAG) -f images/gpu.Dockerfile .
+	$(BUILDER) build -t localhost/loraline-gateway:$(TAG) -f images/gateway.Dockerfile .
 
 .PHONY: cluster-apply
 cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]

@@ -18,6 +18,8 @@ log = logging.getLogger("gateway")
 audit = logging.getLogger("gateway.audit")
 
 ROOT = Path(__file__).parents[1]
+PROBES = ("/health", "/ready")
+"""What a kubelet asks of every pod every few seconds; metrics count it."""
 
 
 def places(error: BaseException) -> list[str]:
@@ -102,8 +104,8 @@ def silence_tasks(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def write_audit(exchange: Exchange) -> None:
-    """The line on one request: who, what, how much, how long."""
-    if not audit.isEnabledFor(logging.INFO):
+    """The line on one request: who, what, how much, how long. A probe leaves none."""
+    if exchange.route in PROBES or not audit.isEnabledFor(logging.INFO):
         return
     fields: dict[str, Any] = {
         "request_id": exchange.id,

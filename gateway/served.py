@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -24,6 +25,13 @@ CONVENTIONS = {"qwen2-vl": "qwen2_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "
 """How loraline's boxes name the families."""
 
 VERSIONED = re.compile(r"/v(\d+)/?$")
+
+
+class Entry(NamedTuple):
+    """A server of the settings, and the contract that it names."""
+
+    server: Server
+    contract: Contract | None
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,9 @@ class Model:
 
     @property
     def role(self) -> str | None:
-        return self.server.role if self.adapted else "base"
+        if self.adapted:
+            return self.server.role
+        return None if self.parent else "base"
 
 
 def family_of(text: str) -> Family:
@@ -131,33 +141,61 @@ def read_contract(server: Server) -> Contract | None:
         raise UserError(f"{server.contract} is not a contract of this version: {why}") from error
 
 
-def models_of(server: Server, contract: Contract | None, listed: Any) -> list[Model]:
-    """The models of one server by the answer of its /v1/models; ValueError when it is none."""
+def models_of(entries: Sequence[Entry], listed: Any) -> list[Model]:
+    """The models of one server by the answer of its /v1/models; ValueError when it is none.
+
+    `entries` are those of its address: one for each adapter whose contract is known.
+    """
     try:
-        entries = [(str(item["id"]), item) for item in listed["data"]]
+        items = {str(item["id"]): item for item in listed["data"]}
     except (TypeError, KeyError) as error:
         raise ValueError("no list of models") from error
-    adapters = [name for name, item in entries if item.get("parent")]
-    merged = contract is not None and contract.export == "merged"
-    own = server.name or (adapters[0] if len(adapters) == 1 else None)
-    if own is None and merged and len(entries) == 1:
-        own = entries[0][0]
-    found = []
-    for name, item in entries:
-        length = item.get("max_model_len")
-        base = not item.get("parent")
-        model = Model(
-            name,
-            server,
-            contract if name == own or (base and own is not None) else None,
-            adapted=name == own and contract is not None,
-            parent=item.get("parent"),
-            max_model_len=length if isinstance(length, int) else None,
-        )
-        if model.adapted:
-            model = replace(model, uri=versioned(server.uri, str(item.get("root") or "")))
-        found.append(model)
-    return found
+    adapters = [name for name, item in items.items() if item.get("parent")]
+    known = {}
+    for entry in entries:
+        if (own := own_name(entry, list(items), adapters)) is not None:
+            known[own] = entry
+    # The base has no prompt, but is what each of the contracts says.
+    of_base = entries[0]
+    return [
+        model_of(name, item, known.get(name) or Entry(of_base.server, None), of_base)
+        for name, item in items.items()
+    ]
+
+
+def model_of(name: str, item: Any, entry: Entry, of_base: Entry) -> Model:
+    length, adapted = item.get("max_model_len"), entry.contract is not None
+    base = not item.get("parent")
+    model = Model(
+        name,
+        entry.server,
+        of_base.contract if base and not adapted else entry.contract,
+        adapted=adapted,
+        parent=item.get("parent"),
+        max_model_len=length if isinstance(length, int) else None,
+    )
+    if model.adapted:
+        model = replace(model, uri=versioned(entry.server.uri, str(item.get("root") or "")))
+    return model
+
+
+def own_name(entry: Entry, names: Sequence[str], adapters: Sequence[str]) -> str | None:
+    """Which of a server's models an entry is about; None when it is none of them.
+
+    A server that follows an alias calls later versions NAME-v4; the newest counts.
+    """
+    name = entry.server.name
+    if name is not None:
+        later = {
+            int(match[1]): each
+            for each in names
+            if (match := re.fullmatch(rf"{re.escape(name)}-v(\d+)", each))
+        }
+        return later[max(later)] if later else (name if name in names else None)
+    if len(adapters) == 1:
+        return adapters[0]
+    merged = entry.contract is not None and entry.contract.export == "merged"
+    return names[0] if merged and len(names) == 1 else None
 
 
 def versioned(uri: str, root: str) -> str:

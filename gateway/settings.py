@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -18,7 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from loraline.errors import UserError
 
@@ -174,18 +175,55 @@ class Settings(BaseSettings):
 
 def read() -> Settings:
     """Settings of the environment; UserError for a bad value or a name that is none."""
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {"GATEWAY_UPSTREAMS"}
-    for name in os.environ:
-        # Kubernetes puts GATEWAY_PORT=tcp://… into pods beside a Service named gateway.
-        if name.startswith(PREFIX) and name not in known and "_PORT_" not in name:
-            raise UserError(f"{name} is not a setting; docs/gateway.md lists them")
+    # Kubernetes puts GATEWAY_PORT=tcp://… into pods beside a Service named gateway.
+    check_names(name for name in os.environ if name.startswith(PREFIX) and "_PORT_" not in name)
     try:
         return Settings()
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        name = f"{PREFIX}{place.upper().removeprefix(PREFIX)}: " if place else ""
-        raise UserError(f"{name}{first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(complaint(error)) from error
     except ValueError as error:
         # A list that is no JSON.
         raise UserError(f"a setting of the gateway cannot be read: {error}") from error
+
+
+def check(variables: Mapping[str, str]) -> None:
+    """Raise a UserError for settings of a gateway elsewhere that are none, or have a bad value.
+
+    It has keys: what this machine's environment says is not looked at.
+    """
+    check_names(variables)
+    fields: dict[str, Any] = {"api_keys_file": Path("keys.json")}
+    fields |= {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
+    try:
+        Elsewhere(**fields)
+    except ValidationError as error:
+        raise UserError(complaint(error)) from error
+
+
+class Elsewhere(Settings):
+    """Settings that are given, and nothing of the environment."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        *others: PydanticBaseSettingsSource,  # noqa: ARG003
+        **named: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def check_names(names: Iterable[str]) -> None:
+    known = {PREFIX + name.upper() for name in Settings.model_fields} - {"GATEWAY_SERVERS"}
+    for name in names:
+        if name not in known | {"GATEWAY_UPSTREAMS"}:
+            raise UserError(f"{name} is not a setting; docs/gateway.md lists them")
+
+
+def complaint(error: ValidationError) -> str:
+    """The first of an error's complaints, with the setting's name."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    name = f"{PREFIX}{place.upper().removeprefix(PREFIX)}: " if place else ""
+    return f"{name}{first['msg'].removeprefix('Value error, ')}"

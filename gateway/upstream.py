@@ -18,7 +18,7 @@ from gateway.exchange import Exchange
 from gateway.keys import Caller
 from gateway.logs import log
 from gateway.metrics import Metrics
-from gateway.served import Model, models_of, read_contract
+from gateway.served import Entry, Model, models_of, read_contract
 from gateway.settings import MIB, Settings
 from gateway.traces import Tracer
 
@@ -42,7 +42,12 @@ class Upstreams:
         self.settings = settings
         self.metrics = metrics
         self.tracer = tracer
-        self.contracts = {server.url: read_contract(server) for server in settings.servers}
+        self.entries: dict[str, list[Entry]] = {}
+        """By address, in the order of the settings."""
+
+        for server in settings.servers:
+            entry = Entry(server, read_contract(server))
+            self.entries.setdefault(server.url.rstrip("/"), []).append(entry)
         self.listed: dict[str, list[Model]] = {}
         """By address; an address that does not answer is not in it."""
 
@@ -81,15 +86,14 @@ class Upstreams:
 
     async def refresh(self) -> None:
         """Ask every server what it lists."""
-        await asyncio.gather(*(self.look(server.url) for server in self.settings.servers))
+        await asyncio.gather(*map(self.look, self.entries))
 
     async def look(self, url: str) -> None:
-        server = next(server for server in self.settings.servers if server.url == url)
         before = self.listed.get(url)
         try:
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
             async with self.session.get(
-                url.rstrip("/") + "/v1/models",
+                f"{url}/v1/models",
                 headers=self.headers,
                 timeout=timeout,
                 allow_redirects=False,
@@ -97,7 +101,7 @@ class Upstreams:
                 body = await answer.content.read(MIB)
                 if answer.status != 200:
                     raise ValueError(f"status {answer.status}")
-                self.listed[url] = models_of(server, self.contracts[url], orjson.loads(body))
+                self.listed[url] = models_of(self.entries[url], orjson.loads(body))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             self.listed.pop(url, None)
             if before is not None:
@@ -109,10 +113,14 @@ class Upstreams:
 
     @property
     def models(self) -> list[Model]:
-        return [model for models in self.listed.values() for model in models]
+        return [model for url in self.entries for model in self.listed.get(url, [])]
 
-    def model(self, name: str | None, caller: Caller) -> Model:
-        """The model of a request: by its name or role, or the first adapter when none is named."""
+    def model(self, name: str | None, caller: Caller, *, roomiest: bool = False) -> Model:
+        """The model of a request: by its name or role, or the first adapter when none is named.
+
+        Two servers may have the same base: the first is the adapter's, the `roomiest` has the
+        longest context, which tasks want.
+        """
         models = self.models
         if not models:
             raise unavailable(self.settings.refresh_s)
@@ -125,7 +133,8 @@ class Upstreams:
             raise Problem(
                 404, "model_unknown", "No such model for this key; GET /v1/models lists them."
             )
-        return named[0]
+        longest = max(named, key=lambda model: model.max_model_len or 0)
+        return longest if roomiest and longest.name == named[0].name else named[0]
 
     @asynccontextmanager
     async def post(self, model: Model, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:

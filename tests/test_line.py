@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
+from loraline.delivery import local
+
 ROOT = Path(__file__).parents[1]
 TASKS = ("prepare-data", "train-qlora", "evaluate", "quality-gate", "deploy-vllm")
 MODELS = {"smoke-text": "tiny-mistral-lora", "smoke-vision": "tiny-qwen3-vl-lora"}
@@ -139,7 +141,6 @@ def test_the_registered_model_answers_as_it_was_measured(line: Line, client: Any
 @pytest.fixture(scope="module")
 def running(line: Line, script) -> Iterator[Any]:
     """The manifest's server, with leave to change its adapters for the tests that spoil it."""
-    serve_local = script("steps/serve_local.py")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -147,7 +148,7 @@ def running(line: Line, script) -> Iterator[Any]:
         # The contract names the base relative to where the line runs.
         patch.chdir(line.place)
         patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        with serve_local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
+        with local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
             patch.undo()
             yield server
 
@@ -353,7 +354,6 @@ def test_the_benchmark_fills_its_table_and_draws_it(line: Line, client: Any, run
 def test_verification_fails_on_another_template(line: Line, script) -> None:
     if line.profile != "smoke-text":
         pytest.skip("one template is enough")
-    serve_local = script("steps/serve_local.py")
     rendered = line.output("deploy-vllm", "vllm.yaml")
     assert "[INST]" in rendered
     copy = line.place / "other-template.yaml"
@@ -363,7 +363,7 @@ def test_verification_fails_on_another_template(line: Line, script) -> None:
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(line.place)
-        with serve_local.start(copy, port, line.place / "other") as server:
+        with local.start(copy, port, line.place / "other") as server:
             ended = verified(line, server.url)
     assert ended.returncode == 1
     assert "another chat template, prompt or pixel limit" in ended.stderr

@@ -33,6 +33,10 @@ def make(*words: str, folder: Path = ROOT, answer: str = "") -> subprocess.Compl
         (["sweep", 'PROFILES=["a", "b"]'], """-p 'profiles=["a", "b"]'"""),
         (["mlflow", "PORT=5050"], "--port 5050"),
         (["mlflow"], "--port 5000"),
+        (["serve"], "serve_local.py outputs/latest/deploy-vllm/vllm.yaml"),
+        (["serve", "PORT=8123"], "--port 8123"),
+        (["serve", "MODEL=my model"], "serve_local.py --model 'my model'"),
+        (["serve", "ALIAS=champion"], "--alias 'champion'"),
     ],
 )
 def test_what_is_typed_is_handed_on(words: list[str], argument: str) -> None:

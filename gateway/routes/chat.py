@@ -109,6 +109,10 @@ router = APIRouter(tags=["OpenAI"])
 async def models(request: Request, caller: Known) -> Response:
     """Models that this key may ask."""
     gateway = core.of(request)
+    # Two servers may have the same base.
+    by_name: dict[str, Model] = {}
+    for model in gateway.upstreams.models:
+        by_name.setdefault(model.name, model)
     listed = [
         {
             "id": model.name,
@@ -119,7 +123,7 @@ async def models(request: Request, caller: Known) -> Response:
             "root": model.uri or model.name,
             "max_model_len": model.max_model_len,
         }
-        for model in gateway.upstreams.models
+        for model in by_name.values()
         if caller.may_ask(model.name)
     ]
     return as_json({"object": "list", "data": listed})

@@ -83,8 +83,8 @@ def names(gateway: Gateway, form: Form) -> list[str]:
 
 async def one(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
     """The request to one model."""
-    model = gateway.upstreams.model(name, caller)
     if task := form.text("task"):
+        model = gateway.upstreams.model(name, caller, roomiest=True)
         if form.text("question"):
             raise Problem(422, "question", "A task is asked with text, not with a question.")
         return await tasks.read(gateway, form, tasks.find(gateway, task), model)

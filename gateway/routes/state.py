@@ -49,7 +49,7 @@ async def ready(request: Request) -> Response:
             "No model's server is up.",
             retry_after=gateway.settings.refresh_s,
         )
-    down = len(gateway.settings.servers) - len(gateway.upstreams.listed)
+    down = len(gateway.upstreams.entries) - len(gateway.upstreams.listed)
     return as_json({"status": "ready", "servers_down": down})
 
 

@@ -61,7 +61,8 @@ async def ask(request: Request, task: str, caller: Counted) -> Response:
     exchange.task = known.name
     with gateway.gate.uploading():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
-            model = gateway.upstreams.model(form.text("model") or base(gateway), caller)
+            name = form.text("model") or base(gateway)
+            model = gateway.upstreams.model(name, caller, roomiest=True)
             asked = await read(gateway, form, known, model)
     exchange.digests += asked.digests
     keeper = Keeper(
@@ -263,7 +264,7 @@ def find(gateway: Gateway, name: str) -> Task:
 
 def base(gateway: Gateway) -> str | None:
     """The model that tasks go to: an adapter was trained and measured for one prompt only."""
-    names = [model.name for model in gateway.upstreams.models if not model.adapted]
+    names = [model.name for model in gateway.upstreams.models if model.role == "base"]
     return names[0] if names else None
 
 

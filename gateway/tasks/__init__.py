@@ -247,6 +247,14 @@ def load(folder: Path | None = None) -> dict[str, Task]:
     return {path.stem: read(path) for path in paths}
 
 
+def files(folder: Path | None) -> tuple[tuple[str, str], ...]:
+    """Name and text of each task file of a folder, all of which are tasks; none without one."""
+    if folder is None:
+        return ()
+    load(folder)
+    return tuple((path.name, path.read_text()) for path in sorted(folder.glob("*.yaml")))
+
+
 def needs(names: Sequence[str] = (), folder: Path | None = None) -> tuple[Need, ...]:
     """What these tasks, or all, ask of a server; UserError for a name that is none."""
     from loraline.delivery.tasks import Need

@@ -1,1 +1,1 @@
-"""From a server's arguments to Kubernetes objects, a cluster or a commit."""
+"""From a server's arguments to Kubernetes objects, a cluster, a commit or processes here."""

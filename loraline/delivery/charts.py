@@ -96,7 +96,7 @@ def helm_values(pod: Pod) -> Object:
         ],
         "extraVolumeMounts": [each for each in container["volumeMounts"] if each["name"] in own],
     }
-    key = {"secretName": pod.resource, "secretKey": "api-key"}
+    key = {"secretName": pod.secret, "secretKey": "api-key"}
     return {
         "servingEngineSpec": {
             "vllmApiKey": key,

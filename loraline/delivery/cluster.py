@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraline.delivery.doubts import NO_STORE
 from loraline.delivery.kube import Object, name_of, read
 from loraline.errors import TryAgain, UserError
-from loraline.serving import versions
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiException
@@ -30,38 +30,11 @@ UNPULLED = ("ErrImagePull", "ImagePullBackOff")
 PULL_SECONDS = 120
 """How long an image may be refused before it counts as one that does not exist."""
 
-NO_STORE = (
-    "the pod has no MLflow server to fetch the adapter from; set MLFLOW_TRACKING_URI to one that "
-    "it reaches, and register the model there"
-)
-
 OWN_CONFIG = Path("~/.kube/config").expanduser()
 MISREAD = (TypeError, AttributeError, LookupError)
 """What the client library ends with on a kubeconfig of another form."""
 
 Say = Callable[[str], None]
-
-
-def doubts(image: str, fetch: Mapping[str, str], server_image: str) -> list[str]:
-    """What a manifest needs on most clusters and does not say: the images of its init container
-    and its server, and where the first one finds MLflow."""
-    found = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
-    if image.startswith("localhost/"):
-        found.append(
-            f"the init container's image {image} is on no registry; LORALINE_IMAGE names one"
-        )
-    if versions.version_of(server_image) is None:
-        found.append(
-            f"{server_image} does not say which vLLM it holds; one before "
-            f"{versions.OLDEST[0]}.{versions.OLDEST[1]} may run code from a model repository"
-        )
-    if "@sha256:" not in server_image:
-        found.append(
-            f"{server_image} is not pinned by digest; pass --server-image "
-            f"{server_image}@sha256:DIGEST, with the digest that your registry or `docker buildx "
-            "imagetools inspect` shows for it"
-        )
-    return found
 
 
 def apply(manifest: Path, say: Say) -> None:
@@ -87,6 +60,7 @@ def apply(manifest: Path, say: Say) -> None:
         client, namespace = connect(deployments[0])
         if not knows_store(deployments[0]):
             raise UserError(f"--apply: {NO_STORE}")
+        check_secrets(deployments, lambda each: live(client, each, namespace))
         before = [live(client, each, namespace) for each in objects]
         check_claims(objects, before)
         changed: list[tuple[Object, Object | None]] = []
@@ -110,6 +84,31 @@ def apply(manifest: Path, say: Say) -> None:
     except HTTPError as error:
         raise unreachable(error) from error
     say(f"{name} is ready")
+
+
+def check_secrets(deployments: Sequence[Object], look: Callable[[Object], Object | None]) -> None:
+    """Raise a UserError for a Secret that pods mount and that is not there: they would wait for it
+    without a word. Who may not read Secrets finds out later."""
+    from kubernetes.client import ApiException
+
+    for deployment in deployments:
+        for volume in deployment["spec"]["template"]["spec"].get("volumes", []):
+            if "secret" not in volume:
+                continue
+            name = volume["secret"]["secretName"]
+            entry = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
+            try:
+                there = look(entry) is not None
+            except ApiException as error:
+                if error.status != 403:
+                    raise
+                continue
+            if not there:
+                files = " ".join(f"--from-file={item['key']}" for item in volume["secret"]["items"])
+                raise UserError(
+                    f"--apply: the Secret {name} of {deployment['metadata']['name']} does not "
+                    f"exist; make it: kubectl create secret generic {name} {files}"
+                )
 
 
 def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:

@@ -33,7 +33,7 @@ def fetches(pod: Pod) -> list[Object]:
         *(pod.base_mounts() if merge else []),
     ]
     home = {"HOME": "/tmp"} | ({"HF_HOME": f"{CACHE}/huggingface"} if merge else {})
-    tokens = [secret("HF_TOKEN", pod.resource, "hf-token", optional=True)] if merge else []
+    tokens = [secret("HF_TOKEN", pod.secret, "hf-token", optional=True)] if merge else []
     return [
         {
             "name": "fetch-adapter" if number == 0 else f"fetch-adapter-{number}",
@@ -84,8 +84,8 @@ def serving(pod: Pod) -> Object:
         "args": [literal(arg) for arg in pod.arguments()],
         "env": [
             *environment(pod.variables()),
-            secret("VLLM_API_KEY", pod.resource, "api-key"),
-            secret("HF_TOKEN", pod.resource, "hf-token", optional=True),
+            secret("VLLM_API_KEY", pod.secret, "api-key"),
+            secret("HF_TOKEN", pod.secret, "hf-token", optional=True),
         ],
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": pod.resources(),
@@ -138,7 +138,7 @@ def follower(pod: Pod) -> list[Object]:
                 *("--contract", f"{CONFIG}/contract.json", "--adapters", ADAPTERS),
                 *("--max-lora-rank", str(rank)),
             ],
-            "env": [*fetch["env"], secret("VLLM_API_KEY", pod.resource, "api-key")],
+            "env": [*fetch["env"], secret("VLLM_API_KEY", pod.secret, "api-key")],
             "volumeMounts": [*fetch["volumeMounts"], config],
         }
     ]

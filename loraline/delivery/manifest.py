@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from loraline.contract import Contract
-from loraline.delivery import charts, objects
+from loraline.delivery import charts, gateway_objects, objects
+from loraline.delivery.gateway import Gateway, Model
 from loraline.delivery.kube import Object
 from loraline.delivery.placement import Placement
 from loraline.delivery.pod import Pod
@@ -19,7 +20,7 @@ from loraline.serving.names import checked_name, checked_subdomain, served_name
 from loraline.serving.sizing import Plan
 
 
-def render(
+def server(
     contract: Contract,
     *,
     model_name: str,
@@ -35,8 +36,8 @@ def render(
     placement: Placement | None = None,
     videos: int = 0,
     measured_otherwise: str = "",
-) -> list[Object]:
-    """The objects that serve version `version` of registered model `model_name`, in apply order.
+) -> Pod:
+    """The pod that serves version `version` of registered model `model_name`.
 
     `digest` is that of the adapter's folder, `name` the model name that clients send, made of
     `model_name` when not given. `image` holds the steps; its init container fetches the adapter,
@@ -54,10 +55,11 @@ def render(
     check(contract, where, base_config or {}, beside)
     # A Service named vllm would give every pod of the namespace a VLLM_PORT that vLLM cannot read,
     # and one that starts with a digit is refused.
-    resource, adapters = f"lora-{name}", (adapter, *beside)
-    pod = Pod(
+    resource = f"lora-{name}"
+    return Pod(
         contract,
-        adapters,
+        (adapter, *beside),
+        resource,
         resource,
         image,
         fetch_env or {},
@@ -66,29 +68,39 @@ def render(
         videos,
         measured_otherwise,
     )
-    if where.format == "production-stack":
-        return [charts.helm_values(pod)]
-    return around(pod)
 
 
-def render_base(
+def tasks_server(
     contract: Contract,
+    first: Pod,
     *,
-    model_name: str,
-    image: str,
     videos: int,
     base_config: Mapping[str, Any] | None = None,
     plan: Plan | None = None,
-    placement: Placement | None = None,
-) -> list[Object]:
-    """The objects of a second server, with the base alone and limits that fit tasks.
+) -> Pod:
+    """The pod of a second server, with the base alone and limits that fit tasks.
 
-    Its name is the first server's with `-tasks`. Raises UserError as `render` does.
+    Its name is the first server's with `-tasks`, and its key the same. Raises UserError as `server`
+    does.
     """
-    where = replace(placement or Placement(), merged=False, follow=None)
+    where = replace(first.where, merged=False, follow=None)
     check(contract, where, base_config or {}, ())
-    resource = f"lora-{served_name(model_name)[:40].strip('-')}-tasks"
-    return around(Pod(contract, (), resource, image, {}, where, plan, videos))
+    resource = f"{first.resource[:45].strip('-')}-tasks"
+    return Pod(contract, (), resource, first.secret, first.image, {}, where, plan, videos)
+
+
+def render(
+    *servers: Pod, gateway: Gateway | None = None, models: Sequence[Model] = ()
+) -> list[Object]:
+    """The objects of an adapter's server, of one for tasks beside it, and of the gateway in front
+    of both, in apply order. `models` are the first server's adapters, as the gateway asks them."""
+    if servers[0].where.format == "production-stack":
+        return [charts.helm_values(servers[0])]
+    if gateway is None:
+        return [entry for pod in servers for entry in around(pod)]
+    servers = tuple(replace(pod, gateway=f"{servers[0].resource}-gateway") for pod in servers)
+    made = [entry for pod in servers for entry in around(pod)]
+    return made + gateway_objects.objects(gateway, servers, models)
 
 
 def around(pod: Pod) -> list[Object]:

@@ -6,11 +6,27 @@ from urllib.parse import urlsplit
 
 from loraline.delivery import containers
 from loraline.delivery.kube import Object
-from loraline.delivery.pod import Pod
+from loraline.delivery.pod import NAME, Pod
 from loraline.serving.arguments import PORT
 
 WAITING = 5
 """Requests that may wait at a replica before another one is started."""
+
+MONITORING: Object = {
+    "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+}
+"""Where Prometheus runs, as policies name it."""
+
+ANYWHERE: list[Object] = [
+    {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
+    {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}},
+    {"namespaceSelector": {}},
+]
+"""All but the cloud's metadata service. By address for what is outside of the cluster and by
+selector for its pods: Kubernetes says that addresses are for the outside, and Cilium holds to it.
+"""
+
+DNS: Object = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
 
 
 def config_map(pod: Pod) -> Object:
@@ -93,23 +109,17 @@ def disruption_budget(pod: Pod) -> Object:
 
 
 def network_policy(pod: Pod) -> Object:
-    """In: the namespace's pods, since a key guards only a part of vLLM's addresses. Out: names,
-    MLflow, its artifacts and the hub, never the cloud's metadata service."""
+    """In: the gateway's pods, or without one the namespace's, since a key guards only a part of
+    vLLM's addresses. Out: names, MLflow, its artifacts and the hub, never the cloud's metadata
+    service."""
     urls = [value for value in pod.fetch_env.values() if "://" in value]
     ports = {port_of(url) for url in urls}
     if pod.hub or "MLFLOW_S3_ENDPOINT_URL" not in pod.fetch_env:
         ports.add(443)
-    # By address for what is outside of the cluster and by selector for its pods: Kubernetes says
-    # that addresses are for the outside, and Cilium holds to it.
-    world: list[Object] = [
-        {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}},
-        {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}},
-        {"namespaceSelector": {}},
-    ]
-    callers: list[Object] = [{"podSelector": {}}]
+    named = {"matchLabels": {NAME: pod.gateway}} if pod.gateway else {}
+    callers: list[Object] = [{"podSelector": named}]
     if pod.where.monitor or pod.where.prometheus:
-        name = {"kubernetes.io/metadata.name": "monitoring"}
-        callers.append({"namespaceSelector": {"matchLabels": name}})
+        callers.append(MONITORING)
     chosen = pod.selector
     if pod.where.format == "kserve":
         chosen = {"serving.kserve.io/inferenceservice": pod.resource}
@@ -120,13 +130,10 @@ def network_policy(pod: Pod) -> Object:
         "spec": {
             "podSelector": {"matchLabels": chosen},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [{"from": callers, "ports": [{"port": PORT, "protocol": "TCP"}]}],
+            "ingress": [{"from": callers, "ports": tcp(PORT)}],
             "egress": [
-                {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
-                {
-                    "to": world,
-                    "ports": [{"port": port, "protocol": "TCP"} for port in sorted(ports)],
-                },
+                DNS,
+                {"to": ANYWHERE, "ports": tcp(*sorted(ports))},
             ],
         },
     }
@@ -195,6 +202,10 @@ def service_monitor(pod: Pod) -> list[Object]:
             },
         }
     ]
+
+
+def tcp(*ports: int) -> list[Object]:
+    return [{"port": port, "protocol": "TCP"} for port in ports]
 
 
 def port_of(url: str) -> int:

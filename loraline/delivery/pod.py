@@ -14,6 +14,9 @@ from loraline.serving.arguments import BASES, CACHE, Adapter
 from loraline.serving.names import base_name
 from loraline.serving.sizing import Plan
 
+NAME = "app.kubernetes.io/name"
+"""Label that selects a server's or a gateway's pods."""
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -26,6 +29,9 @@ class Pod:
     resource: str
     """Name of all objects."""
 
+    secret: str
+    """Secret with the server's `api-key` and, for gated bases, `hf-token`."""
+
     image: str
     fetch_env: Mapping[str, str]
     where: Placement
@@ -36,9 +42,12 @@ class Pod:
     measured_otherwise: str = ""
     """How the server's limits differ from those of the adapter's evaluation."""
 
+    gateway: str | None = None
+    """Name of the gateway whose pods alone may reach the server; None lets in the namespace's."""
+
     @property
     def labels(self) -> dict[str, str]:
-        return {"app.kubernetes.io/name": self.resource, "app.kubernetes.io/part-of": "loraline"}
+        return {NAME: self.resource, "app.kubernetes.io/part-of": "loraline"}
 
     @property
     def annotations(self) -> dict[str, str]:
@@ -65,7 +74,7 @@ class Pod:
 
     @property
     def selector(self) -> dict[str, str]:
-        return {"app.kubernetes.io/name": self.resource}
+        return {NAME: self.resource}
 
     @property
     def hub(self) -> bool:

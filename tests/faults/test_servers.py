@@ -16,6 +16,7 @@ from cells import Cell
 from click.testing import CliRunner
 
 from loraline import web
+from loraline.delivery import local
 from loraline.errors import TryAgain, UserError
 from loraline.records import from_prompt
 from loraline.serving.client import Server
@@ -236,13 +237,12 @@ def test_a_server_that_misbehaves_is_said_in_time(
     ("cell", "serve"), MISBEHAVING, ids=lambda each: str(each) if isinstance(each, Cell) else ""
 )
 def test_a_server_that_is_started_here_and_misbehaves_is_not_ready(
-    raw: Raw, script, monkeypatch: pytest.MonkeyPatch, cell: Cell, serve
+    raw: Raw, cell: Cell, serve
 ) -> None:
     if "now and then" in cell.fault or cell.fault in ("a slow head", "silence", "body without end"):
         pytest.skip("five seconds each")
-    serve_local = script("steps/serve_local.py")
-    server = serve_local.Running(raw(serve), "base", "tiny-lora", {}, None, None)
-    assert serve_local.answers(server) is False
+    server = local.Running(raw(serve), "base", "tiny-lora", "", {}, None, None)
+    assert local.answers(server) is False
 
 
 def test_a_server_of_this_machine_is_asked_without_a_proxy(

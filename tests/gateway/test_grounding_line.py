@@ -13,6 +13,7 @@ import make_shapes
 import mlflow
 import pytest
 
+from loraline.delivery import local
 from loraline.evaluation.metrics import iou
 from tests.gateway.test_pointing import box_of, stored
 from tests.test_line import Line
@@ -34,15 +35,14 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 
 @pytest.fixture(scope="module")
-def served(line: Line, script: Any, start: Any) -> Iterator[tuple[Any, str]]:
+def served(line: Line, start: Any) -> Iterator[tuple[Any, str]]:
     """A gateway before the manifest's server, and the adapter's name."""
-    serve_local = script("steps/serve_local.py")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(line.place)
-        with serve_local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
+        with local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
             patch.undo()
             entry = {"url": server.url, "name": server.adapter}
             with start(server.contract, entry, refresh_s=1) as gateway:

@@ -105,16 +105,16 @@ def test_an_audit_line_says_who_asked_what_for_how_much(start, stub, png, tmp_pa
     try:
         with start() as gateway:
             answer = gateway.client.post("/predict", files={"files": ("x", png)})
+            assert gateway.client.get("/health").status_code == 200
+            assert gateway.client.get("/ready").status_code == 200
     finally:
         logs.audit.removeHandler(handler)
         logs.audit.setLevel(level)
     import hashlib
 
-    (line,) = [
-        line
-        for line in map(json.loads, (tmp_path / "audit").read_text().splitlines())
-        if line["route"] == "/predict"
-    ]
+    lines = list(map(json.loads, (tmp_path / "audit").read_text().splitlines()))
+    assert not {line["route"] for line in lines} & {"/health", "/ready"}, "a kubelet's probes"
+    (line,) = [line for line in lines if line["route"] == "/predict"]
     assert line["request_id"] == answer.headers["x-request-id"]
     assert line["key"] == "local"
     assert (line["model"], line["version"]) == ("tiny-lora", "models:/tiny-lora/3")

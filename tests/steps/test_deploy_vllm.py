@@ -1,3 +1,4 @@
+import json
 import subprocess
 from pathlib import Path
 
@@ -95,6 +96,16 @@ MISTAKES = {
     ("--task", "ocr-text"): "--task and --tasks-dir need --tasks",
     ("--tasks", "beside", "--format", "kserve"): "--tasks is of --format deployment, not of kserve",
     ("--tasks", "beside", "--task", "ocr"): "task 'ocr' is not known; accepted: computer,",
+    ("--gateway-host", "ask.example.org"): "--gateway-host needs --gateway",
+    ("--gateway", "--format", "kserve"): "--gateway is of --format deployment, not of kserve",
+    ("--gateway", "--gateway-set", "RATE"): "--gateway-set 'RATE' is not NAME=VALUE",
+    ("--gateway", "--gateway-set", "GATEWAY_RAT=1"): "GATEWAY_RAT is not a setting; docs/gateway",
+    ("--gateway", "--gateway-set", "GATEWAY_RATE=often"): "GATEWAY_RATE: String should match",
+    ("--gateway", "--gateway-set", "GATEWAY_DRAIN_S=soon"): "GATEWAY_DRAIN_S: Input should be a",
+    ("--gateway", "--gateway-set", "GATEWAY_OIDC_ISSUER=https://a"): "are set together",
+    ("--gateway", "--gateway-set", "GATEWAY_REDIS_URL=redis://a"): "reads it from a Secret",
+    ("--gateway", "--gateway-host", "Ask Me"): "host of the gateway 'Ask Me' is not accepted",
+    ("--gateway", "--gateway-parent", "a/b"): "--gateway-parent needs --gateway-host",
     ("--tasks", "beside"): "shows images or videos, and test_data/text/base is a text base",
 }
 
@@ -142,6 +153,36 @@ def test_tasks_have_a_server_beside_the_adapters_or_widen_its_own(
     assert "--enable-lora" in container(workplace)["args"]
 
 
+def test_the_gateway_stands_in_front_of_the_server(step, workplace: Path, gate_run: str) -> None:
+    (workplace / "tasks").mkdir()
+    (workplace / "tasks" / "summary.yaml").write_text(SUMMARY)
+    mine = ("--gateway", "--gateway-set", "GATEWAY_RATE=60/minute", "--tasks-dir", "tasks")
+    shared = ("--gateway-volume", "kept", "--gateway-redis-port", "6379")
+    seen = ("--gateway-image", "registry.example/gateway:1", "--gateway-replicas", "6")
+    way = ("--gateway-host", "ask.example.org", "--gateway-parent", "ingress/public")
+    made = step("deploy_vllm", "--run-id", gate_run, *mine, *shared, *seen, *way)
+    assert made.exit_code == 0, made.stderr
+    assert "of the gateway" not in made.stderr
+    text = (workplace / "outputs" / "vllm.yaml").read_text()
+    entries = {(each["metadata"]["name"], each["kind"]): each for each in yaml.safe_load_all(text)}
+    front = "lora-mistral-7b-lora-gateway"
+    assert {kind for name, kind in entries if name == front} == {
+        *("ConfigMap", "Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"),
+        *("HorizontalPodAutoscaler", "HTTPRoute"),
+    }
+    container = entries[front, "Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry.example/gateway:1"
+    assert {"name": "GATEWAY_RATE", "value": "60/minute"} in container["env"]
+    contracts = entries[front, "ConfigMap"]["data"]
+    assert set(contracts) == {"mistral-7b-lora.json", "task.summary.yaml"}
+    assert (
+        contracts["mistral-7b-lora.json"]
+        == entries["lora-mistral-7b-lora", "ConfigMap"]["data"]["contract.json"]
+    ), "asked as it was measured"
+    bare = step("deploy_vllm", "--run-id", gate_run, "--gateway")
+    assert "rendered" in bare.stdout and "no registry; --gateway-image" in bare.stderr
+
+
 def test_what_no_card_can_apply_is_served_by_cpus(step, workplace: Path, candidate) -> None:
     step("quality_gate", "--run-id", candidate("smoke-text"))
     gate_run = (workplace / "outputs" / "run-id").read_text()
@@ -157,11 +198,21 @@ def test_what_no_card_can_apply_is_served_by_cpus(step, workplace: Path, candida
     assert container(workplace)["resources"]["limits"] == {"nvidia.com/gpu": 1}
 
 
-def test_the_number_of_cards_is_at_least_one(step, gate_run: str) -> None:
-    for number in ("0", "-3"):
-        result = step("deploy_vllm", "--run-id", gate_run, "--gpu", "L4", "--gpus", number)
-        assert result.exit_code == 2
-        assert "is not in the range x>=1" in result.stderr
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--gpu", "L4", "--gpus", "0"), "0 is not in the range x>=1"),
+        (("--gpu", "L4", "--gpus", "-3"), "-3 is not in the range x>=1"),
+        (("--gateway", "--gateway-replicas", "1"), "1 is not in the range x>=2"),
+        (("--gateway", "--gateway-redis-port", "0"), "0 is not in the range 1<=x<=65535"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(
+    step, gate_run: str, options: tuple[str, ...], sentence: str
+) -> None:
+    result = step("deploy_vllm", "--run-id", gate_run, *options)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
 
 
 def test_what_the_manifest_will_need_is_said(
@@ -259,6 +310,23 @@ def test_the_champion_is_served_beside_the_candidate(
     assert wanted == ["models:/mistral-7b-lora/2", "models:/mistral-7b-lora/1"]
 
 
+def test_the_gateway_knows_the_candidate_and_the_champion_beside_it(
+    step, workplace: Path, candidate, gate_run: str
+) -> None:
+    step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
+    second = (workplace / "outputs" / "run-id").read_text()
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
+    beside = ("--beside", "champion", "--gateway")
+    assert step("deploy_vllm", "--run-id", second, *beside).exit_code == 0
+    env = container(workplace)["env"]
+    entries = json.loads(next(e["value"] for e in env if e["name"] == "GATEWAY_UPSTREAMS"))
+    assert [(entry["uri"], entry["role"]) for entry in entries] == [
+        ("models:/mistral-7b-lora/2", "candidate"),
+        ("models:/mistral-7b-lora/1", "champion"),
+    ]
+
+
 def test_a_checkout_gets_one_commit_a_version(
     step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,3 +385,20 @@ def test_nothing_is_deployed_before_a_cluster_has_it(
     client = mlflow.MlflowClient()
     train = runs.ancestor(client, client.get_run(gate_run), "train_qlora")
     assert "loraline.deployed" not in train.data.tags
+
+
+def test_a_registered_version_is_rendered_to_be_served_here(
+    step, script, workplace: Path, candidate, gate_run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_local = script("steps/serve_local.py")
+    step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
+    for alias, version in (("candidate", "2"), ("champion", "1")):
+        manifest = serve_local.of_registered("mistral-7b-lora", alias)
+        assert manifest == Path(f"outputs/serve/mistral-7b-lora-v{version}/vllm.yaml")
+        told = f"models:/mistral-7b-lora/{version}, the {alias}, as {manifest} says"
+        assert told in capsys.readouterr().out
+        deployment = serve_local.local.read(manifest)["Deployment"]["metadata"]["annotations"]
+        uri = deployment["loraline/registered-version"]
+        assert uri == f"models:/mistral-7b-lora/{version}"

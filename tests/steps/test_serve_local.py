@@ -15,7 +15,8 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,12 @@ from loraline.base.encoding import Encoder
 from loraline.base.load import load
 from loraline.base.locate import locate
 from loraline.contract import WEIGHTS, Contract, folder_digest, read, sha256, write
-from loraline.delivery import kube, manifest, placement
+from loraline.delivery import kube, local, local_gateway, manifest, placement
 from loraline.errors import UserError
 from loraline.records import from_prompt
 from loraline.serving import arguments, preflight
+from tests.gateway.conftest import TEXT
+from tests.gateway.stub import Stub, served
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,7 +158,7 @@ def register(folder, modality, name, tiny_base):
         registered_model_name=name,
     )
     version = logged.registered_model_version
-    objects = manifest.render(
+    pod = manifest.server(
         contract,
         model_name=name,
         version=version,
@@ -163,7 +166,7 @@ def register(folder, modality, name, tiny_base):
         image="loraline:test",
         placement=placement.Placement(cpu=True),
     )
-    (folder / "vllm.yaml").write_text(kube.to_yaml(objects))
+    (folder / "vllm.yaml").write_text(kube.to_yaml(manifest.render(pod)))
     return Registered(
         contract,
         folder_digest(adapter),
@@ -182,7 +185,7 @@ def test_a_server_beside_the_adapters_is_not_taken_for_it(tmp_path):
         for kind in ("ConfigMap", "Deployment")
     ]
     (tmp_path / "vllm.yaml").write_text(kube.to_yaml(objects))
-    read_objects = serve_local.read(tmp_path / "vllm.yaml")
+    read_objects = local.read(tmp_path / "vllm.yaml")
     assert {each["metadata"]["name"] for each in read_objects.values()} == {"lora-a"}
 
 
@@ -278,23 +281,31 @@ def is_running(pid):
         return False
 
 
-def test_text_adapter_is_served_as_measured_until_sigterm(text):
-    port = free_port()
+def test_text_adapter_is_served_as_measured_with_the_gateway_until_sigterm(text):
+    port, gateway_port = free_port(), free_port()
     command = [sys.executable, ROOT / "steps/serve_local.py", text.manifest, "--port", port]
+    command += ["--gateway-port", gateway_port, "--question", QUESTIONS[0]]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     try:
-        curl = next((line for line in process.stdout if line.startswith("curl ")), None)
-        assert curl, "the server did not start"
+        curls = (line for line in process.stdout if line.startswith("curl "))
+        direct, through = next(curls, None), next(curls, None)
+        assert direct, "the server did not start"
+        assert through, "the gateway did not start"
         assert_serves_what_was_measured(f"http://127.0.0.1:{port}", text)
-        answer = subprocess.run(shlex.split(curl), capture_output=True, check=True)
+        answer = subprocess.run(shlex.split(direct), capture_output=True, check=True)
         assert json.loads(answer.stdout)["model"] == "tiny-text"
+        said = json.loads(answer.stdout)["choices"][0]["message"]["content"]
+        answer = subprocess.run(shlex.split(through), capture_output=True, check=True)
+        predicted = json.loads(answer.stdout)
+        assert predicted["predictions"][0]["caption"] == said.strip(), "the gateway's prompt"
+        assert predicted["model_uri"] == "models:/tiny-text/1"
     finally:
         started = descendants(process.pid)
         process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert rest.endswith("stopped\n")
-    assert len(started) >= 3, "the API server, its engine and the engine's worker"
+    assert len(started) >= 4, "the API server, its engine and the engine's worker, the gateway"
     # They are killed at the latest when the command ends; the system may take a moment.
     deadline = time.monotonic() + 5
     while any(is_running(pid) for pid in started):
@@ -305,7 +316,7 @@ def test_text_adapter_is_served_as_measured_until_sigterm(text):
 def test_vision_adapter_is_served_as_measured_and_fetches_no_images(vision, tmp_path):
     image = tmp_path / "drawing.png"
     image.write_bytes(vision.images[0])
-    with serve_local.start(vision.manifest, free_port(), tmp_path / "serve") as server:
+    with local.start(vision.manifest, free_port(), tmp_path / "serve") as server:
         assert (server.base, server.adapter) == ("base", "tiny-vision")
         assert_serves_what_was_measured(server.url, vision)
         body = serve_local.request(server, "", image)
@@ -318,6 +329,95 @@ def test_vision_adapter_is_served_as_measured_and_fetches_no_images(vision, tmp_
         assert refused.value.code == 400
 
 
+@contextmanager
+def in_front_of(stub_port, folder, contract=None):
+    """A server that `local` would have started, where a stub of vLLM answers."""
+    (folder / "config").mkdir(parents=True)
+    (folder / "config/contract.json").write_text(json.dumps(contract or TEXT))
+    url, uri = f"http://127.0.0.1:{stub_port}", "models:/tiny-lora/3"
+    yield local.Running(url, "base", "tiny-lora", uri, contract or TEXT, folder, None)
+
+
+@pytest.fixture(scope="module")
+def stub_port():
+    with served(Stub().app()) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def test_the_gateway_knows_the_adapters_prompt_and_version(stub_port, tmp_path):
+    port = free_port()
+    with in_front_of(stub_port, tmp_path) as server, local_gateway.start(server, port) as gateway:
+        curl = shlex.split(serve_local.predict(server, gateway, "It's -F 'odd'; @here", None))
+        answer = subprocess.run(curl, capture_output=True, check=True)
+        assert json.loads(answer.stdout)["model_uri"] == "models:/tiny-lora/3"
+    # It ends its answers first, and then as the signal says.
+    assert gateway.process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("GATEWAY_RATE", "often", "exit code 2: gateway: GATEWAY_RATE: String should match"),
+        ("GATEWAY_RAT", "1/minute", "exit code 2: gateway: GATEWAY_RAT is not a setting"),
+    ],
+)
+def test_a_gateway_that_does_not_start_says_why(
+    stub_port, tmp_path, monkeypatch, variable, value, sentence
+):
+    monkeypatch.setenv(variable, value)
+    with (
+        in_front_of(stub_port, tmp_path) as server,
+        pytest.raises(UserError) as refused,
+        local_gateway.start(server, free_port()),
+    ):
+        pass
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).endswith("--no-gateway serves without it")
+
+
+def test_a_server_or_gateway_that_is_killed_ends_the_other(stub_port, tmp_path):
+    with in_front_of(stub_port, tmp_path) as server:
+        sleeping = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        server = replace(server, process=sleeping)
+        try:
+            with local_gateway.start(server, free_port()) as gateway:
+                gateway.process.kill()
+                gateway.process.wait()
+                with pytest.raises(UserError, match="the gateway was ended by SIGKILL"):
+                    serve_local.wait(server, gateway)
+        finally:
+            sleeping.kill()
+            sleeping.wait()
+    with pytest.raises(UserError, match="vLLM was ended by SIGKILL"):
+        serve_local.wait(server, None)
+
+
+MISTAKES = {
+    (): "name a manifest or a registered model with --model, and not both",
+    ("{manifest}", "--model", "tiny-text"): "and not both",
+    ("{manifest}", "--alias", "champion"): "--alias needs --model to say of which",
+    ("{manifest}", "--port", "8080"): "--port and --gateway-port are both 8080",
+    ("{manifest}", "--gateway-port", "{taken}"): "choose another with --gateway-port",
+    ("--model", "nobody"): "nobody",
+    ("--model", "tiny-text", "--alias", "champion"): "no version of registered model 'tiny-text'",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=lambda words: " ".join(words) or "nothing")
+def test_a_mistake_on_the_command_line_is_one_sentence(text, words):
+    from click.testing import CliRunner
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        given = [word.format(manifest=text.manifest, taken=taken) for word in words]
+        ended = CliRunner().invoke(serve_local.serve_local, given)
+    assert ended.exit_code == 2
+    (sentence,) = ended.stderr.splitlines()
+    assert MISTAKES[words] in sentence
+
+
 def test_taken_port_is_named(text):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -325,7 +425,7 @@ def test_taken_port_is_named(text):
         port = other.getsockname()[1]
         with (
             pytest.raises(UserError, match=f"port {port} .* choose another with --port"),
-            serve_local.start(text.manifest, port),
+            local.start(text.manifest, port),
         ):
             pass
 
@@ -335,7 +435,7 @@ def test_file_that_is_no_manifest_is_refused(tmp_path):
     other.write_text("kind: Pod\n")
     with (
         pytest.raises(UserError, match=r"other\.yaml is not a manifest of deploy_vllm"),
-        serve_local.start(other, free_port()),
+        local.start(other, free_port()),
     ):
         pass
 
@@ -345,7 +445,7 @@ def test_manifest_for_another_runner_tells_how_to_get_one_of_ours(form):
     other = ROOT / f"tests/loraline/delivery/manifests/{form}.yaml"
     with (
         pytest.raises(UserError, match=r"render it again with deploy_vllm --format deployment"),
-        serve_local.start(other, free_port()),
+        local.start(other, free_port()),
     ):
         pass
 
@@ -355,7 +455,7 @@ def test_file_without_objects_is_no_manifest(content, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=r"is not a manifest of deploy_vllm: it has no objects"):
-        serve_local.read(other)
+        local.read(other)
 
 
 def edited(registered, folder, old, new):
@@ -368,16 +468,16 @@ def test_missing_base_folder_is_named_before_anything_starts(text, tmp_path):
     copy = edited(text, tmp_path, f"- {text.contract.base}\n", "- /no/such/base\n")
     with (
         pytest.raises(UserError, match=r"base model folder '/no/such/base' of .* does not exist"),
-        serve_local.start(copy, free_port()),
+        local.start(copy, free_port()),
     ):
         pass
 
 
 def test_what_a_gpu_cannot_apply_is_refused_before_anything_starts(text, monkeypatch):
-    monkeypatch.setattr(serve_local, "has_gpu", lambda: True)
+    monkeypatch.setattr(local, "has_gpu", lambda: True)
     with (
         pytest.raises(UserError, match="float32, and vLLM applies adapters on GPUs in bfloat16"),
-        serve_local.start(text.manifest, free_port()),
+        local.start(text.manifest, free_port()),
     ):
         pass
 
@@ -387,7 +487,7 @@ def test_server_that_dies_at_the_start_leaves_its_cause_in_one_sentence(text, tm
     started = time.monotonic()
     with (
         pytest.raises(UserError) as error,
-        serve_local.start(copy, free_port(), tmp_path / "serve"),
+        local.start(copy, free_port(), tmp_path / "serve"),
     ):
         pass
     assert time.monotonic() - started < 60
@@ -401,7 +501,7 @@ def test_adapter_with_another_digest_is_not_served(text, tmp_path):
     copy = edited(text, tmp_path, text.digest, wrong)
     with (
         pytest.raises(UserError) as error,
-        serve_local.start(copy, free_port(), tmp_path / "serve"),
+        local.start(copy, free_port(), tmp_path / "serve"),
     ):
         pass
     assert f"has digest {text.digest}, expected {wrong}" in str(error.value)

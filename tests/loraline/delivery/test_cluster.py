@@ -11,6 +11,8 @@ import yaml
 
 from loraline.delivery import cluster as delivery_cluster
 from loraline.delivery.checkout import commit
+from loraline.delivery.doubts import doubts
+from loraline.delivery.gateway import Gateway
 from loraline.errors import TryAgain, UserError
 
 VERSION = {"loraline/registered-version": "models:/tiny-lora/3"}
@@ -199,12 +201,56 @@ def test_a_claim_keeps_its_size_where_a_smaller_base_needs_less() -> None:
 def test_what_an_image_does_not_say_is_doubted() -> None:
     known = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     pinned = f"registry.example/vllm:v0.32.0@sha256:{'0' * 64}"
-    assert delivery_cluster.doubts("registry.example/loraline:1", known, pinned) == []
-    doubts = delivery_cluster.doubts(
-        "registry.example/loraline:1", known, "registry.example/vllm:prod"
-    )
-    assert [doubt.split(";")[0] for doubt in doubts] == [
+    assert doubts("registry.example/loraline:1", known, pinned) == []
+    told = doubts("registry.example/loraline:1", known, "registry.example/vllm:prod")
+    assert [doubt.split(";")[0] for doubt in told] == [
         "registry.example/vllm:prod does not say which vLLM it holds",
         "registry.example/vllm:prod is not pinned by digest",
     ]
-    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in doubts[1]
+    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in told[1]
+
+
+def test_what_the_gateways_replicas_do_not_share_is_doubted() -> None:
+    server = "vllm/vllm-openai:v0.32.0@sha256:" + "0" * 64
+    known = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+    told = doubts("registry.example/loraline:1", known, server, Gateway("localhost/gateway:dev"))
+    assert [sentence.partition(",")[0].partition(";")[0] for sentence in told] == [
+        "the gateway's image localhost/gateway:dev is on no registry",
+        "each replica of the gateway keeps jobs and sessions of its own",
+        "each replica of the gateway counts rates and tokens on its own",
+    ]
+    shared = Gateway("registry.example/gateway:1", volume="kept", redis_port=6379)
+    assert doubts("registry.example/loraline:1", known, server, shared) == []
+
+
+KEYS = {"secretName": "lora-a-gateway", "items": [{"key": "keys.json", "path": "keys.json"}]}
+
+
+class TestSecrets:
+    def deployment(self, *volumes: dict[str, Any]) -> dict[str, Any]:
+        pod = {"spec": {"volumes": list(volumes)}}
+        return {"metadata": {"name": "lora-a-gateway"}, "spec": {"template": pod}}
+
+    def test_one_that_is_missing_is_named_with_what_makes_it(self) -> None:
+        deployment = self.deployment({"name": "tmp"}, {"name": "keys", "secret": KEYS})
+        with pytest.raises(UserError) as refused:
+            delivery_cluster.check_secrets([deployment], lambda entry: None)
+        assert str(refused.value).endswith(
+            "the Secret lora-a-gateway of lora-a-gateway does not exist; make it: "
+            "kubectl create secret generic lora-a-gateway --from-file=keys.json"
+        )
+        delivery_cluster.check_secrets([deployment], lambda entry: entry)
+
+    @pytest.mark.parametrize(("status", "passes"), [(403, True), (500, False)])
+    def test_who_may_not_read_secrets_is_not_stopped(self, status: int, passes: bool) -> None:
+        from kubernetes.client import ApiException
+
+        def look(entry: dict[str, Any]) -> dict[str, Any]:
+            raise ApiException(status=status)
+
+        deployment = self.deployment({"name": "keys", "secret": KEYS})
+        if passes:
+            delivery_cluster.check_secrets([deployment], look)
+            return
+        with pytest.raises(ApiException):
+            delivery_cluster.check_secrets([deployment], look)

@@ -49,7 +49,7 @@ VISION = TEXT.model_copy(
 def rendered(contract=TEXT, **options):
     named = {"model_name": "latex-ocr", "version": 3, "image": "loraline:test"}
     options = named | {"digest": "ab" * 32} | options
-    return {entry["kind"]: entry for entry in manifest.render(contract, **options)}
+    return {entry["kind"]: entry for entry in manifest.render(manifest.server(contract, **options))}
 
 
 def pod(objects):
@@ -265,7 +265,7 @@ def test_hostile_texts_come_back_as_they_were(
         update={"prompt": prompt, "chat_template": chat_template, "base": f"/bases/{base}"}
     )
     options = {"fetch_env": {"MLFLOW_S3_ENDPOINT_URL": address.replace("://", "")}}
-    objects = manifest.render(
+    pod = manifest.server(
         contract,
         model_name=model_name,
         version=3,
@@ -274,6 +274,7 @@ def test_hostile_texts_come_back_as_they_were(
         placement=Placement(format=form),
         **options,
     )
+    objects = manifest.render(pod)
     text = kube.to_yaml(objects)
     assert list(yaml.load_all(text.encode(), yaml.CSafeLoader)) == objects
     if form != "deployment":
@@ -316,7 +317,7 @@ def test_a_claim_may_have_dots_in_its_name():
 )
 def test_a_hostile_place_is_refused_or_quoted(value, key):
     try:
-        objects = manifest.render(
+        pod = manifest.server(
             TEXT,
             model_name="latex-ocr",
             version=3,
@@ -324,6 +325,7 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
             image="loraline:test",
             placement=Placement(**{key: value}, replicas=2),
         )
+        objects = manifest.render(pod)
     except UserError as error:
         assert "\n" not in str(error)
         assert key not in accepted or not accepted[key](value)

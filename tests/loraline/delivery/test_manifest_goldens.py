@@ -14,8 +14,10 @@ import pytest
 
 from loraline import profiles
 from loraline.contract import Contract
-from loraline.delivery import kube, manifest
+from loraline.delivery import kube, manifest, tasks
+from loraline.delivery.gateway import Gateway, Model
 from loraline.delivery.placement import Placement
+from loraline.delivery.tasks import Need
 from loraline.serving import preflight, sizing, versions
 from loraline.serving.arguments import Adapter, demand, startup_seconds
 from loraline.serving.names import served_name
@@ -24,7 +26,15 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 GOLDENS = HERE / "manifests"
 PROFILES = profiles.names(ROOT / "lora_profiles")
+GATEWAY_IMAGE = "localhost/loraline-gateway:dev"
 PINNED = "vllm/vllm-openai:v0.32.0@sha256:" + "12" * 32
+
+BY_USER = {
+    "way-base-volume": {"bases"},
+    "way-gateway-tasks": {"bases"},
+    "way-gateway-everything": {"kept"},
+}
+"""Claims that the command line names."""
 
 WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
     "namespace": ("standard", Placement(namespace="models", server_image=PINNED), {}),
@@ -58,6 +68,38 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
         {},
     ),
     "gptq": ("standard", Placement(), {"quantized": True}),
+    "gateway": ("standard", Placement(), {"gateway": Gateway(GATEWAY_IMAGE)}),
+    "gateway-beside": (
+        "standard",
+        Placement(),
+        {"gateway": Gateway(GATEWAY_IMAGE), "beside": True},
+    ),
+    "gateway-tasks": (
+        "qwen3-vl",
+        Placement(base_volume="bases"),
+        {"gateway": Gateway(GATEWAY_IMAGE, host="ask.example.org"), "tasks_beside": True},
+    ),
+    "gateway-everything": (
+        "standard",
+        Placement(namespace="models", monitor=True, server_image=PINNED),
+        {
+            "gateway": Gateway(
+                "registry.example.org/gateway@sha256:" + "56" * 32,
+                replicas=8,
+                host="ask.example.org",
+                parent="ingress/public",
+                volume="kept",
+                redis_port=6380,
+                settings=(
+                    ("GATEWAY_DRAIN_S", "60"),
+                    ("GATEWAY_OIDC_AUDIENCE", "loraline"),
+                    ("GATEWAY_OIDC_ISSUER", "https://login.example.org"),
+                    ("GATEWAY_OTLP_ENDPOINT", "http://collector:4318/v1/traces"),
+                ),
+                tasks=(("summary.yaml", "title: Summary\n"),),
+            )
+        },
+    ),
 }
 
 
@@ -100,23 +142,27 @@ def rendered(
     cards: int = 1,
     beside: bool = False,
     quantized: bool = False,
+    gateway: Gateway | None = None,
+    tasks_beside: bool = False,
 ) -> list[dict[str, Any]]:
     profile = profiles.load(name, ROOT / "lora_profiles")
     agreed, config = contract_of(profile), base_config(profile)
     if quantized:
         config |= {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
-    others = []
+    others, models = [], [Model(served_name(profile.registered_model), agreed)]
     if beside:
         other = f"{served_name(profile.registered_model)}-champion"
         path = f"/adapters/{other}/v2"
         uri = f"models:/{profile.registered_model}/2"
         others = [Adapter(other, uri, path, "34" * 32, 16)]
+        champion = agreed.model_copy(update={"prompt": "Asked otherwise: {question}", "r": 16})
+        models = [replace(models[0], role="candidate"), Model(other, champion, "champion")]
     ranks = [agreed.r, *(other.rank for other in others)]
     wanted = demand(agreed, config, ranks, merged=where.merged)
     plan = sizing.smallest(wanted, {})
     if gpu:
         plan = sizing.plan(wanted, gpu, cards=cards, fraction=where.fraction)
-    return manifest.render(
+    pod = manifest.server(
         agreed,
         model_name=profile.registered_model,
         version=3,
@@ -128,6 +174,13 @@ def rendered(
         plan=None if where.cpu else plan,
         placement=where,
     )
+    servers = [pod]
+    if tasks_beside:
+        needs = [Need("page", 1, 0, 1024, 602112, 256)]
+        wide = tasks.widened(agreed, needs)
+        card = sizing.smallest(demand(wide, config, [], videos=0), {})
+        servers.append(manifest.tasks_server(wide, pod, videos=0, base_config=config, plan=card))
+    return manifest.render(*servers, gateway=gateway, models=models)
 
 
 def usual_place(name: str) -> Placement:
@@ -164,7 +217,7 @@ def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
         spec = entry.get("spec", {})
         for pod in (spec.get("template", {}).get("spec"), spec.get("predictor")):
             if pod:
-                found += [*pod["initContainers"], *pod["containers"]]
+                found += [*pod.get("initContainers", []), *pod["containers"]]
         for model in entry.get("servingEngineSpec", {}).get("modelSpec", []):
             found += [model, model["initContainer"]]
     return found
@@ -177,14 +230,17 @@ def test_no_secret_is_in_a_manifest(name: str) -> None:
     for container in containers(ALL[name]):
         for variable in container["env"]:
             hidden = ("KEY", "TOKEN", "PASSWORD", "SECRET")
-            if any(word in variable["name"] for word in hidden):
+            # A file's path is none; the file is one of a Secret.
+            names_file = variable["name"].endswith("_FILE")
+            if any(word in variable["name"] for word in hidden) and not names_file:
                 assert set(variable) == {"name", "valueFrom"}, variable
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_object_names_the_version_that_it_serves(name: str) -> None:
     for entry in ALL[name]:
-        if "metadata" in entry:
+        # A server of tasks has the base alone.
+        if "metadata" in entry and not entry["metadata"]["name"].endswith("-tasks"):
             version = entry["metadata"]["annotations"]["loraline/registered-version"]
             assert version.endswith("/3")
 
@@ -296,7 +352,7 @@ def test_every_claim_is_rendered_or_named_by_the_user(name: str) -> None:
     made = {e["metadata"]["name"] for e in ALL[name] if e.get("kind") == "PersistentVolumeClaim"}
     text = kube.to_yaml(ALL[name])
     named = {line.split(": ")[1] for line in text.splitlines() if "claimName: " in line}
-    assert named == made | ({"bases"} if name == "way-base-volume" else set())
+    assert named == made | BY_USER.get(name, set())
 
 
 def test_only_what_a_server_needs_is_reachable() -> None:

@@ -1,9 +1,9 @@
 """Every golden manifest against the schema of who reads it, strictly: a field too many is one.
 
 Kubernetes' own objects by kubernetes-validate; KEDA's and the Prometheus operator's by models made
-of their definitions (cloudcoil); KServe's by the pod that is in it and by the fields that its SDK
-0.21 names beside it; the values of vLLM's chart by its values' types, and by the pod that its
-template makes of them.
+of their definitions (cloudcoil); the Gateway API's route by the fields of its v1 that are ours;
+KServe's by the pod that is in it and by the fields that its SDK 0.21 names beside it; the values of
+vLLM's chart by its values' types, and by the pod that its template makes of them.
 """
 
 from __future__ import annotations
@@ -97,6 +97,25 @@ CHART = closed(
 """Values of the chart vllm-stack (vLLM production-stack) that are ours to use, as its own schema
 and template take them."""
 
+ROUTE = closed(
+    apiVersion={"const": "gateway.networking.k8s.io/v1"},
+    kind={"const": "HTTPRoute"},
+    metadata=ANY,
+    spec=closed(
+        parentRefs={"type": "array", "items": closed(name=TEXT, namespace=TEXT), "maxItems": 32},
+        hostnames=TEXTS,
+        rules={
+            "type": "array",
+            "items": closed(
+                backendRefs={"type": "array", "items": closed(name=TEXT, port=NUMBER)},
+                timeouts=closed(
+                    request={"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
+                ),
+            ),
+        },
+    ),
+)
+
 
 def complaint(entry: Object) -> Exception | None:
     """Why the readers of an object would refuse it, if they would."""
@@ -113,6 +132,8 @@ def complaint(entry: Object) -> Exception | None:
             kubernetes_validate.validate(deployment, KUBERNETES, strict=True)
             assert set(entry) == {"apiVersion", "kind", "metadata", "spec"}
             assert set(entry["spec"]) == {"predictor"}
+        elif entry["kind"] == "HTTPRoute":
+            jsonschema.validate(entry, ROUTE)
         elif model := MODELS.get(entry["kind"]):
             read = model.model_validate(entry)
             # Pydantic leaves out what the model does not know.
@@ -198,6 +219,7 @@ def test_every_object_keeps_its_readers_schema(entry: Object) -> None:
 def test_all_kinds_are_there() -> None:
     kinds = {each.values[0].get("kind", "values") for each in OBJECTS}
     assert {"Deployment", "InferenceService", "ScaledObject", "ServiceMonitor", "values"} <= kinds
+    assert {"Ingress", "HTTPRoute", "HorizontalPodAutoscaler"} <= kinds
 
 
 def misspelled(entry: Object, path: list[Any], wrong: Any) -> Object:
@@ -213,6 +235,12 @@ def misspelled(entry: Object, path: list[Any], wrong: Any) -> Object:
 MODEL = ["servingEngineSpec", "modelSpec", 0]
 MISTAKES: dict[str, list[tuple[list[Any], Any]]] = {
     "Service": [(["sepc"], {}), (["spec", "ports", 0, "port"], "eight")],
+    "Ingress": [(["spec", "rules", 0, "hosts"], []), (["spec", "tls", 0, "hosts"], "ask")],
+    "HTTPRoute": [
+        (["spec", "hostname"], "ask"),
+        (["spec", "rules", 0, "backendRefs", 0, "port"], "8080"),
+        (["spec", "rules", 0, "timeouts", "request"], "ten minutes"),
+    ],
     "ScaledObject": [
         (["spec", "maxReplica"], 4),
         (["spec", "maxReplicaCount"], "many"),

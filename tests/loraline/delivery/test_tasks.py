@@ -84,12 +84,11 @@ def test_a_text_base_is_refused_tasks_that_it_cannot_see() -> None:
 
 def test_the_server_beside_has_the_base_alone() -> None:
     needs = gateway_tasks.needs()
-    objects = manifest.render_base(
-        tasks.widened(VISION, needs),
-        model_name="latex-ocr",
-        image="loraline:test",
-        videos=tasks.videos(needs),
+    first = manifest.server(
+        VISION, model_name="latex-ocr", version=3, image="loraline:test", digest="cd" * 32
     )
+    second = manifest.tasks_server(tasks.widened(VISION, needs), first, videos=tasks.videos(needs))
+    objects = manifest.render(second)
     args = arguments(objects)
     assert flag(args, "--limit-mm-per-prompt") == '{"image":1,"video":1}'
     assert flag(args, "--media-io-kwargs") == '{"video":{"num_frames":-1}}'
@@ -99,11 +98,14 @@ def test_the_server_beside_has_the_base_alone() -> None:
     pod = next(each for each in objects if each["kind"] == "Deployment")["spec"]["template"]["spec"]
     assert pod["initContainers"] == []
     assert pod["containers"][0]["readinessProbe"]["exec"]["command"][2:] == [VISION.base]
+    keys = [each for each in pod["containers"][0]["env"] if each["name"] == "VLLM_API_KEY"]
+    named = keys[0]["valueFrom"]["secretKeyRef"]
+    assert named == {"name": "lora-latex-ocr", "key": "api-key"}, "one key for a model's servers"
 
 
 def test_the_adapters_server_says_that_it_was_measured_otherwise() -> None:
     wide = tasks.widened(VISION, [PAGE])
-    objects = manifest.render(
+    pod = manifest.server(
         wide,
         model_name="latex-ocr",
         version=3,
@@ -113,6 +115,7 @@ def test_the_adapters_server_says_that_it_was_measured_otherwise() -> None:
         videos=tasks.videos([PAGE]),
         measured_otherwise=tasks.told(VISION, wide, 0),
     )
+    objects = manifest.render(pod)
     args = arguments(objects)
     assert flag(args, "--limit-mm-per-prompt") == '{"image":2,"video":0}'
     assert "--enable-lora" in args

@@ -1,0 +1,138 @@
+"""What is to be served and where: everything that a manifest's bytes depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraline.delivery.gateway import Gateway
+from loraline.delivery.options import Options
+from loraline.delivery.placement import Placement
+from loraline.delivery.tasks import Need
+from loraline.errors import UserError
+from loraline.tracking import store
+from loraline.tracking.tags import ADAPTER_DIGEST, MODEL_NAME, MODEL_VERSION, REASON, RESULT
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import RegisteredModel
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Order:
+    """One manifest: a registered version, its server, and the gateway in front of it."""
+
+    name: str
+    version: str
+    digest: str
+    """Of the adapter's files, as the gate judged them."""
+
+    alias: str | None
+    beside: str | None
+    """Another version of the same model: the one with this alias."""
+
+    where: Placement
+    gpu: str | None
+    cards: int
+    log: str
+    """What a server on that card printed at its start."""
+
+    remembered: dict[str, str]
+    """What logs of this model have taught, by card: the base's revision and GiB."""
+
+    image: str
+    fetch: dict[str, str]
+    tasks: str | None
+    needs: tuple[Need, ...]
+    gateway: Gateway | None
+
+    @classmethod
+    def of(
+        cls,
+        client: MlflowClient,
+        gate_run: Run,
+        options: Options,
+        needs: Sequence[Need],
+        gateway: Gateway | None,
+        warn: Tell,
+    ) -> Order:
+        """The order of a command line for the version that a gate run passed.
+
+        UserError when there is no such version, or it must not be served.
+        """
+        from loraline.serving import calibration
+        from loraline.tracking.settings import Settings
+
+        tags = gate_run.data.tags
+        if tags[RESULT] != "passed":
+            raise UserError(
+                f"--run-id {gate_run.info.run_id} rejected its candidate "
+                f"({tags[REASON]}): nothing to deploy"
+            )
+        name, version = tags[MODEL_NAME], tags[MODEL_VERSION]
+        alias, log = options.beside, options.calibrate
+        model = registered(client, name, version)
+        refuse_rejected(client, gate_run, warn, although_rejected=options.although_rejected)
+        if alias and str(model.aliases.get(alias, version)) == version:
+            raise UserError(f"--beside {alias}: no other version of {name} has this alias")
+        if options.follow and options.follow not in model.aliases:
+            has = ", ".join(sorted(model.aliases)) or "none"
+            raise UserError(f"--follow {options.follow}: {name} has no such alias; it has {has}")
+        return cls(
+            name=name,
+            version=version,
+            digest=tags.get(ADAPTER_DIGEST, ""),
+            alias=alias,
+            beside=str(model.aliases[alias]) if alias else None,
+            where=options.placement(),
+            gpu=options.gpu,
+            cards=options.gpus,
+            log=log.read_text(errors="replace") if log else "",
+            remembered=calibration.remembered(model),
+            image=Settings().image or "localhost/loraline:dev",
+            fetch=store.pod_environment(),
+            tasks=options.tasks,
+            needs=tuple(needs),
+            gateway=gateway,
+        )
+
+
+def registered(client: MlflowClient, name: str, version: str) -> RegisteredModel:
+    """The registered model, if it and the version are still there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_model_version(name, version)
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"version {version} of registered model {name!r}, which the gate registered, was "
+            "deleted: run quality_gate again with --force"
+        ) from error
+
+
+def refuse_rejected(
+    client: MlflowClient, gate_run: Run, warn: Tell, *, although_rejected: bool
+) -> None:
+    """Warn that a later gate has rejected the version; refuse it unless a person has promoted it by
+    this very gate run, or the command line asks for it."""
+    from loraline.tracking import registry
+
+    name, version = gate_run.data.tags[MODEL_NAME], gate_run.data.tags[MODEL_VERSION]
+    judged = client.get_model_version(name, version)
+    reason = registry.rejection(client, judged)
+    if reason is None and judged.tags.get(RESULT) == "failed":
+        reason = judged.tags.get(REASON)
+    if reason is None:
+        return
+    sentence = f"version {version} of {name!r} was rejected by a later gate: {reason}"
+    promoted = judged.tags.get(registry.PROMOTED_GATE) == gate_run.info.run_id
+    if not (promoted or although_rejected):
+        raise UserError(f"{sentence}; to serve it all the same, add --although-rejected")
+    warn(sentence)
