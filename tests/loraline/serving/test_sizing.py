@@ -83,6 +83,18 @@ def test_a_sliding_window_bounds_the_cache() -> None:
     assert long.needed == pytest.approx(1.0, abs=0.01)
 
 
+def test_where_the_cache_has_room_the_positions_of_the_base_are_the_limit() -> None:
+    large = sizing.sized(SEED, "H200", 1)
+    assert large.available > 2 * large.needed
+    assert large.largest_len == 262144
+
+
+def test_as_many_requests_run_at_once_as_the_cache_has_room_for() -> None:
+    plan = sizing.sized(replace(SEED, max_model_len=32000), "H200", 1)
+    assert plan.available / plan.needed == pytest.approx(23.2, abs=0.1)
+    assert plan.max_num_seqs == 40
+
+
 def test_adapter_slots_are_counted_at_the_servers_rank() -> None:
     demand = Demand(QWEN3_VL_8B, "bfloat16", 4096, max_lora_rank=16)
     assert sizing.lora_bytes(demand) / 2**20 == pytest.approx(83, abs=1)

@@ -164,6 +164,30 @@ def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -
     assert names(client) == set()
 
 
+def test_a_dead_lock_is_looked_at_and_deleted_by_one_at_a_time(client) -> None:
+    others = []
+
+    class Slow(mlflow.MlflowClient):
+        """Another wants the lock between the look at its holder and its deletion."""
+
+        def delete_registered_model(self, name: str) -> None:
+            if name == LOCK and not others:
+                next_one = threading.Thread(
+                    target=tracking_lock.acquire, args=(client, LOCK, "elsewhere:1:next", 60)
+                )
+                others.append(next_one)
+                next_one.start()
+                # Long enough for one whom nothing keeps out.
+                next_one.join(1)
+            super().delete_registered_model(name)
+
+    holder = dead()
+    hold(client, holder)
+    tracking_lock.clear(Slow(), LOCK, holder, 60)
+    others[0].join(30)
+    assert tracking_lock.holder_of(client, LOCK) == "elsewhere:1:next"
+
+
 @pytest.mark.parametrize("deaths", [1, 2, 3])
 def test_the_lock_of_one_who_died_while_breaking_a_dead_lock_is_taken_over(
     client, deaths: int
