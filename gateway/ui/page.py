@@ -1,0 +1,96 @@
+"""The page as a whole: its screens, in one language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from gateway.ui import ask, texts
+from gateway.ui.ask import AskScreen
+from gateway.ui.batch import BatchScreen
+from gateway.ui.client import Refusal
+from gateway.ui.compare import CompareScreen
+from gateway.ui.door import Door
+from gateway.ui.history import HistoryScreen
+from gateway.ui.preferences import PreferencesScreen
+
+FOLDER = Path(__file__).parent
+FONTS = ["system-ui", "Segoe UI", "Noto Sans", "sans-serif"]
+MONO = ["ui-monospace", "DejaVu Sans Mono", "monospace"]
+SWEEP_S, KEEP_S = 600, 1800
+"""Uploads are looked through so often, and removed when they are that old."""
+
+
+def build(door: Door, language: str) -> gr.Blocks:
+    """The page; the gateway is asked when a visitor opens it."""
+    _ = texts.of(language)
+    with gr.Blocks(
+        title="loraline",
+        analytics_enabled=False,
+        delete_cache=(SWEEP_S, KEEP_S),
+    ) as page:
+        gr.HTML("<h1>loraline</h1>")
+        trouble = gr.HTML(elem_id="trouble")
+        kept = gr.BrowserState(
+            {},
+            storage_key="loraline-preferences",
+            secret="kept in the visitor's own browser",  # noqa: S106
+        )
+        with gr.Tabs():
+            with gr.Tab(_("Ask"), id="ask"):
+                asked = AskScreen(door, kept, _)
+            with gr.Tab(_("Compare"), id="compare"):
+                compared = CompareScreen(door, _)
+            with gr.Tab(_("Batch"), id="batch"):
+                batch = BatchScreen(door, _)
+            with gr.Tab(_("History"), id="history") as opened:
+                history = HistoryScreen(door, _)
+            with gr.Tab(_("Settings"), id="settings"):
+                preferences = PreferencesScreen(kept, language, _)
+        for screen in (asked, compared, batch, history, preferences):
+            screen.wire()
+        screens = (asked, compared, batch)
+        catalogues = [screen.chosen.catalogue for screen in screens]
+        models = [screen.chosen.model for screen in screens]
+
+        async def load(request: gr.Request) -> dict[Any, Any]:
+            """What the gateway serves now, in every screen that asks it."""
+            try:
+                found = await ask.catalogue(door.gateway(request))
+            except Refusal as error:
+                from gateway.ui import drawing
+
+                return {trouble: drawing.sentence(error.sentence, wrong=True)}
+            listed, first = ask.model_choices(found), ask.first_choice(found)
+            several = [name for _, name in listed][:4]
+            return {
+                trouble: "",
+                **dict.fromkeys(catalogues, found),
+                **{
+                    model: gr.update(choices=listed, value=several if screen is compared else first)
+                    for screen, model in zip(screens, models, strict=True)
+                },
+            }
+
+        page.load(
+            load, None, [trouble, *catalogues, *models],
+            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+        )  # fmt: skip
+        history.wire_opening(opened)
+        preferences.wire_opening(page)
+    page.queue(
+        max_size=door.settings.max_waiting,
+        default_concurrency_limit=door.settings.max_running,
+    )
+    return page
+
+
+def theme() -> Any:
+    """Gradio's plain theme with the machine's own fonts: none is fetched."""
+    return gr.themes.Base(font=FONTS, font_mono=MONO)
+
+
+def head() -> str:
+    return f"<script>{(FOLDER / 'page.js').read_text()}</script>"
