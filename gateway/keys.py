@@ -8,6 +8,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from starlette.requests import Request
@@ -33,6 +34,9 @@ class Key(BaseModel):
     streams: PositiveInt | None = None
     models: tuple[str, ...] | None = None
     """Models that it may ask; all when not set."""
+
+    roles: tuple[Literal["reviewer", "trainer"], ...] = ()
+    """What it may do at the desk, the process behind the page's Review and Train screens."""
 
 
 @dataclass(frozen=True)

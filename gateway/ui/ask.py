@@ -33,13 +33,16 @@ class Choices:
     """State: what the gateway says of its models and tasks."""
 
 
-def choices(_: Texts, *, several: bool = False) -> Choices:
+def choices(_: Texts, screen: str, *, several: bool = False) -> Choices:
     with gr.Row():
         model = gr.Dropdown(
             label=_("Models") if several else _("Model"), choices=[], multiselect=several,
             max_choices=4 if several else None, scale=1, min_width=160,
+            elem_id=f"{screen}-model",
         )  # fmt: skip
-        way = gr.Dropdown(label=_("Task"), choices=[], scale=1, min_width=160)
+        way = gr.Dropdown(
+            label=_("Task"), choices=[], scale=1, min_width=160, elem_id=f"{screen}-task"
+        )
     options = gr.Textbox(label=_("Options of the task, as JSON"), visible=False, lines=2)
     return Choices(model, way, options, gr.State({}))
 
@@ -70,14 +73,17 @@ def first_choice(found: dict[str, Any]) -> str | None:
     return next(iter(adapted or cards), None)
 
 
-def way_update(found: dict[str, Any], models: list[str], chosen: str | None) -> Any:
+def way_update(found: dict[str, Any], models: list[str], chosen: str | None, _: Texts) -> Any:
     """The ways to ask that all of these models share; the chosen one stays if it is among them."""
     cards = [found["models"][name] for name in models if name in found.get("models", {})]
     tasks = list(found.get("tasks", {}).values())
     lists = [asking.ways(card, tasks) for card in cards]
     shared = [way for way in lists[0] if all(way in other for other in lists)] if lists else []
-    names = [name for _, name in shared]
-    return gr.update(choices=shared, value=chosen if chosen in names else next(iter(names), None))
+    names = [name for _title, name in shared]
+    return gr.update(
+        choices=[(_(title), name) for title, name in shared],
+        value=chosen if chosen in names else next(iter(names), None),
+    )
 
 
 def options_update(found: dict[str, Any], way: str | None) -> Any:
@@ -97,7 +103,7 @@ class AskScreen:
         self.build(_)
 
     def build(self, _: Texts) -> None:
-        self.chosen = choices(_)
+        self.chosen = choices(_, "ask")
         self.session = gr.State("")
         self.history = gr.State([])
         most = self.door.settings.max_file_mb
@@ -153,7 +159,7 @@ class AskScreen:
         chosen = self.chosen
         gr.on(
             [chosen.model.change],
-            lambda found, model, way: way_update(found, [model] if model else [], way),
+            lambda found, model, way: way_update(found, [model] if model else [], way, self.text),
             [chosen.catalogue, chosen.model, chosen.way],
             [chosen.way],
             queue=False, show_progress="hidden", api_visibility="private",

@@ -30,7 +30,7 @@ class BatchScreen:
     def __init__(self, door: Door, _: Callable[[str], str]) -> None:
         self.door = door
         self.text = _
-        self.chosen = ask.choices(_)
+        self.chosen = ask.choices(_, "batch")
         self.question = gr.Textbox(label=_("Question, for all of them"), elem_id="batch-question")
         self.files = gr.File(
             label=_("Pictures, or one JSONL file with a line for each question"),
@@ -76,7 +76,7 @@ class BatchScreen:
         self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
 
     def way_update(self, found: dict[str, Any], model: str | None, way: str | None) -> Any:
-        update = ask.way_update(found, [model] if model else [], way)
+        update = ask.way_update(found, [model] if model else [], way, self.text)
         shared = [each for each in update["choices"] if each[1] != CHAT]
         names = [name for _, name in shared]
         return gr.update(choices=shared, value=way if way in names else next(iter(names), None))

@@ -28,12 +28,12 @@ class CompareScreen:
     def __init__(self, door: Door, _: Callable[[str], str]) -> None:
         self.door = door
         self.text = _
-        self.chosen = ask.choices(_, several=True)
+        self.chosen = ask.choices(_, "compare", several=True)
         self.answers = gr.State({})
         self.session = gr.State("")
         self.box = gr.MultimodalTextbox(
             label=_("Question and files"), file_count="multiple", file_types=["image", "video"],
-            lines=2, submit_btn=_("Compare"), elem_id="compare-box",
+            submit_btn=_("Compare"), elem_id="compare-box",
         )  # fmt: skip
         self.blind = gr.Checkbox(
             label=_("Blind: the models' names come after the vote"), elem_id="compare-blind"
@@ -80,7 +80,7 @@ class CompareScreen:
 
     def way_update(self, found: dict[str, Any], models: list[str], way: str | None) -> Any:
         """Free questions are sampled, so that two answers say nothing of two models."""
-        update = ask.way_update(found, models, way)
+        update = ask.way_update(found, models, way, self.text)
         shared = [each for each in update["choices"] if each[1] != CHAT]
         names = [name for _, name in shared]
         value = way if way in names else next(iter(names), None)

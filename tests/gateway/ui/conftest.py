@@ -19,10 +19,15 @@ import uvicorn
 os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="page-test-"))
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-ARGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @contextlib.contextmanager
@@ -105,7 +110,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(**({"locale": "en-GB"} | options))
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(10_000)
         seen.append(Seen(page, url.rstrip("/")))
         page.goto(url)
         return page
