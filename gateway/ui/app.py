@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await door.http.aclose()
+        await door.close()
 
     app = FastAPI(
         title="loraline page", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None

@@ -21,14 +21,27 @@ class Door:
     settings: Settings
     visitors: Visitors = field(init=False)
     http: httpx.AsyncClient = field(init=False)
+    desk_http: httpx.AsyncClient | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.visitors = Visitors(self.settings)
         self.http = client(self.settings.gateway, self.settings)
+        if self.settings.desk:
+            self.desk_http = client(self.settings.desk, self.settings)
 
     def gateway(self, request: gr.Request) -> Gateway:
         """The gateway as the visitor behind an event may use it."""
         return Gateway(self.http, self.visitors.key(request.request))
+
+    def desk(self, request: gr.Request) -> Gateway:
+        """The desk, with the same key; only where one is set."""
+        assert self.desk_http is not None
+        return Gateway(self.desk_http, self.visitors.key(request.request))
+
+    async def close(self) -> None:
+        await self.http.aclose()
+        if self.desk_http is not None:
+            await self.desk_http.aclose()
 
     @property
     def shown_gateway(self) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from gateway.ui import ask, texts
+from gateway.ui import ask, drawing, texts
 from gateway.ui.ask import AskScreen
 from gateway.ui.batch import BatchScreen
 from gateway.ui.client import Refusal
@@ -15,6 +15,7 @@ from gateway.ui.compare import CompareScreen
 from gateway.ui.door import Door
 from gateway.ui.history import HistoryScreen
 from gateway.ui.preferences import PreferencesScreen
+from gateway.ui.review import REVIEWER, ReviewScreen
 
 FOLDER = Path(__file__).parent
 FONTS = ["system-ui", "Segoe UI", "Noto Sans", "sans-serif"]
@@ -47,6 +48,11 @@ def build(door: Door, language: str) -> gr.Blocks:
                 batch = BatchScreen(door, _)
             with gr.Tab(_("History"), id="history") as opened:
                 history = HistoryScreen(door, _)
+            if door.settings.desk:
+                with gr.Tab(_("Review"), id="review", visible=False) as reviewing:
+                    review = ReviewScreen(door, _)
+                    review.wire()
+                    review.wire_opening(reviewing)
             with gr.Tab(_("Settings"), id="settings"):
                 preferences = PreferencesScreen(kept, language, _)
         for screen in (asked, compared, batch, history, preferences):
@@ -60,8 +66,6 @@ def build(door: Door, language: str) -> gr.Blocks:
             try:
                 found = await ask.catalogue(door.gateway(request))
             except Refusal as error:
-                from gateway.ui import drawing
-
                 return {trouble: drawing.sentence(error.sentence, wrong=True)}
             listed, first = ask.model_choices(found), ask.first_choice(found)
             several = [name for _, name in listed][:4]
@@ -78,6 +82,16 @@ def build(door: Door, language: str) -> gr.Blocks:
             load, None, [trouble, *catalogues, *models],
             show_progress="hidden", api_visibility="private", concurrency_limit=None,
         )  # fmt: skip
+        if door.settings.desk:
+
+            async def show_review(request: gr.Request) -> Any:
+                """The screen, to a reviewer alone."""
+                return gr.update(visible=REVIEWER in await review.roles(request))
+
+            page.load(
+                show_review, None, [reviewing],
+                show_progress="hidden", api_visibility="private", concurrency_limit=None,
+            )  # fmt: skip
         history.wire_opening(opened)
         preferences.wire_opening(page)
     page.queue(
