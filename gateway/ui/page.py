@@ -34,11 +34,7 @@ def build(door: Door, language: str) -> gr.Blocks:
     ) as page:
         gr.HTML("<h1>loraline</h1>")
         trouble = gr.HTML(elem_id="trouble")
-        kept = gr.BrowserState(
-            {},
-            storage_key="loraline-preferences",
-            secret="kept in the visitor's own browser",  # noqa: S106
-        )
+        kept = gr.State({})
         with gr.Tabs():
             with gr.Tab(_("Ask"), id="ask"):
                 asked = AskScreen(door, kept, _)
@@ -103,7 +99,26 @@ def build(door: Door, language: str) -> gr.Blocks:
 
 def theme() -> Any:
     """Gradio's plain theme with the machine's own fonts: none is fetched."""
-    return gr.themes.Base(font=FONTS, font_mono=MONO)
+    plain = gr.themes.Base(font=FONTS, font_mono=MONO)
+    # Contrasts of 4.5 to 1 and more, which the plain theme has not everywhere.
+    return plain.set(
+        body_text_color_subdued="#4b5563",
+        body_text_color_subdued_dark="#c4c9d2",
+        block_info_text_color="#4b5563",
+        block_info_text_color_dark="#c4c9d2",
+        input_placeholder_color="#4b5563",
+        input_placeholder_color_dark="#c4c9d2",
+        button_primary_background_fill="#1d4ed8",
+        button_primary_background_fill_dark="#1d4ed8",
+        button_primary_background_fill_hover="#1e40af",
+        button_primary_background_fill_hover_dark="#1e40af",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+        button_cancel_background_fill="#b42318",
+        button_cancel_background_fill_dark="#b42318",
+        button_cancel_text_color="#ffffff",
+        button_cancel_text_color_dark="#ffffff",
+    )
 
 
 def head() -> str:

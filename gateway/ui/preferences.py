@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,8 @@ THEME_JS = """(chosen) => {
     || (chosen === "system" && matchMedia("(prefers-color-scheme: dark)").matches);
   document.body.classList.toggle("dark", dark);
 }"""
+KEEP_JS = """(kept) => { localStorage.setItem("loraline-preferences", JSON.stringify(kept)); }"""
+KEPT_JS = """() => [localStorage.getItem("loraline-preferences") || ""]"""
 THEME_OF_BROWSER_JS = """() => localStorage.getItem("loraline-theme") || "system" """
 LANGUAGE_JS = """(path) => { window.location.assign(path); }"""
 
@@ -59,6 +62,12 @@ class PreferencesScreen:
             self.save = gr.Button(_("Keep these settings"), variant="primary")
             self.reset = gr.Button(_("Back to the defaults"))
         self.line = gr.HTML(elem_id="settings-line")
+        self.browser = gr.Textbox(visible=False)
+        """What the browser kept, as JSON; it is asked when the page opens."""
+
+        self.saved = gr.JSON(visible=False)
+        """What the browser shall keep."""
+
         with gr.Row():
             self.theme = gr.Radio(
                 [(_("As the machine"), "system"), (_("Light"), "light"), (_("Dark"), "dark")],
@@ -82,33 +91,39 @@ class PreferencesScreen:
 
     def wire(self) -> None:
         self.save.click(
-            self.on_save, self.fields, [self.kept, self.line],
+            self.on_save, self.fields, [self.kept, self.saved, self.line],
             queue=False, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
+        ).then(None, [self.saved], None, js=KEEP_JS)  # fmt: skip
         self.reset.click(
-            self.on_reset, None, [*self.fields, self.kept, self.line],
+            self.on_reset, None, [*self.fields, self.kept, self.saved, self.line],
             queue=False, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
+        ).then(None, [self.saved], None, js=KEEP_JS)  # fmt: skip
         self.theme.input(None, [self.theme], None, js=THEME_JS)
         self.language.input(None, [self.language], None, js=LANGUAGE_JS)
 
     def wire_opening(self, page: Any) -> None:
         page.load(
-            self.on_load, [self.kept], self.fields,
-            queue=False, show_progress="hidden", api_visibility="private",
+            self.on_load, [self.browser], [*self.fields, self.kept], js=KEPT_JS,
+            show_progress="hidden", api_visibility="private", concurrency_limit=None,
         )  # fmt: skip
         page.load(None, None, [self.theme], js=THEME_OF_BROWSER_JS)
 
-    def on_load(self, kept: Any) -> list[Any]:
-        return list(values(Preferences.of(kept)).values())
+    def on_load(self, browser: str) -> list[Any]:
+        try:
+            kept = json.loads(browser or "{}")
+        except ValueError:
+            kept = {}
+        found = values(Preferences.of(kept))
+        return [*found.values(), found]
 
-    def on_save(self, *given: Any) -> tuple[dict[str, Any], str]:
-        chosen = Preferences.of(dict(zip(values(Preferences()), given, strict=True)))
-        return values(chosen), drawing.sentence(self.text("Kept in this browser."))
+    def on_save(self, *given: Any) -> list[Any]:
+        chosen = values(Preferences.of(dict(zip(values(Preferences()), given, strict=True))))
+        return [chosen, chosen, drawing.sentence(self.text("Kept in this browser."))]
 
     def on_reset(self) -> list[Any]:
         default = values(Preferences())
-        return [*default.values(), default, drawing.sentence(self.text("Kept in this browser."))]
+        done = drawing.sentence(self.text("Kept in this browser."))
+        return [*default.values(), default, default, done]
 
 
 def values(preferences: Preferences) -> dict[str, Any]:
