@@ -8,15 +8,17 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from gateway.errors import Problem
-from gateway.oidc import Oidc
 from gateway.settings import Settings
 from loraline.errors import UserError
+
+if TYPE_CHECKING:
+    from gateway.oidc import Oidc
 
 RELOAD_S = 5
 """Seconds between two looks at the file; Kubernetes replaces it when its Secret changes."""

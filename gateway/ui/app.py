@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from gateway.ui import visitors
 from gateway.ui.settings import Settings
@@ -66,11 +66,17 @@ def create_app(settings: Settings) -> FastAPI:
     async def sign_out() -> Response:
         return visitors.sign_out()
 
+    async def to_folder(request: Request) -> Response:
+        return RedirectResponse(f"{request.url.path}/", 308)
+
     for language, path in texts.PATHS.items():
+        if path != "/":
+            # Gradio's own addresses are relative to the page's.
+            app.add_route(path.rstrip("/"), to_folder)
         gr.mount_gradio_app(
             app,
             page.build(door, language),
-            path,
+            path.rstrip("/") or "/",
             footer_links=[],
             run_history=False,
             allowed_paths=[],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,7 +62,7 @@ class Progress:
 
 async def ask(
     gateway: Gateway, question: Question, preferences: Preferences
-) -> AsyncIterator[Progress]:
+) -> AsyncGenerator[Progress, None]:
     """The answer of the adapter or of a task, as it grows; Refusal where there is none."""
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="loraline-page-") as folder:
@@ -101,7 +101,7 @@ async def chat(
     model: str,
     history: Sequence[dict[str, Any]],
     preferences: Preferences,
-) -> AsyncIterator[Progress]:
+) -> AsyncGenerator[Progress, None]:
     """The answer to a conversation, as it grows. Turns hold `role`, `text` and `files`."""
     body = await to_thread.run_sync(chat_body, model, history, preferences)
     progress = Progress()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -54,34 +54,41 @@ class Gateway:
 
     async def events(
         self, path: str, fields: dict[str, str], files: Sequence[Path]
-    ) -> AsyncIterator[tuple[str, Any]]:
+    ) -> AsyncGenerator[tuple[str, Any], None]:
         """Events of a streamed answer to a form, `token` and at last `done`; Refusal for `error`.
 
         Who stops reading closes the connection, and the model stops, too.
         """
         with ExitStack() as opened:
-            async for event, data in self.stream(path, multipart(fields, files, opened)):
-                found = parsed(data)
-                if event == "error":
-                    raise Refusal(str(found.get("detail", NO_ANSWER)), int(found.get("status", 0)))
-                yield event, found
-                if event == "done":
-                    return
+            form = multipart(fields, files, opened)
+            async with aclosing(self.stream(path, form)) as events:
+                async for event, data in events:
+                    found = parsed(data)
+                    if event == "error":
+                        sentence = str(found.get("detail", NO_ANSWER))
+                        raise Refusal(sentence, int(found.get("status", 0)))
+                    yield event, found
+                    if event == "done":
+                        return
         raise Refusal("The answer broke off; what came of it is shown.")
 
-    async def chat(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of a chat completion, as OpenAI has them."""
         wanted = {"stream": True, "stream_options": {"include_usage": True}}
-        async for _, data in self.stream("/v1/chat/completions", {"json": body | wanted}):
-            if data == "[DONE]":
-                return
-            found = parsed(data)
-            if error := found.get("error"):
-                raise Refusal(str(error.get("message", NO_ANSWER)))
-            yield found
+        stream = self.stream("/v1/chat/completions", {"json": body | wanted})
+        async with aclosing(stream) as events:
+            async for _, data in events:
+                if data == "[DONE]":
+                    return
+                found = parsed(data)
+                if error := found.get("error"):
+                    raise Refusal(str(error.get("message", NO_ANSWER)))
+                yield found
         raise Refusal("The answer broke off; what came of it is shown.")
 
-    async def stream(self, path: str, request: dict[str, Any]) -> AsyncIterator[tuple[str, str]]:
+    async def stream(
+        self, path: str, request: dict[str, Any]
+    ) -> AsyncGenerator[tuple[str, str], None]:
         """Name and data of each server-sent event."""
         try:
             async with self.http.stream("POST", path, headers=self.headers, **request) as response:

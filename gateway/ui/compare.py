@@ -33,6 +33,7 @@ class CompareScreen:
         self.session = gr.State("")
         self.box = gr.MultimodalTextbox(
             label=_("Question and files"), file_count="multiple", file_types=["image", "video"],
+            placeholder=_("Ask, and drop or paste pictures or a video here"),
             submit_btn=_("Compare"), elem_id="compare-box",
         )  # fmt: skip
         self.blind = gr.Checkbox(

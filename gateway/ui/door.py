@@ -72,7 +72,7 @@ class Preferences(Sampling):
         if not isinstance(kept, dict):
             return cls()
         known = {each.name: each.default for each in fields(cls)}
-        right = {
+        right: dict[str, Any] = {
             name: value
             for name, value in kept.items()
             if name in known and (isinstance(value, int | float | str) or value is None)

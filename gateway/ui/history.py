@@ -107,7 +107,7 @@ class HistoryScreen:
         written = await to_thread.run_sync(write, session, form, response.content)
         return {
             self.file: gr.update(value=str(written), interactive=True),
-            self.line: drawing.sentence(self.text("The file is ready.")),
+            self.line: drawing.sentence(self.text("{name} is ready.").format(name=written.name)),
         }
 
     async def on_delete(

@@ -25,6 +25,11 @@
         each.classList.toggle("ll-hidden", hidden);
     }
   });
+  // Gradio's lists of files have members and no list, which readers of the screen cannot tell apart.
+  new MutationObserver(() => {
+    for (const member of document.querySelectorAll("[role=listitem]"))
+      if (!member.closest("[role=list]")) member.parentElement.setAttribute("role", "list");
+  }).observe(document, { childList: true, subtree: true });
   const theme = localStorage.getItem("loraline-theme");
   if (theme === "dark" || theme === "light") {
     const set = () => document.body && document.body.classList.toggle("dark", theme === "dark");

@@ -16,6 +16,7 @@ from gateway.ui.door import Door
 from gateway.ui.history import HistoryScreen
 from gateway.ui.preferences import PreferencesScreen
 from gateway.ui.review import REVIEWER, ReviewScreen
+from gateway.ui.train import TRAINER, TrainScreen
 
 FOLDER = Path(__file__).parent
 FONTS = ["system-ui", "Segoe UI", "Noto Sans", "sans-serif"]
@@ -49,6 +50,10 @@ def build(door: Door, language: str) -> gr.Blocks:
                     review = ReviewScreen(door, _)
                     review.wire()
                     review.wire_opening(reviewing)
+                with gr.Tab(_("Train"), id="train", visible=False) as training:
+                    train = TrainScreen(door, _)
+                    train.wire()
+                    train.wire_opening(training)
             with gr.Tab(_("Settings"), id="settings"):
                 preferences = PreferencesScreen(kept, language, _)
         for screen in (asked, compared, batch, history, preferences):
@@ -80,12 +85,13 @@ def build(door: Door, language: str) -> gr.Blocks:
         )  # fmt: skip
         if door.settings.desk:
 
-            async def show_review(request: gr.Request) -> Any:
-                """The screen, to a reviewer alone."""
-                return gr.update(visible=REVIEWER in await review.roles(request))
+            async def show_screens(request: gr.Request) -> list[Any]:
+                """Each of the desk's screens, to those with its role alone."""
+                roles = await review.roles(request)
+                return [gr.update(visible=role in roles) for role in (REVIEWER, TRAINER)]
 
             page.load(
-                show_review, None, [reviewing],
+                show_screens, None, [reviewing, training],
                 show_progress="hidden", api_visibility="private", concurrency_limit=None,
             )  # fmt: skip
         history.wire_opening(opened)

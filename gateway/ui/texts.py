@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-PATHS = {"de": "/de", "en": "/"}
+PATHS = {"de": "/de/", "en": "/"}
 """Where each language is; the root comes last, since it takes every path."""
 
 NAMES = {"en": "English", "de": "Deutsch"}

@@ -1,4 +1,4 @@
-"""Start the desk, for the page's Review screen.
+"""Start the desk, for the page's Review and Train screens.
 
 python -m loraline_cli.desk --keys keys.json
 """
@@ -25,7 +25,7 @@ from loraline.step import LineCommand
     help="The gateway's keys' file, with roles.  [default: none, for this machine's user alone]",
 )
 def desk(host: str, port: int, keys_file: Path | None) -> None:
-    """Answer reviewers until Ctrl-C: it holds MLflow's credentials, and the page does not."""
+    """Answer reviewers and trainers until Ctrl-C: it holds MLflow's credentials."""
     if keys_file is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise UserError(f"without --keys the desk listens on 127.0.0.1 only, not on {host}")
     import uvicorn

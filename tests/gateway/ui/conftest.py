@@ -86,6 +86,7 @@ class Seen:
         page.on("console", self.on_console)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("dialog", lambda dialog: (self.problems.append("dialog"), dialog.dismiss()))
+        page.on("response", self.on_response)
         page.on(
             "request",
             lambda request: (
@@ -94,6 +95,10 @@ class Seen:
                 else self.foreign.append(request.url)
             ),
         )
+
+    def on_response(self, response: Any) -> None:
+        if response.status >= 400:
+            self.problems.append(f"{response.status} {response.url}")
 
     def on_console(self, message: Any) -> None:
         if message.type == "error":
