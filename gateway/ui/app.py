@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from gateway.ui import visitors
 from gateway.ui.settings import Settings
@@ -53,6 +53,14 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/health")
     async def health() -> Response:
         return PlainTextResponse("alive\n")
+
+    @app.get("/favicon.ico")
+    async def icon() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/manifest.json")
+    async def manifest() -> Response:
+        return JSONResponse({"name": "loraline"})
 
     @app.get("/login")
     async def sign_in_form() -> Response:

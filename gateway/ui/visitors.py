@@ -115,9 +115,12 @@ def sign_out() -> Response:
 
 
 class Guard:
-    """Lets nobody without a key further than the sign-in form, where the gateway asks for keys."""
+    """Lets nobody without a key further than the sign-in form, where the gateway asks for keys.
 
-    OPEN = ("/login", "/health")
+    Browsers ask for a site's icon and manifest without its cookies.
+    """
+
+    OPEN = ("/login", "/health", "/favicon.ico", "/manifest.json")
 
     def __init__(self, app: ASGIApp, visitors: Visitors) -> None:
         self.app = app
