@@ -22,7 +22,7 @@ WAIT_MS = 60_000
 @click.argument("address")
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--question", default="crimson block", show_default=True, help="What is to be found.")
+@click.option("--question", default="red square", show_default=True, help="What is to be found.")
 def page_screenshots(address: str, picture: Path, folder: Path, question: str) -> None:
     """Save ask.png of the page at ADDRESS, asked about PICTURE, in FOLDER; with two models or more,
     compare.png as well."""

@@ -25,10 +25,10 @@
         each.classList.toggle("ll-hidden", hidden);
     }
   });
-  // Gradio's lists of files have members and no list, which readers of the screen cannot tell apart.
+  // Gradio's files are members of no list, which those who hear the page cannot make sense of.
   new MutationObserver(() => {
     for (const member of document.querySelectorAll("[role=listitem]"))
-      if (!member.closest("[role=list]")) member.parentElement.setAttribute("role", "list");
+      if (!member.closest("[role=list]")) member.setAttribute("role", "group");
   }).observe(document, { childList: true, subtree: true });
   const theme = localStorage.getItem("loraline-theme");
   if (theme === "dark" || theme === "light") {
