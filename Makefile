@@ -89,6 +89,10 @@ serve: install  ## Serve the last run's candidate, or a registered model, and th
 	@$(BIN)/python steps/serve_local.py $(if $(MODEL),--model $(call quoted,$(MODEL)),$(MANIFEST)) \
 		$(if $(ALIAS),--alias $(call quoted,$(ALIAS))) --port $(or $(PORT),8000)
 
+.PHONY: ui
+ui: install  ## Open the page in front of the local gateway: make ui [PORT=7860]
+	@$(BIN)/python -m gateway.ui --port $(or $(PORT),7860)
+
 .PHONY: test
 test: install  ## Run the tests: nothing is fetched
 	$(BIN)/pytest --numprocesses 2 --dist loadfile

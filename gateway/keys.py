@@ -8,14 +8,17 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
 from starlette.requests import Request
 
 from gateway.errors import Problem
-from gateway.oidc import Oidc
 from gateway.settings import Settings
 from loraline.errors import UserError
+
+if TYPE_CHECKING:
+    from gateway.oidc import Oidc
 
 RELOAD_S = 5
 """Seconds between two looks at the file; Kubernetes replaces it when its Secret changes."""
@@ -33,6 +36,9 @@ class Key(BaseModel):
     streams: PositiveInt | None = None
     models: tuple[str, ...] | None = None
     """Models that it may ask; all when not set."""
+
+    roles: tuple[Literal["reviewer", "trainer"], ...] = ()
+    """What it may do at the desk, the process behind the page's Review and Train screens."""
 
 
 @dataclass(frozen=True)

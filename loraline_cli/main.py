@@ -37,6 +37,8 @@ SCRIPTS = {
 MODULES = {
     "run": ("loraline_cli.run", "run", "Run a workflow on this machine, as Argo would."),
     "profiles": ("loraline_cli.profiles", "profiles", "List training recipes, or show one."),
+    "ui": ("gateway.ui.__main__", "ui", "Open the page in front of a gateway."),
+    "desk": ("loraline_cli.desk.__main__", "desk", "Serve the page's Review and Train screens."),
     "doctor": ("loraline_cli.doctor", "doctor", "Say what is missing here, and what mends it."),
 }
 """Subcommands that are modules: the module, its click command, and what it does."""

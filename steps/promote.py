@@ -1,9 +1,10 @@
-"""Make the reviewed candidate the champion, or go back to the champion before it.
+"""Make the reviewed candidate the champion, reject it, or go back to the champion before it.
 
 Reads and moves the registered model's aliases: `candidate` to `champion`, the champion before to
 `previous`. Writes the promoted version's quality_gate run as `run-id`, for deploy_vllm.
 
     python steps/promote.py --model tiny-mistral-lora --version 1
+    python steps/promote.py --model tiny-mistral-lora --version 2 --reject "It leaves units out."
     python steps/promote.py --model tiny-mistral-lora --rollback
 """
 
@@ -12,12 +13,16 @@ from __future__ import annotations
 import getpass
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from loraline.errors import UserError
 from loraline.step import LineCommand, not_empty
 from loraline.tracking import runs, store, tags
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @click.command(cls=LineCommand)
@@ -29,27 +34,36 @@ from loraline.tracking import runs, store, tags
 )
 @click.option("--rollback", is_flag=True, help="Make `previous` the champion again.")
 @click.option(
+    "--reject",
+    "reason",
+    callback=not_empty,
+    help="Why the reviewed candidate is not wanted; it loses its alias.",
+)
+@click.option(
     "--out-dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("outputs"),
     show_default=True,
     help="Folder for the output files: run-id, and version.",
 )
-def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> None:
+def promote(
+    model: str, version: str | None, rollback: bool, reason: str | None, out_dir: Path
+) -> None:
     """Move the champion of a registered model, forward to its candidate or back."""
-    if rollback and version is not None:
-        raise UserError("--version says what to promote; --rollback takes none")
-    from loraline.tracking import lock, registry
+    if rollback and (version is not None or reason is not None):
+        raise UserError("--version says what to promote or to reject; --rollback takes none")
+    if reason is not None and version is None:
+        raise UserError("--reject needs the --version that was reviewed")
+    from loraline.tracking import registry
     from loraline.tracking.settings import Settings
 
     client = store.connect()
     registry.known(client, model)
     by = Settings().workflow_name or os.environ.get("USER") or person()
-    with lock.locked(client, model):
-        if rollback:
-            now = registry.roll_back(client, model, by)
-        else:
-            now = registry.promote(client, model, version, by)
+    now = move(client, model, by, version=version, rollback=rollback, reason=reason)
+    if reason is not None:
+        click.echo(f"rejected models:/{model}/{now}, by {by}")
+        return
     click.echo(f"champion models:/{model}/{now}, by {by}")
     champion = client.get_model_version(model, now)
     if champion.tags.get(tags.RESULT) == "failed":
@@ -57,6 +71,27 @@ def promote(model: str, version: str | None, rollback: bool, out_dir: Path) -> N
         click.echo(f"warning: a later gate rejected version {now}: {reason}", err=True)
     gate_run = registry.promoting_gate_run_of(client, champion)
     runs.hand_over(out_dir, gate_run, version=now)
+
+
+def move(
+    client: MlflowClient,
+    model: str,
+    by: str,
+    *,
+    version: str | None = None,
+    rollback: bool = False,
+    reason: str | None = None,
+) -> str:
+    """Promote, reject or roll back under the model's lock; the version that was moved."""
+    from loraline.tracking import lock, registry
+
+    with lock.locked(client, model):
+        if rollback:
+            return registry.roll_back(client, model, by)
+        if reason is not None:
+            assert version is not None
+            return registry.reject(client, model, version, by, reason)
+        return registry.promote(client, model, version, by)
 
 
 def person() -> str:

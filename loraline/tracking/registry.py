@@ -31,6 +31,10 @@ PROMOTED_GATE = "loraline.promoted.gate_run_id"
 """The gate run that a version was promoted by: what a rollback goes by, whatever came later."""
 
 ROLLED_BACK = "loraline.rolled_back"
+REJECTED = "loraline.rejected"
+"""Who did not want a version that had passed the gate, and why."""
+
+LONGEST_REASON = 1000
 
 
 def known(client: MlflowClient, name: str) -> None:
@@ -210,23 +214,49 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     before = version_of(client, name, CHAMPION)
     if before is not None and str(before.version) == version:
         return version
-    if reviewed is None and ROLLED_BACK in candidate.tags:
-        raise UserError(
-            f"version {version} of {name!r} was rolled back {candidate.tags[ROLLED_BACK]}: "
-            f"to promote it again, name it with --version {version}"
-        )
+    for tag, told in ((ROLLED_BACK, "rolled back"), (REJECTED, "rejected")):
+        if reviewed is None and tag in candidate.tags:
+            raise UserError(
+                f"version {version} of {name!r} was {told} {candidate.tags[tag]}: "
+                f"to promote it again, name it with --version {version}"
+            )
     replaced = str(before.version) if before else "none"
     audit(client, name, f"champion {replaced} -> {version}: promoted by {by}")
     client.set_model_version_tag(name, version, PROMOTED, f"by {by}, replacing {replaced}")
     client.set_model_version_tag(name, version, PROMOTED_GATE, gate_run)
-    if ROLLED_BACK in candidate.tags:
-        client.delete_model_version_tag(name, version, ROLLED_BACK)
+    for tag in (ROLLED_BACK, REJECTED):
+        if tag in candidate.tags:
+            client.delete_model_version_tag(name, version, tag)
     if before is not None:
         client.set_registered_model_alias(name, PREVIOUS, replaced)
     elif version_of(client, name, PREVIOUS) is not None:
         client.delete_registered_model_alias(name, PREVIOUS)
     client.set_registered_model_alias(name, CHAMPION, version)
     return version
+
+
+def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str) -> str:
+    """Take `candidate` from the version that a person looked at and does not want; return it.
+
+    The gate's verdict on it stands: a later gate may make it the candidate again, and then it is
+    promoted by its number alone. The caller holds the lock. Cut anywhere, it can be repeated.
+    """
+    reason = " ".join(reason.split())
+    if not reason or len(reason) > LONGEST_REASON:
+        raise UserError(f"a reason of 1 to {LONGEST_REASON} characters says why; got {len(reason)}")
+    candidate = version_of(client, name, CANDIDATE)
+    if candidate is None or str(candidate.version) != reviewed:
+        raise UserError(why_not(client, name, reviewed, candidate))
+    champion = version_of(client, name, CHAMPION)
+    if champion is not None and str(champion.version) == reviewed:
+        raise UserError(
+            f"version {reviewed} of {name!r} is the champion by now: --rollback goes back from it"
+        )
+    told = f"by {by}: {reason}"
+    audit(client, name, f"candidate {reviewed}: rejected {told}")
+    client.set_model_version_tag(name, reviewed, REJECTED, told)
+    client.delete_registered_model_alias(name, CANDIDATE)
+    return reviewed
 
 
 def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None) -> str:

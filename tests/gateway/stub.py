@@ -53,6 +53,9 @@ class Stub:
         self.stamped = False
         """Whether a token is the time at which it is written, for benchmarks."""
 
+        self.echo = False
+        """Whether an answer ends in the words that were asked, for tests with many visitors."""
+
         self.failures_left = 0
         """Requests that fail before the rest is served; for faults that pass."""
 
@@ -173,6 +176,9 @@ class Stub:
                 while True:
                     await answer.write(self.event(body, {"content": "x" * 65536}))
             await answer.write(event)
+        if self.echo:
+            asked = body["messages"][-1]["content"]
+            await answer.write(self.event(body, {"content": f" {asked}"}))
         await answer.write(self.event(body, {}, self.finish_reason))
         if (body.get("stream_options") or {}).get("include_usage"):
             await answer.write(self.event(body, None))

@@ -258,3 +258,60 @@ def test_a_model_without_a_candidate_is_refused_in_one_sentence(step, workplace:
         "promote: registered model 'nothing' has no candidate: nothing to promote\n"
     )
     assert not (workplace / "outputs").exists()
+
+
+def test_a_candidate_that_a_person_rejects_loses_its_alias_and_says_why(
+    step, passed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", "ada")
+    passed("one")
+    passed("two")
+    result = step("promote", "--model", MODEL, "--version", "2", "--reject", "Units\nare missing.")
+    assert result.exit_code == 0
+    assert "rejected models:/mistral-7b-lora/2, by ada" in result.output
+    assert aliases() == (None, None, "1")
+    assert history() == ["candidate 2: rejected by ada: Units are missing."]
+    version = mlflow.MlflowClient().get_model_version(MODEL, "2")
+    assert version.tags[registry.REJECTED] == "by ada: Units are missing."
+
+
+def test_a_rejected_candidate_that_passes_again_is_promoted_by_its_number_alone(
+    step, passed
+) -> None:
+    passed("one")
+    step("promote", "--model", MODEL, "--version", "1", "--reject", "No.")
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias(MODEL, "candidate", "1")
+    result = step("promote", "--model", MODEL)
+    assert result.exit_code == 2 and "was rejected by" in result.stderr
+    assert step("promote", "--model", MODEL, "--version", "1").exit_code == 0
+    assert registry.REJECTED not in client.get_model_version(MODEL, "1").tags
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--reject", "No."], "--reject needs the --version"),
+        (["--rollback", "--reject", "No."], "--rollback takes none"),
+        (["--version", "2", "--reject", "No."], "has no version 2"),
+        (["--version", "1", "--reject", "x" * 2000], "1 to 1000 characters"),
+        (["--version", "1", "--reject", " "], ""),
+    ],
+    ids=["no version", "with rollback", "other version", "long", "empty"],
+)
+def test_a_rejection_without_what_it_needs_moves_nothing(
+    words: list[str], sentence: str, step, passed
+) -> None:
+    passed("one")
+    result = step("promote", "--model", MODEL, *words)
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+    assert alias("candidate") == "1"
+
+
+def test_the_champion_is_not_rejected(step, passed) -> None:
+    passed("one")
+    step("promote", "--model", MODEL)
+    result = step("promote", "--model", MODEL, "--version", "1", "--reject", "No.")
+    assert result.exit_code == 2
+    assert "is the champion by now" in result.stderr

@@ -1,0 +1,372 @@
+"""Ask: a model, a task, files; the answer as it comes, and what it means on the picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from anyio import to_thread
+
+from gateway.ui import asking, drawing, pictures, questions
+from gateway.ui.asking import Progress
+from gateway.ui.client import Gateway, Refusal
+from gateway.ui.door import Door, Preferences
+from gateway.ui.questions import CHAT, Question
+
+LONGEST_TITLE = 80
+Texts = Callable[[str], str]
+
+
+@dataclass
+class Choices:
+    """The fields that say what is asked of which model; two screens have them."""
+
+    model: Any
+    way: Any
+    options: Any
+    catalogue: Any
+    """State: what the gateway says of its models and tasks."""
+
+
+def choices(_: Texts, screen: str, *, several: bool = False) -> Choices:
+    with gr.Row():
+        model = gr.Dropdown(
+            label=_("Models") if several else _("Model"), choices=[], multiselect=several,
+            max_choices=4 if several else None, scale=1, min_width=160,
+            elem_id=f"{screen}-model",
+        )  # fmt: skip
+        way = gr.Dropdown(
+            label=_("Task"), choices=[], scale=1, min_width=160, elem_id=f"{screen}-task"
+        )
+    options = gr.Textbox(label=_("Options of the task, as JSON"), visible=False, lines=2)
+    return Choices(model, way, options, gr.State({}))
+
+
+async def catalogue(gateway: Gateway) -> dict[str, Any]:
+    """Models by name, tasks by name, and the visitor's limits."""
+    info = await gateway.json("GET", "/info")
+    tasks = await gateway.json("GET", "/tasks")
+    return {
+        "models": {card["id"]: card for card in info["models"]},
+        "tasks": {task["name"]: task for task in tasks["tasks"]},
+        "limits": info["limits"],
+    }
+
+
+def model_choices(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Models with what they are: base, candidate, champion, and the registered version."""
+    return [
+        (" · ".join(str(part) for part in (name, card.get("role"), card.get("uri")) if part), name)
+        for name, card in found.get("models", {}).items()
+    ]
+
+
+def first_choice(found: dict[str, Any]) -> str | None:
+    """The adapter, where one is served."""
+    cards = found.get("models", {})
+    adapted = [name for name, card in cards.items() if card.get("prompt")]
+    return next(iter(adapted or cards), None)
+
+
+def way_update(found: dict[str, Any], models: list[str], chosen: str | None, _: Texts) -> Any:
+    """The ways to ask that all of these models share; the chosen one stays if it is among them."""
+    cards = [found["models"][name] for name in models if name in found.get("models", {})]
+    tasks = list(found.get("tasks", {}).values())
+    lists = [asking.ways(card, tasks) for card in cards]
+    shared = [way for way in lists[0] if all(way in other for other in lists)] if lists else []
+    names = [name for _title, name in shared]
+    return gr.update(
+        choices=[(_(title), name) for title, name in shared],
+        value=chosen if chosen in names else next(iter(names), None),
+    )
+
+
+def options_update(found: dict[str, Any], way: str | None) -> Any:
+    """The task's variables beside the question, with their defaults."""
+    task = found.get("tasks", {}).get(way, {})
+    rest = {name: value for name, value in task.get("variables", {}).items() if name != "text"}
+    return gr.update(visible=bool(rest), value=json.dumps(rest) if rest else "")
+
+
+class AskScreen:
+    """The screen's fields, and what happens when they are used."""
+
+    def __init__(self, door: Door, preferences: Any, _: Texts) -> None:
+        self.door = door
+        self.preferences = preferences
+        self.text = _
+        self.build(_)
+
+    def build(self, _: Texts) -> None:
+        self.chosen = choices(_, "ask")
+        self.session = gr.State("")
+        self.history = gr.State([])
+        most = self.door.settings.max_file_mb
+        self.box = gr.MultimodalTextbox(
+            label=_("Question and files"),
+            placeholder=_("Ask, and drop or paste pictures or a video here"),
+            file_count="multiple",
+            file_types=["image", "video"],
+            info=_("Files of up to {most} MiB").format(most=f"{most:g}"),
+            submit_btn=_("Ask"),
+            elem_id="ask-box",
+        )
+        with gr.Accordion(_("Camera"), open=False):
+            self.camera = gr.Image(
+                sources=["webcam"], type="filepath", format="jpeg", label=_("Picture of the camera")
+            )
+        self.examples()
+        with gr.Row():
+            self.stop = gr.Button(_("Stop"), interactive=False, elem_id="ask-stop")
+            self.fresh = gr.Button(_("New conversation"), elem_id="ask-new")
+        self.line = gr.HTML(elem_id="ask-line")
+        self.answer = gr.Textbox(
+            label=_("Answer"), lines=4, max_lines=24, interactive=False, buttons=["copy"],
+            elem_id="ask-answer",
+        )  # fmt: skip
+        with gr.Tabs():
+            with gr.Tab(_("Result")):
+                self.result = gr.HTML(elem_id="ask-result")
+            with gr.Tab("JSON"):
+                self.document = gr.Code(language="json", label=_("The gateway's answer"))
+            with gr.Tab(_("The same by program")):
+                self.curl = gr.Code(language="shell", label="curl")
+                self.python = gr.Code(language="python", label="Python")
+        self.talk = gr.HTML(elem_id="ask-talk")
+        self.follow = gr.Textbox(
+            label=_("Ask on"), placeholder=_("A question about the answer"), interactive=False,
+            submit_btn=True, elem_id="ask-follow",
+        )  # fmt: skip
+
+    def examples(self) -> None:
+        folder = self.door.settings.examples_dir
+        if folder is None or not folder.is_dir():
+            return
+        files = [path for path in sorted(folder.iterdir()) if pictures.is_picture(path)][:8]
+        if files:
+            gr.Examples(
+                [[{"text": "", "files": [str(path)]}] for path in files],
+                [self.box],
+                label=self.text("Examples"),
+            )
+
+    def wire(self) -> None:
+        chosen = self.chosen
+        gr.on(
+            [chosen.model.change],
+            lambda found, model, way: way_update(found, [model] if model else [], way, self.text),
+            [chosen.catalogue, chosen.model, chosen.way],
+            [chosen.way],
+            queue=False, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        chosen.way.change(
+            options_update, [chosen.catalogue, chosen.way], [chosen.options],
+            queue=False, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        inputs = [
+            self.box, self.camera, chosen.model, chosen.way, chosen.options, chosen.catalogue,
+            self.preferences, self.session,
+        ]  # fmt: skip
+        outputs = [
+            self.answer, self.line, self.result, self.document, self.curl, self.python, self.talk,
+            self.follow, self.stop, self.history, self.session,
+        ]  # fmt: skip
+        asked = self.box.submit(
+            self.on_ask, inputs, outputs,
+            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+        )  # fmt: skip
+        followed = self.follow.submit(
+            self.on_follow,
+            [self.follow, chosen.model, self.history, self.preferences, self.session],
+            outputs,
+            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+        )  # fmt: skip
+        self.stop.click(
+            self.on_stop, None, [self.line, self.stop],
+            cancels=[asked, followed], queue=False, show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
+        self.fresh.click(
+            self.on_fresh, None, [*outputs, self.box, self.camera],
+            cancels=[asked, followed], queue=False, show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
+
+    async def on_ask(
+        self,
+        box: dict[str, Any] | None,
+        camera: str | None,
+        model: str | None,
+        way: str | None,
+        options: str,
+        found: dict[str, Any],
+        kept: Any,
+        session: str,
+        request: gr.Request,
+    ) -> AsyncIterator[dict[Any, Any]]:
+        """Ask anew; what is shown is emptied first, and filled as the answer comes."""
+        text = (box or {}).get("text") or ""
+        files = [Path(path) for path in (box or {}).get("files") or ()]
+        files += [Path(camera)] if camera else []
+        yield self.emptied() | {self.stop: gr.update(interactive=True)}
+        if not model or not way:
+            yield self.failed(self.text("Choose a model first; the gateway lists none yet."))
+            return
+        gateway, preferences = self.door.gateway(request), Preferences.of(kept)
+        question = Question(model, way, text, options, files)
+        picture = await shown(files)
+        try:
+            session = session or await new_session(gateway, text or way)
+            yield {self.session: session}
+            card, task = found["models"].get(model, {}), found["tasks"].get(way)
+            turn = {"role": "user", "text": text, "files": [str(path) for path in files]}
+            if way == CHAT:
+                async for update in self.chat(gateway, model, [turn], preferences, session):
+                    yield update
+                return
+            turn["text"] = questions.asked_text(question, card, task)
+            question = asking.with_session(question, session)
+            async with aclosing(asking.ask(gateway, question, preferences)) as growing:
+                async for progress in growing:
+                    if not progress.document:
+                        yield {self.answer: progress.text}
+            yield self.whole(progress, question, picture, [turn])
+        except Refusal as error:
+            yield self.failed(error.sentence)
+
+    async def on_follow(
+        self,
+        text: str,
+        model: str,
+        history: list[dict[str, Any]],
+        kept: Any,
+        session: str,
+        request: gr.Request,
+    ) -> AsyncIterator[dict[Any, Any]]:
+        """Ask on: the model gets the conversation so far, the page only what is new of it."""
+        if not text.strip():
+            yield self.failed(self.text("Write a question first."))
+            return
+        gateway = self.door.gateway(request)
+        turns = [*history, {"role": "user", "text": text, "files": []}]
+        yield {self.stop: gr.update(interactive=True), self.follow: "", self.line: ""}
+        try:
+            async for update in self.chat(gateway, model, turns, Preferences.of(kept), session):
+                yield update
+        except Refusal as error:
+            yield self.failed(error.sentence) | {self.follow: text}
+
+    async def chat(
+        self,
+        gateway: Gateway,
+        model: str,
+        turns: list[dict[str, Any]],
+        preferences: Preferences,
+        session: str,
+    ) -> AsyncIterator[dict[Any, Any]]:
+        async with aclosing(asking.chat(gateway, model, turns, preferences)) as growing:
+            async for progress in growing:
+                if not progress.document:
+                    yield {self.answer: progress.text}
+        turn = {"question": turns[-1]["text"], "answer": progress.text, "model": model}
+        await gateway.json("POST", f"/sessions/{session}/turns", json=turn)
+        body = await to_thread.run_sync(asking.chat_body, model, turns, preferences)
+        yield self.ended(progress, turns) | {
+            self.curl: questions.chat_as_curl(self.door.shown_gateway, body),
+            self.python: questions.chat_as_python(self.door.shown_gateway, body),
+        }
+
+    def whole(
+        self,
+        progress: Progress,
+        question: Question,
+        picture: pictures.Picture | None,
+        turns: list[dict[str, Any]],
+    ) -> dict[Any, Any]:
+        """What is shown of a whole answer."""
+        address = self.door.shown_gateway
+        return self.ended(progress, turns) | {
+            self.result: result(progress.document, picture),
+            self.curl: questions.as_curl(address, question),
+            self.python: questions.as_python(address, question),
+        }
+
+    def ended(self, progress: Progress, turns: list[dict[str, Any]]) -> dict[Any, Any]:
+        history = [*turns, {"role": "assistant", "text": progress.text}]
+        return {
+            self.answer: progress.text,
+            self.line: drawing.sentence(progress.line),
+            self.document: json.dumps(progress.document, ensure_ascii=False, indent=2),
+            self.history: history,
+            self.talk: drawing.conversation(history),
+            self.follow: gr.update(interactive=True),
+            self.stop: gr.update(interactive=False),
+        }
+
+    def emptied(self) -> dict[Any, Any]:
+        shown_texts = (self.answer, self.line, self.result, self.document)
+        more = (self.curl, self.python, self.talk)
+        return {
+            **dict.fromkeys((*shown_texts, *more), ""),
+            self.history: [],
+            self.follow: gr.update(value="", interactive=False),
+        }
+
+    def failed(self, sentence: str) -> dict[Any, Any]:
+        return {
+            self.line: drawing.sentence(sentence, wrong=True),
+            self.stop: gr.update(interactive=False),
+        }
+
+    def on_stop(self) -> dict[Any, Any]:
+        return {
+            self.line: drawing.sentence(self.text("Stopped. What came of the answer is shown.")),
+            self.stop: gr.update(interactive=False),
+        }
+
+    def on_fresh(self) -> dict[Any, Any]:
+        return self.emptied() | {
+            self.session: "",
+            self.stop: gr.update(interactive=False),
+            self.box: {"text": "", "files": []},
+            self.camera: None,
+        }
+
+
+def result(document: dict[str, Any], picture: pictures.Picture | None) -> str:
+    """An answer of /predict or of a task as HTML."""
+    if "predictions" not in document:
+        return drawing.result(document, picture)
+    rows = [
+        {"file": each.get("filename"), "answer": each.get("caption")}
+        for each in document["predictions"]
+    ]
+    several = drawing.facts(rows) if len(rows) > 1 else ""
+    cut = [note for each in document["predictions"] for note in each.get("notes", ())]
+    seen = drawing.overlay(picture, []) if picture else ""
+    return (
+        drawing.notes(cut) + f'<div class="ll-result"><div>{seen}</div><div>{several}</div></div>'
+    )
+
+
+async def shown(files: list[Path]) -> pictures.Picture | None:
+    """The first file as a picture; None where it is none."""
+    if not files:
+        return None
+    try:
+        return await to_thread.run_sync(pictures.shown, files[0])
+    except pictures.Unreadable:
+        return None
+
+
+async def new_session(gateway: Gateway, title: str) -> str:
+    """A session that keeps this conversation; its name."""
+    found = await gateway.json(
+        "POST", "/sessions", json={"title": " ".join(title.split())[:LONGEST_TITLE]}
+    )
+    return str(found["id"])

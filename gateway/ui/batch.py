@@ -1,0 +1,269 @@
+"""Batch: many files or lines at once; they go on while nobody looks, and come back as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from anyio import to_thread
+
+from gateway.ui import ask, drawing, pictures
+from gateway.ui.client import Gateway, Refusal
+from gateway.ui.compare import text_of
+from gateway.ui.door import Door
+from gateway.ui.questions import CHAT, PREDICT, Question
+
+EVERY_S = 1.0
+SHOWN_ROWS = 200
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a cell that spreadsheets compute."""
+
+
+class BatchScreen:
+    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
+        self.door = door
+        self.text = _
+        self.chosen = ask.choices(_, "batch")
+        self.question = gr.Textbox(label=_("Question, for all of them"), elem_id="batch-question")
+        self.files = gr.File(
+            label=_("Pictures, or one JSONL file with a line for each question"),
+            file_count="multiple", type="filepath", elem_id="batch-files",
+        )  # fmt: skip
+        with gr.Row():
+            self.start = gr.Button(_("Start"), variant="primary", elem_id="batch-start")
+            self.delete = gr.Button(_("Stop and delete"), elem_id="batch-delete")
+            self.refresh = gr.Button(_("Look again"))
+        self.jobs = gr.Dropdown(label=_("Your batches"), choices=[], elem_id="batch-jobs")
+        self.line = gr.HTML(elem_id="batch-line")
+        self.result = gr.HTML(elem_id="batch-result")
+        with gr.Row():
+            self.jsonl = gr.DownloadButton(_("Results as JSONL"), elem_id="batch-jsonl")
+            self.csv = gr.DownloadButton(_("Results as CSV"), elem_id="batch-csv")
+        self.thumbnails = gr.State({})
+        self.timer = gr.Timer(EVERY_S, active=False)
+
+    def wire(self) -> None:
+        chosen = self.chosen
+        quick = {"show_progress": "hidden", "api_visibility": "private"}
+        chosen.model.change(
+            self.way_update, [chosen.catalogue, chosen.model, chosen.way], [chosen.way],
+            queue=False, **quick,
+        )  # fmt: skip
+        chosen.way.change(
+            ask.options_update, [chosen.catalogue, chosen.way], [chosen.options],
+            queue=False, **quick,
+        )  # fmt: skip
+        outputs = [
+            self.line, self.result, self.jobs, self.jsonl, self.csv, self.timer, self.thumbnails
+        ]  # fmt: skip
+        self.start.click(
+            self.on_start,
+            [self.files, self.question, chosen.model, chosen.way, chosen.options],
+            outputs, **quick,
+        )  # fmt: skip
+        gr.on(
+            [self.timer.tick, self.jobs.input],
+            self.on_look, [self.jobs, self.thumbnails], outputs, concurrency_limit=None, **quick,
+        )  # fmt: skip
+        self.refresh.click(self.on_list, [self.jobs], outputs, **quick)
+        self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
+
+    def way_update(self, found: dict[str, Any], model: str | None, way: str | None) -> Any:
+        update = ask.way_update(found, [model] if model else [], way, self.text)
+        shared = [each for each in update["choices"] if each[1] != CHAT]
+        names = [name for _, name in shared]
+        return gr.update(choices=shared, value=way if way in names else next(iter(names), None))
+
+    async def on_start(
+        self,
+        files: list[str] | None,
+        text: str,
+        model: str | None,
+        way: str | None,
+        options: str,
+        request: gr.Request,
+    ) -> dict[Any, Any]:
+        """Hand the batch in."""
+        paths = [Path(path) for path in files or ()]
+        if not paths or not model or not way:
+            sentence = self.text("Choose files, a model and a task first.")
+            return {self.line: drawing.sentence(sentence, wrong=True)}
+        gateway = self.door.gateway(request)
+        question = Question(model, way, text, options)
+        fields = question.fields() | ({} if way == PREDICT else {"task": way})
+        try:
+            if len(paths) == 1 and paths[0].suffix.lower() in (".jsonl", ".ndjson"):
+                lines = await to_thread.run_sync(with_fields, paths[0], fields)
+                job = await gateway.json(
+                    "POST", "/jobs", content=lines, headers={"Content-Type": "application/jsonl"}
+                )
+            else:
+                job = await gateway.form("/jobs", fields, paths)
+        except Refusal as error:
+            return {self.line: drawing.sentence(error.sentence, wrong=True)}
+        small = await to_thread.run_sync(thumbnails, paths)
+        return await self.looked(gateway, job["id"], small)
+
+    async def on_look(
+        self, job: str | None, small: dict[str, str], request: gr.Request
+    ) -> dict[Any, Any]:
+        if not job:
+            return {self.timer: gr.Timer(active=False)}
+        return await self.looked(self.door.gateway(request), job, small)
+
+    async def on_list(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
+        gateway = self.door.gateway(request)
+        try:
+            found = await listed(gateway)
+        except Refusal as error:
+            return {self.line: drawing.sentence(error.sentence, wrong=True)}
+        names = [name for _, name in found]
+        chosen = job if job in names else next(iter(names), None)
+        return {self.jobs: gr.update(choices=found, value=chosen)} | (
+            await self.looked(gateway, chosen, {}) if chosen else {}
+        )
+
+    async def on_delete(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
+        gateway = self.door.gateway(request)
+        if not job:
+            return {self.line: drawing.sentence(self.text("Choose a batch first."), wrong=True)}
+        try:
+            await gateway.call("DELETE", f"/jobs/{job}")
+            found = await listed(gateway)
+        except Refusal as error:
+            return {self.line: drawing.sentence(error.sentence, wrong=True)}
+        return {
+            self.line: drawing.sentence(self.text("Deleted.")),
+            self.result: "",
+            self.jobs: gr.update(choices=found, value=None),
+            self.timer: gr.Timer(active=False),
+            self.jsonl: None,
+            self.csv: None,
+        }
+
+    async def looked(self, gateway: Gateway, job: str, small: dict[str, str]) -> dict[Any, Any]:
+        """How far a batch is, and its results so far."""
+        try:
+            state = await gateway.json("GET", f"/jobs/{job}")
+            content = (await gateway.call("GET", f"/jobs/{job}/results.jsonl")).content
+            found = await listed(gateway)
+        except Refusal as error:
+            return {
+                self.line: drawing.sentence(error.sentence, wrong=True),
+                self.timer: gr.Timer(active=False),
+            }
+        rows = sorted(map(json.loads, content.splitlines()), key=lambda row: row["index"])
+        running = state["state"] != "done"
+        sentence = f"{state['done']} of {state['total']} are done, {state['failed']} failed."
+        update = {
+            self.line: drawing.sentence(sentence),
+            self.result: table(rows, small),
+            self.jobs: gr.update(choices=found, value=job),
+            self.timer: gr.Timer(active=running),
+            self.thumbnails: small,
+        }
+        if not running:
+            written = await to_thread.run_sync(write, job, content, rows)
+            update |= {self.jsonl: str(written[0]), self.csv: str(written[1])}
+        return update
+
+
+async def listed(gateway: Gateway) -> list[tuple[str, str]]:
+    """The visitor's batches, the latest first."""
+    found = (await gateway.json("GET", "/jobs"))["jobs"]
+    return [
+        (f"{each['id'][:8]} · {each['done']} of {each['total']}", str(each["id"]))
+        for each in sorted(found, key=lambda each: -each["created"])
+    ]
+
+
+def with_fields(path: Path, fields: dict[str, str]) -> bytes:
+    """Lines whose questions have the screen's model and task where they name none of their own.
+
+    A line that is no JSON object goes on as it is: the gateway says what is wrong with it.
+    """
+    lines = []
+    for line in path.read_bytes().splitlines():
+        try:
+            item = json.loads(line)
+        except ValueError:
+            item = None
+        whole = json.dumps({**fields, **item}).encode() if isinstance(item, dict) else line
+        lines.append(whole)
+    return b"\n".join(lines) + b"\n"
+
+
+def thumbnails(paths: Sequence[Path]) -> dict[str, str]:
+    """A small picture for each of the first files, by its place in the batch."""
+    found = {}
+    for at, path in enumerate(paths[:SHOWN_ROWS]):
+        try:
+            found[str(at)] = pictures.shown(path, pictures.THUMBNAIL).uri
+        except pictures.Unreadable:
+            continue
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]], small: dict[str, str]) -> str:
+    """What failed first and apart, then the answers."""
+    failed = [row for row in rows if row["status"] != 200]
+    well = [row for row in rows if row["status"] == 200]
+    parts = []
+    for title, some in (("Failed", failed), ("Answers", well)):
+        if not some:
+            continue
+        body = "".join(one_row(row, small) for row in some[:SHOWN_ROWS])
+        more = len(some) - SHOWN_ROWS
+        rest = f"<p>{more} more are in the files.</p>" if more > 0 else ""
+        parts.append(
+            f'<h3>{title}</h3><div class="ll-scroll" tabindex="0" role="region" '
+            f'aria-label="{title}"><table class="ll-table"><thead><tr><th>Place</th><th>File</th>'
+            f"<th>Answer</th></tr></thead><tbody>{body}</tbody></table></div>{rest}"
+        )
+    return "".join(parts)
+
+
+def one_row(row: dict[str, Any], small: dict[str, str]) -> str:
+    uri = small.get(str(row["index"]))
+    picture = f'<img src="{uri}" alt="">' if uri else ""
+    name = escape(str(row.get("filename") or row.get("id") or ""))
+    text = text_of(row["answer"]) if row["status"] == 200 else row["problem"]["detail"]
+    return (
+        f"<tr><td>{int(row['index']) + 1}</td><td>{picture} {name}</td>"
+        f"<td>{drawing.cell(str(text))}</td></tr>"
+    )
+
+
+def write(job: str, content: bytes, rows: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
+    """The results as files to download. Gradio moves them to a folder of its own and sweeps it."""
+    folder = Path(tempfile.mkdtemp(prefix="loraline-page-"))
+    lines, cells = folder / f"batch-{job[:8]}.jsonl", folder / f"batch-{job[:8]}.csv"
+    lines.write_bytes(content)
+    cells.write_text(as_csv(rows), encoding="utf-8")
+    return lines, cells
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """One line each; cells that a spreadsheet would compute are quoted."""
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["index", "id", "filename", "status", "answer", "value"])
+    for row in rows:
+        answer = row.get("answer") or {}
+        text = text_of(answer) if answer else (row.get("problem") or {}).get("detail", "")
+        value = json.dumps(answer["value"], ensure_ascii=False) if answer.get("value") else ""
+        cells = [row.get("id", ""), row.get("filename", ""), row["status"], text, value]
+        writer.writerow([row["index"], *map(safe, cells)])
+    return file.getvalue()
+
+
+def safe(value: Any) -> str:
+    text = str(value if value is not None else "")
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,0 +1,139 @@
+"""The gateway as the page reaches it: with the visitor's key, over HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+NO_ANSWER = "The gateway does not answer; try again in a moment, or tell its operator."
+
+
+class Refusal(Exception):
+    """The gateway did not answer as asked; its own sentence says why."""
+
+    def __init__(self, sentence: str, status: int = 0) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status
+
+
+class Gateway:
+    """Calls of one visitor; `http` is shared by all of them and holds no key."""
+
+    def __init__(self, http: httpx.AsyncClient, key: str | None) -> None:
+        self.http = http
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    async def call(self, method: str, path: str, **more: Any) -> httpx.Response:
+        """A whole answer; Refusal for any but a good one."""
+        headers = {**self.headers, **more.pop("headers", {})}
+        try:
+            response = await self.http.request(method, path, headers=headers, **more)
+        except httpx.TransportError as error:
+            raise Refusal(NO_ANSWER) from error
+        if response.status_code >= 300:
+            raise refusal(response)
+        return response
+
+    async def json(self, method: str, path: str, **more: Any) -> Any:
+        response = await self.call(method, path, **more)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise Refusal("The gateway's answer cannot be read.", response.status_code) from error
+
+    async def form(self, path: str, fields: dict[str, str], files: Sequence[Path]) -> Any:
+        """The answer to a form with files, which are read from disk as they go out."""
+        with ExitStack() as opened:
+            return await self.json("POST", path, **multipart(fields, files, opened))
+
+    async def events(
+        self, path: str, fields: dict[str, str], files: Sequence[Path]
+    ) -> AsyncGenerator[tuple[str, Any], None]:
+        """Events of a streamed answer to a form, `token` and at last `done`; Refusal for `error`.
+
+        Who stops reading closes the connection, and the model stops, too.
+        """
+        with ExitStack() as opened:
+            form = multipart(fields, files, opened)
+            async with aclosing(self.stream(path, form)) as events:
+                async for event, data in events:
+                    found = parsed(data)
+                    if event == "error":
+                        sentence = str(found.get("detail", NO_ANSWER))
+                        raise Refusal(sentence, int(found.get("status", 0)))
+                    yield event, found
+                    if event == "done":
+                        return
+        raise Refusal("The answer broke off; what came of it is shown.")
+
+    async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Chunks of a chat completion, as OpenAI has them."""
+        wanted = {"stream": True, "stream_options": {"include_usage": True}}
+        stream = self.stream("/v1/chat/completions", {"json": body | wanted})
+        async with aclosing(stream) as events:
+            async for _, data in events:
+                if data == "[DONE]":
+                    return
+                found = parsed(data)
+                if error := found.get("error"):
+                    raise Refusal(str(error.get("message", NO_ANSWER)))
+                yield found
+        raise Refusal("The answer broke off; what came of it is shown.")
+
+    async def stream(
+        self, path: str, request: dict[str, Any]
+    ) -> AsyncGenerator[tuple[str, str], None]:
+        """Name and data of each server-sent event."""
+        try:
+            async with self.http.stream("POST", path, headers=self.headers, **request) as response:
+                if response.status_code >= 300:
+                    await response.aread()
+                    raise refusal(response)
+                event, data = "message", []
+                async for line in response.aiter_lines():
+                    if line.startswith("event:"):
+                        event = line[6:].strip()
+                    elif line.startswith("data:"):
+                        data.append(line[5:].removeprefix(" "))
+                    elif not line and data:
+                        yield event, "\n".join(data)
+                        event, data = "message", []
+        except httpx.TransportError as error:
+            raise Refusal(NO_ANSWER) from error
+
+
+def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) -> dict[str, Any]:
+    """What httpx sends as a form; a form without files is one, too."""
+    parts: list[tuple[str, Any]] = [(name, (None, value)) for name, value in fields.items()]
+    for path in files:
+        parts.append(("files", (path.name, opened.enter_context(path.open("rb")))))
+    return {"files": parts}
+
+
+def parsed(data: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise Refusal("The gateway's answer cannot be read.")
+    return found
+
+
+def refusal(response: httpx.Response) -> Refusal:
+    """The gateway's sentence, from either form of its errors."""
+    try:
+        found = response.json()
+        error = found.get("error")
+        sentence = error["message"] if isinstance(error, dict) else found["detail"]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        sentence = f"The gateway answered with status {response.status_code}."
+    wait = response.headers.get("Retry-After", "")
+    again = f" Try again in {wait} s." if wait.isdecimal() else ""
+    return Refusal(f"{sentence}{again}", response.status_code)

@@ -1,0 +1,219 @@
+"""Compare: the same question to two to four models, side by side; blind until a vote is cast."""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from gateway.ui import ask, drawing, pictures
+from gateway.ui.client import Refusal
+from gateway.ui.door import Door
+from gateway.ui.questions import CHAT, PREDICT, Question
+
+LETTERS = "ABCD"
+MOST_WORDS = 1500
+"""Longer answers are shown without marks: comparing takes the square of their length."""
+
+WORD = re.compile(r"\s+|[^\s]+")
+
+
+class CompareScreen:
+    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
+        self.door = door
+        self.text = _
+        self.chosen = ask.choices(_, "compare", several=True)
+        self.answers = gr.State({})
+        self.session = gr.State("")
+        self.box = gr.MultimodalTextbox(
+            label=_("Question and files"), file_count="multiple", file_types=["image", "video"],
+            placeholder=_("Ask, and drop or paste pictures or a video here"),
+            submit_btn=_("Compare"), elem_id="compare-box",
+        )  # fmt: skip
+        self.blind = gr.Checkbox(
+            label=_("Blind: the models' names come after the vote"), elem_id="compare-blind"
+        )
+        self.stop = gr.Button(_("Stop"), interactive=False, elem_id="compare-stop")
+        self.line = gr.HTML(elem_id="compare-line")
+        self.result = gr.HTML(elem_id="compare-result")
+        with gr.Row():
+            self.vote = gr.Radio([], label=_("Which answer is best?"), visible=False)
+            self.cast = gr.Button(_("Vote"), visible=False, elem_id="compare-vote")
+
+    def wire(self) -> None:
+        chosen = self.chosen
+        chosen.model.change(
+            lambda found, models, way: self.way_update(found, models or [], way),
+            [chosen.catalogue, chosen.model, chosen.way], [chosen.way],
+            queue=False, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        chosen.way.change(
+            ask.options_update, [chosen.catalogue, chosen.way], [chosen.options],
+            queue=False, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        outputs = [
+            self.line, self.result, self.vote, self.cast, self.answers, self.session, self.stop
+        ]  # fmt: skip
+        compared = self.box.submit(
+            self.on_compare,
+            [self.box, chosen.model, chosen.way, chosen.options, self.blind, self.session],
+            outputs,
+            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+        )  # fmt: skip
+        self.stop.click(
+            lambda: {
+                self.line: drawing.sentence(self.text("Stopped.")),
+                self.stop: gr.update(interactive=False),
+            },
+            None, [self.line, self.stop], cancels=[compared],
+            queue=False, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        self.cast.click(
+            self.on_vote, [self.vote, self.answers, self.session], outputs,
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+
+    def way_update(self, found: dict[str, Any], models: list[str], way: str | None) -> Any:
+        """Free questions are sampled, so that two answers say nothing of two models."""
+        update = ask.way_update(found, models, way, self.text)
+        shared = [each for each in update["choices"] if each[1] != CHAT]
+        names = [name for _, name in shared]
+        value = way if way in names else next(iter(names), None)
+        return gr.update(choices=shared, value=value)
+
+    async def on_compare(
+        self,
+        box: dict[str, Any] | None,
+        models: list[str] | None,
+        way: str | None,
+        options: str,
+        blind: bool,
+        session: str,
+        request: gr.Request,
+    ) -> AsyncIterator[dict[Any, Any]]:
+        yield {
+            self.line: drawing.sentence(self.text("Asking…")),
+            self.result: "",
+            self.vote: gr.update(visible=False),
+            self.cast: gr.update(visible=False),
+            self.stop: gr.update(interactive=True),
+        }
+        files = [Path(path) for path in (box or {}).get("files") or ()]
+        text = (box or {}).get("text") or ""
+        done = {self.stop: gr.update(interactive=False)}
+        if not models or not 2 <= len(models) <= len(LETTERS) or not way:
+            sentence = self.text("Choose two to four models that share a task.")
+            yield done | {self.line: drawing.sentence(sentence, wrong=True)}
+            return
+        gateway = self.door.gateway(request)
+        try:
+            session = session or await ask.new_session(gateway, text or way)
+            question = Question("", way, text, options, files, session)
+            fields = question.fields() | {"models": ",".join(models)}
+            fields |= {} if way == PREDICT else {"task": way}
+            document = await gateway.form("/compare", fields, files)
+        except Refusal as error:
+            yield done | {self.line: drawing.sentence(error.sentence, wrong=True)}
+            return
+        answers = document["answers"]
+        if blind:
+            random.shuffle(answers)
+        picture = await ask.shown(files)
+        kept = {"answers": answers, "comparisons": document["comparisons"], "picture": picture}
+        well = [each for each in answers if "problem" not in each]
+        yield done | {
+            self.session: session,
+            self.answers: kept,
+            self.line: drawing.sentence(agreement(document["comparisons"], hidden=blind)),
+            self.result: side_by_side(answers, picture, hidden=blind),
+            self.vote: gr.update(
+                visible=len(well) > 1,
+                choices=[*LETTERS[: len(answers)], self.text("None is better")],
+                value=None,
+            ),
+            self.cast: gr.update(visible=len(well) > 1),
+        }
+
+    async def on_vote(
+        self, chosen: str | None, kept: dict[str, Any], session: str, request: gr.Request
+    ) -> dict[Any, Any]:
+        """Keep the vote with the conversation, and tell the names."""
+        if not chosen:
+            return {self.line: drawing.sentence(self.text("Choose an answer first."), wrong=True)}
+        names = [each["model"] for each in kept["answers"]]
+        best = names[LETTERS.index(chosen)] if chosen in LETTERS else "none"
+        told = ", ".join(f"{letter} {name}" for letter, name in zip(LETTERS, names, strict=False))
+        turn = {"question": f"Vote between {told}", "answer": f"best: {best}", "model": best}
+        try:
+            await self.door.gateway(request).json("POST", f"/sessions/{session}/turns", json=turn)
+        except Refusal as error:
+            return {self.line: drawing.sentence(error.sentence, wrong=True)}
+        agreed = agreement(kept["comparisons"], hidden=False)
+        voted = self.text("Your vote is kept with this conversation.")
+        return {
+            self.line: drawing.sentence(f"{voted} {agreed}"),
+            self.result: side_by_side(kept["answers"], kept["picture"], hidden=False),
+            self.vote: gr.update(visible=False),
+            self.cast: gr.update(visible=False),
+        }
+
+
+def agreement(comparisons: Sequence[dict[str, Any]], *, hidden: bool) -> str:
+    """Which answers are equal, and how their boxes lie; without names while they are hidden."""
+    known = [each for each in comparisons if "equal" in each]
+    if not known:
+        return "No two models answered."
+    if hidden:
+        equal = sum(each["equal"] for each in known)
+        return f"{equal} of {len(known)} pairs of answers are equal."
+    parts = []
+    for each in known:
+        verdict = "equal" if each["equal"] else "different"
+        overlap = f", boxes overlap by {each['iou']:.2f}" if "iou" in each else ""
+        parts.append(f"{' and '.join(each['models'])}: {verdict}{overlap}")
+    return "; ".join(parts) + "."
+
+
+def side_by_side(
+    answers: Sequence[dict[str, Any]], picture: pictures.Picture | None, *, hidden: bool
+) -> str:
+    """A column for each model; words that the first answer has not are marked in the others."""
+    first = next((text_of(each) for each in answers if "problem" not in each), "")
+    columns = []
+    for letter, answer in zip(LETTERS, answers, strict=False):
+        name = letter if hidden else f"{letter} · {answer['model']}"
+        if problem := answer.get("problem"):
+            body = drawing.sentence(str(problem.get("detail", "")), wrong=True)
+        else:
+            text = text_of(answer)
+            took = (answer.get("timing") or {}).get("generate_ms") or 0
+            usage = (answer.get("usage") or {}).get("completion_tokens") or 0
+            facts = f"<p>{took / 1000:.2f} s, {int(usage)} tokens</p>"
+            shown = drawing.result(answer, picture) if answer.get("items") else ""
+            body = f'<div class="ll-answer">{marked(first, text)}</div>{facts}{shown}'
+        columns.append(f"<section><h3>{escape(name)}</h3>{body}</section>")
+    return f'<div class="ll-columns">{"".join(columns)}</div>'
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    if "predictions" in answer:
+        return "\n\n".join(str(each.get("caption", "")) for each in answer["predictions"])
+    return str(answer.get("raw", ""))
+
+
+def marked(first: str, other: str) -> str:
+    """An answer with the words marked that the first one has not at that place."""
+    old, new = WORD.findall(first), WORD.findall(other)
+    if first == other or max(len(old), len(new)) > MOST_WORDS:
+        return escape(other)
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(a=old, b=new).get_opcodes():
+        words = escape("".join(new[start:end]))
+        parts.append(words if kind == "equal" or not words.strip() else f"<mark>{words}</mark>")
+    return "".join(parts)

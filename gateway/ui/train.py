@@ -1,0 +1,258 @@
+"""Train: a profile as a form, what the data are like, and a pipeline that is watched as it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from gateway.ui import drawing
+from gateway.ui.client import Gateway, Refusal
+from gateway.ui.door import Door
+
+TRAINER = "trainer"
+EVERY_S = 2.0
+STYLES = {"Succeeded": "✔", "Failed": "✘", "Error": "✘", "Running": "▶", "Skipped": "-"}
+
+
+class TrainScreen:
+    """The desk runs the trainings; this screen is hidden from those without the role."""
+
+    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
+        self.door = door
+        self.text = _
+        with gr.Row():
+            self.profile = gr.Dropdown(
+                label=_("Profile"), choices=[], elem_id="train-profile", min_width=160
+            )
+            self.data = gr.Textbox(
+                label=_("Data: folder or address; the profile's own if empty"),
+                elem_id="train-data", min_width=160,
+            )  # fmt: skip
+        self.form = gr.State({})
+        self.changed = gr.State({})
+        with gr.Accordion(_("Settings of the profile"), open=False):
+            self.keys = gr.Column()
+        self.overrides = gr.HTML(elem_id="train-overrides")
+        with gr.Row():
+            self.check = gr.Button(_("Check the data"), elem_id="train-check")
+            self.start = gr.Button(_("Start"), variant="primary", elem_id="train-start")
+        self.line = gr.HTML(elem_id="train-line")
+        self.checked = gr.HTML(elem_id="train-checked")
+        self.run = gr.Dropdown(label=_("Trainings"), choices=[], elem_id="train-run")
+        with gr.Row():
+            self.stop = gr.Button(_("Stop"), interactive=False, elem_id="train-stop")
+            self.resume = gr.Button(_("Resume"), interactive=False, elem_id="train-resume")
+            self.refresh = gr.Button(_("Look again"))
+        self.nodes = gr.HTML(elem_id="train-nodes")
+        self.log = gr.Textbox(
+            label=_("Log"), lines=8, max_lines=16, interactive=False, elem_id="train-log"
+        )
+        self.timer = gr.Timer(EVERY_S, active=False)
+
+    @property
+    def shown(self) -> list[Any]:
+        return [self.line, self.run, self.nodes, self.log, self.stop, self.resume, self.timer]
+
+    def wire(self) -> None:
+        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        self.profile.change(
+            self.on_profile, [self.profile], [self.form, self.changed, self.overrides, self.line],
+            **quick,
+        )  # fmt: skip
+        with self.keys:
+            gr.render(inputs=[self.form], triggers=[self.form.change], show_progress="hidden")(
+                self.draw_form
+            )
+        recipe = [self.profile, self.data, self.changed]
+        self.check.click(
+            self.on_check, recipe, [self.line, self.checked],
+            api_visibility="private", concurrency_limit=None,
+        )  # fmt: skip
+        self.start.click(self.on_start, recipe, self.shown, **quick)
+        gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
+        self.refresh.click(self.on_list, [self.run], self.shown, **quick)
+        self.stop.click(self.mover("stop"), [self.run], self.shown, **quick)
+        self.resume.click(self.mover("resume"), [self.run], self.shown, **quick)
+
+    def wire_opening(self, tab: Any) -> None:
+        quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        tab.select(self.on_profiles, [self.profile], [self.profile, self.line], **quick)
+        tab.select(self.on_list, [self.run], self.shown, **quick)
+
+    def draw_form(self, form: Mapping[str, Any]) -> None:
+        """A field for each key of the profile, with its bounds and what it means."""
+        for entry in form.get("fields", ()):
+            field = field_of(entry)
+            field.change(
+                self.changer(entry),
+                [field, self.changed],
+                [self.changed, self.overrides],
+                queue=False,
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+    def changer(self, entry: Mapping[str, Any]) -> Callable[..., Any]:
+        def change(value: Any, changed: dict[str, Any]) -> tuple[dict[str, Any], str]:
+            """Remember a value that is not the profile's; forget one that is again."""
+            rest = {name: each for name, each in changed.items() if name != entry["name"]}
+            value = None if value == "" and entry["optional"] else value
+            if value != entry["value"]:
+                rest[entry["name"]] = value
+            return rest, self.told(rest)
+
+        return change
+
+    def told(self, changed: Mapping[str, Any]) -> str:
+        words = " ".join(overrides(changed))
+        return drawing.sentence(f"{self.text('Changed:')} {words}") if words else ""
+
+    async def on_profiles(self, chosen: str | None, request: gr.Request) -> dict[Any, Any]:
+        try:
+            names = (await self.door.desk(request).json("GET", "/profiles"))["profiles"]
+        except Refusal as error:
+            return self.wrong(error)
+        value = chosen if chosen in names else next(iter(names), None)
+        return {self.profile: gr.update(choices=names, value=value)}
+
+    async def on_profile(self, profile: str | None, request: gr.Request) -> dict[Any, Any]:
+        if not profile:
+            return {self.line: ""}
+        try:
+            form = await self.door.desk(request).json("GET", f"/profiles/{profile}")
+        except Refusal as error:
+            return self.wrong(error)
+        return {self.form: form, self.changed: {}, self.overrides: "", self.line: ""}
+
+    async def on_check(
+        self, profile: str | None, data: str, changed: dict[str, Any], request: gr.Request
+    ) -> dict[Any, Any]:
+        """What prepare_data says of the data; nothing is logged or kept."""
+        if not profile:
+            return {self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)}
+        try:
+            found = await self.door.desk(request).json(
+                "POST", "/checks", json=recipe(profile, data, changed)
+            )
+        except Refusal as error:
+            return self.wrong(error)
+        lines = escape("\n".join(found["lines"]))
+        report = drawing.document(found["report"]) if found["report"] else ""
+        well, ill = (
+            self.text("The data can be prepared."),
+            self.text("The data cannot be prepared."),
+        )
+        return {
+            self.line: drawing.sentence(well if found["well"] else ill, wrong=not found["well"]),
+            self.checked: f'<div class="ll-turn">{lines}</div>{report}',
+        }
+
+    async def on_start(
+        self, profile: str | None, data: str, changed: dict[str, Any], request: gr.Request
+    ) -> dict[Any, Any]:
+        if not profile:
+            return {self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)}
+        desk = self.door.desk(request)
+        try:
+            started = await desk.json("POST", "/runs", json=recipe(profile, data, changed))
+        except Refusal as error:
+            return self.wrong(error)
+        return await self.looked(desk, started["name"])
+
+    async def on_look(self, name: str | None, request: gr.Request) -> dict[Any, Any]:
+        if not name:
+            return {self.timer: gr.Timer(active=False)}
+        return await self.looked(self.door.desk(request), name)
+
+    async def on_list(self, name: str | None, request: gr.Request) -> dict[Any, Any]:
+        desk = self.door.desk(request)
+        try:
+            names = [each["name"] for each in (await desk.json("GET", "/runs"))["runs"]]
+        except Refusal as error:
+            return self.wrong(error)
+        chosen = name if name in names else next(iter(names), None)
+        return await self.looked(desk, chosen) if chosen else {self.line: ""}
+
+    def mover(self, act: str) -> Callable[..., Any]:
+        async def move(name: str | None, request: gr.Request) -> dict[Any, Any]:
+            desk = self.door.desk(request)
+            try:
+                await desk.json("POST", f"/runs/{name}/{act}")
+            except Refusal as error:
+                return self.wrong(error)
+            return await self.looked(desk, str(name))
+
+        return move
+
+    async def looked(self, desk: Gateway, name: str) -> dict[Any, Any]:
+        """How far a training is; it is looked at again for as long as it runs."""
+        try:
+            runs = (await desk.json("GET", "/runs"))["runs"]
+            found = await desk.json("GET", f"/runs/{name}")
+        except Refusal as error:
+            return self.wrong(error) | {self.timer: gr.Timer(active=False)}
+        running = found["here"]
+        done = found["phase"] == "Succeeded"
+        return {
+            self.line: drawing.sentence(f"{name}: {found['phase']}"),
+            self.run: gr.update(choices=[each["name"] for each in runs], value=name),
+            self.nodes: nodes(found["nodes"]),
+            self.log: "\n".join(found["log"]),
+            self.stop: gr.update(interactive=running),
+            self.resume: gr.update(interactive=not running and not done),
+            self.timer: gr.Timer(active=running),
+        }
+
+    def wrong(self, error: Refusal) -> dict[Any, Any]:
+        return {self.line: drawing.sentence(error.sentence, wrong=True)}
+
+
+def field_of(entry: Mapping[str, Any]) -> Any:
+    """The field that holds values of an entry's type."""
+    shared: dict[str, Any] = {
+        "label": entry["name"],
+        "info": escape(entry["doc"]),
+        "value": entry["value"],
+        "interactive": True,
+    }
+    if entry["choices"]:
+        empty = [("", None)] if entry["optional"] else []
+        return gr.Dropdown(choices=[*empty, *((each, each) for each in entry["choices"])], **shared)
+    if entry["type"] == "boolean" and not entry["optional"]:
+        return gr.Checkbox(**shared)
+    if entry["type"] in ("integer", "number"):
+        # The desk holds values against their bounds; a field that moved them would change what was
+        # typed.
+        precision = 0 if entry["type"] == "integer" else None
+        bounds = [str(entry[name]) for name in ("minimum", "maximum") if entry[name] is not None]
+        if bounds:
+            shared["info"] += f" ({' to '.join(bounds)})"
+        return gr.Number(precision=precision, **shared)
+    shared["value"] = "" if entry["value"] is None else str(entry["value"])
+    return gr.Textbox(**shared)
+
+
+def overrides(changed: Mapping[str, Any]) -> list[str]:
+    """KEY=VALUE texts as --set takes them."""
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
+
+
+def recipe(profile: str, data: str, changed: Mapping[str, Any]) -> dict[str, Any]:
+    return {"profile": profile, "data": data.strip(), "overrides": overrides(changed)}
+
+
+def nodes(found: Sequence[Mapping[str, Any]]) -> str:
+    """The workflow's nodes, with what each says."""
+    rows = [
+        {
+            "node": f"{STYLES.get(node['phase'], '')} {node['name']}".strip(),
+            "state": node["phase"],
+            "message": node["message"],
+        }
+        for node in found
+    ]
+    return drawing.facts(rows) if len(rows) > 1 else ""

@@ -1,0 +1,1 @@
+"""The desk: the process behind the page's Review and Train screens; it holds what they need."""

@@ -1,0 +1,41 @@
+"""Start the desk, for the page's Review and Train screens.
+
+python -m loraline_cli.desk --keys keys.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loraline.errors import UserError
+from loraline.step import LineCommand
+
+
+@click.command(cls=LineCommand)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="Port."
+)
+@click.option(
+    "--keys",
+    "keys_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The gateway's keys' file, with roles.  [default: none, for this machine's user alone]",
+)
+def desk(host: str, port: int, keys_file: Path | None) -> None:
+    """Answer reviewers and trainers until Ctrl-C: it holds MLflow's credentials."""
+    if keys_file is None and host not in ("127.0.0.1", "::1", "localhost"):
+        raise UserError(f"without --keys the desk listens on 127.0.0.1 only, not on {host}")
+    import uvicorn
+
+    from loraline_cli.desk.app import create_app
+
+    app = create_app(keys_file)
+    click.echo(f"desk: http://{host}:{port}")
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+if __name__ == "__main__":
+    desk()

@@ -1,0 +1,84 @@
+"""A profile's keys as a form: name, type, bounds and what the source says of each."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from functools import cache
+from typing import Any
+
+from loraline import profiles
+from loraline.profiles import Profile
+
+SCALARS = ("string", "integer", "number", "boolean")
+
+
+@cache
+def documented() -> dict[str, dict[str, str]]:
+    """What stands under each key, by class and key; pydantic leaves it in the source."""
+    found: dict[str, dict[str, str]] = {}
+    tree = ast.parse(inspect.getsource(profiles))
+    for each in tree.body:
+        if isinstance(each, ast.ClassDef):
+            texts = {}
+            for at, line in enumerate(each.body[:-1]):
+                after = each.body[at + 1]
+                if (
+                    isinstance(line, ast.AnnAssign)
+                    and isinstance(line.target, ast.Name)
+                    and isinstance(after, ast.Expr)
+                    and isinstance(after.value, ast.Constant)
+                ):
+                    texts[line.target.id] = " ".join(str(after.value.value).split())
+            found[each.name] = texts
+    return found
+
+
+@cache
+def fields() -> tuple[dict[str, Any], ...]:
+    """The keys that hold one value each; those of a block are named as --set has them."""
+    schema = Profile.model_json_schema()
+    return tuple(of_model("Profile", schema, schema.get("$defs", {}), ""))
+
+
+def of_model(
+    name: str, schema: dict[str, Any], blocks: dict[str, Any], prefix: str
+) -> list[dict[str, Any]]:
+    found = []
+    for key, entry in schema["properties"].items():
+        if "$ref" in entry:
+            block = entry["$ref"].rpartition("/")[2]
+            found += of_model(block, blocks[block], blocks, f"{prefix}{key}.")
+            continue
+        options = entry.get("anyOf", [entry])
+        kind = next((each for each in options if each.get("type") in SCALARS), None)
+        if kind is None:
+            continue
+        found.append(
+            {
+                "name": f"{prefix}{key}",
+                "type": kind["type"],
+                "choices": kind.get("enum"),
+                "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
+                "maximum": kind.get("maximum", kind.get("exclusiveMaximum")),
+                "optional": any(each.get("type") == "null" for each in options),
+                "doc": documented().get(name, {}).get(key, ""),
+            }
+        )
+    return found
+
+
+def form(profile: str) -> dict[str, Any]:
+    """The form of a profile, filled with its own values; UserError for one that is none."""
+    values = profiles.load(profile).model_dump(mode="json")
+
+    def value(name: str) -> Any:
+        found: Any = values
+        for part in name.split("."):
+            found = found[part]
+        return found
+
+    return {
+        "profile": profile,
+        "fields": [each | {"value": value(each["name"])} for each in fields()],
+    }

@@ -1,0 +1,159 @@
+"""What a reviewer sees of a registered model, and the moves that they may make."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from loraline.errors import UserError
+from loraline.tracking import registry, runs, tags
+from loraline.tracking.lock import HOLDER
+from loraline_cli import main
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+ALIASES = (registry.CANDIDATE, registry.CHAMPION, registry.PREVIOUS)
+METRICS = ("bleu", "levenshtein", "exact_match", "perplexity")
+MOST_BYTES = 32 * 2**20
+"""Bytes of a report that are handed on."""
+
+REPORT = "report.html"
+
+
+def models(client: MlflowClient) -> list[str]:
+    """Registered models; the registry's own locks are none."""
+    found = client.search_registered_models(max_results=1000)
+    return sorted(each.name for each in found if HOLDER not in each.tags)
+
+
+def board(client: MlflowClient, name: str) -> dict[str, Any]:
+    """The versions that have an alias, what each was measured at, and what was done so far."""
+    registry.known(client, name)
+    cards = {}
+    for alias in ALIASES:
+        version = registry.version_of(client, name, alias)
+        if version is not None:
+            cards[alias] = card(client, version)
+    history = client.get_registered_model(name).tags
+    lines = [
+        f"{key.removeprefix(f'{tags.AUDIT}.').rpartition('.')[0]} {history[key]}"
+        for key in sorted(history, reverse=True)
+        if key.startswith(f"{tags.AUDIT}.")
+    ]
+    return {"model": name, "versions": cards, "history": lines}
+
+
+def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
+    """A version: the verdict with each rule, numbers with their intervals, lineage and cost."""
+    found: dict[str, Any] = {
+        "version": str(version.version),
+        "result": version.tags.get(tags.RESULT),
+        "reason": version.tags.get(tags.REASON),
+        "adapter": version.tags.get(tags.ADAPTER_DIGEST),
+        "promoted": version.tags.get(registry.PROMOTED),
+        "rejected": version.tags.get(registry.REJECTED),
+        "rolled_back": version.tags.get(registry.ROLLED_BACK),
+        "rules": [],
+        "metrics": {},
+    }
+    gate = run_of(client, version.tags.get(tags.GATE_RUN))
+    if gate is not None:
+        text = artifact(client, gate, "verdict.json")
+        found["rules"] = json.loads(text)["verdicts"] if text else []
+        evaluation = run_of(client, gate.data.tags.get(tags.UPSTREAM))
+        if evaluation is not None:
+            found["metrics"] = numbers(evaluation)
+            found["rows"] = evaluation.data.metrics.get("rows")
+            found["compared_with"] = evaluation.data.tags.get(tags.CHAMPION)
+            found["evaluate"] = evaluation.info.run_id
+    training = run_of(client, version.run_id)
+    if training is not None:
+        found |= {
+            "profile": training.data.tags.get(tags.PROFILE),
+            "dataset": training.data.tags.get(tags.DATASET_DIGEST),
+            "prompt": prompt(client, training),
+            "train": training.info.run_id,
+            "cost": json.loads(training.data.tags.get(tags.SPENT, "{}")),
+        }
+    return found
+
+
+def numbers(evaluation: Run) -> dict[str, dict[str, list[float | None]]]:
+    """Value and interval of each metric, of base, candidate and champion."""
+    measured = evaluation.data.metrics
+    return {
+        name: {
+            model: [measured.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]
+            for model in ("base", "tuned", "champion")
+            if f"{model}_{name}" in measured
+        }
+        for name in METRICS
+    }
+
+
+def run_of(client: MlflowClient, run_id: str | None) -> Run | None:
+    """A run, unless there is none by that ID any more."""
+    from mlflow.exceptions import MlflowException
+
+    if not run_id:
+        return None
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def artifact(client: MlflowClient, run: Run, name: str) -> str | None:
+    """A file of a run as text; None where the run has none of that name."""
+    if name not in {each.path for each in client.list_artifacts(run.info.run_id)}:
+        return None
+    with runs.artifacts(client, run.info.run_id, name) as path:
+        return path.read_text()
+
+
+def prompt(client: MlflowClient, training: Run) -> str | None:
+    """The registered prompt version that the adapter was trained with."""
+    data = runs.ancestor(client, training, "prepare_data")
+    uri: str | None = data.data.params.get("prompt_uri")
+    return uri
+
+
+def report(client: MlflowClient, name: str, version: str) -> str:
+    """The evaluation's report of a version as HTML; UserError where there is none."""
+    registry.known(client, name)
+    found = {str(each.version): each for each in client.search_model_versions(f"name = '{name}'")}
+    if version not in found:
+        raise UserError(f"registered model {name!r} has no version {version}")
+    gate = run_of(client, found[version].tags.get(tags.GATE_RUN))
+    evaluation = run_of(client, gate.data.tags.get(tags.UPSTREAM)) if gate else None
+    html = artifact(client, evaluation, REPORT) if evaluation else None
+    if html is None or len(html) > MOST_BYTES:
+        raise UserError(f"version {version} of {name!r} has no report that can be shown")
+    return html
+
+
+def move(
+    client: MlflowClient, name: str, by: str, act: str, version: str | None, reason: str | None
+) -> str:
+    """Promote, reject or roll back, by the very function of steps/promote.py; what was done."""
+    registry.known(client, name)
+    step = main.load(main.HOME / "steps/promote.py")
+    if act != "rollback" and not version:
+        raise UserError("name the version that was reviewed")
+    if act == "reject" and not (reason or "").strip():
+        raise UserError("say why the candidate is not wanted")
+    moved = step.move(
+        client,
+        name,
+        by,
+        version=None if act == "rollback" else version,
+        rollback=act == "rollback",
+        reason=reason if act == "reject" else None,
+    )
+    done = {"promote": "is the champion now", "reject": "was rejected"}
+    return f"Version {moved} {done.get(act, 'is the champion again')}."

@@ -1,0 +1,195 @@
+"""Trainings on the desk's own machine: the workflow of `make pipeline`, watched and stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from loraline import profiles
+from loraline.errors import TryAgain, UserError
+from loraline_cli import main
+from loraline_cli import run as workflow_files
+
+OUTPUTS = Path("outputs")
+LOG = "desk.log"
+MOST_LINES = 200
+MOST_BYTES = 256 * 1024
+"""Of a log that are shown, its end."""
+
+CHECK_S = 600
+STARTS_S = 30
+"""Time for a started workflow to write its status."""
+
+
+@dataclass
+class Going:
+    """The workflow that runs now."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float
+
+
+class Trainings:
+    """One training at a time: this machine has one of everything."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.going: Going | None = None
+
+    def check(self, profile: str, data: str, overrides: Sequence[str]) -> dict[str, Any]:
+        """What prepare_data says of the data and the profile before anything starts."""
+        profiles.load(profile, overrides=overrides)
+        with tempfile.TemporaryDirectory(prefix="loraline-desk-") as folder:
+            command = [sys.executable, str(main.HOME / "steps/prepare_data.py"), "--check-only"]
+            command += ["--profile", profile, "--out-dir", folder]
+            command += ["--data", data] if data else []
+            command += [word for text in overrides for word in ("--set", text)]
+            try:
+                ended = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=CHECK_S
+                )
+            except subprocess.TimeoutExpired as error:
+                raise TryAgain(f"the data were not read within {CHECK_S} s") from error
+            report = Path(folder, "report.html")
+            html = report.read_text() if report.is_file() else ""
+        told = [*ended.stdout.splitlines(), *ended.stderr.splitlines()]
+        return {"well": ended.returncode == 0, "lines": told[-MOST_LINES:], "report": html}
+
+    def start(self, profile: str, data: str, overrides: Sequence[str]) -> str:
+        """Start the pipeline; its name. UserError for a profile or an override that is none."""
+        profiles.load(profile, overrides=overrides)
+        given = {"profile": profile, "data": data, "set": shlex.join(overrides)}
+        words = [word for name, text in given.items() for word in ("-p", f"{name}={text}")]
+        return self.launch([str(self.file(profile)), *words])
+
+    def resume(self, name: str) -> str:
+        """Go on with a run that was stopped or failed; what succeeded is kept."""
+        self.status(name)
+        return self.launch([str(self.file(self.profile_of(name))), "--resume", "--run", name])
+
+    def launch(self, words: list[str]) -> str:
+        with self.lock:
+            if self.is_going():
+                raise TryAgain("a training runs here already; stop it, or wait for its end")
+            OUTPUTS.mkdir(exist_ok=True)
+            log = OUTPUTS / f".desk-{time.time_ns()}.log"
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "runner.run_local", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    # Ctrl-C at the desk is not for the training.
+                    start_new_session=True,
+                )
+            self.going = Going(process, log, time.time())
+        return self.named(self.going)
+
+    def named(self, going: Going) -> str:
+        """The name of the run that a process writes; UserError with its last words if it ended."""
+        deadline = time.monotonic() + STARTS_S
+        while time.monotonic() < deadline:
+            latest = OUTPUTS / "latest"
+            if latest.is_symlink() and latest.lstat().st_mtime >= going.began - 1:
+                name = os.readlink(latest)
+                kept = OUTPUTS / name / LOG
+                if (OUTPUTS / name).is_dir() and not kept.exists():
+                    os.link(going.log, kept)
+                    going.log.unlink()
+                    going.log = kept
+                if kept.exists():
+                    return name
+            if going.process.poll() is not None:
+                last = tail(going.log)[-1:] or ["it wrote nothing"]
+                going.log.unlink(missing_ok=True)
+                raise UserError(f"the workflow did not start: {last[0]}")
+            time.sleep(0.05)
+        raise TryAgain(f"the workflow wrote no status within {STARTS_S} s")
+
+    def stop(self, name: str) -> None:
+        """Stop a run as Ctrl-C does: its step writes a checkpoint, and resuming goes on there."""
+        self.status(name)
+        with self.lock:
+            if not self.is_going() or os.readlink(OUTPUTS / "latest") != name:
+                raise UserError(f"{name} does not run here")
+            assert self.going is not None
+            self.going.process.send_signal(signal.SIGTERM)
+
+    def is_going(self) -> bool:
+        return self.going is not None and self.going.process.poll() is None
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Runs of this folder, the latest first."""
+        files = sorted(OUTPUTS.glob("*/status.json"), key=lambda file: -file.stat().st_mtime)
+        return [self.status(file.parent.name) for file in files if not file.parent.is_symlink()]
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A run's nodes and the end of its log; UserError for a name that is none."""
+        if "/" in name or name.startswith("."):
+            raise UserError(f"there is no run {name!r} here")
+        try:
+            found = json.loads((OUTPUTS / name / "status.json").read_text())["status"]
+        except (OSError, ValueError) as error:
+            raise UserError(f"there is no run {name!r} here") from error
+        here = self.is_going() and os.readlink(OUTPUTS / "latest") == name
+        stopped = found["phase"] == "Running" and not here
+        return {
+            "name": name,
+            "phase": "Stopped" if stopped else found["phase"],
+            "here": here,
+            "started": found["startedAt"],
+            "finished": found["finishedAt"],
+            "nodes": [
+                {
+                    "name": node["displayName"],
+                    "phase": node["phase"],
+                    "message": node["message"],
+                    "started": node["startedAt"],
+                    "finished": node["finishedAt"],
+                }
+                for node in found["nodes"].values()
+                if node["type"] in ("Pod", "Suspend", "Skipped")
+            ],
+            "log": tail(OUTPUTS / name / LOG),
+        }
+
+    def profile_of(self, name: str) -> str:
+        document = json.loads((OUTPUTS / name / "status.json").read_text())
+        given = document["spec"]["arguments"]["parameters"]
+        return str(next((each["value"] for each in given if each["name"] == "profile"), ""))
+
+    def file(self, profile: str) -> Path:
+        """The rendered pipeline; for a profile that it does not list, one rendered anew."""
+        rendered = workflow_files.file_of("pipeline")
+        if f"      - {profile}\n" in rendered.read_text():
+            return rendered
+        folder = OUTPUTS / "workflows"
+        script = main.HOME / "workflows/pipeline.py"
+        command = [sys.executable, str(script), "--kind", "Workflow", "--out", str(folder)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise UserError(f"the pipeline of {profile} was not rendered: {ended.stderr.strip()}")
+        return folder / "pipeline.yaml"
+
+
+def tail(file: Path) -> list[str]:
+    """The last lines of a log; of a line that was overwritten in place, what it says now."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - MOST_BYTES))
+            text = opened.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rpartition("\r")[2] for line in text.splitlines()][-MOST_LINES:]

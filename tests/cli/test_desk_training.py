@@ -1,0 +1,152 @@
+"""Trainings at the desk: the real runner on a small workflow, and the form of a profile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraline import profiles
+from loraline.errors import TryAgain, UserError
+from loraline_cli.desk import forms
+from loraline_cli.desk.training import Trainings
+
+WORKFLOW = """
+apiVersion: argoproj.io/v1alpha1
+kind: Workflow
+metadata: {generateName: small-}
+spec:
+  entrypoint: main
+  arguments:
+    parameters:
+    - {name: profile, value: ""}
+    - {name: data, value: ""}
+    - {name: set, value: ""}
+  templates:
+  - name: main
+    dag:
+      tasks:
+      - name: first
+        template: say
+        arguments: {parameters: [{name: words, value: "{{workflow.parameters.set}}"}]}
+      - {name: last, template: wait, dependencies: [first]}
+  - name: say
+    inputs: {parameters: [{name: words}]}
+    container:
+      image: x
+      command: [python, -c]
+      args: ["import sys; print('said', sys.argv[1:])", "{{inputs.parameters.words}}"]
+  - name: wait
+    container:
+      image: x
+      command: [python, -c]
+      args:
+      - |
+        import pathlib, time
+        while not pathlib.Path("go").exists():
+            time.sleep(0.02)
+"""
+
+
+class Small(Trainings):
+    """Trainings of the small workflow instead of the pipeline."""
+
+    def file(self, profile: str) -> Path:
+        return Path("small.yaml")
+
+
+@pytest.fixture
+def trainings(workplace: Path) -> Iterator[Small]:
+    (workplace / "small.yaml").write_text(WORKFLOW)
+    found = Small()
+    yield found
+    if found.is_going():
+        assert found.going is not None
+        found.going.process.kill()
+        found.going.process.wait()
+
+
+def until(there: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 60
+    while not (found := there()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def phases(found: dict[str, Any]) -> dict[str, str]:
+    return {node["name"]: node["phase"] for node in found["nodes"]}
+
+
+def test_a_training_is_started_watched_stopped_and_resumed(
+    trainings: Small, workplace: Path
+) -> None:
+    name = trainings.start("smoke-text", "", ["r=16", "base=a b"])
+
+    until(lambda: phases(trainings.status(name)).get("last") == "Running")
+    found = trainings.status(name)
+    assert found["phase"] == "Running" and found["here"]
+    assert any("said" in line and "r=16" in line for line in found["log"])
+    with pytest.raises(TryAgain, match="runs here already"):
+        trainings.start("smoke-text", "", [])
+
+    trainings.stop(name)
+    until(lambda: not trainings.is_going())
+    assert trainings.status(name)["phase"] != "Succeeded"
+    assert not trainings.status(name)["here"]
+
+    (workplace / "go").touch()
+    assert trainings.resume(name) == name
+    until(lambda: not trainings.is_going())
+    found = trainings.status(name)
+    assert found["phase"] == "Succeeded"
+    assert phases(found) == {"first": "Succeeded", "last": "Succeeded"}
+    assert [each["name"] for each in trainings.listed()] == [name]
+
+
+@pytest.mark.parametrize("name", ["none", "../x", ".desk", "latest/.."])
+def test_a_run_that_is_none_is_refused(name: str, trainings: Small) -> None:
+    for act in (trainings.status, trainings.stop, trainings.resume):
+        with pytest.raises(UserError, match="no run"):
+            act(name)
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "words"),
+    [("none", [], "none"), ("smoke-text", ["r=0"], "r"), ("smoke-text", ["x=1"], "x")],
+)
+def test_what_is_no_recipe_starts_nothing(
+    profile: str, overrides: list[str], words: str, trainings: Small, workplace: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        trainings.start(profile, "", overrides)
+    assert not trainings.is_going()
+
+
+def test_a_workflow_that_cannot_start_says_why(trainings: Small, workplace: Path) -> None:
+    (workplace / "small.yaml").write_text("kind: Nothing")
+    with pytest.raises(UserError, match="did not start"):
+        trainings.start("smoke-text", "", [])
+
+
+def test_the_form_has_every_key_with_one_value_its_bounds_and_its_words(workplace: Path) -> None:
+    found = {each["name"]: each for each in forms.form("smoke-text")["fields"]}
+
+    for name, field in profiles.Profile.model_fields.items():
+        if field.annotation in (int, float, bool, str):
+            assert name in found, name
+    assert (found["r"]["minimum"], found["r"]["maximum"]) == (1, 512)
+    assert found["modality"]["choices"] == ["text", "vision"]
+    assert found["gate.min_rows"]["type"] == "integer"
+    assert [name for name, each in found.items() if not each["doc"]] == []
+    assert found["r"]["value"] == profiles.load("smoke-text").r
+
+
+def test_the_data_are_checked_before_anything_starts(trainings: Small, workplace: Path) -> None:
+    (workplace / "broken").mkdir()
+    found = trainings.check("smoke-text", "broken", [])
+    assert not found["well"]
+    assert any("broken" in line for line in found["lines"])

@@ -1,0 +1,383 @@
+"""What the page is made of, without a browser: requests, answers as HTML, keys and refusals."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gateway.keys import entry, new_key
+
+pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
+
+from gateway.ui import batch, client, compare, drawing, pictures, questions, settings, texts
+from gateway.ui.door import Preferences
+from gateway.ui.questions import Question
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "gateway/ui"
+PICTURE = pictures.Picture("data:image/png;base64,AA==", 400, 300)
+
+
+class Tags(HTMLParser):
+    """Names of the elements and attributes of a page, and its texts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+OURS = {
+    "circle", "div", "g", "h3", "iframe", "img", "input", "label", "li", "line", "mark", "p",
+    "polygon", "rect", "section", "span", "svg", "table", "tbody", "td", "text", "th", "thead",
+    "title", "tr", "ul", "details", "summary",
+}  # fmt: skip
+
+
+@given(st.text(), st.text(alphabet="<>&\"'/ascriptonload=()"))
+def test_no_word_of_a_model_becomes_an_element(some: str, other: str) -> None:
+    item = {"kind": some, "label": other, "text": some, "box_unit": [0.1, 0.2, 0.3, 0.4]}
+    event = {"kind": "event", "start": 1.0, "end": 2.0, "description": other}
+    answers = [
+        {"items": [item, event], "notes": [f"cut: {other}", some], "value": {some: other}},
+        {"items": [], "value": [{other: some}, {some: [other]}], "notes": ()},
+        {"items": [], "value": other, "task": "document-html", "notes": ()},
+    ]
+    shown = "".join(drawing.result(each, PICTURE) for each in answers)
+    shown += drawing.sentence(other, wrong=True) + compare.marked(some, other)
+    shown += drawing.conversation([{"role": "user", "text": other}] * 3)
+    page = Tags(shown)
+
+    assert page.tags <= OURS
+    assert not {name for name in page.attributes if name.startswith("on")}
+    assert "href" not in page.attributes
+
+
+def test_a_document_has_a_frame_that_can_do_nothing() -> None:
+    frame = drawing.document("<h1>Page</h1><script>alert(1)</script>")
+
+    assert 'sandbox=""' in frame
+    assert "default-src &#x27;none&#x27;" in frame
+    assert "<script>" not in frame
+
+
+BOX = {"kind": "box", "box_unit": [0.25, 0.3, 0.75, 0.7]}
+POINT = {"kind": "point", "point_unit": [0.5, 0.5]}
+POLYGON = {"kind": "polygon", "polygon_unit": [[0, 0], [1, 0], [1, 1]]}
+SWIPE = {"kind": "action", "point_unit": [0, 0], "end_unit": [1, 1]}
+EVENT = {"kind": "event", "start": 65.5, "end": 70, "description": "x"}
+
+
+@pytest.mark.parametrize(
+    ("item", "shape", "place"),
+    [
+        (BOX, '<rect x="100" y="90" width="200" height="120"', "100,90 300,210"),
+        (POINT, '<circle cx="200" cy="150"', "200,150"),
+        (POLYGON, '<polygon points="0,0 400,0 400,300"', "0,0 400,0 400,300"),
+        (SWIPE, '<line x1="0" y1="0" x2="400" y2="300"', "0,0"),
+        ({"kind": "box_3d", "numbers": [1]}, "", ""),
+        (EVENT, "", "1:05.50 to 1:10.00"),
+    ],
+    ids=["box", "point", "polygon", "swipe", "no place", "event"],
+)
+def test_an_item_is_drawn_in_pixels_of_the_upright_picture(
+    item: dict[str, Any], shape: str, place: str
+) -> None:
+    drawn = drawing.overlay(PICTURE, [item])
+
+    assert shape in drawn and (shape or "<g " not in drawn)
+    assert drawing.place_of(item, PICTURE) == place
+
+
+def test_two_thousand_boxes_are_drawn_with_a_colour_a_label() -> None:
+    items = [
+        {"kind": "box", "label": f"label {at % 3}", "box_unit": [0, 0, 1, 1]} for at in range(3000)
+    ]
+    drawn = drawing.result({"items": items}, PICTURE)
+
+    assert drawn.count("<rect ") == drawing.MOST_MARKS
+    assert len(set(drawing.colours_of(items))) == 3
+
+
+def test_a_picture_is_shown_upright_and_small_and_sent_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = [Image.effect_noise((1500, 1000), 64) for _ in range(3)]
+    Image.merge("RGB", noise).save(path, exif=exif)
+
+    shown = pictures.shown(path)
+
+    assert (shown.width, shown.height) == (1000, 1500)
+    assert shown.uri.startswith("data:image/jpeg;base64,")
+    assert pictures.sent(path, 0, tmp_path) == path
+    smaller = Image.open(pictures.sent(path, 0.5, tmp_path))
+    assert smaller.width * smaller.height <= 5e5 and smaller.width < smaller.height
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"<svg onload='x'/>"])
+def test_what_is_no_picture_is_not_shown(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+
+    with pytest.raises(pictures.Unreadable):
+        pictures.shown(path)
+    with pytest.raises(pictures.Unreadable):
+        pictures.data_uri(path)
+    assert not pictures.is_picture(path)
+
+
+def test_the_script_that_is_shown_asks_the_same(vision: Any, stub: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a 'quoted' \"name\".png"
+    Image.new("RGB", (64, 48)).save(path)
+    question = Question("tiny-lora", "spatial-boxes", 'it\'s; "all"', "", [path])
+    script = questions.as_python(vision.url, question)
+    command = questions.as_curl(vision.url, question)
+
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"GATEWAY_KEY": "none"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ran.returncode == 0, ran.stderr
+    first = stub.requests[-1]
+    curled = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(curled.stdout)["task"] == "spatial-boxes"
+    assert stub.requests[-1] == first
+    assert 'it\'s; \\"all\\"' in json.dumps(first)
+
+
+def test_a_follow_up_tells_the_model_what_it_was_asked() -> None:
+    card = {"prompt": "Read. {question}", "family": "qwen3-vl"}
+    task = {
+        "prompts": {"default": "Find {text} as {format}"},
+        "variables": {"text": None, "format": "json"},
+    }
+    assert questions.asked_text(Question("m", "predict", "Now?"), card, None) == "Read. Now?"
+    assert questions.asked_text(Question("m", "x", "cats"), card, task) == "Find cats as json"
+    assert questions.asked_text(Question("m", "chat", "Hi"), card, None) == "Hi"
+
+
+def test_what_a_browser_kept_is_read_or_the_default() -> None:
+    assert Preferences.of({"temperature": 9, "seed": "3", "system": "x" * 20_000, "evil": []}) == (
+        Preferences(temperature=2.0, seed=3, system="x" * 10_000)
+    )
+    for wrong in (
+        None,
+        [],
+        "x",
+        {"temperature": "warm"},
+        {"seed": "x"},
+        {"max_tokens": float("inf")},
+    ):
+        assert Preferences.of(wrong) == Preferences()
+
+
+def test_an_answers_end_is_told_in_words() -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 11}
+    line = questions.in_words({"usage": usage, "finish_reason": "length"}, 3.0, 1.0)
+
+    assert line == (
+        "11 tokens, 7 in the prompt, first after 1.00 s, 5.0 tokens a second, 3.00 s in all. "
+        "The answer is cut: it reached the most tokens."
+    )
+
+
+def test_words_that_the_first_answer_has_not_are_marked() -> None:
+    assert compare.marked("a cat sits", "a <dog> sits") == "a <mark>&lt;dog&gt;</mark> sits"
+    assert compare.marked("same", "same") == "same"
+
+
+def test_a_batch_as_a_table_for_spreadsheets_computes_nothing() -> None:
+    rows = [
+        {"index": 0, "filename": "=cmd", "status": 200, "answer": {"raw": "@SUM(1)"}},
+        {"index": 1, "id": "x", "status": 415, "problem": {"detail": "No image."}},
+    ]
+    lines = batch.as_csv(rows).splitlines()
+
+    assert lines[1].startswith("0,,'=cmd,200,'@SUM(1)")
+    assert lines[2] == "1,x,,415,No image.,"
+    assert batch.table(rows, {}).index("No image.") < batch.table(rows, {}).index("@SUM")
+
+
+def test_lines_of_a_batch_keep_what_they_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "cat"}\n{"task": "other"}\nno json\n')
+
+    lines = batch.with_fields(path, {"task": "boxes", "model": "m"}).splitlines()
+
+    assert [json.loads(line) for line in lines[:2]] == [
+        {"task": "boxes", "model": "m", "text": "cat"},
+        {"task": "other", "model": "m"},
+    ]
+    assert lines[2] == b"no json"
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "sentence"),
+    [
+        (b'{"detail": "Send a file."}', 422, "Send a file."),
+        (b'{"error": {"message": "Too long."}}', 422, "Too long."),
+        (b"<html>", 502, "The gateway answered with status 502."),
+        (b"[]", 500, "The gateway answered with status 500."),
+    ],
+)
+def test_a_refusal_is_the_gateways_own_sentence(content: bytes, status: int, sentence: str) -> None:
+    refusal = client.refusal(httpx.Response(status, content=content))
+    assert (refusal.sentence, refusal.status) == (sentence, status)
+
+
+def test_a_refusal_says_when_to_try_again() -> None:
+    response = httpx.Response(429, json={"detail": "Busy."}, headers={"Retry-After": "7"})
+    assert client.refusal(response).sentence == "Busy. Try again in 7 s."
+
+
+# --- sign-in
+
+
+@pytest.fixture(scope="module")
+def locked(start: Any, open_page: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A page before a gateway with two keys: its address and the keys."""
+    file = tmp_path_factory.mktemp("keys") / "keys.json"
+    keys = [new_key(name) for name in ("alice", "bob")]
+    file.write_text(f"[{', '.join(entry(each) for _, each in keys)}]")
+    with start(api_keys_file=file) as gateway, open_page(gateway.url) as url:
+        yield url, [key for key, _ in keys]
+
+
+def signed_in(url: str, key: str) -> httpx.Client:
+    visitor = httpx.Client(base_url=url, timeout=30)
+    assert visitor.post("/login", data={"key": key}).status_code == 303
+    return visitor
+
+
+PRIVATE = ("/", "/de/", "/config", "/gradio_api/info", "/gradio_api/file=/etc/passwd", "/theme.css")
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+def test_without_a_key_nothing_is_shown(path: str, locked: Any) -> None:
+    url, _ = locked
+    asked = httpx.get(f"{url}{path}", headers={"Accept": "text/html"})
+    assert (asked.status_code, asked.headers["location"]) == (303, "/login")
+    assert httpx.get(f"{url}{path}").status_code == 401
+    assert httpx.post(f"{url}/gradio_api/upload", files={"files": b"x"}).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["", "wrong", "x" * 100_000, "ü", "a\nb"])
+def test_a_wrong_key_is_refused_with_one_sentence(key: str, locked: Any) -> None:
+    answer = httpx.post(f"{locked[0]}/login", data={"key": key})
+    assert answer.status_code in (401, 413)
+    assert "set-cookie" not in answer.headers
+
+
+def test_a_key_is_sealed_in_a_cookie_that_no_script_reads(locked: Any) -> None:
+    url, (alice, _) = locked
+    answer = httpx.post(f"{url}/login", data={"key": alice})
+    cookie = answer.headers["set-cookie"]
+    assert alice not in cookie and "HttpOnly" in cookie and "SameSite=strict" in cookie
+    visitor = signed_in(url, alice)
+    page = visitor.get("/", headers={"Accept": "text/html"})
+    assert page.status_code == 200 and alice not in page.text
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    visitor.post("/logout")
+    assert visitor.get("/config").status_code == 401
+
+
+def test_a_forged_cookie_lets_nobody_in(locked: Any) -> None:
+    for value in ("x", "gAAAAA" + "A" * 100, "x" * 50_000):
+        assert httpx.get(f"{locked[0]}/config", cookies={"loraline-key": value}).status_code == 401
+
+
+def test_no_file_of_the_machine_is_served(locked: Any) -> None:
+    url, (alice, _) = locked
+    visitor = signed_in(url, alice)
+    for path in ("/etc/passwd", str(FOLDER / "app.py"), "../../etc/passwd", "http://192.0.2.1/x"):
+        assert visitor.get(f"/gradio_api/file={path}").status_code in (403, 404), path
+
+
+def test_a_gateway_that_is_down_is_said(open_page: Any) -> None:
+    with open_page("http://127.0.0.1:9") as url:
+        answer = httpx.get(url)
+        assert answer.status_code == 503
+        assert "does not answer" in answer.text
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+# --- what it is made of
+
+
+def words_of_the_page() -> set[str]:
+    found = set()
+    for path in FOLDER.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                if name in ("_", "text") and isinstance(node.args[0].value, str):
+                    found.add(node.args[0].value)
+    return found
+
+
+def test_each_language_has_every_word_and_no_other() -> None:
+    german = yaml.safe_load((FOLDER / "de.yaml").read_text())
+    names = {"As it was trained", "Free question"}
+    assert set(german) == words_of_the_page() | names
+    assert set(texts.NAMES) == set(texts.PATHS)
+
+
+def test_gradio_is_pinned_exactly_where_it_is_installed() -> None:
+    import tomllib
+
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pin = next(p for p in extra["optional-dependencies"]["ui"] if p.startswith("gradio"))
+    assert pin in (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def test_settings_are_read_or_refused_with_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UI_GATEWAY", "http://gateway:8080")
+    assert settings.read().gateway == "http://gateway:8080"
+    monkeypatch.setenv("UI_GATEWAY", "gateway")
+    with pytest.raises(settings.BadSetting, match="UI_GATEWAY"):
+        settings.read()
+    monkeypatch.delenv("UI_GATEWAY")
+    monkeypatch.setenv("UI_GATEWAI", "x")
+    with pytest.raises(settings.BadSetting, match="UI_GATEWAI is not a setting"):
+        settings.read()
+
+
+def test_help_answers_without_gradio() -> None:
+    code = (
+        "import sys; from gateway.ui.__main__ import ui\n"
+        "try: ui(['--help'])\nexcept SystemExit: pass\n"
+        "assert 'gradio' not in sys.modules and 'pydantic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_a_picture_may_be_a_file_in_memory() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    assert pictures.as_uri(Image.open(file)).startswith("data:image/png;base64,")

@@ -1,0 +1,114 @@
+"""Review and Train in a Chromium, before a real desk and a real registry."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import uvicorn
+
+from gateway.keys import entry, new_key
+from loraline.tracking import registry
+from loraline_cli.desk.app import create_app
+from tests.gateway.conftest import _stub, settings_for, start, stub, stub_url
+from tests.gateway.ui.conftest import browser, open_page, opened
+
+__all__ = ["_stub", "browser", "open_page", "opened", "settings_for", "start", "stub", "stub_url"]
+
+pytestmark = pytest.mark.slow
+
+MODEL = "mistral-7b-lora"
+
+
+@pytest.fixture
+def desk_page(
+    start: Any, open_page: Any, stub: Any, workplace: Path
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """A page with a desk: its address, and the keys of a reviewer who trains and of a guest."""
+    from gateway.ui import server
+
+    made = {name: new_key(name) for name in ("rita", "gus")}
+    file = workplace / "keys.json"
+    entries = [json.loads(entry(key)) for _, key in made.values()]
+    entries[0]["roles"] = ["reviewer", "trainer"]
+    file.write_text(json.dumps(entries))
+    listening = server.bind("127.0.0.1", 0)
+    running = uvicorn.Server(server.config(create_app(file)))
+    thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
+    thread.start()
+    desk = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with start(api_keys_file=file) as gateway, open_page(gateway.url, desk=desk) as url:
+        yield url, {name: key for name, (key, _) in made.items()}
+    running.should_exit = True
+    thread.join(10)
+
+
+def signed_in(opened: Any, url: str, key: str) -> Any:
+    page = opened(url)
+    page.fill("#key", key)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_function("document.querySelector('#ask-task input')?.value")
+    return page
+
+
+def says(page: Any, field: str, words: str) -> None:
+    page.wait_for_function(
+        "([field, words]) => document.querySelector(field)?.textContent.includes(words)",
+        arg=[field, words],
+    )
+
+
+def test_a_reviewer_promotes_what_they_saw_and_a_guest_sees_nothing(
+    desk_page: Any, opened: Any, candidate: Any, step: Any
+) -> None:
+    url, keys = desk_page
+    run = candidate(name="one")
+    with mlflow.start_run(run_id=run):
+        mlflow.log_text("<h1>Report of it</h1>", "report.html")
+    step("quality_gate", "--run-id", run)
+
+    guest = signed_in(opened, url, keys["gus"])
+    assert guest.get_by_role("tab", name="Review").count() == 0
+    page = signed_in(opened, url, keys["rita"])
+    page.get_by_role("tab", name="Review").click()
+    says(page, "#review-cards", "candidate · 1")
+    page.click("#review-open-report")
+    frame = page.frame_locator("#review-report iframe")
+    assert frame.locator("h1").inner_text() == "Report of it"
+
+    page.click("#review-reject")
+    says(page, "#review-line", "say why")
+    page.click("#review-promote")
+    says(page, "#review-line", "Version 1 is the champion now.")
+    says(page, "#review-history", "promoted by rita")
+    champion = registry.version_of(mlflow.MlflowClient(), MODEL, "champion")
+    assert champion is not None and str(champion.version) == "1"
+
+
+def test_a_trainer_fills_the_form_and_sees_what_the_data_are_like(
+    desk_page: Any, opened: Any
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    url, keys = desk_page
+    page = signed_in(opened, url, keys["rita"])
+    page.get_by_role("tab", name="Train").click()
+    page.wait_for_function("document.querySelector('#train-profile input')?.value")
+    page.click("#train-profile input")
+    page.get_by_role("option", name="smoke-text", exact=True).click()
+    page.get_by_role("button", name="Settings of the profile").click()
+    rank = page.get_by_label("r", exact=True)
+    # The form of the profile that was chosen before is replaced.
+    sync_api.expect(rank).to_have_value("8")
+    rank.fill("4")
+    rank.press("Tab")
+    says(page, "#train-overrides", "r=4")
+
+    page.set_default_timeout(90_000)
+    page.click("#train-check")
+    says(page, "#train-line", "The data can be prepared.")
+    assert page.frame_locator("#train-checked iframe").locator("body").inner_text()
