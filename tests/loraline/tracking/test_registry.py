@@ -188,6 +188,26 @@ def test_a_dead_lock_is_looked_at_and_deleted_by_one_at_a_time(client) -> None:
     assert tracking_lock.holder_of(client, LOCK) == "elsewhere:1:next"
 
 
+def test_a_lock_whose_making_lost_its_answer_is_held_at_once(client) -> None:
+    class Lost(mlflow.MlflowClient):
+        """The store made the entry; the answer was lost, and the second request hears of it."""
+
+        def create_registered_model(self, name: str, *arguments):
+            super().create_registered_model(name, *arguments)
+            return super().create_registered_model(name, *arguments)
+
+    with tracking_lock.locked(Lost(), MODEL, lease_seconds=0.3):
+        assert names(client) == {LOCK}
+
+
+def test_who_holds_a_lock_leaves_those_who_are_clearing_it(client) -> None:
+    holder = f"elsewhere:1:{uuid.uuid4().hex}"
+    clearing = tracking_lock.breaking(LOCK, holder)
+    hold(client, "elsewhere:2:another", clearing)
+    tracking_lock.sweep(client, LOCK, holder)
+    assert names(client) == {clearing}
+
+
 @pytest.mark.parametrize("deaths", [1, 2, 3])
 def test_the_lock_of_one_who_died_while_breaking_a_dead_lock_is_taken_over(
     client, deaths: int
