@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -21,10 +20,10 @@ from pydantic import (
 )
 
 from loraline.errors import UserError
+from loraline.layered_yaml import merge, override, read_yaml
+from loraline.preparation import Entry, Prepare, Split
 
 FOLDER = Path("lora_profiles")
-
-NUMBER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -70,16 +69,6 @@ class Gate(Strict):
     """Lower end of the paired interval of the gain over the champion must be above this."""
 
 
-class Split(Strict):
-    """Shares of the rows that are held out, where no file is named after a split."""
-
-    validation: Annotated[float, Field(gt=0, le=0.4)] = 0.1
-    """For the loss after each epoch, which chooses the adapter."""
-
-    test: Annotated[float, Field(gt=0, le=0.4)] = 0.1
-    """For evaluation and the gate."""
-
-
 class Tune(Strict):
     """Parts of a vision model that learn; for a part of null its own learning rate says it."""
 
@@ -110,6 +99,9 @@ class Profile(Strict):
 
     data: str | None = None
     """Folder that prepare_data reads when no --data is given."""
+
+    prepare: Prepare = Prepare()
+    """Sources and their columns, checks, limits, grouping and prompt, for prepare_data."""
 
     split: Split = Split()
     """Shares of the rows that are held out for validation and for the test."""
@@ -296,25 +288,6 @@ class Profile(Strict):
         return self
 
 
-class KeysOnce(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML's usual readers silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1:
-                raise yaml.MarkedYAMLError(
-                    None, None, f"key {name!r} is given twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """A file's content; raises yaml.YAMLError with the place of what is wrong."""
-    with path.open() as file:
-        return yaml.load(file, KeysOnce)
-
-
 def folders() -> list[Path]:
     """Where profiles are looked for, in this order: the current folder, the user's, ours."""
     installed = Path(__file__).parent / "lora_profiles"
@@ -382,35 +355,14 @@ def resolve(name: str, known: Mapping[str, Path], heirs: tuple[str, ...] = ()) -
     return merge(resolve(parent, known, (*heirs, name)), content)
 
 
-def merge(parent: Mapping[str, Any], heir: Mapping[str, Any]) -> dict[str, Any]:
-    """The heir's keys before the parent's; blocks such as `gate` are merged key by key."""
-    merged = {**parent, **heir}
-    for key in parent.keys() & heir.keys():
-        if isinstance(parent[key], dict) and isinstance(heir[key], dict):
-            merged[key] = merge(parent[key], heir[key])
-    return merged
-
-
-def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A profile's keys, those that KEY=VALUE texts name replaced; a KEY may be `gate.min_bleu`."""
-    changed = dict(content)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            raise UserError(f"--set {text!r} is not KEY=VALUE, such as learning_rate=1e-4")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {text!r}: {value!r} is not a value of YAML") from error
-        # YAML 1.1 reads 1e-4, which has no point, as text.
-        if isinstance(parsed, str) and NUMBER.fullmatch(parsed):
-            parsed = float(parsed)
-        *blocks, last = key.split(".")
-        nested: dict[str, Any] = {last: parsed}
-        for block in reversed(blocks):
-            nested = {block: nested}
-        changed = merge(changed, nested)
-    return changed
+BLOCKS: dict[str, type[BaseModel]] = {
+    "gate": Gate,
+    "prepare": Prepare,
+    "prepare.sources": Entry,
+    "split": Split,
+    "tune": Tune,
+}
+"""What may stand in a block of a profile."""
 
 
 def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[str]:
@@ -419,8 +371,8 @@ def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[st
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            blocks: dict[str, type[Strict]] = {"gate": Gate, "split": Split, "tune": Tune}
-            keys = blocks.get(key.partition(".")[0], model) if "." in key else model
+            block = ".".join(part for part in item["loc"][:-1] if isinstance(part, str))
+            keys = BLOCKS.get(block, model)
             accepted = ", ".join(sorted(keys.model_fields))
             clauses.append(f"unknown key {key!r} (accepted: {accepted})")
         elif item["type"] == "invalid_key":

@@ -1,6 +1,7 @@
 """Read datasets, refuse what would ruin a run and say why, split the rest, log it for training.
 
-Reads: folders, files, s3://, hf://, dvc:// and mlflow://, see --data.
+Reads: folders, files, s3://, hf://, dvc:// and mlflow://, see --data. What a flag leaves open is
+the profile's, in its block `prepare`.
 Writes: `dataset/` (Parquet shards, the prompt, a manifest), `report/` and `benchmark/` in MLflow;
 report.html and report.md among the output files.
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     help="Folder or file, s3://bucket/prefix, hf://owner/name[@revision][:split], "
     "dvc://repository[@revision]:path, mlflow://run of an earlier dataset, a name in "
     "datasets.yaml, or a registry file. `%50` or `#2000` after it takes a sample, `*2` a weight. "
-    "May be repeated. Default: the profile's own data.",
+    "May be repeated. Default: the profile's own sources.",
 )
 @click.option(
     "--prompt",
@@ -64,9 +65,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--group-by",
-    default="answer",
-    show_default=True,
-    help="What keeps rows in one split: answer, row, or a column, such as the patient or the page.",
+    callback=not_empty,
+    help="What keeps rows in one split: answer, row, or a column, such as the patient or the page. "
+    "Default: answer.",
 )
 @click.option(
     "--workers",
@@ -93,7 +94,7 @@ def prepare_data(
     on: tuple[str, ...],
     limit: tuple[str, ...],
     encoding: str,
-    group_by: str,
+    group_by: str | None,
     workers: int,
     part: str | None,
     merge: str | None,
@@ -103,20 +104,14 @@ def prepare_data(
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
     from loraline import profiles
-    from loraline.data import checks, dataset, pool, workplace
-    from loraline.data.reading import media
+    from loraline.data import dataset, pool, workplace
 
     recipe = profiles.load(profile, overrides=overrides)
-    sources = tuple(filter(None, data)) or ((recipe.data,) if recipe.data else ())
-    if not sources:
-        raise UserError(f"profile {profile!r} names no data; give a folder with --data")
     if part and (check_only or merge):
         raise UserError("--part makes one share; --check-only and --merge are for the whole")
-    request = workplace.Request(
-        sources, prompt, group_by, checks.policy(on), media.limits(limit), encoding
-    )
+    request = workplace.Request.of(profile, recipe, data, prompt, group_by, on, limit, encoding)
     workers = workers or pool.fitting()
-    pool.wake(sources, workers)
+    pool.wake(request.addresses, workers)
     client = store.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
@@ -125,7 +120,7 @@ def prepare_data(
             run_id = log_part(workplace.share(work, part), part, workers)
         elif state and not (merge or force) and (done := workplace.prepared(client, state)):
             run_id = done.info.run_id
-            version, uris = done.data.params["version"], ", ".join(sources)
+            version, uris = done.data.params["version"], ", ".join(request.addresses)
             click.echo(f"dataset {version} of {uris}: nothing changed (reused)")
         else:
             if merge:

@@ -86,7 +86,7 @@ def train_qlora(
     refuse_few(recipe, data_run)
     base = locate(recipe.base, recipe.base_revision)
     preflight.check_base(recipe, base.config)
-    settings = recipe.model_dump(mode="json", exclude={"gate"})
+    settings = recipe.model_dump(mode="json", exclude={"gate", "prepare"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
         # By its content: prepare_data may have been repeated on data that did not change.

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from loraline import profiles
+from loraline.preparation import Prepare, Split
 from loraline_cli import main as cli
 
 ROOT = Path(__file__).parents[1]
@@ -119,9 +120,10 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
     listed = set(re.findall(r"`([\w.-]+)`", page))
     assert set(profiles.names(ROOT / "lora_profiles")) <= listed
     keys = set(profiles.Profile.model_fields) - {"gate"}
-    keys -= {"split", "tune"}
+    keys -= {"split", "tune", "prepare"}
+    keys |= {f"prepare.{key}" for key in Prepare.model_fields}
     keys |= {f"gate.{key}" for key in profiles.Gate.model_fields}
-    keys |= {f"split.{key}" for key in profiles.Split.model_fields}
+    keys |= {f"split.{key}" for key in Split.model_fields}
     keys |= {f"tune.{key}" for key in profiles.Tune.model_fields}
     assert keys <= listed
 

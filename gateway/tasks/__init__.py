@@ -15,7 +15,8 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from loraline.errors import UserError
-from loraline.profiles import Strict, complaints, read_yaml
+from loraline.layered_yaml import read_yaml
+from loraline.profiles import Strict, complaints
 
 if TYPE_CHECKING:
     from loraline.delivery.tasks import Need

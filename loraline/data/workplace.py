@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.data import boxes, parts
-from loraline.data.checks import Policy
+from loraline.data.checks import Policy, policy
 from loraline.data.lengths import rows
 from loraline.data.reading import entries, sources
-from loraline.data.reading.media import Limits
+from loraline.data.reading.media import Limits, limits
 from loraline.data.sentences import brief
 from loraline.data.work import Work
 from loraline.errors import Stopped, TryAgain, UserError
+from loraline.preparation import Entry, SourceSettings
 from loraline.tracking import prompts, tags
 from loraline.tracking.fingerprints import fingerprint
 from loraline.tracking.prompts import Prompt
@@ -45,15 +46,50 @@ MOST_FILES = 100_000
 
 @dataclass(frozen=True)
 class Request:
-    """The choices of a run, from the command line."""
+    """The choices of a run."""
 
-    data: tuple[str, ...]
+    data: tuple[str | Entry, ...]
     prompt: str | None
     group_by: str
     actions: Policy
     limits: Limits
     encoding: str = ""
     """Of text files whose registry entry names none."""
+
+    defaults: SourceSettings | None = None
+    """What the profile says of sources that say nothing of themselves."""
+
+    @staticmethod
+    def of(
+        profile: str,
+        recipe: Profile,
+        data: Sequence[str],
+        prompt: str | None,
+        group_by: str | None,
+        on: Sequence[str],
+        limit: Sequence[str],
+        encoding: str,
+    ) -> Request:
+        """What the command line asks for and, where it says nothing, the profile's `prepare`."""
+        said = recipe.prepare
+        sources: tuple[str | Entry, ...] = tuple(filter(None, data)) or said.sources
+        if not sources and recipe.data:
+            sources = (recipe.data,)
+        if not sources:
+            raise UserError(f"profile {profile!r} names no data; give a folder with --data")
+        return Request(
+            sources,
+            prompt or said.prompt,
+            group_by or said.group_by,
+            policy([*(f"{check}={action}" for check, action in said.checks.items()), *on]),
+            limits([*(f"{name}={most}" for name, most in said.limits.items()), *limit]),
+            encoding,
+            said,
+        )
+
+    @property
+    def addresses(self) -> list[str]:
+        return [asked if isinstance(asked, str) else asked.uri for asked in self.data]
 
     def key(self, recipe: Profile) -> str:
         """Names the folder that a repeated run finds again."""
@@ -104,7 +140,7 @@ def plan(
         sources.locate(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
-        for entry in entries.entries(request.data, request.encoding)
+        for entry in entries.entries(request.data, request.encoding, request.defaults)
     )
     beside = next(filter(None, (source.prompt_file() for source in found)), None)
     prompt = prompts.resolve(request.prompt, beside, client)

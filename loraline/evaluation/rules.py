@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from loraline.errors import UserError
-from loraline.profiles import Gate, complaints, read_yaml
+from loraline.layered_yaml import read_yaml
+from loraline.profiles import Gate, complaints
 from loraline.tracking.tags import CHAMPION, CHAMPION_AGAIN, CHAMPION_REFUSED, MEASURED
 
 REQUIRED = tuple(

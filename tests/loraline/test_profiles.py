@@ -76,6 +76,16 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
             {"gate": {"max_loss": 1}},
             "unknown key 'gate.max_loss' (accepted: compare_on, max_eval_loss",
         ),
+        (
+            {"prepare": {"group": "page"}},
+            "unknown key 'prepare.group' (accepted: boxes, checks, columns",
+        ),
+        (
+            {"prepare": {"sources": ["faq", {"uri": "exam.csv", "colums": {}}]}},
+            "unknown key 'prepare.sources.1.colums' (accepted: boxes, columns, encoding",
+        ),
+        ({"prepare": {"sources": [{"split": "test"}]}}, "key 'prepare.sources.0.uri' is missing"),
+        ({"prepare": {"checks": {"leaks": "no"}}}, "prepare.checks.leaks: 'no' is refused"),
         ({"r": 0}, "r: 0 is refused, input should be greater than or equal to 1"),
         ({"r": 513}, "r: 513 is refused, input should be less than or equal to 512"),
         ({"lora_dropout": 1}, "lora_dropout: 1 is refused, input should be less than 1"),

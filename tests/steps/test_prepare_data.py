@@ -56,6 +56,104 @@ def test_files_named_after_splits_are_taken_as_they_are(step, workplace: Path) -
     )
 
 
+ASKED = [
+    {"ask": f"what is {n}?", "reply": f"it is {n}", "page": n // 3, "rating": 5} for n in range(60)
+]
+PREPARE = {
+    "sources": ["data", {"uri": "more", "split": "train", "columns": {}}],
+    "columns": {"question": "ask", "answer": "reply"},
+    "ignore": ["rating"],
+    "checks": {"near_duplicates": "keep", "duplicates": "keep"},
+    "limits": {"row_bytes": 4096, "fps": 1},
+    "group_by": "page",
+    "prompt": "asked.txt",
+}
+
+
+@pytest.fixture
+def prepared_by_profile(quick, workplace: Path) -> str:
+    """A profile whose block `prepare` says all that its two folders need."""
+    write_rows(workplace / "data", list(ASKED))
+    write_rows(workplace / "more", [{"question": "who?", "answer": "nobody", "page": 1}])
+    (workplace / "asked.txt").write_text("Say: {question}")
+    return str(quick("mine", data=None, prepare=PREPARE))
+
+
+def test_a_profile_says_all_that_the_command_line_can(
+    step, prepared_by_profile: str, workplace: Path
+) -> None:
+    result = step("prepare_data", "--profile", prepared_by_profile)
+
+    assert result.exit_code == 0, result.output
+    run_id = logged(workplace)
+    manifest = mlflow.artifacts.load_dict(f"runs:/{run_id}/dataset/manifest.json")
+    assert [source["uri"] for source in manifest["sources"]] == ["data", "more"]
+    assert [source["split"] for source in manifest["sources"]] == [None, "train"]
+    assert manifest["settings"]["group_by"] == "page"
+    assert manifest["settings"]["actions"]["duplicates"] == "keep"
+    assert manifest["settings"]["limits"]["row_bytes"] == 4096
+    assert manifest["prompt"]["template"] == "Say: {question}"
+    splits = logged_splits(run_id, workplace)
+    pages = {
+        split: {int(row.answer.split()[-1]) // 3 for row in rows if row.answer != "nobody"}
+        for split, rows in splits.items()
+    }
+    assert not pages["train"] & pages["test"]
+    assert "nobody" in {row.answer for row in splits["train"]}
+
+
+def test_a_flag_counts_instead_of_what_the_profile_says(
+    step, prepared_by_profile: str, workplace: Path
+) -> None:
+    flags = ("--data", "data", "--group-by", "row", "--on", "duplicates=drop", "--limit", "fps=3")
+
+    result = step("prepare_data", "--profile", prepared_by_profile, *flags)
+
+    assert result.exit_code == 0, result.output
+    manifest = mlflow.artifacts.load_dict(f"runs:/{logged(workplace)}/dataset/manifest.json")
+    assert [source["uri"] for source in manifest["sources"]] == ["data"]
+    assert manifest["settings"]["group_by"] == "row"
+    assert manifest["settings"]["actions"]["duplicates"] == "drop"
+    assert manifest["settings"]["limits"]["fps"] == 3
+    assert manifest["settings"]["limits"]["row_bytes"] == 4096
+
+
+def test_another_choice_of_the_profile_is_another_dataset(
+    step, prepared_by_profile: str, workplace: Path
+) -> None:
+    first = step("prepare_data", "--profile", prepared_by_profile)
+    again = step("prepare_data", "--profile", prepared_by_profile)
+    changed = step(
+        "prepare_data", "--profile", prepared_by_profile, "--set", "prepare.limits.row_bytes=8192"
+    )
+
+    assert "(logged)" in first.output
+    assert "(reused)" in again.output
+    assert "(logged)" in changed.output
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("prepare.checks={leak: drop}", "unknown check 'leak' in 'leak=drop'; accepted: "),
+        ("prepare.checks={roles: keep}", "check roles cannot be set to 'keep'; accepted: "),
+        ("prepare.limits={pixels: 4}", "unknown limit 'pixels' in 'pixels=4'; accepted: "),
+        ("prepare.encoding=klingon", "encoding 'klingon' is unknown"),
+        ("prepare.prompt=gone.txt", "--prompt 'gone.txt' cannot be read"),
+        ("prepare.group_by=patient", "column 'patient' of --group-by is missing"),
+    ],
+)
+def test_a_choice_of_the_profile_that_cannot_be_is_refused(
+    step, prepared_by_profile: str, override: str, sentence: str
+) -> None:
+    result = step(
+        "prepare_data", "--profile", prepared_by_profile, "--set", override.replace(" ", "\\ ")
+    )
+
+    assert result.exit_code == 2
+    assert sentence in result.stderr
+
+
 def test_the_same_data_is_logged_once_unless_forced(step, workplace: Path) -> None:
     data = write_rows(workplace / "data", list(ROWS))
     arguments = ("prepare_data", "--profile", "smoke-text", "--data", data)

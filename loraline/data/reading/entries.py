@@ -8,12 +8,13 @@ import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import ValidationError
 
 from loraline.data.reading import registries
 from loraline.errors import UserError
+from loraline.preparation import Entry, SourceSettings
 
 REGISTRY = "datasets.yaml"
 
@@ -21,87 +22,66 @@ FLAG = re.compile(
     r"(?P<uri>.+?)(?:%(?P<percent>\d+(?:\.\d+)?)|#(?P<rows>\d+))?(?:\*(?P<weight>\d+(?:\.\d+)?))?"
 )
 
-Coordinates = Literal["pixels", "unit", "thousand"]
 
+def entries(
+    flags: Sequence[str | Entry], encoding: str = "", defaults: SourceSettings | None = None
+) -> list[Entry]:
+    """What is asked for: a registry file, a name in a registry, or a URI, with what is said of it.
 
-class Entry(BaseModel):
-    """One source as asked for: in the registry, or by a flag."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    uri: str = Field(min_length=1)
-    """Path, s3://, hf://, dvc:// or mlflow://."""
-
-    sample: str = Field("", pattern=r"^(%\d+(\.\d+)?|#0*[1-9]\d*)?$")
-    """`%50` takes about half of the rows, `#2000` takes 2,000; chosen by content."""
-
-    weight: PositiveFloat = 1
-    """How often a training row of this source stands in the dataset; 0.5 keeps half of them."""
-
-    columns: Mapping[str, str] = {}
-    """Our name of a column to the source's, as in `question: ask`, or to a template of several."""
-
-    ignore: tuple[str, ...] = ()
-    """Columns that are left out on purpose."""
-
-    turns: Mapping[str, str] = {}
-    """Our name of a turn's keys (`role`, `content`) and roles to the source's."""
-
-    learn: Literal["all", "last"] = "all"
-    """Answers of a conversation that are learnt."""
-
-    preference: Literal["good"] | None = None
-    """`good` learns the chosen answers of preference data; null refuses such data."""
-
-    media: str | None = None
-    """Folder that media are named from; null is the data file's own."""
-
-    window: tuple[float, float] | None = None
-    """Values of a picture of more than 8 bits that are black and white; null goes by its own."""
-
-    encoding: str = ""
-    """Of text files that are not UTF-8, as Python names it."""
-
-    boxes: Coordinates | None = None
-    """Coordinates of bounding boxes in the rows; null leaves numbers alone."""
-
-    split: Literal["train", "validation", "test"] | None = None
-    """The split that all rows go to; null goes by file names, or by content."""
-
-
-def entries(flags: Sequence[str], encoding: str = "") -> list[Entry]:
-    """What the flags ask for: a registry file, a name in a registry, or a URI.
-
-    `encoding` is that of text files whose registry entry names none.
+    `encoding` is that of text files whose registry entry names none; `defaults` hold for entries
+    that say nothing of a key.
     """
     known = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
-    found: list[Entry] = []
+    listed: list[Entry] = []
     for flag in flags:
-        file, _, chosen_names = flag.partition(".json:") if ".json:" in flag else (flag, "", "")
-        if is_registry(flag):
-            found += read_registry(Path(flag)).values()
-        elif chosen_names and is_registry(f"{file}.json"):
-            registry = read_registry(Path(f"{file}.json"))
-            for name in chosen_names.split(","):
-                if name not in registry:
-                    accepted = ", ".join(list(registry)[:5])
-                    raise UserError(f"{file}.json has no dataset {name[:40]!r}; it has {accepted}")
-                found.append(registry[name])
-        else:
-            found.append(asked_for(flag, known))
-    if encoding:
-        found = [
-            entry if entry.encoding else entry.model_copy(update={"encoding": encoding})
-            for entry in found
-        ]
-    for entry in found:
+        address = flag if isinstance(flag, str) else flag.uri
+        said = {} if isinstance(flag, str) else said_of(flag)
+        listed += [entry.model_copy(update=said) for entry in addressed(address, known)]
+    usual = {"encoding": encoding} if encoding else {}
+    if defaults is not None:
+        usual = {key: getattr(defaults, key) for key in keys_said(defaults)} | usual
+    listed = [
+        entry.model_copy(
+            update={key: value for key, value in usual.items() if key not in keys_said(entry)}
+        )
+        for entry in listed
+    ]
+    for entry in listed:
         try:
             codecs.lookup(entry.encoding or "utf-8")
         except LookupError:
             raise UserError(
                 f"encoding {entry.encoding!r} is unknown; write it as utf-16, gbk, latin-1 or so"
             ) from None
-    return found
+    return listed
+
+
+def keys_said(settings: SourceSettings) -> set[str]:
+    """The settings of a source that were given, rather than left to their defaults."""
+    given = settings.model_fields_set & set(SourceSettings.model_fields)
+    return {key for key in given if key != "encoding" or settings.encoding}
+
+
+def said_of(entry: Entry) -> dict[str, Any]:
+    """What a profile says of a source beside its address."""
+    return {key: getattr(entry, key) for key in entry.model_fields_set - {"uri"}}
+
+
+def addressed(flag: str, known: Mapping[str, Entry]) -> list[Entry]:
+    """The sources that an address stands for; `known` are those that have a name here."""
+    file, _, chosen_names = flag.partition(".json:") if ".json:" in flag else (flag, "", "")
+    if is_registry(flag):
+        return list(read_registry(Path(flag)).values())
+    if not (chosen_names and is_registry(f"{file}.json")):
+        return [asked_for(flag, known)]
+    registry = read_registry(Path(f"{file}.json"))
+    chosen = []
+    for name in chosen_names.split(","):
+        if name not in registry:
+            accepted = ", ".join(list(registry)[:5])
+            raise UserError(f"{file}.json has no dataset {name[:40]!r}; it has {accepted}")
+        chosen.append(registry[name])
+    return chosen
 
 
 def asked_for(flag: str, known: Mapping[str, Entry]) -> Entry:

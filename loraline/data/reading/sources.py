@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.entries import Entry
 from loraline.data.reading.media import Fetch, inside
 from loraline.data.reading.readers import KINDS, MORE_KINDS, holds_rows
 from loraline.errors import TryAgain, UserError
+from loraline.preparation import Entry
 
 if TYPE_CHECKING:
     from loraline.data.reading.s3 import Bucket

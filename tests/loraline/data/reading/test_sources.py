@@ -10,8 +10,8 @@ import yaml
 from made_data import kept, picture, write_lines
 
 from loraline.data.reading import entries, sources
-from loraline.data.reading.entries import Entry
 from loraline.errors import TryAgain, UserError
+from loraline.preparation import Entry, SourceSettings
 
 ROWS = [{"question": f"What is {n}?", "answer": f"it is {n}"} for n in range(20)]
 
@@ -72,7 +72,7 @@ def test_a_registry_names_sources_and_says_more_than_flags(
     [
         ("a: [", "is not valid YAML"),
         ("", "must hold names of datasets"),
-        ("a: {url: b}", r"dataset 'a', key 'uri': field required \(keys: uri, sample"),
+        ("a: {url: b}", r"dataset 'a', key 'uri': field required \(keys: columns, .*, uri, sample"),
         ("a: {uri: b, smaple: 3}", "key 'smaple': extra inputs are not permitted"),
         ("a: {uri: b, sample: half}", "key 'sample': string should match pattern"),
         ("a: {uri: b, weight: -1}", "key 'weight': input should be greater than 0"),
@@ -258,3 +258,21 @@ def test_dvc_that_is_not_installed_is_said(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "dvc.api", None)
     with pytest.raises(UserError, match=r"needs DVC; install"):
         sources.locate(Entry(uri=f"dvc://{tmp_path}:text"), tmp_path / "cache")
+
+
+def test_what_a_profile_says_of_all_sources_holds_where_a_source_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    registry = {"exam": {"uri": "exam.csv", "encoding": "gbk", "columns": {"question": "q"}}}
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump(registry))
+    usual = SourceSettings(columns={"answer": "a"}, encoding="utf-16", ignore=("page",))
+
+    exam, faq, flagged = entries.entries(
+        ["exam", Entry(uri="faq%50", learn="last")], defaults=usual
+    ) + entries.entries(["faq"], "latin-1", usual)
+
+    assert (exam.encoding, exam.columns, exam.ignore) == ("gbk", {"question": "q"}, ("page",))
+    assert (faq.uri, faq.sample, faq.learn) == ("faq", "%50", "last")
+    assert (faq.encoding, faq.columns) == ("utf-16", {"answer": "a"})
+    assert flagged.encoding == "latin-1"

@@ -1,0 +1,106 @@
+"""What a profile says about its data: sources, and what prepare_data does with their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+Coordinates = Literal["pixels", "unit", "thousand"]
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+"""Nothing is guessed: an unknown key is an error."""
+
+
+class Split(BaseModel):
+    """Shares of the rows that are held out, where no file is named after a split."""
+
+    model_config = STRICT
+
+    validation: Annotated[float, Field(gt=0, le=0.4)] = 0.1
+    """For the loss after each epoch, which chooses the adapter."""
+
+    test: Annotated[float, Field(gt=0, le=0.4)] = 0.1
+    """For evaluation and the gate."""
+
+
+class SourceSettings(BaseModel):
+    """How the rows of a source are read."""
+
+    model_config = STRICT
+
+    columns: Mapping[str, str] = {}
+    """Our name of a column to the source's, as in `question: ask`, or to a template of several."""
+
+    ignore: tuple[str, ...] = ()
+    """Columns that are left out on purpose."""
+
+    turns: Mapping[str, str] = {}
+    """Our name of a turn's keys (`role`, `content`) and roles to the source's."""
+
+    learn: Literal["all", "last"] = "all"
+    """Answers of a conversation that are learnt."""
+
+    preference: Literal["good"] | None = None
+    """`good` learns the chosen answers of preference data; null refuses such data."""
+
+    media: str | None = None
+    """Folder that media are named from; null is the data file's own."""
+
+    window: tuple[float, float] | None = None
+    """Values of a picture of more than 8 bits that are black and white; null goes by its own."""
+
+    encoding: str = ""
+    """Of text files that are not UTF-8, as Python names it."""
+
+    boxes: Coordinates | None = None
+    """Coordinates of bounding boxes in the rows; null leaves numbers alone."""
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
+class Entry(SourceSettings):
+    """One source as asked for: in the registry, in a profile, or by a flag."""
+
+    uri: str = Field(min_length=1)
+    """Path, s3://, hf://, dvc:// or mlflow://."""
+
+    sample: str = Field("", pattern=r"^(%\d+(\.\d+)?|#0*[1-9]\d*)?$")
+    """`%50` takes about half of the rows, `#2000` takes 2,000; chosen by content."""
+
+    weight: PositiveFloat = 1
+    """How often a training row of this source stands in the dataset; 0.5 keeps half of them."""
+
+    split: Literal["train", "validation", "test"] | None = None
+    """The split that all rows go to; null goes by file names, or by content."""
+
+
+def as_entry(value: Any) -> Any:
+    """A source that is written as a text is its address, as --data takes it."""
+    return {"uri": value} if isinstance(value, str) else value
+
+
+Named = Annotated[str, Field(min_length=1)]
+
+
+class Prepare(SourceSettings):
+    """What prepare_data is asked for; a flag of its command line counts instead.
+
+    The settings of a source hold for each that says nothing else of itself.
+    """
+
+    sources: tuple[Annotated[Entry, BeforeValidator(as_entry)], ...] = ()
+    """What is read when no --data is given, in place of the key `data`."""
+
+    prompt: Named | None = None
+    """`prompts:/name/version`, `prompts:/name@alias` or a file; null is prompt.txt by the data."""
+
+    checks: Mapping[str, Literal["fail", "drop", "repair", "keep"]] = {}
+    """What a check does with a row, by its name."""
+
+    limits: Mapping[str, PositiveInt | PositiveFloat] = {}
+    """What is too much, by the limit's name."""
+
+    group_by: Named = "answer"
+    """What keeps rows in one split: `answer`, `row`, or a column."""
