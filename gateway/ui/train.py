@@ -140,7 +140,7 @@ class TrainScreen:
             )
         except Refusal as error:
             return self.wrong(error)
-        lines = escape("\n".join(found["lines"]))
+        lines = escape("\n".join([*found["lines"], "", *found["plan"]]))
         report = drawing.document(found["report"]) if found["report"] else ""
         well, ill = (
             self.text("The data can be prepared."),
