@@ -69,7 +69,7 @@ class BatchScreen:
         )  # fmt: skip
         gr.on(
             [self.timer.tick, self.jobs.input],
-            self.on_look, [self.jobs, self.thumbnails], outputs, concurrency_limit=None, **quick,
+            self.on_look, [self.jobs, self.thumbnails], outputs, **quick,
         )  # fmt: skip
         self.refresh.click(self.on_list, [self.jobs], outputs, **quick)
         self.delete.click(self.on_delete, [self.jobs], outputs, **quick)

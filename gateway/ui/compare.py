@@ -64,7 +64,7 @@ class CompareScreen:
             self.on_compare,
             [self.box, chosen.model, chosen.way, chosen.options, self.blind, self.session],
             outputs,
-            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+            show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         self.stop.click(
             lambda: {
