@@ -178,13 +178,13 @@ class AskScreen:
         ]  # fmt: skip
         asked = self.box.submit(
             self.on_ask, inputs, outputs,
-            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+            show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         followed = self.follow.submit(
             self.on_follow,
             [self.follow, chosen.model, self.history, self.preferences, self.session],
             outputs,
-            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+            show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         self.stop.click(
             self.on_stop, None, [self.line, self.stop],

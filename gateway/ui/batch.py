@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
@@ -70,7 +69,7 @@ class BatchScreen:
         )  # fmt: skip
         gr.on(
             [self.timer.tick, self.jobs.input],
-            self.on_look, [self.jobs, self.thumbnails], outputs, concurrency_limit=None, **quick,
+            self.on_look, [self.jobs, self.thumbnails], outputs, **quick,
         )  # fmt: skip
         self.refresh.click(self.on_list, [self.jobs], outputs, **quick)
         self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
@@ -170,8 +169,12 @@ class BatchScreen:
             self.thumbnails: small,
         }
         if not running:
-            written = await to_thread.run_sync(write, job, content, rows)
-            update |= {self.jsonl: str(written[0]), self.csv: str(written[1])}
+            name, write = f"batch-{job[:8]}", self.door.downloads.write
+            cells = as_csv(rows).encode()
+            update |= {
+                self.jsonl: str(await to_thread.run_sync(write, f"{name}.jsonl", content)),
+                self.csv: str(await to_thread.run_sync(write, f"{name}.csv", cells)),
+            }
         return update
 
 
@@ -239,15 +242,6 @@ def one_row(row: dict[str, Any], small: dict[str, str]) -> str:
         f"<tr><td>{int(row['index']) + 1}</td><td>{picture} {name}</td>"
         f"<td>{drawing.cell(str(text))}</td></tr>"
     )
-
-
-def write(job: str, content: bytes, rows: Sequence[dict[str, Any]]) -> tuple[Path, Path]:
-    """The results as files to download. Gradio moves them to a folder of its own and sweeps it."""
-    folder = Path(tempfile.mkdtemp(prefix="loraline-page-"))
-    lines, cells = folder / f"batch-{job[:8]}.jsonl", folder / f"batch-{job[:8]}.csv"
-    lines.write_bytes(content)
-    cells.write_text(as_csv(rows), encoding="utf-8")
-    return lines, cells
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -64,7 +64,7 @@ class CompareScreen:
             self.on_compare,
             [self.box, chosen.model, chosen.way, chosen.options, self.blind, self.session],
             outputs,
-            show_progress="hidden", api_visibility="private", concurrency_limit=None,
+            show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         self.stop.click(
             lambda: {
@@ -154,6 +154,8 @@ class CompareScreen:
             await self.door.gateway(request).json("POST", f"/sessions/{session}/turns", json=turn)
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
+        if trouble := await self.counted(kept["answers"], chosen, request):
+            return {self.line: drawing.sentence(trouble, wrong=True)}
         agreed = agreement(kept["comparisons"], hidden=False)
         voted = self.text("Your vote is kept with this conversation.")
         return {
@@ -162,6 +164,24 @@ class CompareScreen:
             self.vote: gr.update(visible=False),
             self.cast: gr.update(visible=False),
         }
+
+    async def counted(
+        self, answers: Sequence[dict[str, Any]], chosen: str, request: gr.Request
+    ) -> str:
+        """Hand the vote to the desk, where one is, for the registered versions; why it failed."""
+        uris = [each.get("model_uri") for each in answers]
+        versions = [uri for uri in uris if uri]
+        if self.door.desk_http is None or not versions:
+            return ""
+        best = None
+        if chosen in LETTERS:
+            best = uris[LETTERS.index(chosen)] or "other"
+        try:
+            asked = {"compared": versions, "best": best}
+            await self.door.desk(request).call("POST", "/votes", json=asked)
+        except Refusal as error:
+            return error.sentence
+        return ""
 
 
 def agreement(comparisons: Sequence[dict[str, Any]], *, hidden: bool) -> str:

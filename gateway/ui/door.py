@@ -9,6 +9,7 @@ import gradio as gr
 import httpx
 
 from gateway.ui.client import Gateway
+from gateway.ui.downloads import Downloads
 from gateway.ui.questions import Sampling
 from gateway.ui.settings import Settings
 from gateway.ui.visitors import Visitors
@@ -21,6 +22,7 @@ class Door:
     settings: Settings
     visitors: Visitors = field(init=False)
     http: httpx.AsyncClient = field(init=False)
+    downloads: Downloads = field(init=False, default_factory=Downloads)
     desk_http: httpx.AsyncClient | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -39,6 +41,7 @@ class Door:
         return Gateway(self.desk_http, self.visitors.key(request.request))
 
     async def close(self) -> None:
+        self.downloads.close()
         await self.http.aclose()
         if self.desk_http is not None:
             await self.desk_http.aclose()

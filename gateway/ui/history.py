@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -104,7 +102,9 @@ class HistoryScreen:
             response = await self.door.gateway(request).call("GET", path, params={"format": form})
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
-        written = await to_thread.run_sync(write, session, form, response.content)
+        written = await to_thread.run_sync(
+            self.door.downloads.write, f"session-{session[:8]}.{form}", response.content
+        )
         return {
             self.file: gr.update(value=str(written), interactive=True),
             self.line: drawing.sentence(self.text("{name} is ready.").format(name=written.name)),
@@ -171,10 +171,3 @@ def turns(document: dict[str, Any]) -> str:
             f'<div class="ll-turn">{drawing.cell(answer_of(turn))}</div>'
         )
     return "".join(parts)
-
-
-def write(session: str, form: str, content: bytes) -> Path:
-    """A file to download. Gradio moves it to a folder of its own and sweeps it."""
-    path = Path(tempfile.mkdtemp(prefix="loraline-page-")) / f"session-{session[:8]}.{form}"
-    path.write_bytes(content)
-    return path

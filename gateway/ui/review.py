@@ -215,6 +215,10 @@ def card(version: Mapping[str, Any]) -> str:
         for name in ("profile", "dataset", "prompt", "adapter", "train", "evaluate")
         if version.get(name)
     }
+    cast = version.get("votes") or {}
+    if cast:
+        told = ", ".join(f"{count} {result}" for result, count in cast.items())
+        lineage["blind votes"] = told
     cost = version.get("cost") or {}
     lineage |= {name: number(value) for name, value in cost.items() if not isinstance(value, dict)}
     if lineage:

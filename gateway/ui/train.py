@@ -70,7 +70,7 @@ class TrainScreen:
         recipe = [self.profile, self.data, self.changed]
         self.check.click(
             self.on_check, recipe, [self.line, self.checked],
-            api_visibility="private", concurrency_limit=None,
+            api_visibility="private",
         )  # fmt: skip
         self.start.click(self.on_start, recipe, self.shown, **quick)
         gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
@@ -140,7 +140,7 @@ class TrainScreen:
             )
         except Refusal as error:
             return self.wrong(error)
-        lines = escape("\n".join(found["lines"]))
+        lines = escape("\n".join([*found["lines"], "", *found["plan"]]))
         report = drawing.document(found["report"]) if found["report"] else ""
         well, ill = (
             self.text("The data can be prepared."),

@@ -21,6 +21,9 @@ from loraline_cli.desk.training import Trainings
 REPORT_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
 
+Version = Annotated[str, Field(pattern=r"^models:/[A-Za-z0-9][A-Za-z0-9._-]{0,62}/[0-9]{1,9}$")]
+
+
 class Move(BaseModel):
     """What a reviewer decided about the version that they looked at."""
 
@@ -29,6 +32,16 @@ class Move(BaseModel):
     act: Literal["promote", "reject", "rollback"]
     version: str | None = Field(None, pattern=r"^[0-9]{1,9}$")
     reason: str | None = Field(None, max_length=1000)
+
+
+class Vote(BaseModel):
+    """A blind vote on registered versions; bases that took part are not named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    compared: list[Version] = Field(min_length=1, max_length=4)
+    best: Version | Literal["other"] | None = None
+    """`other` where a base was best, None where no answer was."""
 
 
 class Recipe(BaseModel):
@@ -116,6 +129,13 @@ def move(model: str, asked: Move, person: Reviewer) -> Response:
     """Promote, reject or roll back in this person's name."""
     done = review.move(store.connect(), model, person.name, asked.act, asked.version, asked.reason)
     return JSONResponse({"done": done})
+
+
+@router.post("/votes", status_code=204)
+def vote(asked: Vote, person: Known) -> Response:
+    """Keep a blind vote in the registry; everybody with a key may vote."""
+    review.vote(store.connect(), person.name, asked.compared, asked.best)
+    return Response(status_code=204)
 
 
 @router.get("/profiles")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+import uuid
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import UserError
@@ -21,6 +24,9 @@ MOST_BYTES = 32 * 2**20
 """Bytes of a report that are handed on."""
 
 REPORT = "report.html"
+
+VOTE = "loraline.vote"
+"""Tags of a version, one for each blind vote: `won`, `lost` or `even`, by whom."""
 
 
 def models(client: MlflowClient) -> list[str]:
@@ -56,6 +62,7 @@ def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         "promoted": version.tags.get(registry.PROMOTED),
         "rejected": version.tags.get(registry.REJECTED),
         "rolled_back": version.tags.get(registry.ROLLED_BACK),
+        "votes": votes(version),
         "rules": [],
         "metrics": {},
     }
@@ -79,6 +86,27 @@ def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
             "cost": json.loads(training.data.tags.get(tags.SPENT, "{}")),
         }
     return found
+
+
+def votes(version: ModelVersion) -> dict[str, int]:
+    """How often people found a version's answer best, without knowing whose it was."""
+    cast = [value.split()[0] for key, value in version.tags.items() if key.startswith(f"{VOTE}.")]
+    return {result: cast.count(result) for result in ("won", "lost", "even") if result in cast}
+
+
+def vote(client: MlflowClient, by: str, compared: Sequence[str], best: str | None) -> None:
+    """Keep a blind vote on every registered version that took part: they are even where none was
+    best, and have all lost where `best` is `other`, a model that is not registered."""
+    if best not in (None, "other", *compared):
+        raise UserError("the best is one of those that were compared")
+    versions = [uri.removeprefix("models:/").rpartition("/") for uri in compared]
+    for name, _, _ in versions:
+        registry.known(client, name)
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    key = f"{VOTE}.{at}.{uuid.uuid4().hex[:8]}"
+    for uri, (name, _, number) in zip(compared, versions, strict=True):
+        result = "even" if best is None else "won" if uri == best else "lost"
+        client.set_model_version_tag(name, number, key, f"{result} by {by}")
 
 
 def numbers(evaluation: Run) -> dict[str, dict[str, list[float | None]]]:

@@ -49,23 +49,29 @@ class Trainings:
         self.going: Going | None = None
 
     def check(self, profile: str, data: str, overrides: Sequence[str]) -> dict[str, Any]:
-        """What prepare_data says of the data and the profile before anything starts."""
+        """What prepare_data says of the data and the profile before anything starts, and what the
+        memory comes to at most."""
         profiles.load(profile, overrides=overrides)
+        sets = [word for text in overrides for word in ("--set", shlex.quote(text))]
         with tempfile.TemporaryDirectory(prefix="loraline-desk-") as folder:
             command = [sys.executable, str(main.HOME / "steps/prepare_data.py"), "--check-only"]
             command += ["--profile", profile, "--out-dir", folder]
             command += ["--data", data] if data else []
-            command += [word for text in overrides for word in ("--set", text)]
-            try:
-                ended = subprocess.run(
-                    command, capture_output=True, text=True, check=False, timeout=CHECK_S
-                )
-            except subprocess.TimeoutExpired as error:
-                raise TryAgain(f"the data were not read within {CHECK_S} s") from error
+            ended = told(command + sets)
             report = Path(folder, "report.html")
             html = report.read_text() if report.is_file() else ""
-        told = [*ended.stdout.splitlines(), *ended.stderr.splitlines()]
-        return {"well": ended.returncode == 0, "lines": told[-MOST_LINES:], "report": html}
+        lines = [*ended.stdout.splitlines(), *ended.stderr.splitlines()]
+        # A base that is not on this machine is not fetched for an estimate.
+        planned = told(
+            [sys.executable, "-m", "loraline_cli.desk.plan", profile, *sets], offline=True
+        )
+        plan = (planned.stderr if planned.returncode else planned.stdout).splitlines()
+        return {
+            "well": ended.returncode == 0,
+            "lines": lines[-MOST_LINES:],
+            "plan": plan[-MOST_LINES:],
+            "report": html,
+        }
 
     def start(self, profile: str, data: str, overrides: Sequence[str]) -> str:
         """Start the pipeline; its name. UserError for a profile or an override that is none."""
@@ -182,6 +188,17 @@ class Trainings:
         if ended.returncode:
             raise UserError(f"the pipeline of {profile} was not rendered: {ended.stderr.strip()}")
         return folder / "pipeline.yaml"
+
+
+def told(command: Sequence[str], *, offline: bool = False) -> subprocess.CompletedProcess[str]:
+    """A program that was run to its end; TryAgain when it takes too long."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"} if offline else None
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=CHECK_S, env=env
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TryAgain(f"the check did not end within {CHECK_S} s") from error
 
 
 def tail(file: Path) -> list[str]:

@@ -150,3 +150,6 @@ def test_the_data_are_checked_before_anything_starts(trainings: Small, workplace
     found = trainings.check("smoke-text", "broken", [])
     assert not found["well"]
     assert any("broken" in line for line in found["lines"])
+    assert "128 tokens" in found["plan"][0]
+    peaks = [line.split()[1] for line in found["plan"] if "peak" in line]
+    assert len(peaks) == 2 and float(peaks[1]) <= float(peaks[0])

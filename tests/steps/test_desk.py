@@ -174,3 +174,26 @@ def test_a_keys_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text('[{"name": "x"}]')
     with pytest.raises(UserError, match="keys' file"):
         create_app(tmp_path / "keys.json")
+
+
+def test_blind_votes_stay_with_the_versions(people: Any, passed: Any) -> None:
+    desk, headers = people
+    passed("one")
+    passed("two")
+    uris = [f"models:/{MODEL}/{number}" for number in (1, 2)]
+
+    def vote(**asked: Any) -> int:
+        answer = desk.post("/votes", json=asked, headers=headers["gus"])
+        return int(answer.status_code)
+
+    assert vote(compared=uris, best=uris[1]) == 204
+    assert vote(compared=uris, best=None) == 204
+    assert vote(compared=uris[1:], best="other") == 204
+    assert vote(compared=uris[:1], best=uris[1]) == 422
+    assert vote(compared=["models:/x/../1"], best=None) == 422
+    assert vote(compared=["models:/nothing/1"], best=None) == 422
+    assert desk.post("/votes", json={"compared": uris}).status_code == 401
+
+    versions = desk.get(f"/models/{MODEL}", headers=headers["rita"]).json()["versions"]
+    assert versions["candidate"]["votes"] == {"won": 1, "lost": 1, "even": 1}
+    assert versions["previous"]["votes"] == {"lost": 1, "even": 1}

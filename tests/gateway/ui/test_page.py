@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,17 @@ from gateway.keys import entry, new_key
 
 pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
 
-from gateway.ui import batch, client, compare, drawing, pictures, questions, settings, texts
+from gateway.ui import (
+    batch,
+    client,
+    compare,
+    downloads,
+    drawing,
+    pictures,
+    questions,
+    settings,
+    texts,
+)
 from gateway.ui.door import Preferences
 from gateway.ui.questions import Question
 
@@ -381,3 +392,16 @@ def test_a_picture_may_be_a_file_in_memory() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     assert pictures.as_uri(Image.open(file)).startswith("data:image/png;base64,")
+
+
+def test_files_to_take_home_are_removed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = downloads.Downloads()
+    first = kept.write("a.csv", b"1")
+    now = time.time()
+    monkeypatch.setattr(downloads.time, "time", lambda: now + downloads.KEPT_S + 60)
+    second = kept.write("a.csv", b"2")
+
+    assert not first.parent.exists()
+    assert second.read_bytes() == b"2"
+    kept.close()
+    assert not second.exists()

@@ -1,0 +1,39 @@
+"""What a training's memory comes to at most, before any row is encoded or the base is loaded.
+
+python -m loraline_cli.desk.plan smoke-text --set max_length=2048
+"""
+
+from __future__ import annotations
+
+import click
+
+from loraline.step import LineCommand, split_overrides
+
+
+@click.command(cls=LineCommand)
+@click.argument("profile")
+@click.option("--set", "overrides", multiple=True, callback=split_overrides, help="KEY=VALUE.")
+def plan(profile: str, overrides: tuple[str, ...]) -> None:
+    """Print the fastest and the smallest plan of PROFILE's memory mode, for rows of max_length.
+
+    The training plans again with the rows that there are; theirs is never more.
+    """
+    from loraline import profiles
+    from loraline.base.encoding import Row
+    from loraline.base.locate import locate
+    from loraline.training import memory
+
+    recipe = profiles.load(profile, overrides=overrides)
+    base = locate(recipe.base, recipe.base_revision)
+    # Of a row, only its length counts, and how much of it is image: all of it, at most.
+    token = base.config.get("image_token_id", 0)
+    longest = Row([token] * recipe.max_length, [])
+    rows = [longest] * recipe.rows_per_step
+    fast, *_, small = memory.candidates(recipe.memory)
+    click.echo(f"for rows of max_length, {recipe.max_length} tokens, on a GPU:")
+    for each in (fast, small):
+        click.echo(memory.estimate(recipe, base, rows, each).table(each))
+
+
+if __name__ == "__main__":
+    plan()
