@@ -73,7 +73,7 @@ class Unwritable(click.ClickException):
 @click.option("--resume", is_flag=True, help="Go on with the last run: what succeeded is kept.")
 @click.option("--from", "start", metavar="TASK", help="Run TASK of the last run, and what follows.")
 @click.option("--only", metavar="TASK", help="Run TASK of the last run, and nothing else.")
-@click.option("--run", "before", default="latest", help="A run under outputs/ instead of the last.")
+@click.option("--run", "before", help="A run under outputs/ instead of the workflow's last.")
 @click.option("--dry-run", is_flag=True, help="Print the commands; run nothing.")
 def run_local(
     file: Path,
@@ -82,7 +82,7 @@ def run_local(
     resume: bool,
     start: str | None,
     only: str | None,
-    before: str,
+    before: str | None,
     dry_run: bool,
 ) -> None:
     """Run the Argo workflow in FILE on this machine.
@@ -93,7 +93,7 @@ def run_local(
     workflow = read(file)
     replies = dict(divided(answer) for answer in answers)
     refuse_unknown(workflow, replies)
-    if dry_run and (resume or before != "latest"):
+    if dry_run and (resume or before):
         raise Refused("--dry-run prints a run to come; it goes with -p, --only and --from alone")
     if sum(map(bool, (resume, start, only))) > 1:
         raise Refused("--resume, --from and --only exclude each other")
@@ -105,6 +105,7 @@ def run_local(
         return
     progress = Progress(workflow)
     if resume or start or only:
+        before = before or latest_of(file)
         run = earlier(workflow, before, given, replies, start, only or "", progress.show)
     else:
         uid = str(uuid.uuid4())
@@ -113,7 +114,7 @@ def run_local(
         run = Run(Path.cwd(), workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
     try:
-        point_latest_at(run)
+        point_latest_at(run, file)
         with held(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
             runner.run(run.execute())
     except OSError as error:
@@ -231,12 +232,19 @@ def earlier(
     return Run(Path.cwd(), workflow, name, uid, values, answers, kept, show, only)
 
 
-def point_latest_at(run: Run) -> None:
+def latest_of(file: Path) -> str:
+    """Name of the link to the last run of a workflow, as `latest-sweep` for sweep.yaml."""
+    return f"latest-{file.stem}"
+
+
+def point_latest_at(run: Run, file: Path) -> None:
+    """Let the links to the last run, of this workflow and of any, lead to this one."""
     (run.root / run.folder).mkdir(parents=True, exist_ok=True)
-    latest = run.root / run.folder.with_name(f".{run.name}")
-    latest.unlink(missing_ok=True)
-    latest.symlink_to(run.name)
-    latest.replace(latest.with_name("latest"))
+    link = run.root / run.folder.with_name(f".{run.name}")
+    for name in ("latest", latest_of(file)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(run.name)
+        link.replace(link.with_name(name))
 
 
 @contextmanager
@@ -245,6 +253,8 @@ def stopped_by_signals(run: Run, runner: asyncio.Runner, signals: list[int]) -> 
     loop = runner.get_loop()
 
     def stop(signum: int) -> None:
+        if not signals and signum == signal.SIGINT:
+            click.echo("interrupted: what runs is ended; Ctrl-C again ends it at once", err=True)
         signals.append(signum)
         run.interrupt()
 

@@ -1,4 +1,4 @@
-"""A progress bar for long work, silent when standard error is not a terminal.
+"""How far long work has come: a bar in a terminal, a line a minute in the log of a pod or of CI.
 
 Under Argo the main bar of a step also fills the file named by ARGO_PROGRESS_FILE, as `done/total`.
 """
@@ -9,9 +9,43 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
+import click
+
 from loraline.process import signals
+
+LINE_EVERY = 60.0
+"""Seconds between two lines in a log."""
+
+
+class Lines:
+    """What a log shows of one piece of work: that it begins, where it is each minute, its end."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self.description, self.total = description, total
+        self.began = self.said = time.monotonic()
+        self.first: int | None = None
+        click.echo(f"{description}: 0 of {total}", err=True)
+
+    def advance(self, done: int, remark: str) -> None:
+        """Say where the work is, if it is at its end or nothing was said for a minute."""
+        now = time.monotonic()
+        if self.first is None:
+            # A resumed training begins with the steps that it does not repeat.
+            self.first = done if done > 1 else 0
+        if done < self.total and now - self.said < LINE_EVERY:
+            return
+        self.said = now
+        if done < self.total:
+            each = (now - self.began) / max(1, done - self.first)
+            seconds = each * (self.total - done)
+            when = f"{timedelta(seconds=round(seconds))} left"
+        else:
+            when = f"done in {timedelta(seconds=round(now - self.began))}"
+        facts = ", ".join(filter(None, (when, remark)))
+        click.echo(f"{self.description}: {done} of {self.total}, {facts}", err=True)
 
 
 @contextmanager
@@ -39,6 +73,7 @@ def bar(
     ) as progress:
         task = progress.add_task(description, total=total, remark="")
 
+        lines = None if console.is_terminal else Lines(description, total)
         file = os.environ.get("ARGO_PROGRESS_FILE") if main else None
         written = 0.0
 
@@ -47,6 +82,8 @@ def bar(
             signals.check()
             progress.update(task, advance=units, remark=remark)
             done = round(progress.tasks[0].completed)
+            if lines is not None and units:
+                lines.advance(done, remark)
             # The executor looks every few seconds; finer steps than these are for nobody.
             if file and (time.monotonic() - written > 0.1 or done == total):
                 Path(file).write_text(f"{done}/{total}")

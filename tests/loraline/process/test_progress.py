@@ -43,3 +43,35 @@ def test_without_a_workflow_no_file_is_written(
         advance(1, "")
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_gets_a_line_at_the_begin_each_minute_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    with progress.bar("train", 100) as advance:
+        for step in range(1, 101):
+            clock = 2.0 * step
+            advance(1, f"loss {step / 100:.2f}")
+
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 0 of 100",
+        "train: 30 of 100, 0:02:20 left, loss 0.30",
+        "train: 60 of 100, 0:01:20 left, loss 0.60",
+        "train: 90 of 100, 0:00:20 left, loss 0.90",
+        "train: 100 of 100, done in 0:03:20, loss 1.00",
+    ]
+
+
+def test_the_time_left_counts_from_where_a_resumed_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    with progress.bar("train", 100) as advance:
+        advance(80, "")
+        clock = 60.0
+        advance(10, "")
+
+    assert capsys.readouterr().err.splitlines()[1:] == ["train: 90 of 100, 0:01:00 left"]
