@@ -26,22 +26,27 @@ def rows(stage: Stage) -> dict[str, set[Any]]:
     return {
         "run": set(stage.query("SELECT run_uuid, status FROM runs")),
         "logged model pending": set(
-            stage.query(f"SELECT model_id FROM logged_models WHERE status = {PENDING}")
+            stage.query(
+                "SELECT model_id FROM logged_models "
+                "WHERE status = ? AND lifecycle_stage = 'active'",
+                PENDING,
+            )
         ),
         "version": set(
             stage.query(
                 "SELECT name, version FROM model_versions "
-                f"WHERE current_stage <> 'Deleted_Internal' AND name = '{MODEL}'"
+                "WHERE current_stage <> 'Deleted_Internal' AND name = ?",
+                MODEL,
             )
         ),
         "alias": set(
-            stage.query(f"SELECT alias, version FROM registered_model_aliases WHERE name='{MODEL}'")
+            stage.query("SELECT alias, version FROM registered_model_aliases WHERE name = ?", MODEL)
         ),
         "lock": set(stage.query("SELECT name FROM registered_models WHERE name LIKE '%.lock%'")),
         "prompt": set(
             stage.query(
-                f"SELECT name FROM registered_models WHERE name NOT LIKE '{MODEL}%' "
-                "AND name NOT LIKE '%.lock%'"
+                "SELECT name FROM registered_models WHERE name <> ? AND name NOT LIKE '%.lock%'",
+                MODEL,
             )
         ),
         "temporary files": set((stage.place / "tmp").iterdir()),
@@ -76,8 +81,8 @@ def unswept(stage: Stage, step: str) -> set[str]:
 def whole(stage: Stage, step: str) -> dict[str, Any]:
     """The result of a step that ended with 0, to be held against that of an undisturbed one."""
     run_id = (stage.place / "out" / step / "run-id").read_text()
-    tags = dict(stage.query(f"SELECT key, value FROM tags WHERE run_uuid = '{run_id}'"))
-    ((status,),) = stage.query(f"SELECT status FROM runs WHERE run_uuid = '{run_id}'")
+    tags = dict(stage.query("SELECT key, value FROM tags WHERE run_uuid = ?", run_id))
+    ((status,),) = stage.query("SELECT status FROM runs WHERE run_uuid = ?", run_id)
     found: dict[str, Any] = {"status": status, "step": tags["loraline.step"]}
     if step == "prepare_data":
         found["digest"] = tags["loraline.dataset.sha256"]
@@ -88,7 +93,8 @@ def whole(stage: Stage, step: str) -> dict[str, Any]:
         found["metrics"] = sorted(
             stage.query(
                 "SELECT key, value FROM latest_metrics WHERE (key LIKE '%eval_loss%' OR "
-                f"key LIKE '%bleu%') AND run_uuid = '{run_id}'"
+                "key LIKE '%bleu%') AND run_uuid = ?",
+                run_id,
             )
         )
     if step in ("quality_gate", "promote"):

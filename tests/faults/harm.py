@@ -12,7 +12,6 @@ import importlib
 import os
 import resource
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -138,18 +137,18 @@ def clock(moment: str, seconds: float) -> None:
     at(moment, jump) if moment else jump()
 
 
-def database(moment: str, reason: str) -> None:
-    """Let every statement that writes to the SQLite store fail from a moment on, as SQLite says."""
+def database(moment: str, pragma: str) -> None:
+    """Set a pragma on every connection to the SQLite store from a moment on.
+
+    `query_only = ON` makes SQLite refuse as a read-only file does, `max_page_count = 1` as a full
+    disk does; both are SQLite's own errors.
+    """
     import sqlalchemy
 
     def arm() -> None:
         @sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
-        def fails(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            if not statement.lstrip().upper().startswith(("SELECT", "PRAGMA")):
-                # SQLAlchemy wraps what comes from the driver itself, so it is raised there.
-                raise sqlalchemy.exc.OperationalError(
-                    statement, {}, sqlite3.OperationalError(reason)
-                )
+        def pragmas(_connection: Any, cursor: Any, *_: Any) -> None:
+            cursor.execute(f"PRAGMA {pragma}")
 
     at(moment, arm)
 

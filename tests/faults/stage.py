@@ -96,6 +96,7 @@ class Stage:
             "USER": "somebody",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PYTHONPATH": str(ROOT),
@@ -113,8 +114,11 @@ class Stage:
         )
         self.answer()
         self.started = 0
+        self.servers: list[Server] = []
 
     def close(self) -> None:
+        for server in [*self.servers]:
+            server.stop()
         if self.warm.stdin:
             self.warm.stdin.close()
         self.warm.wait(30)
@@ -187,10 +191,10 @@ class Stage:
         """Run a step of the line."""
         return self.run(step, *self.arguments(step), *more, **options)
 
-    def query(self, statement: str) -> list[tuple[Any, ...]]:
-        """What the SQLite store says, read beside MLflow."""
+    def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """What the store says, read beside MLflow; `?` in the statement stands for a value."""
         with closing(sqlite3.connect(self.place / "mlruns" / "mlflow.db")) as database:
-            return database.execute(statement).fetchall()
+            return database.execute(statement, values).fetchall()
 
     def server(self, artifacts: str = "") -> Server:
         """A real MLflow server over the place's store."""
@@ -225,6 +229,7 @@ class Server:
 
     def __init__(self, stage: Stage, program: str, *arguments: str) -> None:
         self.stage = stage
+        stage.servers.append(self)
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         self.control = stage.states / f"{program}-{self.port}.json"
@@ -246,7 +251,9 @@ class Server:
         self.control.unlink(missing_ok=True)
 
     def stop(self) -> None:
-        self.process.kill()
+        if self in self.stage.servers:
+            self.stage.servers.remove(self)
+            self.process.kill()
 
 
 def free_port() -> int:

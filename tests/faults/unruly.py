@@ -112,15 +112,11 @@ def mlflow(store: str, artifacts: str) -> Application:
     return application
 
 
-def s3(bucket: str) -> Application:
-    """An S3 with one bucket."""
-    import boto3
-    from moto import mock_aws
+def s3() -> Application:
+    """An S3 that holds nothing."""
     from moto.server import DomainDispatcherApplication, create_backend_app
 
-    with mock_aws():
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
-    application: Application = DomainDispatcherApplication(create_backend_app, service="s3")
+    application: Application = DomainDispatcherApplication(create_backend_app)
     return application
 
 
@@ -137,6 +133,7 @@ def serve(program: str, port: str, control: str, *arguments: str) -> None:
         if pid == 0:
             application = Unruly(SERVERS[program](*arguments), file)
             make_server("127.0.0.1", int(port), application, threaded=True).serve_forever()
-        os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != -signal.SIGKILL:
+            return
         while file.exists():
             time.sleep(0.02)
