@@ -188,7 +188,9 @@ PASSING = (
 )
 """Words of what passes by itself."""
 
-STORAGE_ANSWER = re.compile(r"An error occurred \((?P<code>[\w.]+)\) when calling the (?P<call>\w+)")
+STORAGE_ANSWER = re.compile(
+    r"An error occurred \((?P<code>[\w.]*)\) when calling the (?P<call>\w+)"
+)
 """What botocore says of an answer of S3 that is an error."""
 
 STORAGE_PASSING = (
@@ -214,8 +216,8 @@ def refusal(error: BaseException) -> str | None:
         if answer and answer["code"] not in STORAGE_PASSING:
             return (
                 f"the artifact store of MLflow at {uri()} refused {answer['call']} "
-                f"({answer['code']}): look at its bucket and at the AWS_ variables with its "
-                "credentials"
+                f"({answer['code'] or 'without a reason'}): look at its bucket and at the AWS_ "
+                "variables with its credentials"
             )
     if any("attempt to write a readonly database" in str(cause) for cause in causes(error)):
         return (

@@ -83,8 +83,10 @@ class PostgresStage(Stage):
         self.environment["MLFLOW_TRACKING_URI"] = self.postgres.address()
 
     def close(self) -> None:
-        super().close()
-        self.postgres.close()
+        try:
+            super().close()
+        finally:
+            self.postgres.close()
 
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         statement = statement.replace("%", "%%").replace("?", "%s")

@@ -70,7 +70,7 @@ def seen(file: Path, step: Process) -> None:
     for _ in range(1200):
         if file.exists():
             return
-        if step.ended(0.05).code is not None:
+        if step.wait(0.05) is not None:
             break
     raise AssertionError(f"the step never came so far: {step.stderr.read_text()}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -201,7 +202,7 @@ class Stage:
         return Server(self, "mlflow", self.store, artifacts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Process:
     """A step that was started."""
 
@@ -209,10 +210,17 @@ class Process:
     pid: int
     stdout: Path
     stderr: Path
+    code: int | None = None
+
+    def wait(self, seconds: float) -> int | None:
+        """Its exit code, or the negative number of a signal; None if it is still at work."""
+        if self.code is None:
+            self.code = self.stage.ask(wait=self.pid, seconds=seconds)["code"]
+        return self.code
 
     def ended(self, seconds: float = 120) -> Ended:
         """Wait for its end; one that does not end is killed and has no exit code."""
-        code = self.stage.ask(wait=self.pid, seconds=seconds)["code"]
+        code = self.wait(seconds)
         if code is None:
             self.kill()
         texts = (file.read_text(errors="replace") for file in (self.stdout, self.stderr))
@@ -220,8 +228,8 @@ class Process:
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(self.pid, 9)
-        self.stage.ask(wait=self.pid, seconds=10)
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait(10)
 
 
 class Server:

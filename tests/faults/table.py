@@ -53,21 +53,19 @@ REQUESTS = {
         "runs/update 1",
     ),
     "train_qlora": (
-        *("runs/create 1", "runs/log-batch 2", "logged-models 1", "mlflow-artifacts/artifacts 2"),
+        *("runs/create 1", "runs/log-batch 2", "logged-models 1", "runs/set-tag 2"),
         "runs/update 1",
     ),
     "evaluate": (
         *("runs/create 1", "runs/log-batch 2", "runs/set-tag 1"),
-        *("mlflow-artifacts/artifacts 1", "runs/update 1"),
+        *("runs/set-tag 3", "runs/update 1"),
     ),
     "quality_gate": (
         *("registered-models/create 1", "runs/create 1", "runs/set-tag 4"),
         *("model-versions/create 1", "model-versions/set-tag 2", "registered-models/alias 1"),
         *("runs/update 1", "registered-models/delete 1"),
     ),
-    "deploy_vllm": (
-        *("runs/create 1", "mlflow-artifacts/artifacts 1", "runs/log-batch 1", "runs/update 1"),
-    ),
+    "deploy_vllm": (*("runs/search 1", "runs/create 1", "runs/log-batch 1", "runs/update 1"),),
     "promote": (
         *("registered-models/create 1", "registered-models/set-tag 1", "model-versions/set-tag 1"),
         *("registered-models/alias 1", "registered-models/delete 1"),
@@ -117,7 +115,7 @@ S3_TROUBLES = (
 )
 
 LEFT = {
-    "prepare_data": "run {}, prompt, outputs",
+    "prepare_data": "run {}, prompt, outputs, temporary files",
     "train_qlora": "run {}, logged model pending, outputs",
     "evaluate": "run {}, outputs",
     "quality_gate": "run {}, version, alias candidate, outputs",
@@ -162,6 +160,9 @@ def but_promote(moments: Mapping[str, Iterable[str]]) -> dict[str, Iterable[str]
     return {step: those for step, those in moments.items() if step != "promote"}
 
 
+WRITELESS = ("RUNNING", "FAILED", "FINISHED", "KILLED")
+"""The states of a run whose end could not be written, perhaps."""
+
 TRAINED = {"exit_code": 0, "sentence": ""}
 """A training that has done its last step when it is told to stop ends as if it were not."""
 
@@ -189,12 +190,26 @@ CELLS: list[Cell] = [
         more="lock",
     ),
     *rows("each answer takes two seconds", each(STEPS, ["all 0"]), 0),
-    *rows("database read-only", STARTS, 2, "attempt to write a readonly database", more="lock"),
-    *rows("database's disk full", STARTS, 75, "the disk is full at sqlite:///", more="lock"),
-    *rows("database held by another program", STARTS, 75, "locked", more="lock"),
+    *rows(
+        "database read-only",
+        STARTS,
+        2,
+        "attempt to write a readonly database",
+        runs=WRITELESS,
+        more="lock",
+    ),
+    *rows(
+        "database's disk full",
+        STARTS,
+        75,
+        "the disk is full at sqlite:///",
+        runs=WRITELESS,
+        more="lock",
+    ),
+    *rows("database held by another program", STARTS, 75, "locked", runs=WRITELESS, more="lock"),
     *rows("clock an hour ahead", STARTS, 0),
     *rows("clock a day back", STARTS, 0),
-    *rows("no file over 64 KiB", STARTS, 75, "ulimit -f", more="lock"),
+    *rows("no file over 64 KiB", STARTS, 75, "ulimit -f", runs=WRITELESS, more="lock"),
     *rows("disk for outputs full", each(STEPS, ["nothing"]), 75, "the disk is full"),
     *rows("disk for temporary files full", each(STEPS[:5], ["nothing"]), 75, "the disk is full"),
     *rows(

@@ -26,14 +26,13 @@ def test_random_kills_leave_the_line_as_it_was(line: Line) -> None:
             for _ in range(rng.randint(0, 4)):
                 process = stage.start(step, *stage.arguments(step))
                 seconds = rng.uniform(0, 1.2 * line.seconds[step])
-                code = stage.ask(wait=process.pid, seconds=seconds)["code"]
-                if code is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    assert process.ended().code == -signal.SIGKILL
+                if process.wait(seconds) is None:
+                    process.kill()
+                    assert process.code == -signal.SIGKILL
                     kills += 1
                     print(f"kill {kills}: {step} after {seconds:.2f} s", flush=True)
                 else:
-                    assert code == 0, process.stderr.read_text()
+                    assert process.code == 0, process.stderr.read_text()
             ended = stage.step(step)
             assert ended.code == 0, ended.stderr
             assert after.whole(stage, step) == line.results[step]

@@ -20,6 +20,10 @@ Start = Callable[..., Any]
 Application = Callable[[Environ, Start], Iterable[bytes]]
 
 
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+"""What S3 answers with status 403."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """What to do with a request."""
@@ -87,7 +91,7 @@ class Unruly:
         if action.isdigit() or action == "page":
             length = int(environ.get("CONTENT_LENGTH") or 0)
             environ["wsgi.input"].read(length)
-            body = b"<html><body>no</body></html>"
+            body = DENIED if action == "403" else b"<html><body>no</body></html>"
             status = f"{action} Unwell" if action.isdigit() else "200 OK"
             start(status, [("Content-Type", "text/html"), ("Content-Length", str(len(body)))])
             return [body]

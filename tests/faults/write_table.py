@@ -1,7 +1,7 @@
 """Write the fault matrix of a run into docs/reliability.md.
 
-    LORALINE_FAULT_OUTCOMES=outcomes.jsonl pytest -m slow tests/faults/test_matrix.py
-    python tests/faults/write_table.py outcomes.jsonl
+LORALINE_FAULT_OUTCOMES=outcomes.jsonl pytest -m slow tests/faults/test_matrix.py
+python tests/faults/write_table.py outcomes.jsonl
 """
 
 from __future__ import annotations
