@@ -27,6 +27,8 @@ SECONDS = 180.0
 
 RENEWED_EVERY = 30.0
 
+DAY = 86_400.0
+
 
 def tags() -> dict[str, str]:
     """The tags with which this process begins to hold a run."""
@@ -68,6 +70,20 @@ def holder(run: Run) -> str:
         return f"process {pid}" if alive and since else ""
     silent = time.time() - float(run.data.tags.get(LEASE, "0"))
     return f"process {pid} on {host}" if abs(silent) < SECONDS else ""
+
+
+def is_dead(run: Run) -> bool:
+    """Whether the process of a run that is called RUNNING has ended.
+
+    Of one on another machine that renews no lease, nothing is known for a day.
+    """
+    tags = run.data.tags
+    host = tags.get(PROCESS, "").partition(":")[0]
+    workflow = tags.get(WORKFLOW_UID)
+    known = LEASE in tags or host == socket.gethostname()
+    if known or (workflow and workflow == Settings().workflow_uid):
+        return not holder(run)
+    return time.time() - run.info.start_time / 1000 > DAY
 
 
 class Lease:

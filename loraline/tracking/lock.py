@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraline.errors import TryAgain, UserError
+from loraline.errors import Stopped, TryAgain, UserError
+from loraline.process import signals
 from loraline.tracking import store
 
 if TYPE_CHECKING:
@@ -89,11 +90,17 @@ def renewed(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[N
 def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]:
     """Hold one entry of the registry, and give its holder, a name that never comes again."""
     holder = f"{place()}:{os.getpid()}:{uuid.uuid4().hex}"
-    acquire(client, lock, holder, lease_seconds)
+    try:
+        acquire(client, lock, holder, lease_seconds)
+    except (Stopped, KeyboardInterrupt):
+        # The lock may be made already.
+        delete_held(client, lock, holder)
+        raise
     try:
         yield holder
     finally:
-        delete_held(client, lock, holder)
+        with signals.held():
+            delete_held(client, lock, holder)
 
 
 def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from loraline.contract import folder_digest
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import signals
-from loraline.tracking import identity
+from loraline.tracking import identity, lease
 from loraline.tracking.store import is_outage, uri
 from loraline.tracking.tags import (
     ADAPTER_DIGEST,
@@ -30,6 +30,7 @@ from loraline.tracking.tags import (
     MODEL_ID,
     OVERRIDES,
     PIPELINE,
+    PROCESS,
     PROFILE,
     PROFILE_DIGEST,
     STEP,
@@ -175,6 +176,7 @@ def open_run(
         WORKFLOW_UID: settings.workflow_uid,
         IMAGE: settings.image,
         GIT_SHA: settings.git_sha or checkout_sha(),
+        PROCESS: lease.this_process(),
     }
     if upstream is not None:
         own[UPSTREAM] = upstream.info.run_id
@@ -193,12 +195,26 @@ def open_run(
             )
             if upstream is None:
                 mlflow.set_tag(PIPELINE, settings.workflow_uid or run.info.run_id)
+        end_dead(mlflow.MlflowClient(), step, fingerprint, run)
         yield run
     except BaseException as error:
         stopped = signals.received or isinstance(error, TryAgain | Stopped | KeyboardInterrupt)
-        mlflow.end_run("KILLED" if stopped else "FAILED")
+        with signals.held():
+            mlflow.end_run("KILLED" if stopped else "FAILED")
         raise
-    mlflow.end_run("FINISHED")
+    with signals.held():
+        mlflow.end_run("FINISHED")
+
+
+def end_dead(client: MlflowClient, step: str, fingerprint: str, run: Run) -> None:
+    """End the other runs of these inputs whose process died before it could, as KILLED.
+
+    One of them may be this process': MLflow's client asks again for a run when an answer is lost.
+    """
+    same = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'"
+    for other in latest_runs(client, step, same, 20):
+        if other.info.run_id != run.info.run_id and lease.is_dead(other):
+            client.set_terminated(other.info.run_id, "KILLED")
 
 
 def checkout_sha() -> str:

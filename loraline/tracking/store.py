@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -169,10 +170,34 @@ def is_outage(error: BaseException) -> bool:
     )
     for cause in causes(error):
         name = f"{type(cause).__module__}.{type(cause).__name__}"
-        passing = ("Max retries exceeded", "database is locked")
-        if name.startswith(signs) or any(sign in str(cause) for sign in passing):
+        if name.startswith(signs) or any(sign in str(cause) for sign in PASSING):
+            return True
+        answer = STORAGE_ANSWER.search(str(cause))
+        if answer and answer["code"] in STORAGE_PASSING:
             return True
     return is_locked(error)
+
+
+PASSING = (
+    "Max retries exceeded",
+    "database is locked",
+    # botocore, of whose errors MLflow keeps the words alone when it downloads.
+    "Could not connect to the endpoint URL",
+    "Connection was closed before we received a valid response",
+    "timeout on endpoint URL",
+)
+"""Words of what passes by itself."""
+
+STORAGE_ANSWER = re.compile(
+    r"An error occurred \((?P<code>[\w.]*)\) when calling the (?P<call>\w+)"
+)
+"""What botocore says of an answer of S3 that is an error."""
+
+STORAGE_PASSING = (
+    *("500", "502", "503", "504", "429"),
+    *("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"),
+)
+"""S3's codes for what passes by itself; botocore gives the status where the body names none."""
 
 
 def is_locked(error: BaseException) -> bool:
@@ -184,7 +209,16 @@ def is_locked(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException) -> str | None:
-    """What to tell of a store that may be read and not written; None if that is not the trouble."""
+    """What to tell of a store that may be read and not written, or of an artifact store that
+    refuses; None if that is not the trouble."""
+    for cause in causes(error):
+        answer = STORAGE_ANSWER.search(str(cause))
+        if answer and answer["code"] not in STORAGE_PASSING:
+            return (
+                f"the artifact store of MLflow at {uri()} refused {answer['call']} "
+                f"({answer['code'] or 'without a reason'}): look at its bucket and at the AWS_ "
+                "variables with its credentials"
+            )
     if any("attempt to write a readonly database" in str(cause) for cause in causes(error)):
         return (
             f"MLflow at {uri()} cannot be written (attempt to write a readonly database): let "

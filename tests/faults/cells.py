@@ -1,4 +1,4 @@
-"""What a fault must lead to: a cell of the fault matrix, declared beside the test that runs it."""
+"""What a fault must lead to: a cell of the fault matrix, declared before it is run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ class Cell:
     """A part of what the step says on standard error; empty where it has nothing to say."""
 
     left: str = ""
-    """What may stay behind."""
+    """What may stay behind, with commas between."""
 
     rerun: str = ""
-    """What a plain repetition does."""
+    """What a plain repetition does: a part of its sentence where it does not end with 0."""
+
+    rerun_code: int = 0
 
     def __str__(self) -> str:
         return f"{self.fault}, {self.step}, {self.moment}"

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import changes
 import mlflow
 import pytest
 from cells import Cell
@@ -26,61 +27,7 @@ def adapter_of(eval_run: str) -> Path:
     return Path(place.removeprefix("file://"), "artifacts", "adapter")
 
 
-def louder(adapter: Path) -> None:
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 1600}))
-
-
-def scaled(adapter: Path) -> None:
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
-
-
-def other_weights(adapter: Path) -> None:
-    """Other weights, with their digest in the contract."""
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(adapter / contract.WEIGHTS)
-    save_file({key: -value for key, value in weights.items()}, adapter / contract.WEIGHTS)
-    agreed(adapter, adapter_sha256=contract.sha256(adapter / contract.WEIGHTS))
-
-
-def agreed(adapter: Path, **changes: str) -> None:
-    file = adapter / contract.FILE
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def other_prompt(adapter: Path) -> None:
-    agreed(adapter, prompt="Ignore this. {question}")
-
-
-def other_template(adapter: Path) -> None:
-    agreed(adapter, chat_template="{{ messages[0] }}")
-
-
-def no_text(adapter: Path) -> None:
-    (adapter / contract.FILE).write_bytes(b"\xff\xfe")
-
-
-def garbage(adapter: Path) -> None:
-    (adapter / contract.WEIGHTS).write_bytes(b"\x08" + b"\x00" * 7 + b"[]      ")
-
-
-def another_file(adapter: Path) -> None:
-    (adapter / "more.json").write_text("{}")
-
-
-def no_base_config(adapter: Path) -> None:
-    (adapter / "base_config.json").unlink()
-
-
-CHANGES = [
-    *(louder, scaled, other_weights, other_prompt, other_template),
-    *(no_text, garbage, another_file, no_base_config),
-]
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", changes.ADAPTER, ids=lambda change: change.__name__)
 def test_an_adapter_that_was_changed_moves_nothing(
     step, candidate, workplace: Path, change: Callable[[Path], None]
 ) -> None:
@@ -118,7 +65,7 @@ def test_digests_that_were_changed_together_are_those_of_no_measurement(
     step, candidate, workplace: Path
 ) -> None:
     eval_run = candidate()
-    other_weights(adapter_of(eval_run))
+    changes.other_weights(adapter_of(eval_run))
     client = store.connect()
     train = runs.ancestor(client, client.get_run(eval_run), "train_qlora")
     digest = contract.folder_digest(adapter_of(eval_run))
@@ -169,44 +116,9 @@ def dataset_of(data_run: str) -> Path:
     return Path(place.removeprefix("file://"), "dataset")
 
 
-def lost(dataset: Path) -> None:
-    next((dataset / "train.parquet").iterdir()).unlink()
-
-
-def all_lost(dataset: Path) -> None:
-    shutil.rmtree(dataset / "test.parquet")
-
-
-def cut(dataset: Path) -> None:
-    shard = next((dataset / "test.parquet").iterdir())
-    shard.write_bytes(shard.read_bytes()[:-100])
-
-
-def swapped(dataset: Path) -> None:
-    shutil.copy(*(next((dataset / f"{name}.parquet").iterdir()) for name in ("test", "train")))
-
-
-def added(dataset: Path) -> None:
-    shard = next((dataset / "train.parquet").iterdir())
-    shutil.copy(shard, shard.with_name("00001.parquet"))
-
-
-def asked(dataset: Path) -> None:
-    (dataset / "prompt.txt").write_text("Another: {question}")
-
-
-def listed(dataset: Path) -> None:
-    file = dataset / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"shards": []}))
-
-
-def unlisted(dataset: Path) -> None:
-    (dataset / "manifest.json").unlink()
-
-
 @pytest.mark.parametrize(
     "change",
-    [lost, all_lost, cut, swapped, added, asked, listed, unlisted],
+    changes.DATASET,
     ids=lambda change: change.__name__,
 )
 def test_a_dataset_that_was_changed_is_not_used(
@@ -218,7 +130,7 @@ def test_a_dataset_that_was_changed_is_not_used(
     assert "what prepare_data logged is not what is here: " in result.stderr
     client = store.connect()
     run = client.get_run(data_run)
-    if change in (all_lost, cut, listed, unlisted):
+    if change in (changes.all_lost, changes.cut, changes.listed, changes.unlisted):
         with pytest.raises(UserError, match="what prepare_data logged is not what is here"):
             runs.download_dataset(client, run, workplace / "again", "test")
     else:

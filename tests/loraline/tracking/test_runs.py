@@ -1,10 +1,12 @@
+import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from loraline.errors import TryAgain, UserError
-from loraline.tracking import runs, store
+from loraline.tracking import lease, runs, store, tags
 from loraline.tracking.tags import (
     GIT_SHA,
     IMAGE,
@@ -92,6 +94,52 @@ def test_a_stopped_run_is_killed_rather_than_failed(workplace: Path) -> None:
     ):
         raise TryAgain("preempted")
     assert client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+HERE = socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    ("process", "workflow", "hours", "status"),
+    [
+        (f"{HERE}:99999999:1", "", 0, "KILLED"),
+        (f"{HERE}:{os.getppid()}:{lease.begun(os.getppid())}", "", 0, "RUNNING"),
+        (f"{HERE}:{os.getpid()}:{lease.begun(os.getpid())}", "", 0, "KILLED"),
+        ("elsewhere:1:5", "", 0, "RUNNING"),
+        ("elsewhere:1:5", "", 25, "KILLED"),
+        ("elsewhere:1:5", "this", 0, "KILLED"),
+    ],
+    ids=[
+        "its process has ended",
+        "its process lives",
+        "it is this process' own, whose answer was lost",
+        "it is at work elsewhere, perhaps",
+        "it began elsewhere a day ago",
+        "it is this workflow's try before",
+    ],
+)
+def test_a_run_that_cannot_end_is_ended_by_the_next_of_its_inputs(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    process: str,
+    workflow: str,
+    hours: int,
+    status: str,
+) -> None:
+    monkeypatch.setenv("LORALINE_WORKFLOW_UID", "this")
+    client = store.connect()
+    experiment = client.get_experiment_by_name("vllm-lora-training")
+    kept = {tags.STEP: "evaluate", tags.FINGERPRINT: "f", tags.PROCESS: process}
+    began = int((time.time() - hours * 3600) * 1000)
+    dead = client.create_run(
+        experiment.experiment_id, began, kept | {tags.WORKFLOW_UID: workflow}
+    ).info.run_id
+    with runs.open_run("evaluate", name="e", fingerprint="another"):
+        pass
+    assert client.get_run(dead).info.status == "RUNNING"
+    with runs.open_run("evaluate", name="e", fingerprint="f"):
+        pass
+    assert client.get_run(dead).info.status == status
 
 
 def test_the_latest_finished_run_with_the_same_inputs_is_found(workplace: Path) -> None:

@@ -1,0 +1,205 @@
+"""Faults as a step's own process meets them: each function arms one, in the forked child.
+
+A moment is a call of the step to its store: `set_tag 3` is the third time that it sets a tag.
+Calls of other threads, such as a lease's renewals, are not counted.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import importlib
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CALLS = {
+    "mlflow.tracking._tracking_service.client:TrackingServiceClient": (
+        "create_run",
+        "get_run",
+        "search_runs",
+        "set_tag",
+        "log_metric",
+        "log_param",
+        "log_batch",
+        "log_inputs",
+        "log_artifact",
+        "log_artifacts",
+        "create_logged_model",
+        "finalize_logged_model",
+        "set_logged_model_tags",
+        "set_terminated",
+        "update_run",
+        "log_outputs",
+    ),
+    "mlflow.tracking._model_registry.client:ModelRegistryClient": (
+        "create_registered_model",
+        "delete_registered_model",
+        "create_model_version",
+        "update_model_version",
+        "get_model_version",
+        "get_model_version_by_alias",
+        "search_model_versions",
+        "set_model_version_tag",
+        "delete_model_version_tag",
+        "set_registered_model_alias",
+        "delete_registered_model_alias",
+        "set_registered_model_tag",
+    ),
+    "loraline.tracking.runs": ("download", "logged_adapter", "hand_over"),
+}
+"""What the steps ask of the store, and of their folder for outputs at the end."""
+
+Harm = Callable[[], None]
+
+
+def at(moment: str, harm: Harm) -> None:
+    """Do harm just before a call, such as `set_tag 3`."""
+    name, _, number = moment.partition(" ")
+    counts: collections.Counter[str] = collections.Counter()
+
+    def before(called: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        counts[called] += 1
+        if called == name and counts[called] == int(number):
+            harm()
+
+    watch(before)
+
+
+def watch(before: Callable[[str], None]) -> None:
+    """Call `before` with the name of each call in CALLS, whoever makes it."""
+    for place, names in CALLS.items():
+        module, _, owner = place.partition(":")
+        target: Any = importlib.import_module(module)
+        target = getattr(target, owner) if owner else target
+        for name in names:
+            function = getattr(target, name, None)
+            if function is not None:
+                setattr(target, name, watched(function, name, before))
+
+
+def watched(
+    function: Callable[..., Any], name: str, before: Callable[[str], None]
+) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        before(name)
+        return function(*arguments, **options)
+
+    return call
+
+
+def trace(file: str) -> None:
+    """Write down the calls of a step, in order: what the table's moments are taken from."""
+    counts: collections.Counter[str] = collections.Counter()
+
+    def before(called: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        counts[called] += 1
+        with Path(file).open("a") as calls:
+            calls.write(f"{called} {counts[called]}\n")
+
+    watch(before)
+
+
+def stopped(number: int, moment: str) -> None:
+    """Send this process a signal, as the kernel or a controller does."""
+    at(moment, lambda: os.kill(os.getpid(), number))
+
+
+def paused(moment: str, reached: str, go: str) -> None:
+    """Stand still until somebody outside has done something: `reached` is made, `go` waited for."""
+
+    def wait() -> None:
+        Path(reached).touch()
+        for _ in range(3000):
+            if Path(go).exists():
+                return
+            time.sleep(0.02)
+
+    at(moment, wait)
+
+
+def clock(moment: str, seconds: float) -> None:
+    """Let the clock jump; what counts from the machine's start is not moved by it."""
+    now = time.time
+
+    def jump() -> None:
+        time.time = lambda: now() + seconds
+
+    at(moment, jump) if moment else jump()
+
+
+def database(moment: str, pragma: str) -> None:
+    """Set a pragma on every connection to the SQLite store from a moment on.
+
+    `query_only = ON` makes SQLite refuse as a read-only file does, `max_page_count = 1` as a full
+    disk does; both are SQLite's own errors.
+    """
+    import sqlalchemy
+
+    def arm() -> None:
+        @sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
+        def pragmas(_connection: Any, cursor: Any, *_: Any) -> None:
+            cursor.execute(f"PRAGMA {pragma}")
+
+    at(moment, arm)
+
+
+def largest_file(size: int, moment: str) -> None:
+    """No file may grow over so many bytes (`ulimit -f`)."""
+    at(moment, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def memory(size: int) -> None:
+    """This process gets no address space beyond so many bytes more than it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
+"""CLONE_NEWUSER and CLONE_NEWNS of unshare(2)."""
+
+
+def small_disk(folder: str, size: int) -> None:
+    """Mount a real disk of a few KiB on a folder, in a mount namespace of this process' own.
+
+    What the folder held is copied into it first.
+    """
+    user, group = os.getuid(), os.getgid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_USER | NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    held = [(file, file.read_bytes()) for file in Path(folder).rglob("*") if file.is_file()]
+    kibibytes = sum(len(content) for _, content in held) // 1024 + size
+    # Each file also takes up the rest of its last page.
+    options = f"size={kibibytes + 4 * len(held)}k".encode()
+    if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, options):
+        raise OSError(ctypes.get_errno(), "mount")
+    for file, content in held:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def disks_can_be_mounted() -> bool:
+    """Whether this kernel lets an ordinary process mount a disk of its own."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            small_disk("/tmp", 64)
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

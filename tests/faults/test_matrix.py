@@ -1,0 +1,18 @@
+"""Every cell of the fault matrix, over real step processes and a real store."""
+
+from __future__ import annotations
+
+import harm
+import pytest
+import table
+from cells import Cell
+from line import Line
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("cell", table.CELLS, ids=str)
+def test_a_fault_ends_as_the_table_says(cell: Cell, line: Line) -> None:
+    if cell.fault.startswith("disk for") and not harm.disks_can_be_mounted():
+        pytest.skip("no disk can be mounted by this user")
+    line.play(cell)

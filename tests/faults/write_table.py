@@ -1,0 +1,89 @@
+"""Write the fault matrix of a run into docs/reliability.md.
+
+LORALINE_FAULT_OUTCOMES=outcomes.jsonl pytest -m slow tests/faults/test_matrix.py
+python tests/faults/write_table.py outcomes.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import table
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN = "<!-- the table of tests/faults/write_table.py begins -->\n"
+END = "<!-- the table ends -->\n"
+
+Outcome = dict[str, Any]
+
+
+def latest(lines: Iterable[str]) -> dict[tuple[str, str, str], Outcome]:
+    """The last outcome of each cell that the table declares."""
+    declared = {(cell.fault, cell.step, cell.moment) for cell in table.CELLS}
+    found = {}
+    for line in lines:
+        outcome = json.loads(line)
+        key = outcome["fault"], outcome["step"], outcome["moment"]
+        if key in declared:
+            found[key] = outcome
+    return found
+
+
+def markdown(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
+    """One row for a fault and a step, and what it led to at its moments."""
+    lines = [
+        f"{len(outcomes)} of {len(table.CELLS)} cells were run.",
+        "",
+        "| fault | step | moments | exit code | it says | may be left | run again |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[Outcome]] = {}
+    for cell in table.CELLS:
+        key = cell.fault, cell.step, cell.moment
+        if key in outcomes:
+            groups.setdefault(key[:2], []).append(outcomes[key])
+    for (fault, step), group in groups.items():
+        codes = counted(str(outcome["exit_code"]) for outcome in group)
+        said = sorted({sentence(outcome) for outcome in group} - {""})
+        left = sorted({thing for outcome in group for thing in outcome["left"]} - {"outputs"})
+        reruns = counted(str(outcome["rerun_code"]) for outcome in group)
+        cells = (fault, step, str(len(group)), codes, "; ".join(said[:2]), ", ".join(left), reruns)
+        lines.append("| " + " | ".join(text.replace("|", "/") for text in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def counted(codes: Iterable[str]) -> str:
+    """Exit codes, each with how often it came where there are several."""
+    listed = list(codes)
+    if len(set(listed)) == 1:
+        return listed[0]
+    return ", ".join(f"{code} ({listed.count(code)})" for code in sorted(set(listed)))
+
+
+def sentence(outcome: Outcome) -> str:
+    """What the step said when it did not end with 0, without what differs between two runs."""
+    if outcome["exit_code"] in (0, -9):
+        return ""
+    said = str(outcome["sentence"]).partition(": ")[2]
+    said = re.sub(r"\b[0-9a-f]{32,64}\b", "…", said)
+    said = re.sub(r"(sqlite:///|/)[\w./-]*/place/", "", said)
+    said = re.sub(r"127\.0\.0\.1:\d+", "HOST", said)
+    said = re.sub(r"process \d+", "process N", said)
+    return said[:120]
+
+
+def main(arguments: Sequence[str]) -> None:
+    outcomes = latest(Path(arguments[0]).read_text().splitlines())
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, behind = rest.partition(END)
+    PAGE.write_text(before + BEGIN + markdown(outcomes) + END + behind)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

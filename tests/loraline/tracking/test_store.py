@@ -1,0 +1,56 @@
+"""What a failure of the store or of its artifacts means: wait, or mend something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraline.tracking import store
+
+
+def s3_error(code: str, call: str = "PutObject") -> Exception:
+    """botocore's, as MLflow passes it on."""
+    from botocore.exceptions import ClientError
+    from mlflow.exceptions import MlflowException
+
+    try:
+        raise ClientError({"Error": {"Code": code, "Message": "no"}}, call)
+    except ClientError as error:
+        try:
+            raise MlflowException(f"Failed to list artifacts in s3://bucket: {error}") from error
+        except MlflowException as passed_on:
+            return passed_on
+
+
+@pytest.mark.parametrize("code", ["500", "503", "SlowDown", "InternalError", "RequestTimeout"])
+def test_an_artifact_store_that_is_unwell_passes(workplace: Path, code: str) -> None:
+    error = s3_error(code)
+    assert store.is_outage(error)
+    assert store.refusal(error) is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'Could not connect to the endpoint URL: "http://127.0.0.1:9/bucket"',
+        "Connection was closed before we received a valid response from endpoint URL",
+        'Read timeout on endpoint URL: "http://127.0.0.1:9/bucket"',
+    ],
+)
+def test_an_artifact_store_that_is_away_passes_though_only_its_words_are_kept(words: str) -> None:
+    assert store.is_outage(RuntimeError(f"The following failures occurred: {words}"))
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "NoSuchBucket", "InvalidAccessKeyId", ""])
+def test_an_artifact_store_that_refuses_is_said(workplace: Path, code: str) -> None:
+    error = s3_error(code, "ListObjectsV2")
+    assert not store.is_outage(error)
+    told = store.refusal(error)
+    assert told is not None
+    assert told.startswith("the artifact store of MLflow at sqlite:///")
+    assert f"refused ListObjectsV2 ({code or 'without a reason'}): look at its bucket" in told
+
+
+def test_other_errors_are_none_of_it() -> None:
+    assert store.refusal(RuntimeError("An error occurred")) is None
