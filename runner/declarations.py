@@ -124,7 +124,10 @@ def read_locks(where: str, found: Object) -> list[str]:
     synchronization = checked(where, "synchronization", Synchronization, found)
     locks = []
     for mutex in synchronization.mutexes:
-        locks.append(f"mutex {checked(where, 'mutex', Mutex, mutex).name}")
+        name = checked(where, "mutex", Mutex, mutex).name
+        if not name:
+            raise Refused(f"{where}: a mutex needs a name; on Argo the workflow would end in Error")
+        locks.append(f"mutex {name}")
     for semaphore in synchronization.semaphores:
         source = checked(where, "semaphore", Semaphore, semaphore).configMapKeyRef
         key = checked(where, "configMapKeyRef", ConfigMapKey, source)
@@ -137,5 +140,6 @@ def read_locks(where: str, found: Object) -> list[str]:
 def read_parallelism(where: str, limit: int | None) -> float:
     """How many may run at once."""
     if limit == 0:
-        raise Refused(f"{where}: parallelism 0 lets nothing run")
+        told = "on Argo nothing would ever run" if where == "spec" else "Argo does not obey it"
+        raise Refused(f"{where}: parallelism has to be at least 1; {told}")
     return or_unbounded(limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,9 @@ from runner.values import json_number
 
 LITERAL = ("default", "enum", "value", "withItems")
 """Fields whose value is handed on as it stands, nulls included."""
+
+
+HALF_A_SIGN = re.compile("[\ud800-\udfff]")
 
 
 class Loader(yaml.SafeLoader):
@@ -63,7 +67,10 @@ Loader.add_constructor("tag:loraline,2026:number", number)
 def load(file: Path) -> Object:
     """The document in a file, without the fields that are null: to Argo they are not there."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        text = file.read_text(encoding="utf-8")
+        document = yaml.load(text, Loader)
+        if is_json(text):
+            document = whole_signs(document)
         if not isinstance(document, dict):
             raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
         mapping: Object = plain(document)
@@ -76,6 +83,29 @@ def load(file: Path) -> Object:
         raise Refused("nests too deep to be read") from error
 
 
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def whole_signs(value: Any) -> Any:
+    """A value whose texts have no halves of signs, as JSON's escapes spell them.
+
+    Two halves are one sign, such as an emoji; a lone half is none to Go.
+    """
+    if isinstance(value, dict):
+        return {whole_signs(key): whole_signs(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [whole_signs(member) for member in value]
+    if isinstance(value, str) and HALF_A_SIGN.search(value):
+        joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return HALF_A_SIGN.sub("\ufffd", joined)
+    return value
+
+
 def plain(value: Any, *, literal: bool = False) -> Any:
     """What JSON can say of a YAML value; inside of a literal nulls are kept."""
     if isinstance(value, dict):
@@ -86,6 +116,8 @@ def plain(value: Any, *, literal: bool = False) -> Any:
         }
     if isinstance(value, list):
         return [plain(member, literal=literal) for member in value]
+    if isinstance(value, str) and HALF_A_SIGN.search(value):
+        raise Refused(f"{shown(value)} has an escape of half a sign, which YAML has not")
     if value is not None and not isinstance(value, str | bool | int | float):
         raise Refused(f"{shown(value)} is a {type(value).__name__}, which JSON has not")
     if isinstance(value, float) and not math.isfinite(value):

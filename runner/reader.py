@@ -187,7 +187,10 @@ class Reader:
             body = Steps(groups)
         else:
             wait = checked(where, "suspend", SuspendShape, shape.suspend).duration
-            body = Suspend(seconds(f"{where}: duration", wait) if wait else math.inf)
+            check_references(f"{where}: duration", wait, known)
+            if wait and not references(wait):
+                seconds(f"{where}: duration", wait)
+            body = Suspend(wait)
         for output_name, output in self.outputs[name].items():
             at = f"{where}: output {output_name}"
             if output.reference:
@@ -243,7 +246,8 @@ def check_limits(where: str, template: TemplateShape) -> None:
             raise Refused(f"{where}: parallelism is for dags and steps; Argo refuses it here")
         return
     if template.activeDeadlineSeconds is not None:
-        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo refuses it here")
+        told = "does not obey it" if template.suspend is not None else "refuses it"
+        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo {told} here")
     if template.timeout is not None:
         raise Refused(f"{where}: timeout is for containers; Argo refuses it here")
 
@@ -272,9 +276,10 @@ def check_locks(templates: Mapping[str, Template], name: str, held: dict[str, st
     template = templates[name]
     for lock in template.locks:
         if lock in held and "{{" not in lock:
+            more = ", unless it lets in several" if lock.startswith("semaphore") else ""
             raise Refused(
                 f"template {name}: {lock} is held by template {held[lock]}, which waits for "
-                f"{name}: neither could ever go on"
+                f"{name}: neither could ever go on{more}"
             )
     held = held | dict.fromkeys(template.locks, name)
     for called in dict.fromkeys(task.template for task in template.tasks):

@@ -34,6 +34,11 @@ metadata: {name: conformance}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: conformance}
 subjects:
   - {kind: ServiceAccount, name: conformance}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: locks}
+data: {one: "1", two: "2", three: "1"}
 """
 AT_ONCE = 6
 """Workflows that run on the cluster side by side; deadlines of seconds are missed by more."""

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.documents import load
+from runner.language import Refused
 from runner.reader import understood
 
 ROOT = Path(__file__).parents[2]
@@ -251,6 +252,33 @@ def test_a_date_is_a_text(lint: Any, file: Path) -> None:
 
     main = understood(load(file)).templates["main"]
     assert ["1", '{"k":"2026-02-30"}'] in [task.items for task in main.body.tasks]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"\ud83d\ude42", "\U0001f642"),
+        (r"a\ud83d", "a\ufffd"),
+        (r"\ude42b", "\ufffdb"),
+        (r"\u00e9\u2028", "\u00e9\u2028"),
+    ],
+)
+def test_halves_of_signs_in_a_json_file_are_read_as_go_reads_them(
+    tmp_path: Path, written: str, read: str
+) -> None:
+    """Python's json.dumps writes an emoji as two escapes."""
+    file = tmp_path / "w.json"
+    file.write_text(f'{{"kind": "{written}"}}')
+
+    assert load(file)["kind"] == read
+
+
+def test_half_a_sign_in_a_yaml_file_is_refused_as_go_refuses_it(tmp_path: Path) -> None:
+    file = tmp_path / "w.yaml"
+    file.write_text('kind: "\\ud83d\\ude42"')
+
+    with pytest.raises(Refused, match="half a sign"):
+        load(file)
 
 
 @pytest.mark.parametrize(
