@@ -16,6 +16,7 @@ from runner.language import (
     Retry,
     listed,
 )
+from runner.references import handed_on
 from runner.shapes import (
     Backoff,
     ConfigMapKey,
@@ -57,7 +58,7 @@ def read_parameters(where: str, found: Object, *, arguments: bool = False) -> di
         preset = parameter.value
         if preset is None and not arguments:
             preset = parameter.default
-        value = None if preset is None else parameter_text(preset)
+        value = None if preset is None else handed_on(at, parameter_text(preset))
         if parameter.enum == []:
             raise Refused(f"{at}: enum has to have at least one value")
         enum = [parameter_text(accepted) for accepted in parameter.enum or []]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,28 @@ def letter(_: Loader, node: yaml.ScalarNode) -> str:
     )
 
 
+def infinity(_: Loader, node: yaml.ScalarNode) -> None:
+    line = node.start_mark.line + 1
+    raise Refused(f"line {line}: {node.value} is no number that JSON has; a text stands in quotes")
+
+
+def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
+    """A mapping; a key that stands there twice, or again beside what is merged, is refused."""
+    loader.flatten_mapping(node)
+    found: Object = {}
+    yield found  # what is in it may refer to it
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if not isinstance(key, Hashable):
+            raise Refused(
+                f"line {line}: {{{{ opens two mappings; a text that begins so needs quotes"
+            )
+        if key in found:
+            raise Refused(f"line {line}: {shown(key)} stands there twice, which Argo refuses")
+        found[key] = loader.construct_object(value_node)
+
+
 Loader.yaml_implicit_resolvers = {
     sign: [
         (tag, pattern)
@@ -60,6 +83,13 @@ Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 Loader.add_implicit_resolver("tag:loraline,2026:letter", re.compile(r"[yYnN]$"), list("yYnN"))
+Loader.add_implicit_resolver(
+    "tag:loraline,2026:infinity",
+    re.compile(r"[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"),
+    list("-+."),
+)
+Loader.add_constructor("tag:loraline,2026:infinity", infinity)
+Loader.add_constructor("tag:yaml.org,2002:map", mapping)
 Loader.add_constructor("tag:loraline,2026:letter", letter)
 Loader.add_constructor("tag:loraline,2026:number", number)
 
