@@ -33,7 +33,7 @@ def number(_: Loader, node: yaml.ScalarNode) -> int | float:
     try:
         return int(text, 0)
     except ValueError:
-        return float(text) or 0  # the API server keeps no sign of a zero
+        return float(text)
 
 
 def letter(_: Loader, node: yaml.ScalarNode) -> str:

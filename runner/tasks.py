@@ -37,7 +37,7 @@ from runner.shapes import (
     checked,
     shown,
 )
-from runner.values import Item, dumps, parameter_text
+from runner.values import Item, dumps, parameter_text, without_signed_zeros
 
 RESERVED = {"and", "contains", "else", "endsWith", "false", "if", "in", "let", "matches", "nil",
             "not", "or", "startsWith", "true"}  # fmt: skip
@@ -230,7 +230,7 @@ def read_items(where: str, task: StepShape) -> list[str] | str | None:
     if task.withItems is not None:
         if not task.withItems:
             raise Refused(f"{where}: withItems has to be a list of at least one item")
-        return [dumps(item) for item in task.withItems]
+        return [dumps(without_signed_zeros(item)) for item in task.withItems]
     if task.withParam == "":
         raise Refused(f"{where}: withParam is empty; Argo would run the task once, without an item")
     return task.withParam
