@@ -16,6 +16,7 @@ from runner.language import (
     Retry,
     listed,
 )
+from runner.references import handed_on
 from runner.shapes import (
     Backoff,
     ConfigMapKey,
@@ -57,7 +58,7 @@ def read_parameters(where: str, found: Object, *, arguments: bool = False) -> di
         preset = parameter.value
         if preset is None and not arguments:
             preset = parameter.default
-        value = None if preset is None else parameter_text(preset)
+        value = None if preset is None else handed_on(at, parameter_text(preset))
         if parameter.enum == []:
             raise Refused(f"{at}: enum has to have at least one value")
         enum = [parameter_text(accepted) for accepted in parameter.enum or []]
@@ -124,7 +125,10 @@ def read_locks(where: str, found: Object) -> list[str]:
     synchronization = checked(where, "synchronization", Synchronization, found)
     locks = []
     for mutex in synchronization.mutexes:
-        locks.append(f"mutex {checked(where, 'mutex', Mutex, mutex).name}")
+        name = checked(where, "mutex", Mutex, mutex).name
+        if not name:
+            raise Refused(f"{where}: a mutex needs a name; on Argo the workflow would end in Error")
+        locks.append(f"mutex {name}")
     for semaphore in synchronization.semaphores:
         source = checked(where, "semaphore", Semaphore, semaphore).configMapKeyRef
         key = checked(where, "configMapKeyRef", ConfigMapKey, source)
@@ -137,5 +141,6 @@ def read_locks(where: str, found: Object) -> list[str]:
 def read_parallelism(where: str, limit: int | None) -> float:
     """How many may run at once."""
     if limit == 0:
-        raise Refused(f"{where}: parallelism 0 lets nothing run")
+        told = "on Argo nothing would ever run" if where == "spec" else "Argo does not obey it"
+        raise Refused(f"{where}: parallelism has to be at least 1; {told}")
     return or_unbounded(limit)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ LITERAL = ("default", "enum", "value", "withItems")
 """Fields whose value is handed on as it stands, nulls included."""
 
 
+HALF_A_SIGN = re.compile("[\ud800-\udfff]")
+
+
 class Loader(yaml.SafeLoader):
     """Resolves plain scalars as go-yaml 2 does, which Argo reads its files with."""
 
@@ -28,7 +33,7 @@ def number(_: Loader, node: yaml.ScalarNode) -> int | float:
     try:
         return int(text, 0)
     except ValueError:
-        return float(text) or 0  # the API server keeps no sign of a zero
+        return float(text)
 
 
 def letter(_: Loader, node: yaml.ScalarNode) -> str:
@@ -37,6 +42,28 @@ def letter(_: Loader, node: yaml.ScalarNode) -> str:
     raise Refused(
         f"line {line}: {node.value} without quotes is a truth to Argo; write it in quotes"
     )
+
+
+def infinity(_: Loader, node: yaml.ScalarNode) -> None:
+    line = node.start_mark.line + 1
+    raise Refused(f"line {line}: {node.value} is no number that JSON has; a text stands in quotes")
+
+
+def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
+    """A mapping; a key that stands there twice, or again beside what is merged, is refused."""
+    loader.flatten_mapping(node)
+    found: Object = {}
+    yield found  # what is in it may refer to it
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if not isinstance(key, Hashable):
+            raise Refused(
+                f"line {line}: {{{{ opens two mappings; a text that begins so needs quotes"
+            )
+        if key in found:
+            raise Refused(f"line {line}: {shown(key)} stands there twice, which Argo refuses")
+        found[key] = loader.construct_object(value_node)
 
 
 Loader.yaml_implicit_resolvers = {
@@ -56,6 +83,13 @@ Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 Loader.add_implicit_resolver("tag:loraline,2026:letter", re.compile(r"[yYnN]$"), list("yYnN"))
+Loader.add_implicit_resolver(
+    "tag:loraline,2026:infinity",
+    re.compile(r"[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"),
+    list("-+."),
+)
+Loader.add_constructor("tag:loraline,2026:infinity", infinity)
+Loader.add_constructor("tag:yaml.org,2002:map", mapping)
 Loader.add_constructor("tag:loraline,2026:letter", letter)
 Loader.add_constructor("tag:loraline,2026:number", number)
 
@@ -63,7 +97,10 @@ Loader.add_constructor("tag:loraline,2026:number", number)
 def load(file: Path) -> Object:
     """The document in a file, without the fields that are null: to Argo they are not there."""
     try:
-        document = yaml.load(file.read_text(encoding="utf-8"), Loader)
+        text = file.read_text(encoding="utf-8")
+        document = yaml.load(text, Loader)
+        if is_json(text):
+            document = whole_signs(document)
         if not isinstance(document, dict):
             raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
         mapping: Object = plain(document)
@@ -76,6 +113,29 @@ def load(file: Path) -> Object:
         raise Refused("nests too deep to be read") from error
 
 
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def whole_signs(value: Any) -> Any:
+    """A value whose texts have no halves of signs, as JSON's escapes spell them.
+
+    Two halves are one sign, such as an emoji; a lone half is none to Go.
+    """
+    if isinstance(value, dict):
+        return {whole_signs(key): whole_signs(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [whole_signs(member) for member in value]
+    if isinstance(value, str) and HALF_A_SIGN.search(value):
+        joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        return HALF_A_SIGN.sub("\ufffd", joined)
+    return value
+
+
 def plain(value: Any, *, literal: bool = False) -> Any:
     """What JSON can say of a YAML value; inside of a literal nulls are kept."""
     if isinstance(value, dict):
@@ -86,6 +146,8 @@ def plain(value: Any, *, literal: bool = False) -> Any:
         }
     if isinstance(value, list):
         return [plain(member, literal=literal) for member in value]
+    if isinstance(value, str) and HALF_A_SIGN.search(value):
+        raise Refused(f"{shown(value)} has an escape of half a sign, which YAML has not")
     if value is not None and not isinstance(value, str | bool | int | float):
         raise Refused(f"{shown(value)} is a {type(value).__name__}, which JSON has not")
     if isinstance(value, float) and not math.isfinite(value):

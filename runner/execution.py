@@ -188,8 +188,8 @@ class Run(Controller):
                 return await run_dag(self, node, dag, invocation)
             case Steps(groups):
                 return await run_steps(self, node, groups, invocation)
-            case Suspend(seconds):
-                return await run_suspend(self, node, seconds, invocation)
+            case Suspend(duration):
+                return await run_suspend(self, node, duration, invocation)
 
     async def run_container(self, node: Node, container: Container, invocation: Invocation) -> bool:
         async with AsyncExitStack() as held:

@@ -50,6 +50,7 @@ class Dialect(NamedTuple):
     token: re.Pattern[str]
     synonyms: Mapping[str, str]
     comparisons: frozenset[str]
+    constants: tuple[str, ...] = ("true", "false")
 
 
 TEXT = r"""(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
@@ -66,10 +67,15 @@ RETRY = Dialect(
     ),
 )
 # Names of tasks have dashes, and nothing is subtracted from them.
+# Words such as `and` and `true` are names, too.
 DEPENDS = RETRY._replace(
     token=re.compile(r"\s*(?:(?P<name>[A-Za-z0-9_][\w.-]*)|(?P<operator>&&|\|\||[!()]))\s*"),
+    synonyms={},
     comparisons=frozenset(),
+    constants=(),
 )
+ALWAYS = Expression("", (), lambda _: True)
+"""What a task without `depends` waits for."""
 
 
 def parse(source: str, dialect: Dialect) -> Expression:
@@ -170,7 +176,7 @@ class Parser:
         if kind == "text":
             literal = re.sub(r"\\(.)", r"\1", word[1:-1])
             return lambda s: literal
-        if word in ("true", "false"):
+        if word in self.dialect.constants:
             return lambda s: word == "true"
         if word in CALLS and self.accept("("):
             argument = self.either()

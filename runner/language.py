@@ -125,10 +125,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Suspend:
-    """A wait: for so many seconds, or (infinity) for a person."""
+    """A wait: for a time, whose text may hold `{{references}}`, or (empty) for a person."""
 
     node_type: ClassVar[str] = "Suspend"
-    seconds: float
+    duration: str
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from runner import kubernetes
 from runner.declarations import (
     or_unbounded,
     read_locks,
@@ -38,7 +39,8 @@ from runner.language import (
     listed,
     references,
 )
-from runner.references import OF_A_WORKFLOW
+from runner.references import OF_A_WORKFLOW, handed_on
+from runner.schedules import check_times
 from runner.shapes import (
     ContainerShape,
     Cron,
@@ -78,13 +80,27 @@ def understood(document: Object) -> Workflow:
         raise Refused(f"kind {file.kind} is no workflow")
     metadata = checked("metadata", "metadata", Metadata, file.metadata)
     spec = file.spec
+    longest = kubernetes.LONGEST_NAME
     if file.kind == "CronWorkflow":
-        spec = checked("spec", "cron", Cron, spec).workflowSpec
-    prefix = metadata.generateName or f"{metadata.name or 'workflow'}-"
+        longest = kubernetes.LONGEST_CRON
+        cron = checked("spec", "cron", Cron, spec)
+        check_times(cron)
+        spec = cron.workflowSpec
+    prefix = metadata.generateName or f"{metadata.name}-"
     try:
-        return Reader(checked("spec", "spec", Spec, spec)).workflow(prefix)
+        workflow = Reader(checked("spec", "spec", Spec, spec)).workflow(prefix)
     except RecursionError as error:
         raise Refused("an expression nests too deep to be read") from error
+    labels = metadata.labels or {}
+    names = (metadata.name, metadata.generateName)
+    if told := kubernetes.fault_of_metadata(*names, labels, longest):
+        raise Refused(f"metadata: {told}")
+    for name, parameter in workflow.parameters.items():
+        if file.kind == "CronWorkflow" and parameter.preset is None:
+            raise Refused(
+                f"spec: parameter {name} has no value, which Argo refuses of a CronWorkflow"
+            )
+    return workflow
 
 
 class Reader:
@@ -125,13 +141,15 @@ class Reader:
                 if declared.preset is None and parameter not in self.parameters:
                     raise Refused(f"template {name}: input {parameter} is given no value")
         self.check_rings()
-        at_the_end = self.reached(on_exit) - self.reached(entrypoint)
-        templates = {
-            name: self.template(
-                name, self.globals | (AFTER_THE_END if name in at_the_end else set())
+        of_the_end = self.reached(on_exit)
+        only_at_the_end = of_the_end - self.reached(entrypoint)
+        templates = {}
+        for name in self.shapes:
+            known = self.globals | (AFTER_THE_END if name in only_at_the_end else set())
+            # Argo looks the globals of exit handlers up at submit, when composed names are unknown.
+            templates[name] = self.template(
+                name, known - {ANY_GLOBAL} if name in of_the_end else known
             )
-            for name in self.shapes
-        }
         for role in (entrypoint, on_exit):
             if role:
                 check_locks(templates, role, {})
@@ -187,7 +205,10 @@ class Reader:
             body = Steps(groups)
         else:
             wait = checked(where, "suspend", SuspendShape, shape.suspend).duration
-            body = Suspend(seconds(f"{where}: duration", wait) if wait else math.inf)
+            check_references(f"{where}: duration", wait, known)
+            if wait and not references(wait):
+                seconds(f"{where}: duration", wait)
+            body = Suspend(wait)
         for output_name, output in self.outputs[name].items():
             at = f"{where}: output {output_name}"
             if output.reference:
@@ -243,7 +264,8 @@ def check_limits(where: str, template: TemplateShape) -> None:
             raise Refused(f"{where}: parallelism is for dags and steps; Argo refuses it here")
         return
     if template.activeDeadlineSeconds is not None:
-        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo refuses it here")
+        told = "does not obey it" if template.suspend is not None else "refuses it"
+        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo {told} here")
     if template.timeout is not None:
         raise Refused(f"{where}: timeout is for containers; Argo refuses it here")
 
@@ -272,9 +294,10 @@ def check_locks(templates: Mapping[str, Template], name: str, held: dict[str, st
     template = templates[name]
     for lock in template.locks:
         if lock in held and "{{" not in lock:
+            more = ", unless it lets in several" if lock.startswith("semaphore") else ""
             raise Refused(
                 f"template {name}: {lock} is held by template {held[lock]}, which waits for "
-                f"{name}: neither could ever go on"
+                f"{name}: neither could ever go on{more}"
             )
     held = held | dict.fromkeys(template.locks, name)
     for called in dict.fromkeys(task.template for task in template.tasks):
@@ -296,6 +319,7 @@ def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[s
             raise Refused(f"parameter {name} has no default: give it with -p {name}=VALUE")
         if parameter.enum and values[name] not in parameter.enum:
             raise Refused(f"-p {name}={values[name]} is none of {listed(parameter.enum)}")
+        handed_on(f"-p {name}", values[name])
         for tag in references(values[name]):
             if OF_A_WORKFLOW.match(tag):
                 raise Refused(

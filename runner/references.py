@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from runner.language import REFERENCE
+from runner.language import REFERENCE, Refused
+from runner.shapes import shown
 from runner.values import quoted, survives_quoting
 
 NEVER_ENDS = "on Argo the workflow would wait for it for ever"
@@ -40,6 +41,13 @@ def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], 
         return reference[0]
 
     return REFERENCE.sub(value_of, source)
+
+
+def handed_on(where: str, value: str) -> str:
+    """A value that stands in the file, or is given; Refused if Argo cannot fill it in anywhere."""
+    if not survives_quoting(value):
+        raise Refused(f"{where}: {shown(value)} has a sign in it that Argo cannot hand on")
+    return value
 
 
 def safe(name: str, values: Mapping[str, str]) -> str:

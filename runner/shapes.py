@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from runner import kubernetes
 from runner.language import Object, Refused, listed
 
 SECONDS_OF = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
@@ -63,6 +64,7 @@ class Shape(BaseModel):
 KubernetesMapping = Annotated[dict[str, Any] | None, "a mapping", "of Kubernetes"]
 KubernetesObjects = Annotated[list[dict[str, Any]] | None, "a list of mappings", "of Kubernetes"]
 KubernetesText = Annotated[str | None, "a text", "of Kubernetes"]
+KubernetesInteger = Annotated[int | None, "a whole number", "of Kubernetes"]
 KubernetesAny = Annotated[Any, "of Kubernetes"]
 
 
@@ -118,13 +120,13 @@ class Spec(Placement):
 class Cron(Shape):
     workflowSpec: Mapping = {}
     concurrencyPolicy: KubernetesText = None
-    failedJobsHistoryLimit: KubernetesAny = None
+    failedJobsHistoryLimit: KubernetesInteger = None
     schedules: Annotated[list[str] | None, "a list of texts", "of Kubernetes"] = None
-    startingDeadlineSeconds: KubernetesAny = None
-    successfulJobsHistoryLimit: KubernetesAny = None
-    suspend: KubernetesAny = None
+    startingDeadlineSeconds: Annotated[Whole | None, "of Kubernetes"] = None
+    successfulJobsHistoryLimit: KubernetesInteger = None
+    suspend: Annotated[bool | None, "true or false", "of Kubernetes"] = None
     timezone: KubernetesAny = None
-    workflowMetadata: KubernetesAny = None
+    workflowMetadata: KubernetesMapping = None
 
 
 class TemplateShape(Placement):
@@ -254,7 +256,7 @@ def checked(where: str, kind: str, shape: type[S], found: Any) -> S:
     if not isinstance(found, dict):
         raise Refused(f"{where}: {kind} has to be a mapping, not {shown(found)}")
     try:
-        return shape.model_validate(found)
+        valid = shape.model_validate(found)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         unknown = [str(e["loc"][0]) for e in errors if e["type"] == "extra_forbidden"]
@@ -266,6 +268,9 @@ def checked(where: str, kind: str, shape: type[S], found: Any) -> S:
         field = str(errors[0]["loc"][0])
         wanted = expected(shape, field)
         raise Refused(f"{where}: {field} has to be {wanted}, not {shown(found[field])}") from None
+    if told := kubernetes.fault(kind, found):
+        raise Refused(f"{where}: {told}: Argo refuses the workflow")
+    return valid
 
 
 def expected(shape: type[Shape], field: str) -> str:

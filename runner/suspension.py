@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 from runner.controller import Controller
 from runner.frames import Invocation
-from runner.language import Template
+from runner.language import Refused, Template, Values
 from runner.nodes import TOO_LATE, Node
+from runner.references import NodeError, substitute
+from runner.shapes import seconds
 
 
-async def run_suspend(run: Controller, node: Node, seconds: float, invocation: Invocation) -> bool:
+async def run_suspend(run: Controller, node: Node, duration: str, invocation: Invocation) -> bool:
     """Whether the wait ended."""
     run.show(node)
-    if math.isinf(seconds):
+    values = run.values | invocation.values
+    try:
+        wait = substitute(duration, values)
+        pause = seconds("duration", wait) if wait else None
+    except (NodeError, Refused) as error:
+        run.end(node, "Error", str(error), raised=True)
+        return True
+    if pause is None:
         if not run.stop.asked and not await answered(run, node, invocation.template):
             return past_the_deadline(run, node)
     else:
-        await run.stop.unless_asked(asyncio.sleep(seconds))
-        take_defaults(run, node, invocation.template)
+        await run.stop.unless_asked(asyncio.sleep(pause))
+        take_defaults(run, node, invocation.template, values)
     if run.stop.asked:
         return past_the_deadline(run, node)
     if not node.failed:
@@ -35,7 +43,7 @@ def past_the_deadline(run: Controller, node: Node) -> bool:
     return True
 
 
-def take_defaults(run: Controller, node: Node, template: Template) -> None:
+def take_defaults(run: Controller, node: Node, template: Template, values: Values) -> None:
     """Where nobody answered in time, outputs have their defaults, or those of their inputs."""
     for name, output in template.outputs.items():
         default = output.default
@@ -45,7 +53,11 @@ def take_defaults(run: Controller, node: Node, template: Template) -> None:
             message = f"raw output parameter '{name}' has not been set and does not have a default"
             run.end(node, "Error", message, raised=True)
             return
-        node.outputs[name] = default
+        try:
+            node.outputs[name] = substitute(default, values)
+        except NodeError as error:
+            run.end(node, "Error", str(error), raised=True)
+            return
 
 
 async def answered(run: Controller, node: Node, template: Template) -> bool:

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner import govaluate
-from runner.expressions import DEPENDS, EvaluationError, Expression, SyntaxRefused, parse
+from runner.expressions import (
+    ALWAYS,
+    DEPENDS,
+    EvaluationError,
+    Expression,
+    SyntaxRefused,
+    parse,
+)
 from runner.language import (
     OF_A_GROUP,
     OUTCOMES,
@@ -19,6 +26,7 @@ from runner.language import (
     Task,
     listed,
 )
+from runner.references import handed_on
 from runner.shapes import (
     DagShape,
     Parameters,
@@ -29,7 +37,7 @@ from runner.shapes import (
     checked,
     shown,
 )
-from runner.values import Item, dumps, parameter_text
+from runner.values import Item, dumps, parameter_text, without_signed_zeros
 
 RESERVED = {"and", "contains", "else", "endsWith", "false", "if", "in", "let", "matches", "nil",
             "not", "or", "startsWith", "true"}  # fmt: skip
@@ -72,7 +80,6 @@ class TaskReader:
     ) -> tuple[list[list[Task]], set[str]]:
         """Groups of steps, and the references to their outputs; a group sees those before it."""
         groups, names, inside = list[list[Task]](), set[str](), set[str]()
-        always = parse("true", DEPENDS)
         for group in found:
             if not isinstance(group, list) or not all(isinstance(step, dict) for step in group):
                 raise Refused(f"{where}: steps has to be a list of lists, not of {shown(group)}")
@@ -83,7 +90,7 @@ class TaskReader:
                 )
             names |= shapes.keys()
             steps = [
-                self.task(f"{where}: step {name}", step, known, always, ())
+                self.task(f"{where}: step {name}", step, known, ALWAYS, ())
                 for name, step in shapes.items()
             ]
             groups.append(steps)
@@ -184,9 +191,9 @@ def in_order(where: str, upstreams: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 def read_depends(where: str, task: TaskShape, shapes: Mapping[str, TaskShape]) -> Expression:
-    source = task.depends or " && ".join(task.dependencies or []) or "true"
+    source = task.depends or " && ".join(task.dependencies or [])
     try:
-        depends = parse(source, DEPENDS)
+        depends = parse(source, DEPENDS) if source else ALWAYS
     except SyntaxRefused as error:
         raise Refused(f"{where}: depends: {error}") from error
     for leaf in depends.names:
@@ -212,7 +219,7 @@ def read_arguments(where: str, found: Object) -> dict[str, str]:
     for name, parameter in by_name(where, "parameter", ParameterShape, shape.parameters).items():
         if parameter.value is None:
             raise Refused(f"{where}: argument {name} has no value, which Argo refuses")
-        arguments[name] = parameter_text(parameter.value)
+        arguments[name] = handed_on(f"{where}: argument {name}", parameter_text(parameter.value))
     return arguments
 
 
@@ -223,7 +230,7 @@ def read_items(where: str, task: StepShape) -> list[str] | str | None:
     if task.withItems is not None:
         if not task.withItems:
             raise Refused(f"{where}: withItems has to be a list of at least one item")
-        return [dumps(item) for item in task.withItems]
+        return [dumps(without_signed_zeros(item)) for item in task.withItems]
     if task.withParam == "":
         raise Refused(f"{where}: withParam is empty; Argo would run the task once, without an item")
     return task.withParam
@@ -251,6 +258,11 @@ def check_when(where: str, source: str) -> None:
 
 
 def check_references(where: str, source: str, known: set[str]) -> None:
+    if "{{" in REFERENCE.sub("", source):
+        raise Refused(
+            f"{where}: {shown(source)} opens a reference and does not close it; Argo would read on "
+            "to the next }} of the file"
+        )
     for written in REFERENCE.findall(source):
         reference = written.strip()
         if reference in known:

@@ -101,6 +101,15 @@ def dumps(value: Any) -> str:
     return html_safe(json.dumps(sound, ensure_ascii=False).replace("\x7f", "\x7f"))
 
 
+def without_signed_zeros(value: Any) -> Any:
+    """A list's item as the API server keeps it: -0.0 is 0, while a parameter is a text by then."""
+    if isinstance(value, dict):
+        return {key: without_signed_zeros(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [without_signed_zeros(member) for member in value]
+    return 0 if isinstance(value, float) and value == 0 else value
+
+
 def html_safe(source: str) -> str:
     return re.sub("[<>&\u2028\u2029]", lambda sign: f"\\u{ord(sign[0]):04x}", source)
 

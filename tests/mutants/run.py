@@ -1,6 +1,7 @@
 """Break the code in many places, one at a time, and say which breakages no test notices.
 
     python tests/mutants/run.py [NAME ...]        NAME is a list beside this file, such as packing
+    python tests/mutants/run.py packing --only 3-9         these of its mutants, counted from 1
 
 Each list names a module, the tests that are about it, and texts to put in the place of others. A
 mutant is applied to a copy of the tree in a temporary folder. It is noticed when a test fails, or
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -125,7 +127,7 @@ def passes(tree: Path, tests: list[str], log: Path) -> bool:
     return False
 
 
-def run(name: str, tree: Path) -> tuple[int, int, int]:
+def run(name: str, tree: Path, only: range) -> tuple[int, int, int]:
     """Mutants of a list, those that are noticed, and those of the rest that nobody explains."""
     listed, log = load(name), tree / "mutant.log"
     for library in listed.imports:
@@ -136,7 +138,8 @@ def run(name: str, tree: Path) -> tuple[int, int, int]:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
         raise click.ClickException(f"{name}: the tests fail without a mutant\n{tail}")
     noticed = unexplained = 0
-    for number, mutant in enumerate(listed.mutants, 1):
+    chosen = [(n, mutant) for n, mutant in enumerate(listed.mutants, 1) if n in only]
+    for number, mutant in chosen:
         module = next(m for m in listed.modules(tree) if mutant.old in m.read_text())
         source = module.read_text()
         module.write_text(source.replace(mutant.old, mutant.new))
@@ -151,12 +154,26 @@ def run(name: str, tree: Path) -> tuple[int, int, int]:
             noticed += 1
             if mutant.survives:
                 click.echo(f"  {name} {number}: is noticed now; take its explanation away")
-    return len(listed.mutants), noticed, unexplained
+    return len(chosen), noticed, unexplained
+
+
+class Numbers(click.ParamType):
+    """`3` or `3-9`."""
+
+    name = "FIRST-LAST"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> range:
+        first, _, last = str(value).partition("-")
+        try:
+            return range(int(first), int(last or first) + 1)
+        except ValueError:
+            self.fail(f"{value!r} is not like 3 or 3-9", param, ctx)
 
 
 @click.command()
 @click.argument("lists", nargs=-1, type=click.Choice(names()))
-def main(lists: tuple[str, ...]) -> None:
+@click.option("--only", type=Numbers(), default="1-9999", help="These mutants of each list.")
+def main(lists: tuple[str, ...], only: range) -> None:
     """Say which mutants no test notices; of all lists unless some are named."""
     sys.dont_write_bytecode = True
     count = noticed = unexplained = 0
@@ -166,10 +183,12 @@ def main(lists: tuple[str, ...]) -> None:
         os.environ |= {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"}
         for name in lists or names():
             begun = time.monotonic()
-            total, seen, loose = run(name, tree)
+            total, seen, loose = run(name, tree, only)
             count, noticed, unexplained = count + total, noticed + seen, unexplained + loose
             took = time.monotonic() - begun
             click.echo(f"{name}: {seen} of {total} mutants are noticed, in {took:.0f} s")
+    if not count:
+        raise click.UsageError("--only names no mutant of these lists")
     click.echo(f"{noticed} of {count} mutants are noticed ({noticed / count:.0%})")
     sys.exit(1 if unexplained or noticed < SHARE * count else 0)
 

@@ -3,7 +3,8 @@
     python tests/runner/record.py NEW.json     # adds the workflows of a file, by name
     python tests/runner/record.py              # asks about all cases again
 
-Needs `argo` and `kubectl`, and a namespace in which pods may report their results.
+Needs `argo` and `kubectl`, and a namespace in which pods may report their results and a ConfigMap
+`locks` says how many the semaphores let in; tests/cluster/test_conformance.py makes both.
 """
 
 from __future__ import annotations

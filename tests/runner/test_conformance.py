@@ -12,10 +12,11 @@ from typing import Any
 
 import constructs
 import pytest
-from recorded import CASES, run_all, verdict
+from recorded import CASES, run_all, verdict, written
 
 from runner.execution import Run
 from runner.language import Refused
+from runner.reader import parameter_values, read
 
 VERDICTS = dict(
     line.split(" ", 1)
@@ -63,6 +64,13 @@ def test_the_verdict_on_a_case(quick: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", sorted(WAITS))
 def test_the_verdict_on_a_case_that_waits(waiting: dict[str, Any], name: str) -> None:
     assert verdict(CASES[name], waiting[name]) == VERDICTS[name]
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if "refused" in case["argo"]])
+def test_what_argo_refuses_at_submit_is_refused_by_reading_alone(name: str, tmp_path: Path) -> None:
+    """So `make lint` refuses it too, but for a parameter that is given by -p."""
+    with pytest.raises(Refused):
+        parameter_values(read(written(CASES[name], tmp_path)), (), {})
 
 
 @pytest.mark.parametrize("name", [n for n, v in VERDICTS.items() if not v.startswith("equal")])

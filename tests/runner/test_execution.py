@@ -16,6 +16,9 @@ from typing import Any
 import conformance as c
 import pytest
 
+from runner.language import Refused
+from runner.reader import understood
+
 Object = dict[str, Any]
 
 MARK = """
@@ -516,10 +519,20 @@ def test_the_phase_depends_on_no_hash_seed(place: Path, seed: str):
     assert status["phase"] == "Error"
 
 
-def test_an_escape_code_in_a_value_ends_the_task_that_reads_it(run: Runner):
-    ran = run(c.workflow(c.SAY, c.dag(c.say("a", "x\x07"), c.say("b", c.out("a"), depends="a"))))
+def test_an_escape_code_in_a_value_of_the_file_is_refused():
+    with pytest.raises(Refused, match=r"argument x: .* Argo cannot hand on"):
+        understood(c.workflow(c.SAY, c.dag(c.say("a", "x\x07"))))
 
-    assert ran.phases[".a"] == "Error"
+
+def test_an_escape_code_in_an_output_ends_the_task_that_reads_it(run: Runner):
+    program = c.program()
+    code = program["command"][2].replace("sys.exit(code)", "(out / 'out').write_text('x\\x07')")
+    template = c.template("e", {**program, "command": ["python", "-c", code]}, c.file())
+    ran = run(
+        c.workflow(template, c.SAY, c.dag(c.task("a", "e"), c.say("b", c.out("a"), depends="a")))
+    )
+
+    assert ran.phases[".b"] == "Error"
     assert "Argo cannot hand on" in ran.stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from runner.documents import load
+from runner.language import Refused
 from runner.reader import understood
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +214,55 @@ WRONG: dict[str, tuple[tuple[Any, ...], Any, str]] = {
 }
 
 
+CRON: dict[str, tuple[tuple[Any, ...], Any, str]] = {
+    "no schedule": (("spec", "schedules", 0), "hello", "has 1 fields; Argo reads five"),
+    "seconds": (("spec", "schedules", 0), "0 0 3 * * 0", "has 6 fields"),
+    "a minute": (("spec", "schedules", 0), "99 3 * * 0", "'99' is no minute of 0 to 59"),
+    "a month's word": (("spec", "schedules", 0), "0 3 * foo 0", "'foo' is no month of 1 to 12"),
+    "a range": (("spec", "schedules", 0), "0 5-3 * * 0", "'5-3' is no hour of 0 to 23"),
+    "a step": (("spec", "schedules", 0), "*/0 3 * * 0", "'*/0' is no minute"),
+    "a word": (("spec", "schedules", 0), "@often", "has 1 fields"),
+    "an interval": (("spec", "schedules", 0), "@every 5", "needs a unit"),
+    "a policy": (("spec", "concurrencyPolicy"), "Sometimes", "is none of Allow, Forbid, Replace"),
+    "a zone": (("spec", "timezone"), "Mars/Base", "timezone Mars/Base is none that is known"),
+    "a switch": (("spec", "suspend"), "yes", "suspend has to be true or false, not 'yes'"),
+    "a number": (("spec", "failedJobsHistoryLimit"), "3", "has to be a whole number, not '3'"),
+    "a deadline": (("spec", "startingDeadlineSeconds"), -3, "has to be a whole number, not -3"),
+    "a label": (("spec", "workflowMetadata"), {"labels": {"a": 1}}, "a mapping of texts"),
+    "a name": (("metadata", "name"), "a" * 53, "has 53 signs; Argo takes 52"),
+    "no value": (
+        (*SPEC, "arguments", "parameters", 0),
+        {"name": "word"},
+        "parameter word has no value, which Argo refuses of a CronWorkflow",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CRON)
+def test_what_argo_would_not_start_by_the_clock_is_refused(tmp_path: Path, case: str) -> None:
+    path, value, told = CRON[case]
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(replaced(path, value)))
+
+    with pytest.raises(Refused, match=re.escape(told)):
+        understood(load(file))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        *("*/5 0-23/2 1,15 * MON-fri", "0 3 ? jan,feb 0", "@daily", "@every 1h30m"),
+        "59 23 31 12 6",
+    ],
+)
+def test_a_schedule_that_argo_reads_is_read(lint: Any, tmp_path: Path, schedule: str) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(replaced(("spec", "schedules", 0), schedule)))
+
+    assert understood(load(file))
+    assert lint.argo_findings([file]) == []
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
     script: Any, tmp_path: Path, case: str
@@ -230,10 +281,11 @@ def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
 
 
 @pytest.mark.skipif(not shutil.which("argo"), reason="argo is not installed")
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", [*WRONG, *CRON])
 def test_argo_refuses_the_same_shapes(lint: Any, tmp_path: Path, case: str) -> None:
+    path, value, _ = (WRONG | CRON)[case]
     file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(replaced(*WRONG[case][:2])))
+    file.write_text(yaml.safe_dump(replaced(path, value)))
 
     assert lint.argo_findings([file])
 
@@ -251,6 +303,33 @@ def test_a_date_is_a_text(lint: Any, file: Path) -> None:
 
     main = understood(load(file)).templates["main"]
     assert ["1", '{"k":"2026-02-30"}'] in [task.items for task in main.body.tasks]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"\ud83d\ude42", "\U0001f642"),
+        (r"a\ud83d", "a\ufffd"),
+        (r"\ude42b", "\ufffdb"),
+        (r"\u00e9\u2028", "\u00e9\u2028"),
+    ],
+)
+def test_halves_of_signs_in_a_json_file_are_read_as_go_reads_them(
+    tmp_path: Path, written: str, read: str
+) -> None:
+    """Python's json.dumps writes an emoji as two escapes."""
+    file = tmp_path / "w.json"
+    file.write_text(f'{{"kind": "{written}"}}')
+
+    assert load(file)["kind"] == read
+
+
+def test_half_a_sign_in_a_yaml_file_is_refused_as_go_refuses_it(tmp_path: Path) -> None:
+    file = tmp_path / "w.yaml"
+    file.write_text('kind: "\\ud83d\\ude42"')
+
+    with pytest.raises(Refused, match="half a sign"):
+        load(file)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,25 @@ import bases  # noqa: E402
 VERDICTS = json.loads((HERE / "vllm-0.32.0.json").read_text())
 CASES = adapters.cases()
 ON_EACH_BASE = ("some", "attention", "head", "embeddings", "no-prefix")
-"""Cases of the further bases that `make test` looks at; `make test-slow` does at all."""
+"""Cases that `make test` looks at for each of the text bases."""
+
+EVERY = 3
+"""Of cases alike, in module, base and verdict, `make test` looks at the first of so many."""
 
 
-def marked(case: adapters.Case) -> object:
-    often = case.base == "mistral" or case.base in bases.VISION
-    often |= case.name.removeprefix(f"on-{case.base}-") in ON_EACH_BASE
-    return pytest.param(case, id=case.name, marks=() if often else pytest.mark.slow)
+def spread() -> list[object]:
+    """All cases; those that only `make test-slow` looks at are marked."""
+    alike: Counter[tuple[str, str, str]] = Counter()
+    params = []
+    for case in CASES:
+        verdict = VERDICTS.get(case.name, {}).get("verdict", "")
+        group = (case.name.partition("-")[0], case.base, verdict)
+        often = case.name.removeprefix(f"on-{case.base}-") in ON_EACH_BASE
+        often |= alike[group] % EVERY == 0
+        alike[group] += 1
+        marks = () if often else pytest.mark.slow
+        params.append(pytest.param(case, id=case.name, marks=marks))
+    return params
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +68,7 @@ def saved() -> dict[str, Path]:
     return {}
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+@pytest.mark.parametrize("case", spread())
 def test_preflight_says_what_vllm_does(case, base_folder, saved, tmp_path: Path) -> None:
     adapters.copied(case, base_folder(case.base), tmp_path / "adapter", saved)
     found = preflight.findings(
