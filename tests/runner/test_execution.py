@@ -520,7 +520,7 @@ def test_the_phase_depends_on_no_hash_seed(place: Path, seed: str):
 
 
 def test_an_escape_code_in_a_value_of_the_file_is_refused():
-    with pytest.raises(Refused, match=r"argument x: .* Argo cannot hand on"):
+    with pytest.raises(Refused, match=r"argument word: .* Argo cannot hand on"):
         understood(c.workflow(c.SAY, c.dag(c.say("a", "x\x07"))))
 
 
