@@ -52,8 +52,8 @@ def infinity(_: Loader, node: yaml.ScalarNode) -> None:
 def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
     """A mapping; a key that stands there twice, or again beside what is merged, is refused."""
     loader.flatten_mapping(node)
-    found: Object = {}
-    yield found  # what is in it may refer to it
+    read: dict[Any, Any] = {}
+    yield read  # what is in it may refer to it
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
@@ -61,9 +61,9 @@ def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
             raise Refused(
                 f"line {line}: {{{{ opens two mappings; a text that begins so needs quotes"
             )
-        if key in found:
+        if key in read:
             raise Refused(f"line {line}: {shown(key)} stands there twice, which Argo refuses")
-        found[key] = loader.construct_object(value_node)
+        read[key] = loader.construct_object(value_node)
 
 
 Loader.yaml_implicit_resolvers = {
