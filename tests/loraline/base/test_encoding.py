@@ -1,6 +1,7 @@
 import io
 from collections.abc import Sequence
 from itertools import cycle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import prefixing_base, profile
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from loraline import records
 from loraline.answering import hf
@@ -15,7 +17,7 @@ from loraline.base.encoding import IGNORED, Encoder, Row
 from loraline.base.load import load
 from loraline.base.locate import locate
 from loraline.errors import UserError
-from loraline.records import IMAGE, Record, from_prompt
+from loraline.records import IMAGE, Record, Video, from_prompt
 from loraline.training.rows import load_rows
 
 VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
@@ -104,6 +106,7 @@ def test_every_answer_is_learnt_in_one_row(tiny_base, architecture: str) -> None
     assert lessons([row]) == asked_by_turns(encoder, record)
     answers = [encoder.decode((row.prompt + row.answer)[answer]) for answer in row.learnt]
     assert answers == ["a", "b + c", "yes, it is"]
+    assert row.targets == sum(len((row.prompt + row.answer)[answer]) for answer in row.learnt)
 
 
 TEXT = st.text(st.sampled_from("ab1 \n.é中"), min_size=1, max_size=6)
@@ -280,3 +283,70 @@ def test_a_template_that_does_not_end_the_answer_is_refused(tiny_base) -> None:
     encoder = Encoder(tiny_base("mistral"), "text", chat_template=template)
     with pytest.raises(UserError, match="end it with </s>"):
         encoder.encode(Record((("user", "q"), ("assistant", "a"))))
+
+
+def test_a_template_whose_prompt_is_no_beginning_of_the_whole_is_refused(tiny_base) -> None:
+    template = (
+        "{% if add_generation_prompt %}ask: {% endif %}{% for message in messages %}"
+        "{{ message.content }}{% if message.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    encoder = Encoder(tiny_base("mistral"), "text", chat_template=template)
+    with pytest.raises(UserError, match="render the answer right after the prompt"):
+        encoder.encode(Record((("user", "q"), ("assistant", "a"))))
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tiny_base, tmp_path) -> None:
+    tokenizer = Encoder(tiny_base("mistral"), "text").tokenizer
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no end-of-sequence token"):
+        Encoder(tmp_path, "text")
+
+
+@pytest.mark.parametrize(("pad", "filler"), [("<s>", "<s>"), (None, "</s>")])
+def test_rows_are_filled_with_the_pad_token_or_else_the_end(
+    tiny_base, tmp_path, pad: str | None, filler: str
+) -> None:
+    tokenizer = Encoder(tiny_base("mistral"), "text").tokenizer
+    tokenizer.pad_token = pad
+    tokenizer.save_pretrained(tmp_path)
+    assert Encoder(tmp_path, "text").pad == tokenizer.convert_tokens_to_ids(filler)
+
+
+def test_an_encoder_keeps_the_pixel_limits_of_its_contract(tiny_base) -> None:
+    agreed = SimpleNamespace(
+        modality="vision", chat_template=None, min_pixels=28 * 28, max_pixels=PIXELS
+    )
+    encoder = Encoder.of(agreed, SimpleNamespace(path=tiny_base("qwen3-vl")))
+    size = encoder.processor.image_processor.size
+    assert (size["shortest_edge"], size["longest_edge"]) == (28 * 28, PIXELS)
+
+
+def test_special_tokens_are_the_templates_alone(tiny_base, architecture: str) -> None:
+    """A tokenizer may begin every text with a token of its own; the template has it already."""
+    encoder = encoder_of(tiny_base(architecture), architecture)
+    before = some_rows(encoder, architecture)
+    backend = encoder.tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single=f"{encoder.tokenizer.eos_token} $A",
+        special_tokens=[(encoder.tokenizer.eos_token, encoder.end)],
+    )
+    assert encoder.tokenizer("a").input_ids[0] == encoder.end
+    assert some_rows(encoder, architecture) == before
+
+
+def test_a_video_is_not_yet_encoded(tiny_base) -> None:
+    encoder = encoder_of(tiny_base("qwen3-vl"), "qwen3-vl")
+    shown = Record((("user", "q"), ("assistant", "a")), videos=(Video((drawing(28, 28),), 1.0),))
+    with pytest.raises(UserError, match="rows with videos can be prepared, but not yet trained"):
+        encoder.encode(shown)
+
+
+def test_images_keep_their_colours(tiny_base) -> None:
+    encoder = encoder_of(tiny_base("qwen3-vl"), "qwen3-vl")
+    file = io.BytesIO()
+    Image.new("RGB", (28, 28), "red").save(file, "PNG")
+    row = encoder.encode(from_prompt("q", "", "a", file.getvalue()))
+    pixels = encoder.collate([row], answers=False, side="left")["pixel_values"]
+    # One channel is full and two are empty; all three of a grey picture are alike.
+    assert pixels.max() - pixels.min() > 1
