@@ -13,7 +13,7 @@ from loraline.step import LineCommand, split_overrides
 @click.command(cls=LineCommand)
 @click.argument("profile")
 @click.option("--set", "overrides", multiple=True, callback=split_overrides, help="KEY=VALUE.")
-def plan(profile: str, overrides: tuple[str, ...]) -> None:
+def show_plans(profile: str, overrides: tuple[str, ...]) -> None:
     """Print the fastest and the smallest plan of PROFILE's memory mode, for rows of max_length.
 
     The training plans again with the rows that there are; theirs is never more.
@@ -29,11 +29,12 @@ def plan(profile: str, overrides: tuple[str, ...]) -> None:
     token = base.config.get("image_token_id", 0)
     longest = Row([token] * recipe.max_length, [])
     rows = [longest] * recipe.rows_per_step
-    fast, *_, small = memory.candidates(recipe.memory)
+    plans = memory.candidates(recipe.memory)
+    smallest = min(plans, key=lambda plan: memory.estimate(recipe, base, rows, plan).total)
     click.echo(f"for rows of max_length, {recipe.max_length} tokens, on a GPU:")
-    for each in (fast, small):
-        click.echo(memory.estimate(recipe, base, rows, each).table(each))
+    for plan in (plans[0], smallest):
+        click.echo(memory.estimate(recipe, base, rows, plan).table(plan))
 
 
 if __name__ == "__main__":
-    plan()
+    show_plans()

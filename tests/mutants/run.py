@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ def passes(tree: Path, tests: list[str], log: Path) -> bool:
         if ended:
             return os.waitstatus_to_exitcode(status) == 0
         time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
+    # It may have ended in the meantime.
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
 

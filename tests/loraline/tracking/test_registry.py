@@ -208,6 +208,18 @@ def test_who_holds_a_lock_leaves_those_who_are_clearing_it(client) -> None:
     assert names(client) == {clearing}
 
 
+def test_a_lock_is_cleared_only_of_a_holder_that_died_here(client) -> None:
+    pid = dead().split(":")[1]
+    for holder in (f"{tracking_lock.place()}:{os.getpid()}:alive", f"elsewhere:{pid}:unknown"):
+        hold(client, holder)
+        tracking_lock.clear_dead(client, MODEL)
+        assert names(client) == {LOCK}
+        client.delete_registered_model(LOCK)
+    hold(client, dead())
+    tracking_lock.clear_dead(client, MODEL)
+    assert names(client) == set()
+
+
 @pytest.mark.parametrize("deaths", [1, 2, 3])
 def test_the_lock_of_one_who_died_while_breaking_a_dead_lock_is_taken_over(
     client, deaths: int
