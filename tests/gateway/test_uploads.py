@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from itertools import chain, repeat
 
 import av
 import numpy as np
@@ -50,9 +51,10 @@ def test_limits_are_told_with_their_number(start, stub) -> None:
         assert (large.status_code, large.json()["code"]) == (413, "image_too_large")
         larger = ask(gateway, b"\x89PNG\r\n\x1a\n" + b"x" * 200_000)
         assert (larger.status_code, larger.json()["limit_bytes"]) == (413, 104857)
+        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="row"\r\n\r\n'
         unsaid = gateway.client.post(
             "/predict",
-            content=(b"x" * 10_000 for _ in range(20)),
+            content=chain([head], repeat(b"x" * 10_000, 20)),
             headers={"content-type": "multipart/form-data; boundary=x"},
         )
         assert (unsaid.status_code, unsaid.json()["code"]) == (413, "body_too_large")
