@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
-from loraline import profiles
+from loraline import preparation, profiles
 from loraline.profiles import Profile
 
 SCALARS = ("string", "integer", "number", "boolean")
@@ -16,13 +17,15 @@ SCALARS = ("string", "integer", "number", "boolean")
 @cache
 def documented() -> dict[str, dict[str, str]]:
     """What stands under each key, by class and key; pydantic leaves it in the source."""
-    found: dict[str, dict[str, str]] = {}
-    tree = ast.parse(inspect.getsource(profiles))
-    for each in tree.body:
-        if isinstance(each, ast.ClassDef):
-            texts = {}
-            for at, line in enumerate(each.body[:-1]):
-                after = each.body[at + 1]
+    by_class: dict[str, dict[str, str]] = {}
+    for module in (preparation, profiles):
+        for definition in ast.parse(inspect.getsource(module)).body:
+            if not isinstance(definition, ast.ClassDef):
+                continue
+            texts: dict[str, str] = {}
+            for base in definition.bases:
+                texts |= by_class.get(base.id, {}) if isinstance(base, ast.Name) else {}
+            for line, after in pairwise(definition.body):
                 if (
                     isinstance(line, ast.AnnAssign)
                     and isinstance(line.target, ast.Name)
@@ -30,8 +33,8 @@ def documented() -> dict[str, dict[str, str]]:
                     and isinstance(after.value, ast.Constant)
                 ):
                     texts[line.target.id] = " ".join(str(after.value.value).split())
-            found[each.name] = texts
-    return found
+            by_class[definition.name] = texts
+    return by_class
 
 
 @cache
