@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from loraline.base import load as base_load
 from loraline.base.locate import locate, weight_files
-from loraline.base.targets import TOWER_BLOCKS, target_modules
+from loraline.base.targets import VISION_TOWER, target_modules
 from loraline.errors import UserError
 
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -62,9 +62,9 @@ def test_every_linear_layer_of_the_towers_blocks_is_adapted_when_asked(
     model = load(tiny_base(architecture), architecture, quantize=False)
     pattern = target_modules("vision", ("q_proj",), False, True)
     matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
-    blocks = model.get_submodule(TOWER_BLOCKS)
+    blocks = model.get_submodule(f"{VISION_TOWER}.blocks")
     expected = {
-        f"{TOWER_BLOCKS}.{name}"
+        f"{VISION_TOWER}.blocks.{name}"
         for name, module in blocks.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
