@@ -17,7 +17,7 @@ from loraline.delivery.gateway import (
     Model,
 )
 from loraline.delivery.kube import Object, environment, secret, unprivileged
-from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, port_of, tcp
+from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, disruption_budget, port_of, tcp
 from loraline.delivery.pod import Pod
 from loraline.serving import arguments
 from loraline.serving.arguments import CONFIG
@@ -186,15 +186,6 @@ def service(pod: GatewayPod) -> Object:
         "kind": "Service",
         "metadata": pod.metadata(),
         "spec": {"selector": pod.selector, **sticky, "ports": ports},
-    }
-
-
-def disruption_budget(pod: GatewayPod) -> Object:
-    return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
-        "metadata": pod.metadata(),
-        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod.selector}},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from loraline.delivery import containers
@@ -98,7 +99,16 @@ def service(pod: Pod) -> Object:
     }
 
 
-def disruption_budget(pod: Pod) -> Object:
+class Labelled(Protocol):
+    """A pod that a selector finds: a server's or the gateway's."""
+
+    @property
+    def selector(self) -> dict[str, str]: ...
+
+    def metadata(self) -> Object: ...
+
+
+def disruption_budget(pod: Labelled) -> Object:
     """Nodes are drained one pod at a time; a single one does not block them."""
     return {
         "apiVersion": "policy/v1",
