@@ -295,14 +295,19 @@ def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
     assert not (workplace / "outputs" / "vllm.yaml").exists()
 
 
-def test_the_champion_is_served_beside_the_candidate(
-    step, workplace: Path, candidate, gate_run: str
-) -> None:
+@pytest.fixture
+def second_version(step, workplace: Path, candidate, gate_run: str) -> str:
+    """Gate run of version 2, whose champion is version 1."""
     step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
-    second = (workplace / "outputs" / "run-id").read_text()
     client = mlflow.MlflowClient()
     client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
-    assert step("deploy_vllm", "--run-id", second, "--beside", "champion").exit_code == 0
+    return (workplace / "outputs" / "run-id").read_text()
+
+
+def test_the_champion_is_served_beside_the_candidate(
+    step, workplace: Path, second_version: str
+) -> None:
+    assert step("deploy_vllm", "--run-id", second_version, "--beside", "champion").exit_code == 0
     models = container(workplace)["readinessProbe"]["exec"]["command"][2:]
     assert models == ["mistral-7b-lora", "mistral-7b-lora-champion"]
     fetches = rendered(workplace)["Deployment"]["spec"]["template"]["spec"]["initContainers"]
@@ -311,14 +316,10 @@ def test_the_champion_is_served_beside_the_candidate(
 
 
 def test_the_gateway_knows_the_candidate_and_the_champion_beside_it(
-    step, workplace: Path, candidate, gate_run: str
+    step, workplace: Path, second_version: str
 ) -> None:
-    step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
-    second = (workplace / "outputs" / "run-id").read_text()
-    client = mlflow.MlflowClient()
-    client.set_registered_model_alias("mistral-7b-lora", "champion", "1")
     beside = ("--beside", "champion", "--gateway")
-    assert step("deploy_vllm", "--run-id", second, *beside).exit_code == 0
+    assert step("deploy_vllm", "--run-id", second_version, *beside).exit_code == 0
     env = container(workplace)["env"]
     entries = json.loads(next(e["value"] for e in env if e["name"] == "GATEWAY_UPSTREAMS"))
     assert [(entry["uri"], entry["role"]) for entry in entries] == [
