@@ -102,12 +102,11 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
             "a worker process was killed, most likely for memory; run it again with fewer --workers"
         ) from error
     finally:
-        workers_pool.shutdown(wait=False, cancel_futures=True)
-        left = multiprocessing.active_children()
-        for child in left:
+        for child in multiprocessing.active_children():
             child.terminate()
-        for child in left:
-            child.join()
+        # The pool's thread ends here, or the interpreter's own end would wake it while it closes
+        # its pipes, and complain of one that is closed.
+        workers_pool.shutdown(cancel_futures=True)
 
 
 @functools.lru_cache(maxsize=2)

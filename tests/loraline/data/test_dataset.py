@@ -56,6 +56,15 @@ def test_any_number_of_workers_makes_the_same_dataset(tmp_path, prepare) -> None
     assert (one.counts, one.examples) == (three.counts, three.examples)
 
 
+def test_a_pool_that_is_given_up_leaves_no_thread(tmp_path, prepare) -> None:
+    rows = [{"question": "no answer", "answer": ""}, *ROWS * 30]
+    data = write_lines(tmp_path / "data.jsonl", rows)
+    before = set(threading.enumerate())
+    with pytest.raises(UserError, match="answer is empty"):
+        prepare(data, size=500, workers=2, stop=True)
+    assert set(threading.enumerate()) == before
+
+
 @quick
 @given(row_lists)
 def test_no_answer_stands_in_two_splits(tmp_path, prepare, rows) -> None:
