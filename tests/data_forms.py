@@ -574,6 +574,352 @@ FORMS = [
         told=TOLD,
         vision=True,
     ),
+    # Calls that are written in a text.
+    Form(
+        "glaive",
+        "system and chat",
+        {
+            "system": "SYSTEM: You are helpful with access to the following functions. Use them if "
+            f"required -\n{json.dumps(TOOL['function'], indent=2)}\n",
+            "chat": "USER: Open it.\n\n\nASSISTANT: <functioncall> "
+            """{"name": "open_gate", "arguments": '{"town": "Arlon"}'} <|endoftext|>\n\n\n"""
+            "FUNCTION RESPONSE: open\n\n\nASSISTANT: Done. <|endoftext|>\n\n",
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "glaive",
+        "a chat without functions",
+        {"system": "SYSTEM: Be brief.", "chat": f"USER: {Q}\n\n\nASSISTANT: {A} <|endoftext|>"},
+        BRIEF,
+    ),
+    Form(
+        "Hermes",
+        "calls and results in the text, and tools",
+        {
+            "tools": json.dumps([TOOL]),
+            "conversations": [
+                {"from": "human", "value": "Open it."},
+                {"from": "gpt", "value": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>"},
+                {"from": "tool", "value": "<tool_response>\nopen\n</tool_response>"},
+                {"from": "gpt", "value": "Done."},
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "Hermes",
+        "calls as Python writes them",
+        {
+            "tools": [TOOL],
+            "conversations": shared(
+                "Open it.", f"<tool_call>\n{CALL}\n</tool_call>", "Why?", "Just so."
+            ),
+        },
+        [*OPENED[:2], ("user", "Why?"), ("assistant", "Just so.")],
+        calls=CALLED,
+    ),
+    Form(
+        "ToolBench",
+        "calls and results in the text, and no tools",
+        {
+            "conversations": [
+                {"from": "user", "value": "Open it."},
+                {"from": "assistant", "value": "Action: open_gate\nAction Input: {}"},
+                {"from": "function", "value": "open"},
+                {"from": "assistant", "value": "Done."},
+            ]
+        },
+        [OPENED[0], ("assistant", "Action: open_gate\nAction Input: {}"), *OPENED[2:]],
+    ),
+    Form(
+        "APIGen-MT",
+        "function_call, observation, tools and system",
+        {
+            "system": "Be brief.",
+            "tools": json.dumps([TOOL["function"]]),
+            "conversations": [
+                {"from": "human", "value": "Open it."},
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": "open"},
+                {"from": "gpt", "value": "Done."},
+            ],
+        },
+        [BRIEF[0], *OPENED],
+        calls=CALLED,
+    ),
+    Form(
+        "xLAM", "no calls", {"query": Q, "tools": [TOOL], "answers": "[]"}, told="answer is empty"
+    ),
+    Form(
+        "ChatGLM",
+        "tools of a turn",
+        {"messages": [{"role": "system", "content": "Be brief.", "tools": [TOOL]}, *said(Q, A)]},
+        told=TOLD,
+    ),
+    Form("BFCL", "function", {"question": Q, "function": [TOOL], "answer": A}, told=TOLD),
+    # Which turns are learnt.
+    Form(
+        "axolotl",
+        "label of a turn",
+        {"conversations": [*shared(Q), shared("", A)[1] | {"label": False}]},
+        told=TOLD,
+    ),
+    Form(
+        "LLaMA-Factory",
+        "mask_history as a column",
+        {"messages": said(Q, A), "mask_history": 1},
+        told="learn: last",
+    ),
+    Form("any", "masks of a row", {"messages": said(Q, A), "loss_mask": [0, 1]}, told=TOLD),
+    Form(
+        "XTuner",
+        "pairs with output_with_loss and system",
+        {
+            "conversation": [
+                {
+                    "system": "Be brief.",
+                    "input": Q,
+                    "output": "Who knows.",
+                    "output_with_loss": False,
+                },
+                {"input": "Again?", "output": A},
+            ]
+        },
+        [BRIEF[0], ("user", Q), ("assistant", "Who knows."), ("user", "Again?"), ("assistant", A)],
+        learnt=1,
+    ),
+    # Preference data.
+    Form(
+        "HH",
+        "pairs of dialogues",
+        {
+            "chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}",
+            "rejected": f"\n\nHuman: {Q}\n\nAssistant: No.",
+        },
+        told="preference: good",
+    ),
+    text_form(
+        "HH",
+        "pairs of dialogues, the good half",
+        {
+            "chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}",
+            "rejected": f"\n\nHuman: {Q}\n\nAssistant: No.",
+        },
+        registry={"preference": "good"},
+    ),
+    Form(
+        "UltraFeedback",
+        "completions with scores",
+        {"instruction": Q, "completions": [{"response": A, "overall_score": 9}]},
+        told="preference: good",
+    ),
+    text_form(
+        "UltraFeedback",
+        "completions with scores, the best",
+        {
+            "instruction": Q,
+            "completions": [
+                {"response": "No.", "overall_score": 2.5},
+                {"response": A, "overall_score": 9},
+            ],
+        },
+        registry={"preference": "good"},
+    ),
+    text_form(
+        "any",
+        "answers with ranks, the best",
+        {"prompt": Q, "answers": [{"text": "No.", "rank": 1}, {"text": A, "rank": 0}]},
+        registry={"preference": "good"},
+    ),
+    Form(
+        "LLaMA-Factory", "a ranked list", {"instruction": Q, "output": [A, "No."]}, told="is a list"
+    ),
+    text_form(
+        "LLaMA-Factory",
+        "a ranked list, the best",
+        {"instruction": Q, "output": [A, "No."]},
+        registry={"preference": "good"},
+    ),
+    text_form(
+        "OpenAI",
+        "preferred_output, the good half",
+        {
+            "input": {"messages": said(Q)},
+            "preferred_output": [said("", A)[1]],
+            "non_preferred_output": [said("", "No.")[1]],
+        },
+        registry={"preference": "good"},
+    ),
+    Form(
+        "OpenAI",
+        "preferred_output",
+        {"input": {"messages": said(Q)}, "preferred_output": [said("", A)[1]]},
+        told="preference: good",
+    ),
+    text_form(
+        "any",
+        "chosen_response, the good half",
+        {"prompt": Q, "chosen_response": A, "rejected_response": "No."},
+        registry={"preference": "good"},
+    ),
+    Form(
+        "any", "accept and reject", {"prompt": Q, "accept": A, "reject": "No."}, told="preference"
+    ),
+    Form("any", "is_good", {"prompt": Q, "completion": A, "is_good": False}, told=TOLD),
+    # Columns.
+    text_form("LIMA", "texts in turn", {"conversations": [Q, A], "source": "x"}),
+    text_form("ms-swift", "input and output", {"input": Q, "output": A}),
+    text_form(
+        "Alpaca", "an instruction that is null", {"instruction": None, "input": Q, "output": A}
+    ),
+    text_form("NuminaMath", "problem and solution", {"problem": Q, "solution": A}),
+    Form(
+        "OpenR1", "solution and answer", {"problem": Q, "solution": "So.", "answer": A}, told=TOLD
+    ),
+    text_form("Firefly", "input and target", {"kind": "QA", "input": Q, "target": A}),
+    text_form(
+        "NeMo",
+        "roles with capitals",
+        {"conversations": [{"from": "User", "value": Q}, {"from": "Assistant", "value": A}]},
+    ),
+    text_form(
+        "pandas", "a CSV cell of a Python list", {"messages": str(said(Q, A))}, ending=".csv"
+    ),
+    text_form(
+        "any",
+        "both forms of turns in one table",
+        {
+            "messages": [
+                {"role": None, "content": None, "from": "human", "value": Q},
+                {"role": "assistant", "content": A, "from": None, "value": None},
+            ]
+        },
+    ),
+    text_form(
+        "SQuAD",
+        "answers in the answer",
+        {
+            "context": Q,
+            "question": "",
+            "answers": {"text": [A], "answer_start": [1]},
+        },
+        registry={"columns": {"question": "{context}", "answer": "answers"}},
+    ),
+    Form(
+        "SQuAD",
+        "a question without an answer",
+        {"question": Q, "answers": {"text": [], "answer_start": []}},
+        told="holds no answer",
+    ),
+    text_form(
+        "ARC",
+        "choices with numbers as labels",
+        {"question": Q, "choices": {"text": ["No.", A], "label": ["1", "2"]}, "answerKey": "2"},
+        registry={"columns": {"question": "{question}", "answer": "{choices[answerKey]}"}},
+    ),
+    Form(
+        "MMLU",
+        "choices that are numbers",
+        {"question": "2 + 2?", "choices": ["2", "3", "4", "5"], "answer": 2},
+        [("user", "2 + 2?\nA. 2\nB. 3\nC. 4\nD. 5"), ("assistant", "4")],
+        registry={"columns": {"question": "{question}\n{choices}", "answer": "{choices[answer]}"}},
+    ),
+    Form(
+        "MMLU",
+        "a text that names two choices",
+        {"question": "2 + 2?", "choices": ["2", "3", "4", "5"], "answer": "2"},
+        told="may mean",
+        registry={"columns": {"question": "{question}\n{choices}", "answer": "{choices[answer]}"}},
+    ),
+    Form("PMC-VQA", "choices in columns", {"question": Q, "Choice A": "x", "answer": A}, told=TOLD),
+    Form("WikiSQL", "table", {"question": Q, "table": {"h": [1]}, "answer": A}, told=TOLD),
+    Form("any", "system_message", {"system_message": "No.", "prompt": Q, "response": A}, told=TOLD),
+    Form(
+        "medical-o1", "Complex_CoT", {"question": Q, "Complex_CoT": "So.", "answer": A}, told=TOLD
+    ),
+    Form(
+        "any",
+        "two keys for a text",
+        {"messages": [*said(Q), said("", A)[1] | {"value": "No."}]},
+        told=TOLD,
+    ),
+    Form(
+        "any",
+        "text in place of content",
+        {"messages": [{"role": "user", "text": Q}]},
+        told="turns: {content",
+    ),
+    # Pictures.
+    Form(
+        "DocVQA",
+        "a list of answers",
+        {"image": "a.png", "question": Q, "answers": [A, "No."]},
+        told=r"answers\[0\]",
+        vision=True,
+    ),
+    Form(
+        "DocVQA",
+        "a list of answers, the first",
+        {"image": "a.png", "question": Q, "answers": [A, "No."]},
+        SHOWN,
+        registry={"columns": {"answer": "{answers[0]}"}},
+        vision=True,
+    ),
+    Form(
+        "DocVQA",
+        "a list of one answer",
+        {"image": "a.png", "question": Q, "answers": [A]},
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "COCO",
+        "several captions",
+        {"file_name": "a.png", "caption": [A, "No."]},
+        told=r"caption\[0\]",
+        vision=True,
+    ),
+    Form(
+        "OCR",
+        "a list of lines",
+        {"file_name": "a.png", "lines": [A, "No."]},
+        [("user", "<image>Read it."), ("assistant", f"{A}\nNo.")],
+        registry={"columns": {"text": "{lines:lines}"}},
+        vision=True,
+    ),
+    Form(
+        "OCR",
+        "a list in the answer's template",
+        {"file_name": "a.png", "lines": [A, "No."]},
+        told="prints with letters",
+        registry={"columns": {"text": "{lines}"}},
+        vision=True,
+    ),
+    Form(
+        "CORD",
+        "an object as JSON",
+        {"file_name": "a.png", "ground_truth": {"total": 3}},
+        [("user", "<image>Read it."), ("assistant", '{"total": 3}')],
+        registry={"columns": {"text": "{ground_truth:json}"}},
+        vision=True,
+    ),
+    Form(
+        "MMMU",
+        "image_2",
+        {"image": "a.png", "image_2": "b.png", "question": Q, "answer": A},
+        told=TOLD,
+        vision=True,
+    ),
+    Form(
+        "VQA-RAD",
+        "image_name",
+        {"image_name": "a.png", "question": Q, "answer": A},
+        told="names the media",
+        vision=True,
+    ),
     Form(
         "web pages",
         "addresses of pictures",

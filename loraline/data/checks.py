@@ -211,7 +211,8 @@ def without_line_ends(answer: str, actions: Policy, found: list[str]) -> str:
 
 
 TOOL_TURNS = re.compile("s?(u(a(t+a)*))(u(a(t+a)*))*")
-"""System, user, assistant and tool turns by their first letters, where answers call tools."""
+"""System, user, assistant and tool turns by their first letters. An answer may call tools in its
+text, as ReAct and Hermes write it; whether results may follow is for the chat template to say."""
 
 
 def alternate(
@@ -219,14 +220,14 @@ def alternate(
 ) -> Turns:
     """Turns that go from user to assistant and end with the answer, after at most one of system.
 
-    `details` says which answers call tools; their results may stand before the next answer.
+    Results of tools may stand between two answers. Rows with `details` are never joined.
     """
     roles = [role for role, _ in turns]
     begin = 1 if roles[0] == "system" else 0
     pairs = (len(roles) - begin) // 2
     if pairs and roles[begin:] == ["user", "assistant"] * pairs:
         return turns
-    if "tool" in roles and calls_and_results(roles, details or {}):
+    if "tool" in roles and TOOL_TURNS.fullmatch("".join(role[0] for role in roles)):
         return turns
     if actions["roles"] == REPAIR and not details:
         joined = turns[:1]
@@ -243,18 +244,6 @@ def alternate(
         "roles",
         f"turns must alternate from user to assistant and end with the answer, found {order}",
     )
-
-
-def calls_and_results(roles: list[str], details: Mapping[int, Detail]) -> bool:
-    """Whether results of tools stand where calls were made."""
-    if not TOOL_TURNS.fullmatch("".join(role[0] for role in roles)):
-        return False
-    for number, role in enumerate(roles):
-        if role == "tool" and roles[number - 1] == "assistant":
-            before = details.get(number - 1)
-            if before is None or not before.calls:
-                raise BadRow("roles", "a tool's turn follows an answer that calls no tool")
-    return True
 
 
 def match_tags(turns: Turns, images: int, videos: int, actions: Policy, found: list[str]) -> Turns:

@@ -22,7 +22,8 @@ from loraline.data.duplicates import signatures
 from loraline.data.facts import facts_of, join, normalised
 from loraline.data.lengths.rows import Lengths, lengths
 from loraline.data.reading import formats, images, media, readers, streams, videos
-from loraline.data.reading.formats import Draft, LeftOut, Reading
+from loraline.data.reading.formats import Draft, Reading
+from loraline.data.reading.preferences import LeftOut
 from loraline.data.reading.sources import Source
 from loraline.data.work import Candidate, Part, Tally, Work
 from loraline.errors import TryAgain

@@ -11,10 +11,34 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.values import objects, type_name, unpacked
+from loraline.data.reading.values import objects, python_value, type_name, unpacked
 
 ID = re.compile(r"[A-Za-z0-9]{9}")
 """IDs that Mistral's templates accept; others do not look at them."""
+
+CALLS_IN_TEXT = re.compile(
+    r"(?P<text>.*?)(?P<calls>(\s*<tool_call>\s*\{.*?\}\s*</tool_call>)+)\s*", re.DOTALL
+)
+CALL_IN_TEXT = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+RESULTS_IN_TEXT = re.compile(r"(\s*<tool_response>.*?</tool_response>)+\s*", re.DOTALL)
+RESULT_IN_TEXT = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
+"""How Hermes and Qwen write calls and results in a text."""
+
+
+def calls_in_text(text: str) -> tuple[str, list[Any]]:
+    """An answer's text, and the calls that it ends with; a text that holds others as it is."""
+    match = CALLS_IN_TEXT.fullmatch(text)
+    if match is None or "<tool_call>" in match["text"]:
+        return text, []
+    made = [python_value(unpacked(call)) for call in CALL_IN_TEXT.findall(match["calls"])]
+    return (match["text"], made) if all(isinstance(call, dict) for call in made) else (text, [])
+
+
+def results_in_text(text: str) -> list[str]:
+    """The results that a tool's turn is made of; a text without tags is one."""
+    if "<tool_response>" not in text or RESULTS_IN_TEXT.fullmatch(text) is None:
+        return [text]
+    return RESULT_IN_TEXT.findall(text)
 
 
 def tools(value: Any) -> str:

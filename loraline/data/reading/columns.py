@@ -5,22 +5,30 @@
       answer: "{choices[answer]}"
 
 `{choices}` prints a list, or the columns of `{A,B,C,D}`, as lines that begin with letters.
-`{choices[answer]}` is the choice that the column `answer` names by its number from 0, its letter,
-or its text; `{answer:letter}` writes a number from 0 as a letter.
+`{choices[answer]}` is the choice that the column `answer` names by its label, its letter, its text
+or its number from 0; `{answer:letter}` writes a number from 0 as a letter. `{answers[0]}` is the
+first of a list, `{answers:lines}` is all of it in lines, and `{answer:json}` a value as JSON.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.values import written
+from loraline.data.reading.layouts import ANSWERS
+from loraline.data.reading.values import type_name, unpacked, written
 
-PLACE = re.compile(r"\{(?P<columns>[^{}\[\]:]+)(?:\[(?P<choice>[^{}\[\]]+)\]|:(?P<form>letter))?\}")
+PLACE = re.compile(
+    r"\{(?P<columns>[^{}\[\]:]+)(?:\[(?P<choice>[^{}\[\]]+)\]|:(?P<form>letter|lines|json))?\}"
+)
 """A place of a column in a template."""
+
+
+ANSWER_COLUMNS = frozenset(name for names in ANSWERS.values() for name in names)
 
 
 def is_template(named: str) -> bool:
@@ -34,7 +42,8 @@ def columns_of(named: str) -> list[str]:
     places: list[str] = []
     for match in PLACE.finditer(named):
         places += match["columns"].split(",")
-        places += [match["choice"]] if match["choice"] else []
+        if match["choice"] and not match["choice"].isdecimal():
+            places.append(match["choice"])
     return places
 
 
@@ -70,13 +79,24 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
     def place(match: re.Match[str]) -> str:
         names = match["columns"].split(",")
         found = value(names[0]) if len(names) == 1 else [value(name) for name in names]
-        if match["form"]:
+        if match["form"] == "letter":
             return letter(found)
+        if match["form"] == "json":
+            return json.dumps(found, ensure_ascii=False)
+        if match["form"] == "lines":
+            return "\n".join(texts_of(found, names[0]))
+        if match["choice"] and match["choice"].isdecimal() and match["choice"] not in raw:
+            return numbered(texts_of(found, names[0]), int(match["choice"]), names[0])
         if match["choice"]:
-            return chosen(choices(found), value(match["choice"]), match["choice"])
+            return chosen(choices(found), labels(found), value(match["choice"]), match["choice"])
         if isinstance(found, list | dict):
-            lines = enumerate(choices(found))
-            return "\n".join(f"{ascii_uppercase[index]}. {text}" for index, text in lines)
+            if ours in ANSWER_COLUMNS:
+                raise BadRow(
+                    "format",
+                    f"{names[0]} is {type_name(found)}, which a template prints with letters; "
+                    f"{{{names[0]}[0]}} is its first, {{{names[0]}:lines}} all of it",
+                )
+            return "\n".join(map(". ".join, zip(labels(found), choices(found), strict=True)))
         return written(found) or ""
 
     return PLACE.sub(place, template)
@@ -84,12 +104,43 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
 
 def choices(found: Any) -> list[str]:
     """Choices as a list of texts, or as `{"text": [...], "label": [...]}`, or by letter."""
+    found = unpacked(found)
     if isinstance(found, Mapping):
         found = found["text"] if isinstance(found.get("text"), list) else list(found.values())
     texts = [written(item) for item in found] if isinstance(found, list) else [None]
     if not 0 < len(texts) <= len(ascii_uppercase) or None in texts:
         raise BadRow("format", "choices are not a list of up to 26 texts")
     return [text for text in texts if text is not None]
+
+
+def labels(found: Any) -> list[str]:
+    """What choices are called: by their own labels, or by letters."""
+    found, own = unpacked(found), None
+    if isinstance(found, Mapping):
+        own = found.get("label") if isinstance(found.get("text"), list) else list(found)
+    texts = choices(found)
+    if own is None:
+        return list(ascii_uppercase[: len(texts)])
+    if not isinstance(own, list) or len(own) != len(texts):
+        raise BadRow("format", "labels of choices are not as many as the choices")
+    return [str(label) for label in own]
+
+
+def texts_of(found: Any, name: str) -> list[str]:
+    """The texts of a list, or of SQuAD's `answers`."""
+    found = unpacked(found)
+    listed = found.get("text") if isinstance(found, Mapping) else found
+    texts = [written(item) for item in listed] if isinstance(listed, list) else [None]
+    if None in texts:
+        raise BadRow("format", f"{name} is not a list of texts")
+    return [text for text in texts if text is not None]
+
+
+def numbered(texts: Sequence[str], index: int, name: str) -> str:
+    """One text of a list by its number from 0."""
+    if index >= len(texts):
+        raise BadRow("empty", f"{name} holds {len(texts)} texts and none of number {index}")
+    return texts[index]
 
 
 def letter(found: Any) -> str:
@@ -102,11 +153,29 @@ def letter(found: Any) -> str:
     raise BadRow("format", f"{text[:40]!r} is neither a letter nor a number from 0 to 25")
 
 
-def chosen(texts: Sequence[str], found: Any, name: str) -> str:
-    """The choice that a number from 0, a letter, or its own text names."""
-    if str(found) in texts:
-        return str(found)
-    index = ascii_uppercase.index(letter(found))
-    if index >= len(texts):
-        raise BadRow("format", f"{name} {str(found)[:40]!r} is none of {len(texts)} choices")
-    return texts[index]
+def chosen(texts: Sequence[str], named: Sequence[str], found: Any, name: str) -> str:
+    """The choice that a label, a letter, its own text or a number from 0 names.
+
+    A number is a number. Raises BadRow where a text could mean two different choices.
+    """
+    if isinstance(found, int) and not isinstance(found, bool):
+        lettered = list(named) == list(ascii_uppercase[: len(named)])
+        if not lettered and str(found) in named:
+            return texts[named.index(str(found))]
+        if found not in range(len(texts)):
+            raise BadRow("format", f"{name} {found} is none of {len(texts)} choices from 0")
+        return texts[found]
+    text = str(found).strip()
+    by_label = [texts[named.index(label)] for label in (text, text.upper()) if label in named]
+    by_text = [text] if text in texts else []
+    by_number = []
+    if text.isdecimal() and not by_label and int(text) < len(texts):
+        by_number = [texts[int(text)]]
+    meant = dict.fromkeys([*by_label, *by_text, *by_number])
+    if len(meant) > 1:
+        raise BadRow(
+            "format", f"{name} {text[:40]!r} may mean the choice {' or '.join(meant)[:80]}"
+        )
+    if not meant:
+        raise BadRow("format", f"{name} {text[:40]!r} is none of {len(texts)} choices")
+    return next(iter(meant))

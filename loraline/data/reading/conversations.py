@@ -7,8 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.calls import Calls
-from loraline.data.reading.keys import SOUNDS, filled, unused
+from loraline.data.reading.calls import Calls, calls_in_text, results_in_text
+from loraline.data.reading.keys import (
+    REPEATS,
+    filled,
+    is_a_sound,
+    meaning,
+    names_media,
+    says_nothing,
+    unused,
+)
 from loraline.data.reading.values import type_name
 from loraline.records import IMAGE, VIDEO, Detail
 
@@ -53,9 +61,6 @@ LEARNT = ("weight", "loss_weight", "loss", "train", "training")
 
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 
-MEANS = {"audio", "audios", "images", "image", "videos", "refusal", "loss_scale", "train_detail"}
-"""Keys of a turn that carry meaning and are not understood."""
-
 PART_KEYS = {"type", "text", "value", "image", "image_url", "video", "video_url", "url", "path"}
 
 KEYS = ("role", "content")
@@ -89,12 +94,20 @@ class Turns:
         self.turns: list[tuple[str, str]] = []
         self.details: dict[int, Detail] = {}
         self.listed: set[str] = set()
+        self.has_tools = False
+        """Whether calls that are written in a text are calls of the row's tools."""
+
         self.shows = False
         """Whether a part shows an image or a video."""
 
     def read(self, turns: Sequence[Any]) -> None:
         """Read turns; raises BadRow. Those of nothing but role and text are the most, by far."""
-        plain = self.roles is ROLES
+        plain = self.roles is ROLES and not self.has_tools
+        if all(isinstance(turn, str) for turn in turns):
+            # Texts without roles, as LIMA lists them: a question and an answer in turn.
+            roles = ("user", "assistant")
+            self.turns = [(roles[number % 2], text) for number, text in enumerate(turns)]
+            return
         for turn in turns:
             if plain and type(turn) is dict and len(turn) == 2:
                 role, text = turn.get("role"), turn.get("content")
@@ -111,16 +124,23 @@ class Turns:
         """Read one turn; raises BadRow."""
         if not isinstance(turn, dict):
             raise BadRow("format", "a turn of messages is not an object")
-        role = turn.get(self.role) if self.role else turn.get("role", turn.get("from"))
+        role = turn.get(self.role) if self.role else first_of_two(turn, "role", "from")
         if role is None:
             self.add_pair(turn)
             return
-        if not isinstance(role, str) or role not in self.roles:
-            raise BadRow("roles", f"unknown role {str(role)[:40]!r}; accepted: {ACCEPTED}")
-        role = self.roles[role]
+        named = (
+            self.roles.get(role, self.roles.get(role.lower())) if isinstance(role, str) else None
+        )
+        if named is None:
+            raise BadRow(
+                "roles",
+                f"unknown role {str(role)[:40]!r}, accepted: {ACCEPTED}; others by name: "
+                "`turns: {assistant: name}` in datasets.yaml",
+            )
+        role = named
         if not self.turns and "from" in turn:
             self.format = "conversations"
-        content = turn.get(self.content) if self.content else turn.get("content", turn.get("value"))
+        content = turn.get(self.content) if self.content else first_of_two(turn, "content", "value")
         detail = self.detail(role, turn) if turn.keys() - self.plain else None
         if role == "call":
             self.add_calls(content, detail)
@@ -129,17 +149,37 @@ class Turns:
             content = self.parts(content)
         if content is None and (detail and detail.calls):
             content = ""
+        if content is None and "content" not in turn and "value" not in turn:
+            raise BadRow(
+                "format",
+                f"a {role} turn has neither content nor value, but {some(turn)}; others by name: "
+                "`turns: {content: name}` in datasets.yaml",
+            )
         if not isinstance(content, str):
             raise BadRow("format", f"content of a {role} turn is {type_name(content)}, not text")
         if role == "system" and content == "" and self.format == "conversations":
             return
-        if role == "tool" and not (detail and detail.call):
-            detail = (detail or Detail())._replace(call=self.calls.answered(None))
+        if role == "tool":
+            self.add_results(content, detail or Detail())
+            return
+        if role == "assistant" and self.has_tools and "<tool_call>" in content:
+            content, made = calls_in_text(content)
+            if made:
+                calls = encoded(self.calls.made(made))
+                detail = (detail or Detail())._replace(calls=calls)
         self.append(role, content, detail)
 
+    def add_results(self, content: str, detail: Detail) -> None:
+        """Results of tools. Templates write Hermes' `<tool_response>` themselves."""
+        results = results_in_text(content)
+        for result in results:
+            named = detail.call if len(results) == 1 else ""
+            call = named or self.calls.answered(None)
+            self.append("tool", result, detail._replace(call=call))
+
     def append(self, role: str, content: str, detail: Detail | None) -> None:
-        if detail and detail != Detail():
-            self.details[len(self.turns)] = detail
+        if role == "tool" or (detail and detail != Detail()):
+            self.details[len(self.turns)] = detail or Detail()
         self.turns.append((role, content))
 
     def add_pair(self, turn: Mapping[str, Any]) -> None:
@@ -147,12 +187,19 @@ class Turns:
         named = [next((key for key in keys if key in turn), None) for keys in PAIRS]
         if None in named:
             raise BadRow("roles", f"a turn has neither role nor from, but {some(turn)}")
+        left = turn.keys() - set(named)
+        if not self.turns and isinstance(turn.get("system"), str) and "system" in left:
+            left.remove("system")
+            if turn["system"]:
+                self.append("system", turn["system"], None)
+        learnt = [key for key in left if key in LEARNT or key == "output_with_loss"]
+        detail = Detail(learnt=all(is_learnt(key, turn[key]) for key in learnt))
         for role, key in zip(("user", "assistant"), named, strict=True):
             content = turn[key or ""]
             if not isinstance(content, str):
                 raise BadRow("format", f"{key} of a turn is {type_name(content)}, not text")
-            self.append(role, content, None)
-        for key in turn.keys() - set(named):
+            self.append(role, content, detail if role == "assistant" else None)
+        for key in left - set(learnt):
             self.leave(str(key), turn[key])
 
     def add_calls(self, content: Any, detail: Detail | None) -> None:
@@ -163,7 +210,7 @@ class Turns:
             before = self.details.get(number, Detail())
             made = [*json.loads(before.calls or "[]"), *made]
             if detail and detail.learnt != before.learnt:
-                raise unused("weight", "nothing learns an answer without its calls")
+                raise unused("weight", why="nothing learns an answer without its calls")
             self.details[number] = before._replace(calls=encoded(made))
             return
         self.append("assistant", "", (detail or Detail())._replace(calls=encoded(made)))
@@ -180,7 +227,7 @@ class Turns:
             elif key in LEARNT:
                 learnt = is_learnt(key, value)
                 if learnt and not answers:
-                    raise unused(key, f"nothing learns a {role} turn")
+                    raise unused(key, why=f"nothing learns a {role} turn")
                 made = made._replace(learnt=learnt) if answers else made
             elif key in REASONING and answers and isinstance(value, str):
                 made = made._replace(reasoning=value)
@@ -202,10 +249,12 @@ class Turns:
         if key in self.ignore:
             self.listed.add(key)
             return
-        if key in SOUNDS:
+        if is_a_sound(key):
             raise BadRow("modality", f"a turn holds {key}, and no base here hears")
-        if key in MEANS or key in REASONING or key in LEARNT or key in ("tool_calls",):
-            raise unused(key, "nothing reads it in such a turn")
+        if not says_nothing(key, value) and (
+            meaning(key) is not None or names_media(key) or key in REPEATS
+        ):
+            raise unused(key, why="nothing reads it in such a turn")
         self.listed.add(key)
 
     def parts(self, content: list[Any]) -> str:
@@ -218,7 +267,7 @@ class Turns:
             if not isinstance(part, dict):
                 raise BadRow("format", f"a part is {type_name(part)}, not an object")
             kind = part.get("type") or next(
-                (key for key in ("text", "image", "video") if key in part), None
+                (key for key in ("text", "image", "video") if part.get(key) is not None), None
             )
             if kind == "text":
                 said = part.get("text", part.get("value"))
@@ -227,7 +276,7 @@ class Turns:
                 text += said
             elif kind in ("image", "image_url", "video", "video_url"):
                 text += self.shown(kind, part)
-            elif isinstance(kind, str) and kind in SOUNDS:
+            elif isinstance(kind, str) and is_a_sound(kind):
                 raise BadRow(
                     "modality", f"a part of type {kind!r} is a sound, and no base here hears"
                 )
@@ -280,11 +329,24 @@ def is_learnt(key: str, value: Any) -> bool:
     """Whether a turn with such a weight is learnt; BadRow for a weight between none and all."""
     if value in (0, 1):
         return bool(value)
-    raise unused(key, f"nothing reads {str(value)[:20]}, which is neither 0 nor 1")
+    raise unused(key, why=f"{str(value)[:20]} is neither 0 nor 1")
 
 
 def encoded(made: list[dict[str, Any]]) -> str:
-    return json.dumps(made, ensure_ascii=False)
+    return json.dumps(made, ensure_ascii=False) if made else ""
+
+
+def first_of_two(turn: Mapping[str, Any], ours: str, theirs: str) -> Any:
+    """The one of two keys that a turn fills, as tables that hold both forms do.
+
+    Raises BadRow where both are filled and differ.
+    """
+    first, second = turn.get(ours), turn.get(theirs)
+    if first is not None and second is not None and first != second:
+        raise unused(
+            theirs, f"turns: {{{'role' if ours == 'role' else 'content'}: {theirs}}} reads it"
+        )
+    return second if first is None else first
 
 
 def some(row: Mapping[str, Any]) -> str:

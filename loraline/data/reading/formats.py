@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loraline.data.checks import BadRow
-from loraline.data.reading import calls, columns, conversations
+from loraline.data.reading import calls, columns, conversations, transcripts
 from loraline.data.reading.conversations import Media, medium
 from loraline.data.reading.keys import GOOD_HALF, filled, left_over, unused
 from loraline.data.reading.layouts import (
     ANSWERS,
-    ASKED,
     CONVERSATIONS,
     FORMATS,
     QUESTIONS,
@@ -25,30 +24,16 @@ from loraline.data.reading.layouts import (
     first_of,
     layout,
 )
-from loraline.data.reading.values import type_name, unpacked, written
+from loraline.data.reading.preferences import CHOSEN, LABELS, RANKED, REJECTED, good_half
+from loraline.data.reading.values import python_value, type_name, unpacked, written
 from loraline.errors import UserError
 from loraline.records import IMAGE, TAGS, VIDEO, Detail
 
-REJECTED = [
-    "rejected",
-    "rejected_response",
-    "rejected_messages",
-    "rejected_images",
-    "rejected_output",
-    "margin",
-    "score_chosen",
-    "score_rejected",
-]
-"""Columns of preference data that tell of the half that is not learnt."""
-
-LABELS = ("label", "kto_tag")
+LISTS = (*CONVERSATIONS, "history")
+"""Columns that are lists, whose text may be one as Python writes it."""
 
 IMG = re.compile(r"<img>([^<>\n]+)</img>")
 """How Qwen-VL, the first, names an image in its text."""
-
-
-class LeftOut(Exception):
-    """A row of preference data that holds nothing good."""
 
 
 @dataclass(slots=True)
@@ -125,9 +110,14 @@ def draft(raw: Any, how: Reading) -> Draft:
         replaced += [key for key in how.ignore if filled(row.get(key))]
         row = {key: value for key, value in row.items() if key not in how.ignore}
     has = layout(tuple(row))
+    if "chat" in row and (chat := transcripts.glaive(row)) is not None:
+        row, sources = chat, sources | {"chat", "system"}
+        has = layout(tuple(row))
     for key in has.cells:
         if isinstance(row[key], str):
             parsed = unpacked(row[key])
+            if key in LISTS and row[key][:2] in ("[{", "[["):
+                parsed = python_value(parsed)
             if parsed is not row[key] and is_structure(key, parsed):
                 row = {**row, key: parsed}
     good = how.preference == "good"
@@ -163,7 +153,9 @@ def draft(raw: Any, how: Reading) -> Draft:
         made.used.update(REJECTED, LABELS)
     if left := row.keys() - made.used:
         keys = sorted(left, key=str) if len(left) > 1 else left
-        made.listed += left_over(row, keys, made.turns, has.asked[:1])
+        made.listed += left_over(
+            row, keys, made.turns, has.asked[:1], bool(made.images or made.videos)
+        )
     if replaced:
         made.listed += replaced
     return made
@@ -178,36 +170,6 @@ def is_structure(key: str, parsed: Any) -> bool:
     if key in CONVERSATIONS or key == "history":
         return True
     return bool(parsed) and all(isinstance(turn, dict) and "role" in turn for turn in parsed)
-
-
-def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of preference data as one of the answer that was preferred."""
-    row = dict(row)
-    for key in LABELS:
-        if row.get(key) in (False, "false", "False"):
-            raise LeftOut
-    chosen = row.get("chosen")
-    if isinstance(chosen, dict) and isinstance(turns := turns_of(row), list):
-        row["messages"] = [*turns, row.pop("chosen")]
-        row.pop("conversations", None)
-    elif isinstance(chosen, list):
-        prompt = row.pop("prompt", None)
-        repeated = isinstance(prompt, str) or prompt is None or chosen[: len(prompt)] == prompt
-        row["messages"] = chosen if repeated else [*prompt, *chosen]
-        del row["chosen"]
-    elif isinstance(chosen, str):
-        asked = first_of(ASKED, row)
-        answered = ANSWERS[QUESTIONS.get(asked, "question_answer") if asked else "pairs"][0]
-        row[answered] = row.pop("chosen")
-    return row
-
-
-def turns_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """The list of turns of a row that holds one."""
-    for key in CONVERSATIONS:
-        if isinstance(row.get(key), list):
-            return list(row[key])
-    return None
 
 
 def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
@@ -230,6 +192,7 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
     made = Draft("messages", [], used=used)
     take_media(made, row, has)
     read = conversations.Turns(how.turns, how.ignore, made.images, made.videos)
+    read.has_tools = any(filled(row[name]) for name in has.tools)
     read.read(turns)
     made.format, made.turns, made.details = read.format, read.turns, read.details
     made.shows = read.shows
@@ -248,7 +211,7 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     """A row of one question or one instruction for its media, and the answer."""
     made = Draft("pairs", [])
     take_media(made, row, has)
-    key = first_of(has.asked, row)
+    key = first_of(has.asked, row) or first_of(("input",), row)
     if key:
         made.format = QUESTIONS.get(key, "question_answer")
     shows = bool(made.images or made.videos)
@@ -263,11 +226,11 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     if key and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
         return called(made, row, key)
     asked = written(row[key]) if key else ""
-    answer = written(row[answered]) if answered else None
+    answer = only_text(row[answered], answered) if answered else None
     if asked is None or answer is None or not (key or shows):
         raise expected(row, made.format if key or shows else None, key, answered)
     made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
-    if answered and not isinstance(row[answered], str):
+    if answered and isinstance(row[answered], bool | int | float):
         made.number = f"{answered} is {type_name(row[answered])}, expected text"
     if filled(row.get("input")) and made.format in ("alpaca", "prompt_completion"):
         if (more := written(row["input"])) is None:
@@ -286,6 +249,25 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     if history:
         made.used.add("history")
     return made
+
+
+def only_text(value: Any, name: str) -> str | None:
+    """An answer as it is written, be it alone in a list, or in SQuAD's `answers`."""
+    listed = value
+    if isinstance(value, dict) and "answer_start" in value:
+        listed = value.get("text")
+    if not isinstance(listed, list | tuple):
+        return written(value)
+    texts = {text for text in map(written, listed) if text is not None}
+    if not listed:
+        raise BadRow("empty", f"{name} holds no answer")
+    if len(texts) == 1 and len(listed) == sum(map(is_written, listed)):
+        return texts.pop()
+    return None
+
+
+def is_written(value: Any) -> bool:
+    return written(value) is not None
 
 
 def called(made: Draft, row: Mapping[str, Any], key: str) -> Draft:
@@ -316,11 +298,19 @@ def expected(
     row: Mapping[str, Any], name: str | None, key: str | None, answered: str | None
 ) -> BadRow:
     """What a row that fits no format should hold, and what it holds."""
+    if preferred := next((column for column in CHOSEN if filled(row.get(column))), None):
+        return unused(preferred, GOOD_HALF)
     for column in (key, answered):
         if column and filled(row[column]) and written(row[column]) is None:
-            return BadRow("format", f"{column} is {type_name(row[column])}, expected text")
-    if filled(row.get("chosen")):
-        return unused("chosen", GOOD_HALF)
+            value, remedy = row[column], ""
+            if column == answered and isinstance(value, list) and all(map(is_written, value)):
+                remedy = (
+                    f'; in datasets.yaml, columns: {{{column}: "{{{column}[0]}}"}} takes the first '
+                    f'and "{{{column}:lines}}" all'
+                )
+            return BadRow("format", f"{column} is {type_name(value)}, expected text{remedy}")
+    if ranked := next((column for column in RANKED if isinstance(row.get(column), list)), None):
+        return unused(ranked, GOOD_HALF)
     names = [str(column)[:30] for column in row if filled(row[column])]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     formats = FORMATS[name] if name else "; ".join(FORMATS.values())

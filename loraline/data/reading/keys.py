@@ -6,6 +6,8 @@ A key is used by the row's format, or listed in the report as not used, or refus
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -90,94 +92,53 @@ HARMLESS = frozenset(
 IN_THE_QUESTION = 'columns: {{question: "{{{key}}}\\n\\n{{{asked}}}"}} asks with it'
 CHOOSE = 'columns: {{question: "{{{asked}}}\\n{{{key}}}"}} asks with it'
 GOOD_HALF = "preference: good learns the good half"
-TURNS_ONLY = "nothing reads it, since it belongs to a turn"
+TURNS_ONLY = ""
+"""Nothing reads it: it belongs to a turn."""
 
-MEANS: dict[str, str] = (
-    dict.fromkeys(
-        [
-            "context",
-            "contexts",
-            "passage",
-            "passages",
-            "document",
-            "documents",
-            "paragraph",
-            "article",
-            "background",
-            "story",
-            "knowledge",
-            "evidence",
-            "hint",
-            "lecture",
-            "history",
-        ],
+MEDIA = "columns: {{image: {key}}} (or video) names the media"
+SYSTEM = "columns: {{system: {key}}} puts it first"
+TOOLS = "columns: {{tools: {key}}} names the tools"
+LAST = "learn: last learns the last answer alone"
+BOXES = "boxes: pixels reads the boxes of `objects`"
+
+MEANS: tuple[tuple[str, str], ...] = (
+    (
+        r"((sql|table|retrieved|supporting|source|reference|gold)_)?"
+        r"(context|passage|document|doc|paragraph|evidence|fact)s?",
         IN_THE_QUESTION,
-    )
-    | dict.fromkeys(["choices", "options", "A", "B", "C", "D", "E"], CHOOSE)
-    | dict.fromkeys(
-        [
-            "chosen",
-            "rejected",
-            "label",
-            "kto_tag",
-            "accept",
-            "accepted",
-            "preference",
-            "rejected_response",
-            "rejected_messages",
-            "rejected_images",
-            "rejected_output",
-        ],
+    ),
+    (
+        r"article|background|story|knowledge|hint|lecture|history|tables?|schema|support",
+        IN_THE_QUESTION,
+    ),
+    (
+        r"(answer_)?(choice|option|ending)s?([ _-]?[a-h1-9])?|op[a-e]|[a-e]|distractor[ _-]?\d?",
+        CHOOSE,
+    ),
+    (
+        r"(non_)?(chosen|rejected|reject|accept|accepted|preferred|negative|winner|loser)"
+        r"(_(response|answer|output|message|text|completion|image)s?)?",
         GOOD_HALF,
-    )
-    | dict.fromkeys(
-        [
-            "weight",
-            "loss",
-            "loss_weight",
-            "loss_scale",
-            "train",
-            "training",
-            "reasoning_content",
-            "reasoning",
-            "thinking",
-            "tool_calls",
-            "function_call",
-            "refusal",
-        ],
-        TURNS_ONLY,
-    )
-    | dict.fromkeys(
-        [
-            "objects",
-            "bbox",
-            "bboxes",
-            "boxes",
-            "mask",
-            "masks",
-            "segmentation",
-            "points",
-            "keypoints",
-        ],
-        "boxes: pixels reads the boxes of `objects`",
-    )
-    | dict.fromkeys(
-        [
-            "image",
-            "images",
-            "file_name",
-            "video",
-            "videos",
-            "images_path",
-            "image_path",
-            "video_path",
-        ],
-        "columns: {{image: {key}}} names the media",
-    )
+    ),
+    (r"labels?|kto_(tag|label)|preference|is_(good|chosen|preferred)|desirable", GOOD_HALF),
+    (r"mask_history", LAST),
+    (r"(loss_)?weights?|loss|loss_scale|train|training|(loss_)?mask(ed)?", TURNS_ONLY),
+    (r"train_on_inputs?|no_loss|output_with_loss|train_detail", TURNS_ONLY),
+    (r"reasoning(_content)?|thinking|thoughts?|think|(complex_)?cot|chain_of_thought", TURNS_ONLY),
+    (r"tool_calls?|function_calls?|refusal", TURNS_ONLY),
+    (r"tools|functions?|available_(tools|functions)|(tool|api)_list", TOOLS),
+    (r"system(_(message|prompt|instruction|text))?s?|developer(_message)?", SYSTEM),
+    (r"objects|bbox(es)?|boxes|masks|segmentation|(key)?points", BOXES),
+    (r"(image|img|picture|photo|video|pdf|figure)s?([ _-]?(\d+|bytes|base64))?|file_name", MEDIA),
 )
-"""Keys that carry meaning elsewhere, each with what to do about it."""
+"""Names of keys that carry meaning elsewhere, as patterns, each with what to do about them."""
 
-SOUNDS = frozenset(["audio", "audios", "speech", "sound", "sounds", "input_audio", "wav"])
+NAMES_OF_MEDIA = re.compile(
+    r"(image|img|picture|photo|video|pdf|figure)s?[ _-](path|file|filename|name|url|uri|link)s?"
+)
+"""Keys that name what a row shows; beside the media themselves they say nothing more."""
+
+SOUNDS = re.compile(r"(input_)?(audio|speech|sound|wav|voice)s?(_(path|file|url|byte)s?)?")
 """Keys of what no base here can hear."""
 
 REPEATS = frozenset(
@@ -199,11 +160,22 @@ REPEATS = frozenset(
         "messages",
         "conversations",
         "conversation",
+        "problem",
+        "solution",
+        "inputs",
+        "target",
+        "targets",
+        "content",
+        "value",
     ]
 )
 """Keys of other formats. They often repeat what the row says already, and else say more."""
 
 SWITCHES = frozenset(["weight", "loss", "loss_weight", "loss_scale", "train", "training"])
+"""Keys that say nothing where they are 1 or true."""
+
+MASKS = frozenset(["mask_history", "mask", "masked", "no_loss", "train_on_inputs"])
+"""Keys that say nothing where they are 0 or false."""
 
 
 def filled(value: Any) -> bool:
@@ -216,11 +188,13 @@ def left_over(
     keys: Iterable[str],
     turns: Sequence[tuple[str, str]],
     asked: Sequence[str],
+    shows: bool = False,
 ) -> list[str]:
     """Those of some keys of a row that are filled, for the report: the row's format has no use.
 
     Raises BadRow of the check `unused` for one that carries meaning elsewhere, and of `modality`
-    for sounds. `asked` is the column of the question, if there is one.
+    for sounds. `asked` is the column of the question, if there is one; `shows` says that it has
+    media.
     """
     listed = []
     for key in keys:
@@ -231,14 +205,17 @@ def left_over(
         listed.append(name)
         if name in HARMLESS:
             continue
-        if name in SOUNDS:
+        if is_a_sound(name):
             raise BadRow("modality", f"holds {name}, and no base here hears")
-        if name in SWITCHES and value in (1, True):
+        if says_nothing(name, value):
             continue
-        if name in MEANS:
-            raise unused(name, MEANS[name].format(key=name, asked=[*asked, "question"][0]))
+        remedy = meaning(name)
+        if remedy is None and not shows and names_media(name):
+            remedy = MEDIA
+        if remedy is not None:
+            raise unused(name, remedy.format(key=name, asked=[*asked, "question"][0]))
         if name in REPEATS and not repeats(value, [text for _, text in turns]):
-            raise unused(name, "columns says what it is")
+            raise unused(name, f"columns: {{answer: {name}}} or so says what it is")
     return listed
 
 
@@ -251,9 +228,34 @@ def repeats(value: Any, texts: Sequence[str]) -> bool:
     return any(text in turn for turn in turns) or all(turn in text for turn in turns[-2:])
 
 
-def unused(key: str, remedy: str) -> BadRow:
+def says_nothing(name: str, value: Any) -> bool:
+    """Whether a key that says what is learnt has the value that all turns have without it."""
+    return (name in SWITCHES and value in (1, True)) or (name in MASKS and value in (0, False))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_a_sound(name: str) -> bool:
+    return SOUNDS.fullmatch(name.lower()) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def names_media(name: str) -> bool:
+    return NAMES_OF_MEDIA.fullmatch(name.lower()) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def meaning(name: str) -> str | None:
+    """What to do about a key that carries meaning elsewhere; None for every other one."""
+    plain = name.strip().lower()
+    return next((remedy for names, remedy in MEANS if re.fullmatch(names, plain)), None)
+
+
+def unused(key: str, remedy: str = "", why: str = "") -> BadRow:
+    """A key that carries meaning and has no use, with a line of a registry that gives it one."""
+    remedy = f"{remedy}, and " if remedy else ""
+    because = f" ({why})" if why else ""
     return BadRow(
         "unused",
-        f"{key[:40]!r} would not be used; in datasets.yaml, {remedy}, and ignore: [{key[:40]}] "
-        "leaves it out",
+        f"{key[:40]!r} would not be used; in datasets.yaml, {remedy}ignore: [{key[:40]}] "
+        f"leaves it out{because}",
     )

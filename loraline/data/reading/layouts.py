@@ -18,11 +18,20 @@ FORMATS = {
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 QUESTIONS = {"instruction": "alpaca", "prompt": "prompt_completion", "query": "prompt_completion"}
-ASKED = ("question", *QUESTIONS)
+ASKED = ("question", *QUESTIONS, "problem")
 ANSWERS = {
     "alpaca": ("output", "response", "completion"),
     "prompt_completion": ("completion", "response", "answer", "output"),
-    "question_answer": ("answer", "response", "output"),
+    "question_answer": (
+        "answer",
+        "response",
+        "output",
+        "solution",
+        "target",
+        "targets",
+        "answer_key",
+        "answers",
+    ),
     "pairs": ("text", "caption", "answer"),
 }
 IMAGES = ("images", "image", "file_name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from typing import Any
@@ -62,3 +63,13 @@ def several(text: str, name: str) -> Any:
     except (ValueError, RecursionError):
         raise BadRow("format", f"{name} is no JSON") from None
     return found[0] if len(found) == 1 else found
+
+
+def python_value(value: Any) -> Any:
+    """A list or an object as Python writes it, which pandas puts into a CSV; else the value."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value

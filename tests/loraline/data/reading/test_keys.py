@@ -11,9 +11,114 @@ from hypothesis import strategies as st
 from loraline.data.checks import BadRow
 from loraline.data.reading import formats
 from loraline.data.reading.formats import Reading
-from loraline.data.reading.keys import HARMLESS, MEANS, REPEATS, SOUNDS, filled
+from loraline.data.reading.keys import HARMLESS, REPEATS, filled
 
-KNOWN = sorted({*HARMLESS, *MEANS, *REPEATS, *SOUNDS, "system", "tools", "weight", "tags"})
+MEANING = [
+    "context",
+    "contexts",
+    "passage",
+    "document",
+    "documents",
+    "paragraph",
+    "article",
+    "background",
+    "story",
+    "knowledge",
+    "evidence",
+    "hint",
+    "lecture",
+    "history",
+    "sql_context",
+    "retrieved_documents",
+    "facts",
+    "table",
+    "schema",
+    "support",
+    "choices",
+    "options",
+    "A",
+    "B",
+    "C",
+    "D",
+    "E",
+    "a",
+    "d",
+    "option_a",
+    "choice_2",
+    "choiceB",
+    "opa",
+    "answer_choices",
+    "endings",
+    "distractor1",
+    "chosen",
+    "rejected",
+    "label",
+    "labels",
+    "kto_tag",
+    "accept",
+    "accepted",
+    "reject",
+    "preference",
+    "rejected_response",
+    "rejected_messages",
+    "rejected_images",
+    "rejected_output",
+    "chosen_response",
+    "non_preferred_output",
+    "negative",
+    "winner",
+    "is_good",
+    "weight",
+    "loss",
+    "loss_weight",
+    "loss_scale",
+    "train",
+    "training",
+    "masked",
+    "mask_history",
+    "loss_mask",
+    "output_with_loss",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "cot",
+    "Complex_CoT",
+    "thought",
+    "tool_calls",
+    "function_call",
+    "refusal",
+    "available_tools",
+    "function",
+    "system_message",
+    "developer",
+    "objects",
+    "bbox",
+    "bboxes",
+    "boxes",
+    "mask",
+    "masks",
+    "segmentation",
+    "points",
+    "keypoints",
+    "image1",
+    "image_2",
+    "img",
+    "picture",
+    "pdf",
+    "image_path",
+    "image_name",
+    "image_url",
+    "video_path",
+    "figure",
+    "Context",
+]
+"""Names of columns that carry meaning elsewhere."""
+
+SOUNDS = ["audio", "audios", "speech", "sound", "sounds", "input_audio", "wav", "audio_path"]
+
+KNOWN = sorted(
+    {*HARMLESS, *MEANING, *REPEATS, *SOUNDS, "system", "tools", "tags", "images", "video"}
+)
 turn = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool"]), "content": st.text(max_size=4)},
     optional={
@@ -74,9 +179,7 @@ def test_every_filled_key_of_a_row_is_used_or_listed_or_the_row_is_refused(
 ROW = {"question": "Where?", "answer": "Here."}
 
 
-@pytest.mark.parametrize(
-    "key", sorted(MEANS.keys() - {"image", "images", "file_name", "video", "videos"})
-)
+@pytest.mark.parametrize("key", MEANING)
 def test_a_key_that_carries_meaning_is_refused_with_a_remedy(key: str) -> None:
     value: Any = "A low town."
     if key == "objects":
@@ -90,6 +193,34 @@ def test_a_key_that_carries_meaning_is_refused_with_a_remedy(key: str) -> None:
     assert bad.value.check == "unused"
     made = formats.draft({**ROW, key: value}, Reading(None, ignore=(key,)))
     assert made.listed == [key]
+
+
+@pytest.mark.parametrize("key", SOUNDS)
+def test_a_sound_is_refused(key: str) -> None:
+    with pytest.raises(BadRow, match=f"holds {key}, and no base here hears"):
+        formats.draft({**ROW, key: "a.wav"}, Reading(None))
+
+
+@pytest.mark.parametrize(
+    "key", ["weight", "label", "masked", "context", "tools", "rejected", "text"]
+)
+def test_a_key_of_a_turn_that_is_not_read_is_refused(key: str) -> None:
+    asked = {"role": "user", "content": "Where?", key: ["x"]}
+    row = {"messages": [asked, {"role": "assistant", "content": "Here."}]}
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft(row, Reading(None))
+    made = formats.draft(row, Reading(None, ignore=(key,)))
+    assert made.listed == [f"messages[].{key}"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("weight", 1), ("train", True), ("masked", False)])
+def test_a_switch_that_changes_nothing_is_listed(key: str, value: object) -> None:
+    assert formats.draft({**ROW, key: value}, Reading(None)).listed == [key]
+
+
+def test_the_name_of_a_medium_beside_it_is_listed() -> None:
+    row = {**ROW, "image": "a.png", "image_url": "https://x/a.png", "image_name": "a"}
+    assert formats.draft(row, Reading(None)).listed == ["image_name", "image_url"]
 
 
 @pytest.mark.parametrize("key", ["id", "source", "odd_name"])

@@ -1,0 +1,118 @@
+"""Preference data: the half that was preferred, as a row to be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loraline.data.reading.keys import filled, unused
+from loraline.data.reading.layouts import ANSWERS, ASKED, CONVERSATIONS, QUESTIONS, first_of
+from loraline.data.reading.transcripts import dialogue
+from loraline.data.reading.values import objects, unpacked
+
+REJECTED = [
+    "rejected",
+    "reject",
+    "rejected_response",
+    "rejected_messages",
+    "rejected_images",
+    "rejected_output",
+    "response_rejected",
+    "non_preferred_output",
+    "margin",
+    "score_chosen",
+    "score_rejected",
+]
+"""Columns of preference data that tell of the half that is not learnt."""
+
+CHOSEN = ("chosen", "chosen_response", "response_chosen", "preferred_output", "accepted", "accept")
+"""Names of the answer that was preferred."""
+
+RANKED = ("output", "completions", "responses", "answers")
+"""Columns that list several answers to one question."""
+
+SCORES = ("overall_score", "score", "rating", "reward")
+"""Keys of an answer that are higher for a better one."""
+
+RANKS = ("rank", "ranking")
+"""Keys of an answer that are lower for a better one."""
+
+LABELS = ("label", "kto_tag")
+
+
+class LeftOut(Exception):
+    """A row of preference data that holds nothing good."""
+
+
+def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of preference data as one of the answer that was preferred."""
+    row = dict(row)
+    for key in LABELS:
+        if row.get(key) in (False, "false", "False"):
+            raise LeftOut
+    if isinstance(asked := row.get("input"), dict) and isinstance(asked.get("messages"), list):
+        # OpenAI's form keeps the conversation and the tools under `input`.
+        row |= {"prompt": asked["messages"], "tools": asked.get("tools")}
+        del row["input"]
+    name = next((key for key in CHOSEN if filled(row.get(key))), None)
+    if name and name != "chosen":
+        row["chosen"] = row.pop(name)
+    chosen = row.get("chosen")
+    if isinstance(chosen, str) and (turns := dialogue(chosen)) and first_of(ASKED, row) is None:
+        chosen = row["chosen"] = turns
+    if isinstance(chosen, dict) and isinstance(asked_turns := turns_of(row), list):
+        row["messages"] = [*asked_turns, row.pop("chosen")]
+        row.pop("conversations", None)
+    elif isinstance(chosen, list):
+        prompt = row.pop("prompt", None)
+        repeated = isinstance(prompt, str) or prompt is None or chosen[: len(prompt)] == prompt
+        row["messages"] = chosen if repeated else [*prompt, *chosen]
+        del row["chosen"]
+    elif isinstance(chosen, str):
+        row[answer_column(row)] = row.pop("chosen")
+    elif chosen is None:
+        ranked = next((key for key in RANKED if isinstance(row.get(key), list)), None)
+        if ranked:
+            row[answer_column(row)] = best(row.pop(ranked), ranked)
+    return row
+
+
+def answer_column(row: Mapping[str, Any]) -> str:
+    """The name of the answer that goes with a row's question."""
+    asked = first_of(ASKED, row)
+    return ANSWERS[QUESTIONS.get(asked, "question_answer") if asked else "pairs"][0]
+
+
+def turns_of(row: Mapping[str, Any]) -> list[Any] | None:
+    """The list of turns of a row that holds one."""
+    for key in CONVERSATIONS:
+        if isinstance(row.get(key), list):
+            return list(row[key])
+    return None
+
+
+def best(answers: Sequence[Any], name: str) -> Any:
+    """The best of several answers: by their scores or ranks, or the first of a list of texts.
+
+    Raises BadRow where the answers do not say which of them is the best.
+    """
+    if answers and all(
+        isinstance(answer, str) and unpacked(answer) is answer for answer in answers
+    ):
+        return answers[0]
+    listed = objects(list(answers), name)
+    for keys, sign in ((SCORES, 1), (RANKS, -1)):
+        for key in keys:
+            values = [answer.get(key) for answer in listed]
+            if values and all(isinstance(value, int | float) for value in values):
+                order = [sign * value for value in values]
+                answer = listed[order.index(max(order))]
+                return next(
+                    (
+                        answer[key]
+                        for key in ("response", "text", "answer", "content", "output")
+                        if isinstance(answer.get(key), str)
+                    ),
+                    None,
+                )
+    raise unused(name, f'columns: {{answer: "{{{name}[0]}}"}} takes the first')
