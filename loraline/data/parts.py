@@ -67,7 +67,7 @@ def column_units(path: Path) -> tuple[int, bool]:
     from loraline.errors import UserError
 
     try:
-        if path.suffix.lower() == ".parquet":
+        if streams.kind_of(path.name) == ".parquet":
             return int(pq.read_metadata(path).num_row_groups), False
         return int(readers.arrow_table(path).num_rows), True
     except (pa.ArrowException, OSError) as error:

@@ -20,12 +20,14 @@ TYPES = {
     "BMP": (".bmp",),
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
+    "HEIF": (".heic", ".heif"),
 }
 """Image types that are read, as Pillow names them, with the endings of their names. MPO is what
-phones and stereo cameras write: a JPEG with more pictures after the first, which is the one."""
+phones and stereo cameras write: a JPEG with more pictures after the first, which is the one. HEIF
+is read with the extra `heic`, as its first picture."""
 
-OPENED = [name for name in TYPES if name != "MPO"]
-"""Pillow opens MPO as JPEG."""
+OPENED = [name for name in TYPES if name not in ("MPO", "HEIF")]
+"""Pillow opens MPO as JPEG, and HEIF only where its reader is installed."""
 
 NOT_READ = {
     b"%PDF": "PDF",
@@ -48,7 +50,9 @@ NOT_READ = {
 }
 """First bytes of whole pictures that are not read, with the names of their types."""
 
-BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC"}
+BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
+)
 """Brands of files that begin with an ISO base media box, after its size and `ftyp`."""
 
 DICOM_AT = 128
@@ -94,7 +98,10 @@ def load_image(
     from PIL import Image
 
     content = content_of(medium, fetch, most, "image")
-    if unread := type_not_read(content):
+    opened = OPENED
+    if (unread := type_not_read(content)) == "HEIC":
+        opened = [*opened, heif_reader(medium)]
+    elif unread:
         remedy = "give its pages as PNG" if unread == "PDF" else "convert it to PNG or JPEG"
         raise BadRow(
             "media_format", f"image {named(medium)} is {unread}, which is not read; {remedy}"
@@ -102,16 +109,19 @@ def load_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=OPENED)
+            image = Image.open(io.BytesIO(content), formats=opened)
         measure("image", medium, image.width, image.height, most)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        # Of these, Pillow opens the picture that the file itself calls the first.
+        single = image.format in ("MPO", "HEIF")
+        frames = 1 if single else getattr(image, "n_frames", 1)
         if frames > 1 and actions["media_frames"] != REPAIR:
             raise BadRow(
                 "media_frames",
                 f"image {named(medium)} has {frames} frames; give it as a video, or take the first "
                 "with --on media_frames=repair",
             )
-        image.seek(0)
+        if not single:
+            image.seek(0)
         image.load()
         shown = as_shown(image, window)
         near = int.from_bytes(packed(imagehash.phash(shown).hash), "big")
@@ -129,20 +139,36 @@ def load_image(
             raise BadRow("media_type", f"image {named(medium)} is {image.format} by its content")
         found.append("media_type")
     source = hashlib.sha256(content).digest()
-    if shown is not image:
+    # Nothing after this step reads HEIF.
+    stored_anew = shown is not image or image.format == "HEIF"
+    if stored_anew:
         if actions["appearance"] != REPAIR:
             raise BadRow(
                 "appearance",
-                f"image {named(medium)} is turned, has transparent parts or more than 8 bits",
+                f"image {named(medium)} is turned, HEIC, partly transparent, or of more than 8 bits",
             )
         found.append("appearance")
     if frames > 1:
         found.append("media_frames")
-    if shown is not image or frames > 1:
+    if stored_anew or frames > 1:
         buffer = io.BytesIO()
         shown.convert("RGB").save(buffer, "PNG")
         content = buffer.getvalue()
     return Picture(content, source, shown.height, shown.width, near)
+
+
+def heif_reader(medium: str | bytes) -> str:
+    """Let Pillow read HEIF; its name there. Raises BadRow where the extra is not installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise BadRow(
+            "media_format",
+            f"image {named(medium)} is HEIC, which the extra `heic` reads; pip install "
+            "'loraline-pipeline[heic]', or convert it to PNG or JPEG",
+        ) from None
+    register_heif_opener(thumbnails=False)
+    return "HEIF"
 
 
 def type_not_read(content: bytes) -> str | None:

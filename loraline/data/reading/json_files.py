@@ -16,6 +16,9 @@ NOT_UTF8 = "is not UTF-8; convert the file, or name its encoding with --encoding
 TOP_LEVEL = 1
 """Depth of the keys of one object that holds all of a file."""
 
+CONVERSATIONS = frozenset(["messages", "conversations", "conversation", "chosen", "completions"])
+"""Keys of a row whose lists hold objects."""
+
 ROW_KEYS = frozenset(
     [
         "messages",
@@ -67,8 +70,19 @@ def whole_lines(path: Path, stop: int | None, row_bytes: int, encoding: str) -> 
     with streams.text(path, encoding) as file:
         # What is unpacked or translated is one part.
         end = stop if file.seekable() else None
-        for found in lines(file, end, row_bytes):
+        for number, found in enumerate(lines(file, end, row_bytes)):
+            if number == 0 and not isinstance(found, BadRow):
+                one_a_line(path, found)
             yield found if isinstance(found, BadRow) else parse(found)
+
+
+def one_a_line(path: Path, first: bytes) -> None:
+    """A UserError where a file's first line shows that it does not hold an object a line."""
+    begin = first.strip()
+    if begin.startswith(b"["):
+        raise UserError(f"{path} holds a JSON array, not an object a line; name it .json")
+    if begin == b"{":
+        raise UserError(f"{path} holds objects over many lines; name it .json")
 
 
 def lines_from(path: Path, start: int, stop: int | None, row_bytes: int) -> Iterator[Any]:
@@ -200,29 +214,42 @@ def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> I
     import ijson
 
     keys: dict[str, str] = {}
+    of_objects: set[str] = set()
     with streams.text(path, encoding) as file:
-        depth, key, documents = 0, "", 0
+        depth, key, documents, before = 0, "", 0, ""
         try:
             for event, value in ijson.basic_parse(file, use_float=True, multiple_values=True):
                 if event == "map_key" and depth == TOP_LEVEL:
                     key = value
                 elif depth == TOP_LEVEL and documents == 0 and event not in ("end_map",):
                     keys[key] = event
+                elif depth == TOP_LEVEL + 1 and before == "start_array" and event == "start_map":
+                    of_objects.add(key)
                 if event in ("start_map", "start_array"):
                     depth += 1
                 elif event in ("end_map", "end_array"):
                     depth -= 1
                     documents += depth == 0
+                before = event
         except (ijson.JSONError, UnicodeDecodeError) as error:
             if ends_a_row:
                 # More lines may be whole: the one that is not is counted.
                 yield from whole_lines(path, None, row_bytes, encoding)
                 return
             raise UserError(f"{path} is not valid JSON{complaint(error)}") from error
+    lists = [name for name, event in keys.items() if event == "start_array"]
+    tables = [name for name in lists if name in of_objects]
+    if documents == 1 and len(tables) > 1 and not keys.keys() & CONVERSATIONS:
+        shown = ", ".join(repr(name[:30]) for name in tables[:3])
+        how = "join the annotations to their images" if "annotations" in tables else "write each"
+        raise UserError(
+            f"{path} is an object of {len(tables)} lists ({shown}), not a row; {how} in a file of "
+            "its own, a row a line"
+        )
     if documents > 1 or keys.keys() & ROW_KEYS:
         yield from documents_of(path, row_bytes, encoding)
         return
-    lists = [name for name, event in keys.items() if event == "start_array"]
+    lists = tables or lists
     if len(lists) == 1:
         yield from streamed(path, f"{lists[0]}.item", row_bytes, encoding)
         return

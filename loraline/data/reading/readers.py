@@ -6,6 +6,7 @@ A row that cannot be read is given as the BadRow that says why, so that its plac
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from loraline.errors import UserError
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
 """Endings of the files that hold rows."""
 
-MORE_KINDS = (".ndjson", ".jsonlines", ".tgz")
+MORE_KINDS = (*streams.SAME_KIND, ".tgz")
 
 Raw = Any
 """A parsed row, a BadRow, or None for a blank line."""
@@ -26,6 +27,9 @@ BATCH, BATCH_BYTES = 256, 32 * 2**20
 """Rows of a column file that are in memory at once, and bytes, since they may hold images."""
 
 DELIMITERS = ",;\t|"
+
+SEPARATOR = re.compile(r"sep=(.)\r?\n?")
+"""A line that Excel writes before the header, and reads."""
 
 ARROW_FILE = b"ARROW1"
 """First bytes of Arrow's file format; what datasets writes is a stream."""
@@ -68,7 +72,9 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
                 yield line.decode("utf-8", "surrogateescape")
 
         lines = text()
-        first = next(lines, "")
+        first = next((line for line in lines if line.strip()), "")
+        if match := SEPARATOR.fullmatch(first):
+            delimiter, first = match[1], next(lines, "")
         reader = csv.DictReader(
             again(first, lines),
             delimiter=told_delimiter(first, delimiter),
@@ -157,7 +163,7 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
     try:
-        if path.suffix.lower() == ".arrow":
+        if streams.kind_of(path.name) == ".arrow":
             table = arrow_table(path)
             part = table.slice(start, None if stop is None else stop - start)
             for batch in part.to_batches(max_chunksize=at_once(part.nbytes, len(part))):
@@ -177,3 +183,11 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
 def at_once(held: int, rows: int) -> int:
     """Rows that fit the memory, from the bytes that so many take."""
     return max(1, min(BATCH, BATCH_BYTES * rows // max(1, held)))
+
+
+def rows_of_groups(path: Path, count: int) -> int:
+    """Rows of the first row groups of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    groups = pq.read_metadata(path)
+    return sum(groups.row_group(number).num_rows for number in range(count))

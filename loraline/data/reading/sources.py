@@ -46,7 +46,7 @@ NOT_ROWS = {
 
 UNREAD = re.compile(
     r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow|tar)\.(xz|lz4|br|zip|7z)"
-    r"|(parquet|arrow)\.(gz|bz2|zst)|xlsx?|feather|json5|jsonc)$"
+    r"|(parquet|arrow)\.(gz|bz2|zst)|xlsx?|ods|orc|avro|json5|jsonc|jsonl?\.txt)$"
 )
 """Endings of files that hold rows, in a form that is not read."""
 

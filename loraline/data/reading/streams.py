@@ -15,6 +15,26 @@ from loraline.errors import UserError
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Endings of files that are unpacked as they are read, with Arrow's name of the way."""
 
+SAME_KIND = {
+    ".ndjson": ".jsonl",
+    ".jsonlines": ".jsonl",
+    ".jl": ".jsonl",
+    ".feather": ".arrow",
+    ".ipc": ".arrow",
+}
+"""Endings by another name."""
+
+BEGINS = {
+    b"\x1f\x8b": "packed with gzip; name it .gz",
+    b"\x28\xb5\x2f\xfd": "packed with Zstandard; name it .zst",
+    b"BZh": "packed with bzip2; name it .bz2",
+    b"PK\3\4": "a ZIP archive; unpack it",
+    b"PAR1": "Parquet; name it .parquet",
+    b"ARROW1": "Arrow; name it .arrow",
+    b"SQLite": "an SQLite database; save its table as CSV",
+}
+"""First bytes of what is no text, whatever its name says, with the remedy."""
+
 HEAD = 2**16
 """Bytes of a file that are looked at to tell what it is."""
 
@@ -36,7 +56,7 @@ def kind_of(name: str) -> str:
     if path.suffix == ".tgz":
         return ".tar"
     suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-    return {".ndjson": ".jsonl", ".jsonlines": ".jsonl"}.get(suffix, suffix)
+    return SAME_KIND.get(suffix, suffix)
 
 
 def packing_of(name: str) -> str | None:
@@ -129,6 +149,9 @@ def needs_translation(path: Path, encoding: str) -> tuple[str, bool]:
     """
     with unpacked(path) as file:
         head = file.read(HEAD)
+    other = next((told for begin, told in BEGINS.items() if head.startswith(begin)), None)
+    if other:
+        raise UserError(f"{path} is no text but {other}")
     mark = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     mark = mark or ("UTF-16" if is_wide(head) else None)
     if encoding and encoding.lower() not in UTF8:

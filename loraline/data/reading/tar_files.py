@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading import streams
+from loraline.data.reading import images, streams
 from loraline.data.reading.json_files import NOT_UTF8, parse
 from loraline.errors import UserError
 
 JSON_MEMBERS, TEXT_MEMBERS = (".json",), (".txt", ".caption", ".text")
-IMAGE_MEMBERS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_MEMBERS = (
+    *(ending for endings in images.TYPES.values() for ending in endings),
+    *(".avif", ".jp2", ".jxl", ".ico", ".pgm", ".ppm", ".svg", ".pdf", ".dcm"),
+)
 VIDEO_MEMBERS = (".mp4", ".webm", ".mkv", ".avi", ".mov")
-MEMBERS = (*JSON_MEMBERS, *TEXT_MEMBERS, *IMAGE_MEMBERS, *VIDEO_MEMBERS)
+SOUND_MEMBERS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".opus")
+MEMBERS = (*JSON_MEMBERS, *TEXT_MEMBERS, *IMAGE_MEMBERS, *VIDEO_MEMBERS, *SOUND_MEMBERS)
 """Endings of the members that make a sample."""
+
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".tar", ".zip")
+"""Endings of members that hold rows of their own, which nothing reads inside a shard."""
 
 MOST_MEMBERS = 64
 """Members of one sample."""
@@ -43,7 +50,11 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                 ending = f".{ending.lower()}"
                 packing = streams.packing_of(ending)
                 ending = posixpath.splitext(ending)[0] if packing else ending
+                if ending.endswith(TABLES):
+                    raise UserError(f"{path} holds {base[:60]!r}, which holds rows; unpack it")
                 if not ending.endswith(MEMBERS):
+                    # Not read; the report lists it by its ending.
+                    members[ending] = b""
                     continue
                 if member.size > row_bytes or len(members) >= MOST_MEMBERS:
                     members[ending] = too_large(base)
@@ -78,7 +89,7 @@ def unpack(content: bytes, packing: str | None, name: str, most: int) -> bytes |
 def sample(members: dict[str, bytes | BadRow]) -> Any:
     """One row from the members of a tar shard that share a name."""
     row: dict[str, Any] = {}
-    images: list[bytes] = []
+    pictures: list[bytes] = []
     videos: list[bytes] = []
     for ending, content in sorted(members.items()):
         if isinstance(content, BadRow):
@@ -98,9 +109,16 @@ def sample(members: dict[str, bytes | BadRow]) -> Any:
                 row["text"] = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError:
                 return BadRow("unreadable", f"its {ending} {NOT_UTF8}")
+        elif ending.endswith(SOUND_MEMBERS):
+            row["audio"] = ending
+        elif not ending.endswith(MEMBERS):
+            row.setdefault(ending.lstrip(".") or "member", "a member of the archive")
         else:
-            (images if ending.endswith(IMAGE_MEMBERS) else videos).append(content)
-    for names, found in ((("images", "image", "file_name"), images), (("videos", "video"), videos)):
+            (pictures if ending.endswith(IMAGE_MEMBERS) else videos).append(content)
+    for names, found in (
+        (("images", "image", "file_name"), pictures),
+        (("videos", "video"), videos),
+    ):
         if found:
             row = {key: value for key, value in row.items() if key not in names} | {names[0]: found}
     return row

@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -310,3 +312,34 @@ def test_a_profile_says_which_shares_are_held_out(
     assert sum(kept_rows.values()) == 1000
     assert kept_rows["validation"] == pytest.approx(1000 * validation, abs=45)
     assert kept_rows["test"] == pytest.approx(1000 * test, abs=45)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".arrow"])
+def test_a_share_of_the_data_names_the_lines_of_the_whole(tmp_path, monkeypatch, ending) -> None:
+    rows = [*ROWS[:61], {"question": "x", "answer": " "}, *ROWS[61:]]
+    data, table = tmp_path / f"data{ending}", pa.Table.from_pylist(rows)
+    if ending == ".jsonl":
+        write_lines(data, rows)
+    elif ending == ".parquet":
+        pq.write_table(table, data, row_group_size=7)
+    else:
+        with pa.OSFile(str(data), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(workplace, "TEXT_PART", 300)
+    named = []
+    with workplace.folder(asked(data), profile()) as place:
+        work, _ = workplace.plan(asked(data), profile(), None, place)
+        assert len(work.parts) > 6
+        for number in (1, 2, 3):
+            share = workplace.share(work, f"{number}/3")
+            merged = dataset.merge(dataset.read(share, 1, stop_at_failure=False))
+            named += [
+                example["place"] for example in merged.examples if example["check"] == "empty"
+            ]
+            lines = [
+                int(merged.place(index).rpartition(" ")[2]) for index in range(len(merged.split))
+            ]
+            shown = [merged.record(index).question for index in range(len(merged.split))]
+            assert shown == [rows[line - 1]["question"] for line in lines]
+    assert named == [f"{data} {'line' if ending == '.jsonl' else 'row'} 62"]
