@@ -24,7 +24,7 @@ from loraline.step import not_empty, split_overrides, step
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
-    from loraline.data.dataset import Dataset
+    from loraline.data.merged import Dataset
     from loraline.data.work import Work
     from loraline.tracking.prompts import Prompt
 

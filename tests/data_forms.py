@@ -375,8 +375,8 @@ FORMS = [
     Form(
         "SQuAD",
         "question, context and answers",
-        {"question": Q, "context": "Low.", "answers": {"text": [A]}},
-        told="expected strings question",
+        {"question": Q, "context": "Low.", "answers": {"text": [A], "answer_start": [0]}},
+        told=r"context.*columns: \{question:",
     ),
     Form(
         "MMLU",

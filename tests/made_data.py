@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraline import records
-from loraline.data.dataset import Dataset
+from loraline.data.merged import Dataset
 from loraline.profiles import Profile
 
 

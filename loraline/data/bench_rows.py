@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from loraline.data.dataset import Dataset, batches
+from loraline.data.merged import Dataset, batches
 from loraline.records import IMAGE, SPLITS, Record, from_columns, parts
 
 MOST = 1000

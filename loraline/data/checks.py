@@ -74,7 +74,8 @@ CHECKS: dict[str, Check] = {
     "media_format": Check(
         FAIL,
         (FAIL, DROP),
-        "an image of a type or color mode that is not read, such as AVIF, HEIC, SVG or PDF",
+        "an image of a type or color mode that is not read, such as AVIF, SVG or PDF, or "
+        "HEIC without the extra `heic`",
     ),
     "media_frames": Check(
         FAIL,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from loraline.data import parts, pool
 from loraline.data.checks import CHECKS
-from loraline.data.dataset import Dataset, by_check, settings
+from loraline.data.dataset import by_check, settings
 from loraline.data.facts import FLAGS
 from loraline.data.lengths.rows import Exact
+from loraline.data.merged import Dataset
 from loraline.records import SPLITS, Record
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from loraline.data.work import EXAMPLES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from loraline.data.dataset import Dataset
+    from loraline.data.merged import Dataset
 
 
 def out(

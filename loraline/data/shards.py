@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.data.dataset import Dataset, batches
+from loraline.data.merged import Dataset, batches
 from loraline.records import SPLITS, schema
 
 if TYPE_CHECKING:

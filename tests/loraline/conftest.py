@@ -12,7 +12,7 @@ import pytest
 from made_data import profile
 
 from loraline.data import checks, dataset, pool, workplace
-from loraline.data.dataset import Dataset
+from loraline.data.merged import Dataset
 from loraline.data.reading import media
 
 Prepare = Callable[..., Dataset]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from loraline.data.reading.keys import (
     says_nothing,
     unused,
 )
-from loraline.data.reading.values import type_name
+from loraline.data.reading.values import type_name, unpacked
 from loraline.records import IMAGE, VIDEO, Detail
 
 ROLES = {
@@ -67,6 +68,9 @@ KEYS = ("role", "content")
 
 PLAIN = frozenset({"role", "from", "content", "value"})
 
+SPEAKER = re.compile(r"\s*(human|user|assistant|gpt|bot)\s*:\s", re.IGNORECASE)
+"""A role that is written in front of a text."""
+
 Media = str | bytes | Sequence[str]
 """A path inside the source or a data URI; the content itself; a video's frames as paths."""
 
@@ -104,10 +108,10 @@ class Turns:
         """Read turns; raises BadRow. Those of nothing but role and text are the most, by far."""
         plain = self.roles is ROLES and not self.has_tools
         if all(isinstance(turn, str) for turn in turns):
-            # Texts without roles, as LIMA lists them: a question and an answer in turn.
-            roles = ("user", "assistant")
-            self.turns = [(roles[number % 2], text) for number, text in enumerate(turns)]
-            return
+            turns = [unpacked(turn) for turn in turns]
+            if all(isinstance(turn, str) for turn in turns):
+                self.texts_in_turn(turns)
+                return
         for turn in turns:
             if plain and type(turn) is dict and len(turn) == 2:
                 role, text = turn.get("role"), turn.get("content")
@@ -120,10 +124,26 @@ class Turns:
                     continue
             self.add(turn)
 
+    def texts_in_turn(self, texts: Sequence[str]) -> None:
+        """Texts without roles, as LIMA lists them: a question and an answer in turn."""
+        if len(texts) % 2:
+            raise BadRow(
+                "roles",
+                "expected turns as objects, or a question and an answer in turn; found "
+                f"{len(texts)} text{'s' if len(texts) > 1 else ''} without a role",
+            )
+        if spoken := next((match for match in map(SPEAKER.match, texts) if match), None):
+            raise BadRow(
+                "format",
+                f"a turn is a text that begins with {spoken.group().strip()!r}; write its role as "
+                "a key",
+            )
+        self.turns = [(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
+
     def add(self, turn: Any) -> None:
         """Read one turn; raises BadRow."""
         if not isinstance(turn, dict):
-            raise BadRow("format", "a turn of messages is not an object")
+            raise BadRow("format", f"a turn of messages is {type_name(turn)}, not an object")
         role = turn.get(self.role) if self.role else first_of_two(turn, "role", "from")
         if role is None:
             self.add_pair(turn)
@@ -141,6 +161,14 @@ class Turns:
         if not self.turns and "from" in turn:
             self.format = "conversations"
         content = turn.get(self.content) if self.content else first_of_two(turn, "content", "value")
+        calls = turn.get("tool_calls") or turn.get("function_call")
+        names = {self.content} if self.content else {"content", "value"}
+        if content is None and not calls and not names & turn.keys():
+            raise BadRow(
+                "format",
+                f"a {role} turn has neither content nor value, but {some(turn)}; others by name: "
+                "`turns: {content: name}` in datasets.yaml",
+            )
         detail = self.detail(role, turn) if turn.keys() - self.plain else None
         if role == "call":
             self.add_calls(content, detail)
@@ -149,12 +177,6 @@ class Turns:
             content = self.parts(content)
         if content is None and (detail and detail.calls):
             content = ""
-        if content is None and "content" not in turn and "value" not in turn:
-            raise BadRow(
-                "format",
-                f"a {role} turn has neither content nor value, but {some(turn)}; others by name: "
-                "`turns: {content: name}` in datasets.yaml",
-            )
         if not isinstance(content, str):
             raise BadRow("format", f"content of a {role} turn is {type_name(content)}, not text")
         if role == "system" and content == "" and self.format == "conversations":

@@ -145,7 +145,7 @@ def load_image(
         if actions["appearance"] != REPAIR:
             raise BadRow(
                 "appearance",
-                f"image {named(medium)} is turned, HEIC, partly transparent, or of more than 8 bits",
+                f"image {named(medium)} is turned, partly transparent, HEIC, or deeper than 8 bits",
             )
         found.append("appearance")
     if frames > 1:

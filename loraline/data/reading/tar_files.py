@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import images, streams
 from loraline.data.reading.json_files import NOT_UTF8, parse
+from loraline.data.reading.values import type_name
 from loraline.errors import UserError
 
 JSON_MEMBERS, TEXT_MEMBERS = (".json",), (".txt", ".caption", ".text")
@@ -33,6 +34,7 @@ MOST_MEMBERS = 64
 def rows(path: Path, row_bytes: int) -> Iterator[Any]:
     """Samples of a tar shard: neighbours with one name but for its ending."""
     key, members = None, dict[str, bytes | BadRow]()
+    read, unread = False, ""
     try:
         with (
             streams.unpacked(path) as stream,
@@ -43,8 +45,9 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                     continue
                 folder, base = posixpath.split(member.name)
                 stem, _, ending = base.partition(".")
-                if (folder, stem) != key and members:
+                if (folder, stem) != key and is_sample(members):
                     yield sample(members)
+                if (folder, stem) != key:
                     members = {}
                 key = (folder, stem)
                 ending = f".{ending.lower()}"
@@ -53,9 +56,10 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                 if ending.endswith(TABLES):
                     raise UserError(f"{path} holds {base[:60]!r}, which holds rows; unpack it")
                 if not ending.endswith(MEMBERS):
-                    # Not read; the report lists it by its ending.
-                    members[ending] = b""
+                    # Not read; the report lists it by its ending, if it belongs to a sample.
+                    members[ending], unread = b"", unread or base
                     continue
+                read = True
                 if member.size > row_bytes or len(members) >= MOST_MEMBERS:
                     members[ending] = too_large(base)
                 else:
@@ -64,8 +68,18 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                     members[ending] = unpack(content, packing, base, row_bytes)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a whole tar archive: {str(error)[:80]}") from error
-    if members:
+    if is_sample(members):
         yield sample(members)
+    if unread and not read:
+        raise UserError(
+            f"{path} holds no .json, .txt, picture, video or sound; its first member is "
+            f"{unread[:60]!r}"
+        )
+
+
+def is_sample(members: Mapping[str, bytes | BadRow]) -> bool:
+    """Whether one of the members that share a name is read."""
+    return any(ending.endswith(MEMBERS) for ending in members)
 
 
 def too_large(name: str) -> BadRow:
@@ -100,7 +114,7 @@ def sample(members: dict[str, bytes | BadRow]) -> Any:
                 return (
                     parsed
                     if isinstance(parsed, BadRow)
-                    else BadRow("format", "its .json is no object")
+                    else BadRow("format", f"its {ending} is {type_name(parsed)}, not an object")
                 )
             row |= parsed
         elif ending.endswith(TEXT_MEMBERS):

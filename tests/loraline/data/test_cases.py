@@ -19,7 +19,7 @@ from made_data import kept, picture, write_lines
 from PIL import Image
 
 from loraline.data import dataset, report
-from loraline.data.dataset import Dataset
+from loraline.data.merged import Dataset
 from loraline.errors import UserError
 from loraline.records import Record
 

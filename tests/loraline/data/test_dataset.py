@@ -20,6 +20,7 @@ from made_data import kept, picture, profile, write_lines
 
 from loraline import records
 from loraline.data import checks, dataset, parts, shards, workplace
+from loraline.data.merged import Dataset
 from loraline.data.reading import media
 from loraline.errors import TryAgain, UserError
 
@@ -236,7 +237,7 @@ def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monke
         made.append(part.number)
         make(work, part)
 
-    def run() -> dataset.Dataset:
+    def run() -> Dataset:
         with workplace.folder(asked(data), profile()) as place:
             work, _ = workplace.plan(asked(data), profile(), None, place)
             merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))

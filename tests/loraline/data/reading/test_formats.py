@@ -123,12 +123,20 @@ def test_several_images_of_a_question_stand_before_it() -> None:
     [
         ({}, "found nothing"),
         ({"question": "a"}, "expected strings question and answer, found question"),
-        ({"instruction": "a", "output": [3]}, "output is a list, expected text"),
+        ({"instruction": "a", "output": [3, 4]}, "output is a list, expected text"),
+        ({"question": "a", "answers": {"text": ["b"]}}, "answers is an object, expected text"),
+        ({"instruction": "a", "output": [[3]]}, "output is a list, expected text"),
         ({"messages": [{"role": "judge", "content": "x"}]}, "unknown role 'judge'"),
         ({"instruction": "a", "input": ["b"], "output": "c"}, "input is a list, expected text"),
         ({"query": "a", "response": "b", "history": [["c", ["d"]]]}, "history is not a list of"),
         ({"messages": []}, "messages holds no turns"),
-        ({"messages": ["x"]}, "a turn of messages is not an object"),
+        ({"messages": ["x"]}, "found 1 text without a role"),
+        ({"messages": ["x", 3]}, "a turn of messages is a text, not an object"),
+        ({"messages": ["Human: x", "Assistant: y"]}, "a text that begins with 'Human:'"),
+        (
+            {"messages": [{"role": "user", "text": "x"}]},
+            "a user turn has neither content nor value",
+        ),
         (
             {"messages": [{"role": "user", "content": 3}]},
             "content of a user turn is a number, not text",

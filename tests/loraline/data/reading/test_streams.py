@@ -6,6 +6,7 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from made_data import kept
 
@@ -51,6 +52,28 @@ def test_rows_are_the_same_in_whatever_they_are_packed_and_encoded(
         ("a.jsonl", b"{}", "klingon", "encoding 'klingon' is unknown"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:200], "", "is not a whole gzip file"),
         ("a.jsonl.gz", LINES.encode(), "", "is not a whole gzip file"),
+        (
+            "a.jsonl",
+            gzip.compress(LINES.encode()),
+            "",
+            "is no text but packed with gzip; name it .gz",
+        ),
+        ("a.csv", pa.compress(b"a,b", "zstd", asbytes=True), "", "with Zstandard; name it .zst"),
+        ("a.jsonl", b"PK\3\4" + b"\0" * 40, "", "is no text but a ZIP archive; unpack it"),
+        ("a.jsonl", b"PAR1" + b"\0" * 40, "", "is no text but Parquet; name it .parquet"),
+        ("a.json", b"ARROW1" + b"\0" * 40, "", "is no text but Arrow; name it .arrow"),
+        ("a.csv", b"SQLite format 3\0", "", "is no text but an SQLite database"),
+        ("a.jsonl", json.dumps(ROWS[:2]).encode(), "", "holds a JSON array, .* name it .json"),
+        ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "", "objects over many lines; name it"),
+        ("a.parquet", LINES.encode(), "", "is broken"),
+        ("a.arrow", LINES.encode(), "", "is broken"),
+        ("a.tar", LINES.encode(), "", "is not a whole tar archive"),
+        (
+            "a.json",
+            b'{"images": [{"id": 1}], "annotations": [{"id": 1}]}',
+            "",
+            r"is an object of 2 lists \('images', 'annotations'\), not a row; join the annotations",
+        ),
         ("a.json", b"// towns\n[]", "", "is not JSON: it begins with a comment"),
         ("a.json", b"{\n  question: 'a',\n}", "", "is not valid JSON.*JSON5"),
         ("a.json", b"[{question: 'a'}]", "", "is not valid JSON after row 0.*JSON5"),
@@ -66,3 +89,25 @@ def test_what_cannot_be_read_is_said_in_one_short_sentence(
     said = str(error.value).replace(str(tmp_path), "")
     assert len(said) < 200
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["a.jl", "a.jsonlines", "a.NDJSON"])
+def test_lines_go_by_several_endings(name: str, tmp_path: Path, prepare) -> None:
+    (tmp_path / name).write_text(LINES)
+    assert [record.messages for record in kept(prepare(tmp_path))] == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["a.feather", "a.ipc"])
+def test_arrow_files_go_by_several_endings(name: str, tmp_path: Path, prepare) -> None:
+    import pyarrow.feather
+
+    pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), str(tmp_path / name))
+    assert [record.messages for record in kept(prepare(tmp_path))] == EXPECTED
+
+
+def test_the_line_that_excel_reads_before_a_header_names_the_delimiter(
+    tmp_path: Path, prepare
+) -> None:
+    lines = "".join(f"{row['question']}|{row['answer']}\r\n" for row in ROWS)
+    (tmp_path / "a.csv").write_bytes(f"sep=|\r\nquestion|answer\r\n{lines}".encode())
+    assert [record.messages for record in kept(prepare(tmp_path))] == EXPECTED

@@ -1,0 +1,101 @@
+"""Pictures are told by their content, and are read as phones write them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from made_data import kept, picture, write_lines
+from PIL import Image
+
+from loraline.data import dataset
+from loraline.errors import UserError
+
+ROW = {"question": "What is it?", "answer": "A town."}
+
+
+def heic(colour: tuple[int, int, int], turned: bool = False) -> bytes:
+    """A picture as phones write it."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="HEIC is an extra: '.[heic]'")
+    pillow_heif.register_heif_opener()
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6
+    Image.new("RGB", (80, 60), colour).save(buffer, "HEIF", quality=90, exif=exif.tobytes())
+    return buffer.getvalue()
+
+
+def write(folder: Path, name: str, content: bytes) -> Path:
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    write_lines(folder / "rows.jsonl", [{"image": name, **ROW}])
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.jpg"])
+def test_a_phones_picture_is_stored_as_png(name: str, tmp_path: Path, prepare) -> None:
+    folder = write(tmp_path / "data", name, heic((200, 20, 20)))
+    merged = prepare(folder, modality="vision", stop=True)
+    assert merged.counts["appearance repair"] == 1
+    assert merged.counts["media_type repair"] == (name == "a.jpg")
+    ((content,),) = (record.images for record in kept(merged))
+    stored = Image.open(io.BytesIO(content))
+    assert stored.format == "PNG"
+    assert stored.size == (80, 60)
+    red, green, blue = stored.convert("RGB").getpixel((40, 30))
+    assert red == pytest.approx(200, abs=6)
+    assert green == pytest.approx(20, abs=6)
+    assert blue == pytest.approx(20, abs=6)
+
+
+def test_a_phones_picture_is_upright(tmp_path: Path, prepare) -> None:
+    folder = write(tmp_path / "data", "a.heic", heic((9, 99, 9), turned=True))
+    ((content,),) = (record.images for record in kept(prepare(folder, modality="vision")))
+    assert Image.open(io.BytesIO(content)).size == (60, 80)
+
+
+def test_a_phones_picture_can_be_refused(tmp_path: Path, prepare) -> None:
+    folder = write(tmp_path / "data", "a.heic", heic((9, 99, 9)))
+    with pytest.raises(UserError, match="is turned, partly transparent, HEIC, or deeper"):
+        dataset.refuse(prepare(folder, modality="vision", on=("appearance=fail",)).examples)
+
+
+def test_without_its_reader_a_phones_picture_is_refused_by_name(
+    tmp_path: Path, prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    folder = write(tmp_path / "data", "a.heic", b"\0\0\0\x1cftypheic\0\0\0\0mif1heic")
+    with pytest.raises(UserError, match=r"is HEIC, which the extra `heic` reads; pip install"):
+        dataset.refuse(prepare(folder, modality="vision").examples)
+
+
+@pytest.mark.parametrize(
+    ("begin", "told"),
+    [
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\0\0\0\x1cftypisom", "a video"),
+        (b"%PDF-1.7", "PDF, which is not read; give its pages as PNG"),
+        (b"\0" * 128 + b"DICM", "DICOM"),
+        (b"DICM", "DICOM"),
+        (b"\x93NUMPY", "a NumPy array"),
+        (b"v/1\1", "OpenEXR"),
+        (b"8BPS", "PSD"),
+        (b"P6 8 8 255\n", "PPM"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"<?xml version='1.0'?><svg/>", "SVG"),
+    ],
+)
+def test_a_whole_picture_of_another_type_is_told_by_its_name(
+    begin: bytes, told: str, tmp_path: Path, prepare
+) -> None:
+    folder = write(tmp_path / "data", "a.png", begin + b" " * 40)
+    with pytest.raises(UserError, match=f"image 'a.png' is {told}"):
+        dataset.refuse(prepare(folder, modality="vision").examples)
+
+
+def test_letters_that_begin_like_a_type_do_not_make_one(tmp_path: Path, prepare) -> None:
+    folder = write(tmp_path / "data", "a.png", b"P6x" + picture())
+    with pytest.raises(UserError, match="cannot be decoded"):
+        dataset.refuse(prepare(folder, modality="vision").examples)

@@ -1,0 +1,93 @@
+"""Tar shards: members that share a name are one row, and nothing that holds rows is passed over."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_data import kept, picture
+
+from loraline.data import dataset
+from loraline.data.merged import Dataset
+from loraline.errors import UserError
+
+ROW = json.dumps({"question": "Where is Arlon?", "answer": "Near the river."}).encode()
+TURNS = (("user", "Where is Arlon?"), ("assistant", "Near the river."))
+
+
+@pytest.fixture
+def shard(tmp_path: Path, prepare: Callable[..., Dataset]) -> Callable[..., Dataset]:
+    """A shard of some members, prepared."""
+
+    def made(members: dict[str, bytes], modality: str = "text") -> Dataset:
+        with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+            for name, content in members.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        (tmp_path / "prompt.txt").write_text("{question}")
+        merged = prepare(tmp_path, modality=modality, stop=True)
+        dataset.refuse(merged.examples)
+        return merged
+
+    return made
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"0.json": ROW},
+        {"0.JSON": ROW},
+        {"0.json.gz": gzip.compress(ROW)},
+        {"README": b"Towns.", "LICENSE.md": b"Free.", "0.json": ROW},
+        {"0.json": ROW, "last.npy": b"\x93NUMPY"},
+    ],
+    ids=["json", "capitals", "packed", "pages of the archive first", "another last"],
+)
+def test_a_sample_is_a_row(members: dict[str, bytes], shard) -> None:
+    assert [record.messages for record in kept(shard(members))] == [TURNS]
+
+
+def test_a_member_of_a_sample_that_is_not_read_is_listed(shard) -> None:
+    merged = shard({"0.json": ROW, "0.npy": b"\x93NUMPY"})
+    assert merged.unused == {"npy": 1}
+    assert len(kept(merged)) == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"rows.jsonl": ROW}, "holds 'rows.jsonl', which holds rows; unpack it"),
+        ({"0.json": ROW, "deep/rows.csv.gz": b""}, "holds 'rows.csv.gz', which holds rows"),
+        ({"0.json": b"[" + ROW + b"]"}, r"its .json is a list, not an object"),
+        ({"0.json": ROW, "0.wav": b"RIFF"}, "holds audio, and no base here hears"),
+        (
+            {"0.npy": b"", "1.npy": b""},
+            "holds no .json, .txt, picture, video or sound; .* '0.npy'",
+        ),
+        ({"0.txt": b"\xff\xfe"}, "its .txt is not UTF-8"),
+        ({"0.json.gz": ROW}, "is not a whole gzip file"),
+    ],
+    ids=["table", "packed table", "list", "sound", "arrays alone", "text", "broken packing"],
+)
+def test_a_shard_that_is_not_read_is_refused_by_name(
+    members: dict[str, bytes], told: str, shard
+) -> None:
+    with pytest.raises(UserError, match=told):
+        shard(members)
+
+
+def test_a_picture_of_a_type_that_is_not_read_is_not_passed_over(shard) -> None:
+    with pytest.raises(UserError, match="is SVG, which is not read"):
+        shard({"0.json": ROW, "0.svg": b"<svg/>"}, "vision")
+
+
+def test_pictures_of_a_sample_stand_before_its_question(shard) -> None:
+    (record,) = kept(shard({"0.json": ROW, "0.png": picture(1)}, "vision"))
+    assert record.images == (picture(1),)
+    assert record.messages[0] == ("user", "<image>Where is Arlon?")
