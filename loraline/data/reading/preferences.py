@@ -103,8 +103,8 @@ def best(answers: Sequence[Any], name: str) -> Any:
     listed = objects(list(answers), name)
     for keys, sign in ((SCORES, 1), (RANKS, -1)):
         for key in keys:
-            values = [answer.get(key) for answer in listed]
-            if values and all(isinstance(value, int | float) for value in values):
+            values = [float(answer[key]) for answer in listed if is_number(answer.get(key))]
+            if values and len(values) == len(listed):
                 order = [sign * value for value in values]
                 answer = listed[order.index(max(order))]
                 return next(
@@ -116,3 +116,8 @@ def best(answers: Sequence[Any], name: str) -> Any:
                     None,
                 )
     raise unused(name, f'columns: {{answer: "{{{name}[0]}}"}} takes the first')
+
+
+def is_number(value: Any) -> bool:
+    """Whether a score is one, and not a truth value or NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
