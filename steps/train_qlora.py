@@ -98,6 +98,8 @@ def train_qlora(
     }
     fingerprint = fingerprints.fingerprint(__file__, inputs)
     if not force and (done := runs.finished_run(client, "train_qlora", fingerprint)):
+        # The limits are no input of the training, and the gate judges by the last that were set.
+        client.set_tag(done.info.run_id, tags.OVERRIDES, json.dumps(overrides))
         click.echo(f"adapter of run {done.info.run_id} (reused)")
         runs.hand_over(out_dir, done.info.run_id)
         return
@@ -120,7 +122,7 @@ def train_qlora(
         name=f"{recipe.registered_model}-{profile}-v{version}",
         fingerprint=fingerprint,
         upstream=data_run,
-        tags={tags.OVERRIDES: json.dumps(overrides) if overrides else ""},
+        tags={tags.OVERRIDES: json.dumps(overrides)},
     )
     with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)

@@ -207,6 +207,30 @@ def test_what_is_set_for_one_run_is_trained_with_tagged_and_judged_by(
     assert "unknown key 'lora_alfa'" in refused.stderr
 
 
+def test_a_reused_training_is_judged_by_what_was_set_last(train, data_run: str, quick) -> None:
+    name = quick("own")
+
+    def limit(*sets: str) -> float | None:
+        run_id = train(data_run, name, *sets)
+        assert run_id == first
+        return runs.todays_profile(mlflow.get_run(run_id)).gate.min_bleu
+
+    first = train(data_run, name)
+    assert limit("--set", "gate.min_bleu=99") == 99
+    assert limit("--set", "gate.min_bleu=5") == 5
+    assert limit() == 60
+
+
+def test_a_training_gone_on_with_is_judged_by_what_was_set_last(
+    train, data_run: str, quick
+) -> None:
+    name = quick("own")
+    first = train(data_run, name, "--set", "gate.min_bleu=99")
+    mlflow.MlflowClient().update_run(first, status="RUNNING")
+    assert train(data_run, name) == first
+    assert runs.todays_profile(mlflow.get_run(first)).gate.min_bleu == 60
+
+
 def test_data_on_which_the_gate_can_only_reject_is_refused_before_training(
     step, workplace: Path, quick
 ) -> None:
