@@ -1,4 +1,4 @@
-"""Asking a model once or some times for one request, whole or as a stream."""
+"""Ask a model once or several times for one request; the answer comes whole or as a stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AT_ONCE = 4
 
 
 class Asked(Protocol):
-    """A request that was read: what to send to the server, and what to make of its answers."""
+    """A parsed request: it builds what the server gets, and reads what the server answers."""
 
     @property
     def model(self) -> Model: ...
@@ -42,23 +42,23 @@ class Asked(Protocol):
 async def answered(
     gateway: Gateway, asked: Asked, caller: Caller, exchange: Exchange
 ) -> dict[str, Any]:
-    """The answer to all images, some asked at a time."""
+    """The answer to all images; at most AT_ONCE of them are asked at a time."""
     began = time.perf_counter()
     places = asyncio.Semaphore(AT_ONCE)
 
     async def ask(index: int) -> tuple[dict[str, Any], Any]:
         async with places:
-            _, found = await gateway.ask(asked.model, asked.body(index), caller, exchange)
-            choice = found["choices"][0]
+            _, completion = await gateway.ask(asked.model, asked.body(index), caller, exchange)
+            choice = completion["choices"][0]
             text = choice["message"].get("content") or ""
-            return await asked.result(index, text, choice), found.get("usage")
+            return await asked.result(index, text, choice), completion.get("usage")
 
     asking = [asyncio.ensure_future(ask(index)) for index in range(asked.count)]
     try:
-        found = await asyncio.gather(*asking)
+        answers = await asyncio.gather(*asking)
     finally:
         await sse.end(*asking)
-    results, usages = [each for each, _ in found], [usage for _, usage in found]
+    results, usages = [each for each, _ in answers], [usage for _, usage in answers]
     return summary(asked, exchange, results, usages, time.perf_counter() - began)
 
 
@@ -94,11 +94,11 @@ async def as_events(
 
 def delta(event: bytes, choice: dict[str, Any], usage: Any) -> tuple[str, dict[str, Any], Any]:
     """The text of one event, and what is known of the choice and of the usage after it."""
-    found = sse.data_of(event)
-    if found is None:
+    chunk = sse.data_of(event)
+    if chunk is None:
         return "", choice, usage
-    usage = found.get("usage") or usage
-    choices = found.get("choices") or []
+    usage = chunk.get("usage") or usage
+    choices = chunk.get("choices") or []
     if not choices:
         return "", choice, usage
     new = choices[0]
@@ -164,7 +164,7 @@ async def respond(
     keep: Callable[[dict[str, Any]], Awaitable[None]],
     streamed: bool,
 ) -> Response:
-    """The response to a request that was read; `keep` gets the whole answer before it is sent."""
+    """The response to a parsed request; `keep` gets the whole answer before it is sent."""
     exchange = exchanges.of(request)
     exchange.model, exchange.version = asked.model.name, asked.model.version
     if streamed:

@@ -73,14 +73,14 @@ async def on_problem(request: Request, problem: Problem) -> Response:
 
 
 async def on_parameter(request: Request, error: RequestValidationError) -> Response:
-    """A parameter of the address that is not as it should be; what was sent is not repeated."""
+    """The problem of an invalid parameter in the address; it does not repeat what was sent."""
     first = error.errors()[0]
     name = str(first["loc"][-1])
     return await on_problem(request, Problem(422, "field", f"{name}: {first['msg']}."))
 
 
 async def on_http(request: Request, error: HTTPException) -> Response:
-    """What the router itself refuses: no such address, no such method."""
+    """What the router itself refuses: an unknown address or method."""
     problem = errors.of_status(error.status_code)
     problem.headers |= dict(error.headers or {})
     return await on_problem(request, problem)

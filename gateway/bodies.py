@@ -1,4 +1,4 @@
-"""JSON bodies: read field by field, refused by the first field that is not as it should be."""
+"""JSON bodies: read field by field; the first invalid field is named in the refusal."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from gateway.errors import ClientGone, Problem
 
 
 class Strict(BaseModel):
-    """Only what is listed is taken; another field is refused by its name."""
+    """Only listed fields are accepted; any other field is refused by name."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def without_nulls(cls, value: Any) -> Any:
-        """Clients write out what they do not set as null."""
+        """Clients send null for a field that they do not set."""
         if isinstance(value, dict):
             return {key: item for key, item in value.items() if item is not None}
         return value
@@ -30,9 +30,9 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read(request: Request, form: type[Body]) -> Body:
-    """The body as `form`; a Problem when it is none."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    """The body as `form`; a Problem if it does not fit."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
         raise Problem(415, "json", "Send application/json.")
     try:
         return form.model_validate(orjson.loads(await request.body()))
@@ -41,7 +41,7 @@ async def read(request: Request, form: type[Body]) -> Body:
     except ValidationError as error:
         raise complaint(error) from None
     except (ValueError, RecursionError):
-        raise Problem(400, "json", "The body is no JSON.") from None
+        raise Problem(400, "json", "The body is not JSON.") from None
 
 
 def complaint(error: ValidationError) -> Problem:

@@ -1,4 +1,4 @@
-"""What the routes stand on: who asks, how much they may, and how a model is asked."""
+"""What all routes use: who asks, how much the caller may ask, and how a model is asked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Gateway:
     async def ask(
         self, model: Model, body: dict[str, Any], caller: Caller, exchange: Exchange
     ) -> tuple[bytes, dict[str, Any]]:
-        """A whole answer as the server wrote it, and parsed; from the cache where it is there."""
+        """A whole answer, as the server wrote it and parsed; it may come from the cache."""
         exchange.model, exchange.version = model.name, model.version
         content = orjson.dumps(body)
         key = self.cache.key(model, body, content)
@@ -61,10 +61,10 @@ class Gateway:
             exchange.cached = True
             return kept, orjson.loads(kept)
         async with self.gate.place(exchange):
-            answer, found = await self.upstreams.complete(model, content, exchange)
-        await self.rates.charge(caller, used(found.get("usage")))
+            answer, completion = await self.upstreams.complete(model, content, exchange)
+        await self.rates.charge(caller, used(completion.get("usage")))
         await self.cache.put(key, answer)
-        return answer, found
+        return answer, completion
 
     async def stream(
         self,
@@ -97,7 +97,7 @@ class Gateway:
                     pieces += data.count(b"data:")
                     yield data
         finally:
-            # Who leaves early has used about a token for each event.
+            # A client that leaves early has used about one token for each event.
             usage = usage or {"completion_tokens": pieces}
             exchange.count(usage)
             await self.rates.charge(caller, used(usage))

@@ -60,11 +60,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def answer(*types: str, status: int = 200, form: type[BaseModel] | None = None) -> Any:
-    """What comes when all is well: its types, and the form of its JSON."""
-    schemas: dict[str, Any] = {kind: {} for kind in types}
+    """The answer of a request that succeeds: its media types, and its JSON schema."""
+    schemas: dict[str, Any] = {media_type: {} for media_type in types}
     if form is not None:
         schemas["application/json"] = inlined(form)
-    content = {kind: {"schema": schema} for kind, schema in schemas.items()}
+    content = {media_type: {"schema": schema} for media_type, schema in schemas.items()}
     return {status: {"description": "The answer.", "content": content}}
 
 
@@ -106,7 +106,7 @@ def openai(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """A model's JSON schema without definitions of its own, which OpenAPI keeps elsewhere."""
+    """A model's JSON schema with its definitions inlined: OpenAPI keeps definitions elsewhere."""
     schema = model.model_json_schema(ref_template="#/$defs/{model}")
     definitions = schema.pop("$defs", {})
 

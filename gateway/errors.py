@@ -50,10 +50,10 @@ class Problem(Exception):
 
     def openai(self, request_id: str) -> dict[str, Any]:
         """The same in the form that OpenAI's clients read."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        default_type = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {
             "message": self.detail,
-            "type": OPENAI_TYPES.get(self.status, kind),
+            "type": OPENAI_TYPES.get(self.status, default_type),
             "param": None,
             "code": self.code,
         }
@@ -76,7 +76,7 @@ class Problem(Exception):
 
 
 class ClientGone(Exception):
-    """The client left; nobody waits for an answer."""
+    """The client closed the connection; nobody waits for an answer."""
 
 
 def of(error: BaseException) -> Problem:
@@ -98,7 +98,7 @@ def of(error: BaseException) -> Problem:
 
 
 def of_status(status: int) -> Problem:
-    """The problem of a route or method that there is none of."""
+    """The problem of an unknown route or method."""
     known = {
         404: ("not_found", "There is nothing at this address; GET /openapi.json lists what is."),
         405: ("method", "This address does not take this method; Allow lists those it takes."),

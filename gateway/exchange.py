@@ -42,7 +42,7 @@ class Exchange:
     queue_s: float = 0.0
     upload_s: float = 0.0
     ttft_s: float | None = None
-    """Seconds from the request's begin to the first byte of its answer from the model."""
+    """Seconds from the start of the request to the first byte of the model's answer."""
 
     answering: bool = False
     """Whether a first byte was sent."""
@@ -52,7 +52,7 @@ class Exchange:
         return time.perf_counter() - self.started
 
     def count(self, usage: object) -> None:
-        """Add the tokens that a server says it used; anything else says nothing."""
+        """Add the tokens that a server says it used; ignore anything else."""
         if isinstance(usage, dict):
             prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
             self.prompt_tokens += prompt if isinstance(prompt, int) and prompt > 0 else 0

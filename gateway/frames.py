@@ -1,8 +1,8 @@
-"""A process of its own that decodes one video from standard input; `python -m gateway.frames`.
+"""A separate process that decodes one video from standard input; `python -m gateway.frames`.
 
 It has little memory and time, no secrets in its environment, and is killed when it takes too long.
-The file comes without a name and with its format said: FFmpeg's playlists, which may name any
-other file of the machine, are then no format that it would try.
+The file has no name and its format is given, so FFmpeg never tries its playlist formats, which may
+name any other file of the machine.
 
 Writes one line of JSON, then each frame as four bytes of length and a JPEG.
 """
@@ -77,16 +77,16 @@ def sampled(file: Any, asked: dict[str, Any]) -> tuple[dict[str, Any], list[byte
     limits = Limits(frames=max(2, asked["max_frames"]))
     wanted = frame_indices(total, rate, limits)
     file.seek(0)
-    found: dict[int, bytes] = {}
+    jpegs: dict[int, bytes] = {}
     with av.open(file, "r", format=FORMATS[asked["format"]]) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if frame.width * frame.height > asked["max_pixels"]:
                 raise Refused("media_pixels")
             if index in wanted:
-                found[index] = as_jpeg(frame.to_image(), limits, asked["cell"])
+                jpegs[index] = as_jpeg(frame.to_image(), limits, asked["cell"])
             if index >= wanted[-1]:
                 break
-    if len(found) != len(set(wanted)):
+    if len(jpegs) != len(set(wanted)):
         raise Refused("media_broken")
     facts = {
         "width": width,
@@ -96,7 +96,7 @@ def sampled(file: Any, asked: dict[str, Any]) -> tuple[dict[str, Any], list[byte
         "indices": wanted,
         "duration": total / rate,
     }
-    return facts, [found[index] for index in wanted]
+    return facts, [jpegs[index] for index in wanted]
 
 
 def write(out: BinaryIO, facts: dict[str, Any], frames: list[bytes]) -> None:

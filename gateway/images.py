@@ -1,4 +1,4 @@
-"""Images from strangers: what they are by their content, how large, and whether they decode."""
+"""Untrusted images: their format by their content, their size, and whether they decode."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def forbid_bombs() -> None:
 
 
 def look(content: bytes, settings: Settings) -> Picture:
-    """The picture, if it is one of the types, within the limits and decodes; Problem otherwise."""
+    """The picture; Problem if its format is unknown, it exceeds a limit or does not decode."""
     from PIL import Image
 
     if len(content) > settings.max_image_mb * MIB:
@@ -82,12 +82,12 @@ def look(content: bytes, settings: Settings) -> Picture:
             f"An image is larger than {settings.max_image_mb:g} MiB.",
             limit_bytes=int(settings.max_image_mb * MIB),
         )
-    kind = format_of(content[:16])
-    if kind is None:
+    image_format = format_of(content[:16])
+    if image_format is None:
         raise unsupported()
-    check_single(content, kind)
+    check_single(content, image_format)
     try:
-        image = Image.open(io.BytesIO(content), formats=[kind])
+        image = Image.open(io.BytesIO(content), formats=[image_format])
         width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_many_pixels(settings) from None
@@ -104,33 +104,33 @@ def look(content: bytes, settings: Settings) -> Picture:
         )
     try:
         turned = image.getexif().get(ORIENTATION, 1) in TURNED
-        decode(image, kind)
+        decode(image, image_format)
     except Exception:
         raise broken() from None
     size = (height, width) if turned else (width, height)
-    return Picture(content, hashlib.sha256(content).hexdigest(), MIME[kind], *size)
+    return Picture(content, hashlib.sha256(content).hexdigest(), MIME[image_format], *size)
 
 
-def decode(image: Any, kind: str) -> None:
-    """Raise what Pillow raises for an image that is cut or damaged."""
+def decode(image: Any, image_format: str) -> None:
+    """Raise Pillow's error if an image is cut or damaged."""
     width, height = image.size
-    if kind == "JPEG":
-        # Every coefficient is read, an eighth of the pixels is made.
+    if image_format == "JPEG":
+        # This reads every coefficient, but makes only an eighth of the pixels.
         image.draft("RGB", (max(1, width // 8), max(1, height // 8)))
-    if kind == "JPEG" or width * height <= WHOLE_PIXELS:
+    if image_format == "JPEG" or width * height <= WHOLE_PIXELS:
         image.load()
     else:
         image.verify()
 
 
-def check_single(content: bytes, kind: str) -> None:
+def check_single(content: bytes, image_format: str) -> None:
     """Refuse a file that is also an archive, a page or a document, or has a tail of another."""
     head = content[:1024].lower()
     if any(mark in head for mark in MARKUP) or holds_archive(content):
         raise polyglot()
-    if kind == "PNG" and content[png_end(content) :].strip(b"\0\r\n "):
+    if image_format == "PNG" and content[png_end(content) :].strip(b"\0\r\n "):
         raise polyglot()
-    if kind == "WEBP" and len(content) > int.from_bytes(content[4:8], "little") + 9:
+    if image_format == "WEBP" and len(content) > int.from_bytes(content[4:8], "little") + 9:
         raise polyglot()
 
 
@@ -159,7 +159,7 @@ def png_end(content: bytes) -> int:
 
 
 def from_uri(url: str) -> tuple[str, bytes]:
-    """Base64 and content of a data URI; a Problem for any other address: none is fetched."""
+    """Base64 and content of a data URI. Any other address is a Problem: none is fetched."""
     head, comma, encoded = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise Problem(

@@ -1,4 +1,4 @@
-"""What every request passes on its way in and out: its ID, its limits, its line in the log."""
+"""Every request passes here on its way in and out: its ID, its limits, its line in the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UUID = re.compile(rb"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Request IDs that are taken over from clients: no other text of theirs reaches the logs."""
 
 LEAST_RATE = 1024
-"""Bytes a second that a body must have come with, when it took longer than the stall's limit."""
+"""Least bytes a second of a body that takes longer than the stall's limit."""
 
 SAFE = (
     ("X-Content-Type-Options", "nosniff"),
@@ -53,9 +53,9 @@ class Intake:
         answer = sender(send, exchange)
         with self.tracer.request(exchange, headers):
             try:
-                body = self.receiver(receive, exchange, limit(scope["path"], self.settings))
+                bounded = self.receiver(receive, exchange, limit(scope["path"], self.settings))
                 check_length(headers, limit(scope["path"], self.settings))
-                await self.app(scope, body, answer)
+                await self.app(scope, bounded, answer)
             except ClientGone:
                 exchange.status = exchange.status or CLOSED
                 exchange.code = "client_gone"
@@ -85,12 +85,12 @@ class Intake:
             await problem.response(exchange.id, openai=openai)(scope, receive, send)
 
     def receiver(self, receive: Receive, exchange: Exchange, most: int) -> Receive:
-        """The body as it comes, within its size, from a client that keeps sending."""
+        """Receive the body within its size limit, from a client that keeps sending."""
         stall = self.settings.client_stall_s
         waited = 0.0
         whole = False
 
-        async def body() -> Message:
+        async def receive_bounded() -> Message:
             nonlocal waited, whole
             if whole:
                 return await receive()
@@ -117,11 +117,11 @@ class Intake:
                 raise too_large(most)
             return message
 
-        return body
+        return receive_bounded
 
 
 def sender(send: Send, exchange: Exchange) -> Send:
-    """Count what goes out and give each answer its ID and the headers that browsers heed."""
+    """Count what is sent, and give each answer its ID and the browsers' security headers."""
 
     async def answer(message: Message) -> None:
         if message["type"] == "http.response.body":
@@ -148,7 +148,7 @@ def limit(path: str, settings: Settings) -> int:
 
 
 def check_length(headers: dict[bytes, bytes], most: int) -> None:
-    """Refuse what says itself that it is too large, before a byte of it is read."""
+    """Refuse a body whose Content-Length is too large before a byte of it is read."""
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length[:20]) > most:
         raise too_large(most)

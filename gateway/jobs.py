@@ -1,4 +1,4 @@
-"""Jobs: many questions that nobody waits for. A killed gateway goes on where its results end."""
+"""Jobs: many questions that nobody waits for. A killed gateway resumes after the last result."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ SHOWN = ("id", "filename")
 
 ITEMS, RESULTS = "items.jsonl", "results.jsonl"
 MAX_JOBS = 20
-"""Of one caller."""
+"""Jobs that one caller may have."""
 
 PASSING = (429, 502, 503, 504, 507)
 TRIES = 8
 """Failures of this kind are tried again, after 1, 2, 4… 60 s; a server may be starting."""
 
 Read = Callable[["Gateway", Form, Caller, Exchange], Awaitable[Any]]
-"""Makes a question of an item's fields and files, as the routes for single questions do."""
+"""Reads an item's fields and files as the routes for single questions do."""
 
 LOOK_S = 30
 """Seconds between two looks for jobs that another replica left behind."""
 
 
 class Jobs:
-    """The store of jobs and what works on them."""
+    """The store of jobs, and the tasks that work on them."""
 
     def __init__(self, gateway: Gateway, read: Read) -> None:
         self.gateway = gateway
@@ -164,7 +164,7 @@ class Jobs:
     async def result(
         self, folder: Path, job: dict[str, Any], caller: Caller, item: dict[str, Any]
     ) -> dict[str, Any]:
-        """One item's answer, or the problem that it has; what may pass is tried again."""
+        """One item's answer or its problem; a temporary failure is tried again."""
         facts: dict[str, Any] = {name: item[name] for name in item if name in SHOWN}
         for tried in range(TRIES):
             exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)

@@ -1,4 +1,4 @@
-"""Who may ask: keys kept as SHA-256, or bearer tokens of an OpenID provider."""
+"""Authentication: keys kept as SHA-256, or bearer tokens of an OpenID provider."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read(path: Path) -> list[Key]:
 
 
 class Door:
-    """Tells who asks by the Authorization header; without keys, everybody on this machine may."""
+    """Authenticates by the Authorization header; without keys, this machine may ask."""
 
     def __init__(self, settings: Settings, oidc: Oidc | None) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class Door:
             log.warning("the keys' file cannot be read; the keys read before stay in force")
 
     async def caller(self, request: Request) -> Caller:
-        """Who asks; a Problem of 401, the same for no, a wrong and an outdated key."""
+        """The caller. A missing, a wrong and an expired key give the same Problem of 401."""
         if not self.settings.open:
             return self.limits("local")
         self.reload()
@@ -123,19 +123,19 @@ class Door:
         raise Problem(401, "unauthorized", "Send a valid key as Authorization: Bearer KEY.")
 
     def known(self, given: str) -> Key | None:
-        """The entry of a key; all are compared, so that the time says nothing."""
+        """The entry of a key; all entries are compared, so that the time reveals nothing."""
         digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()
         matching = [key for key in self.keys if secrets.compare_digest(key.sha256, digest)]
         return matching[0] if matching else None
 
     def limits(self, name: str, key: Key | None = None) -> Caller:
-        own = key or Key(name="none", sha256="0" * 64)
+        key = key or Key(name="none", sha256="0" * 64)
         return Caller(
             name,
-            own.rate or self.settings.rate,
-            own.tokens_per_minute or self.settings.tokens_per_minute,
-            own.streams or self.settings.streams_per_key,
-            own.models,
+            key.rate or self.settings.rate,
+            key.tokens_per_minute or self.settings.tokens_per_minute,
+            key.streams or self.settings.streams_per_key,
+            key.models,
         )
 
 

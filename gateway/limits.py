@@ -1,4 +1,4 @@
-"""How much a caller may ask, and how much all of them at a time."""
+"""Limits: how much one caller may ask, and how much all callers may ask at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Rates:
         self.warned = 0.0
 
     async def check(self, caller: Caller) -> None:
-        """Count one request; a Problem of 429 when it is one too many."""
+        """Count one request; a Problem of 429 when it exceeds the rate."""
         try:
             await self.check_in(self.storage, caller)
         except Problem:
@@ -88,7 +88,7 @@ class Rates:
                 self.warn(error)
 
     def warn(self, error: Exception) -> None:
-        """Tell once a minute that each replica counts on its own for now."""
+        """Log at most once a minute that each replica counts alone for now."""
         if time.monotonic() - self.warned > 60:
             self.warned = time.monotonic()
             log.warning("rates are counted by this replica alone: Redis fails", exc_info=error)
@@ -111,7 +111,7 @@ def redis(settings: Settings) -> Storage:
 
 
 class Gate:
-    """Lets so many requests to the servers at a time, lets some wait, and refuses the rest."""
+    """Bounds the requests to the servers and the requests that wait; refuses the rest."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.free = asyncio.Semaphore(settings.max_running)

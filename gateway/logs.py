@@ -19,17 +19,17 @@ audit = logging.getLogger("gateway.audit")
 
 ROOT = Path(__file__).parents[1]
 PROBES = ("/health", "/ready")
-"""What a kubelet asks of every pod every few seconds; metrics count it."""
+"""Probes: a kubelet sends them every few seconds; metrics count them."""
 
 
 def places(error: BaseException) -> list[str]:
     """Where an exception came from, innermost last: file, line and function, no values."""
-    found = []
+    lines = []
     for frame in traceback.extract_tb(error.__traceback__)[-8:]:
         path = Path(frame.filename)
         name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-2:])
-        found.append(f"{name}:{frame.lineno} {frame.name}")
-    return found
+        lines.append(f"{name}:{frame.lineno} {frame.name}")
+    return lines
 
 
 class Json(JsonFormatter):

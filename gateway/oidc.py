@@ -1,4 +1,4 @@
-"""Bearer tokens of an OpenID provider: its signature, issuer, audience and time are checked."""
+"""Bearer tokens of an OpenID provider: signature, issuer, audience and time are checked."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 
 KEYS_S = 3600
 RETRY_S = 30
-"""How long keys are kept, and the least time between two fetches for one that is not known."""
+"""How long keys are kept, and the least time between two fetches for an unknown key."""
 
 
 class Oidc:
-    """The keys of one issuer. Only the operator's addresses are asked, never one of a token."""
+    """The keys of one issuer. Only addresses of the operator are asked, none of a token."""
 
     def __init__(self, settings: Settings, session: aiohttp.ClientSession) -> None:
         self.issuer = settings.oidc_issuer or ""
@@ -51,7 +51,7 @@ class Oidc:
         return printable(str(claims["sub"]))
 
     async def key(self, name: Any) -> jwt.PyJWK | None:
-        """The issuer's key of that name, fetched anew when it is not known yet."""
+        """The issuer's key of that ID; an unknown ID fetches the keys again."""
         if not isinstance(name, str):
             return None
         age = time.monotonic() - self.fetched
@@ -62,10 +62,10 @@ class Oidc:
     async def fetch(self) -> None:
         try:
             if self.jwks_url is None:
-                found = await self.get(
+                configuration = await self.get(
                     self.issuer.rstrip("/") + "/.well-known/openid-configuration"
                 )
-                self.jwks_url = str(found["jwks_uri"])
+                self.jwks_url = str(configuration["jwks_uri"])
             listed = await self.get(self.jwks_url)
             keys = jwt.PyJWKSet.from_dict(listed).keys
             self.keys = {key.key_id: key for key in keys if key.key_id}
@@ -83,10 +83,10 @@ class Oidc:
         timeout = aiohttp.ClientTimeout(total=5)
         async with self.session.get(url, timeout=timeout, allow_redirects=False) as answer:
             answer.raise_for_status()
-            found = await answer.json(content_type=None)
-            if not isinstance(found, dict):
+            document = await answer.json(content_type=None)
+            if not isinstance(document, dict):
                 raise ValueError
-            return found
+            return document
 
 
 def printable(subject: str) -> str:

@@ -1,4 +1,4 @@
-"""What was found, drawn over the picture: as SVG to lay on it, and as PNG with it."""
+"""Items drawn over a picture: as an SVG layer, and as a PNG with the picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 from loraline.errors import UserError
 
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#e377c2", "#17becf", "#8c564b")
-"""Told apart by most eyes; each label has one."""
+"""Colours that most people can tell apart; each label has a colour."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 MOST_PIXELS = 64_000_000
@@ -74,7 +74,7 @@ def svg(image_size: tuple[int, int], items: Sequence[dict[str, Any]]) -> str:
 
 
 def png(image_bytes: bytes, items: Sequence[dict[str, Any]]) -> bytes:
-    """The picture, upright, with the items drawn on it; UserError for what is no picture."""
+    """The upright picture with the items drawn on it; UserError if it cannot be read."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     try:

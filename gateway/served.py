@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3vl": "qwen3-vl",
 }
 CONVENTIONS = {"qwen2-vl": "qwen2_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl"}
-"""How loraline's boxes name the families."""
+"""loraline.data.boxes' names of the families."""
 
 VERSIONED = re.compile(r"/v(\d+)/?$")
 
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """One name that clients send as `model`."""
+    """A name that clients send as `model`."""
 
     name: str
     server: Server
@@ -62,7 +62,7 @@ class Model:
 
     @property
     def version(self) -> str:
-        """What tells this model's answers from those of an earlier one under the same name."""
+        """Distinguishes this model's answers from those of an earlier model of that name."""
         if self.contract is None:
             return ""
         return self.uri if self.adapted else self.contract.base_revision
@@ -81,7 +81,7 @@ class Model:
         return wide, tall
 
     def card(self) -> dict[str, Any]:
-        """What clients are told of it."""
+        """What clients see of it."""
         card: dict[str, Any] = {
             "id": self.name,
             "role": self.role,
@@ -142,7 +142,7 @@ def read_contract(server: Server) -> Contract | None:
 
 
 def models_of(entries: Sequence[Entry], listed: Any) -> list[Model]:
-    """The models of one server by the answer of its /v1/models; ValueError when it is none.
+    """The models of one server by the answer of its /v1/models; ValueError if it is no such list.
 
     `entries` are those of its address: one for each adapter whose contract is known.
     """
@@ -153,8 +153,8 @@ def models_of(entries: Sequence[Entry], listed: Any) -> list[Model]:
     adapters = [name for name, item in items.items() if item.get("parent")]
     known = {}
     for entry in entries:
-        if (own := own_name(entry, list(items), adapters)) is not None:
-            known[own] = entry
+        if (served_name := own_name(entry, list(items), adapters)) is not None:
+            known[served_name] = entry
     # The base has no prompt, but is what each of the contracts says.
     of_base = entries[0]
     return [

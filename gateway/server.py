@@ -1,4 +1,4 @@
-"""The gateway's process: uvicorn, with what it lacks against clients that never finish a header."""
+"""The gateway's process: uvicorn, protected from clients that never finish a header."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
-        taken = getattr(error, "errno", None) == errno.EADDRINUSE
-        why = "is taken" if taken else f"cannot be used ({error})"
+        in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+        why = "is taken" if in_use else f"cannot be used ({error})"
         raise UserError(f"port {port} of {host} {why}; set GATEWAY_PORT") from error
     listening.set_inheritable(True)
     return listening

@@ -1,4 +1,4 @@
-"""Sessions: questions and answers that their caller wanted kept, and can take home."""
+"""Sessions: questions and answers that the caller wants to keep and export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.store import Store
 
 MAX_TURNS = 1000
 MAX_SESSIONS = 1000
-"""Of one caller."""
+"""Sessions that one caller may have."""
 
 MAX_SESSION = 512 * MIB
 
@@ -97,7 +97,7 @@ class Keeper:
         self.pictures = pictures
 
     async def check(self) -> None:
-        """A Problem of 404 before the model is asked, not after."""
+        """Raise the Problem of 404 before the model is asked, not after."""
         if self.name:
             await self.sessions.read(self.caller, self.name)
 

@@ -79,12 +79,12 @@ def data_of(event: bytes) -> dict[str, Any] | None:
     if text == b"[DONE]":
         return None
     try:
-        found = orjson.loads(text)
+        chunk = orjson.loads(text)
     except ValueError:
         raise garbage() from None
-    if not isinstance(found, dict):
+    if not isinstance(chunk, dict):
         raise garbage()
-    return found
+    return chunk
 
 
 def event(name: str, data: Any) -> bytes:

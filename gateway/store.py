@@ -1,4 +1,4 @@
-"""Folders of jobs and sessions: each caller's own, written whole or not at all, swept in time."""
+"""Folders of jobs and sessions, by caller. Writes are atomic; old folders are swept."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Store:
         return folder
 
     def folder(self, caller: Caller, name: str) -> Path:
-        """The caller's folder of that ID; a Problem of 404 for another's as for none."""
+        """The caller's folder of that ID; Problem of 404 if there is none or another has it."""
         folder = self.owner(caller) / name
         if not ID.fullmatch(name) or not (folder / self.document).is_file():
             raise Problem(404, "not_found", "There is no such thing for this key.")
@@ -59,10 +59,10 @@ class Store:
 
     def read(self, folder: Path) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((folder / self.document).read_bytes())
+            document: dict[str, Any] = json.loads((folder / self.document).read_bytes())
         except FileNotFoundError:
             raise Problem(404, "not_found", "There is no such thing for this key.") from None
-        return found
+        return document
 
     def of(self, caller: Caller) -> list[Path]:
         owner = self.owner(caller)
@@ -101,7 +101,7 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self, hours: float) -> None:
-        """Remove what has not changed for so long, and what a killed process left half made."""
+        """Remove folders unchanged for this long, and what a killed process left unfinished."""
         oldest = time.time() - hours * 3600
         for folder in self.all():
             if (folder / self.document).stat().st_mtime < oldest:
@@ -123,7 +123,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def add_medium(folder: Path, content: bytes, sha256: str) -> None:
-    """Keep a medium once, under its digest."""
+    """Store a medium once, under its digest."""
     path = folder / MEDIA / sha256
     if path.exists():
         return

@@ -88,7 +88,7 @@ class Tracer:
 
 
 def attributes(exchange: Exchange) -> dict[str, str | int | float]:
-    found: dict[str, str | int | float] = {
+    values: dict[str, str | int | float] = {
         "http.request.method": exchange.method,
         "http.route": exchange.route,
         "http.response.status_code": exchange.status,
@@ -97,12 +97,12 @@ def attributes(exchange: Exchange) -> dict[str, str | int | float]:
         "loraline.queue_seconds": exchange.queue_s,
     }
     if exchange.model:
-        found |= {
+        values |= {
             "gen_ai.request.model": exchange.model,
             "gen_ai.usage.input_tokens": exchange.prompt_tokens,
             "gen_ai.usage.output_tokens": exchange.completion_tokens,
         }
     for name in ("task", "code", "finish_reason"):
         if value := getattr(exchange, name):
-            found[f"loraline.{name}"] = value
-    return found
+            values[f"loraline.{name}"] = value
+    return values

@@ -1,4 +1,4 @@
-"""Forms with files: read as they come, within their limits, into files that have no name."""
+"""Forms with files: read as they arrive, within their limits, into unnamed files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Upload:
         return video.format_of(self.head())
 
     async def picture(self, settings: Settings) -> Picture:
-        """The image in the file; Problem when it is none."""
+        """The image in the file; Problem if it is not an image."""
         if self.size > settings.max_image_mb * MIB and self.video is None:
             raise Problem(
                 413, "image_too_large", f"An image is larger than {settings.max_image_mb:g} MiB."
@@ -79,12 +79,12 @@ class Upload:
         return images.look(self.file.read(), settings)
 
     async def clip(self, settings: Settings, **limits: float) -> Clip:
-        """The frames of the video in the file; Problem when it is none."""
+        """The frames of the video in the file; Problem if it is not a video."""
         if self.size > settings.max_video_mb * MIB:
             raise Problem(
                 413, "video_too_large", f"A video is larger than {settings.max_video_mb:g} MiB."
             )
-        if (kind := self.video) is None:
+        if (video_format := self.video) is None:
             raise images.unsupported()
         # Only a file on disk has a descriptor for another process.
         rollover = getattr(self.file, "rollover", None)
@@ -92,7 +92,7 @@ class Upload:
             await asyncio.to_thread(rollover)
         return await video.decode(
             self.file,
-            kind,
+            video_format,
             settings,
             max_frames=int(limits["max_frames"]),
             max_seconds=limits["max_seconds"],
@@ -111,7 +111,7 @@ class Form:
         return self.fields.get(name, "").strip()
 
     def flag(self, name: str) -> bool:
-        """A field of yes or no; Problem for anything else."""
+        """A boolean field; Problem for anything else."""
         value = self.text(name).lower()
         if value not in ("", "true", "false", "1", "0"):
             raise Problem(422, "field", f"The field {name} is true or false.")
@@ -128,11 +128,11 @@ async def form(
     """
     exchange = exchanges.of(request)
     began = time.perf_counter()
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/x-www-form-urlencoded":
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/x-www-form-urlencoded":
         yield Form(known(await pairs(request), accepted))
         return
-    if kind != "multipart/form-data":
+    if media_type != "multipart/form-data":
         raise Problem(415, "form", "Send multipart/form-data.")
     parser = (ManyFiles if many else Parser)(
         request.headers,
@@ -200,7 +200,7 @@ async def pairs(request: Request) -> list[tuple[str, str]]:
 
 
 def known(fields: list[tuple[str, str]], accepted: set[str]) -> dict[str, str]:
-    """The last value of each field; a Problem for one that there is none of."""
+    """The last value of each field; a Problem for an unknown field."""
     if any(name not in accepted for name, _ in fields):
         names = ", ".join(sorted(accepted))
         raise Problem(422, "field", f"A field is not known; known are files, {names}.")
@@ -227,6 +227,6 @@ def use_folder(settings: Settings) -> None:
     folder = settings.data_dir / "uploads"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in folder.iterdir():
-        # A killed process may have left one where the file system knows no nameless files.
+        # A killed process may have left a file where the file system has no unnamed files.
         left.unlink(missing_ok=True)
     tempfile.tempdir = str(folder)

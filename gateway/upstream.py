@@ -1,4 +1,4 @@
-"""The vLLM servers: what they list, and asking them. Their own words go no further than here."""
+"""The vLLM servers: their models, and requests to them. Their own words stay in this module."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Upstreams:
                 await self.refresh()
 
     async def refresh(self) -> None:
-        """Ask every server what it lists."""
+        """Ask every server for its models."""
         await asyncio.gather(*map(self.look, self.entries))
 
     async def look(self, url: str) -> None:
@@ -170,15 +170,15 @@ class Upstreams:
         async with self.post(model, body) as answer:
             content = await read(answer)
         try:
-            found = orjson.loads(content)
-            choice = found["choices"][0]
+            completion = orjson.loads(content)
+            choice = completion["choices"][0]
             exchange.finish_reason = str(choice.get("finish_reason") or "")[:32]
-            exchange.count(found.get("usage"))
+            exchange.count(completion.get("usage"))
         except (ValueError, LookupError, TypeError, AttributeError):
             raise self.garbage(model) from None
         if exchange.ttft_s is None:
             exchange.ttft_s = exchange.seconds
-        return content, found
+        return content, completion
 
     async def stream(
         self, model: Model, body: bytes, exchange: Exchange
@@ -237,7 +237,7 @@ class Upstreams:
         return sse.garbage()
 
     async def refused(self, model: Model, answer: aiohttp.ClientResponse) -> Problem:
-        """The problem behind a status, in words of our own: vLLM's may hold what was asked."""
+        """The problem behind a status, in our words: vLLM's message may quote the request."""
         text = (await answer.content.read(2**16)).decode(errors="replace")
         status = answer.status
         self.metrics.upstream_errors.labels(model.name, f"status_{status // 100}xx").inc()

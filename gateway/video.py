@@ -1,4 +1,4 @@
-"""Videos from strangers: decoded here, in a process of their own, and sent on as frames."""
+"""Untrusted videos: a separate process decodes them, and they are sent on as frames."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSALS = {
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video as JPEG, and where in it they are."""
+    """Frames of a video as JPEG, and their indices."""
 
     frames: tuple[bytes, ...]
     sha256: str
@@ -76,26 +76,26 @@ def format_of(head: bytes) -> str | None:
 
 async def decode(
     file: IO[bytes],
-    kind: str,
+    video_format: str,
     settings: Settings,
     *,
     max_frames: int,
     max_seconds: float,
     cell: int,
 ) -> Clip:
-    """The frames of a video; Problem when it is beyond the limits or no video."""
+    """The frames of a video; Problem if it exceeds the limits or is not a video."""
     file.seek(0)
     digest = await asyncio.to_thread(digest_of, file)
     file.seek(0)
     asked = {
-        "format": kind,
+        "format": video_format,
         "max_pixels": settings.max_pixels,
         "max_seconds": max_seconds,
         "max_frames": max_frames,
         "cell": cell,
         "seconds_cpu": math.ceil(settings.video_timeout_s),
     }
-    # The descriptor's offset is the child's, too: the file is read from its begin.
+    # The child shares the descriptor's offset: the file is read from its start.
     os.lseek(file.fileno(), 0, os.SEEK_SET)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -118,7 +118,7 @@ async def decode(
             process.kill()
         await process.wait()
     if process.returncode == 1:
-        # Not the file's fault: whatever that does, the program answers, or a signal ends it.
+        # Not the file's fault: with any file the program answers, or a signal ends it.
         raise RuntimeError("the decoder does not start")
     if code := facts.get("refused"):
         detail = REFUSALS.get(code, REFUSALS["media_broken"])

@@ -1,6 +1,6 @@
 """From what a model wrote to what a task promised: values, places in the original, and problems.
 
-Models write what they like: fences, trailing commas, Python literals, doubled braces, two blocks,
+Models write anything: fences, trailing commas, Python literals, doubled braces, two blocks,
 special tokens, XML, lists that a limit cut, tables without end. Every parser takes any text, never
 raises, and is done within a second; what it mended or left out it says.
 """

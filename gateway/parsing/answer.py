@@ -84,14 +84,15 @@ class Answer:
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def note(self, code: str, detail: str = "") -> None:
-        """Remember a problem; only the first of a code is told in full."""
+        """Remember a problem; only the first of each code is shown in full."""
         self.notes.setdefault(code, []).append(detail or CODES[code])
 
     @property
     def problems(self) -> list[str]:
         return [
-            f"{code}: {told[0]}" + (f" (and {len(told) - 1} more like it)" if told[1:] else "")
-            for code, told in self.notes.items()
+            f"{code}: {details[0]}"
+            + (f" (and {len(details) - 1} more like it)" if details[1:] else "")
+            for code, details in self.notes.items()
         ]
 
     def place(self, point: Point) -> Point | None:
@@ -146,7 +147,7 @@ def sized(size: tuple[int, int] | None) -> Size | None:
 
 
 def counted(answer: Answer, grid: int | None) -> Size | None:
-    """What coordinates count to; a grid that the task's prompt names goes before the family's."""
+    """The coordinate grid; a grid that the task's prompt names overrides the family's."""
     if grid:
         return grid, grid
     if answer.convention is None or answer.convention == "qwen2_5_vl":
@@ -155,12 +156,12 @@ def counted(answer: Answer, grid: int | None) -> Size | None:
 
 
 def segments(text: str) -> list[str]:
-    """The text cut at its fences: what stands between two is read for itself."""
+    """The text split at its fences; each part is read separately."""
     return [part for part in FENCE.split(text) if part.strip()]
 
 
 def words_item(text: str) -> list[Item]:
-    """What was said beside the items, as an item of its own."""
+    """The words beside the items, as a separate item."""
     said = "\n".join(line.strip() for line in text.splitlines() if line.strip())
     return [{"kind": "text", "text": said}] if said else []
 

@@ -22,10 +22,10 @@ NUMBERS = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "wbr"}
 ACTIVE = {"script", "style", "iframe", "object", "template", "noscript", "svg", "math", "textarea"}
-"""Elements that go with all that is in them."""
+"""Elements that are dropped with all their content."""
 
 UNKEPT = {"html", "head", "body", "!doctype"}
-"""The page around the answer; it says nothing."""
+"""The page around the answer; it carries no content."""
 
 TAGS = {
     "a", "abbr", "b", "blockquote", "br", "caption", "code", "col", "colgroup", "dd", "div", "dl",
@@ -39,7 +39,7 @@ ATTRIBUTES = {
     "td": {"colspan", "rowspan"},
     "th": {"colspan", "rowspan"},
 }
-"""What stays of a hostile page: no address of any kind, no style, no script, no ID."""
+"""Attributes that are kept: no address of any kind, no style, no script, no ID."""
 
 REGION = re.compile(
     r"<!--[ \t]{0,8}([A-Za-z][\w -]{0,40}?)[ \t]{0,8}\(([-\d., \t]{1,80})\)[ \t]{0,8}-->"
@@ -144,7 +144,7 @@ class PageReader:
         return f"<{tag}{kept}>"
 
     def closed(self, tag: str) -> Iterator[str]:
-        """Close an element and those within it that were forgotten; nothing if none is open."""
+        """Close an element and the unclosed ones within it; do nothing if none is open."""
         if any(element.tag == tag for element in self.open):
             while self.open[-1].tag != tag:
                 yield self.close()
@@ -158,7 +158,7 @@ class PageReader:
         return f"</{element.tag}>"
 
     def item(self, tag: str, values: dict[str, str]) -> Item | None:
-        """The item of an element with a place; one within another at the same place is the same."""
+        """The item of an element with a place; nested elements at the same place are one item."""
         named = {"tag": tag, "label": values.get("class") or tag, "text": ""}
         made: Item | None = None
         if "data-bbox" in values:

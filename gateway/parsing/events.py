@@ -44,7 +44,7 @@ def parse_events(answer: Answer) -> tuple[Any, list[Item]]:
     text = "\n".join(said)
     if not items:
         for match in SPAN.finditer(text):
-            # A number that the end cut is a wrong one; two plain numbers need their unit.
+            # A number that the end cut is wrong; two plain numbers need their unit.
             if (match.end() == len(text) and answer.cut) or not is_time(match):
                 continue
             add(answer, items, seconds(match.group(1)), seconds(match.group(2)), "")

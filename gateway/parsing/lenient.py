@@ -67,7 +67,7 @@ class Block:
     start: int
     end: int
     mended: bool = False
-    """Whether it was no valid JSON."""
+    """Whether it was not valid JSON."""
 
 
 @dataclass
@@ -123,7 +123,7 @@ def with_lists(value: Any) -> Object | List | None:
 
 
 def number(text: str) -> float | int | None:
-    """A number that JSON can say again; None for one beyond all measure."""
+    """A number that JSON can write; None if it is infinite."""
     return whole_number(text) if text.lstrip("+-").isdigit() else real_number(text)
 
 
@@ -166,7 +166,7 @@ def well_formed(text: str) -> str:
 
 
 class Reader:
-    """Reads one block that is no valid JSON."""
+    """Reads one block that is not valid JSON."""
 
     def __init__(self, text: str, start: int) -> None:
         self.text = text
@@ -188,7 +188,7 @@ class Reader:
         return self.position >= len(self.text)
 
     def move(self, pattern: re.Pattern[str]) -> str | None:
-        """Pass what matches here."""
+        """Skip what matches here."""
         match = pattern.match(self.text, self.position)
         if match is None:
             return None
@@ -200,7 +200,7 @@ class Reader:
         if character in "[{(":
             self.position += 1
             if len(self.stack) == DEEPEST:
-                # Nothing that deep is meant, and what follows cannot be told apart.
+                # No answer nests this deep, and the rest cannot be parsed.
                 self.position = len(self.text)
                 return False
             self.stack.append(Open(Object() if character == "{" else List()))
@@ -210,7 +210,7 @@ class Reader:
         elif character in PIECE:
             self.read_string(character)
         elif digits := self.move(NUMBER):
-            # A number at the very end may go on: half of it would be a wrong one.
+            # A number at the very end may be cut: half of it would be wrong.
             if not self.at_end:
                 self.put(number(digits))
         elif word := self.move(WORD):
@@ -223,8 +223,8 @@ class Reader:
         return False
 
     def close_through(self, shape: type[Object] | type[List]) -> bool:
-        """Close the innermost node of this shape, and those within it that were forgotten."""
-        if not any(isinstance(one.node, shape) for one in self.stack):
+        """Close the innermost node of this shape and the unclosed ones within it."""
+        if not any(isinstance(level.node, shape) for level in self.stack):
             return False
         closed = False
         while not closed:
@@ -235,7 +235,7 @@ class Reader:
     def close(self, *, whole: bool) -> None:
         """Take the innermost node off the stack and give it to the one around it."""
         opened = self.stack.pop()
-        # `{ {…}` is an object with a brace too many.
+        # `{ {…}` is an object with one brace too many.
         node = opened.loose if opened.loose and not opened.node else opened.node
         node.whole = whole
         if self.stack:

@@ -76,16 +76,16 @@ def parse_places(answer: Answer) -> tuple[Any, list[Item]]:
 
 def row_of(item: Item) -> dict[str, Any]:
     """An item as a row of the value."""
-    kind = item["kind"]
-    place = item["numbers"] if kind == "box_3d" else item[f"{kind}_pixels"]
+    place_type = item["kind"]
+    place = item["numbers"] if place_type == "box_3d" else item[f"{place_type}_pixels"]
     named = {name: item[name] for name in ("label", "text") if name in item}
-    return {**item.get("fields", {}), **named, kind: place}
+    return {**item.get("fields", {}), **named, place_type: place}
 
 
 def take_tags(answer: Answer, text: str, items: list[Item]) -> str:
-    """Take the points written as XML; returns what is left of the text."""
+    """Read the points written as XML; returns the rest of the text."""
 
-    def take(match: re.Match[str]) -> str:
+    def add_point(match: re.Match[str]) -> str:
         alt = ALT.search(match.group(1))
         label = (match.group(2) or "").strip() or (alt.group(1).strip() if alt else "")
         axes: dict[str, dict[str, float]] = {"x": {}, "y": {}}
@@ -100,11 +100,11 @@ def take_tags(answer: Answer, text: str, items: list[Item]) -> str:
                 )
         return " "
 
-    return POINTS_TAG.sub(take, text)
+    return POINTS_TAG.sub(add_point, text)
 
 
 def take_json(answer: Answer, text: str, items: list[Item]) -> str:
-    """Take the rows of JSON blocks; returns the text without the blocks that held any."""
+    """Read the rows of JSON blocks; returns the text without the blocks that had rows."""
     kept, end = [], 0
     for block in blocks(text):
         rows = list(rows_of(block, of_points=answer.task.parser == "points"))
@@ -121,7 +121,7 @@ def take_json(answer: Answer, text: str, items: list[Item]) -> str:
 
 
 def rows_of(block: Block, *, of_points: bool) -> Iterator[Row]:
-    """Objects with a place, and lists that are nothing but a place.
+    """Objects with a place, and lists that are only a place.
 
     Two numbers are a point only where points were asked for: prose has brackets, too.
     """
@@ -171,12 +171,12 @@ def take_row(answer: Answer, row: Row, items: list[Item]) -> None:
         names["unsure"] = True
         answer.note("unsure")
     for key, value in row.pairs:
-        kind = PLACES.get(key.lower())
-        if kind is None:
+        place_type = PLACES.get(key.lower())
+        if place_type is None:
             continue
-        several = kind != "polygon" and isinstance(value, list) and value
+        several = place_type != "polygon" and isinstance(value, list) and value
         for place in value if several and isinstance(value[0], list) else [value]:
-            add(answer, items, kind, place, names)
+            add(answer, items, place_type, place, names)
 
 
 def names_of(fields: dict[str, Any]) -> Names:
@@ -193,7 +193,7 @@ def names_of(fields: dict[str, Any]) -> Names:
 
 
 def take_tokens(answer: Answer, text: str, items: list[Item]) -> str:
-    """Take what stands in round brackets, with the name before it; returns what was said beside."""
+    """Read places in round brackets with the names before them; returns the other words."""
     said: list[str] = []
     label = ""
     for line in text.split("\n"):
@@ -250,39 +250,39 @@ def unfinished(answer: Answer, text: str) -> str:
 
 
 def take_lines(answer: Answer, text: str, items: list[Item]) -> str:
-    """Take lines of four numbers and a name, the plain mode; returns what is left."""
+    """Read lines of four numbers and a name, the plain mode; returns the rest."""
     last = len(text.rstrip())
 
-    def take(match: re.Match[str]) -> str:
+    def add_box(match: re.Match[str]) -> str:
         if not (answer.cut and match.end() >= last):
             name = (match.group(5) or "").strip()
             numbers = [float(digits) for digits in match.groups()[:4]]
             add(answer, items, "box", numbers, {"label": name} if name else {})
         return ""
 
-    return LINE.sub(take, text)
+    return LINE.sub(add_box, text)
 
 
-def add(answer: Answer, items: list[Item], kind: str, written: Any, names: Names) -> None:
-    """Add a place with its names; numbers that are none are noted and left out."""
+def add(answer: Answer, items: list[Item], place_type: str, written: Any, names: Names) -> None:
+    """Add a place with its names; invalid numbers are noted and left out."""
     if len(items) >= MOST_ITEMS:
         answer.note("too_long", f"only the first {MOST_ITEMS:,} items were read")
         return
     item: Item | None
-    if kind == "polygon":
+    if place_type == "polygon":
         item = polygon(answer, written)
     else:
-        numbers = numbers_of(written, {"box": 4, "point": 2, "box_3d": 9}[kind])
+        numbers = numbers_of(written, {"box": 4, "point": 2, "box_3d": 9}[place_type])
         if numbers is None:
             answer.note("malformed")
             return
-        item = {"box": box, "point": point, "box_3d": box_3d}[kind](answer, numbers)
+        item = {"box": box, "point": point, "box_3d": box_3d}[place_type](answer, numbers)
     if item is not None:
         items.append({**item, **names})
 
 
 def numbers_of(written: Any, count: int) -> list[float] | None:
-    """So many finite numbers, also where they were written as texts; None if that is no place."""
+    """`count` finite numbers, which may be written as texts; None otherwise."""
     if not isinstance(written, list) or len(written) != count:
         return None
     numbers: list[float] = []
@@ -298,7 +298,7 @@ def numbers_of(written: Any, count: int) -> list[float] | None:
 
 
 def box(answer: Answer, numbers: Sequence[float]) -> Item | None:
-    """A box with its corners in order and within the image; None if nothing of it is left."""
+    """A box with its corners in order, clipped to the image; None if nothing is left."""
     left, top, right, bottom = numbers
     if left > right or top > bottom:
         answer.note("reordered")
@@ -344,14 +344,14 @@ def polygon(answer: Answer, written: Any) -> Item | None:
         answer.note("malformed")
         return None
     points = [point(answer, corner) for corner in corners if corner]
-    placed = all(one["point_unit"] for one in points)
+    placed = all(vertex["point_unit"] for vertex in points)
     return {
         "kind": "polygon",
-        "polygon_unit": [one["point_unit"] for one in points] if placed else None,
+        "polygon_unit": [vertex["point_unit"] for vertex in points] if placed else None,
         "polygon_pixels": (
-            [one["point_pixels"] for one in points] if placed and answer.original else None
+            [vertex["point_pixels"] for vertex in points] if placed and answer.original else None
         ),
-        "numbers": [one["numbers"] for one in points],
+        "numbers": [vertex["numbers"] for vertex in points],
     }
 
 

@@ -21,9 +21,10 @@ def parse_text(answer: Answer) -> tuple[Any, list[Item]]:
 def parse_json(answer: Answer) -> tuple[Any, list[Item]]:
     """The first JSON value that keeps to the task's schema, or else the first one."""
     parts = segments(answer.text)
-    found = ((index, block) for index, part in enumerate(parts) for block in blocks(part))
+    numbered = ((index, block) for index, part in enumerate(parts) for block in blocks(part))
     candidates = [
-        Candidate(index, block, plain(block.value)) for index, block in islice(found, MOST_VALUES)
+        Candidate(index, block, plain(block.value))
+        for index, block in islice(numbered, MOST_VALUES)
     ]
     fitting = [each for each in candidates if answer.task.is_valid(each.value)]
     if not candidates:
@@ -45,7 +46,7 @@ class Candidate(NamedTuple):
     """A JSON value of an answer."""
 
     part: int
-    """Which segment of the text holds it."""
+    """Index of the text's segment that has it."""
 
     block: Block
     value: Any

@@ -174,7 +174,7 @@ def failed(problem: Problem, exchange: Exchange) -> bytes:
 async def forwarded(
     asked: ChatRequest, model: Model, settings: Settings, exchange: Exchange
 ) -> dict[str, Any]:
-    """The body for vLLM: the fields that were read, with media that were looked at."""
+    """The body for vLLM: the accepted fields, with checked media."""
     body = asked.model_dump(exclude_none=True, by_alias=True)
     for name in ("user", "n", "stream", "stream_options"):
         body.pop(name, None)
@@ -227,13 +227,13 @@ async def checked_video(url: str, model: Model, settings: Settings) -> video.Cli
         raise Problem(
             413, "video_too_large", f"A video is larger than {settings.max_video_mb:g} MiB."
         )
-    if (kind := video.format_of(content[:16])) is None:
+    if (video_format := video.format_of(content[:16])) is None:
         raise images.unsupported()
     with tempfile.TemporaryFile() as file:
         await asyncio.to_thread(file.write, content)
         return await video.decode(
             file,
-            kind,
+            video_format,
             settings,
             max_frames=settings.max_frames,
             max_seconds=settings.max_seconds,

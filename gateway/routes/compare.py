@@ -1,4 +1,4 @@
-"""/compare: one question to two to four models, their answers side by side."""
+"""/compare: one question to two, three or four models; their answers side by side."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ FIELDS = {
     openapi_extra=documented.form_body(FIELDS),
 )
 async def compare(request: Request, caller: Counted) -> Response:
-    """Ask several models the same, each greedily, and say where their answers differ."""
+    """Ask several models the same question, each greedily, and show where the answers differ."""
     gateway, exchange = core.of(request), exchanges.of(request)
     with gateway.gate.uploading():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
-            asked = [await one(gateway, form, name, caller) for name in names(gateway, form)]
+            asked = [
+                await model_request(gateway, form, name, caller) for name in names(gateway, form)
+            ]
     if len({each.model.name for each in asked}) < len(asked):
         raise Problem(422, "models", "Name each model once.")
     pictures = list(asked[0].pictures)
@@ -68,7 +70,7 @@ async def compare(request: Request, caller: Counted) -> Response:
 
 
 def names(gateway: Gateway, form: Form) -> list[str]:
-    """The models that are asked for, or all that have a role."""
+    """The models that the form names, or all that have a role."""
     given = [part.strip() for part in form.text("models").split(",") if part.strip()]
     if not given:
         roles = {model.role: model.name for model in gateway.upstreams.models if model.role}
@@ -81,7 +83,7 @@ def names(gateway: Gateway, form: Form) -> list[str]:
     return given
 
 
-async def one(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
+async def model_request(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
     """The request to one model."""
     if task := form.text("task"):
         model = gateway.upstreams.model(name, caller, roomiest=True)
@@ -96,17 +98,17 @@ async def one(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
 async def all_answers(
     gateway: Gateway, asked: list[Any], caller: Caller, exchange: Exchange
 ) -> list[dict[str, Any]]:
-    """The answers of all models at a time; that of a model that fails says so."""
+    """The answers of all models, asked at the same time; a failed model has its problem."""
 
     async def ask(each: Any) -> dict[str, Any]:
-        own = Exchange(id=exchange.id)
+        single = Exchange(id=exchange.id)
         try:
-            answer = await answered(gateway, each, caller, own)
+            answer = await answered(gateway, each, caller, single)
         except Problem as problem:
             return {"model": each.model.name, "problem": problem.document(exchange.id)}
-        gateway.metrics.count_tokens(own)
-        exchange.prompt_tokens += own.prompt_tokens
-        exchange.completion_tokens += own.completion_tokens
+        gateway.metrics.count_tokens(single)
+        exchange.prompt_tokens += single.prompt_tokens
+        exchange.completion_tokens += single.completion_tokens
         return answer
 
     asking = [asyncio.ensure_future(ask(each)) for each in asked]
@@ -117,18 +119,18 @@ async def all_answers(
 
 
 def compared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Whether two answers are the same, and how their boxes lie."""
-    found: dict[str, Any] = {"models": [first["model"], second["model"]]}
+    """Whether two answers are equal, and how far their boxes overlap."""
+    comparison: dict[str, Any] = {"models": [first["model"], second["model"]]}
     if "problem" in first or "problem" in second:
-        return found
-    found["equal"] = texts(first) == texts(second)
+        return comparison
+    comparison["equal"] = texts(first) == texts(second)
     boxes = [
         [(item.get("label"), item["box_unit"]) for item in each.get("items", ()) if boxed(item)]
         for each in (first, second)
     ]
     if any(boxes):
-        found["iou"] = round(mean_iou(*boxes), 4)
-    return found
+        comparison["iou"] = round(mean_iou(*boxes), 4)
+    return comparison
 
 
 def boxed(item: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""/docs: the OpenAPI document as a page without scripts, for browsers without a way out."""
+"""/docs: the OpenAPI document as a page without scripts, for browsers without internet access."""
 
 from __future__ import annotations
 
@@ -50,13 +50,11 @@ def render(document: dict[str, Any]) -> str:
 
 def fields(operation: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and meanings of an operation's parameters and of its body's fields."""
-    found = [
-        (each["name"], each.get("description", "")) for each in operation.get("parameters", [])
-    ]
+    rows = [(each["name"], each.get("description", "")) for each in operation.get("parameters", [])]
     for content in operation.get("requestBody", {}).get("content", {}).values():
         for name, schema in content["schema"].get("properties", {}).items():
-            found.append((name, schema.get("description", schema.get("type", ""))))
-    return found
+            rows.append((name, schema.get("description", schema.get("type", ""))))
+    return rows
 
 
 def table(title: str, rows: list[tuple[str, str]]) -> str:

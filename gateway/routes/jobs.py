@@ -38,26 +38,28 @@ LINES = (JSONL, "application/x-ndjson", "application/x-jsonlines")
 ERRORS = (400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 503, 507)
 
 
-def body() -> dict[str, Any]:
+def request_body() -> dict[str, Any]:
     """Either a form with files, or lines of JSON."""
-    found = documented.form_body(FIELDS)
-    found["requestBody"]["content"][JSONL] = {
+    extra = documented.form_body(FIELDS)
+    extra["requestBody"]["content"][JSONL] = {
         "schema": {
             "type": "string",
             "description": "A line for each question: an object with the form's fields, `id`, and "
             "an image as `image`, data:TYPE;base64,CONTENT.",
         }
     }
-    return found
+    return extra
 
 
-@router.post("/jobs", status_code=202, responses=documented.problems(*ERRORS), openapi_extra=body())
+@router.post(
+    "/jobs", status_code=202, responses=documented.problems(*ERRORS), openapi_extra=request_body()
+)
 async def create(request: Request, caller: Counted) -> Response:
     """Hand in a job; its ID is known when all of its files are."""
     gateway = core.of(request)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     with gateway.gate.uploading():
-        if kind in LINES:
+        if media_type in LINES:
             folder = await from_lines(request, caller)
         else:
             async with uploads.form(
@@ -77,7 +79,7 @@ async def create(request: Request, caller: Counted) -> Response:
 
 
 def check(request: Request, caller: Caller, fields: dict[str, str]) -> None:
-    """Refuse a task or a model that there is none of before anything is kept."""
+    """Refuse an unknown task or model before anything is kept."""
     gateway = core.of(request)
     if fields.get("task"):
         tasks.find(gateway, fields["task"])
@@ -86,7 +88,7 @@ def check(request: Request, caller: Caller, fields: dict[str, str]) -> None:
 
 
 async def from_lines(request: Request, caller: Caller) -> Path:
-    """A job of a JSONL body, which goes to disk as it comes."""
+    """A job from a JSONL body, which is written to disk as it arrives."""
     gateway = core.of(request)
     with tempfile.TemporaryFile() as file:
         try:
@@ -126,20 +128,20 @@ def jobs_of(request: Request) -> Jobs:
 @router.get("/jobs", responses=documented.problems(401, 500))
 async def listed(request: Request, caller: Known) -> Response:
     """This key's jobs."""
-    found = jobs_of(request)
+    all_jobs = jobs_of(request)
 
     def read() -> list[dict[str, Any]]:
-        return [found.progress(path.parent) for path in found.store.of(caller)]
+        return [all_jobs.progress(path.parent) for path in all_jobs.store.of(caller)]
 
     return as_json({"jobs": await asyncio.to_thread(read)})
 
 
 @router.get("/jobs/{job}", responses=documented.problems(401, 404, 500))
-async def one(request: Request, job: str, caller: Known) -> Response:
-    """How far a job is."""
-    found = jobs_of(request)
-    folder = found.store.folder(caller, job)
-    return as_json(await asyncio.to_thread(found.progress, folder))
+async def progress(request: Request, job: str, caller: Known) -> Response:
+    """The progress of a job."""
+    all_jobs = jobs_of(request)
+    folder = all_jobs.store.folder(caller, job)
+    return as_json(await asyncio.to_thread(all_jobs.progress, folder))
 
 
 @router.get(
@@ -163,6 +165,6 @@ async def results(request: Request, job: str, caller: Known) -> Response:
 @router.delete("/jobs/{job}", status_code=204, responses=documented.problems(401, 404, 500))
 async def delete(request: Request, job: str, caller: Known) -> Response:
     """Stop a job and forget it, with its files and results."""
-    found = jobs_of(request)
-    await found.delete(found.store.folder(caller, job))
+    all_jobs = jobs_of(request)
+    await all_jobs.delete(all_jobs.store.folder(caller, job))
     return Response(status_code=204)

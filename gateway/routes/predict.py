@@ -61,7 +61,7 @@ async def predict(request: Request, caller: Counted) -> Response:
 
 @dataclass
 class Predict:
-    """A request that was read: one body for the server each image, made as verify_serving does."""
+    """A parsed request: one body for the server for each image, as verify_serving builds it."""
 
     model: Model
     question: str
@@ -75,33 +75,33 @@ class Predict:
         return max(1, len(self.pictures))
 
     def body(self, index: int) -> dict[str, Any]:
-        """The request about one image, to the byte the one that verify_serving sends."""
+        """The request about one image, byte for byte what verify_serving sends."""
         image = self.pictures[index].content if self.pictures else None
         record = from_prompt(contract_of(self.model).prompt, self.question, "", image)
         body = measured_request(self.model.name, record, self.max_tokens)
         return body | {"return_token_ids": True} if self.token_ids else body
 
     async def result(self, index: int, text: str, choice: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "image_index": index,
             "filename": self.names[index] if self.pictures else None,
             "caption": text.strip(),
             "finish_reason": choice.get("finish_reason"),
         }
         if self.pictures:
-            found["image"] = sizes(self.model, self.pictures[index])
+            answer["image"] = sizes(self.model, self.pictures[index])
         if self.token_ids:
-            found["token_ids"] = choice.get("token_ids")
+            answer["token_ids"] = choice.get("token_ids")
         if choice.get("finish_reason") == "length":
-            found["notes"] = ["The answer is cut: it reached the most tokens."]
-        return found
+            answer["notes"] = ["The answer is cut: it reached the most tokens."]
+        return answer
 
     def document(self, results: list[dict[str, Any]]) -> dict[str, Any]:
         return {"predictions": results}
 
 
 async def read(gateway: Gateway, form: Form, caller: Caller, name: str | None = None) -> Predict:
-    """The request of a form to the model of that name, or to the one that the form names."""
+    """The request of a form, to the model of that name or to the form's model."""
     model = gateway.upstreams.model(name or form.text("model") or None, caller)
     contract = contract_of(model)
     question = form.fields.get("question", "")
@@ -157,7 +157,7 @@ def check(contract: Contract, question: str, files: bool) -> None:
 
 
 def max_tokens(given: str, most: int) -> int:
-    """The longest answer that was asked for; Problem when it is no number or too large."""
+    """The requested answer length; Problem if it is not a number or too large."""
     if not given:
         return most
     is_number = given.isdecimal() and given.isascii() and len(given) < 7

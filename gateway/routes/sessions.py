@@ -1,4 +1,4 @@
-"""/sessions: kept, listed, exported and forgotten; each key sees its own."""
+"""/sessions: create, list, export and delete sessions; each key sees only its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class NewSession(Strict):
 
 
 class NewTurn(Strict):
-    """A question and its answer that were had over /v1/chat/completions."""
+    """A question and its answer from /v1/chat/completions."""
 
     question: str = Field("", max_length=200_000)
     answer: str = Field("", max_length=1_000_000)
@@ -63,7 +63,7 @@ async def listed(request: Request, caller: Known) -> Response:
 
 
 @router.get("/sessions/{session}", responses=documented.problems(401, 404, 500))
-async def one(request: Request, session: str, caller: Known) -> Response:
+async def read_session(request: Request, session: str, caller: Known) -> Response:
     """A session with all of its turns."""
     return as_json(await sessions_of(request).read(caller, session))
 
@@ -93,7 +93,7 @@ async def rename(request: Request, session: str, caller: Counted) -> Response:
     openapi_extra=documented.json_body(NewTurn),
 )
 async def add_turn(request: Request, session: str, caller: Counted) -> Response:
-    """Keep a question and an answer that were had elsewhere."""
+    """Keep a question and an answer that another route gave."""
     sessions = sessions_of(request)
     sessions.store.folder(caller, session)
     asked = await bodies.read(request, NewTurn)
@@ -121,7 +121,7 @@ async def delete(request: Request, session: str, caller: Known) -> Response:
     "/sessions/{session}/export",
     response_class=Response,
     responses=documented.problems(401, 404, 422, 500)
-    | documented.answer(*(kind.partition(";")[0] for kind in exports.TYPES.values())),
+    | documented.answer(*(media_type.partition(";")[0] for media_type in exports.TYPES.values())),
 )
 async def export(
     request: Request,

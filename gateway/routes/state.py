@@ -1,4 +1,4 @@
-"""What the gateway is, whether it is well, and which models stand behind it."""
+"""What the gateway is, its health, and the models behind it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def own_version() -> str:
 
 @router.get("/")
 async def root(request: Request) -> Response:
-    """What this is, and where to go on."""
+    """What this is, and links to the rest."""
     links = ["/health", "/ready", "/info", "/predict", "/tasks", "/v1/chat/completions"]
     if core.of(request).settings.docs:
         links += ["/docs", "/openapi.json"]

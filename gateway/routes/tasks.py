@@ -1,4 +1,4 @@
-"""/tasks: what a model is asked for, and its answer as boxes, points, texts, events or actions."""
+"""/tasks: ask a model for a task; its answer comes as boxes, points, texts, events or actions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def ask(request: Request, task: str, caller: Counted) -> Response:
 
 @dataclass
 class TaskRequest:
-    """A request that was read: one body for the server, and its answer's way into items."""
+    """A parsed request: it builds the server's body, and turns the answer into items."""
 
     gateway: Gateway
     task: Task
@@ -121,7 +121,7 @@ class TaskRequest:
         parsed = await loop.run_in_executor(LOOKING, self.parse, text, reason)
         if parsed.problems:
             self.gateway.metrics.repaired.labels(self.task.name).inc()
-        found: dict[str, Any] = {
+        answer: dict[str, Any] = {
             "value": parsed.value,
             "items": parsed.items,
             "notes": parsed.problems,
@@ -129,11 +129,11 @@ class TaskRequest:
             "finish_reason": choice.get("finish_reason"),
         }
         if self.pictures:
-            found["image"] = sizes(self.model, self.pictures[0])
+            answer["image"] = sizes(self.model, self.pictures[0])
         if self.overlay:
-            found["overlay"] = await loop.run_in_executor(LOOKING, self.draw, parsed.items)
-        found["parse_s"] = time.perf_counter() - began
-        return found
+            answer["overlay"] = await loop.run_in_executor(LOOKING, self.draw, parsed.items)
+        answer["parse_s"] = time.perf_counter() - began
+        return answer
 
     def parse(self, text: str, reason: str) -> Any:
         from gateway import parsing
@@ -269,6 +269,6 @@ def base(gateway: Gateway) -> str | None:
 
 
 def card(task: Task) -> dict[str, Any]:
-    """What clients are told of a task."""
-    found: dict[str, Any] = task.model_dump(mode="json")
-    return found
+    """What clients see of a task."""
+    document: dict[str, Any] = task.model_dump(mode="json")
+    return document

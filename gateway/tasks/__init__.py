@@ -1,6 +1,6 @@
 """Tasks are data: a YAML file each, with prompts by family, the answer's schema, parser and limits.
 
-A user adds one by putting a file in a folder; no code is loaded from it. docs/tasks.md tells how.
+A user adds one by putting a file in a folder; no code is loaded from it. See docs/tasks.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ break real ones."""
 
 
 class PromptError(UserError, LookupError):
-    """A prompt cannot be made of what was given."""
+    """The given variables do not make a prompt."""
 
 
 Parser = Literal[
@@ -222,7 +222,7 @@ class Task(Strict):
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """ValueError for what is no JSON schema, or refers to one elsewhere."""
+    """ValueError for an invalid JSON schema, or one that refers to another document."""
     import jsonschema_rs
 
     waiting: list[Any] = [schema]
@@ -249,7 +249,7 @@ def load(folder: Path | None = None) -> dict[str, Task]:
 
 
 def files(folder: Path | None) -> tuple[tuple[str, str], ...]:
-    """Name and text of each task file of a folder, all of which are tasks; none without one."""
+    """Name and text of each task file of a folder; empty without a folder."""
     if folder is None:
         return ()
     load(folder)
@@ -257,7 +257,7 @@ def files(folder: Path | None) -> tuple[tuple[str, str], ...]:
 
 
 def needs(names: Sequence[str] = (), folder: Path | None = None) -> tuple[Need, ...]:
-    """What these tasks, or all, ask of a server; UserError for a name that is none."""
+    """What these tasks, or all, need of a server; UserError for an unknown name."""
     from loraline.delivery.tasks import Need
 
     known = load(folder)

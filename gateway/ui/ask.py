@@ -58,25 +58,25 @@ async def catalogue(gateway: Gateway) -> dict[str, Any]:
     }
 
 
-def model_choices(found: dict[str, Any]) -> list[tuple[str, str]]:
+def model_choices(catalogue: dict[str, Any]) -> list[tuple[str, str]]:
     """Models with what they are: base, candidate, champion, and the registered version."""
     return [
         (" · ".join(str(part) for part in (name, card.get("role"), card.get("uri")) if part), name)
-        for name, card in found.get("models", {}).items()
+        for name, card in catalogue.get("models", {}).items()
     ]
 
 
-def first_choice(found: dict[str, Any]) -> str | None:
+def first_choice(catalogue: dict[str, Any]) -> str | None:
     """The adapter, where one is served."""
-    cards = found.get("models", {})
+    cards = catalogue.get("models", {})
     adapted = [name for name, card in cards.items() if card.get("prompt")]
     return next(iter(adapted or cards), None)
 
 
-def way_update(found: dict[str, Any], models: list[str], chosen: str | None, _: Texts) -> Any:
+def way_update(catalogue: dict[str, Any], models: list[str], chosen: str | None, _: Texts) -> Any:
     """The ways to ask that all of these models share; the chosen one stays if it is among them."""
-    cards = [found["models"][name] for name in models if name in found.get("models", {})]
-    tasks = list(found.get("tasks", {}).values())
+    cards = [catalogue["models"][name] for name in models if name in catalogue.get("models", {})]
+    tasks = list(catalogue.get("tasks", {}).values())
     lists = [asking.ways(card, tasks) for card in cards]
     shared = [way for way in lists[0] if all(way in other for other in lists)] if lists else []
     names = [name for _title, name in shared]
@@ -86,9 +86,9 @@ def way_update(found: dict[str, Any], models: list[str], chosen: str | None, _: 
     )
 
 
-def options_update(found: dict[str, Any], way: str | None) -> Any:
+def options_update(catalogue: dict[str, Any], way: str | None) -> Any:
     """The task's variables beside the question, with their defaults."""
-    task = found.get("tasks", {}).get(way, {})
+    task = catalogue.get("tasks", {}).get(way, {})
     rest = {name: value for name, value in task.get("variables", {}).items() if name != "text"}
     return gr.update(visible=bool(rest), value=json.dumps(rest) if rest else "")
 
@@ -159,7 +159,9 @@ class AskScreen:
         chosen = self.chosen
         gr.on(
             [chosen.model.change],
-            lambda found, model, way: way_update(found, [model] if model else [], way, self.text),
+            lambda catalogue, model, way: way_update(
+                catalogue, [model] if model else [], way, self.text
+            ),
             [chosen.catalogue, chosen.model, chosen.way],
             [chosen.way],
             queue=False, show_progress="hidden", api_visibility="private",
@@ -204,12 +206,12 @@ class AskScreen:
         model: str | None,
         way: str | None,
         options: str,
-        found: dict[str, Any],
+        catalogue: dict[str, Any],
         kept: Any,
         session: str,
         request: gr.Request,
     ) -> AsyncIterator[dict[Any, Any]]:
-        """Ask anew; what is shown is emptied first, and filled as the answer comes."""
+        """Ask a new question: clear the screen first, then fill it as the answer comes."""
         text = (box or {}).get("text") or ""
         files = [Path(path) for path in (box or {}).get("files") or ()]
         files += [Path(camera)] if camera else []
@@ -223,7 +225,7 @@ class AskScreen:
         try:
             session = session or await new_session(gateway, text or way)
             yield {self.session: session}
-            card, task = found["models"].get(model, {}), found["tasks"].get(way)
+            card, task = catalogue["models"].get(model, {}), catalogue["tasks"].get(way)
             turn = {"role": "user", "text": text, "files": [str(path) for path in files]}
             if way == CHAT:
                 async for update in self.chat(gateway, model, [turn], preferences, session):
@@ -248,7 +250,7 @@ class AskScreen:
         session: str,
         request: gr.Request,
     ) -> AsyncIterator[dict[Any, Any]]:
-        """Ask on: the model gets the conversation so far, the page only what is new of it."""
+        """Ask a follow-up: the model gets the conversation so far; the page adds the new part."""
         if not text.strip():
             yield self.failed(self.text("Write a question first."))
             return
@@ -275,10 +277,10 @@ class AskScreen:
                     yield {self.answer: progress.text}
         turn = {"question": turns[-1]["text"], "answer": progress.text, "model": model}
         await gateway.json("POST", f"/sessions/{session}/turns", json=turn)
-        body = await to_thread.run_sync(asking.chat_body, model, turns, preferences)
+        chat_request = await to_thread.run_sync(asking.chat_body, model, turns, preferences)
         yield self.ended(progress, turns) | {
-            self.curl: questions.chat_as_curl(self.door.shown_gateway, body),
-            self.python: questions.chat_as_python(self.door.shown_gateway, body),
+            self.curl: questions.chat_as_curl(self.door.shown_gateway, chat_request),
+            self.python: questions.chat_as_python(self.door.shown_gateway, chat_request),
         }
 
     def whole(
@@ -355,7 +357,7 @@ def result(document: dict[str, Any], picture: pictures.Picture | None) -> str:
 
 
 async def shown(files: list[Path]) -> pictures.Picture | None:
-    """The first file as a picture; None where it is none."""
+    """The first file as a picture; None if it is not a picture."""
     if not files:
         return None
     try:
@@ -365,8 +367,8 @@ async def shown(files: list[Path]) -> pictures.Picture | None:
 
 
 async def new_session(gateway: Gateway, title: str) -> str:
-    """A session that keeps this conversation; its name."""
-    found = await gateway.json(
+    """Create a session that keeps this conversation; returns its ID."""
+    created = await gateway.json(
         "POST", "/sessions", json={"title": " ".join(title.split())[:LONGEST_TITLE]}
     )
-    return str(found["id"])
+    return str(created["id"])

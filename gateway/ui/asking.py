@@ -22,7 +22,7 @@ SHOWN_EVERY_S = 0.04
 """Between two looks of the page at a growing answer: the eye sees no more."""
 
 MOST_TURNS = 40
-"""Of a conversation that is asked on."""
+"""Turns of a conversation that a follow-up sends."""
 
 
 @dataclass
@@ -103,10 +103,10 @@ async def chat(
     preferences: Preferences,
 ) -> AsyncGenerator[Progress, None]:
     """The answer to a conversation, as it grows. Turns hold `role`, `text` and `files`."""
-    body = await to_thread.run_sync(chat_body, model, history, preferences)
+    chat_request = await to_thread.run_sync(chat_body, model, history, preferences)
     progress = Progress()
     reason, usage = None, None
-    async with aclosing(gateway.chat(body)) as chunks:
+    async with aclosing(gateway.chat(chat_request)) as chunks:
         async for chunk in chunks:
             usage = chunk.get("usage") or usage
             for choice in chunk.get("choices", ())[:1]:
@@ -122,7 +122,7 @@ def chat_body(
     model: str, history: Sequence[dict[str, Any]], preferences: Preferences
 ) -> dict[str, Any]:
     """The request of a conversation; Refusal for a file that no chat takes."""
-    told = []
+    turns = []
     with tempfile.TemporaryDirectory(prefix="loraline-page-") as folder:
         for turn in history[-MOST_TURNS:]:
             files = [Path(path) for path in turn.get("files", ())]
@@ -131,27 +131,27 @@ def chat_body(
                 uris = [pictures.data_uri(path) for path in sent]
             except Unreadable as error:
                 raise Refusal(f"A free question takes pictures alone: {error}.") from error
-            told.append({"role": turn["role"], "text": turn["text"], "pictures": uris})
+            turns.append({"role": turn["role"], "text": turn["text"], "pictures": uris})
     return {
         "model": model,
-        "messages": questions.turns(preferences.system, told),
+        "messages": questions.turns(preferences.system, turns),
         **preferences.fields(),
     }
 
 
 def ways(card: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Title and name of each way to ask a model: its own prompt, a free question, and the tasks."""
-    found = []
+    choices = []
     if card.get("prompt"):
-        found.append(("As it was trained", PREDICT))
-    found.append(("Free question", CHAT))
+        choices.append(("As it was trained", PREDICT))
+    choices.append(("Free question", CHAT))
     sees = card.get("family") != "text"
-    found += [
+    choices += [
         (str(task["title"]), str(task["name"]))
         for task in tasks
         if sees or task["inputs"] == "text"
     ]
-    return found
+    return choices
 
 
 def with_session(question: Question, session: str) -> Question:

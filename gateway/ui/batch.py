@@ -1,4 +1,4 @@
-"""Batch: many files or lines at once; they go on while nobody looks, and come back as a table."""
+"""Batch: many files or lines at once; they run in the background and come back as a table."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class BatchScreen:
         self.refresh.click(self.on_list, [self.jobs], outputs, **quick)
         self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
 
-    def way_update(self, found: dict[str, Any], model: str | None, way: str | None) -> Any:
-        update = ask.way_update(found, [model] if model else [], way, self.text)
+    def way_update(self, catalogue: dict[str, Any], model: str | None, way: str | None) -> Any:
+        update = ask.way_update(catalogue, [model] if model else [], way, self.text)
         shared = [each for each in update["choices"] if each[1] != CHAT]
         names = [name for _, name in shared]
         return gr.update(choices=shared, value=way if way in names else next(iter(names), None))
@@ -89,7 +89,7 @@ class BatchScreen:
         options: str,
         request: gr.Request,
     ) -> dict[Any, Any]:
-        """Hand the batch in."""
+        """Submit the batch."""
         paths = [Path(path) for path in files or ()]
         if not paths or not model or not way:
             sentence = self.text("Choose files, a model and a task first.")
@@ -120,12 +120,12 @@ class BatchScreen:
     async def on_list(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
         gateway = self.door.gateway(request)
         try:
-            found = await listed(gateway)
+            jobs = await listed(gateway)
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
-        names = [name for _, name in found]
+        names = [name for _, name in jobs]
         chosen = job if job in names else next(iter(names), None)
-        return {self.jobs: gr.update(choices=found, value=chosen)} | (
+        return {self.jobs: gr.update(choices=jobs, value=chosen)} | (
             await self.looked(gateway, chosen, {}) if chosen else {}
         )
 
@@ -135,24 +135,24 @@ class BatchScreen:
             return {self.line: drawing.sentence(self.text("Choose a batch first."), wrong=True)}
         try:
             await gateway.call("DELETE", f"/jobs/{job}")
-            found = await listed(gateway)
+            jobs = await listed(gateway)
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
         return {
             self.line: drawing.sentence(self.text("Deleted.")),
             self.result: "",
-            self.jobs: gr.update(choices=found, value=None),
+            self.jobs: gr.update(choices=jobs, value=None),
             self.timer: gr.Timer(active=False),
             self.jsonl: None,
             self.csv: None,
         }
 
     async def looked(self, gateway: Gateway, job: str, small: dict[str, str]) -> dict[Any, Any]:
-        """How far a batch is, and its results so far."""
+        """The progress of a batch, and its results so far."""
         try:
             state = await gateway.json("GET", f"/jobs/{job}")
             content = (await gateway.call("GET", f"/jobs/{job}/results.jsonl")).content
-            found = await listed(gateway)
+            jobs = await listed(gateway)
         except Refusal as error:
             return {
                 self.line: drawing.sentence(error.sentence, wrong=True),
@@ -164,7 +164,7 @@ class BatchScreen:
         update = {
             self.line: drawing.sentence(sentence),
             self.result: table(rows, small),
-            self.jobs: gr.update(choices=found, value=job),
+            self.jobs: gr.update(choices=jobs, value=job),
             self.timer: gr.Timer(active=running),
             self.thumbnails: small,
         }
@@ -180,10 +180,10 @@ class BatchScreen:
 
 async def listed(gateway: Gateway) -> list[tuple[str, str]]:
     """The visitor's batches, the latest first."""
-    found = (await gateway.json("GET", "/jobs"))["jobs"]
+    jobs = (await gateway.json("GET", "/jobs"))["jobs"]
     return [
         (f"{each['id'][:8]} · {each['done']} of {each['total']}", str(each["id"]))
-        for each in sorted(found, key=lambda each: -each["created"])
+        for each in sorted(jobs, key=lambda each: -each["created"])
     ]
 
 
@@ -205,30 +205,30 @@ def with_fields(path: Path, fields: dict[str, str]) -> bytes:
 
 def thumbnails(paths: Sequence[Path]) -> dict[str, str]:
     """A small picture for each of the first files, by its place in the batch."""
-    found = {}
+    uris = {}
     for at, path in enumerate(paths[:SHOWN_ROWS]):
         try:
-            found[str(at)] = pictures.shown(path, pictures.THUMBNAIL).uri
+            uris[str(at)] = pictures.shown(path, pictures.THUMBNAIL).uri
         except pictures.Unreadable:
             continue
-    return found
+    return uris
 
 
 def table(rows: Sequence[dict[str, Any]], small: dict[str, str]) -> str:
-    """What failed first and apart, then the answers."""
+    """The failures first in a separate table, then the answers."""
     failed = [row for row in rows if row["status"] != 200]
     well = [row for row in rows if row["status"] == 200]
     parts = []
     for title, some in (("Failed", failed), ("Answers", well)):
         if not some:
             continue
-        body = "".join(one_row(row, small) for row in some[:SHOWN_ROWS])
+        table_rows = "".join(one_row(row, small) for row in some[:SHOWN_ROWS])
         more = len(some) - SHOWN_ROWS
         rest = f"<p>{more} more are in the files.</p>" if more > 0 else ""
         parts.append(
             f'<h3>{title}</h3><div class="ll-scroll" tabindex="0" role="region" '
             f'aria-label="{title}"><table class="ll-table"><thead><tr><th>Place</th><th>File</th>'
-            f"<th>Answer</th></tr></thead><tbody>{body}</tbody></table></div>{rest}"
+            f"<th>Answer</th></tr></thead><tbody>{table_rows}</tbody></table></div>{rest}"
         )
     return "".join(parts)
 

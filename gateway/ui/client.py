@@ -30,7 +30,7 @@ class Gateway:
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def call(self, method: str, path: str, **more: Any) -> httpx.Response:
-        """A whole answer; Refusal for any but a good one."""
+        """A whole answer; Refusal for an error status."""
         headers = {**self.headers, **more.pop("headers", {})}
         try:
             response = await self.http.request(method, path, headers=headers, **more)
@@ -57,17 +57,17 @@ class Gateway:
     ) -> AsyncGenerator[tuple[str, Any], None]:
         """Events of a streamed answer to a form, `token` and at last `done`; Refusal for `error`.
 
-        Who stops reading closes the connection, and the model stops, too.
+        A reader that stops closes the connection, and the model stops, too.
         """
         with ExitStack() as opened:
             form = multipart(fields, files, opened)
             async with aclosing(self.stream(path, form)) as events:
                 async for event, data in events:
-                    found = parsed(data)
+                    value = parsed(data)
                     if event == "error":
-                        sentence = str(found.get("detail", NO_ANSWER))
-                        raise Refusal(sentence, int(found.get("status", 0)))
-                    yield event, found
+                        sentence = str(value.get("detail", NO_ANSWER))
+                        raise Refusal(sentence, int(value.get("status", 0)))
+                    yield event, value
                     if event == "done":
                         return
         raise Refusal("The answer broke off; what came of it is shown.")
@@ -80,10 +80,10 @@ class Gateway:
             async for _, data in events:
                 if data == "[DONE]":
                     return
-                found = parsed(data)
-                if error := found.get("error"):
+                chunk = parsed(data)
+                if error := chunk.get("error"):
                     raise Refusal(str(error.get("message", NO_ANSWER)))
-                yield found
+                yield chunk
         raise Refusal("The answer broke off; what came of it is shown.")
 
     async def stream(
@@ -118,20 +118,20 @@ def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) 
 
 def parsed(data: str) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        value = json.loads(data)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        value = None
+    if not isinstance(value, dict):
         raise Refusal("The gateway's answer cannot be read.")
-    return found
+    return value
 
 
 def refusal(response: httpx.Response) -> Refusal:
     """The gateway's sentence, from either form of its errors."""
     try:
-        found = response.json()
-        error = found.get("error")
-        sentence = error["message"] if isinstance(error, dict) else found["detail"]
+        document = response.json()
+        error = document.get("error")
+        sentence = error["message"] if isinstance(error, dict) else document["detail"]
     except (ValueError, KeyError, AttributeError, TypeError):
         sentence = f"The gateway answered with status {response.status_code}."
     wait = response.headers.get("Retry-After", "")

@@ -49,7 +49,7 @@ class CompareScreen:
     def wire(self) -> None:
         chosen = self.chosen
         chosen.model.change(
-            lambda found, models, way: self.way_update(found, models or [], way),
+            lambda catalogue, models, way: self.way_update(catalogue, models or [], way),
             [chosen.catalogue, chosen.model, chosen.way], [chosen.way],
             queue=False, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
@@ -79,9 +79,9 @@ class CompareScreen:
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
 
-    def way_update(self, found: dict[str, Any], models: list[str], way: str | None) -> Any:
+    def way_update(self, catalogue: dict[str, Any], models: list[str], way: str | None) -> Any:
         """Free questions are sampled, so that two answers say nothing of two models."""
-        update = ask.way_update(found, models, way, self.text)
+        update = ask.way_update(catalogue, models, way, self.text)
         shared = [each for each in update["choices"] if each[1] != CHAT]
         names = [name for _, name in shared]
         value = way if way in names else next(iter(names), None)
@@ -143,13 +143,15 @@ class CompareScreen:
     async def on_vote(
         self, chosen: str | None, kept: dict[str, Any], session: str, request: gr.Request
     ) -> dict[Any, Any]:
-        """Keep the vote with the conversation, and tell the names."""
+        """Keep the vote with the conversation, and show the names."""
         if not chosen:
             return {self.line: drawing.sentence(self.text("Choose an answer first."), wrong=True)}
         names = [each["model"] for each in kept["answers"]]
         best = names[LETTERS.index(chosen)] if chosen in LETTERS else "none"
-        told = ", ".join(f"{letter} {name}" for letter, name in zip(LETTERS, names, strict=False))
-        turn = {"question": f"Vote between {told}", "answer": f"best: {best}", "model": best}
+        letters = ", ".join(
+            f"{letter} {name}" for letter, name in zip(LETTERS, names, strict=False)
+        )
+        turn = {"question": f"Vote between {letters}", "answer": f"best: {best}", "model": best}
         try:
             await self.door.gateway(request).json("POST", f"/sessions/{session}/turns", json=turn)
         except Refusal as error:
@@ -168,7 +170,7 @@ class CompareScreen:
     async def counted(
         self, answers: Sequence[dict[str, Any]], chosen: str, request: gr.Request
     ) -> str:
-        """Hand the vote to the desk, where one is, for the registered versions; why it failed."""
+        """Send the vote on the registered versions to the desk; returns why it failed."""
         uris = [each.get("model_uri") for each in answers]
         versions = [uri for uri in uris if uri]
         if self.door.desk_http is None or not versions:
@@ -203,21 +205,21 @@ def agreement(comparisons: Sequence[dict[str, Any]], *, hidden: bool) -> str:
 def side_by_side(
     answers: Sequence[dict[str, Any]], picture: pictures.Picture | None, *, hidden: bool
 ) -> str:
-    """A column for each model; words that the first answer has not are marked in the others."""
+    """A column for each model; words that the first answer lacks are marked in the others."""
     first = next((text_of(each) for each in answers if "problem" not in each), "")
     columns = []
     for letter, answer in zip(LETTERS, answers, strict=False):
         name = letter if hidden else f"{letter} · {answer['model']}"
         if problem := answer.get("problem"):
-            body = drawing.sentence(str(problem.get("detail", "")), wrong=True)
+            content = drawing.sentence(str(problem.get("detail", "")), wrong=True)
         else:
             text = text_of(answer)
             took = (answer.get("timing") or {}).get("generate_ms") or 0
             usage = (answer.get("usage") or {}).get("completion_tokens") or 0
             facts = f"<p>{took / 1000:.2f} s, {int(usage)} tokens</p>"
             shown = drawing.result(answer, picture) if answer.get("items") else ""
-            body = f'<div class="ll-answer">{marked(first, text)}</div>{facts}{shown}'
-        columns.append(f"<section><h3>{escape(name)}</h3>{body}</section>")
+            content = f'<div class="ll-answer">{marked(first, text)}</div>{facts}{shown}'
+        columns.append(f"<section><h3>{escape(name)}</h3>{content}</section>")
     return f'<div class="ll-columns">{"".join(columns)}</div>'
 
 
@@ -228,12 +230,14 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def marked(first: str, other: str) -> str:
-    """An answer with the words marked that the first one has not at that place."""
+    """An answer with the words marked that the first answer lacks at that place."""
     old, new = WORD.findall(first), WORD.findall(other)
     if first == other or max(len(old), len(new)) > MOST_WORDS:
         return escape(other)
     parts = []
-    for kind, _, _, start, end in difflib.SequenceMatcher(a=old, b=new).get_opcodes():
+    for operation, _, _, start, end in difflib.SequenceMatcher(a=old, b=new).get_opcodes():
         words = escape("".join(new[start:end]))
-        parts.append(words if kind == "equal" or not words.strip() else f"<mark>{words}</mark>")
+        parts.append(
+            words if operation == "equal" or not words.strip() else f"<mark>{words}</mark>"
+        )
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""What every screen stands on: the gateway with the visitor's key, and the visitor's settings."""
+"""What every screen uses: the gateway with the visitor's key, and the visitor's settings."""
 
 from __future__ import annotations
 

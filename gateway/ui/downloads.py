@@ -1,4 +1,4 @@
-"""Files that visitors take home, for as long as it takes to fetch them."""
+"""Files that visitors download; each is kept as long as a download takes."""
 
 from __future__ import annotations
 

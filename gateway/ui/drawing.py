@@ -204,22 +204,23 @@ def facts(value: Any) -> str:
     if all(isinstance(row, dict) for row in rows) and len(rows) > 1:
         names = list(dict.fromkeys(str(name) for row in rows for name in row))[:50]
         head = "".join(f"<th>{escape(name)}</th>" for name in names)
-        body = "".join(
+        table_rows = "".join(
             "<tr>" + "".join(f"<td>{cell(row.get(name))}</td>" for name in names) + "</tr>"
             for row in rows[:MOST_MARKS]
         )
     elif rows and isinstance(rows[0], dict):
         head = "<th>Name</th><th>Value</th>"
-        body = "".join(
+        table_rows = "".join(
             f"<tr><td>{escape(str(name))}</td><td>{cell(each)}</td></tr>"
             for name, each in list(rows[0].items())[:MOST_MARKS]
         )
     else:
         head = "<th>Value</th>"
-        body = "".join(f"<tr><td>{cell(each)}</td></tr>" for each in rows[:MOST_MARKS])
+        table_rows = "".join(f"<tr><td>{cell(each)}</td></tr>" for each in rows[:MOST_MARKS])
     return (
         '<div class="ll-scroll" tabindex="0" role="region" aria-label="Values">'
-        f'<table class="ll-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="ll-table"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{table_rows}</tbody></table></div>"
     )
 
 
@@ -230,16 +231,16 @@ def cell(value: Any) -> str:
     return escape(text[:LONGEST_CELL])
 
 
-def notes(found: Iterable[str]) -> str:
+def notes(problems: Iterable[str]) -> str:
     """What the gateway noted while it read the answer, without the codes before the sentences."""
-    lines = [str(note).partition(": ")[2] or str(note) for note in found]
+    lines = [str(note).partition(": ")[2] or str(note) for note in problems]
     if not lines:
         return ""
     return '<ul class="ll-notes">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def sentence(text: str, *, wrong: bool = False) -> str:
-    """One line of the page's own; a wrong one is announced to who cannot see it."""
+    """One line of the page; screen readers announce an error."""
     role = "alert" if wrong else "status"
     return f'<p class="ll-line{" ll-wrong" if wrong else ""}" role="{role}">{escape(text)}</p>'
 

@@ -1,4 +1,4 @@
-"""History: what the gateway keeps of this visitor's questions; searched, taken home, deleted."""
+"""History: the visitor's kept conversations; search, export and delete them."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class HistoryScreen:
         """Conversations whose title, questions or answers hold the words."""
         gateway = self.door.gateway(request)
         try:
-            found = await listed(gateway, words or "")
+            conversations = await listed(gateway, words or "")
         except Refusal as error:
             return self.wrong(error)
-        names = [name for _, name in found]
+        names = [name for _, name in conversations]
         chosen = session if session in names else next(iter(names), None)
         update = {
-            self.session: gr.update(choices=found, value=chosen),
-            self.line: drawing.sentence(f"{len(found)} conversations."),
+            self.session: gr.update(choices=conversations, value=chosen),
+            self.line: drawing.sentence(f"{len(conversations)} conversations."),
         }
         return update if chosen else update | {self.turns: ""}
 
@@ -129,20 +129,20 @@ class HistoryScreen:
 
 async def listed(gateway: Gateway, words: str) -> list[tuple[str, str]]:
     """Title and name of the conversations, the last changed first."""
-    found = (await gateway.json("GET", "/sessions"))["sessions"][:SHOWN_SESSIONS]
+    sessions = (await gateway.json("GET", "/sessions"))["sessions"][:SHOWN_SESSIONS]
     chosen = []
-    for each in found:
+    for each in sessions:
         when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(each["changed"]))
         title = f"{when} UTC · {each['title'] or each['id'][:8]} · {each['turns']}"
         if words.strip() and words.lower() not in title.lower():
             document = await gateway.json("GET", f"/sessions/{each['id']}")
-            if not holds(document, words.lower()):
+            if not contains(document, words.lower()):
                 continue
         chosen.append((title, str(each["id"])))
     return chosen
 
 
-def holds(document: dict[str, Any], words: str) -> bool:
+def contains(document: dict[str, Any], words: str) -> bool:
     return any(
         words in f"{turn.get('question', '')}\n{answer_of(turn)}".lower()
         for turn in document["turns"]

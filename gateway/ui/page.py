@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent
 FONTS = ["system-ui", "Segoe UI", "Noto Sans", "sans-serif"]
 MONO = ["ui-monospace", "DejaVu Sans Mono", "monospace"]
 SWEEP_S, KEEP_S = 600, 1800
-"""Uploads are looked through so often, and removed when they are that old."""
+"""Uploads are checked this often, and removed at this age."""
 
 
 def build(door: Door, language: str) -> gr.Blocks:
@@ -65,14 +65,14 @@ def build(door: Door, language: str) -> gr.Blocks:
         async def load(request: gr.Request) -> dict[Any, Any]:
             """What the gateway serves now, in every screen that asks it."""
             try:
-                found = await ask.catalogue(door.gateway(request))
+                catalogue = await ask.catalogue(door.gateway(request))
             except Refusal as error:
                 return {trouble: drawing.sentence(error.sentence, wrong=True)}
-            listed, first = ask.model_choices(found), ask.first_choice(found)
+            listed, first = ask.model_choices(catalogue), ask.first_choice(catalogue)
             several = [name for _, name in listed][:4]
             return {
                 trouble: "",
-                **dict.fromkeys(catalogues, found),
+                **dict.fromkeys(catalogues, catalogue),
                 **{
                     model: gr.update(choices=listed, value=several if screen is compared else first)
                     for screen, model in zip(screens, models, strict=True)
@@ -106,7 +106,7 @@ def build(door: Door, language: str) -> gr.Blocks:
 def theme() -> Any:
     """Gradio's plain theme with the machine's own fonts: none is fetched."""
     plain = gr.themes.Base(font=FONTS, font_mono=MONO)
-    # Contrasts of 4.5 to 1 and more, which the plain theme has not everywhere.
+    # Contrasts of 4.5 to 1 and more, which the plain theme lacks in places.
     return plain.set(
         body_text_color_subdued="#4b5563",
         body_text_color_subdued_dark="#c4c9d2",

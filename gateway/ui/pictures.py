@@ -1,4 +1,4 @@
-"""Pictures of a visitor, made ready to be shown or sent; what a file is, its content says."""
+"""A visitor's pictures, prepared to be shown or sent; a file's format follows from its content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
 
 
 class Unreadable(Exception):
-    """A file is no picture that can be shown."""
+    """The file is not a picture that can be shown."""
 
 
 def upright(path: Path) -> Any:
@@ -60,12 +60,12 @@ def as_uri(picture: Any) -> str:
     # Drawings and screenshots stay sharp; photos are a tenth of their size as JPEG.
     few = picture.getcolors(maxcolors=4096) is not None
     picture.save(file, "PNG" if few else "JPEG", **({} if few else {"quality": 88}))
-    kind = "png" if few else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    subtype = "png" if few else "jpeg"
+    return f"data:image/{subtype};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def sent(path: Path, megapixels: float, folder: Path) -> Path:
-    """The file itself, or where it has more megapixels, a smaller and upright one beside it."""
+    """The file itself, or a smaller and upright copy beside it if it has more megapixels."""
     picture = upright(path)
     share = (megapixels * 1e6 / (picture.width * picture.height)) ** 0.5
     if megapixels <= 0 or share >= 1:

@@ -113,8 +113,8 @@ class PreferencesScreen:
             kept = json.loads(browser or "{}")
         except ValueError:
             kept = {}
-        found = values(Preferences.of(kept))
-        return [*found.values(), found]
+        fields = values(Preferences.of(kept))
+        return [*fields.values(), fields]
 
     def on_save(self, *given: Any) -> list[Any]:
         chosen = values(Preferences.of(dict(zip(values(Preferences()), given, strict=True))))
@@ -128,6 +128,6 @@ class PreferencesScreen:
 
 def values(preferences: Preferences) -> dict[str, Any]:
     """The preferences in the order of the screen's fields."""
-    found = asdict(preferences)
+    fields = asdict(preferences)
     names = ("system", "temperature", "top_p", "max_tokens", "seed", "megapixels")
-    return {name: found[name] for name in names}
+    return {name: fields[name] for name in names}

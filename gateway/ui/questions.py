@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PREDICT, CHAT = "predict", "chat"
-"""The two ways to ask that are no tasks: the adapter with its own prompt, and a free question."""
+"""The two ways to ask without a task: the adapter with its trained prompt, and a free question."""
 
 REASONS = {
     "stop": "The model ended its answer.",
@@ -31,12 +31,12 @@ class Sampling:
     seed: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        found: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
             "max_tokens": self.max_tokens,
         }
-        return found if self.seed is None else found | {"seed": self.seed}
+        return fields if self.seed is None else fields | {"seed": self.seed}
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Question:
     def fields(self) -> dict[str, str]:
         """The form of /predict or of a task; what is empty is left out."""
         named = "question" if self.way == PREDICT else "text"
-        found = {"model": self.model, named: self.text, "session": self.session}
+        fields = {"model": self.model, named: self.text, "session": self.session}
         if self.way != PREDICT:
-            found["options"] = self.options
-        return {name: value for name, value in found.items() if value.strip()}
+            fields["options"] = self.options
+        return {name: value for name, value in fields.items() if value.strip()}
 
 
 def turns(system: str, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -97,10 +97,10 @@ def asked_text(question: Question, card: Mapping[str, Any], task: Mapping[str, A
 
 def options_of(written: str) -> dict[str, Any]:
     try:
-        found = json.loads(written or "{}")
+        options = json.loads(written or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return options if isinstance(options, dict) else {}
 
 
 def as_curl(gateway: str, question: Question) -> str:
@@ -131,19 +131,19 @@ def as_python(gateway: str, question: Question) -> str:
     )
 
 
-def chat_as_curl(gateway: str, body: Mapping[str, Any]) -> str:
-    content = json.dumps(shortened(body), ensure_ascii=False)
+def chat_as_curl(gateway: str, chat_request: Mapping[str, Any]) -> str:
+    content = json.dumps(shortened(chat_request), ensure_ascii=False)
     return (
         'curl -H "Authorization: Bearer $GATEWAY_KEY" -H "Content-Type: application/json" \\\n'
         f"    --data {shlex.quote(content)} \\\n    {shlex.quote(f'{gateway}/v1/chat/completions')}"
     )
 
 
-def chat_as_python(gateway: str, body: Mapping[str, Any]) -> str:
+def chat_as_python(gateway: str, chat_request: Mapping[str, Any]) -> str:
     return (
         "import os\n\nfrom openai import OpenAI\n\n"
         f"client = OpenAI(base_url={f'{gateway}/v1'!r}, api_key=os.environ['GATEWAY_KEY'])\n"
-        f"answer = client.chat.completions.create(**{shortened(body)!r})\n"
+        f"answer = client.chat.completions.create(**{shortened(chat_request)!r})\n"
         "print(answer.choices[0].message.content)\n"
     )
 
@@ -153,15 +153,15 @@ def copied(question: Question) -> dict[str, str]:
     return {name: value for name, value in question.fields().items() if name != "session"}
 
 
-def shortened(body: Any) -> Any:
+def shortened(part: Any) -> Any:
     """A chat request whose pictures are named rather than written out."""
-    if isinstance(body, dict):
-        return {name: shortened(value) for name, value in body.items()}
-    if isinstance(body, list):
-        return [shortened(value) for value in body]
-    if isinstance(body, str) and body.startswith("data:image/"):
-        return f"{body.partition(',')[0]},…"
-    return body
+    if isinstance(part, dict):
+        return {name: shortened(value) for name, value in part.items()}
+    if isinstance(part, list):
+        return [shortened(value) for value in part]
+    if isinstance(part, str) and part.startswith("data:image/"):
+        return f"{part.partition(',')[0]},…"
+    return part
 
 
 def in_words(answer: Mapping[str, Any], seconds: float, first: float | None) -> str:

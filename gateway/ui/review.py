@@ -1,4 +1,4 @@
-"""Review: a candidate beside the champion, and the three moves; for those with the role alone."""
+"""Review: a candidate beside the champion, and the three moves; only for those with the role."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ReviewScreen:
         )  # fmt: skip
 
     async def roles(self, request: gr.Request) -> set[str]:
-        """What the visitor may do at the desk; nothing while it is down."""
+        """What the visitor may do at the desk; empty while the desk is down."""
         try:
             return set((await self.door.desk(request).json("GET", "/me"))["roles"])
         except (Refusal, KeyError, TypeError):
@@ -179,13 +179,13 @@ def card(version: Mapping[str, Any]) -> str:
     """A version: the verdict, its rules, the numbers with intervals, lineage and cost."""
     verdict = f"{version.get('result') or 'no verdict'}: {version.get('reason') or ''}"
     parts = [f"<p><strong>{escape(verdict)}</strong></p>"]
-    for name, told in (
+    for name, title in (
         ("promoted", "Promoted"),
         ("rejected", "Rejected"),
         ("rolled_back", "Rolled back"),
     ):
         if version.get(name):
-            parts.append(f"<p>{told} {escape(str(version[name]))}</p>")
+            parts.append(f"<p>{title} {escape(str(version[name]))}</p>")
     rows = [
         {
             "metric": name,
@@ -217,8 +217,8 @@ def card(version: Mapping[str, Any]) -> str:
     }
     cast = version.get("votes") or {}
     if cast:
-        told = ", ".join(f"{count} {result}" for result, count in cast.items())
-        lineage["blind votes"] = told
+        tally = ", ".join(f"{count} {result}" for result, count in cast.items())
+        lineage["blind votes"] = tally
     cost = version.get("cost") or {}
     lineage |= {name: number(value) for name, value in cost.items() if not isinstance(value, dict)}
     if lineage:

@@ -41,7 +41,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
     except (OSError, OverflowError) as error:
-        taken = getattr(error, "errno", None) == errno.EADDRINUSE
-        why = "is taken" if taken else f"cannot be used ({error})"
+        in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+        why = "is taken" if in_use else f"cannot be used ({error})"
         raise BadSetting(f"port {port} of {host} {why}; set UI_PORT") from error
     return listening

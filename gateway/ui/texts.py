@@ -18,8 +18,8 @@ NAMES = {"en": "English", "de": "Deutsch"}
 def table(language: str) -> dict[str, str]:
     if language == "en":
         return {}
-    found: dict[str, str] = yaml.safe_load((Path(__file__).parent / f"{language}.yaml").read_text())
-    return found
+    texts: dict[str, str] = yaml.safe_load((Path(__file__).parent / f"{language}.yaml").read_text())
+    return texts
 
 
 def of(language: str) -> Callable[[str], str]:

@@ -103,11 +103,11 @@ class TrainScreen:
             value = None if value == "" and entry["optional"] else value
             if value != entry["value"]:
                 rest[entry["name"]] = value
-            return rest, self.told(rest)
+            return rest, self.describe_changes(rest)
 
         return change
 
-    def told(self, changed: Mapping[str, Any]) -> str:
+    def describe_changes(self, changed: Mapping[str, Any]) -> str:
         words = " ".join(overrides(changed))
         return drawing.sentence(f"{self.text('Changed:')} {words}") if words else ""
 
@@ -135,19 +135,19 @@ class TrainScreen:
         if not profile:
             return {self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)}
         try:
-            found = await self.door.desk(request).json(
+            check = await self.door.desk(request).json(
                 "POST", "/checks", json=recipe(profile, data, changed)
             )
         except Refusal as error:
             return self.wrong(error)
-        lines = escape("\n".join([*found["lines"], "", *found["plan"]]))
-        report = drawing.document(found["report"]) if found["report"] else ""
+        lines = escape("\n".join([*check["lines"], "", *check["plan"]]))
+        report = drawing.document(check["report"]) if check["report"] else ""
         well, ill = (
             self.text("The data can be prepared."),
             self.text("The data cannot be prepared."),
         )
         return {
-            self.line: drawing.sentence(well if found["well"] else ill, wrong=not found["well"]),
+            self.line: drawing.sentence(well if check["well"] else ill, wrong=not check["well"]),
             self.checked: f'<div class="ll-turn">{lines}</div>{report}',
         }
 
@@ -189,19 +189,19 @@ class TrainScreen:
         return move
 
     async def looked(self, desk: Gateway, name: str) -> dict[Any, Any]:
-        """How far a training is; it is looked at again for as long as it runs."""
+        """The progress of a training; it is polled as long as the training runs."""
         try:
             runs = (await desk.json("GET", "/runs"))["runs"]
-            found = await desk.json("GET", f"/runs/{name}")
+            run = await desk.json("GET", f"/runs/{name}")
         except Refusal as error:
             return self.wrong(error) | {self.timer: gr.Timer(active=False)}
-        running = found["here"]
-        done = found["phase"] == "Succeeded"
+        running = run["here"]
+        done = run["phase"] == "Succeeded"
         return {
-            self.line: drawing.sentence(f"{name}: {found['phase']}"),
+            self.line: drawing.sentence(f"{name}: {run['phase']}"),
             self.run: gr.update(choices=[each["name"] for each in runs], value=name),
-            self.nodes: nodes(found["nodes"]),
-            self.log: "\n".join(found["log"]),
+            self.nodes: nodes(run["nodes"]),
+            self.log: "\n".join(run["log"]),
             self.stop: gr.update(interactive=running),
             self.resume: gr.update(interactive=not running and not done),
             self.timer: gr.Timer(active=running),
@@ -245,7 +245,7 @@ def recipe(profile: str, data: str, changed: Mapping[str, Any]) -> dict[str, Any
     return {"profile": profile, "data": data.strip(), "overrides": overrides(changed)}
 
 
-def nodes(found: Sequence[Mapping[str, Any]]) -> str:
+def nodes(statuses: Sequence[Mapping[str, Any]]) -> str:
     """The workflow's nodes, with what each says."""
     rows = [
         {
@@ -253,6 +253,6 @@ def nodes(found: Sequence[Mapping[str, Any]]) -> str:
             "state": node["phase"],
             "message": node["message"],
         }
-        for node in found
+        for node in statuses
     ]
     return drawing.facts(rows) if len(rows) > 1 else ""

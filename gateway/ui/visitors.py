@@ -53,7 +53,7 @@ input,button{font:inherit;width:100%;box-sizing:border-box;padding:.6rem;margin:
 
 
 class Visitors:
-    """Seals and opens keys; asks the gateway whether they are any."""
+    """Seals and opens keys; asks the gateway whether they are valid."""
 
     def __init__(self, settings: Settings) -> None:
         secret = settings.secret.get_secret_value() if settings.secret else secrets.token_hex(32)
@@ -75,7 +75,7 @@ class Visitors:
         return self.seal.encrypt(key.encode()).decode()
 
     async def sign_in(self, request: Request) -> Response:
-        """Take a key if the gateway does; the same sentence for every other."""
+        """Accept a key if the gateway does; every other key gets the same sentence."""
         content = b""
         async for piece in request.stream():
             content += piece
@@ -115,7 +115,7 @@ def sign_out() -> Response:
 
 
 class Guard:
-    """Lets nobody without a key further than the sign-in form, where the gateway asks for keys.
+    """Lets nobody without a key past the sign-in form, if the gateway asks for keys.
 
     Browsers ask for a site's icon and manifest without its cookies.
     """
@@ -159,7 +159,7 @@ def turned_away(request: Request, *, down: bool) -> Response:
 
 
 async def asks_for_keys(request: Request) -> bool | None:
-    """Whether the gateway answers nobody without a key; without keys it is on 127.0.0.1 alone.
+    """Whether the gateway requires a key; without keys it listens on 127.0.0.1 alone.
 
     None while it is down: it is asked again at the next request.
     """

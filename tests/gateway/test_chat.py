@@ -182,7 +182,7 @@ def test_errors_are_openais(vision) -> None:
     )
     assert answer.status_code == 400
     assert answer.json()["error"] == {
-        "message": "The body is no JSON.",
+        "message": "The body is not JSON.",
         "type": "invalid_request_error",
         "param": None,
         "code": "json",
