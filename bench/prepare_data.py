@@ -241,7 +241,7 @@ def lay_out(place: Path) -> None:
         if kind == "vision":
             profile |= {"min_pixels": 3136, "max_pixels": 1003520}
         (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
-    connect = "from loraline import tracking; tracking.connect()"
+    connect = "from loraline.tracking import store; store.connect()"
     subprocess.run([sys.executable, "-c", connect], cwd=place, check=True, capture_output=True)
 
 

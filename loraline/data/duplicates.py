@@ -45,8 +45,8 @@ def signatures(texts: Sequence[str]) -> NDArray[Any]:
     import numpy as np
     from rensa import RMinHash
 
-    found = words([text.encode("utf-8", "surrogatepass") for text in texts])
-    sizes, hashes = found.counts, found.numbers
+    cut = words([text.encode("utf-8", "surrogatepass") for text in texts])
+    sizes, hashes = cut.counts, cut.numbers
     last = np.cumsum(sizes) - 1
     pairs = hashes.copy()
     pairs[:-1] = scattered(hashes[:-1]) + hashes[1:]
@@ -73,30 +73,31 @@ def near_texts(signed: NDArray[Any], shown: NDArray[Any]) -> NDArray[Any]:
     """
     import numpy as np
 
-    def met(band: int) -> NDArray[Any]:
+    def near_in(band: int) -> NDArray[Any]:
+        """Pairs of rows that are near, among those whose signatures have an equal band."""
         keys = shown.copy()
         for column in range(WIDTH):
             keys = keys * np.uint64(MIX) + signed[band, :, column]
-        found = np.concatenate([np.empty((0, 2), np.int64), *neighbours(keys)])
-        return found[similar(signed, found)]
+        pairs = np.concatenate([np.empty((0, 2), np.int64), *neighbours(keys)])
+        return pairs[similar(signed, pairs)]
 
-    pairs = np.empty((0, 2), np.int64)
+    near = np.empty((0, 2), np.int64)
     with ThreadPoolExecutor(THREADS) as pool:
-        for found in pool.map(met, range(BANDS)):
-            pairs = unique_pairs(np.concatenate([pairs, found]))
-    return pairs
+        for pairs in pool.map(near_in, range(BANDS)):
+            near = unique_pairs(np.concatenate([near, pairs]))
+    return near
 
 
 def near_images(hashes: NDArray[Any]) -> NDArray[Any]:
     """Pairs (image, earlier image) that are near, shape (pairs, 2); `hashes` is uint64."""
     import numpy as np
 
-    pairs = np.empty((0, 2), np.int64)
+    near = np.empty((0, 2), np.int64)
     for band in range(NEAR_BITS + 1):
         keys = (hashes >> np.uint64(16 * band)) & np.uint64(0xFFFF)
-        for found in every_pair(keys, hashes):
-            pairs = unique_pairs(np.concatenate([pairs, found]))
-    return pairs
+        for pairs in near_pairs(keys, hashes):
+            near = unique_pairs(np.concatenate([near, pairs]))
+    return near
 
 
 def neighbours(keys: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -113,21 +114,26 @@ def neighbours(keys: NDArray[Any]) -> Iterator[NDArray[Any]]:
     yield np.stack([order[later], order[later - 1]], axis=1)
 
 
-def every_pair(keys: NDArray[Any], hashes: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Pairs of near hashes among all with equal keys; equal hashes are compared once."""
+def near_pairs(keys: NDArray[Any], hashes: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Pairs of near hashes among all whose keys are equal; a key is a band of a hash.
+
+    Equal hashes are near, and only the first of them is compared with others. The hashes are sorted
+    by key. Then each is compared with the next, with the second next and so on, until no two that
+    stand so far apart have equal keys.
+    """
     import numpy as np
 
-    distinct, first = np.unique(hashes, return_index=True)
-    order = first[np.lexsort((distinct, keys[first]))]
     yield from neighbours(hashes)
-    for step in range(1, min(len(order), CROWD)):
-        ahead, behind = order[step:], order[:-step]
-        met = keys[ahead] == keys[behind]
-        if not met.any():
+    distinct, first = np.unique(hashes, return_index=True)
+    by_key = first[np.lexsort((distinct, keys[first]))]
+    for distance in range(1, min(len(by_key), CROWD)):
+        left, right = by_key[:-distance], by_key[distance:]
+        same_key = keys[left] == keys[right]
+        if not same_key.any():
             return
-        ahead, behind = ahead[met], behind[met]
-        near = np.bitwise_count(hashes[ahead] ^ hashes[behind]) <= NEAR_BITS
-        pairs = np.stack([ahead[near], behind[near]], axis=1)
+        left, right = left[same_key], right[same_key]
+        near = np.bitwise_count(hashes[left] ^ hashes[right]) <= NEAR_BITS
+        pairs = np.stack([left[near], right[near]], axis=1)
         yield np.sort(pairs, axis=1)[:, ::-1]
 
 
@@ -179,8 +185,8 @@ def leaked(keys: NDArray[Any], splits: NDArray[Any], here: NDArray[Any]) -> NDAr
     """
     import numpy as np
 
-    found = np.zeros(len(keys), bool)
+    repeats = np.zeros(len(keys), bool)
     for split in (0, 1):
-        own = here & (splits == split)
-        found[own] = np.isin(keys[own], keys[here & (splits > split)])
-    return found
+        earlier, later = here & (splits == split), here & (splits > split)
+        repeats[earlier] = np.isin(keys[earlier], keys[later])
+    return repeats

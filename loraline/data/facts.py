@@ -62,14 +62,14 @@ def facts_of(
             orjson.dumps(
                 [
                     row.record.messages,
-                    [sha.hex() for sha, *_ in row.media],
+                    [medium.sha.hex() for medium in row.media],
                     *(beside(row.record) if row.record.details or row.record.tools else ()),
                 ]
             )
         ).digest()
         for row in rows
     ]
-    shas = [b"".join(sha for sha, *_ in row.media) for row in rows]
+    shas = [b"".join(medium.sha for medium in row.media) for row in rows]
     pairs = zip(texts, shas, strict=True)
     keys = [hashlib.sha256(text.encode() + b"\0" + sha).digest() for text, sha in pairs]
     if group_by == "answer":
@@ -97,16 +97,22 @@ def facts_of(
         "answer": np.array([answer for _, answer in tokens], np.int32),
         "number": np.array([row.number for row in rows], np.int32),
         "turns": np.array([len(row.record.messages) for row in rows], np.int16),
-        "flags": np.array(
-            [sum({1 << FLAGS.index(check) for check in row.found}) for row in rows], np.uint32
-        ),
+        "flags": np.array([flags_of(row.flagged) for row in rows], np.uint32),
         "split": np.full(len(rows), split, np.int8),
         "source": np.full(len(rows), source, np.int16),
         "media_row": np.repeat(np.arange(len(rows)), [len(row.media) for row in rows]),
-        "media_sha": first_eight([sha for sha, *_ in shown]),
-        "media_near": np.array([near for _, near, _, _ in shown], np.uint64),
-        "media_pixels": np.array([height * width for *_, height, width in shown], np.int64),
+        "media_sha": first_eight([medium.sha for medium in shown]),
+        "media_near": np.array([medium.near for medium in shown], np.uint64),
+        "media_pixels": np.array([medium.height * medium.width for medium in shown], np.int64),
     }
+
+
+def flags_of(names: Sequence[str]) -> int:
+    """A bit for each check that is named."""
+    flags = 0
+    for check in names:
+        flags |= 1 << FLAGS.index(check)
+    return flags
 
 
 def first_eight(digests: Sequence[bytes]) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from loraline.data.reading import formats, images, media, readers, streams, vide
 from loraline.data.reading.formats import Draft, Reading
 from loraline.data.reading.preferences import LeftOut
 from loraline.data.reading.sources import Source
-from loraline.data.work import Candidate, Part, Tally, Work
+from loraline.data.work import Candidate, Medium, Part, Tally, Work
 from loraline.errors import TryAgain
 from loraline.process import signals
 from loraline.profiles import Profile
@@ -204,7 +204,7 @@ def candidates(
             shown = raw if not isinstance(raw, BadRow) else ""
             tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
             continue
-        for check in set(made.found) if made.found else ():
+        for check in set(made.flagged):
             tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
         yield made
 
@@ -219,20 +219,20 @@ def checked(
     ruler: Lengths,
 ) -> Candidate:
     """One draft through the checks, to a record; BadRow says which it does not pass."""
-    found: list[str] = []
+    flagged: list[str] = []
     actions = work.actions
     if drafted.number:
         if actions["numbers"] != REPAIR:
             raise BadRow("numbers", drafted.number)
-        found.append("numbers")
-    turns = checks.clean_text(drafted.turns, actions, found)
-    turns = checks.alternate(turns, actions, found, drafted.details)
+        flagged.append("numbers")
+    turns = checks.clean_text(drafted.turns, actions, flagged)
+    turns = checks.alternate(turns, actions, flagged, drafted.details)
     checks.not_empty(turns, drafted.details)
     if work.recipe.modality == "text":
         if drafted.images or drafted.videos or drafted.shows:
             raise BadRow("modality", "holds media, the profile's modality is text")
     else:
-        turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, found)
+        turns = checks.match_tags(turns, len(drafted.images), len(drafted.videos), actions, flagged)
     if drafted.videos and not ruler.shows_videos:
         raise BadRow("modality", f"holds a video, which {work.recipe.base} has no place for")
     if (controls := ruler.controls) is not None:
@@ -240,22 +240,24 @@ def checked(
             if match := controls.search(text):
                 if actions["special_tokens"] in (FAIL, DROP):
                     raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
-                found.append("special_tokens")
-    facts: list[tuple[bytes, int, int, int]] = []
+                flagged.append("special_tokens")
+    measured_media: list[Medium] = []
     shown: list[bytes] = []
     clips: list[Video] = []
     for medium in drafted.images:
         if not isinstance(medium, str | bytes):
             raise BadRow("format", "an image is a list")
-        picture = images.load_image(medium, fetch, work.limits, actions, found, source.entry.window)
+        picture = images.load_image(
+            medium, fetch, work.limits, actions, flagged, source.entry.window
+        )
         shown.append(picture.content)
-        facts.append((picture.source, picture.near, picture.height, picture.width))
+        measured_media.append(Medium(picture.source, picture.near, picture.height, picture.width))
     for medium in drafted.videos:
         clip = videos.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
         clips.append(clip.video)
-        facts.append((clip.source, clip.near, clip.height, clip.width))
+        measured_media.append(Medium(clip.source, clip.near, clip.height, clip.width))
     if work.boxes and source.entry.boxes:
-        sizes = [(height, width) for _, _, height, width in facts[: len(shown)]]
+        sizes = [(medium.height, medium.width) for medium in measured_media[: len(shown)]]
         turns = boxes.convert(
             turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
         )
@@ -266,7 +268,7 @@ def checked(
     )
     if drafted.details or drafted.tools:
         ruler.check_rendered(record)
-    return Candidate(number, record, drafted, pick, facts, found)
+    return Candidate(number, record, drafted, pick, measured_media, flagged)
 
 
 def picked(drafted: Draft) -> int:
@@ -298,7 +300,7 @@ def in_length(
     group: list[Candidate], ruler: Lengths, work: Work, tally: Tally
 ) -> tuple[list[Candidate], list[tuple[int, int]]]:
     """The rows that are not too long, with their tokens and their answers'."""
-    sizes = [[(height, width) for _, _, height, width in row.media] for row in group]
+    sizes = [[(medium.height, medium.width) for medium in row.media] for row in group]
     kept, tokens = [], []
     most, most_answer = work.recipe.max_length, work.recipe.max_new_tokens
     for row, size in zip(group, ruler.measure([one.record for one in group], sizes), strict=True):
@@ -312,7 +314,7 @@ def in_length(
         for check, clause in clauses:
             action = work.actions[check]
             tally.add(check, action, row.number, clause, row.record.answer)
-            row.found.append(check)
+            row.flagged.append(check)
             out = out or action in (FAIL, DROP)
             if out:
                 break

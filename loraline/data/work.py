@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loraline.data.checks import Policy
 from loraline.data.reading.formats import Draft
@@ -53,6 +53,19 @@ class Work:
         return self.folder / f"{part.number:06d}{ending}"
 
 
+class Medium(NamedTuple):
+    """What is known of an image or a video."""
+
+    sha: bytes
+    """SHA-256 of its content, 32 bytes."""
+
+    near: int
+    """Perceptual hash, 64 bits."""
+
+    height: int
+    width: int
+
+
 @dataclass
 class Candidate:
     """A row that passed the checks that need no other row."""
@@ -61,11 +74,10 @@ class Candidate:
     record: Record
     draft: Draft
     pick: int
-    media: list[tuple[bytes, int, int, int]] = field(default_factory=list)
-    """SHA-256, perceptual hash, height and width of each image and video."""
+    media: list[Medium] = field(default_factory=list)
 
-    found: list[str] = field(default_factory=list)
-    """Checks that were repaired or kept."""
+    flagged: list[str] = field(default_factory=list)
+    """Checks that the row did not pass and that let it stay, repaired or as it is."""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Any
 
 from jinja2 import nodes
@@ -19,17 +20,30 @@ from loraline.base import templates
 from loraline.errors import UserError
 from loraline.records import Record
 
-CONSTANT, TEXT, TURN, TURNS = "", "text", "turn", "turns"
-"""What a value in a template may hold: nothing of the texts, a turn's content, a turn, turns."""
-
 TYPES = {"string", "defined", "undefined", "none", "mapping", "sequence", "iterable", "boolean"}
 """Tests of a value's type, the same for every text."""
+
+NEIGHBOURS = {"previtem", "nextitem", "changed"}
+"""Members of a template's `loop` through which it reaches turns."""
 
 Frame = list[str | int]
 """Constant strings, and the numbers of the turns whose contents stand between them."""
 
 
-class Looks(Exception):
+class Value(Enum):
+    """What an expression in a template stands for."""
+
+    CONSTANT = auto()
+    """Something that no content has a part in."""
+
+    CONTENT = auto()
+    """The content of a turn, or a text with it."""
+
+    TURN = auto()
+    TURNS = auto()
+
+
+class ContentInspected(Exception):
     """A template does more with contents than print them."""
 
 
@@ -108,105 +122,119 @@ def only_prints(template: nodes.Template) -> bool:
     """Whether a template prints contents and does nothing else with them.
 
     Then what it prints around them is the same for all texts that are not empty and begin and end
-    with something else than space, which it may strip.
+    with something else than space, which it may strip. This one only prints:
+
+        {% for turn in messages %}<|{{ turn.role }}|>{{ turn.content | trim }}{% endfor %}
+
+    This one inspects the content, so each row is rendered:
+
+        {% for turn in messages %}{% if "think" in turn.content %}...{% endif %}{% endfor %}
+
+    What names may stand for is inferred by following all statements, again and again until nothing
+    new is learnt: a later statement may give a name another value in a loop's next pass.
     """
-    names, before = {"messages": TURNS}, dict[str, str]()
+    names, before = {"messages": Value.TURNS}, dict[str, Value]()
     try:
         while before != names:
             before = dict(names)
-            follow(template.body, names)
-    except Looks:
+            infer_statements(template.body, names)
+    except ContentInspected:
         return False
     return True
 
 
-def follow(body: Sequence[nodes.Node], names: dict[str, str]) -> None:
-    """Note in `names` what statements let them hold; Looks where contents are more than printed."""
-    for node in body:
-        if isinstance(node, nodes.Output):
-            for printed in node.nodes:
-                allow(kind(printed, names), CONSTANT, TEXT)
-        elif isinstance(node, nodes.If):
-            kind(node.test, names)
-            follow([*node.body, *node.elif_, *node.else_], names)
-        elif isinstance(node, nodes.For):
-            turns = allow(kind(node.iter, names), CONSTANT, TURNS)
-            hold(names, node.target, TURN if turns else CONSTANT)
-            if node.test:
-                kind(node.test, names)
-            follow([*node.body, *node.else_], names)
-        elif isinstance(node, nodes.Assign):
-            hold(names, node.target, kind(node.node, names))
+def infer_statements(statements: Sequence[nodes.Node], names: dict[str, Value]) -> None:
+    """Note in `names` which values statements give to names.
+
+    Raises ContentInspected where a statement does more with contents than print them.
+    """
+    for statement in statements:
+        if isinstance(statement, nodes.Output):
+            for printed in statement.nodes:
+                require(infer(printed, names), Value.CONSTANT, Value.CONTENT)
+        elif isinstance(statement, nodes.If):
+            infer(statement.test, names)
+            branches = [*statement.body, *statement.elif_, *statement.else_]
+            infer_statements(branches, names)
+        elif isinstance(statement, nodes.For):
+            iterated = require(infer(statement.iter, names), Value.CONSTANT, Value.TURNS)
+            bind(names, statement.target, Value.TURN if iterated == Value.TURNS else iterated)
+            if statement.test:
+                infer(statement.test, names)
+            infer_statements([*statement.body, *statement.else_], names)
+        elif isinstance(statement, nodes.Assign):
+            bind(names, statement.target, infer(statement.node, names))
         else:
-            raise Looks
+            raise ContentInspected
 
 
-def hold(names: dict[str, str], target: nodes.Node, held: str) -> None:
-    """A name holds one kind of value wherever it stands; a text may also be a constant."""
+def bind(names: dict[str, Value], target: nodes.Node, value: Value) -> None:
+    """Give a name a value. It may be a constant here and a content there, which is a content."""
     if not isinstance(target, nodes.Name):
-        allow(held, CONSTANT)
+        require(value, Value.CONSTANT)
         return
-    known = names.setdefault(target.name, held)
-    if known != held:
-        allow(known, CONSTANT, TEXT)
-        allow(held, CONSTANT, TEXT)
-        names[target.name] = TEXT
+    known = names.setdefault(target.name, value)
+    if known != value:
+        require(known, Value.CONSTANT, Value.CONTENT)
+        require(value, Value.CONSTANT, Value.CONTENT)
+        names[target.name] = Value.CONTENT
 
 
-def allow(found: str, *kinds: str) -> str:
-    if found not in kinds:
-        raise Looks
-    return found
+def require(value: Value, *allowed: Value) -> Value:
+    """The value, if it is one of those allowed here; else ContentInspected."""
+    if value not in allowed:
+        raise ContentInspected
+    return value
 
 
-def kind(node: nodes.Node, names: dict[str, str]) -> str:
-    """What an expression's value holds; Looks where a content is more than printed."""
+def infer(node: nodes.Node, names: dict[str, Value]) -> Value:
+    """What an expression stands for; ContentInspected where it does more than pass contents on."""
     match node:
         case nodes.Name():
-            return names.get(node.name, CONSTANT)
+            return names.get(node.name, Value.CONSTANT)
         case nodes.Getattr():
-            return member(kind(node.node, names), node.attr)
+            return member(infer(node.node, names), node.attr)
         case nodes.Getitem():
-            allow(kind(node.arg, names), CONSTANT)
-            return member(kind(node.node, names), node.arg)
+            require(infer(node.arg, names), Value.CONSTANT)
+            return member(infer(node.node, names), node.arg)
         case nodes.Not():
-            kind(node.node, names)
-            return CONSTANT
+            infer(node.node, names)
+            return Value.CONSTANT
         case nodes.CondExpr():
-            kind(node.test, names)
-            return joined([node.expr1, node.expr2], names)
+            infer(node.test, names)
+            return infer_text([node.expr1, node.expr2], names)
         case nodes.And() | nodes.Or() | nodes.Add():
-            return joined([node.left, node.right], names)
+            return infer_text([node.left, node.right], names)
         case nodes.Concat():
-            return joined(node.nodes, names)
+            return infer_text(node.nodes, names)
         case nodes.Test() if node.name in TYPES:
-            kind(node.node, names)
-            return CONSTANT
-        case nodes.Filter(name="trim", node=nodes.Expr() as inner, args=[], kwargs=[]):
-            return allow(kind(inner, names), CONSTANT, TEXT)
-        case nodes.Filter(name="length", node=nodes.Expr() as inner):
-            allow(kind(inner, names), CONSTANT, TURNS)
-            return CONSTANT
-        case nodes.Call(node=nodes.Getattr(attr="strip") as called, args=[], kwargs=[]):
-            return allow(kind(called.node, names), CONSTANT, TEXT)
+            infer(node.node, names)
+            return Value.CONSTANT
+        case nodes.Filter(name="trim", node=nodes.Expr() as filtered, args=[], kwargs=[]):
+            return require(infer(filtered, names), Value.CONSTANT, Value.CONTENT)
+        case nodes.Filter(name="length", node=nodes.Expr() as filtered):
+            require(infer(filtered, names), Value.CONSTANT, Value.TURNS)
+            return Value.CONSTANT
+        case nodes.Call(node=nodes.Getattr(attr="strip") as method, args=[], kwargs=[]):
+            return require(infer(method.node, names), Value.CONSTANT, Value.CONTENT)
     for child in node.iter_child_nodes():
-        allow(kind(child, names), CONSTANT)
-    return CONSTANT
+        require(infer(child, names), Value.CONSTANT)
+    return Value.CONSTANT
 
 
-def joined(values: Sequence[nodes.Node | None], names: dict[str, str]) -> str:
-    """What holds one of several values, or all of them in a row."""
-    kinds = [allow(kind(value, names), CONSTANT, TEXT) for value in values if value]
-    return TEXT if TEXT in kinds else CONSTANT
+def infer_text(parts: Sequence[nodes.Node | None], names: dict[str, Value]) -> Value:
+    """What a text stands for that is one of several parts, or all of them in a row."""
+    values = [require(infer(part, names), Value.CONSTANT, Value.CONTENT) for part in parts if part]
+    return Value.CONTENT if Value.CONTENT in values else Value.CONSTANT
 
 
-def member(held: str, key: str | nodes.Node) -> str:
-    """What an attribute or item of a value holds."""
+def member(owner: Value, key: str | nodes.Node) -> Value:
+    """What an attribute or an item of a value stands for."""
     name = key.value if isinstance(key, nodes.Const) else key
-    if held == TURNS and isinstance(key, nodes.Node):
-        return TURNS if isinstance(key, nodes.Slice) else TURN
-    if held == TURN and isinstance(name, str) and not hasattr(dict, name):
-        return TEXT if name == "content" else CONSTANT
-    if name in ("previtem", "nextitem", "changed"):
-        raise Looks
-    return allow(held, CONSTANT)
+    if owner == Value.TURNS and isinstance(key, nodes.Node):
+        return Value.TURNS if isinstance(key, nodes.Slice) else Value.TURN
+    if owner == Value.TURN and isinstance(name, str) and not hasattr(dict, name):
+        return Value.CONTENT if name == "content" else Value.CONSTANT
+    if name in NEIGHBOURS:
+        raise ContentInspected
+    return require(owner, Value.CONSTANT)
