@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ def pause(
     stopped: bool = False,
 ) -> float | None:
     """Seconds after an attempt, counted from 0, until the next; None if none follows."""
-    attempt = Node("a(0)", "a(0)", "Pod", "a", "a", None)
+    attempt = Node("a(0)", "a(0)", "Pod", "a", "a", Path())
     attempt.phase, attempt.exit_code = phase, exit_code
     run: Any = SimpleNamespace(stop=SimpleNamespace(asked=stopped))
     retry = read_retry("template a", {"limit": 9, **strategy})
