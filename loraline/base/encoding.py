@@ -129,7 +129,8 @@ class Encoder:
             max_pixels=contract.max_pixels,
         )
 
-    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+    def render_turns(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """Turns as the chat template renders them; its own complaint is a UserError."""
         with templates.refusals([message["role"] for message in messages]):
             return str(
                 self.tokenizer.apply_chat_template(
@@ -206,22 +207,34 @@ class Encoder:
             return "", tail[1:]
         return self.lead, tail
 
+    def render(self, record: Record) -> tuple[str, str]:
+        """A row's prompt, and its answer with all that the chat template puts around it.
+
+        Raises UserError when the template does not render the answer right after the prompt.
+        """
+        messages, tools = record.prompt(), record.tool_list()
+        prompt = self.render_turns(messages, add_generation_prompt=True, tools=tools)
+        whole = self.render_turns([*messages, record.answer_turn()], tools=tools)
+        if not whole.startswith(prompt):
+            raise UserError(
+                "the chat template must render the answer right after the prompt; "
+                f"it rendered {whole[:400]!r}"
+            )
+        return prompt, whole[len(prompt) :]
+
     def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
         """The prompt as text, and the answer's tokens with the end token."""
         if record.videos:
             raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
-        messages, tools = record.prompt(), record.tool_list()
-        prompt = self._render(messages, add_generation_prompt=True, tools=tools)
-        whole = self._render([*messages, record.answer_turn()], tools=tools)
-        tail = whole.removeprefix(prompt)
+        prompt, tail = self.render(record)
         if (record.tools or record.details) and (name := left_out(record, prompt, tail)):
             raise UserError(f"the base's chat template does not print {name}")
         lead, text = self.continuation(tail)
         answer = self._tokens(lead + text)[len(self._tokens(lead)) :]
-        if tail == whole or self.end not in answer:
+        if self.end not in answer:
             raise UserError(
-                "the chat template must render the answer right after the prompt and end it with "
-                f"{self.tokenizer.eos_token}; it rendered {whole!r}"
+                f"the chat template must end the answer with {self.tokenizer.eos_token}; "
+                f"it rendered {tail[:400]!r}"
             )
         return prompt, answer[: answer.index(self.end) + 1]
 
@@ -240,8 +253,8 @@ class Encoder:
         if self.processor is not None:
             text = [{"type": "text", "text": text}]
         asked = [{"role": "user", "content": text}]
-        prompt = self._render(asked, add_generation_prompt=True)
-        whole = self._render([*asked, {"role": "assistant", "content": ANSWER}])
+        prompt = self.render_turns(asked, add_generation_prompt=True)
+        whole = self.render_turns([*asked, {"role": "assistant", "content": ANSWER}])
         before, mark, _ = whole.removeprefix(prompt).partition(ANSWER)
         tokens = self._tokens(before) if mark else []
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()

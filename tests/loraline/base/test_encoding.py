@@ -281,7 +281,7 @@ def test_a_base_without_a_chat_template_gets_one(tiny_base, tmp_path) -> None:
 def test_a_template_that_does_not_end_the_answer_is_refused(tiny_base) -> None:
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     encoder = Encoder(tiny_base("mistral"), "text", chat_template=template)
-    with pytest.raises(UserError, match="end it with </s>"):
+    with pytest.raises(UserError, match="must end the answer with </s>"):
         encoder.encode(Record((("user", "q"), ("assistant", "a"))))
 
 

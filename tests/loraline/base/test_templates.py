@@ -12,7 +12,6 @@ from made_data import prefixing_base
 
 from loraline.base import templates
 from loraline.base.encoding import Encoder
-from loraline.data.lengths.chat_templates import Template
 from loraline.errors import UserError
 from loraline.records import Record, from_prompt
 
@@ -69,7 +68,7 @@ def encoded(encoder: Encoder, record: Record) -> Any:
 
 
 def counted(encoder: Encoder, record: Record) -> Any:
-    return Template(encoder.chat_template, encoder.tokenizer).pair(record)
+    return encoder.render(record)
 
 
 @pytest.mark.parametrize("render", [encoded, counted])
