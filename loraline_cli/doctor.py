@@ -1,4 +1,4 @@
-"""What this machine has of all that the pipeline can use, and what mends what is missing."""
+"""What this machine has of what the pipeline can use, and how to add what is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOM_GIB = 20
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: Literal["ok", "missing", "broken"]

@@ -74,7 +74,7 @@ def load(script: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their module up by its name.
+    # Dataclasses look up their module by its name.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

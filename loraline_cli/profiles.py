@@ -20,9 +20,9 @@ def profiles(name: str | None) -> None:
         click.echo(f"# {profiles.files()[name]}")
         click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    found = profiles.files()
-    width = max(map(len, found), default=0)
-    for profile, file in found.items():
+    files = profiles.files()
+    width = max(map(len, files), default=0)
+    for profile, file in files.items():
         first = file.read_text().partition("\n")[0]
         about = first.removeprefix("#").strip() if first.startswith("#") else ""
         click.echo(f"{profile.ljust(width)}  {about}".rstrip())

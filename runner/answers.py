@@ -1,4 +1,4 @@
-"""What suspended tasks wait for: given on the command line, or typed at the terminal."""
+"""The answers that suspended tasks wait for, from the command line or the terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from runner.language import Values
 
 
 class Answers:
-    """Answers by `task.output`, or by `task` for one that only wants to be let go on."""
+    """Answers by `task.output`, or by `task` for a suspend task without outputs."""
 
     def __init__(self, given: Values, stop: Stop) -> None:
         self.given, self.stop = given, stop
         self.terminal = asyncio.Lock()
 
     async def find(self, name: str, accepted: list[str], default: str | None) -> str | None:
-        """The answer to a question; None if there is none, or none that is accepted."""
+        """The answer to a question; None if it is missing or not accepted."""
         answer = self.given.get(name)
         if answer is None and sys.stdin.isatty():
             async with self.terminal:
@@ -25,7 +25,7 @@ class Answers:
         return None if accepted and answer not in accepted else answer
 
     async def typed(self, question: str, accepted: list[str], default: str) -> str | None:
-        """A line from the terminal, asked for until it is accepted; None if the run was stopped."""
+        """Ask at the terminal until a line is accepted; None if the run was stopped."""
         loop = asyncio.get_running_loop()
         choices = f" ({', '.join(accepted)})" if accepted else ""
         preset = f" [{default}]" if default else ""

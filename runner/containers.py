@@ -1,4 +1,4 @@
-"""One attempt of a container, here: a process group with a folder in the place of /tmp/outputs."""
+"""One attempt of a container as a local process group; a folder replaces /tmp/outputs."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ GRACE = 30
 """Seconds between SIGTERM and SIGKILL, as in Kubernetes."""
 
 PROGRESS = ".progress"
-"""File in the node's folder in which a step may write `done/total`, as Argo reads it."""
+"""File in the node's folder to which a step may write `done/total`, the format that Argo reads."""
 
 LATE = "Pod was active on the node longer than the specified deadline"
 NOT_STARTED = 64
-"""Exit code of Argo's executor where it cannot start the program, or not read an output."""
+"""Exit code of Argo's executor if it cannot start the program or read an output."""
 
 LONGEST_ARGUMENT = 131_071
-"""Bytes; a longer argument reaches the program on Argo as the name of a file."""
+"""Bytes. On Argo a longer argument reaches the program as the name of a file."""
 
 LARGEST_OUTPUTS = 2_097_152 - 1024
-"""Bytes of a pod's outputs that fit into Argo's message about them, beside what else is in it."""
+"""Bytes of a pod's outputs that fit into Argo's message beside the rest of it."""
 
 
 class Stop:
-    """Tells whoever runs or waits to end: why, and whether there is no more patience."""
+    """A request to stop, for all that runs or waits: its reason, and whether to kill at once."""
 
     def __init__(self) -> None:
         self.event = asyncio.Event()
@@ -60,7 +60,7 @@ class Stop:
     async def unless_asked(
         self, waiting: Coroutine[Any, Any, Any], seconds: float | None = None
     ) -> bool:
-        """Whether a wait came to its end, and neither the stop nor the time before it."""
+        """Whether a wait finished before the stop and before its time limit."""
         wait = asyncio.ensure_future(waiting)
         stop = asyncio.ensure_future(self.event.wait())
         try:
@@ -86,7 +86,7 @@ class Attempt:
 def command_line(
     container: Container, folder: str, fill: Callable[[str], str]
 ) -> tuple[list[str], Values]:
-    """A container's command and its own variables, as they are on this machine.
+    """A container's command and variables, as they are on this machine.
 
     References are Argo's to `fill` in, `$(VARIABLE)` is Kubernetes'.
     """
@@ -105,12 +105,12 @@ def command_line(
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """A text with `$(NAME)` filled in as Kubernetes does it; `$$` is a dollar."""
+    """A text with `$(NAME)` expanded as Kubernetes does; `$$` is a dollar."""
 
-    def value_of(found: re.Match[str]) -> str:
-        if found[0] == "$$":
+    def value_of(match: re.Match[str]) -> str:
+        if match[0] == "$$":
             return "$"
-        return variables.get(found[1], found[0])
+        return variables.get(match[1], match[0])
 
     return re.sub(r"\$\$|\$\(([^)]*)\)", value_of, text)
 
@@ -136,9 +136,9 @@ async def attempt(
 ) -> Attempt:
     """Run a container's process in the root; `folder` is relative to it.
 
-    The process inherits the file descriptor `lock`, so that a run is held as long as one lives.
+    The process inherits the file descriptor `lock`, so the run stays locked while a process lives.
     """
-    # A file that an earlier attempt left must not pass for a result of this one.
+    # A file of an earlier attempt must not pass for a result of this attempt.
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / folder).mkdir(parents=True)
     command, environment = command_line(
@@ -162,7 +162,7 @@ async def attempt(
         return Attempt("Failed", message, NOT_STARTED, read_outputs(root / folder, files)[0])
     deadline = time.monotonic() + min(container.seconds, timeout)
     stopped = await ended(process, deadline, stop)
-    # Death by a signal is reported as a shell and Kubernetes do it: 128 and the signal.
+    # A death by a signal is reported as shells and Kubernetes do: 128 plus the signal.
     code = process.returncode or 0
     code = 128 - code if code < 0 else code
     if stopped:
@@ -171,7 +171,7 @@ async def attempt(
 
 
 def limit_of(container: Container, timeout: float, stopped: str) -> str:
-    """Which limit a stopped container ran into."""
+    """The limit that stopped a container."""
     if stopped != LATE:
         return ""
     field = "activeDeadlineSeconds" if container.seconds <= timeout else "timeout"
@@ -188,21 +188,21 @@ def filled(output: Output, values: Mapping[str, str]) -> Output:
 
 
 def finished(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
-    """What a process that ended by itself comes to."""
-    found, missing = read_outputs(folder, outputs)
+    """The result of a process that ended by itself."""
+    values, missing = read_outputs(folder, outputs)
     folders = [name for name, output in outputs.items() if (folder / output.path).is_dir()]
     if folders:
         why = f"failed to copy {OUT_DIR}/{outputs[folders[0]].path}: it is a directory"
         message = f"main: Error (exit code {NOT_STARTED}): {why}"
-        return Attempt("Failed", message, NOT_STARTED, found)
+        return Attempt("Failed", message, NOT_STARTED, values)
     if code:
-        return Attempt("Failed", f"main: Error (exit code {code})", code, found)
+        return Attempt("Failed", f"main: Error (exit code {code})", code, values)
     if missing:
         file = f"/var/run/argo/outputs/parameters{OUT_DIR}/{outputs[missing[0]].path}"
         message = f"wait: Error (exit code {NOT_STARTED}): open {file}: no such file or directory"
         hint = f"output {', '.join(missing)} was not written and has no default"
-        return Attempt("Error", message, code, found, hint)
-    size = sum(len(os.fsencode(value)) for value in found.values())
+        return Attempt("Error", message, code, values, hint)
+    size = sum(len(os.fsencode(value)) for value in values.values())
     if size > LARGEST_OUTPUTS:
         message = (
             f"wait: Error (exit code {NOT_STARTED}): rpc error: code = ResourceExhausted desc = "
@@ -210,11 +210,11 @@ def finished(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
         )
         hint = "outputs are for names and numbers, not for data"
         return Attempt("Error", message, code, {}, hint)
-    return Attempt("Succeeded", "", code, found)
+    return Attempt("Succeeded", "", code, values)
 
 
 async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -> str:
-    """Wait for a process and end what it leaves behind; why it was stopped, if it was."""
+    """Wait for a process and end the processes it leaves; returns why it was stopped, if it was."""
     gone = asyncio.ensure_future(process.wait())
     asked = asyncio.ensure_future(stop.event.wait())
     left = None if until == float("inf") else max(0.0, until - time.monotonic())
@@ -229,7 +229,7 @@ async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -
             while not gone.done() and time.monotonic() < killed_at and not stop.at_once:
                 await asyncio.wait({gone}, timeout=0.05)
     finally:
-        # Also where this runner itself comes to grief: no container outlives it.
+        # This also runs if the runner itself fails: no container outlives it.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         asked.cancel()
@@ -238,19 +238,19 @@ async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -
 
 
 def read_outputs(folder: Path, outputs: dict[str, Output]) -> tuple[Values, list[str]]:
-    """The values that files or defaults give, and the names of those that have neither.
+    """The values from files or defaults, and the names of outputs that have neither.
 
-    One newline is cut from the end. A folder in the place of a file reads as empty, as on Argo.
+    One newline is cut from the end. As on Argo, a folder instead of a file reads as empty.
     """
-    found, missing = {}, []
+    values, missing = {}, []
     for name, output in outputs.items():
         file = folder / output.path
         if file.is_file():
-            found[name] = decoded(file.read_bytes()).removesuffix("\n")
+            values[name] = decoded(file.read_bytes()).removesuffix("\n")
         elif file.is_dir():
-            found[name] = ""
+            values[name] = ""
         elif output.default is not None:
-            found[name] = output.default.removesuffix("\n")
+            values[name] = output.default.removesuffix("\n")
         else:
             missing.append(name)
-    return found, missing
+    return values, missing

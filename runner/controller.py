@@ -1,4 +1,4 @@
-"""What the bodies of templates ask of the run that they are part of."""
+"""What DAGs, steps, retries and suspended tasks need of the run that they belong to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runner.record import Record
 
 
 class Controller(Record, ABC):
-    """A run that can run templates; DAGs, steps, retries and suspended tasks know no more of it."""
+    """A run that can run templates."""
 
     stop: Stop
     answers: Answers
     only: str
-    """The one task of the entrypoint that runs; empty if all do."""
+    """The only task of the entrypoint that runs; empty if all run."""
 
     interrupted: bool
     waits_for: list[str]
@@ -38,5 +38,5 @@ class Controller(Record, ABC):
         """Run a template as the node `name`; None if it has not ended."""
 
     @abstractmethod
-    async def run_body(self, node: Node, invocation: Invocation) -> bool:
-        """Run a template's container, DAG, steps or wait once; whether it ended."""
+    async def run_once(self, node: Node, invocation: Invocation) -> bool:
+        """Run a template's container, DAG, steps or wait once; returns whether it ended."""

@@ -1,4 +1,4 @@
-"""Runs the tasks of a DAG: each once all that it depends on has ended."""
+"""Runs the tasks of a DAG: each task starts once all its dependencies have ended."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def run_dag(run: Controller, node: Node, dag: Dag, invocation: Invocation)
 async def run_task(
     run: Controller, task: Task, frame: Frame, before: Mapping[str, Awaitable[Node | None]]
 ) -> Node | None:
-    """Run a task once all that it depends on has ended."""
+    """Run a task once all its dependencies have ended."""
     facts: dict[str, bool] = {}
     parents: list[str] = []
     for name in before:
@@ -72,7 +72,7 @@ async def run_task(
         node = run.keep(node_name, parents) if node_name in run.kept else None
     elif run.interrupted:
         return None
-    elif not task.depends.holds(facts):
+    elif not task.depends.is_true(facts):
         message = "omitted: depends condition not met"
         node = run.left_out(node_name, task, frame.name, parents, "Omitted", message)
     else:
@@ -99,7 +99,7 @@ async def run_expanded(
 
 
 def outcomes(run: Controller, name: str, node: Node) -> dict[str, bool]:
-    """What `depends` can say of a task that has ended."""
+    """The facts about an ended task that `depends` can name."""
     facts = {f"{name}.{word}": node.phase == phase for word, phase in OUTCOMES.items()}
     members = []
     if node.type == "TaskGroup":

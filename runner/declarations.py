@@ -1,4 +1,4 @@
-"""Reads what a template declares: inputs, outputs, how often it is tried again, what it locks."""
+"""Reads what a template declares: inputs, outputs, retries and locks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from runner.shapes import (
 from runner.values import parameter_text
 
 SOURCES = {"container": "path", "dag": "parameter", "steps": "parameter", "suspend": "supplied"}
-"""Where an output comes from, by the body of its template."""
+"""The source of an output, by the type of its template."""
 
 POLICIES = {
     "Always": ("Failed", "Error"),
@@ -49,9 +49,9 @@ def or_unbounded(limit: int | None) -> float:
     return math.inf if limit is None else limit
 
 
-def read_parameters(where: str, found: Object, *, arguments: bool = False) -> dict[str, Parameter]:
-    """Declared inputs, or the arguments that they are given, which have no defaults to Argo."""
-    shape = checked(where, "parameters", Parameters, found)
+def read_parameters(where: str, raw: Object, *, arguments: bool = False) -> dict[str, Parameter]:
+    """Declared inputs, or arguments, whose defaults Argo ignores."""
+    shape = checked(where, "parameters", Parameters, raw)
     read = {}
     for name, parameter in by_name(where, "parameter", ParameterShape, shape.parameters).items():
         at = f"{where}: parameter {name}"
@@ -68,15 +68,18 @@ def read_parameters(where: str, found: Object, *, arguments: bool = False) -> di
     return read
 
 
-def read_outputs(where: str, found: Object, body: str) -> dict[str, Output]:
-    shape = checked(where, "parameters", Parameters, found)
+def read_outputs(where: str, raw: Object, template_type: str) -> dict[str, Output]:
+    shape = checked(where, "parameters", Parameters, raw)
     read = {}
     for name, output in by_name(where, "output", OutputShape, shape.parameters).items():
         at = f"{where}: output {name}"
         source = checked(at, "valueFrom", ValueFrom, output.valueFrom)
         given = source.model_fields_set - {"default"}
-        if given != {SOURCES[body]}:
-            raise Refused(f"{at} of a {body} needs valueFrom.{SOURCES[body]}, not {listed(given)}")
+        if given != {SOURCES[template_type]}:
+            wanted = SOURCES[template_type]
+            raise Refused(
+                f"{at} of a {template_type} needs valueFrom.{wanted}, not {listed(given)}"
+            )
         path = source.path if source.path is not None else f"{OUT_DIR}/"
         if not path.startswith(f"{OUT_DIR}/") or ".." in path:
             raise Refused(f"{at}: path {path!r} has to be a file in {OUT_DIR}")
@@ -92,9 +95,9 @@ def read_outputs(where: str, found: Object, body: str) -> dict[str, Output]:
     return read
 
 
-def read_retry(where: str, found: Object) -> Retry:
+def read_retry(where: str, raw: Object) -> Retry:
     where = f"{where}: retryStrategy"
-    retry = checked(where, "retryStrategy", RetryStrategy, found)
+    retry = checked(where, "retryStrategy", RetryStrategy, raw)
     expression = None
     if retry.expression:
         try:
@@ -120,9 +123,9 @@ def read_retry(where: str, found: Object) -> Retry:
     return Retry(retry.limit, POLICIES[policy], expression, base, factor, longest)
 
 
-def read_locks(where: str, found: Object) -> list[str]:
+def read_locks(where: str, raw: Object) -> list[str]:
     where = f"{where}: synchronization"
-    synchronization = checked(where, "synchronization", Synchronization, found)
+    synchronization = checked(where, "synchronization", Synchronization, raw)
     locks = []
     for mutex in synchronization.mutexes:
         name = checked(where, "mutex", Mutex, mutex).name
@@ -139,8 +142,10 @@ def read_locks(where: str, found: Object) -> list[str]:
 
 
 def read_parallelism(where: str, limit: int | None) -> float:
-    """How many may run at once."""
+    """How many children may run at once."""
     if limit == 0:
-        told = "on Argo nothing would ever run" if where == "spec" else "Argo does not obey it"
-        raise Refused(f"{where}: parallelism has to be at least 1; {told}")
+        consequence = (
+            "on Argo nothing would ever run" if where == "spec" else "Argo does not obey it"
+        )
+        raise Refused(f"{where}: parallelism has to be at least 1; {consequence}")
     return or_unbounded(limit)

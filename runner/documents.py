@@ -16,14 +16,14 @@ from runner.shapes import shown
 from runner.values import json_number
 
 LITERAL = ("default", "enum", "value", "withItems")
-"""Fields whose value is handed on as it stands, nulls included."""
+"""Fields whose value is kept unchanged, nulls included."""
 
 
 HALF_A_SIGN = re.compile("[\ud800-\udfff]")
 
 
 class Loader(yaml.SafeLoader):
-    """Resolves plain scalars as go-yaml 2 does, which Argo reads its files with."""
+    """Resolves plain scalars as go-yaml 2 does, with which Argo reads its files."""
 
 
 def number(_: Loader, node: yaml.ScalarNode) -> int | float:
@@ -37,7 +37,7 @@ def number(_: Loader, node: yaml.ScalarNode) -> int | float:
 
 
 def letter(_: Loader, node: yaml.ScalarNode) -> str:
-    """A bare y or n is a truth to Argo and a text to most who write one."""
+    """To Argo a bare y or n is a boolean; to most who write it, it is a text."""
     line = node.start_mark.line + 1
     raise Refused(
         f"line {line}: {node.value} without quotes is a truth to Argo; write it in quotes"
@@ -50,7 +50,7 @@ def infinity(_: Loader, node: yaml.ScalarNode) -> None:
 
 
 def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
-    """A mapping; a key that stands there twice, or again beside what is merged, is refused."""
+    """A mapping; Refused if a key stands there twice, or again in what is merged."""
     loader.flatten_mapping(node)
     read: dict[Any, Any] = {}
     yield read  # what is in it may refer to it
@@ -95,7 +95,7 @@ Loader.add_constructor("tag:loraline,2026:number", number)
 
 
 def load(file: Path) -> Object:
-    """The document in a file, without the fields that are null: to Argo they are not there."""
+    """The document in a file, without the fields that are null: Argo ignores them."""
     try:
         text = file.read_text(encoding="utf-8")
         document = yaml.load(text, Loader)

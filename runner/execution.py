@@ -1,7 +1,7 @@
 """A workflow's execution on this machine: nodes begin, run side by side, and end as Argo's would.
 
-Every node is a coroutine. One that gives None has not ended: the run was interrupted, or it waits
-for a person's answer; what comes after it does not begin.
+Every node is a coroutine. A result of None means that the node has not ended: the run was
+interrupted, or the node waits for a person's answer. No node after it begins.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runner.retries import run_attempts
 from runner.suspension import run_suspend
 
 AT_ONCE = max(8, 2 * (os.cpu_count() or 1))
-"""Containers that run side by side at most, however wide a fan-out is; a cluster has its nodes."""
+"""Most containers that run side by side, however wide a fan-out is; a cluster has its nodes."""
 
 
 class Run(Controller):
@@ -56,7 +56,7 @@ class Run(Controller):
         self.waits_for: list[str] = []
         self.interrupted = False
         self.lock = -1
-        """File descriptor of the lock on the run's folder, once it is taken."""
+        """File descriptor of the lock on the run's folder, once it is locked."""
 
     async def execute(self) -> None:
         """Run the entrypoint and the exit handler."""
@@ -133,12 +133,12 @@ class Run(Controller):
         if name in self.kept:
             return self.keep(name, parents)
         template = self.workflow.templates[template_name]
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
             if frame.limit and await self.stop.unless_asked(frame.limit.acquire()):
-                held.callback(frame.limit.release)
+                stack.callback(frame.limit.release)
             if self.interrupted:
                 return None
-            node_type = "Retry" if template.retry else template.body.node_type
+            node_type = "Retry" if template.retry else template.definition.node_type
             place = frame.folder / folder
             node = Node(name, display, node_type, template.name, frame.name, place)
             self.begin(node, parents)
@@ -146,10 +146,10 @@ class Run(Controller):
                 node.inputs = self.inputs(template, arguments)
                 values = {f"inputs.parameters.{n}": value for n, value in node.inputs.items()}
                 locks = [substitute(lock, self.values | values) for lock in template.locks]
-                refuse_held(locks, frame.locks)
+                refuse_deadlock(locks, frame.locks)
             except NodeError as error:
                 return self.end(node, "Error", str(error), raised=True)
-            if not await self.hold(held, locks, template):
+            if not await self.acquire_locks(stack, locks, template):
                 if self.interrupted:
                     return None
                 return self.end(node, "Failed", TOO_LATE if self.stop.asked else "timeout")
@@ -157,21 +157,23 @@ class Run(Controller):
             if template.retry:
                 ended = await run_attempts(self, node, template.retry, invocation)
             else:
-                ended = await self.run_body(node, invocation)
+                ended = await self.run_once(node, invocation)
         return node if ended else None
 
-    async def hold(self, held: AsyncExitStack, locks: list[str], template: Template) -> bool:
-        """Take locks in one order for all; False if the run stops or the template's time is up."""
+    async def acquire_locks(
+        self, stack: AsyncExitStack, locks: list[str], template: Template
+    ) -> bool:
+        """Acquire locks in sorted order; False if the run stops or the template's time is up."""
         seconds = None if math.isinf(template.seconds) else template.seconds
         for name in sorted(locks):
             lock = self.locks.setdefault(name, asyncio.Lock())
             if not await self.stop.unless_asked(lock.acquire(), seconds):
                 return False
-            held.callback(lock.release)
+            stack.callback(lock.release)
         return True
 
     def inputs(self, template: Template, arguments: Values) -> Values:
-        """Values of a template's inputs; Argo holds only the workflow's against their enums."""
+        """Values of a template's inputs; Argo checks enums only for the workflow's parameters."""
         return {
             name: arguments[name]
             if name in arguments
@@ -179,9 +181,9 @@ class Run(Controller):
             for name, parameter in template.inputs.items()
         }
 
-    async def run_body(self, node: Node, invocation: Invocation) -> bool:
-        """Whether the node ended; what it runs is its template's one of four bodies."""
-        match invocation.template.body:
+    async def run_once(self, node: Node, invocation: Invocation) -> bool:
+        """Run the template's container, DAG, steps or wait; returns whether the node ended."""
+        match invocation.template.definition:
             case Container() as container:
                 return await self.run_container(node, container, invocation)
             case Dag() as dag:
@@ -192,9 +194,9 @@ class Run(Controller):
                 return await run_suspend(self, node, duration, invocation)
 
     async def run_container(self, node: Node, container: Container, invocation: Invocation) -> bool:
-        async with AsyncExitStack() as held:
+        async with AsyncExitStack() as stack:
             if await self.stop.unless_asked(self.pods.acquire()):
-                held.callback(self.pods.release)
+                stack.callback(self.pods.release)
             if self.stop.asked:
                 node.end("Failed", "interrupted" if self.interrupted else TOO_LATE)
                 return not self.interrupted
@@ -220,14 +222,14 @@ class Run(Controller):
         node.outputs, node.exit_code, node.hint = done.outputs, done.exit_code, done.hint
         node.progress = progress_of(self.root / self.place(node))
         self.end(node, done.phase, done.message)
-        # Argo publishes what a pod wrote, whatever came of the pod.
+        # Argo publishes what a pod wrote, even if the pod failed.
         self.publish(node)
         return True
 
 
-def refuse_held(locks: list[str], held: frozenset[str]) -> None:
-    """A lock that is held by what waits for this node would never be free."""
+def refuse_deadlock(locks: list[str], locked: frozenset[str]) -> None:
+    """Refuse a lock that a caller of this node holds: it would never be released."""
     for lock in locks:
-        if lock in held:
+        if lock in locked:
             raise NodeError(f"{lock} is held by a template that waits for this one; on Argo, too, "
                             "neither could ever go on")  # fmt: skip

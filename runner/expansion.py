@@ -1,4 +1,4 @@
-"""What a task becomes once all before it have ended: one child node, several, or none."""
+"""Expands a task once its dependencies have ended: one child node, several, or none."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runner.references import NodeError, substitute, substitute_json, unresolved
 from runner.values import Item, NoJson, elements
 
 BROKEN = (NodeError, SyntaxRefused, EvaluationError)
-"""What ends a node in Error before anything of it runs."""
+"""Exceptions that end a node in Error before any of it runs."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """A child node to be: a task itself, or a member of its fan-out (`label`, `index`).
+    """A planned child node: a task itself, or a member of its fan-out (`label`, `index`).
 
     `skipped` says why it does not run, `error` why it cannot be told whether it does.
     """
@@ -39,7 +39,7 @@ def expand(task: Task, values: Mapping[str, str]) -> list[Child]:
     when = substitute(task.when, values)
     runs = True
     try:
-        runs = not when or govaluate.holds(when)
+        runs = not when or govaluate.is_true(when)
     except BROKEN:
         if task.items is None:
             raise
@@ -59,7 +59,7 @@ def skipped(when: str, label: str = "", index: int | None = None) -> Child:
 
 
 def members_of_the_file(task: Task, when: str, values: Mapping[str, str]) -> list[Child]:
-    """A child for each item that the file and the template's inputs tell.
+    """A child for each item that the file and the template's inputs give.
 
     `when` is read once more with each item: `'{{item}}' == 'x'` is false in its braces, too.
     """
@@ -101,7 +101,7 @@ def member(
     filled = {name: substitute(text, references) for name, text in arguments.items()}
     condition = substitute(when, references)
     try:
-        if condition and not govaluate.holds(condition):
+        if condition and not govaluate.is_true(condition):
             return skipped(condition, label, index)
     except BROKEN as error:
         return Child({}, label, index, error=str(error))
@@ -109,7 +109,7 @@ def member(
 
 
 def items_of(task: Task, values: Mapping[str, str], *, as_written: bool = False) -> list[Item]:
-    """The items of a fan-out; `as_written` leaves what has no value in its braces."""
+    """The items of a fan-out; `as_written` leaves references without a value in their braces."""
     if isinstance(task.items, list):
         return [Item(substitute_json(raw, values)) for raw in task.items]
     assert task.items is not None

@@ -1,6 +1,6 @@
 """`depends` and `retryStrategy.expression`: two parts of expr-lang, in which a word is a name.
 
-What is not read here is refused, never guessed. `when` is another language: see govaluate.py.
+Anything else is refused, never guessed. `when` is another language: see govaluate.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Thunk = Callable[[Scope], Any]
 
 
 class SyntaxRefused(Exception):
-    """A source that is no condition, or one that does not run here; says what and where."""
+    """The source is not a condition, or does not run here; says what and where."""
 
 
 class EvaluationError(Exception):
@@ -30,11 +30,11 @@ class Expression:
     names: tuple[str, ...]
     value: Thunk = field(repr=False)
 
-    def holds(self, scope: Scope) -> bool:
-        found = self.value(scope)
-        if not isinstance(found, bool):
-            raise EvaluationError(f"{self.source!r} is {found!r}, neither true nor false")
-        return found
+    def is_true(self, scope: Scope) -> bool:
+        value = self.value(scope)
+        if not isinstance(value, bool):
+            raise EvaluationError(f"{self.source!r} is {value!r}, neither true nor false")
+        return value
 
 
 class Token(NamedTuple):
@@ -45,7 +45,7 @@ class Token(NamedTuple):
 
 
 class Dialect(NamedTuple):
-    """How the two differ: their tokens, and the words and signs that are operators."""
+    """The differences of the two dialects: their tokens, and their operators."""
 
     token: re.Pattern[str]
     synonyms: Mapping[str, str]
@@ -79,7 +79,7 @@ ALWAYS = Expression("", (), lambda _: True)
 
 
 def parse(source: str, dialect: Dialect) -> Expression:
-    """Read a whole source; SyntaxRefused says at which word it ends."""
+    """Read a whole source; SyntaxRefused names the word where reading stopped."""
     parser = Parser(source, dialect)
     value = parser.either()
     if parser.tokens:
@@ -88,7 +88,7 @@ def parse(source: str, dialect: Dialect) -> Expression:
 
 
 class Parser:
-    """Recursive descent; a method a level of precedence, the loosest first."""
+    """Recursive descent: one method for each level of precedence, the loosest first."""
 
     def __init__(self, source: str, dialect: Dialect) -> None:
         self.source, self.dialect = source, dialect
@@ -96,21 +96,21 @@ class Parser:
         self.names: dict[str, None] = {}
         position = 0
         while position < len(source):
-            if not (found := dialect.token.match(source, position)):
+            if not (match := dialect.token.match(source, position)):
                 raise SyntaxRefused(
                     f"{source[position:].strip()!r} in {source!r} does not run here"
                 )
-            word = found[found.lastgroup or 0]
+            word = match[match.lastgroup or 0]
             operator = dialect.synonyms.get(word, word)
-            named = found.lastgroup == "name" and operator in {
+            named = match.lastgroup == "name" and operator in {
                 *dialect.comparisons,
                 "&&",
                 "||",
                 "!",
             }
-            kind = "operator" if named else found.lastgroup
+            kind = "operator" if named else match.lastgroup
             self.tokens.append(Token(kind or "", operator if named else word))
-            position = found.end()
+            position = match.end()
 
     def refused(self) -> SyntaxRefused:
         where = f"at {self.tokens[0].word!r}" if self.tokens else "at its end"

@@ -1,4 +1,4 @@
-"""What surrounds a node that runs: its DAG or list of steps, and what it was called with."""
+"""The surroundings of a running node: its DAG or list of steps, and its inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runner.values import gathered
 
 @dataclass(frozen=True)
 class Invocation:
-    """A template as it is called: the values of its inputs, and the locks held meanwhile."""
+    """A call of a template: the values of its inputs, and the locks held meanwhile."""
 
     template: Template
     values: Values
@@ -43,7 +43,7 @@ class Frame:
         self.limit = None if math.isinf(parallelism) else semaphore(parallelism)
 
     def learn(self, record: Record, family: str, task: Task, node: Node) -> None:
-        """Make a task's outputs known to those that come after it; `family` is tasks or steps."""
+        """Make a task's outputs known to later tasks; `family` is tasks or steps."""
         known = self.values.maps[0]
         known[f"{family}.{task.name}.status"] = node.phase
         for name in record.workflow.templates[task.template].outputs:

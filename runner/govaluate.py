@@ -38,7 +38,7 @@ LEVELS: list[set[str]] = [
 """Operators by precedence, the loosest first; those of a level associate to the left."""
 
 
-def holds(source: str) -> bool:
+def is_true(source: str) -> bool:
     """Whether a condition is true; raises SyntaxRefused or EvaluationError as Argo would fail."""
     result = evaluate(source)
     if not isinstance(result, bool):
@@ -47,7 +47,7 @@ def holds(source: str) -> bool:
 
 
 def check_syntax(source: str) -> None:
-    """Raise SyntaxRefused for a text that is no condition."""
+    """Raise SyntaxRefused for a text that is not a condition."""
     planned(source)
 
 
@@ -77,7 +77,7 @@ def planned(source: str) -> Stage | None:
 
 
 class Planner:
-    """Makes stages out of tokens; a method a kind of operand, a level of operators at a time."""
+    """Plans stages from tokens: one method for each kind of operand or level of operators."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.position = tokens, 0

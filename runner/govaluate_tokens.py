@@ -34,7 +34,7 @@ MAY_FOLLOW: dict[str, set[str]] = {
     "TERNARY": VALUES | {"PREFIX", "SEPARATOR"},
     "SEPARATOR": VALUES | {"PREFIX"},
 }
-"""Kinds of token that may stand after one of a kind; UNKNOWN is the beginning."""
+"""Kinds of token that may follow each kind; UNKNOWN is the beginning."""
 
 MAY_END = {"CLAUSE_CLOSE", "NUMERIC", "BOOLEAN", "STRING", "TIME", "VARIABLE"}
 
@@ -50,7 +50,7 @@ DATES = (
     "%Y-%m-%dT%H:%M:%S%z",
     "%Y-%m-%dT%H:%M:%S.%f%z",
 )
-"""The spellings of dates that govaluate knows, but for two with the zone's name."""
+"""The date formats that govaluate knows, except two with the zone's name."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def operator(source: str, position: int, before: str) -> tuple[Token, int]:
 
 
 def run_of(source: str, start: int, belongs: Callable[[str], bool]) -> tuple[str, int]:
-    """The signs from `start` on that belong together; a backslash lets any sign belong."""
+    """The characters from `start` on that belong together; a backslash escapes any character."""
     text, position = "", start
     while position < len(source):
         sign = source[position]
@@ -171,7 +171,7 @@ def until(source: str, start: int, closing: str, unclosed: str) -> tuple[str, in
 
 
 def date(text: str) -> float | None:
-    """The seconds of a text that is a date, which govaluate takes for a number."""
+    """The seconds of a text that is a date: to govaluate it is a number."""
     if not re.match(r"[A-Z][a-z]{2} |\d", text):
         return None
     for form in DATES:
@@ -190,7 +190,7 @@ def date(text: str) -> float | None:
 
 
 def check_order(tokens: list[Token]) -> None:
-    """Refuse tokens that cannot stand one after the other."""
+    """Refuse tokens in an order that govaluate does not allow."""
     before = Token("UNKNOWN", None)
     for token in tokens:
         if token.kind not in MAY_FOLLOW[before.kind]:

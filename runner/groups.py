@@ -15,7 +15,7 @@ from runner.references import NEVER_ENDS, output_of, substitute
 async def run_child(
     run: Controller, name: str, task: Task, child: Child, frame: Frame, parents: list[str]
 ) -> Node | None:
-    """Run a child of a task, or note why it does not run; `name` is the task's node."""
+    """Run a child of a task, or record why it does not run; `name` is the task's node."""
     display = task.name + child.label
     if child.skipped or child.error:
         phase, message = ("Error", child.error) if child.error else ("Skipped", child.skipped)

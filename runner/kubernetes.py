@@ -1,4 +1,4 @@
-"""The parts of a workflow's file that are Kubernetes' own: their fields, and the fields' types.
+"""The parts of a workflow's file that Kubernetes defines: their fields, and the fields' types.
 
 Nothing here obeys them, but a cluster reads them strictly: one that it does not know, or of another
 type, and it takes no part of the workflow. The fields are those of Kubernetes 1.34's `core/v1` and
@@ -15,7 +15,7 @@ ANYTHING = "anything"
 LABELS = "a mapping of texts"
 QUANTITIES = "a mapping of amounts such as 1, 500m or 2Gi (podSpecPatch takes references)"
 Schema = Any
-"""One of the words above, a mapping of fields, or a list with the schema of its members."""
+"""A type's name from above, a mapping of fields, or a list with the schema of its members."""
 
 AMOUNT = re.compile(r"[+-]?[0-9.]+(?:[eE][-+]?[0-9]+|[KMGTPE]i|[numkMGTPE])?")
 
@@ -131,17 +131,17 @@ BY_PART: dict[str, dict[str, Schema]] = {
         }
     },
 }
-"""Fields of Kubernetes' own by the part of the file that has them."""
+"""Fields that Kubernetes defines, by the part of the file that has them."""
 
 POD_GC = ("", "OnPodCompletion", "OnPodSuccess", "OnWorkflowCompletion", "OnWorkflowSuccess")
 
 
-def fault(part: str, found: dict[str, Any]) -> str:
-    """What a cluster would not take of a part's fields, in words; empty if it takes them all."""
+def fault(part: str, fields: dict[str, Any]) -> str:
+    """What a cluster would refuse in a part's fields, in words; empty if it accepts them all."""
     for field, schema in BY_PART.get(part, {}).items():
-        if field in found and (told := fault_of(field, schema, found[field])):
-            return told
-    strategy = found["podGC"].get("strategy", "") if part == "spec" and "podGC" in found else ""
+        if field in fields and (message := fault_of(field, schema, fields[field])):
+            return message
+    strategy = fields["podGC"].get("strategy", "") if part == "spec" and "podGC" in fields else ""
     if strategy not in POD_GC:
         return f"podGC.strategy {strategy} is none of {', '.join(POD_GC[1:])}"
     return ""
@@ -162,11 +162,11 @@ def fault_of(path: str, schema: Schema, value: Any) -> str:
 
 
 def first(faults: Any) -> str:
-    return next((told for told in faults if told), "")
+    return next((message for message in faults if message), "")
 
 
 def fits(schema: str, value: Any) -> bool:
-    """Whether a value is what one of the words says."""
+    """Whether a value has the type of that name."""
     match schema:
         case "a text":
             return isinstance(value, str)
@@ -190,7 +190,7 @@ def is_amount(value: Any) -> bool:
 NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 LABEL = re.compile(r"([A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?)?", re.ASCII)
 LONGEST_NAME = 63
-"""Signs of a workflow's name that Argo takes at most."""
+"""Most characters of a workflow's name that Argo accepts."""
 
 LONGEST_CRON = 52
 """The same for a CronWorkflow, whose workflows have its name and eleven signs more."""
@@ -202,14 +202,14 @@ LONGEST_PREFIX = 253
 def fault_of_metadata(
     name: str, generated: str, labels: dict[str, str], longest: int = LONGEST_NAME
 ) -> str:
-    """What speaks against a workflow's names and labels, in words; empty if nothing does."""
+    """What is wrong with a workflow's names and labels, in words; empty if nothing is."""
     if not name and not generated:
         return "needs a name or a generateName"
     if name and not NAME.fullmatch(name):
         return f"name {name!r} has to be of small letters, digits, dashes and dots between them"
     if len(name) > longest:
         return f"name {name!r} has {len(name)} signs; Argo takes {longest}"
-    # A generated name goes on with letters and digits.
+    # A generated name continues with letters and digits.
     if generated and not NAME.fullmatch(f"{generated}a"):
         return f"generateName {generated!r} has to be of small letters, digits, dashes and dots"
     if len(generated) > LONGEST_PREFIX:

@@ -1,4 +1,4 @@
-"""What a workflow is, once it has been read: templates, tasks, parameters.
+"""The objects of a workflow that has been read: templates, tasks, parameters.
 
 The words are Argo's. A workflow of these parts can be run as Argo would run it.
 """
@@ -29,13 +29,13 @@ OUTCOMES = {
     "Skipped": "Skipped",
     "Omitted": "Omitted",
 }
-"""Phase of a node by the word that `depends` has for it."""
+"""Phase of a node by its word in `depends`."""
 
 OF_A_GROUP = ("AnySucceeded", "AllFailed")
-"""Words of `depends` that only a task with items has."""
+"""Words of `depends` that only apply to a task with items."""
 
 OF_A_RETRY = ("exitCode", "status", "duration", "message")
-"""What `lastRetry.` tells of the attempt before."""
+"""Fields of `lastRetry.`, about the previous attempt."""
 
 
 class Refused(click.ClickException):
@@ -54,7 +54,7 @@ class Parameter(NamedTuple):
 class Output(NamedTuple):
     """An output parameter and where its value comes from: one of a file, a reference, a person.
 
-    `path`, `default` and `global_name` may hold references of their own.
+    `path`, `default` and `global_name` may hold references, too.
     """
 
     path: str
@@ -86,7 +86,7 @@ class Container:
     command: list[str]
     environment: Values
     inherited: list[str]
-    """Variables whose values are the namespace's; here they are this process's own."""
+    """Variables from Secrets and ConfigMaps; here they come from this process's environment."""
     seconds: float
 
 
@@ -106,18 +106,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Dag:
-    """Tasks such that each comes after those it depends on."""
+    """Tasks in topological order: each comes after its dependencies."""
 
     node_type: ClassVar[str] = "DAG"
     tasks: list[Task]
     fail_fast: bool
     order: list[str]
-    """The names of the tasks as the file has them."""
+    """The names of the tasks in the file's order."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Groups of steps; those of a group run side by side."""
+    """Groups of steps; the steps of a group run side by side."""
 
     node_type: ClassVar[str] = "Steps"
     groups: list[list[Task]]
@@ -138,7 +138,7 @@ class Template:
     name: str
     inputs: dict[str, Parameter]
     outputs: dict[str, Output]
-    body: Container | Dag | Steps | Suspend
+    definition: Container | Dag | Steps | Suspend
     retry: Retry | None
     seconds: float
     parallelism: float
@@ -147,7 +147,7 @@ class Template:
     @property
     def tasks(self) -> list[Task]:
         """The tasks of a DAG, or the steps of all groups."""
-        match self.body:
+        match self.definition:
             case Dag(tasks=tasks):
                 return tasks
             case Steps(groups):

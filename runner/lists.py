@@ -45,7 +45,7 @@ async def run_steps(
 
 
 def after(run: Controller, group: Node) -> list[str]:
-    """The parents of what comes after a group; an empty one is a parent itself."""
+    """The parents of the nodes after a group; an empty group is a parent itself."""
     if not group.children:
         return [group.name]
     return [name for child in group.children for name in outbound(run.nodes, child)]
@@ -88,7 +88,7 @@ async def run_group(run: Controller, group: Node, steps: list[Task], frame: Fram
 
 
 def learn(run: Controller, group: Node, step: Task, children: list[Child], frame: Frame) -> None:
-    """Make a step's outputs known; those of a fan-out as those of a group that has no node."""
+    """Make a step's outputs known; a fan-out's outputs come from a group without a node."""
     name = f"{group.name}.{step.name}"
     if step.items is None or not children:
         node = run.nodes[name]

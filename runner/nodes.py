@@ -1,4 +1,4 @@
-"""The nodes of a run and the file that tells of them, in the shape of Argo's `status`."""
+"""The nodes of a run and its status.json, in the shape of Argo's `status`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DONE = ("Succeeded", "Skipped", "Omitted", *FAILED)
 LEAVES = ("Pod", "Skipped", "Suspend")
 
 TOO_LATE = "Step exceeded its deadline"
-"""Argo's message for what would have begun after the workflow's deadline."""
+"""Argo's message for a node that would have begun after the workflow's deadline."""
 
 SAVE_EVERY = 0.2
-"""Seconds between two writings of the file, so that many nodes do not mean much writing."""
+"""Seconds between two writes of the file, so that many nodes do not cause many writes."""
 
 
 @dataclass
@@ -39,13 +39,13 @@ class Node:
     outputs: Values = field(default_factory=dict)
     exit_code: int | None = None
     children: list[str] = field(default_factory=list)
-    """Names of the nodes that came after this one, or that it is made of."""
+    """Names of the nodes that came after this node, or that it consists of."""
     outbound: list[str] = field(default_factory=list)
-    """Of a DAG or a list of steps that has ended: the nodes that those after it come after."""
+    """Of an ended DAG or list of steps: its last nodes, the parents of the nodes after it."""
     raised: bool = False
-    """Whether the controller itself gave the node up, and no container."""
+    """Whether the controller ended the node, and not a container."""
     hint: str = ""
-    """What a reader may want to know beside Argo's message."""
+    """An explanation in addition to Argo's message."""
     progress: str = ""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     finished: datetime | None = None
@@ -58,7 +58,7 @@ class Node:
         self.phase, self.message, self.finished = phase, message, datetime.now(UTC)
 
     def end_as(self, attempt: Node) -> None:
-        """End as an attempt ended, with what it handed over."""
+        """End as an attempt ended, with its outputs."""
         self.outputs, self.exit_code, self.hint = attempt.outputs, attempt.exit_code, attempt.hint
         self.end(attempt.phase, attempt.message)
 
@@ -85,25 +85,25 @@ class Node:
         }
 
 
-def from_status(found: Object, names: dict[str, str]) -> Node:
-    """The node that `status` told of; `names` are the nodes' names by ID."""
-    code = found["outputs"].get("exitCode")
+def from_status(status: Object, names: dict[str, str]) -> Node:
+    """The node of an entry of `status.nodes`; `names` are the nodes' names by ID."""
+    code = status["outputs"].get("exitCode")
     return Node(
-        name=found["name"],
-        display=found["displayName"],
-        type=found["type"],
-        template=found["templateName"],
-        boundary=names.get(found["boundaryID"], ""),
-        phase=found["phase"],
-        message=found["message"],
-        inputs=as_values(found["inputs"]["parameters"]),
-        outputs=as_values(found["outputs"]["parameters"]),
+        name=status["name"],
+        display=status["displayName"],
+        type=status["type"],
+        template=status["templateName"],
+        boundary=names.get(status["boundaryID"], ""),
+        phase=status["phase"],
+        message=status["message"],
+        inputs=as_values(status["inputs"]["parameters"]),
+        outputs=as_values(status["outputs"]["parameters"]),
         exit_code=None if code is None else int(code),
-        children=[names[child] for child in found.get("children", []) if child in names],
-        outbound=[names[node] for node in found.get("outboundNodes", []) if node in names],
-        progress=found["progress"],
-        started=moment(found["startedAt"]) or datetime.now(UTC),
-        finished=moment(found["finishedAt"]),
+        children=[names[child] for child in status.get("children", []) if child in names],
+        outbound=[names[node] for node in status.get("outboundNodes", []) if node in names],
+        progress=status["progress"],
+        started=moment(status["startedAt"]) or datetime.now(UTC),
+        finished=moment(status["finishedAt"]),
     )
 
 
@@ -118,7 +118,7 @@ def node_id(workflow: str, name: str) -> str:
 
 
 def pod_name(workflow: str, node: Node) -> str:
-    """The name that Argo would give to a node's pod."""
+    """The name that Argo would give a node's pod."""
     if node.name == workflow:
         return workflow
     prefix = f"{workflow}-{node.template}"[: 253 - 11]
@@ -159,7 +159,7 @@ def moment(stamp: str | None) -> datetime | None:
 
 
 def save(file: Path, document: Object) -> None:
-    """Write status.json as a whole or not at all."""
+    """Write status.json whole or not at all."""
     part = file.with_name(f".{file.name}.part")
     part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     part.replace(file)

@@ -1,4 +1,4 @@
-"""The phase of a DAG, worked out as Argo does it: along the children of its nodes."""
+"""The phase of a DAG, computed as Argo does: along the children of its nodes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from runner.nodes import FAILED, Node
 COMPLETED = ("Succeeded", *FAILED)
 
 NEVER = ""
-"""The phase of a DAG that Argo would never end: its last tasks are out of reach."""
+"""The phase of a DAG that Argo would never end: its last tasks cannot be reached."""
 
 
 def outbound(nodes: Mapping[str, Node], name: str) -> list[str]:
-    """The nodes that whatever comes after a node has for parents.
+    """The last nodes of a node: the parents of whatever comes after it.
 
-    A node that the controller gave up has none: Argo does not find what comes after it.
+    A node that the controller ended has none: Argo does not find what comes after it.
     """
     node = nodes[name]
     if node.type in ("Pod", "Skipped", "Suspend"):
@@ -26,7 +26,7 @@ def outbound(nodes: Mapping[str, Node], name: str) -> list[str]:
     after = node.children if node.type == "TaskGroup" else node.outbound
     if node.type == "TaskGroup" and not after:
         return [name]
-    return [found for child in after if child in nodes for found in outbound(nodes, child)]
+    return [last for child in after if child in nodes for last in outbound(nodes, child)]
 
 
 def dag_phase(
@@ -34,7 +34,7 @@ def dag_phase(
 ) -> str:
     """The phase of a DAG all of whose tasks have ended; `targets` are its last tasks by name.
 
-    A target that did not run ends as the first of the branches that lead to it, and a failed
+    A target that did not run has the phase of the first branch that leads to it, and a failed
     branch goes before one that succeeded.
     """
     phases = dict.fromkeys((f"{dag}.{target}" for target in sorted(targets)), NEVER)
@@ -43,7 +43,7 @@ def dag_phase(
     while queue:
         name, branch = queue.popleft()
         if name not in nodes:
-            continue  # a task of a run that is taken further, which does not run this time
+            continue  # a task of a resumed run that does not run this time
         node = nodes[name]
         branch = node.phase if node.phase in COMPLETED else branch
         if name in phases and phases[name] not in FAILED:

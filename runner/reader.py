@@ -57,12 +57,12 @@ from runner.shapes import (
 )
 from runner.tasks import TaskReader, check_references
 
-BODIES = ("container", "dag", "steps", "suspend")
+TEMPLATE_TYPES = ("container", "dag", "steps", "suspend")
 ANY_GLOBAL = "workflow.outputs.parameters.*"
 """Stands for the global outputs whose names hold references: they are known in the run alone."""
 
 AFTER_THE_END = {"workflow.status", "workflow.failures", "workflow.duration"}
-"""What only an exit handler knows."""
+"""References that only an exit handler has."""
 
 
 def read(file: Path) -> Workflow:
@@ -93,8 +93,8 @@ def understood(document: Object) -> Workflow:
         raise Refused("an expression nests too deep to be read") from error
     labels = metadata.labels or {}
     names = (metadata.name, metadata.generateName)
-    if told := kubernetes.fault_of_metadata(*names, labels, longest):
-        raise Refused(f"metadata: {told}")
+    if message := kubernetes.fault_of_metadata(*names, labels, longest):
+        raise Refused(f"metadata: {message}")
     for name, parameter in workflow.parameters.items():
         if file.kind == "CronWorkflow" and parameter.preset is None:
             raise Refused(
@@ -104,7 +104,7 @@ def understood(document: Object) -> Workflow:
 
 
 class Reader:
-    """Reads a spec; what is known to every template is gathered before the first is read."""
+    """Reads a spec; it collects what all templates share before it reads the first template."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -117,12 +117,14 @@ class Reader:
         called_by_tasks = {called for name in self.shapes for called in self.calls(name)}
         for name, template in self.shapes.items():
             where = f"template {name}"
-            bodies = [body for body in BODIES if getattr(template, body) is not None]
-            if len(bodies) != 1:
-                raise Refused(f"{where} needs one of {listed(BODIES)}; it has {listed(bodies)}")
+            given = [each for each in TEMPLATE_TYPES if getattr(template, each) is not None]
+            if len(given) != 1:
+                raise Refused(
+                    f"{where} needs one of {listed(TEMPLATE_TYPES)}; it has {listed(given)}"
+                )
             self.inputs[name] = read_parameters(where, template.inputs)
-            self.outputs[name] = read_outputs(where, template.outputs, bodies[0])
-            # What hands over nothing but the entrypoint itself is unknown to Argo's exit handlers.
+            self.outputs[name] = read_outputs(where, template.outputs, given[0])
+            # Argo's exit handlers do not know the global outputs of the entrypoint itself.
             called = name in called_by_tasks
             for output in self.outputs[name].values():
                 if output.global_name and called:
@@ -146,7 +148,7 @@ class Reader:
         templates = {}
         for name in self.shapes:
             known = self.globals | (AFTER_THE_END if name in only_at_the_end else set())
-            # Argo looks the globals of exit handlers up at submit, when composed names are unknown.
+            # Argo checks the globals of exit handlers at submit, when composed names are unknown.
             templates[name] = self.template(
                 name, known - {ANY_GLOBAL} if name in of_the_end else known
             )
@@ -193,22 +195,22 @@ class Reader:
         retry = read_retry(where, shape.retryStrategy) if shape.retryStrategy is not None else None
         reader = TaskReader(self.inputs, self.outputs)
         inside = set[str]()
-        body: Container | Dag | Steps | Suspend
+        definition: Container | Dag | Steps | Suspend
         if shape.container is not None:
-            body = self.container(where, shape, known, retry)
+            definition = self.container(where, shape, known, retry)
         elif shape.dag is not None:
             dag = checked(where, "dag", DagShape, shape.dag)
             tasks, inside = reader.dag(where, dag, known)
-            body = Dag(tasks, dag.failFast, [task["name"] for task in dag.tasks])
+            definition = Dag(tasks, dag.failFast, [task["name"] for task in dag.tasks])
         elif shape.steps is not None:
             groups, inside = reader.steps(where, shape.steps, known)
-            body = Steps(groups)
+            definition = Steps(groups)
         else:
             wait = checked(where, "suspend", SuspendShape, shape.suspend).duration
             check_references(f"{where}: duration", wait, known)
             if wait and not references(wait):
                 seconds(f"{where}: duration", wait)
-            body = Suspend(wait)
+            definition = Suspend(wait)
         for output_name, output in self.outputs[name].items():
             at = f"{where}: output {output_name}"
             if output.reference:
@@ -218,14 +220,14 @@ class Reader:
         timeout = shape.timeout
         locks = read_locks(where, shape.synchronization)
         for lock in locks:
-            # An expression is not worked out here: whatever it names, this machine has one.
+            # An expression is not evaluated: this machine has one lock for any name it may give.
             names = re.sub(r"\{\{=.*?\}\}", "", lock)
             check_references(f"{where}: synchronization", names, known)
         return Template(
             name=name,
             inputs=self.inputs[name],
             outputs=self.outputs[name],
-            body=body,
+            definition=definition,
             retry=retry,
             seconds=seconds(f"{where}: timeout", timeout, digits=False) if timeout else math.inf,
             parallelism=read_parallelism(where, shape.parallelism),
@@ -258,20 +260,20 @@ class Reader:
 
 
 def check_limits(where: str, template: TemplateShape) -> None:
-    """Refuse limits that Argo does not have for a template of this kind."""
+    """Refuse limits that Argo does not have for a template of this type."""
     if template.container is not None:
         if template.parallelism is not None:
             raise Refused(f"{where}: parallelism is for dags and steps; Argo refuses it here")
         return
     if template.activeDeadlineSeconds is not None:
-        told = "does not obey it" if template.suspend is not None else "refuses it"
-        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo {told} here")
+        reaction = "does not obey it" if template.suspend is not None else "refuses it"
+        raise Refused(f"{where}: activeDeadlineSeconds is for containers; Argo {reaction} here")
     if template.timeout is not None:
         raise Refused(f"{where}: timeout is for containers; Argo refuses it here")
 
 
 def check_output(where: str, reference: str, inside: set[str]) -> None:
-    """An output of a DAG or of steps is one reference to an output of a task, and nothing else."""
+    """An output of a DAG or of steps has to be a single reference to an output of a task."""
     names = references(reference)
     if len(names) != 1 or f"{{{{{names[0]}}}}}" != re.sub(r"\{\{\s*|\s*\}\}", brace, reference):
         raise Refused(
@@ -285,27 +287,27 @@ def check_output(where: str, reference: str, inside: set[str]) -> None:
     check_references(where, reference, inside)
 
 
-def brace(found: re.Match[str]) -> str:
-    return found[0].strip()
+def brace(match: re.Match[str]) -> str:
+    return match[0].strip()
 
 
-def check_locks(templates: Mapping[str, Template], name: str, held: dict[str, str]) -> None:
-    """Refuse a lock that a template takes while one that waits for it holds it."""
+def check_locks(templates: Mapping[str, Template], name: str, owners: dict[str, str]) -> None:
+    """Refuse a lock that a template's caller holds: the caller waits for the template."""
     template = templates[name]
     for lock in template.locks:
-        if lock in held and "{{" not in lock:
+        if lock in owners and "{{" not in lock:
             more = ", unless it lets in several" if lock.startswith("semaphore") else ""
             raise Refused(
-                f"template {name}: {lock} is held by template {held[lock]}, which waits for "
+                f"template {name}: {lock} is held by template {owners[lock]}, which waits for "
                 f"{name}: neither could ever go on{more}"
             )
-    held = held | dict.fromkeys(template.locks, name)
+    owners = owners | dict.fromkeys(template.locks, name)
     for called in dict.fromkeys(task.template for task in template.tasks):
-        check_locks(templates, called, held)
+        check_locks(templates, called, owners)
 
 
 def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[str, str]) -> Values:
-    """Values of the workflow's parameters: what -p says, else what `before` has, else presets."""
+    """Values of the workflow's parameters: from -p, else from `before`, else presets."""
     declared = workflow.parameters
     values = {name: p.preset for name, p in declared.items() if p.preset is not None}
     values |= {name: value for name, value in before.items() if name in declared}

@@ -1,4 +1,4 @@
-"""What is known of a run while it goes on: its nodes, its values, and the file of its status."""
+"""The record of a run while it goes on: its nodes, its values, and its status.json."""
 
 from __future__ import annotations
 
@@ -68,19 +68,19 @@ class Record:
         message: str,
         display: str = "",
     ) -> Node:
-        """A node of a task that did not run."""
+        """The node of a task that did not run."""
         node = Node(name, display or task.name, "Skipped", task.template, boundary)
         return self.end(self.begin(node, parents), phase, message)
 
     def members(self, group: Node) -> list[Node]:
         """The nodes that a fan-out made, in the order of its items."""
         opening = f"{group.name}("
-        found = {
+        by_index = {
             int(node.name.removeprefix(opening).partition(":")[0]): node
             for node in self.nodes.values()
             if node.boundary == group.boundary and node.name.startswith(opening)
         }
-        return [found[index] for index in sorted(found)]
+        return [by_index[index] for index in sorted(by_index)]
 
     def publish(self, node: Node) -> None:
         """Make outputs with a globalName known to the whole workflow."""
@@ -92,12 +92,12 @@ class Record:
             try:
                 global_name = substitute(output.global_name, values)
             except NodeError:
-                continue  # on Argo, too, such a name is nobody's
+                continue  # on Argo, too, no template can refer to such a name
             self.outputs[global_name] = node.outputs[name]
             self.values[f"workflow.outputs.parameters.{global_name}"] = node.outputs[name]
 
     def keep(self, name: str, parents: list[str]) -> Node:
-        """Take over a node of an earlier execution, and all that belongs to it."""
+        """Keep a node of an earlier execution, and all nodes that belong to it."""
         for other, node in self.kept.items():
             if other == name or other.startswith((f"{name}.", f"{name}(", f"{name}[")):
                 self.nodes[other] = node
@@ -121,7 +121,7 @@ class Record:
             self.report(node)
 
     async def keep_saving(self, unwritable: Callable[[], Any]) -> None:
-        """Write the file again and again; call `unwritable` and stop if that fails."""
+        """Write the file repeatedly; call `unwritable` and stop if a write fails."""
         while True:
             for node in self.nodes.values():
                 if node.type == "Pod" and node.phase == "Running":
@@ -155,7 +155,7 @@ class Record:
 
 
 def progress_of(folder: Path) -> str:
-    """What a step wrote of its progress, `done/total`; empty if it wrote nothing."""
+    """The progress that a step wrote, `done/total`; empty if it wrote none."""
     try:
         lines = (folder / PROGRESS).read_text(encoding="utf-8").split()
     except OSError:

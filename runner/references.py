@@ -1,4 +1,4 @@
-"""References in texts: what they stand for, and what becomes of a text that holds them."""
+"""References in texts: their values, and how they are filled in."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from runner.values import quoted, survives_quoting
 NEVER_ENDS = "on Argo the workflow would wait for it for ever"
 
 OF_A_WORKFLOW = re.compile(r"=|(?:item|steps|inputs|outputs|pod|workflow|tasks)\.")
-"""Beginnings of references that Argo looks for at submit, in the values of parameters as well."""
+"""Prefixes of references that Argo looks for at submit, in the values of parameters as well."""
 
 OF_A_RUN = re.compile(
     r"=|(?:steps|inputs|outputs|pod|tasks|node|lastRetry)\.|retries$"
     r"|workflow\.(?!parameters\.|outputs\.parameters\.)"
 )
-"""Beginnings of references that mean something to Argo wherever they stand."""
+"""Prefixes of references that Argo knows in any place."""
 
 
 class NodeError(Exception):
-    """A node cannot start; the workflow goes on as after a failure."""
+    """A node cannot start; the workflow continues as after a failure."""
 
 
 def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], str] = str) -> str:
@@ -44,22 +44,22 @@ def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], 
 
 
 def handed_on(where: str, value: str) -> str:
-    """A value that stands in the file, or is given; Refused if Argo cannot fill it in anywhere."""
+    """A value from the file or the command line; Refused if Argo cannot fill it in anywhere."""
     if not survives_quoting(value):
         raise Refused(f"{where}: {shown(value)} has a sign in it that Argo cannot hand on")
     return value
 
 
 def safe(name: str, values: Mapping[str, str]) -> str:
-    """A value that may stand in a text; NodeError if Argo could not put it there as it is."""
+    """A value that may be filled into a text; NodeError if Argo could not fill it in unchanged."""
     value = values[name]
     if not survives_quoting(value):
-        # What Argo says of the escape codes of colours, and of other signs that nobody sees.
+        # Argo's message about the escape codes of colours, and other invisible characters.
         raise NodeError(
             "cannot finish template replacement because the result was invalid JSON: "
             f"{{{{{name}}}}} has a sign in it that Argo cannot hand on"
         )
-    # What the failures say of references is Argo's own text, which it hands on unread.
+    # The failures' messages about references are Argo's text, which it does not read again.
     if name != "workflow.failures" and (tag := filled_again(value, values)):
         raise NodeError(
             f"the value of {{{{{name}}}}} holds {tag}; Argo would take that for a reference of the "
@@ -69,7 +69,7 @@ def safe(name: str, values: Mapping[str, str]) -> str:
 
 
 def filled_again(value: str, values: Mapping[str, str]) -> str:
-    """A reference in a value that Argo would fill in once the value stands in a text; or empty."""
+    """A reference in a value that Argo would fill in after substitution; empty if there is none."""
     for tag in REFERENCE.finditer(value):
         name = tag[1].strip()
         if name in values or OF_A_RUN.match(name):
@@ -91,6 +91,6 @@ def unresolved(source: str, values: Mapping[str, str]) -> str:
 
 
 def output_of(reference: str, values: Mapping[str, str]) -> str | None:
-    """The value of a text that is one reference; None if it has none."""
-    found = REFERENCE.fullmatch(reference.strip())
-    return values.get(found[1].strip()) if found else None
+    """The value of a text that is a single reference; None if it has no value."""
+    match = REFERENCE.fullmatch(reference.strip())
+    return values.get(match[1].strip()) if match else None

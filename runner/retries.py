@@ -1,4 +1,4 @@
-"""Runs a template again until it succeeds or must not be tried any more."""
+"""Runs a template again until it succeeds or may not be retried."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from runner.nodes import Node
 from runner.references import NodeError
 
 FIRST = {"status": "", "message": "", "exitCode": "0", "duration": "0"}
-"""What `lastRetry.` tells the first attempt."""
+"""Values of `lastRetry.` for the first attempt."""
 
 NO_DURATION = "no base duration specified for retryStrategy"
 
 
 async def run_attempts(run: Controller, node: Node, retry: Retry, invocation: Invocation) -> bool:
-    """Whether the node ended; each attempt is a node of its own."""
+    """Run the attempts, each a child node; returns whether the node ended."""
     run.show(node)
     started = time.monotonic()
     last = FIRST
@@ -56,12 +56,12 @@ async def run_attempts(run: Controller, node: Node, retry: Retry, invocation: In
 async def run_attempt(
     run: Controller, node: Node, number: int, last: Values, invocation: Invocation
 ) -> Node | None:
-    """One attempt; all attempts share a folder, and the last to write in it hands over."""
+    """One attempt; all attempts share a folder, and its last files are the outputs."""
     template = invocation.template
     attempt = Node(
         f"{node.name}({number})",
         f"{node.display}({number})",
-        template.body.node_type,
+        template.definition.node_type,
         node.template,
         node.name,
         node.folder,
@@ -70,12 +70,12 @@ async def run_attempt(
     run.begin(attempt, [node.name])
     values = {f"lastRetry.{word}": text for word, text in last.items()}
     values |= {**invocation.values, "retries": str(number)}
-    ended = await run.run_body(attempt, Invocation(template, values, invocation.locks))
+    ended = await run.run_once(attempt, Invocation(template, values, invocation.locks))
     return attempt if ended else None
 
 
 def facts_of(attempt: Node) -> Values:
-    """What `lastRetry.` tells of an attempt to the container of the next one."""
+    """Values of `lastRetry.` for the container of the next attempt."""
     elapsed = ((attempt.finished or datetime.now(UTC)) - attempt.started).total_seconds()
     return {
         "status": attempt.phase,
@@ -100,9 +100,9 @@ def pause_before_next(
         return None
     if retry.expression is not None:
         facts = facts_of(attempt)
-        # An expression is told -1 where a container is told 0: there was no exit code.
+        # Without an exit code an expression gets -1 and a container gets 0.
         if attempt.exit_code is None:
             facts["exitCode"] = "-1"
-        if not retry.expression.holds({f"lastRetry.{k}": v for k, v in facts.items()}):
+        if not retry.expression.is_true({f"lastRetry.{k}": v for k, v in facts.items()}):
             return None
     return pause

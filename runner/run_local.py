@@ -1,10 +1,10 @@
-"""Run a rendered workflow on this machine: the file that Argo takes, container by container.
+"""Run a rendered workflow on this machine, container by container, from the file that Argo runs.
 
     python -m runner.run_local workflows/pipeline.yaml -p profile=smoke-vision
 
 A container becomes a process in the current folder; its `/tmp/outputs` becomes a folder of the
 node's own under outputs/. What this runner would not do as Argo does is refused by name before
-anything starts. Nodes run side by side where the workflow lets them; this machine has one of
+anything starts. Nodes run side by side where the workflow allows it; this machine has one of
 whatever a mutex or a semaphore guards.
 """
 
@@ -45,7 +45,7 @@ from runner.reader import parameter_values, read
 
 STYLES = {"Succeeded": "green", "Failed": "bold red", "Error": "bold red", "Skipped": "yellow"}
 WAITS = 75
-"""Exit code of a run that a person's answer, or a --resume, takes further."""
+"""Exit code of a run that waits for a person's answer or a --resume."""
 
 
 class StillRunning(click.ClickException):
@@ -55,7 +55,7 @@ class StillRunning(click.ClickException):
 
 
 class Unwritable(click.ClickException):
-    """The run's folder cannot be written to, as with a full disk; nothing runs any more."""
+    """The run's folder cannot be written, as with a full disk; nothing runs any more."""
 
     exit_code = 75
 
@@ -115,7 +115,7 @@ def run_local(
     signals: list[int] = []
     try:
         point_latest_at(run, file)
-        with held(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
+        with locked(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
             runner.run(run.execute())
     except OSError as error:
         raise Unwritable(f"{error.filename}: {error.strerror}; --resume goes on") from error
@@ -127,12 +127,12 @@ def run_local(
 
 
 def refuse_unknown(workflow: Workflow, answers: Values) -> None:
-    """Refuse an answer to what no task asks, and one that it would not accept."""
+    """Refuse an answer that no task asks for, or that its task would not accept."""
     asked: dict[str, list[str]] = {}
     for template in workflow.templates.values():
         for task in template.tasks:
             suspended = workflow.templates.get(task.template)
-            if suspended is None or not isinstance(suspended.body, Suspend):
+            if suspended is None or not isinstance(suspended.definition, Suspend):
                 continue
             inputs = suspended.inputs
             asked |= {
@@ -149,8 +149,8 @@ def refuse_unknown(workflow: Workflow, answers: Values) -> None:
 
 
 @contextmanager
-def held(run: Run) -> Iterator[None]:
-    """Hold the run alone. Its containers hold it too: one may outlive a runner that was killed."""
+def locked(run: Run) -> Iterator[None]:
+    """Lock the run. Its containers share the lock, as they may outlive a killed runner."""
     with (run.root / run.folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,13 +164,13 @@ def held(run: Run) -> Iterator[None]:
 
 
 def users_of(file: Path) -> list[str]:
-    """IDs of other processes that have a file open, where /proc tells."""
-    found = []
+    """IDs of other processes that have a file open, as far as /proc shows them."""
+    pids = []
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with suppress(OSError):
             if any(link.readlink() == file for link in folder.iterdir()):
-                found.append(folder.parent.name)
-    return sorted(set(found) - {str(os.getpid())}, key=int)
+                pids.append(folder.parent.name)
+    return sorted(set(pids) - {str(os.getpid())}, key=int)
 
 
 def divided(answer: str) -> tuple[str, str]:
@@ -179,16 +179,16 @@ def divided(answer: str) -> tuple[str, str]:
 
 
 def tasks(workflow: Workflow, name: str) -> set[str]:
-    """A task of the entrypoint and all that depends on it; Refused if there is no such task."""
-    body = workflow.templates[workflow.entrypoint].body
-    found = body.tasks if isinstance(body, Dag) else []
-    if name not in {task.name for task in found}:
+    """A task of the entrypoint and all tasks that depend on it; Refused for an unknown task."""
+    definition = workflow.templates[workflow.entrypoint].definition
+    dag_tasks = definition.tasks if isinstance(definition, Dag) else []
+    if name not in {task.name for task in dag_tasks}:
         raise Refused(
             f"{name} is no task of {workflow.entrypoint}; there are "
-            f"{listed(task.name for task in found)}"
+            f"{listed(task.name for task in dag_tasks)}"
         )
     after = {name}
-    for task in found:
+    for task in dag_tasks:
         if set(task.upstreams) & after:
             after.add(task.name)
     return after
@@ -203,7 +203,7 @@ def earlier(
     only: str,
     show: Callable[[Node], None],
 ) -> Run:
-    """The run `before`, to be taken further: with its name, its parameters and what it did."""
+    """The run `before`, to be resumed with its name, its parameters and its finished nodes."""
     file = Path.cwd() / "outputs" / before / "status.json"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -215,20 +215,20 @@ def earlier(
     parameters = as_values(document["spec"]["arguments"]["parameters"])
     again = tasks(workflow, start) if start else {only} if only else set()
     kept = {}
-    found = document["status"]["nodes"]
-    names = {node_id: node["name"] for node_id, node in found.items()}
-    for status in found.values():
+    statuses = document["status"]["nodes"]
+    names = {node_id: node["name"] for node_id, node in statuses.items()}
+    for status in statuses.values():
         node = from_status(status, names)
         head = re.split(r"[.(\[]", node.name.removeprefix(f"{name}."))[0]
         if node.name == name or node.name.startswith(f"{name}.onExit") or head in again:
             continue
-        # A group that succeeded is gone through again: it holds nodes, and does nothing itself.
+        # A group that succeeded runs again: it only contains nodes, and does nothing itself.
         if only or (node.phase == "Succeeded" and node.type not in ("TaskGroup", "StepGroup")):
             kept[node.name] = node
     values = parameter_values(workflow, given, parameters)
     for parameter in (p for p in parameters if values.get(p) != parameters[p]):
-        told = f"{parameter} was {parameters[parameter]!r} for what is kept of {name}"
-        click.echo(f"{told}, and is {values.get(parameter)!r} from here on", err=True)
+        change = f"{parameter} was {parameters[parameter]!r} for what is kept of {name}"
+        click.echo(f"{change}, and is {values.get(parameter)!r} from here on", err=True)
     return Run(Path.cwd(), workflow, name, uid, values, answers, kept, show, only)
 
 
@@ -238,7 +238,7 @@ def latest_of(file: Path) -> str:
 
 
 def point_latest_at(run: Run, file: Path) -> None:
-    """Let the links to the last run, of this workflow and of any, lead to this one."""
+    """Point the links to the last run, of this workflow and of any workflow, to this run."""
     (run.root / run.folder).mkdir(parents=True, exist_ok=True)
     link = run.root / run.folder.with_name(f".{run.name}")
     for name in ("latest", latest_of(file)):
@@ -249,7 +249,7 @@ def point_latest_at(run: Run, file: Path) -> None:
 
 @contextmanager
 def stopped_by_signals(run: Run, runner: asyncio.Runner, signals: list[int]) -> Iterator[None]:
-    """Let a signal end the containers that run, then the run; a second one asks for no patience."""
+    """On a signal, stop the running containers and then the run; a second signal kills at once."""
     loop = runner.get_loop()
 
     def stop(signum: int) -> None:
@@ -310,7 +310,7 @@ class Progress:
 
 
 def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | None) -> None:
-    """Print each container's command; what only a run can know stays a reference.
+    """Print each container's command; values that only a run can give stay references.
 
     `chosen` are the tasks of the entrypoint that would run; None stands for all.
     """
@@ -322,7 +322,7 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
             f"inputs.parameters.{name}": arguments.get(name, p.preset or "")
             for name, p in template.inputs.items()
         }
-        match template.body:
+        match template.definition:
             case Container() as container:
                 values = known | inputs
                 command, _ = command_line(container, str(folder), filler(values))
@@ -345,7 +345,7 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
 
 
 def filler(values: Values) -> Callable[[str], str]:
-    """Fills in the references that have a value, and leaves the others as they stand."""
+    """Fills in the references that have a value, and keeps the others unchanged."""
 
     def value_of(reference: re.Match[str]) -> str:
         return values.get(reference[1].strip(), reference[0])

@@ -1,4 +1,4 @@
-"""What a CronWorkflow says of its times, held against what Argo's scheduler reads.
+"""The schedule of a CronWorkflow, checked against what Argo's scheduler reads.
 
 The scheduler is robfig/cron 3 with five fields: lists of numbers, names, ranges and steps, or a
 word such as `@daily`.
@@ -57,12 +57,12 @@ def check_schedule(schedule: str) -> None:
 
 def is_sound(part: str, lowest: int, highest: int, words: dict[str, int]) -> bool:
     """Whether a number, a range or a star, each with or without a step, is within its bounds."""
-    if not (found := PART.fullmatch(part)) or found["step"] == "0":
+    if not (match := PART.fullmatch(part)) or match["step"] == "0":
         return False
-    if found["first"] in ("*", "?"):
-        return found["last"] is None
-    first = number_of(found["first"], words)
-    last = number_of(found["last"] or found["first"], words)
+    if match["first"] in ("*", "?"):
+        return match["last"] is None
+    first = number_of(match["first"], words)
+    last = number_of(match["last"] or match["first"], words)
     return first is not None and last is not None and lowest <= first <= last <= highest
 
 

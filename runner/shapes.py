@@ -1,6 +1,6 @@
 """The fields that a workflow's file may have, and their types.
 
-A field that is not here would have to be obeyed, and is not: it is refused by name. Fields that
+A field that is not here would have no effect, so it is refused by name. Fields that
 only concern Kubernetes have the types that Argo's own have; nothing here looks into them.
 """
 
@@ -47,13 +47,13 @@ OfKubernetes = Annotated[Any, "of Kubernetes"]
 
 
 class Shape(BaseModel):
-    """Fields of one kind of object; no others are taken."""
+    """Fields of one type of object; no others are accepted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     @classmethod
     def obeyed(cls) -> list[str]:
-        """The fields that have a meaning here."""
+        """The fields that have an effect here."""
         return [
             field.alias or name
             for name, field in cls.model_fields.items()
@@ -251,30 +251,30 @@ class ConfigMapKey(Shape):
 S = TypeVar("S", bound=Shape)
 
 
-def checked(where: str, kind: str, shape: type[S], found: Any) -> S:
+def checked(where: str, part: str, shape: type[S], raw: Any) -> S:
     """The object in its shape; Refused if a field is unknown or of the wrong type."""
-    if not isinstance(found, dict):
-        raise Refused(f"{where}: {kind} has to be a mapping, not {shown(found)}")
+    if not isinstance(raw, dict):
+        raise Refused(f"{where}: {part} has to be a mapping, not {shown(raw)}")
     try:
-        valid = shape.model_validate(found)
+        valid = shape.model_validate(raw)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         unknown = [str(e["loc"][0]) for e in errors if e["type"] == "extra_forbidden"]
         if unknown:
             raise Refused(
-                f"{where}: {listed(unknown)} does not run here; {kind} can have "
+                f"{where}: {listed(unknown)} does not run here; {part} can have "
                 f"{listed(shape.obeyed())}"
             ) from None
         field = str(errors[0]["loc"][0])
         wanted = expected(shape, field)
-        raise Refused(f"{where}: {field} has to be {wanted}, not {shown(found[field])}") from None
-    if told := kubernetes.fault(kind, found):
-        raise Refused(f"{where}: {told}: Argo refuses the workflow")
+        raise Refused(f"{where}: {field} has to be {wanted}, not {shown(raw[field])}") from None
+    if message := kubernetes.fault(part, raw):
+        raise Refused(f"{where}: {message}: Argo refuses the workflow")
     return valid
 
 
 def expected(shape: type[Shape], field: str) -> str:
-    """What a field has to hold, in words."""
+    """The type that a field has to have, in words."""
     words = [text for text in shape.model_fields[field].metadata if isinstance(text, str)]
     annotation = str(shape.model_fields[field].annotation)
     for text in (*words, *re.findall(r"'(an? [a-z ]+|true or false)'", annotation)):
@@ -284,7 +284,7 @@ def expected(shape: type[Shape], field: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as far as it fits into a message."""
+    """A value, cut to fit into a message."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
@@ -295,25 +295,25 @@ NAMES = {
     "env": r"[-._A-Za-z][-._\w]*",
 }
 TEMPLATES_NAME = r"[A-Za-z0-9][-A-Za-z0-9]*"
-"""Of templates, tasks and steps; parameters may have underscores and begin with anything."""
+"""Names of templates, tasks and steps; parameters may have underscores and any first character."""
 
 
-def by_name(where: str, kind: str, shape: type[S], found: Iterable[Object]) -> dict[str, S]:
-    """Objects of a kind by their names, each in its shape."""
+def by_name(where: str, part: str, shape: type[S], raw: Iterable[Object]) -> dict[str, S]:
+    """Objects of one type by their names, each in its shape."""
     objects: dict[str, S] = {}
-    for item in found:
+    for item in raw:
         name = item.get("name")
-        pattern = NAMES.get(kind, TEMPLATES_NAME)
+        pattern = NAMES.get(part, TEMPLATES_NAME)
         if not isinstance(name, str) or name in objects:
-            raise Refused(f"{where}: each {kind} needs a plain name of its own, not {shown(name)}")
+            raise Refused(f"{where}: each {part} needs a plain name of its own, not {shown(name)}")
         if not re.fullmatch(pattern, name, re.ASCII) or len(name) > 128:
-            more = ", underscores" if kind in NAMES else ""
+            more = ", underscores" if part in NAMES else ""
             raise Refused(
-                f"{where}: each {kind} needs a plain name of its own, not {shown(name)}: Argo "
+                f"{where}: each {part} needs a plain name of its own, not {shown(name)}: Argo "
                 f"takes at most 128 letters, digits and dashes{more}"
             )
-        at = f"template {name}" if kind == "template" else f"{where}: {kind} {name}"
-        objects[name] = checked(at, kind, shape, item)
+        at = f"template {name}" if part == "template" else f"{where}: {part} {name}"
+        objects[name] = checked(at, part, shape, item)
     return objects
 
 

@@ -1,4 +1,4 @@
-"""Runs a suspended task: until its time is over, or somebody answers what it asks."""
+"""Runs a suspended task until its time is over or somebody answers it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runner.shapes import seconds
 
 
 async def run_suspend(run: Controller, node: Node, duration: str, invocation: Invocation) -> bool:
-    """Whether the wait ended."""
+    """Wait; returns whether the wait ended."""
     run.show(node)
     values = run.values | invocation.values
     try:
@@ -44,7 +44,7 @@ def past_the_deadline(run: Controller, node: Node) -> bool:
 
 
 def take_defaults(run: Controller, node: Node, template: Template, values: Values) -> None:
-    """Where nobody answered in time, outputs have their defaults, or those of their inputs."""
+    """If nobody answered in time, outputs have their defaults, or those of their inputs."""
     for name, output in template.outputs.items():
         default = output.default
         if default is None and name in template.inputs:
@@ -61,7 +61,7 @@ def take_defaults(run: Controller, node: Node, template: Template, values: Value
 
 
 async def answered(run: Controller, node: Node, template: Template) -> bool:
-    """Fill in what a person has to say; without outputs, being told to go on is enough."""
+    """Fill in a person's answers; a task without outputs only needs permission to continue."""
     for name, output in template.outputs.items():
         accepted = template.inputs[name].enum if name in template.inputs else []
         question = f"{node.display}.{name}"

@@ -1,4 +1,4 @@
-"""Reads the tasks of a DAG and the steps of a list: what they call, wait for, and hand over."""
+"""Reads the tasks of a DAG and the steps of a list: templates, dependencies and arguments."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from runner.values import Item, dumps, parameter_text, without_signed_zeros
 
 RESERVED = {"and", "contains", "else", "endsWith", "false", "if", "in", "let", "matches", "nil",
             "not", "or", "startsWith", "true"}  # fmt: skip
-"""Words of expr-lang, which no task can have for a name that `depends` reads."""
+"""Words of expr-lang, which `depends` cannot read as the name of a task."""
 
 
 class TaskReader:
-    """Reads tasks, given what each template takes and hands over."""
+    """Reads tasks, given the inputs and outputs of each template."""
 
     def __init__(
         self, inputs: Mapping[str, dict[str, Parameter]], outputs: Mapping[str, dict[str, Output]]
@@ -53,7 +53,7 @@ class TaskReader:
         self.inputs, self.outputs = inputs, outputs
 
     def dag(self, where: str, dag: DagShape, known: set[str]) -> tuple[list[Task], set[str]]:
-        """Tasks in the order in which Argo comes to them, and the references to their outputs."""
+        """Tasks in the order in which Argo visits them, and the references to their outputs."""
         shapes = by_name(where, "task", TaskShape, dag.tasks)
         if not shapes:
             raise Refused(f"{where}: the dag has no tasks")
@@ -76,11 +76,11 @@ class TaskReader:
         return ordered, set[str]().union(*reachable.values())
 
     def steps(
-        self, where: str, found: list[Any], known: set[str]
+        self, where: str, raw_groups: list[Any], known: set[str]
     ) -> tuple[list[list[Task]], set[str]]:
-        """Groups of steps, and the references to their outputs; a group sees those before it."""
+        """Groups of steps, and the references to their outputs; a group sees the earlier groups."""
         groups, names, inside = list[list[Task]](), set[str](), set[str]()
-        for group in found:
+        for group in raw_groups:
             if not isinstance(group, list) or not all(isinstance(step, dict) for step in group):
                 raise Refused(f"{where}: steps has to be a list of lists, not of {shown(group)}")
             shapes = by_name(where, "step", StepShape, group)
@@ -95,17 +95,17 @@ class TaskReader:
             ]
             groups.append(steps)
             for step in steps:
-                # Argo never ends a list of steps that reads an output of a skipped one.
+                # Argo never ends a list of steps that reads an output of a skipped step.
                 inside |= (handed := self.handed_over("steps", step))
                 known = known | ({f"steps.{step.name}.status"} if step.when else handed)
         return groups, inside
 
-    def handed_over(self, kind: str, task: Task) -> set[str]:
+    def handed_over(self, prefix: str, task: Task) -> set[str]:
         outputs = {
-            f"{kind}.{task.name}.outputs.parameters.{output}"
+            f"{prefix}.{task.name}.outputs.parameters.{output}"
             for output in self.outputs[task.template]
         }
-        return outputs if task.items is not None else outputs | {f"{kind}.{task.name}.status"}
+        return outputs if task.items is not None else outputs | {f"{prefix}.{task.name}.status"}
 
     def task(
         self,
@@ -169,7 +169,7 @@ def check_words(where: str, shapes: Mapping[str, TaskShape]) -> None:
 
 
 def in_order(where: str, upstreams: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Tasks as Argo comes to them: the last ones by name, each after those it depends on."""
+    """Tasks in Argo's order: targets by name, each after its dependencies."""
     upstream_of_any = {name for names in upstreams.values() for name in names}
     ordered: dict[str, None] = {}
     path: dict[str, None] = {}
@@ -213,8 +213,8 @@ def read_depends(where: str, task: TaskShape, shapes: Mapping[str, TaskShape]) -
     return depends
 
 
-def read_arguments(where: str, found: Object) -> dict[str, str]:
-    shape = checked(where, "parameters", Parameters, found)
+def read_arguments(where: str, raw: Object) -> dict[str, str]:
+    shape = checked(where, "parameters", Parameters, raw)
     arguments = {}
     for name, parameter in by_name(where, "parameter", ParameterShape, shape.parameters).items():
         if parameter.value is None:
@@ -237,14 +237,14 @@ def read_items(where: str, task: StepShape) -> list[str] | str | None:
 
 
 def known_of_items(items: list[str] | str) -> set[str]:
-    """References that the items give; a list that comes later may give any."""
+    """References that the items give; a list that is known only at run time may give any."""
     if isinstance(items, str):
         return {"item", "item.*"}
     return {"item"}.union(*(Item(raw).references() for raw in items))
 
 
 def check_when(where: str, source: str) -> None:
-    """Refuse a condition that no values of its references make sound.
+    """Refuse a condition that is invalid for all values of its references.
 
     Values come into the text before it is read; any word stands for them here.
     """
@@ -252,7 +252,7 @@ def check_when(where: str, source: str) -> None:
         if REFERENCE.search(source):
             govaluate.check_syntax(REFERENCE.sub("x", source))
         else:
-            govaluate.holds(source)
+            govaluate.is_true(source)
     except (SyntaxRefused, EvaluationError) as error:
         raise Refused(f"{where}: {error}") from error
 

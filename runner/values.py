@@ -22,7 +22,7 @@ class NoJson(ValueError):
 
 
 def replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    """Go's way with bytes that are no UTF-8: one U+FFFD for each of them."""
+    """Decodes invalid UTF-8 as Go does: one U+FFFD for each byte."""
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd" * (error.end - error.start), error.end
 
@@ -102,7 +102,7 @@ def dumps(value: Any) -> str:
 
 
 def without_signed_zeros(value: Any) -> Any:
-    """A list's item as the API server keeps it: -0.0 is 0, while a parameter is a text by then."""
+    """A list's item as the API server keeps it: -0.0 becomes 0; a parameter is already a text."""
     if isinstance(value, dict):
         return {key: without_signed_zeros(member) for key, member in value.items()}
     if isinstance(value, list):
@@ -148,19 +148,19 @@ class Item:
 
     def references(self) -> dict[str, str]:
         """The values of `{{item}}` and, for a mapping, of `{{item.<key>}}`."""
-        if (found := self.members) is None:
+        if (members := self.members) is None:
             # A list goes through the marshaller, which leaves its signs safe for HTML.
             return {"item": self.raw if self.raw[0] in "[n" else self.text}
-        listed = ",".join(f"{dumps(key)}:{found[key].raw}" for key in sorted(found))
+        listed = ",".join(f"{dumps(key)}:{members[key].raw}" for key in sorted(members))
         return {
             "item": "{" + listed + "}",
-            **{f"item.{key}": item.text for key, item in found.items()},
+            **{f"item.{key}": item.text for key, item in members.items()},
         }
 
     def label(self) -> str:
-        """What the name of the item's node has behind its index."""
-        if (found := self.members) is not None:
-            text = ",".join(sorted(f"{key}:{item.text}" for key, item in found.items()))
+        """The part of the item's node name after its index."""
+        if (members := self.members) is not None:
+            text = ",".join(sorted(f"{key}:{item.text}" for key, item in members.items()))
         elif self.raw == "null":
             text = "[]"
         elif self.raw[0] == "[":

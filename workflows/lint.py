@@ -76,8 +76,8 @@ def findings(file: Path) -> list[str]:
             told = production.of_template(template, workflow.templates[template["name"]])
             found += [f"{where}: {one}" for one in told]
     for name, read_template in workflow.templates.items():
-        if isinstance(read_template.body, Dag):
-            told = of_dag(workflow, read_template.body.tasks)
+        if isinstance(read_template.definition, Dag):
+            told = of_dag(workflow, read_template.definition.tasks)
             found += [f"template {name}: {finding}" for finding in told]
     return found
 
@@ -121,8 +121,8 @@ def within(found: Any, *path: str) -> Any:
 def unused(workflow: Workflow) -> Iterator[str]:
     called = {workflow.entrypoint, workflow.on_exit}
     for template in workflow.templates.values():
-        groups = [template.body.tasks] if isinstance(template.body, Dag) else []
-        groups = getattr(template.body, "groups", groups)
+        groups = [template.definition.tasks] if isinstance(template.definition, Dag) else []
+        groups = getattr(template.definition, "groups", groups)
         called |= {task.template for group in groups for task in group}
     for name in workflow.templates.keys() - called:
         yield f"template {name}: nothing calls it"
@@ -277,7 +277,7 @@ def runs_without(name: str, missing: str, tasks: list[Task]) -> bool:
             facts = {
                 leaf: phases[leaf.partition(".")[0]] in wanted(leaf) for leaf in task.depends.names
             }
-            runs = task.depends.holds(facts)
+            runs = task.depends.is_true(facts)
             phases.setdefault(task.name, "Succeeded" if runs else "Omitted")
             if task.name == failing and not runs:
                 phases[task.name] = "Omitted"

@@ -180,7 +180,7 @@ def of_retry(retry: Retry) -> Iterator[str]:
     for told, (status, code, message, again) in ENDS.items():
         values = {"exitCode": code, "status": status, "message": message, "duration": "60"}
         try:
-            holds = retry.expression.holds({f"lastRetry.{k}": v for k, v in values.items()})
+            holds = retry.expression.is_true({f"lastRetry.{k}": v for k, v in values.items()})
         except EvaluationError as error:
             yield f"retryStrategy.expression cannot be told after {told}: {error}"
             continue

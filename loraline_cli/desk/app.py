@@ -45,7 +45,7 @@ class Vote(BaseModel):
 
 
 class Recipe(BaseModel):
-    """What a training is to be: a profile, data, and keys that count instead of the profile's."""
+    """A requested training: a profile, data, and keys that override the profile's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,8 +72,8 @@ def trainer(person: Annotated[Person, Depends(who)]) -> Person:
 
 
 def trainings(request: Request) -> Trainings:
-    found: Trainings = request.app.state.trainings
-    return found
+    service: Trainings = request.app.state.trainings
+    return service
 
 
 Known = Annotated[Person, Depends(who)]
@@ -84,7 +84,7 @@ router = APIRouter()
 
 
 def create_app(keys_file: Path | None) -> FastAPI:
-    """The application; UserError for a keys' file that is none."""
+    """The application; UserError for an invalid keys' file."""
     app = FastAPI(title="loraline desk", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.people = People(keys_file)
     app.state.trainings = Trainings()
@@ -104,7 +104,7 @@ def health() -> Response:
 
 @router.get("/me")
 def me(person: Known) -> Response:
-    """Who asks, and what they may do here."""
+    """The caller's name, and what they may do here."""
     return JSONResponse({"name": person.name, "roles": sorted(person.roles)})
 
 
@@ -145,13 +145,13 @@ def profile_names(_: Trainer) -> Response:
 
 @router.get("/profiles/{profile}")
 def profile_form(profile: str, _: Trainer) -> Response:
-    """The profile's keys with their bounds, and what the source says of each."""
+    """The profile's keys with their bounds and their documentation from the source."""
     return JSONResponse(forms.form(profile))
 
 
 @router.post("/checks")
 def check(asked: Recipe, work: Work, _: Trainer) -> Response:
-    """What prepare_data says, before anything starts."""
+    """The checks of prepare_data, before anything starts."""
     return JSONResponse(work.check(asked.profile, asked.data, asked.overrides))
 
 

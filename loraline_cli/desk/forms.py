@@ -1,4 +1,4 @@
-"""A profile's keys as a form: name, type, bounds and what the source says of each."""
+"""A profile's keys as a form: name, type, bounds and documentation of each key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALARS = ("string", "integer", "number", "boolean")
 
 @cache
 def documented() -> dict[str, dict[str, str]]:
-    """What stands under each key, by class and key; pydantic leaves it in the source."""
+    """The docstring under each key, by class and key; pydantic leaves it in the source."""
     by_class: dict[str, dict[str, str]] = {}
     for module in (preparation, profiles):
         for definition in ast.parse(inspect.getsource(module)).body:
@@ -39,7 +39,7 @@ def documented() -> dict[str, dict[str, str]]:
 
 @cache
 def fields() -> tuple[dict[str, Any], ...]:
-    """The keys that hold one value each; those of a block are named as --set has them."""
+    """The keys with a scalar value; keys of a block are named as --set names them."""
     schema = Profile.model_json_schema()
     return tuple(of_model("Profile", schema, schema.get("$defs", {}), ""))
 
@@ -47,39 +47,39 @@ def fields() -> tuple[dict[str, Any], ...]:
 def of_model(
     name: str, schema: dict[str, Any], blocks: dict[str, Any], prefix: str
 ) -> list[dict[str, Any]]:
-    found = []
+    fields = []
     for key, entry in schema["properties"].items():
         if "$ref" in entry:
             block = entry["$ref"].rpartition("/")[2]
-            found += of_model(block, blocks[block], blocks, f"{prefix}{key}.")
+            fields += of_model(block, blocks[block], blocks, f"{prefix}{key}.")
             continue
         options = entry.get("anyOf", [entry])
-        kind = next((each for each in options if each.get("type") in SCALARS), None)
-        if kind is None:
+        scalar = next((each for each in options if each.get("type") in SCALARS), None)
+        if scalar is None:
             continue
-        found.append(
+        fields.append(
             {
                 "name": f"{prefix}{key}",
-                "type": kind["type"],
-                "choices": kind.get("enum"),
-                "minimum": kind.get("minimum", kind.get("exclusiveMinimum")),
-                "maximum": kind.get("maximum", kind.get("exclusiveMaximum")),
+                "type": scalar["type"],
+                "choices": scalar.get("enum"),
+                "minimum": scalar.get("minimum", scalar.get("exclusiveMinimum")),
+                "maximum": scalar.get("maximum", scalar.get("exclusiveMaximum")),
                 "optional": any(each.get("type") == "null" for each in options),
                 "doc": documented().get(name, {}).get(key, ""),
             }
         )
-    return found
+    return fields
 
 
 def form(profile: str) -> dict[str, Any]:
-    """The form of a profile, filled with its own values; UserError for one that is none."""
+    """The form of a profile with its values; UserError for an unknown profile."""
     values = profiles.load(profile).model_dump(mode="json")
 
     def value(name: str) -> Any:
-        found: Any = values
+        node: Any = values
         for part in name.split("."):
-            found = found[part]
-        return found
+            node = node[part]
+        return node
 
     return {
         "profile": profile,

@@ -1,4 +1,4 @@
-"""Who comes to the desk: keys of the gateway's file, with the roles that it gives them."""
+"""The people at the desk: keys of the gateway's file, with their roles."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Person:
 
 
 class People:
-    """Tells who asks. Without a file, only this machine reaches the desk, and its user may all."""
+    """Authenticates. Without a file, only this machine reaches the desk; its user may do all."""
 
     def __init__(self, file: Path | None) -> None:
         self.file = file
@@ -52,7 +52,7 @@ class People:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).hexdigest()
         try:
-            # Small, and asked for seldom: a role that was taken away is gone at once.
+            # The file is small and read seldom, so a removed role is gone at once.
             entries = keys.read(self.file)
         except UserError as error:
             raise TryAgain(str(error)) from error

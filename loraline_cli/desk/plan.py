@@ -1,4 +1,4 @@
-"""What a training's memory comes to at most, before any row is encoded or the base is loaded.
+"""The most memory that a training needs, before any row is encoded or the base is loaded.
 
 python -m loraline_cli.desk.plan smoke-text --set max_length=2048
 """

@@ -30,9 +30,9 @@ VOTE = "loraline.vote"
 
 
 def models(client: MlflowClient) -> list[str]:
-    """Registered models; the registry's own locks are none."""
-    found = client.search_registered_models(max_results=1000)
-    return sorted(each.name for each in found if HOLDER not in each.tags)
+    """Registered models, without the registry's locks."""
+    registered = client.search_registered_models(max_results=1000)
+    return sorted(each.name for each in registered if HOLDER not in each.tags)
 
 
 def board(client: MlflowClient, name: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def board(client: MlflowClient, name: str) -> dict[str, Any]:
 
 def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     """A version: the verdict with each rule, numbers with their intervals, lineage and cost."""
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "version": str(version.version),
         "result": version.tags.get(tags.RESULT),
         "reason": version.tags.get(tags.REASON),
@@ -69,23 +69,23 @@ def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     gate = run_of(client, version.tags.get(tags.GATE_RUN))
     if gate is not None:
         text = artifact(client, gate, "verdict.json")
-        found["rules"] = json.loads(text)["verdicts"] if text else []
+        document["rules"] = json.loads(text)["verdicts"] if text else []
         evaluation = run_of(client, gate.data.tags.get(tags.UPSTREAM))
         if evaluation is not None:
-            found["metrics"] = numbers(evaluation)
-            found["rows"] = evaluation.data.metrics.get("rows")
-            found["compared_with"] = evaluation.data.tags.get(tags.CHAMPION)
-            found["evaluate"] = evaluation.info.run_id
+            document["metrics"] = numbers(evaluation)
+            document["rows"] = evaluation.data.metrics.get("rows")
+            document["compared_with"] = evaluation.data.tags.get(tags.CHAMPION)
+            document["evaluate"] = evaluation.info.run_id
     training = run_of(client, version.run_id)
     if training is not None:
-        found |= {
+        document |= {
             "profile": training.data.tags.get(tags.PROFILE),
             "dataset": training.data.tags.get(tags.DATASET_DIGEST),
             "prompt": prompt(client, training),
             "train": training.info.run_id,
             "cost": json.loads(training.data.tags.get(tags.SPENT, "{}")),
         }
-    return found
+    return document
 
 
 def votes(version: ModelVersion) -> dict[str, int]:
@@ -137,7 +137,7 @@ def run_of(client: MlflowClient, run_id: str | None) -> Run | None:
 
 
 def artifact(client: MlflowClient, run: Run, name: str) -> str | None:
-    """A file of a run as text; None where the run has none of that name."""
+    """A file of a run as text; None if the run has no such file."""
     if name not in {each.path for each in client.list_artifacts(run.info.run_id)}:
         return None
     with runs.artifacts(client, run.info.run_id, name) as path:
@@ -152,12 +152,14 @@ def prompt(client: MlflowClient, training: Run) -> str | None:
 
 
 def report(client: MlflowClient, name: str, version: str) -> str:
-    """The evaluation's report of a version as HTML; UserError where there is none."""
+    """The evaluation's report of a version as HTML; UserError if there is none."""
     registry.known(client, name)
-    found = {str(each.version): each for each in client.search_model_versions(f"name = '{name}'")}
-    if version not in found:
+    versions = {
+        str(each.version): each for each in client.search_model_versions(f"name = '{name}'")
+    }
+    if version not in versions:
         raise UserError(f"registered model {name!r} has no version {version}")
-    gate = run_of(client, found[version].tags.get(tags.GATE_RUN))
+    gate = run_of(client, versions[version].tags.get(tags.GATE_RUN))
     evaluation = run_of(client, gate.data.tags.get(tags.UPSTREAM)) if gate else None
     html = artifact(client, evaluation, REPORT) if evaluation else None
     if html is None or len(html) > MOST_BYTES:
@@ -168,7 +170,7 @@ def report(client: MlflowClient, name: str, version: str) -> str:
 def move(
     client: MlflowClient, name: str, by: str, act: str, version: str | None, reason: str | None
 ) -> str:
-    """Promote, reject or roll back, by the very function of steps/promote.py; what was done."""
+    """Promote, reject or roll back by the function of steps/promote.py; returns what was done."""
     registry.known(client, name)
     step = main.load(main.HOME / "steps/promote.py")
     if act != "rollback" and not version:

@@ -25,7 +25,7 @@ OUTPUTS = Path("outputs")
 LOG = "desk.log"
 MOST_LINES = 200
 MOST_BYTES = 256 * 1024
-"""Of a log that are shown, its end."""
+"""Bytes at the end of a log that are shown."""
 
 CHECK_S = 600
 STARTS_S = 30
@@ -42,7 +42,7 @@ class Going:
 
 
 class Trainings:
-    """One training at a time: this machine has one of everything."""
+    """Runs one training at a time: this machine has one of everything."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -57,12 +57,12 @@ class Trainings:
             command = [sys.executable, str(main.HOME / "steps/prepare_data.py"), "--check-only"]
             command += ["--profile", profile, "--out-dir", folder]
             command += ["--data", data] if data else []
-            ended = told(command + sets)
+            ended = run_to_end(command + sets)
             report = Path(folder, "report.html")
             html = report.read_text() if report.is_file() else ""
         lines = [*ended.stdout.splitlines(), *ended.stderr.splitlines()]
         # A base that is not on this machine is not fetched for an estimate.
-        planned = told(
+        planned = run_to_end(
             [sys.executable, "-m", "loraline_cli.desk.plan", profile, *sets], offline=True
         )
         plan = (planned.stderr if planned.returncode else planned.stdout).splitlines()
@@ -74,14 +74,14 @@ class Trainings:
         }
 
     def start(self, profile: str, data: str, overrides: Sequence[str]) -> str:
-        """Start the pipeline; its name. UserError for a profile or an override that is none."""
+        """Start the pipeline; returns its name. UserError for an unknown profile or override."""
         profiles.load(profile, overrides=overrides)
         given = {"profile": profile, "data": data, "set": shlex.join(overrides)}
         words = [word for name, text in given.items() for word in ("-p", f"{name}={text}")]
         return self.launch([str(self.file(profile)), *words])
 
     def resume(self, name: str) -> str:
-        """Go on with a run that was stopped or failed; what succeeded is kept."""
+        """Resume a run that was stopped or failed; what succeeded is kept."""
         self.status(name)
         return self.launch([str(self.file(self.profile_of(name))), "--resume", "--run", name])
 
@@ -97,7 +97,7 @@ class Trainings:
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    # Ctrl-C at the desk is not for the training.
+                    # Ctrl-C at the desk must not stop the training.
                     start_new_session=True,
                 )
             self.going = Going(process, log, time.time())
@@ -142,21 +142,21 @@ class Trainings:
         return [self.status(file.parent.name) for file in files if not file.parent.is_symlink()]
 
     def status(self, name: str) -> dict[str, Any]:
-        """A run's nodes and the end of its log; UserError for a name that is none."""
+        """A run's nodes and the end of its log; UserError for an unknown name."""
         if "/" in name or name.startswith("."):
             raise UserError(f"there is no run {name!r} here")
         try:
-            found = json.loads((OUTPUTS / name / "status.json").read_text())["status"]
+            status = json.loads((OUTPUTS / name / "status.json").read_text())["status"]
         except (OSError, ValueError) as error:
             raise UserError(f"there is no run {name!r} here") from error
         here = self.is_going() and os.readlink(OUTPUTS / "latest") == name
-        stopped = found["phase"] == "Running" and not here
+        stopped = status["phase"] == "Running" and not here
         return {
             "name": name,
-            "phase": "Stopped" if stopped else found["phase"],
+            "phase": "Stopped" if stopped else status["phase"],
             "here": here,
-            "started": found["startedAt"],
-            "finished": found["finishedAt"],
+            "started": status["startedAt"],
+            "finished": status["finishedAt"],
             "nodes": [
                 {
                     "name": node["displayName"],
@@ -165,7 +165,7 @@ class Trainings:
                     "started": node["startedAt"],
                     "finished": node["finishedAt"],
                 }
-                for node in found["nodes"].values()
+                for node in status["nodes"].values()
                 if node["type"] in ("Pod", "Suspend", "Skipped")
             ],
             "log": tail(OUTPUTS / name / LOG),
@@ -190,8 +190,10 @@ class Trainings:
         return folder / "pipeline.yaml"
 
 
-def told(command: Sequence[str], *, offline: bool = False) -> subprocess.CompletedProcess[str]:
-    """A program that was run to its end; TryAgain when it takes too long."""
+def run_to_end(
+    command: Sequence[str], *, offline: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; TryAgain if it takes too long."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1"} if offline else None
     try:
         return subprocess.run(
@@ -202,7 +204,7 @@ def told(command: Sequence[str], *, offline: bool = False) -> subprocess.Complet
 
 
 def tail(file: Path) -> list[str]:
-    """The last lines of a log; of a line that was overwritten in place, what it says now."""
+    """The last lines of a log; a line that was overwritten in place has its last text."""
     try:
         with file.open("rb") as opened:
             opened.seek(max(0, file.stat().st_size - MOST_BYTES))

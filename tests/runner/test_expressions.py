@@ -35,14 +35,14 @@ def test_depends_is_the_logic_that_it_looks_like(source: str) -> None:
         python = python.replace(name, f"values[{number}]")
     for values in itertools.product([True, False], repeat=len(NAMES)):
         scope = dict(zip(NAMES, values, strict=True))
-        assert condition.holds(scope) == eval(python, {"values": values})
+        assert condition.is_true(scope) == eval(python, {"values": values})
 
 
 @given(trees(st.sampled_from(["true", "false", "1 == 1", "x == y", "2 < 1"])))
 def test_when_and_retry_agree_on_what_both_can_say(source: str) -> None:
     quoted = source.replace("x", "'x'").replace("y", "'y'")
 
-    assert govaluate.holds(source) == parse(quoted, RETRY).holds({})
+    assert govaluate.is_true(source) == parse(quoted, RETRY).is_true({})
 
 
 @given(st.text(max_size=20), st.sampled_from([RETRY, DEPENDS]))
@@ -74,16 +74,16 @@ LAST = {
     ],
 )
 def test_what_a_retry_can_ask_of_the_last_attempt(source: str) -> None:
-    assert parse(source, RETRY).holds(LAST)
+    assert parse(source, RETRY).is_true(LAST)
 
 
 @pytest.mark.parametrize("code", ["", "x", "1.5"])
 def test_an_exit_code_that_is_no_number_is_said(code: str) -> None:
     with pytest.raises(EvaluationError, match="whole number"):
-        parse("asInt(lastRetry.exitCode) == 1", RETRY).holds({"lastRetry.exitCode": code})
+        parse("asInt(lastRetry.exitCode) == 1", RETRY).is_true({"lastRetry.exitCode": code})
 
 
 @pytest.mark.parametrize("word", ["startsWith", "endsWith", "contains", "matches"])
 def test_a_number_where_a_text_has_to_be_is_an_error_of_the_node(word: str) -> None:
     with pytest.raises(EvaluationError):
-        parse(f"asInt(lastRetry.exitCode) {word} '7'", RETRY).holds(LAST)
+        parse(f"asInt(lastRetry.exitCode) {word} '7'", RETRY).is_true(LAST)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.expressions import EvaluationError, SyntaxRefused
-from runner.govaluate import holds
+from runner.govaluate import is_true
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ from runner.govaluate import holds
     ],
 )
 def test_conditions_that_are_true_or_false(source: str, result: bool) -> None:
-    assert holds(source) is result
+    assert is_true(source) is result
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_conditions_that_are_true_or_false(source: str, result: bool) -> None:
 )
 def test_operands_that_do_not_fit_are_an_error_of_the_node(source: str, message: str) -> None:
     with pytest.raises(EvaluationError) as error:
-        holds(source)
+        is_true(source)
     assert message in str(error.value)
 
 
@@ -96,13 +96,13 @@ def test_operands_that_do_not_fit_are_an_error_of_the_node(source: str, message:
 )
 def test_what_is_no_condition_is_refused_in_argos_words(source: str, message: str) -> None:
     with pytest.raises(SyntaxRefused) as refused:
-        holds(source)
+        is_true(source)
     assert message in str(refused.value)
 
 
 @given(st.text(alphabet="ab1.'\"-+*/<>=!~&|?:,()[] \\é", max_size=12))
 def test_any_text_is_true_or_false_or_an_error(source: str) -> None:
     try:
-        assert holds(source) in (True, False)
+        assert is_true(source) in (True, False)
     except (SyntaxRefused, EvaluationError) as error:
         assert str(error)

@@ -302,7 +302,7 @@ def test_a_date_is_a_text(lint: Any, file: Path) -> None:
     file.write_text(yaml.safe_dump(VALID).replace("k: v", "k: 2026-02-30"))
 
     main = understood(load(file)).templates["main"]
-    assert ["1", '{"k":"2026-02-30"}'] in [task.items for task in main.body.tasks]
+    assert ["1", '{"k":"2026-02-30"}'] in [task.items for task in main.definition.tasks]
 
 
 @pytest.mark.parametrize(

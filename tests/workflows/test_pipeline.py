@@ -233,7 +233,7 @@ def test_what_may_go_better_is_tried_again_and_nothing_else(pod: str, ending: st
     assert retry["limit"] == 3
     assert retry["retryPolicy"] == "Always"
     assert retry["backoff"] == {"duration": "15s", "factor": 3}
-    assert expressions.parse(retry["expression"], expressions.RETRY).holds(scope) is again
+    assert expressions.parse(retry["expression"], expressions.RETRY).is_true(scope) is again
 
 
 @each_pod
