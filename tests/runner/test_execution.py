@@ -111,6 +111,15 @@ def test_two_hundred_nodes_keep_to_the_parallelism_and_cost_little(run: Runner, 
     assert taken / 200 < 0.3 + one
 
 
+def test_a_template_that_succeeds_is_not_tried_again(run: Runner):
+    # A backoff without a duration is an Error where a next attempt is asked about.
+    line = mark("0", retryStrategy={"limit": 2, "backoff": {"factor": 2}})
+    ran = run(c.workflow(line, c.dag(marked("a", 1))))
+
+    assert ran.exit_code == 0, ran.stderr
+    assert set(ran.phases.values()) == {"Succeeded"}
+
+
 @pytest.mark.parametrize("limited", ["workflow", "dag", "mutex", "semaphore"])
 def test_what_limits_how_many_run_at_once(run: Runner, place: Path, limited: str):
     fields: dict[str, Object] = {"workflow": {}, "dag": {}, "mark": {}}

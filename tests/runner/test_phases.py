@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from runner.dags import outcomes
 from runner.nodes import Node
-from runner.phases import NEVER, dag_phase, outbound
+from runner.phases import NEVER, children, dag_phase, outbound
 
 
 def nodes(**found: tuple[str, str, list[str]]) -> dict[str, Node]:
@@ -77,3 +81,35 @@ def test_a_group_stands_for_its_members() -> None:
     assert outbound(found, "d.g") == ["d.x", "d.y"]
     # The group itself is no parent of what comes after it: the first member is.
     assert dag_phase(found, "d", ["b"], fail_fast=True) == "Error"
+
+
+def test_of_the_attempts_of_a_retried_task_the_last_leads_on_first() -> None:
+    found = nodes(r=("Retry", "Failed", ["x", "y"]), x=("Pod", "Failed", ["b"]),
+                  y=("Pod", "Error", ["b"]), b=("Skipped", "Omitted", []))  # fmt: skip
+    found["d"].children = ["d.r"]
+
+    assert children(found, found["d.r"]) == ["d.b", "d.b"]
+    found["d.x"].children = ["d.c"]
+    assert children(found, found["d.r"]) == ["d.b", "d.c"]
+
+
+@pytest.mark.parametrize(
+    ("members", "any_succeeded", "all_failed"),
+    [
+        (["Succeeded", "Failed"], True, False),
+        (["Skipped", "Error"], False, False),
+        (["Failed", "Error"], False, False),
+        (["Failed", "Failed"], False, True),
+        ([], False, False),
+    ],
+)
+def test_depends_counts_the_members_of_a_group(
+    members: list[str], any_succeeded: bool, all_failed: bool
+) -> None:
+    group = Node("d.g", "g", "TaskGroup", phase="Failed")
+    ended = [Node(f"d.g({n})", f"g({n})", "Pod", phase=phase) for n, phase in enumerate(members)]
+    run: Any = SimpleNamespace(members=lambda _: ended)
+
+    facts = outcomes(run, "g", group)
+
+    assert (facts["g.AnySucceeded"], facts["g.AllFailed"]) == (any_succeeded, all_failed)
