@@ -19,7 +19,7 @@ def nodes(**found: tuple[str, str, list[str]]) -> dict[str, Node]:
         made[f"d.{name}"] = Node(f"d.{name}", name, node_type, boundary="d", phase=phase)
     for name, (_, _, below_it) in found.items():
         made[f"d.{name}"].children = [f"d.{child}" for child in below_it]
-    below = {child for _, _, children in found.values() for child in below_it}
+    below = {child for _, _, below_it in found.values() for child in below_it}
     made["d"].children = [f"d.{name}" for name in found if name not in below]
     return made
 

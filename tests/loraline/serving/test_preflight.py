@@ -268,3 +268,15 @@ def test_a_base_that_the_server_cannot_load_is_refused_before_it_is_trained_on()
         preflight.check_base(profiles.load("standard"), config)
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     preflight.check_base(profiles.load("standard"), config)
+
+
+@pytest.mark.parametrize(
+    ("rank", "slots"), [(1, 1), (2, 8), (8, 8), (9, 16), (320, 320), (321, 512)]
+)
+def test_slots_have_the_smallest_rank_that_fits(rank: int, slots: int):
+    assert preflight.max_lora_rank(rank) == slots
+
+
+def test_a_rank_beyond_the_servers_largest_is_refused():
+    with pytest.raises(UserError, match="rank 513 cannot be served: vLLM accepts up to 512"):
+        preflight.max_lora_rank(513)
