@@ -569,3 +569,24 @@ def test_variables_in_brackets_are_filled_in_as_kubernetes_does(run: Runner):
     )
 
     assert ran.facts["nodes"][".a"]["outputs"] == {"out": "w-x", "second": "a$b $(NONE) $(X)"}
+
+
+def test_a_variable_from_a_secret_is_this_processs_own(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TOKEN_OF_A_TEST", "from here")
+    key = {"secretKeyRef": {"name": "s", "key": "k"}}
+    container = {
+        **c.program("$(TOKEN_OF_A_TEST)"),
+        "env": [{"name": "TOKEN_OF_A_TEST", "valueFrom": key}],
+    }
+    ran = run(c.workflow(c.template("t", container, c.file()), c.dag(c.task("a", "t"))))
+
+    assert ran.facts["nodes"][".a"]["outputs"] == {"out": "from here"}
+
+
+def test_what_an_exit_handler_knows_is_unknown_to_a_template_that_also_runs_before():
+    status = c.template("t", c.program("{{workflow.status}}"))
+    understood(c.workflow(status, c.SAY, c.dag(c.say("a", "x")), onExit="t"))
+    with pytest.raises(Refused, match=r"workflow\.status"):
+        understood(c.workflow(status, c.dag(c.task("a", "t")), onExit="t"))

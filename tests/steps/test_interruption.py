@@ -101,7 +101,7 @@ def interrupt(start: Start, profile: str, with_signal: signal.Signals, times: in
     ("with_signal", "times"),
     [
         (signal.SIGTERM, 1),
-        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 1, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 10, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 10, marks=pytest.mark.slow),
     ],
@@ -162,6 +162,7 @@ def test_a_run_without_a_checkpoint_cannot_be_resumed(step, data_run: str, quick
     assert result.exit_code == 2 and "is not a run of" in result.stderr
 
 
+@pytest.mark.slow
 def test_of_two_trainings_that_start_at_once_one_trains(start: Start, data_run: str, quick) -> None:
     """Before there is a checkpoint, and whichever of them is the first."""
     quick("one", max_steps=4)
@@ -180,6 +181,7 @@ def trainings_of(profile: str) -> list[mlflow.entities.Run]:
     return mlflow.search_runs(filter_string=filters, output_format="list")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_though_its_checkpoint_is_damaged_and_sweeps_what_it_left(
     start: Start, step, data_run: str, quick
 ) -> None:
@@ -211,6 +213,7 @@ def test_a_training_goes_on_though_its_checkpoint_is_damaged_and_sweeps_what_it_
     assert run.data.metrics["train_seconds"] > spent
 
 
+@pytest.mark.slow
 def test_force_begins_anew_and_sweeps_a_dead_training(
     start: Start, step, data_run: str, quick
 ) -> None:
