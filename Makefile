@@ -95,7 +95,7 @@ ui: install  ## Open the page in front of the local gateway: make ui [PORT=7860]
 
 .PHONY: test
 test: install  ## Run the tests: nothing is fetched
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
 lint: install  ## Hold the rendered workflows against Argo's rules and production's

@@ -35,6 +35,27 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "LORALINE_WORKFLOW
     os.environ.pop(name, None)
 
 
+HEAVIEST = (
+    "test_line.py",
+    "steps/test_interruption.py",
+    "steps/test_serve_local.py",
+    "steps/test_evaluate.py",
+    "loraline/training/test_trainer.py",
+    "steps/test_quality_gate.py",
+    "steps/test_promote.py",
+    "steps/test_every_step.py",
+    "loraline/data/test_dataset.py",
+)
+"""Files that take longest. They come first, or one worker would still run them when the other has
+nothing left; `--no-loadscope-reorder` leaves it at that."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = [ROOT / "tests" / name for name in HEAVIEST]
+    order = {path: place for place, path in enumerate(first)}
+    items.sort(key=lambda item: order.get(item.path, len(first)))
+
+
 def load_script(path: Path) -> ModuleType:
     """Import a script by its path; steps and workflows are files to run, not packages."""
     name = f"{path.parent.name}_{path.stem}"
