@@ -79,6 +79,12 @@ def test_the_expression_decides_by_the_exit_code(exit_code: int | None, follows:
     assert (pause(strategy, exit_code=exit_code) is not None) == follows
 
 
+def test_with_an_expression_and_no_policy_the_expression_decides_alone() -> None:
+    strategy = {"expression": "lastRetry.status != 'Succeeded'"}
+    assert [pause(strategy, phase=phase) for phase in ("Failed", "Error")] == [0, 0]
+    assert pause({**strategy, "retryPolicy": "OnFailure"}, phase="Error") is None
+
+
 def test_where_there_was_no_exit_code_an_expression_reads_minus_one() -> None:
     assert pause({"expression": "lastRetry.exitCode == '-1'"}, exit_code=None) is not None
     assert pause({"expression": "lastRetry.exitCode == '0'"}, exit_code=None) is None

@@ -574,6 +574,41 @@ REFUSED = {
         ),
         "template line: Argo refuses depends and dependencies in one dag; c has the older word",
     ),
+    "a task named with a word of expressions": (
+        workflow(
+            {"step": python("")},
+            [
+                {"name": "in", "template": "step"},
+                {"name": "b", "template": "step", "depends": "in"},
+            ],
+        ),
+        "template line: task b: depends on in, which is a word of Argo's expressions",
+    ),
+    "an output from two places": (
+        refusal(
+            template={
+                "outputs": {
+                    "parameters": [
+                        {
+                            "name": "out",
+                            "valueFrom": {"path": "/tmp/outputs/a", "parameter": "{{inputs.x}}"},
+                        }
+                    ]
+                }
+            }
+        ),
+        "template step: output out of a container needs valueFrom.path, not parameter, path",
+    ),
+    "an output from a folder above": (
+        refusal(
+            template={
+                "outputs": {
+                    "parameters": [{"name": "out", "valueFrom": {"path": "/tmp/outputs/../a"}}]
+                }
+            }
+        ),
+        "template step: output out: path '/tmp/outputs/../a' has to be a file in /tmp/outputs",
+    ),
     "a timeout without a unit": (
         refusal(template={"timeout": "30"}),
         "template step: timeout '30' is not like 10s or 5m, which needs a unit",
