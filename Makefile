@@ -64,14 +64,14 @@ endif
 pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smoke-vision] [DATA=folder] [SET=r=16]
 	@$(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET))
-	@$(BIN)/python workflows/summary.py outputs/latest
+	@$(BIN)/python workflows/summary.py outputs/latest-pipeline
 
 .PHONY: sweep
 sweep: install rendered  ## Compare profiles: make sweep PROFILES='["smoke-text", "mine"]' [PROFILE=smoke-text] [DATA=folder]
 	@$(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET))
-	@$(BIN)/python workflows/summary.py outputs/latest
+	@$(BIN)/python workflows/summary.py outputs/latest-sweep
 
 .PHONY: rendered
 rendered: install

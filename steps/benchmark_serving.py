@@ -4,7 +4,7 @@ Reads: `benchmark/` of the prepare_data run, its held-out rows as requests; vllm
 The key is VLLM_API_KEY of the environment.
 Writes: `benchmark.json` (one row a model, workload and rate), `throughput.png` and `latency.png`.
 
-    python steps/benchmark_serving.py --run-id "$(cat outputs/latest/deploy-vllm/run-id)" \
+    python steps/benchmark_serving.py --run-id "$(cat outputs/latest-pipeline/deploy-vllm/run-id)" \
         --url http://127.0.0.1:8000
 """
 

@@ -4,7 +4,7 @@ Reads: the version that the quality_gate run registered, its contract and its ba
 Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects in a cluster, with
 --git a commit in a checkout.
 
-    python steps/deploy_vllm.py --run-id "$(cat outputs/latest/quality-gate/run-id)"
+    python steps/deploy_vllm.py --run-id "$(cat outputs/latest-pipeline/quality-gate/run-id)"
 """
 
 from __future__ import annotations

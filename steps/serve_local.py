@@ -1,6 +1,6 @@
 """Serve a rendered manifest on this machine, or a registered version, with the gateway in front.
 
-python steps/serve_local.py outputs/latest/deploy-vllm/vllm.yaml --port 8000
+python steps/serve_local.py outputs/latest-pipeline/deploy-vllm/vllm.yaml --port 8000
 python steps/serve_local.py --model mistral-7b-lora --alias champion
 """
 

@@ -4,7 +4,7 @@ Reads: the version that the deploy_vllm run rendered, its contract, the held-out
 that evaluate measured. The key is VLLM_API_KEY of the environment.
 Writes: `verification.json` with what was found and every row that differs, agreement and latency.
 
-    python steps/verify_serving.py --run-id "$(cat outputs/latest/deploy-vllm/run-id)" \
+    python steps/verify_serving.py --run-id "$(cat outputs/latest-pipeline/deploy-vllm/run-id)" \
         --url http://127.0.0.1:8000
 """
 

@@ -191,6 +191,22 @@ def test_each_run_has_a_name_and_a_folder_of_its_own(run: Runner, root: Path):
     assert (root / "outputs/latest/status.json").samefile(root / second.split()[-1])
 
 
+def test_each_workflow_has_a_link_to_its_own_last_run(run: Runner, root: Path):
+    document = workflow({"one": python("")}, [{"name": "a", "template": "one"}])
+    mine = root / run(document).stdout.split()[-1]
+    other = root / "workflows/other.yaml"
+    other.write_text((root / "workflows/small.yaml").read_text().replace("small-", "other-"))
+    again = [sys.executable, "-m", "runner.run_local"]
+    done = subprocess.run([*again, other], cwd=root, capture_output=True, text=True, check=True)
+    theirs = root / done.stdout.split()[-1]
+
+    assert (root / "outputs/latest-small/status.json").samefile(mine)
+    assert (root / "outputs/latest-other/status.json").samefile(theirs)
+    assert (root / "outputs/latest/status.json").samefile(theirs)
+    resumed = run(document, "--resume")
+    assert (resumed.exit_code, root / resumed.stdout.split()[-1]) == (0, mine)
+
+
 @pytest.mark.parametrize(("verdict", "phase"), [("passed", "Succeeded"), ("failed", "Skipped")])
 def test_when_decides_whether_a_task_runs_and_skipping_is_no_failure(
     run: Runner, verdict: str, phase: str
@@ -717,11 +733,16 @@ def test_an_interrupted_run_leaves_no_process_behind(root: Path, signum: int, ex
         {"name": "a", "template": "step"},
         {"name": "b", "template": "step", "depends": "a.Failed"},
     ]
-    process = subprocess.Popen(command(root, workflow({"step": step}, tasks)), cwd=root)
+    process = subprocess.Popen(
+        command(root, workflow({"step": step}, tasks)), cwd=root, stderr=subprocess.PIPE, text=True
+    )
     wait_for((root / "pids").exists)
     process.send_signal(signum)
 
-    assert process.wait(timeout=10) == exit_code
+    _, stderr = process.communicate(timeout=10)
+    assert process.returncode == exit_code
+    said = "interrupted: what runs is ended; Ctrl-C again ends it at once" in stderr
+    assert said == (signum == signal.SIGINT)
     pids = [int(pid) for pid in (root / "pids").read_text().split()]
     wait_for(lambda: not any(alive(pid) for pid in pids))
     status = json.loads((root / "outputs/latest/status.json").read_text())["status"]
