@@ -2,6 +2,7 @@
 
     python bench/memory.py
     python bench/memory.py --task dora --task tower
+    python bench/memory.py --task full --task projector
 
 Each line trains two optimizer steps on one pack of rows, so the pack is the worst step there is.
 """
@@ -15,6 +16,8 @@ from typing import Any
 
 import click
 
+from loraline.training import allocator
+
 PASSES = (1024, 2048, 4096, 8192, 16384)
 
 
@@ -27,6 +30,9 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
         {"init_lora_weights": "pissa_niter_16", "lora_dropout": 0.0, "quantization": "none"},
     ),
     "tower": ("vision", {"tower_learning_rate": 1e-5}),
+    "projector": ("vision", {"tune": {"vision": True, "merger": True, "language": False}}),
+    "full": ("vision", {"train": "full", "quantization": "none", "export": "merged"}),
+    "16 bits": ("text", {"quantization": "none"}),
 }
 """The rows and base of a task of bench/train.py, and what its profile has besides."""
 
@@ -45,10 +51,14 @@ def memory(tasks: tuple[str, ...], scratch: Path | None) -> None:
     """Print estimated and measured GiB, and how far apart they are."""
     from train import call, environment
 
+    allocator.follow_allocated()
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         environment()
-        click.echo("\n| task | mode | tokens a pass | estimated GiB | measured GiB | apart |")
-        click.echo("|---|---|---|---|---|---|")
+        click.echo(
+            "\n| task | mode | tokens a pass | estimated GiB | measured GiB | apart "
+            "| reserved GiB |"
+        )
+        click.echo("|---|---|---|---|---|---|---|")
         for task in tasks:
             base = Path(folder, TASKS[task][0])
             if not base.exists():
@@ -72,7 +82,14 @@ def measure(task: str, mode: str, base: Path) -> None:
     recipe = type(recipe).model_validate(recipe.model_dump() | changes)
     encoder = encoder_for(base, recipe)
     every = rows_for(rows, encoder, 128)
-    plan = memory.Plan(PASSES[-1], mode == "small", mode == "fast", memory.has_fused_kernels())
+    sharded = recipe.train == "full"
+    plan = memory.Plan(
+        PASSES[-1],
+        checkpointing=mode == "small",
+        dequantized=mode == "fast" and not sharded,
+        fused=memory.has_fused_kernels(),
+        sharded=sharded,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         splits = {"train": every, "validation": every[:1]}
         sft = trainer.build(recipe, located, encoder, splits, plan, Path(scratch))
@@ -92,7 +109,8 @@ def measure(task: str, mode: str, base: Path) -> None:
             measured = torch.cuda.max_memory_allocated() / memory.GIB
             print(
                 f"| {task} | {mode} | {sum(map(len, chosen))} | {estimated:.2f} "
-                f"| {measured:.2f} | {estimated / measured - 1:+.1%} |"
+                f"| {measured:.2f} | {estimated / measured - 1:+.1%} "
+                f"| {allocator.reserved() / memory.GIB:.2f} |"
             )
 
 

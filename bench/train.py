@@ -299,13 +299,14 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
 
     from loraline.base.locate import locate
     from loraline.training import memory, trainer
+    from loraline.training.machine import Machine
 
     recipe = recipe_for(task, base, rows_per_step, steps)
     encoder = encoder_for(base, recipe)
     rows = rows_for(task, encoder, rows_per_step * steps)
     located = locate(str(base), None)
     recipe = recipe.model_copy(update={"memory": arm})
-    plan, table = memory.choose(recipe, located, rows, memory.free())
+    plan, table = memory.choose(recipe, located, rows, Machine.here())
     click.echo(table, err=True)
     with tempfile.TemporaryDirectory() as scratch:
         made = trainer.build(

@@ -69,6 +69,9 @@ class Contract(BaseModel):
     dtype: Literal["bfloat16", "float16", "float32"]
     """Precision of the base in evaluation and serving."""
 
+    train: Literal["lora", "full"] = "lora"
+    """Whether the weights are an adapter's, or a whole model's, served without its base."""
+
     r: int
     lora_alpha: int
     target_modules: tuple[str, ...]
@@ -81,14 +84,16 @@ class Contract(BaseModel):
     """Whether the adapter holds weights for the vision tower or its merger."""
 
     adapter_sha256: str
-    """Digest of the adapter's safetensors file."""
+    """Digest of the adapter's safetensors file, or of a whole model's as `weights_digest` says."""
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `tools` where none are used: earlier releases read such a contract, too."""
+        """Without what is not used: earlier releases read such a contract, too."""
         fields: dict[str, Any] = write(self)
         if not self.tools:
             fields.pop("tools", None)
+        if self.train == "lora":
+            fields.pop("train", None)
         return fields
 
     @property
@@ -124,7 +129,7 @@ def read(adapter: Path) -> Contract:
     """Read the contract of an adapter folder and hold the weights against its digest."""
     try:
         contract = Contract.model_validate_json((adapter / FILE).read_text())
-        found = sha256(adapter / WEIGHTS)
+        found = weights_digest(adapter, contract.train)
     except FileNotFoundError as error:
         raise UserError(
             f"{adapter} is not an adapter of this line: {error.filename} is missing"
@@ -136,10 +141,27 @@ def read(adapter: Path) -> Contract:
     except UnicodeDecodeError as error:
         raise UserError(f"{adapter / FILE} is not a contract: it is not UTF-8") from error
     if found != contract.adapter_sha256:
+        weights = adapter / WEIGHTS if contract.train == "lora" else f"the model in {adapter}"
         raise UserError(
-            f"{adapter / WEIGHTS} has digest {found}, its contract says {contract.adapter_sha256}"
+            f"{weights} has digest {found}, its contract says {contract.adapter_sha256}"
         )
     return contract
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The config and the weights of a whole model; FileNotFoundError where one is missing."""
+    config, weights = folder / "config.json", sorted(folder.glob("model*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(2, "no such file", str(folder / "model.safetensors"))
+    return [config, *weights]
+
+
+def weights_digest(folder: Path, train: str) -> str:
+    """SHA-256 of an adapter's weights, or over those of the files that make up a whole model."""
+    if train == "lora":
+        return sha256(folder / WEIGHTS)
+    lines = [f"{sha256(file)}  {file.name}\n" for file in model_files(folder)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def folder_digest(folder: Path, ignored: str = "") -> str:

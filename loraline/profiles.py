@@ -109,11 +109,15 @@ class Profile(Strict):
     answer_format: Literal["prose", "latex", "json", "boxes"] = "prose"
     """How answers are canonicalised and compared: JSON also by field, boxes also by overlap."""
 
-    r: Annotated[int, Field(ge=1, le=512)]
-    """LoRA rank; 512 is the largest that vLLM serves."""
+    train: Literal["lora", "full"] = "lora"
+    """What learns: an adapter beside the frozen base, or the base's own weights. LoRA's keys say
+    nothing under `full`."""
 
-    lora_alpha: PositiveInt
-    """LoRA scaling numerator: the update is scaled by lora_alpha / r."""
+    r: Annotated[int, Field(ge=1, le=512)] | None = None
+    """LoRA rank, required for an adapter; 512 is the largest that vLLM serves."""
+
+    lora_alpha: PositiveInt | None = None
+    """LoRA scaling numerator, required as `r`: the update is scaled by lora_alpha / r."""
 
     use_rslora: bool = False
     """Scale by lora_alpha / sqrt(r) instead (rsLoRA, arXiv 2312.03732); vLLM serves both."""
@@ -199,6 +203,11 @@ class Profile(Strict):
     """Limits that a candidate must keep."""
 
     @property
+    def rank(self) -> int:
+        """Rank of what is trained; 0 without an adapter."""
+        return 0 if self.train == "full" else self.r or 0
+
+    @property
     def trains_merger(self) -> bool:
         if self.tune.merger is None:
             return self.merger_learning_rate is not None
@@ -218,12 +227,47 @@ class Profile(Strict):
     @property
     def projections(self) -> tuple[Projection, ...]:
         """Projections of the language model that get an adapter; none where it does not learn."""
-        return (self.target_modules or ()) if self.tune.language else ()
+        adapted = self.train == "lora" and self.tune.language
+        return (self.target_modules or ()) if adapted else ()
 
     @property
     def ranks(self) -> int:
         """How many times the rank of what is trained the logged adapter has."""
         return 2 if self.init_lora_weights else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def full_is_whole_and_merged(cls, content: Any) -> Any:
+        """Under `train: full` what is not said of precision and export can only be one thing."""
+        if isinstance(content, dict) and content.get("train") == "full":
+            return {"quantization": "none", "export": "merged", **content}
+        return content
+
+    @model_validator(mode="after")
+    def full_trains_no_adapter(self) -> Self:
+        if self.train == "lora":
+            return self
+        if self.quantization != "none":
+            raise ValueError(
+                "train: full needs quantization: none, because weights of 4 bits cannot learn"
+            )
+        if self.export != "merged":
+            raise ValueError(
+                "train: full needs export: merged, because a whole model comes out and no adapter"
+            )
+        ways = ("use_dora", "init_lora_weights", "loraplus_lr_ratio")
+        if given := [key for key in ways if getattr(self, key)]:
+            raise ValueError(f"{given[0]} is a way to train an adapter; train: full has none")
+        return self
+
+    @model_validator(mode="after")
+    def an_adapter_has_its_sizes(self) -> Self:
+        for key in ("r", "lora_alpha") if self.train == "lora" else ():
+            if getattr(self, key) is None:
+                if key in self.model_fields_set:
+                    raise ValueError(f"{key}: None is refused, an adapter needs a whole number")
+                raise ValueError(f"key {key!r} is missing")
+        return self
 
     @model_validator(mode="after")
     def served_as_the_server_can(self) -> Self:
@@ -240,7 +284,7 @@ class Profile(Strict):
             raise ValueError(
                 "init_lora_weights ends as a plain LoRA; leave use_dora and use_rslora out"
             )
-        if 2 * self.r > 512:
+        if 2 * self.rank > 512:
             raise ValueError(
                 f"init_lora_weights doubles the rank, and vLLM serves up to 512: r is {self.r}"
             )
@@ -248,7 +292,8 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def something_learns(self) -> Self:
-        if self.tune.language and self.target_modules is None:
+        adapted = self.train == "lora" and self.tune.language
+        if adapted and self.target_modules is None:
             raise ValueError("key 'target_modules' is missing")
         if not (self.tune.language or self.trains_vision):
             raise ValueError(

@@ -58,7 +58,9 @@ def fetch_adapter(
         leave_out_pickles(adapter, model)
         check_files(adapter, model)
         agreed = contract.read(adapter)
-        if agreed.export == "merged" and not base:
+        if agreed.train == "full" and base:
+            raise UserError(f"{model} is a whole model; fetch it without --merge")
+        if agreed.train == "lora" and agreed.export == "merged" and not base:
             raise UserError(f"{model} was measured merged into its base; fetch it with --merge")
         preflight.check(adapter, agreed, model, max_lora_rank)
         if base:
@@ -138,8 +140,8 @@ def check_files(adapter: Path, model: str) -> None:
         raise UserError(
             f"{model} holds {', '.join(strays)}; an adapter is made of {', '.join(sorted(ALLOWED))}"
         )
-    if not (adapter / WEIGHTS).is_file():
-        raise UserError(f"{model} holds no {WEIGHTS}")
+    if not any(adapter.glob("*model*.safetensors")):
+        raise UserError(f"{model} holds no {WEIGHTS}, and no whole model either")
 
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Fine-tune a LoRA adapter on a 4-bit base and log it with the contract it must be served under.
+"""Fine-tune a LoRA adapter, or a whole model, and log it with the contract it must be served under.
 
 Reads: `dataset/` of the prepare_data run.
 Writes: the logged model `adapter`, `profile.json`, `loss_curves.png`, readable adapter files.
@@ -10,7 +10,6 @@ An interrupted training leaves a checkpoint in the artifact store; the next star
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +18,11 @@ import click
 from loraline.errors import UserError
 from loraline.step import not_empty, split_overrides, step
 from loraline.tracking import fingerprints, identity, runs, store, tags
-from loraline.training import launch
+from loraline.training import allocator, launch
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from torch import Tensor
 
     from loraline.base.encoding import Encoder, Row
     from loraline.base.locate import Base
@@ -70,11 +70,12 @@ def train_qlora(
     out_dir: Path,
     force: bool,
 ) -> None:
-    """Train a LoRA adapter on a frozen base; log it and hand over the run ID."""
+    """Train a LoRA adapter on a frozen base, or the base; log it and hand over the run ID."""
     from loraline import profiles
     from loraline.base.locate import locate
     from loraline.serving import preflight
 
+    allocator.follow_allocated()
     recipe = profiles.load(profile, overrides=overrides)
     assert launch.world() in (1, gpus), f"--gpus {gpus}, and {launch.world()} processes"
     if launch.rank():
@@ -109,7 +110,7 @@ def train_qlora(
 
     import mlflow
 
-    from loraline.training import checkpoint, curves, resume, trained_contract
+    from loraline.training import checkpoint, curves, resume, trained_contract, trained_model
     from loraline.training.rows import load_rows
 
     version = data_run.data.params["version"]
@@ -135,9 +136,10 @@ def train_qlora(
         cost = curves.Cost(sft, earlier)
         held.report = cost.tags
         sft.add_callback(curves.CurvesToMlflow(held, curves.logged_to(client, earlier)))
-        train(sft, start, checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes))
+        keeper = checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes)
+        learned = train(sft, start, keeper)
         curves.log_results(sft, cost)
-        adapter = save_adapter(sft, recipe, base, scratch / "adapter")
+        adapter = trained_model.write(sft, recipe, base, learned, scratch / "adapter")
         contract = trained_contract.write(
             adapter, recipe, base, encoder, prompt, rows, data_run.data.params
         )
@@ -145,7 +147,8 @@ def train_qlora(
         log_adapter(adapter, contract, profile)
         mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
         checkpoint.drop(client, run.info.run_id)
-    click.echo(f"adapter of run {run.info.run_id} (rank {recipe.r}, {len(rows['train'])} rows)")
+    what = f"rank {recipe.rank}" if recipe.rank else "the whole model"
+    click.echo(f"adapter of run {run.info.run_id} ({what}, {len(rows['train'])} rows)")
     runs.hand_over(out_dir, run.info.run_id)
 
 
@@ -166,7 +169,7 @@ def follow(recipe: Profile, checkpoint_minutes: float) -> None:
     What ends the training ends it in all processes, and the first one says so.
     """
     from loraline.base.locate import locate
-    from loraline.training import checkpoint
+    from loraline.training import checkpoint, sharding
     from loraline.training.rows import load_rows
 
     scratch = launch.follow()
@@ -175,9 +178,13 @@ def follow(recipe: Profile, checkpoint_minutes: float) -> None:
     base = locate(recipe.base, recipe.base_revision)
     encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
     start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
-    with suppress(UserError, checkpoint.StoppedWithCheckpoint):
+    try:
         sft = prepare(recipe, base, encoder, rows, scratch)
         train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
+    except sharding.OutOfMemory:
+        raise  # Of this process alone, and the others wait for it.
+    except (UserError, checkpoint.StoppedWithCheckpoint):
+        return
 
 
 def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
@@ -187,7 +194,15 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
     resolved = recipe.model_dump(mode="json")
     mlflow.log_dict(resolved, "profile.json")
     mlflow.set_tag(tags.PROFILE_DIGEST, identity.of_values(resolved))
-    chosen = ("base", "r", "lora_alpha", "lora_dropout", "learning_rate", "num_train_epochs")
+    chosen = (
+        "base",
+        "train",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "learning_rate",
+        "num_train_epochs",
+    )
     mlflow.log_params({key: getattr(recipe, key) for key in (*chosen, "rows_per_step")})
     mlflow.log_params(
         {
@@ -206,10 +221,12 @@ def prepare(
     from transformers import set_seed
 
     from loraline.training import checkpoint, memory, trainer
+    from loraline.training.machine import Machine
 
     launch.join()
     set_seed(recipe.seed)
-    plan, table = memory.choose(recipe, base, [*rows["train"], *rows["validation"]], memory.free())
+    every = [*rows["train"], *rows["validation"]]
+    plan, table = memory.choose(recipe, base, every, Machine.here())
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
         size = checkpoint.size(sft.learning()) / memory.GIB
@@ -217,32 +234,26 @@ def prepare(
     return sft
 
 
-def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> None:
-    """Train from the beginning or from a checkpoint, to the end or until told to stop."""
+def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> dict[str, Tensor]:
+    """Train from the beginning or from a checkpoint, to the end or until told to stop.
+
+    Returns what has learned, as it was with the lowest validation loss; only to the first process.
+    """
     from loraline.training.checkpoint import StoppedWithCheckpoint
 
     sft.add_callback(keeper)
     keeper.listen()
     sft.train(resume_from_checkpoint=str(start) if start else None)
-    launch.leave()
     if keeper.stopped_early(sft.state):
+        launch.leave()
         raise StoppedWithCheckpoint(
             f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "
             "checkpoint; start it again to go on from there"
         )
     sft.restore_best()
-
-
-def save_adapter(sft: PackedTrainer, recipe: Profile, base: Base, folder: Path) -> Path:
-    """Write the adapter as PEFT does, in safetensors, and the base's config beside it."""
-    from loraline.serving.preflight import BASE_CONFIG
-
-    sft.model.peft_config["default"].base_model_name_or_path = recipe.base
-    sft.save_adapter(folder)
-    # PEFT's model card is an empty form; what it would say is in the contract.
-    (folder / "README.md").unlink()
-    (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
-    return folder
+    learned = sft.gather()
+    launch.leave()
+    return learned
 
 
 def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
@@ -263,11 +274,12 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
         pip_requirements=["torch", "transformers", "peft", "pillow", "safetensors", "pydantic"],
         metadata={"base": contract.base, "base_revision": contract.base_revision, "r": contract.r},
         tags={tags.PROFILE: profile},
-        model_type="lora-adapter",
+        model_type="lora-adapter" if contract.train == "lora" else "merged-model",
     )
     digest = folder_digest(adapter)
     mlflow.set_tags({tags.MODEL_ID: logged.model_id, tags.ADAPTER_DIGEST: digest})
-    for name in ("adapter_config.json", "contract.json"):
+    config = "adapter_config.json" if contract.train == "lora" else "config.json"
+    for name in (config, "contract.json"):
         mlflow.log_artifact(str(adapter / name), "adapter")
 
 

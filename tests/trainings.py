@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 from loraline import profiles
 from loraline.base import locate
 from loraline.base.encoding import Encoder, Row
 from loraline.errors import UserError
-from loraline.training import launch, memory, trainer
+from loraline.training import exchange, launch, memory, trainer
 
 RECIPE = {
     "r": 4,
@@ -46,7 +47,11 @@ class Scenario:
     """How a training differs from the plain one; `disturb` is given the last process' trainer."""
 
     recipe: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, bool] = field(default_factory=dict)
     budgets: tuple[int, ...] = (2048, 2048, 2048)
+    stops: int | None = None
+    """After which step it stops with a checkpoint, to go on from there in a new trainer."""
+
     disturb: Callable[[trainer.PackedTrainer], None] = lambda _: None
 
 
@@ -70,21 +75,54 @@ class RunsOut:
             out_of_memory()
 
 
+class StopsAt(TrainerCallback):
+    """Ends a training after a step, with a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
 SMALL = (100, 100, 100)
 """Budgets under which a step of a process has several passes."""
+
+A_ROW = {"rows_per_step": 1, "num_train_epochs": 1}
 
 SCENARIOS = {
     "plain": Scenario(),
     "unequal budgets": Scenario(budgets=(2048, 100, 60)),
-    "a row a step": Scenario({"rows_per_step": 1, "num_train_epochs": 1}),
+    "a row a step": Scenario(A_ROW),
     "first forward": Scenario(disturb=RunsOut(1, training=True)),
     "second forward": Scenario(budgets=SMALL, disturb=RunsOut(2, training=True)),
     "first backward": Scenario(budgets=SMALL, disturb=RunsOut(1, training=True, backward=True)),
     "last backward": Scenario(disturb=RunsOut(2, training=True, backward=True)),
     "evaluation": Scenario(disturb=RunsOut(1, training=False)),
+    "shared out": Scenario(plan={"sharded": True}),
+    "shared out, unequal passes": Scenario(plan={"sharded": True}, budgets=(2048, 100, 60)),
+    "shared out, a row a step": Scenario(A_ROW, plan={"sharded": True}),
+    "shared out, in host memory": Scenario(plan={"sharded": True, "offloaded": True}),
+    "shared out, recomputed": Scenario(plan={"sharded": True, "checkpointing": True}),
+    "4 bits": Scenario({"quantization": "nf4"}),
+    "shared out, 4 bits": Scenario({"quantization": "nf4"}, plan={"sharded": True}),
+    "full": Scenario({"train": "full"}, plan={"sharded": True}),
+    "full, unequal passes": Scenario(
+        {"train": "full"}, plan={"sharded": True, "checkpointing": True}, budgets=(2048, 100, 60)
+    ),
+    "full, in host memory": Scenario({"train": "full"}, plan={"sharded": True, "offloaded": True}),
+    "resumed": Scenario(stops=4),
+    "shared out, resumed": Scenario(plan={"sharded": True}, stops=4),
+    "full, resumed": Scenario({"train": "full"}, plan={"sharded": True}, stops=2),
     "a step for good": Scenario(disturb=RunsOut(2, training=True, for_good=True)),
     "an evaluation for good": Scenario(disturb=RunsOut(1, training=False, for_good=True)),
 }
+
+ALONE = ("4 bits", "full")
+"""What only one process trains, for several to be compared with."""
+
+TOGETHER = tuple(name for name in SCENARIOS if name not in ALONE)
 
 
 def rows_of(encoder: Encoder) -> dict[str, list[Row]]:
@@ -105,19 +143,30 @@ def run(base_folder: str, folder: Path, name: str) -> dict[str, Any]:
     encoder = Encoder(base.path, "text")
     recipe = profiles.Profile(base=base_folder, **RECIPE | scenario.recipe)
     plan = memory.Plan(
-        scenario.budgets[launch.rank()], checkpointing=False, dequantized=False, fused=False
+        scenario.budgets[launch.rank()],
+        **{"checkpointing": False, "dequantized": False, "fused": False, **scenario.plan},
     )
-    torch.manual_seed(0)
-    sft = trainer.build(recipe, base, encoder, rows_of(encoder), plan, folder / name)
+
+    def build() -> trainer.PackedTrainer:
+        torch.manual_seed(0)
+        return trainer.build(recipe, base, encoder, rows_of(encoder), plan, folder / name)
+
+    sft, start = build(), None
+    if scenario.stops is not None and launch.world() > 1:
+        sft.add_callback(StopsAt(scenario.stops))
+        sft.train()
+        start = f"{sft.args.output_dir}/checkpoint-{scenario.stops}"
+        exchange.highest([0], sft.args.device)
+        sft = build()
     if launch.rank() == sft.args.world_size - 1:
         scenario.disturb(sft)
     ended = ""
     try:
-        sft.train()
+        sft.train(resume_from_checkpoint=start)
     except UserError as error:
         ended = str(error)
+    learned = sft.gather()
     seen = {key: curve(sft, key) for key in ("loss", "eval_loss", "grad_norm")}
-    learned = {n: p.detach().clone() for n, p in sft.model.named_parameters() if p.requires_grad}
     if launch.rank() == 0:
         save_file(learned, folder / f"{name}.safetensors")
     return seen | {"processes": sft.args.world_size, "ended": ended}

@@ -50,31 +50,38 @@ def measure(
 ) -> dict[str, tuple[list[Answer], list[float]]]:
     """Answers and likelihoods of the base under each adapter, merged where its contract says so.
 
-    `adapters` gives a name to each adapter's folder; None stands for the bare base.
+    `adapters` gives a name to each adapter's folder, or to that of a model that was trained whole;
+    None stands for the bare base.
     """
     from loraline import contract
     from loraline.base import merging
-    from loraline.base.load import attach, load
+    from loraline.base.load import attach, load, trained
     from loraline.process import progress
 
     loaded: Any = None
     measured = {}
     for name, adapter in adapters.items():
-        if loaded is None:
+        served = contract.read(adapter) if adapter else None
+        if adapter and served and served.train == "full":
+            loaded = None
+            gc.collect()  # The base is in reference cycles, and this model needs its memory.
+            whole = trained(served, base, adapter)
+            loaded = load(whole, agreed.modality, quantize=False, dtype=agreed.dtype)
+        elif loaded is None:
             loaded = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
-        model = loaded.eval() if adapter is None else attach(loaded, adapter)
-        merged = adapter is not None and contract.read(adapter).export == "merged"
-        if merged:
+        own = served is None or served.train == "full"
+        model = loaded.eval() if own or adapter is None else attach(loaded, adapter)
+        if served and served.export == "merged" and not own:
             model = merging.merge(model)
         with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
             nll = negative_log_likelihoods(model, encoder, rows, advance)
             found = answers(model, encoder, rows, agreed.max_new_tokens, advance)
         measured[name] = found, nll
-        if merged:
+        if served and served.export == "merged":
             # What was added cannot be taken out again to the last digit.
             model = loaded = None
             gc.collect()  # The model is in reference cycles, and the next one needs its memory.
-        elif adapter is not None:
+        elif served:
             loaded = model.unload()
     return measured
 

@@ -45,7 +45,7 @@ class AdapterModel(PythonModel):
         from loraline import contract
         from loraline.base import locate, merging
         from loraline.base.encoding import Encoder
-        from loraline.base.load import attach, load
+        from loraline.base.load import attach, load, trained
 
         # MLflow has left out, with a warning, what CONFIG does not name.
         settings = CONFIG | (context.model_config or {})
@@ -56,12 +56,16 @@ class AdapterModel(PythonModel):
         self.contract = contract.read(adapter)
         base = locate.locate_measured(self.contract)
         self.encoder = Encoder.of(self.contract, base)
+        whole = self.contract.train == "full"
         model = load(
-            base,
+            trained(self.contract, base, adapter) if whole else base,
             self.contract.modality,
             quantize=quantize,
             dtype=self.contract.dtype,
         )
+        if whole:
+            self.model = model.eval()
+            return
         attached = attach(model, adapter)
         merged = self.contract.export == "merged" and not quantize
         self.model = merging.merge(attached) if merged else attached

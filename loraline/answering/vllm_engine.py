@@ -69,15 +69,19 @@ def aside(task: Callable[..., Any], *arguments: Any) -> Any:
 def by_itself(
     name: str, adapter: Path, agreed: Contract, base: Base, encoder: Encoder, rows: Sequence[Row]
 ) -> tuple[list[Answer], list[float]]:
-    """What the base with an adapter merged into it answers."""
+    """What the base with an adapter merged into it answers, or a model that was trained whole."""
     from loraline import contract
     from loraline.base import locate, merging
+    from loraline.base.load import trained
 
+    bare: dict[str, Path | None] = {name: None}
+    served = contract.read(adapter)
+    if served.train == "full":
+        model = trained(served, base, adapter)
+        return aside(side_by_side, agreed, model, bare, encoder, rows)[name]
     with tempfile.TemporaryDirectory() as scratch:
-        adapters_contract = contract.read(adapter)
-        folder = aside(merging.write, adapters_contract, base, adapter, Path(scratch, "merged"))
+        folder = aside(merging.write, served, base, adapter, Path(scratch, "merged"))
         model = locate.Base(folder, base.revision, base.config)
-        bare: dict[str, Path | None] = {name: None}
         return aside(side_by_side, agreed, model, bare, encoder, rows)[name]
 
 

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from loraline.contract import Contract
 
-def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrainedModel:
+
+def load(
+    base: Base, modality: str, *, quantize: bool, dtype: str, on_host: bool = False
+) -> PreTrainedModel:
     """Load a base on the GPU if there is one; `quantize` gives 4-bit NF4 with double quantization.
+
+    `on_host` leaves it in the host's memory all the same.
 
     Under `quantize` the head and the vision tower stay at `dtype`, which is also the compute type.
     """
@@ -28,6 +34,7 @@ def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrained
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     tiny_models_run_faster_on_one_thread(base)
+    on_gpu = torch.cuda.is_available() and not on_host
     auto = AutoModelForImageTextToText if modality == "vision" else AutoModelForCausalLM
     # A list of one's own replaces the default exclusion of lm_head, and the tower's entry matches
     # only by its full path.
@@ -42,7 +49,7 @@ def load(base: Base, modality: str, *, quantize: bool, dtype: str) -> PreTrained
         base.path,
         dtype=getattr(torch, dtype),
         quantization_config=nf4 if quantize else None,
-        device_map={"": torch.cuda.current_device()} if torch.cuda.is_available() else None,
+        device_map={"": torch.cuda.current_device()} if on_gpu else None,
         use_safetensors=True,
     )
     if quantize:
@@ -73,6 +80,12 @@ def check_quantized(model: PreTrainedModel) -> None:
             # On CPUs with avx512_bf16 the first forward in eval mode would repack the weights for
             # a kernel without gradient; training after it would silently learn nothing.
             module.support_avx512bf16_for_cpu = False
+
+
+def trained(agreed: Contract, base: Base, folder: Path) -> Base:
+    """A model that was trained whole, as a base: its folder in the place of the base's."""
+    assert agreed.train == "full", f"{folder} holds an adapter"
+    return Base(folder, base.revision, base.config)
 
 
 def attach(model: PreTrainedModel, adapter: Path) -> PeftModel:

@@ -55,15 +55,20 @@ def merge(tuned: PeftModel) -> PreTrainedModel:
 
 def write(agreed: Contract, base: Base, adapter: Path, folder: Path) -> Path:
     """A folder with the merged model in the contract's precision, and the base's tokenizer."""
-    from transformers import AutoProcessor, AutoTokenizer
-
     from loraline.base.load import attach, load
 
     loaded = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
     merge(attach(loaded, adapter)).save_pretrained(folder)
-    preprocessor = AutoProcessor if agreed.modality == "vision" else AutoTokenizer
-    preprocessor.from_pretrained(base.path).save_pretrained(folder)
+    copy_tokenizer(base, agreed.modality, folder)
     return folder
+
+
+def copy_tokenizer(base: Base, modality: str, folder: Path) -> None:
+    """Put the base's tokenizer, and for vision its processor, beside a model made of it."""
+    from transformers import AutoProcessor, AutoTokenizer
+
+    preprocessor = AutoProcessor if modality == "vision" else AutoTokenizer
+    preprocessor.from_pretrained(base.path).save_pretrained(folder)
 
 
 def probe(base: PreTrainedModel) -> dict[str, Tensor]:

@@ -15,6 +15,13 @@ MERGERS = (f"{VISION_TOWER}.merger", f"{VISION_TOWER}.deepstack_merger_list")
 """Module paths of the mergers; Qwen3-VL has several."""
 
 
+def learns(recipe: Profile, name: str) -> bool:
+    """Whether a parameter of the base learns under `train: full`, by its path."""
+    if name.startswith(MERGERS):
+        return recipe.trains_merger
+    return recipe.trains_tower if name.startswith(VISION_TOWER) else recipe.tune.language
+
+
 def targets_of(recipe: Profile) -> str:
     """Regex over the paths of the modules that a profile adapts."""
     return target_modules(

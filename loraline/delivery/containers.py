@@ -26,7 +26,9 @@ def fetches(pod: Pod) -> list[Object]:
     if not pod.adapters:
         return []
     rank = max_lora_rank(max(each.rank for each in pod.adapters))
-    merge = ["--merge", pod.base or pod.contract.base] if pod.where.merged else []
+    # A model that was trained whole has no base to be merged into.
+    merges = pod.where.merged and pod.contract.train == "lora"
+    merge = ["--merge", pod.base or pod.contract.base] if merges else []
     mounts = [
         {"name": "adapters", "mountPath": ADAPTERS},
         {"name": "tmp", "mountPath": "/tmp"},

@@ -70,10 +70,11 @@ def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None)
     data, vision = data_run.data.params, ("vision parts",) if agreed.trains_vision else ()
     targets = ", ".join((*agreed.target_modules, *vision))
     targets += "; merged into the base" if agreed.export == "merged" else ""
+    adapter = f"rank {agreed.r}, alpha {agreed.lora_alpha}: {targets}"
     return {
         "base": f"{agreed.base} at {agreed.base_revision[:19]}",
         "precision": f"{agreed.dtype}, as served",
-        "adapter": f"rank {agreed.r}, alpha {agreed.lora_alpha}: {targets}",
+        "adapter": adapter if agreed.train == "lora" else "none: the base's own weights learned",
         "profile": train_run.data.tags[tags.PROFILE],
         "data": f"{data['source']}, version {data['version']}",
         "training run": train_run.info.run_id,
@@ -89,6 +90,7 @@ def costs(train_run: Run, evaluation: str) -> dict[str, str]:
         "GPUs": ("gpu_seconds", "s"),
         "training speed": ("train_tokens_per_second", "tokens/s"),
         "peak memory": ("peak_memory_gib", "GiB"),
+        "reserved by the allocator": ("peak_reserved_gib", "GiB"),
     }
     spent_on = {
         label: f"{spent[key]:,.1f} {unit}" for label, (key, unit) in known.items() if key in spent

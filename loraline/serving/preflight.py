@@ -22,6 +22,7 @@ from loraline.base.architectures import (
 )
 from loraline.contract import WEIGHTS, Contract
 from loraline.errors import UserError
+from loraline.serving import model_weights
 from loraline.serving.adapter_config import (
     CONFIG,
     PATTERNS_SINCE,
@@ -131,16 +132,20 @@ def check(
 
     `vllm` is the server's release where it is known.
     """
-    problems = findings(
-        adapter,
-        agreed.base,
-        agreed.trains_vision,
-        revision=agreed.base_revision,
-        max_rank=max_rank,
-        merged=agreed.export == "merged",
-        dtype=agreed.dtype,
-        vllm=vllm or PATTERNS_SINCE,
-    )
+    if agreed.train == "full":
+        base_config = read_json(adapter / BASE_CONFIG) or {}
+        problems = model_weights.findings(adapter, base_config, agreed.dtype)
+    else:
+        problems = findings(
+            adapter,
+            agreed.base,
+            agreed.trains_vision,
+            revision=agreed.base_revision,
+            max_rank=max_rank,
+            merged=agreed.export == "merged",
+            dtype=agreed.dtype,
+            vllm=vllm or PATTERNS_SINCE,
+        )
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{name} cannot be served: {'; '.join(map(str, problems[:3]))}{more}")

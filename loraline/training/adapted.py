@@ -1,13 +1,15 @@
-"""The frozen base with a new adapter, ready to train."""
+"""The base as it is trained: frozen, with a new adapter, or learning itself."""
 
 from __future__ import annotations
 
 import gc
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from loraline.base.load import load
 from loraline.base.locate import Base
-from loraline.base.targets import targets_of
+from loraline.base.targets import VISION_TOWER, learns, targets_of
 from loraline.training import lora
 
 if TYPE_CHECKING:
@@ -17,19 +19,33 @@ if TYPE_CHECKING:
     from loraline.training.memory import Plan
 
 
-def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
-    """The frozen base with a new adapter; what is computed is the same for every plan."""
+def for_training(base: Base, recipe: Profile, plan: Plan) -> Any:
+    """The frozen base with a new adapter, or the base alone with what `train: full` lets learn.
+
+    What is computed is the same for every plan.
+    """
     import torch
-    from peft import LoraConfig, get_peft_model
 
     # Without a GPU, float32 is the fast type: few CPUs multiply bfloat16.
     dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     four_bit = recipe.quantization == "nf4"
-    model = load(base, recipe.modality, quantize=four_bit, dtype=dtype)
+    # Whole, a base that is shared out may be too large for a card; packed in 4 bits it is not.
+    on_host = plan.sharded and not four_bit
+    model = load(base, recipe.modality, quantize=four_bit, dtype=dtype, on_host=on_host)
+    if recipe.train == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = learns(recipe, name)
+        return model
     if four_bit and plan.dequantized:
         # The same rounded weights, unpacked once instead of in every pass.
         model = model.dequantize()
         gc.collect()  # The packed weights are in reference cycles.
+    return with_adapter(model, recipe)
+
+
+def with_adapter(model: Any, recipe: Profile) -> PeftModel:
+    from peft import LoraConfig, get_peft_model
+
     tuned = get_peft_model(
         model,
         LoraConfig(
@@ -47,3 +63,20 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> PeftModel:
     if recipe.use_dora:
         lora.keep_type(tuned)
     return tuned
+
+
+def causal(model: Any) -> Any:
+    """The model without what PEFT puts around it, if it does."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def language_parameters(model: Any) -> int:
+    """Parameters of all but the vision parts."""
+    return sum(count for name, count in sizes(model) if VISION_TOWER not in name)
+
+
+def sizes(model: Any) -> Iterator[tuple[str, int]]:
+    """Names and sizes of a model's parameters; packed 4-bit weights count as what they hold."""
+    for name, parameter in model.named_parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+        yield name, math.prod(shape) if shape else parameter.numel()

@@ -1,6 +1,7 @@
-"""What a trainer of adapters does otherwise than transformers' Trainer, whatever its batches are.
+"""What the trainer does otherwise than transformers' Trainer, whatever its batches are.
 
-Rates of their own for parts of the model, and checkpoints without a pickle.
+Rates of their own for parts of the model, checkpoints without a pickle, and weights that processes
+may share out.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from loraline.training import checkpoint, exchange, pissa
+from loraline.training import checkpoint, exchange, pissa, sharding
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer of a PEFT model that nothing wraps: processes sum their gradients by `exchange`."""
+    """A Trainer of a model that nothing wraps: processes sum their gradients by `exchange`, or
+    torch does where they share out the weights.
+    """
 
     optimizer: Any
     control: Any
@@ -33,6 +36,9 @@ class AdapterTrainer(Trainer):
     rates: Mapping[str, float]
     """Learning rates of the modules below a path that have one of their own."""
 
+    sharded: bool
+    """Whether processes share out the weights (`sharding`)."""
+
     ratio: float
     """How much faster LoRA's B learns than its A."""
 
@@ -40,11 +46,26 @@ class AdapterTrainer(Trainer):
         return model
 
     def _sync_replicated_trainable_parameters(self, model: Any) -> None:
-        exchange.begin_alike(self.learning())
+        if not self.sharded:
+            exchange.begin_alike(self.learning())
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return sharding.gathered(super()._clip_grad_norm(model))
 
     def learning(self) -> list[torch.nn.Parameter]:
-        """The adapter's parameters, in the same order in every process."""
+        """The parameters that learn, in the same order in every process."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Their values by name; of what is shared out, this process' part."""
+        named = self.model.named_parameters()
+        return {name: sharding.local(p.detach()) for name, p in named if p.requires_grad}
+
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give the parameters that learn these values."""
+        here = self.learned()
+        for name, weight in weights.items():
+            here[name].copy_(weight)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer, with rates of their own for the vision parts and for LoRA's B."""
@@ -71,8 +92,7 @@ class AdapterTrainer(Trainer):
     def remember(self, eval_loss: float) -> None:
         """Keep the adapter with the lowest validation loss; stop when none has come for long."""
         if eval_loss < self.best.get("eval_loss", math.inf):
-            learned = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
-            weights = {name: p.detach().cpu().clone() for name, p in learned.items()}
+            weights = {name: weight.cpu().clone() for name, weight in self.learned().items()}
             self.best = {"eval_loss": eval_loss, "weights": weights}
         losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
         since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
@@ -80,31 +100,54 @@ class AdapterTrainer(Trainer):
             self.control.should_training_stop = True
 
     def restore_best(self) -> float:
-        """Give the model the adapter with the lowest validation loss; returns that loss."""
-        parameters = dict(self.model.named_parameters())
-        for name, weight in self.best["weights"].items():
-            parameters[name].data.copy_(weight)
+        """Give the model the weights with the lowest validation loss; returns that loss."""
+        self.put(self.best["weights"])
         return float(self.best["eval_loss"])
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter that is served: PEFT's files, on the base as it was."""
-        if self.initial is None:
-            self.model.save_pretrained(folder)
-        else:
-            pissa.save(self.model, self.initial, folder)
+    def gather(self) -> dict[str, torch.Tensor]:
+        """What is to be written at the end, whole, by name and on the CPU: an adapter, or without
+        one the whole model.
+
+        All processes have to ask; the first one gets it, and the others nothing.
+        """
+        alone = not hasattr(self.model, "peft_config")
+        whole = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad or alone:
+                weight = sharding.gathered(parameter.detach())
+                if self.args.should_save:
+                    whole[name] = weight.cpu().clone()
+        return whole
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the adapter as it is trained, and not the arguments, which are a pickle."""
-        if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            self.model.save_pretrained(folder)
-            if self.initial is not None:
-                pissa.write(self.initial, folder)
+        """Write what has learned, and not the arguments, which are a pickle."""
+        folder = Path(output_dir or self.args.output_dir)
+        self.write(self.learned(), folder, "weights")
+        if self.args.should_save and self.initial is not None:
+            pissa.write(self.initial, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.put(self.read(Path(resume_from_checkpoint), "weights"))
+
+    def write(self, state: Any, folder: Path, name: str) -> None:
+        """Write a state of the training: the first process, or each one its part."""
+        if self.sharded:
+            name = f"{name}-{self.args.process_index}-of-{self.args.world_size}"
+        if self.sharded or self.args.should_save:
+            checkpoint.write_state(state, folder / name)
+
+    def read(self, folder: Path, name: str) -> Any:
+        """A state as this process needs it, by however many processes it was written."""
+        rank, world = self.args.process_index, self.args.world_size
+        if self.sharded and (folder / f"{name}-{rank}-of-{world}.json").exists():
+            return checkpoint.read_state(folder / f"{name}-{rank}-of-{world}")
+        state = checkpoint.read_whole(folder, name)
+        return sharding.cut(state, rank, world) if self.sharded else state
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        self.write(self.best, Path(output_dir), "best")
+        self.write(self.optimizer.state_dict(), Path(output_dir), "optimizer")
         if self.args.should_save:
-            checkpoint.write_state(self.best, Path(output_dir, "best"))
-            checkpoint.write_state(self.optimizer.state_dict(), Path(output_dir, "optimizer"))
             checkpoint.write_state(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler"))
 
     def _load_optimizer_and_scheduler(self, checkpoint_dir: str | None) -> None:
@@ -112,8 +155,11 @@ class AdapterTrainer(Trainer):
             folder = Path(checkpoint_dir)
             if self.initial is not None:
                 self.initial = pissa.adopt(self.model, self.initial, folder)
-            self.best = checkpoint.read_state(folder / "best")
-            self.optimizer.load_state_dict(checkpoint.read_state(folder / "optimizer"))
+            self.best = self.read(folder, "best")
+            self.optimizer.load_state_dict(self.read(folder, "optimizer"))
+            for parameter, moments in self.optimizer.state.items():
+                for name, value in moments.items():
+                    moments[name] = sharding.shared(value, parameter) if value.dim() else value
             self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))
 
     def _save_rng_state(self, output_dir: str) -> None:

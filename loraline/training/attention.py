@@ -23,8 +23,9 @@ FLASH = "variable-length flash attention"
 PADDED = "padded scaled dot product attention"
 
 
-def use(model: PreTrainedModel) -> str:
-    """Make packed attention the attention of `model`; returns what computes it, for the log."""
+def use(model: PreTrainedModel, device: torch.device | None = None) -> str:
+    """Make packed attention the attention of `model`; returns what computes it, on `device` where
+    that is not where the weights are kept."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, attend)
@@ -34,7 +35,12 @@ def use(model: PreTrainedModel) -> str:
         if hasattr(module, "config"):
             # Set after loading, where transformers would look for a flash-attn package.
             module.config._attn_implementation = NAME
-    return FLASH if flash_runs(model.device, model.dtype) else PADDED
+    import torch
+
+    # On a GPU all is computed in bfloat16, whatever the type is that weights are kept in.
+    device = device or model.device
+    dtype = torch.bfloat16 if device.type == "cuda" else model.dtype
+    return FLASH if flash_runs(device, dtype) else PADDED
 
 
 def flash_runs(device: torch.device, dtype: torch.dtype) -> bool:

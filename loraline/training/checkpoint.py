@@ -1,8 +1,8 @@
 """Checkpoints of a training: written without pickle, kept with the run, found again by its tags.
 
-A checkpoint is a folder: the adapter as PEFT writes it, `trainer_state.json` as transformers writes
-it, and the states of optimizer, learning rate schedule and random numbers as a safetensors file
-and a JSON file each, sealed with their digests. A run's tag names its latest checkpoint, and is set
+A checkpoint is a folder: `trainer_state.json` as transformers writes it, and the states of what has
+learned, of optimizer, learning rate schedule and random numbers as a safetensors file and a JSON
+file each, sealed with their digests. A run's tag names its latest checkpoint, and is set
 only when all of it is in the artifact store, so a half-written one is never found. No checkpoint is
 needed: what is damaged or lost is put aside, and the one before it or none is gone on from.
 """
@@ -30,7 +30,7 @@ from loraline.process.full_disk import sentence
 from loraline.tracking import runs
 from loraline.tracking.store import is_outage, uri
 from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE
-from loraline.training import exchange
+from loraline.training import exchange, sharding
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,7 +53,7 @@ def write_state(state: Any, stem: Path) -> None:
 
     def plain(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            tensors[path] = value.detach().cpu().contiguous().clone()
+            tensors[path] = sharding.local(value.detach()).cpu().contiguous().clone()
             return {"tensor": path}
         if isinstance(value, dict):
             return {"items": [[key, plain(v, f"{path}.{key}")] for key, v in value.items()]}
@@ -83,6 +83,15 @@ def read_state(stem: Path) -> Any:
         return sequence if kind == "list" else tuple(sequence)
 
     return whole(json.loads(stem.with_suffix(".json").read_text()))
+
+
+def read_whole(folder: Path, name: str) -> Any:
+    """A state that the first process has written, or each one its part (`name-RANK-of-WORLD`)."""
+    if (folder / f"{name}.json").exists():
+        return read_state(folder / name)
+    parts = folder.glob(f"{name}-*-of-*.json")
+    in_order = sorted(parts, key=lambda file: int(file.stem.split("-")[-3]))
+    return sharding.joined([read_state(file.with_suffix("")) for file in in_order])
 
 
 def random_state() -> dict[str, Any]:

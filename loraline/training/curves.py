@@ -147,8 +147,8 @@ class Cost:
 def utilization(sft: PackedTrainer) -> dict[str, float]:
     """Model FLOP utilization of this attempt where the card is known.
 
-    Frozen weights take two FLOPs a parameter and token forward and two backward; the vision tower
-    is left out (MFU as in PaLM, arXiv 2204.02311, appendix B).
+    Frozen weights take two FLOPs a parameter and token forward and two backward, and two more where
+    they learn; the vision tower is left out (MFU as in PaLM, arXiv 2204.02311, appendix B).
     """
     import torch
 
@@ -157,7 +157,7 @@ def utilization(sft: PackedTrainer) -> dict[str, float]:
     card = torch.cuda.get_device_name()
     for name, peak in PEAK_FLOPS.items():
         if name in card:
-            flops = 4 * sft.language_parameters * sft.tokens_seen
+            flops = sft.flops * sft.tokens_seen
             return {"mfu": flops / max(sft.seconds(), 1e-9) / peak / sft.args.world_size}
     return {}
 
@@ -166,7 +166,7 @@ def log_results(sft: PackedTrainer, cost: Cost) -> None:
     """Log how the training ended and what it took, all attempts together."""
     import torch
 
-    from loraline.training.trainer import peak_memory
+    from loraline.training import allocator
 
     lowest = float(sft.best["eval_loss"])
     spent = cost.total()
@@ -175,10 +175,11 @@ def log_results(sft: PackedTrainer, cost: Cost) -> None:
         "final_perplexity": math.exp(min(lowest, 700)),
         "train_seconds": spent["seconds"],
         "train_tokens_per_second": spent["tokens"] / max(spent["seconds"], 1e-9),
-        "peak_memory_gib": peak_memory() / 2**30,
+        "peak_memory_gib": allocator.peak() / 2**30,
     }
     if torch.cuda.is_available():
         figures["gpu_seconds"] = spent["process_seconds"]
+        figures["peak_reserved_gib"] = allocator.reserved() / 2**30
     mlflow.log_metrics(figures | utilization(sft))
 
 

@@ -18,9 +18,14 @@ BUCKET = 2**24
 """Values in one exchange: 64 MiB in float32, copied together since each call has a price."""
 
 
+def backend() -> str:
+    """What tensors travel by: NCCL between GPUs, gloo between hosts' memories."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
 def several() -> bool:
     """Whether there is another process to talk to."""
-    return distributed.is_available() and distributed.is_initialized()
+    return distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def reduce(values: Tensor, operation: Any) -> Tensor:
@@ -29,11 +34,16 @@ def reduce(values: Tensor, operation: Any) -> Tensor:
         try:
             distributed.all_reduce(values, operation)
         except RuntimeError as error:
-            raise TryAgain(
-                "another process of this training has ended; start it again to go on from its "
-                "last checkpoint"
-            ) from error
+            raise left() from error
     return values
+
+
+def left() -> TryAgain:
+    """What a process says that waited for one that is no more."""
+    return TryAgain(
+        "another process of this training has ended; start it again to go on from its last "
+        "checkpoint"
+    )
 
 
 def highest(values: Sequence[int], device: torch.device) -> list[int]:

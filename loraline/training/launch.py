@@ -61,11 +61,12 @@ def join() -> None:
     import torch
     from torch import distributed
 
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    from loraline.training import exchange
+
+    if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if launched():
-        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+        distributed.init_process_group(exchange.backend(), timeout=PATIENCE)
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,10 +29,22 @@ def give_losses(model: PreTrainedModel) -> None:
         hidden = self.model(**inputs, use_cache=False).last_hidden_state[0, predicting]
         weight = self.lm_head.weight
         if weight.requires_grad:
-            return functional.cross_entropy(self.lm_head(hidden).float(), labels, reduction="none")
+            return sliced_again(hidden, weight, labels)
         return SlicedCrossEntropy.apply(hidden, weight, labels)
 
     model.forward = types.MethodType(forward, model)
+
+
+def sliced_again(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The same losses under a head that learns: each slice's logits are computed again to learn."""
+
+    def of_slice(part: Tensor, wanted: Tensor) -> Tensor:
+        logits = functional.linear(part.to(weight.dtype), weight)
+        return functional.cross_entropy(logits.float(), wanted, reduction="none")
+
+    rows = max(1, SLICE // len(weight))
+    parts = zip(hidden.split(rows), labels.split(rows), strict=True)
+    return torch.cat([checkpoint(of_slice, *part, use_reentrant=False) for part in parts])
 
 
 class SlicedCrossEntropy(torch.autograd.Function):

@@ -1,7 +1,6 @@
 """How much GPU memory a training takes, computed from shapes before the model is loaded.
 
-The activations are counted tensor by tensor as autograd keeps them; `bench/memory.py` compares the
-estimate with the peak that torch measures.
+`bench/memory.py` compares the estimate with the peak that torch measures.
 """
 
 from __future__ import annotations
@@ -9,13 +8,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.base.architectures import decoder_layer, linears, tower_block
-from loraline.base.targets import targets_of
+from loraline.base import architectures
+from loraline.base.architectures import decoder_layer, linears
+from loraline.base.targets import MERGERS, targets_of
 from loraline.errors import UserError
+from loraline.training.activations import kept_by_layer, tower_activations
+from loraline.training.machine import HEADROOM, Machine
 
 if TYPE_CHECKING:
     from loraline.base.encoding import Row
@@ -30,9 +32,6 @@ BUDGETS = (16384, 10240, 6144, 4096, 2048, 1024, 512)
 SMALL_BUDGET = 10240
 """Tokens of a forward pass that `small` begins with. Recomputed activations of a 7B base take
 0.45 GiB a thousand tokens; a second pass takes a fifth of a second, however few its tokens."""
-
-HEADROOM = 0.92
-"""Share of the free memory that is planned with; the allocator loses the rest to fragments."""
 
 LOSS = 5 * 2**27
 """Bytes at the peak of one slice of logits: float32 values, their rounded copy and its product."""
@@ -54,14 +53,30 @@ class Plan:
     fused: bool
     """Use fused kernels for norms, rotary positions and the gated MLP."""
 
+    sharded: bool = False
+    """Share out the weights over the processes, and gather a layer's when it computes."""
+
+    offloaded: bool = False
+    """Keep what is shared out in the host's memory."""
+
+    @property
+    def weights(self) -> str:
+        """Where weights are, in words."""
+        if self.offloaded:
+            return "in host memory"
+        unpacked = "unpacked" if self.dequantized else "packed"
+        return "shared out" if self.sharded else unpacked
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak of a training step, by what they are for."""
+    """Bytes at the peak of a training step in one process, by what they are for."""
 
     weights: int
-    adapter: int
-    """The adapter's weights, gradients and both moments of Adam, float32."""
+    """Weights that are there from step to step."""
+
+    learning: int
+    """Gradients and both moments of Adam, float32, and an adapter's weights."""
 
     activations: int
     working: int
@@ -70,102 +85,137 @@ class Estimate:
     inputs: int
     """Pixels of the pack's images."""
 
+    gathered: int = 0
+    """Of weights that are shared out: layers as they compute, and their gradients on the way."""
+
+    host: int = 0
+    """In the host's memory, all processes together."""
+
     @property
     def total(self) -> int:
-        return self.weights + self.adapter + self.activations + self.working + self.inputs
+        """On the GPU."""
+        kept = self.weights + self.learning + self.activations
+        return kept + self.working + self.inputs + self.gathered
 
     def table(self, plan: Plan) -> str:
         """The estimate as lines of text."""
         entries = {
-            "base weights": self.weights,
-            "adapter and optimizer": self.adapter,
+            "weights": self.weights,
+            "what learns": self.learning,
+            "gathered layers": self.gathered,
             "activations": self.activations,
             "working memory": self.working,
             "images": self.inputs,
             "peak": self.total,
+            "host memory": self.host,
         }
         checkpointing = "recomputed" if plan.checkpointing else "kept"
-        weights = "unpacked" if plan.dequantized else "packed"
         lines = [
             f"memory: {plan.token_budget} tokens a pass, activations {checkpointing}, "
-            f"weights {weights}"
+            f"weights {plan.weights}"
         ]
-        lines += [f"  {name:22}{size / GIB:7.2f} GiB" for name, size in entries.items()]
+        shown = {name: size for name, size in entries.items() if size or name == "images"}
+        lines += [f"  {name:22}{size / GIB:7.2f} GiB" for name, size in shown.items()]
         return "\n".join(lines)
 
 
 CPU = Plan(2048, checkpointing=False, dequantized=False, fused=False)
 
 
-def free() -> int | None:
-    """Bytes that every process of the training could still allocate on its GPU; None without one.
+def choose(
+    recipe: Profile, base: Base, rows: Sequence[Row], machine: Machine | None
+) -> tuple[Plan, str]:
+    """The plan of the profile's memory mode for a machine, and its table.
 
-    The fewest of all, so that all have the same plan.
+    `machine` of None is a CPU, which is not planned for. Raises UserError, with what would fit,
+    when the mode does not.
     """
-    import torch
-
-    from loraline.training import exchange
-
-    if not torch.cuda.is_available():
-        return None
-    return exchange.lowest(torch.cuda.mem_get_info()[0], torch.device("cuda"))
-
-
-def choose(recipe: Profile, base: Base, rows: Sequence[Row], free: int | None) -> tuple[Plan, str]:
-    """The plan of the profile's memory mode for a GPU with `free` bytes, and its table.
-
-    `free` of None is a CPU, which is not planned for. Raises UserError, with what would fit, when
-    the mode does not.
-    """
-    if free is None:
-        return CPU, f"memory: no GPU, {CPU.token_budget} tokens a pass"
-    for plan in candidates(recipe.memory):
-        estimated = estimate(recipe, base, rows, plan)
-        if estimated.total <= free * HEADROOM:
+    if machine is None:
+        plan = replace(CPU, sharded=recipe.train == "full")
+        return plan, f"memory: no GPU, {CPU.token_budget} tokens a pass"
+    for plan in candidates(recipe, machine.cards):
+        estimated = estimate(recipe, base, rows, plan, machine.cards)
+        if machine.fits(estimated.total, estimated.host):
             return plan, estimated.table(plan)
-    raise UserError(refusal(recipe, base, rows, free))
+    raise UserError(refusal(recipe, base, rows, machine))
 
 
-def candidates(mode: str) -> list[Plan]:
-    """Plans of a memory mode, the fastest first.
+def candidates(recipe: Profile, cards: int = 1) -> list[Plan]:
+    """Plans of a profile's memory mode, the fastest first.
 
     Keeping activations saves a quarter of the time, unpacked weights a fifteenth; a smaller pass
-    costs less than either as long as it has about two thousand tokens.
+    costs less than either as long as it has about two thousand tokens. Weights are shared out only
+    where they do not fit, and wait in the host's memory as the last resort: each pass moves them.
+    Weights that learn are always shared out, if only over one card: in float32 they are too large
+    to compute with.
     """
-    fused = has_fused_kernels()
-    kept = [
-        Plan(budget, checkpointing=False, dequantized=dequantized, fused=fused)
-        for dequantized in (True, False)
-        for budget in BUDGETS
-        if budget >= 2048
-    ]
-    recomputed = [
-        Plan(budget, checkpointing=True, dequantized=False, fused=fused)
-        for budget in BUDGETS
-        if budget <= SMALL_BUDGET
-    ]
-    return {"fast": kept, "small": recomputed, "auto": kept + recomputed}[mode]
+    plans = (
+        {True: [], False: []}
+        if recipe.train == "full"
+        else {
+            True: recomputed(),
+            False: [*kept(dequantized=True), *kept(dequantized=False)],
+        }
+    )
+    if is_sharded(recipe) and (cards > 1 or recipe.train == "full"):
+        plans[False] += [replace(plan, sharded=True) for plan in kept(dequantized=False)]
+        plans[True] += [replace(plan, sharded=True) for plan in recomputed()]
+    if is_sharded(recipe) and recipe.quantization == "none":
+        plans[True] += [replace(plan, sharded=True, offloaded=True) for plan in recomputed()]
+    modes = {"fast": (False,), "small": (True,), "auto": (False, True)}
+    ordered = [plan for again in modes[recipe.memory] for plan in plans[again]]
+    # Sharing out is slower than recomputing, and what waits in host memory slower than either.
+    return sorted(ordered, key=lambda plan: (plan.offloaded, plan.sharded))
 
 
-def refusal(recipe: Profile, base: Base, rows: Sequence[Row], free: int) -> str:
+def is_sharded(recipe: Profile) -> bool:
+    """Whether a training can share out its weights: DoRA and PiSSA look at them as a whole."""
+    return not (recipe.use_dora or recipe.init_lora_weights)
+
+
+def kept(*, dequantized: bool) -> list[Plan]:
+    """Plans that keep activations."""
+    budgets = [budget for budget in BUDGETS if budget >= 2048]
+    return [Plan(b, False, dequantized, has_fused_kernels()) for b in budgets]
+
+
+def recomputed() -> list[Plan]:
+    """Plans that compute activations again."""
+    budgets = [budget for budget in BUDGETS if budget <= SMALL_BUDGET]
+    return [Plan(b, True, False, has_fused_kernels()) for b in budgets]
+
+
+def refusal(recipe: Profile, base: Base, rows: Sequence[Row], machine: Machine) -> str:
     """Why no plan of the mode fits, and the nearest setting that does."""
-    last = candidates(recipe.memory)[-1]
-    needed = estimate(recipe, base, rows, last)
+    room = machine.free * HEADROOM
+    last = candidates(recipe, machine.cards)[-1]
+    needed = estimate(recipe, base, rows, last, machine.cards)
     sentence = (
         f"memory: {recipe.memory} needs {needed.total / GIB:.1f} GiB and the GPU has "
-        f"{free * HEADROOM / GIB:.1f} GiB to plan with"
+        f"{room / GIB:.1f} GiB to plan with"
     )
     if recipe.memory == "fast":
-        small = estimate(recipe, base, rows, candidates("small")[-1])
-        if small.total <= free * HEADROOM:
-            return f"{sentence}; memory: small needs {small.total / GIB:.1f} GiB"
+        small = recipe.model_copy(update={"memory": "small"})
+        least = candidates(small, machine.cards)[-1]
+        less = estimate(recipe, base, rows, least, machine.cards)
+        if machine.fits(less.total, less.host):
+            return f"{sentence}; memory: small needs {less.total / GIB:.1f} GiB"
+    if needed.host > machine.host * HEADROOM:
+        on_cards = estimate(recipe, base, rows, replace(last, offloaded=False), machine.cards)
+        return (
+            f"the training needs {on_cards.total / GIB:.1f} GiB of a GPU that has "
+            f"{room / GIB:.1f} GiB to plan with, or {needed.host / GIB:.1f} GiB of host memory of "
+            f"which {machine.host * HEADROOM / GIB:.1f} are there; train on more GPUs, or an "
+            "adapter"
+        )
     longest = max(len(row) for row in rows)
-    fixed = needed.weights + needed.adapter + LOSS
+    fixed = needed.weights + needed.learning + needed.gathered + LOSS
     per_token = (needed.total - fixed) / max(longest, last.token_budget)
-    fitting = int((free * HEADROOM - fixed) / max(per_token, 1))
+    fitting = int((room - fixed) / max(per_token, 1))
     if fitting >= 64 and fitting < longest:
         return f"{sentence}; rows of up to {fitting} tokens fit: set max_length to that"
-    return f"{sentence}; the base and its adapter alone take {fixed / GIB:.1f} GiB"
+    what = "the weights" if recipe.train == "full" else "the base and its adapter"
+    return f"{sentence}; {what} alone take {fixed / GIB:.1f} GiB"
 
 
 def has_fused_kernels() -> bool:
@@ -175,8 +225,10 @@ def has_fused_kernels() -> bool:
     return find_spec("liger_kernel") is not None
 
 
-def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Estimate:
-    """Bytes at the peak of the worst optimizer step that these rows can make."""
+def estimate(
+    recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan, cards: int = 1
+) -> Estimate:
+    """Bytes at the peak of the worst optimizer step that these rows can make, in one process."""
     text = base.config.get("text_config") or base.config
     lengths = sorted(map(len, rows), reverse=True)
     tokens = max(lengths[0], min(plan.token_budget, sum(lengths[: recipe.rows_per_step])))
@@ -204,100 +256,64 @@ def estimate(recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan) -> Es
         merged = vision.get("spatial_merge_size", 2) ** 2
         patch = 3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
         inputs = tokens * merged * patch * 4
-    return Estimate(
-        weights=weight_bytes(base.path, plan, quantized=recipe.quantization == "nf4"),
-        adapter=16 * adapter_parameters(recipe, base),
-        activations=activations,
-        working=working,
-        inputs=inputs,
-    )
+    fixed = spent(recipe, base, plan, cards)
+    return replace(fixed, activations=activations, working=working, inputs=inputs)
 
 
-def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> int:
-    """Bytes a token that one decoder layer keeps for its backward pass, in bfloat16."""
-    width, inner = text["hidden_size"], text["intermediate_size"]
-    heads, kv = text["num_attention_heads"], text["num_key_value_heads"]
-    head = text.get("head_dim") or width // heads
-    queries, keys = heads * head, kv * head
-    norms = 2 * 2 * width
-    if "Qwen3" in str(text.get("model_type", "")).title():
-        norms += 2 * (queries + keys)
-    # Queries, keys, values, output, and the softmax's normalizer in float32.
-    attention = 2 * (2 * queries + 2 * keys) + 4 * heads
-    gated = 2 * 2 * inner
-    if not fused:
-        # Norms widen to float32 and keep the normalized input too; the activation keeps its result.
-        norms += 2 * 6 * width
-        gated += 2 * inner
-    read = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
-    read |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}
-    sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
-    adapted = {name: sizes[name] for name in recipe.projections}
-    # Layers that read the same tensor keep it once; attention keeps its output anyway.
-    once = {read[name]: size for name, (size, _) in adapted.items() if name in read}
-    lora = kept_by_adapters(list(adapted.values()), sum(once.values()), recipe)
-    return norms + attention + gated + lora
-
-
-def kept_by_adapters(sizes: Sequence[tuple[int, int]], once: int, recipe: Profile) -> int:
-    """Bytes a token that the adapters of layers of these sizes keep for the backward pass.
-
-    `once` is the size of the tensors that they read, each of them counted once.
-    """
-    low = 2 * recipe.r * len(sizes)
-    if recipe.lora_dropout:
-        # Every adapted layer drops on its own: a masked copy and the mask, a byte a value.
-        low += sum(3 * inputs for inputs, _ in sizes)
-    elif recipe.use_dora:
-        low += sum(2 * inputs for inputs, _ in sizes)
+def spent(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
+    """Bytes that do not depend on the rows: weights, and what follows them where they learn."""
+    if recipe.train == "full":
+        learned, frozen = learned_parameters(recipe, base)
+        # Weights that learn are kept in float32.
+        weights, learning = 4 * learned + 2 * frozen, 12 * learned
     else:
-        low += 2 * once
-    # Of a magnitude's gradient: what it multiplies, the base's output and the adapter's.
-    return low + (sum(4 * outputs for _, outputs in sizes) if recipe.use_dora else 0)
+        quantized = recipe.quantization == "nf4"
+        weights = weight_bytes(base.path, plan, quantized=quantized)
+        learning = 16 * adapter_parameters(recipe, base)
+    if not plan.sharded:
+        return Estimate(weights, learning, activations=0, working=0, inputs=0)
+    gathered = gathered_bytes(recipe, base)
+    if plan.offloaded:
+        # The base is read by each process before it keeps its part.
+        read = 2 * sum(architectures.parameters(base.config)) * cards
+        host = max(weights + learning, read + weights)
+        return Estimate(0, 0, activations=0, working=0, inputs=0, gathered=gathered, host=host)
+    parts = (-(-weights // cards), -(-learning // cards))
+    return Estimate(*parts, activations=0, working=0, inputs=0, gathered=gathered)
 
 
-def tower_activations(
-    recipe: Profile, base: Base, rows: Sequence[Row], tokens: int, plan: Plan
-) -> tuple[int, int]:
-    """Bytes that an adapted tower keeps for its backward pass, and those of one block run again.
+def gathered_bytes(recipe: Profile, base: Base) -> int:
+    """Bytes of gathered weights: two layers, of which one is on its way, and all but the layers.
 
-    A frozen tower keeps nothing; behind an adapted merger alone, only the mergers do.
+    A layer that learns has its gradients beside it, in bfloat16 and once more in float32 as they
+    are summed; those of all but the layers are there through the whole backward pass.
     """
-    if not recipe.trains_vision:
-        return 0, 0
-    vision = base.config["vision_config"]
-    image = base.config["image_token_id"]
-    share = max(row.prompt.count(image) / len(row) for row in rows)
-    patches = math.ceil(tokens * share) * vision.get("spatial_merge_size", 2) ** 2
-    block = tower_block(base.architecture, vision)
-    width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
-    mergers = 1 + len(vision.get("deepstack_visual_indexes", []))
-    # A float32 norm, the activation's input, and the inputs of two adapted layers.
-    kept = mergers * patches * (4 + 2 + 2 * (3 if recipe.lora_dropout else 2)) * width
-    if not recipe.trains_tower:
-        return kept, 0
-    of_block = kept_by_block(base, recipe, fused=plan.fused)
-    if plan.checkpointing:
-        again = patches * (of_block + 4 * inner + 2 * width)
-        return kept + patches * vision["depth"] * 2 * width, again
-    return kept + patches * vision["depth"] * of_block, 0
+    text = architectures.text_config(base.config)
+    layer = sum(inputs * outputs for inputs, outputs in decoder_layer(text).values())
+    total = sum(architectures.parameters(base.config))
+    rest = total - layer * int(text["num_hidden_layers"])
+    if recipe.train == "full":
+        language = recipe.tune.language
+        learned_rest = learned_parameters(recipe, base)[0]
+        learned_rest -= layer * int(text["num_hidden_layers"]) if language else 0
+        return 2 * (2 * layer) + (6 * layer if language else 0) + 2 * rest + 6 * learned_rest
+    bytes_a_weight = 4.127 / 8 if recipe.quantization == "nf4" else 2
+    return int(2 * layer * bytes_a_weight) + 2 * rest
 
 
-def kept_by_block(base: Base, recipe: Profile, *, fused: bool) -> int:
-    """Bytes a patch that one block of an adapted tower keeps for its backward pass, in bfloat16."""
-    block = tower_block(base.architecture, base.config["vision_config"])
-    heads = base.config["vision_config"]["num_heads"]
-    width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
-    # liger-kernel has no norm for Qwen3-VL's tower; torch's autocast widens it to float32.
-    norms = 2 * (2 if fused and "Qwen3" not in base.architecture else 4) * width
-    # Rotated queries and keys, the product that holds the values, output, and the normalizer.
-    attention = 2 * (width + width + 3 * width + width) + 4 * heads
-    # A gated MLP keeps gate, up and the activated gate; quick GELU its input and the sigmoid.
-    gated = {"Qwen2_5_VLForConditionalGeneration": 3, "Qwen2VLForConditionalGeneration": 2}
-    activation = 2 * gated.get(base.architecture, 1) * inner
-    # The output of attention is kept anyway; gate and up read the same tensor.
-    lora = kept_by_adapters(list(block.values()), width + width + inner, recipe)
-    return norms + attention + activation + lora
+def learned_parameters(recipe: Profile, base: Base) -> tuple[int, int]:
+    """Parameters of the base that learn under `train: full`, and those that do not."""
+    total = sum(architectures.parameters(base.config))
+    vision = architectures.vision_parameters(base.config) if recipe.modality == "vision" else 0
+    merger = sum(
+        (inputs + 1) * outputs
+        for name, (inputs, outputs) in linears(base.config).items()
+        if name.startswith(MERGERS)
+    )
+    learned = total - vision if recipe.tune.language else 0
+    learned += merger if recipe.trains_merger else 0
+    learned += vision - merger if recipe.trains_tower else 0
+    return learned, total - learned
 
 
 def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
@@ -324,7 +340,7 @@ def adapter_parameters(recipe: Profile, base: Base) -> int:
     """Parameters of the adapter: rank times inputs and outputs of every adapted layer."""
     sizes = adapted_sizes(recipe, base)
     magnitudes = sum(outputs for _, outputs in sizes) if recipe.use_dora else 0
-    return recipe.r * sum(inputs + outputs for inputs, outputs in sizes) + magnitudes
+    return recipe.rank * sum(inputs + outputs for inputs, outputs in sizes) + magnitudes
 
 
 def adapted_sizes(recipe: Profile, base: Base) -> list[tuple[int, int]]:

@@ -42,12 +42,13 @@ def write(
         max_new_tokens=recipe.max_new_tokens,
         max_positions=architectures.positions(base.config),
         dtype=recipe.serve_dtype,
-        r=recipe.r * recipe.ranks,
-        lora_alpha=recipe.lora_alpha * recipe.ranks,
+        train=recipe.train,
+        r=recipe.rank * recipe.ranks,
+        lora_alpha=(recipe.lora_alpha or 0) * recipe.ranks if recipe.rank else 0,
         target_modules=recipe.projections,
         export=recipe.export,
         trains_vision=recipe.trains_vision,
-        adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
+        adapter_sha256=contract.weights_digest(adapter, recipe.train),
     )
     contract.write(written, adapter)
     return written

@@ -1,4 +1,4 @@
-"""The trainer: transformers' Trainer on packed rows, learning an adapter and nothing else."""
+"""The trainer: transformers' Trainer on packed rows, learning what the profile lets learn."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback
 
 from loraline.base import locate
-from loraline.base.targets import MERGERS, VISION_TOWER
 from loraline.errors import UserError
 from loraline.training import (
     adapted,
+    arguments,
     attention,
     exchange,
     launch,
@@ -27,6 +29,7 @@ from loraline.training import (
     neftune,
     packing,
     pissa,
+    sharding,
 )
 from loraline.training.adapter_trainer import AdapterTrainer
 
@@ -38,10 +41,6 @@ if TYPE_CHECKING:
     from loraline.training.memory import Plan
 
 
-SCHEDULES = {"constant": "constant_with_warmup"}
-"""Of transformers' names for a schedule, those of the ones that warm up."""
-
-
 def build(
     recipe: Profile,
     base: locate.Base,
@@ -51,57 +50,31 @@ def build(
     scratch: Path,
 ) -> PackedTrainer:
     """The trainer of a profile on its base; `rows` has the splits train and validation."""
-    on_gpu = torch.cuda.is_available()
+    # Before the model: a process that is alone becomes a group for `sharding`, and transformers
+    # would wonder why.
+    args = arguments.of(recipe, plan, scratch)
     model = adapted.for_training(base, recipe, plan)
+    causal = adapted.causal(model)
     if recipe.neftune_noise_alpha is not None:
-        neftune.disturb(model.get_base_model(), recipe.neftune_noise_alpha)
+        neftune.disturb(causal, recipe.neftune_noise_alpha)
+    language = adapted.language_parameters(model)
+    if plan.sharded:
+        sharding.shard(model, causal, offloaded=plan.offloaded)
     trainer = PackedTrainer(
         model=model,
         encoder=encoder,
         rows=rows,
         steps=packing.Steps(len(rows["train"]), recipe.rows_per_step, recipe.seed),
-        budget=plan.token_budget,
-        checkpointing=plan.checkpointing,
-        rates=rates_of_parts(recipe),
+        plan=plan,
+        flops=(6 if recipe.train == "full" else 4) * language,
+        rates=arguments.rates(recipe),
         ratio=recipe.loraplus_lr_ratio or 1.0,
         patience=recipe.early_stopping_patience,
         initial=pissa.matrices(model) if recipe.init_lora_weights else None,
-        args=TrainingArguments(
-            output_dir=str(scratch / "trainer"),
-            num_train_epochs=recipe.num_train_epochs,
-            max_steps=recipe.max_steps or -1,
-            # Counted by the trainer's own loader; here they only have to agree with it.
-            per_device_train_batch_size=1,
-            gradient_accumulation_steps=1,
-            learning_rate=recipe.learning_rate,
-            lr_scheduler_type=SCHEDULES.get(recipe.lr_scheduler_type, recipe.lr_scheduler_type),
-            warmup_steps=recipe.warmup_steps,
-            optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-            weight_decay=0.0,
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            seed=recipe.seed,
-            logging_steps=1,
-            logging_nan_inf_filter=False,
-            eval_strategy="epoch",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_liger_kernel=plan.fused,
-            # The loss is `loraline.training.loss`, which keeps fewer logits.
-            liger_kernel_config={"fused_linear_cross_entropy": False, "swiglu": True},
-        ),
+        args=args,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def rates_of_parts(recipe: Profile) -> dict[str, float]:
-    """Learning rates of the tower and, by their longer paths, of the mergers."""
-    of_merger = recipe.merger_learning_rate or recipe.learning_rate
-    of_tower = recipe.tower_learning_rate or recipe.learning_rate
-    return {VISION_TOWER: of_tower, **dict.fromkeys(MERGERS, of_merger)}
 
 
 @dataclass(frozen=True)
@@ -147,8 +120,8 @@ class PackedTrainer(AdapterTrainer):
         encoder: Encoder,
         rows: dict[str, list[Row]],
         steps: packing.Steps,
-        budget: int,
-        checkpointing: bool,
+        plan: Plan,
+        flops: int,
         rates: Mapping[str, float],
         ratio: float,
         patience: int | None,
@@ -167,15 +140,14 @@ class PackedTrainer(AdapterTrainer):
         # Wrapped by nobody: gradients are summed here (`exchange`), once a step is whole.
         self.is_distributed_loading_by_transformers = True
         self.encoder, self.rows, self.steps = encoder, rows, steps
-        self.budget, self.rates, self.ratio = budget, rates, ratio
-        self.rope_index = getattr(model.get_base_model().model, "get_rope_index", None)
-        self.attention = attention.use(model.get_base_model())
-        loss.give_losses(model.get_base_model())
-        if checkpointing:
+        self.budget, self.sharded = plan.token_budget, plan.sharded
+        self.rates, self.ratio, self.flops = rates, ratio, flops
+        causal = adapted.causal(model)
+        self.rope_index = getattr(causal.model, "get_rope_index", None)
+        self.attention = attention.use(causal, self.args.device)
+        loss.give_losses(causal)
+        if plan.checkpointing:
             self.recompute_activations()
-        self.language_parameters = sum(
-            count for name, count in sizes(model) if VISION_TOWER not in name
-        )
         self.tokens_seen = 0
         self.ran_out = False
         self.patience, self.initial = patience, initial
@@ -186,7 +158,7 @@ class PackedTrainer(AdapterTrainer):
 
     def recompute_activations(self) -> None:
         """Checkpoint every layer that has something to learn before it."""
-        causal = self.model.get_base_model()
+        causal = adapted.causal(self.model)
         causal.gradient_checkpointing_enable({"use_reentrant": False})
         # transformers lets embeddings demand gradients, for checkpointing of the old kind; it sends
         # the backward pass through a frozen vision tower.
@@ -267,7 +239,8 @@ class PackedTrainer(AdapterTrainer):
         longest = max((batch["input_ids"].numel() for batch in inputs.batches), default=0)
         summed = self.within_memory(lambda: self.accumulate(model, inputs), longest)
         self.check_room(summed is not None)
-        exchange.sum_gradients(self.learning())
+        if not self.sharded:
+            exchange.sum_gradients(self.learning())
         self.tokens_seen += inputs.tokens
         assert summed is not None, "check_room ends what has no result"
         # The trainer logs the mean of the processes' losses.
@@ -279,6 +252,8 @@ class PackedTrainer(AdapterTrainer):
         `longest` is the tokens of its longest pass. None where it runs out of memory again: other
         processes wait for this one and have to be told.
         """
+        if self.sharded:
+            return sharding.together(work)
         for _ in range(2):
             try:
                 return work()
@@ -311,11 +286,22 @@ class PackedTrainer(AdapterTrainer):
         else:
             packs = step.batches
         total = torch.zeros((), device=self.args.device)
-        for pack in packs:
-            part = model(**self._prepare_inputs(pack)).sum() / step.targets
+        for pack, counts in self.passes(packs, self.spare):
+            part = counts * model(**self._prepare_inputs(pack)).sum() / step.targets
             self.accelerator.backward(part)
             total += part.detach()
         return total
+
+    @cached_property
+    def spare(self) -> packing.MicroBatch:
+        """The shortest row, for passes that count nothing."""
+        return self.packs([min(self.rows["train"], key=len)], self.budget)[0]
+
+    def passes(self, passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
+        """Passes of this process, each with whether it counts; see `sharding.level`."""
+        if self.sharded:
+            return sharding.level(passes, spare, self.args.device)
+        return zip(passes, repeat(True), strict=False)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss of a validation answer token in nats; the same for any packing."""
@@ -350,15 +336,19 @@ class PackedTrainer(AdapterTrainer):
 
     def sum_of_losses(self, rows: Sequence[Row]) -> Tensor:
         """Losses of all answer tokens of some rows, added up in float64."""
-        packs = packing.plan([len(row) for row in rows], self.budget)
+        planned = packing.plan([len(row) for row in rows], self.budget)
+        rows = [*rows, min(self.rows["validation"], key=len)]
+        leveled = list(self.passes(planned, [len(rows) - 1]))
+        packs = [indices for indices, _ in leveled]
 
         def pack(indices: Sequence[int]) -> packing.MicroBatch:
             return packing.pack(self.encoder, [rows[i] for i in indices], self.rope_index)
 
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)
         with torch.no_grad(), self.accelerator.autocast():
-            for batch in self.loader(range(len(rows)), packs, pack):
-                total += self.model(**self._prepare_inputs(batch)).sum()
+            batches = self.loader(range(len(rows)), packs, pack)
+            for batch, (_, counts) in zip(batches, leveled, strict=True):
+                total += counts * self.model(**self._prepare_inputs(batch)).sum()
         return total
 
     def told_to_stop(self) -> bool:
@@ -377,19 +367,3 @@ def out_of_reach(worker: int) -> None:
     """
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def sizes(model: Any) -> Iterator[tuple[str, int]]:
-    """Names and sizes of a model's parameters; packed 4-bit weights count as what they hold."""
-    for name, parameter in model.named_parameters():
-        shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-        yield name, math.prod(shape) if shape else parameter.numel()
-
-
-def peak_memory() -> int:
-    """Bytes at the peak so far: of the GPU's allocator, or of the process without a GPU."""
-    import resource
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,5 @@
-"""`export: merged`: what is measured and deployed is the base with the adapter merged in."""
+"""`export: merged`: what is measured and deployed is the base with the adapter merged in, or, with
+`train: full`, the model that it has become."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from loraline import contract, records
 from loraline.answering import hf
 from loraline.base.encoding import Encoder
 from loraline.base.load import load
 from loraline.base.locate import locate
+from loraline.errors import UserError
+from loraline.serving import preflight
 from loraline.tracking import runs, tags
 
 ANYTHING_GOES = {
@@ -27,21 +32,30 @@ ANYTHING_GOES = {
 }
 
 
+DORA = {"use_dora": True, "export": "merged", "gate": ANYTHING_GOES}
+FULL = {"train": "full", "learning_rate": 1e-3, "gate": ANYTHING_GOES}
+
+
 @pytest.fixture
 def trained(data_run: str, quick, train) -> str:
     """The run of a training whose adapter only a merged model can serve."""
-    dora = {"use_dora": True, "export": "merged", "gate": ANYTHING_GOES}
-    return train(data_run, quick("one", **dora))
+    return train(data_run, quick("one", **DORA))
 
 
+@pytest.mark.parametrize(
+    ("ways", "told"),
+    [(DORA, "down_proj; merged into the base"), (FULL, "none: the base's own weights learned")],
+    ids=["dora", "full"],
+)
 def test_a_merged_model_is_served_as_it_was_measured(
-    step, workplace: Path, trained: str, data_run: str
+    step, workplace: Path, data_run: str, quick, train, ways: dict, told: str
 ) -> None:
+    trained = train(data_run, quick("one", **ways))
     outputs = workplace / "outputs"
     assert step("evaluate", "--run-id", trained).exit_code == 0
     evaluated = (outputs / "run-id").read_text()
     card = mlflow.artifacts.load_text(f"runs:/{evaluated}/model_card.md")
-    assert "down_proj; merged into the base" in card
+    assert told in card
     assert step("quality_gate", "--run-id", evaluated).exit_code == 0
     assert (outputs / "result").read_text() == "passed"
     where = ("--gpu", "cpu", "--server-image", "localhost/vllm:v0.32.0")
@@ -53,7 +67,9 @@ def test_a_merged_model_is_served_as_it_was_measured(
     pod = deployment["spec"]["template"]["spec"]
     assert "--enable-lora" not in " ".join(pod["containers"][0]["args"])
     words = pod["initContainers"][0]["command"]
-    asked = {key: words[words.index(key) + 1] for key in ("--model", "--sha256", "--merge")}
+    keys = ("--model", "--sha256", "--merge")[: 2 if ways is FULL else 3]
+    assert ("--merge" in words) == ("--merge" in keys)
+    asked = {key: words[words.index(key) + 1] for key in keys}
     fetch = [word for pair in asked.items() for word in pair]
     assert step("fetch_adapter", *fetch, "--out-dir", "served").exit_code == 0
 
@@ -91,6 +107,47 @@ def test_an_adapter_that_was_measured_merged_is_not_fetched_alone(
     assert result.exit_code == 2
     assert "was measured merged into its base; fetch it with --merge" in result.stderr
     assert not (workplace / "alone").exists()
+
+
+def test_a_whole_model_is_logged_in_the_type_that_serves_and_has_learned(
+    workplace: Path, data_run: str, quick, train
+) -> None:
+    run = mlflow.get_run(train(data_run, quick("one", serve_dtype="bfloat16", **FULL)))
+    base = load_file(workplace / "test_data" / "text" / "base" / "model.safetensors")
+    with runs.adapter(run) as folder:
+        agreed = contract.read(folder)
+        weights = load_file(folder / "model.safetensors")
+        assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+        assert not list(folder.glob("adapter*"))
+        # What a gate, a fetch and a server would see of other weights in their place.
+        preflight.check(folder, agreed, "it")
+        save_file({k: w.float() for k, w in weights.items()}, folder / "model.safetensors")
+        with pytest.raises(UserError, match="is of type F32, measured was bfloat16"):
+            preflight.check(folder, agreed, "it")
+        with pytest.raises(UserError, match=r"the model in .* has digest .*, its contract says"):
+            contract.read(folder)
+    assert (agreed.train, agreed.export, agreed.r) == ("full", "merged", 0)
+    assert set(weights) == set(base)
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    moved = [n for n, w in weights.items() if not w.equal(base[n].to(w.dtype))]
+    # Norms of 1 move by less than the type's next number in three steps at this rate.
+    assert {n for n in weights if "norm" not in n} <= set(moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"quantization": "nf4"}, "train: full needs quantization: none"),
+        ({"export": "adapter"}, "train: full needs export: merged"),
+        ({"loraplus_lr_ratio": 16}, "loraplus_lr_ratio is a way to train an adapter"),
+    ],
+)
+def test_what_a_whole_model_cannot_be_is_refused_at_the_start(
+    step, data_run: str, quick, change: dict, told: str
+) -> None:
+    profile = quick("one", **FULL | change)
+    result = step("train_qlora", "--run-id", data_run, "--profile", profile)
+    assert result.exit_code == 2 and told in result.stderr
 
 
 def test_dora_without_merging_is_refused_at_the_start(step, data_run: str, quick) -> None:

@@ -16,8 +16,9 @@ from loraline.base import architectures
 from loraline.base.encoding import Row
 from loraline.base.locate import Base, locate
 from loraline.errors import UserError
-from loraline.training import memory
+from loraline.training import activations, memory
 from loraline.training.adapted import for_training
+from loraline.training.machine import Machine
 
 MISTRAL_7B = {
     "architectures": ["MistralForCausalLM"],
@@ -64,6 +65,10 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "has_fused_kernels", lambda: True)
 
 
+def on(gib: float, cards: int = 1, host: float = 0) -> Machine:
+    return Machine(int(gib * GIB), cards, int(host * GIB))
+
+
 def rows(tokens: int, count: int = 1) -> list[Row]:
     return [Row([1] * (tokens - 1), [2])] * count
 
@@ -80,21 +85,21 @@ def test_recomputed_activations_take_what_was_measured(
 
 
 def test_a_large_card_gets_the_fastest_plan(mistral: Base) -> None:
-    plan, table = memory.choose(STANDARD, mistral, rows(350, 100), 139 * GIB)
+    plan, table = memory.choose(STANDARD, mistral, rows(350, 100), on(139))
     assert plan == memory.Plan(16384, checkpointing=False, dequantized=True, fused=True)
     assert "base weights" in table and "peak" in table
 
 
 @pytest.mark.parametrize("gib", [6, 8, 12, 16, 24, 40, 80])
 def test_the_plan_fits_the_card(gib: int, mistral: Base) -> None:
-    plan, _ = memory.choose(STANDARD, mistral, rows(1000, 100), gib * GIB)
+    plan, _ = memory.choose(STANDARD, mistral, rows(1000, 100), on(gib))
     assert memory.estimate(STANDARD, mistral, rows(1000, 100), plan).total < gib * GIB
 
 
 def test_more_memory_is_never_slower(mistral: Base) -> None:
-    order = memory.candidates("auto")
+    order = memory.candidates(STANDARD)
     places = [
-        order.index(memory.choose(STANDARD, mistral, rows(1000, 100), gib * GIB)[0])
+        order.index(memory.choose(STANDARD, mistral, rows(1000, 100), on(gib))[0])
         for gib in range(6, 140, 4)
     ]
     assert places == sorted(places, reverse=True)
@@ -103,19 +108,19 @@ def test_more_memory_is_never_slower(mistral: Base) -> None:
 def test_a_mode_that_does_not_fit_names_one_that_does(mistral: Base) -> None:
     recipe = STANDARD.model_copy(update={"memory": "fast"})
     with pytest.raises(UserError, match=r"fast needs .* GiB .* memory: small needs"):
-        memory.choose(recipe, mistral, rows(1000, 100), 8 * GIB)
+        memory.choose(recipe, mistral, rows(1000, 100), on(8))
 
 
 def test_rows_that_do_not_fit_name_the_length_that_does(mistral: Base) -> None:
     with pytest.raises(UserError, match="set max_length") as refused:
-        memory.choose(STANDARD, mistral, rows(30_000), 10 * GIB)
+        memory.choose(STANDARD, mistral, rows(30_000), on(10))
     fitting = int(str(refused.value).split("rows of up to ")[1].split()[0])
-    memory.choose(STANDARD, mistral, rows(fitting - 50), 10 * GIB)
+    memory.choose(STANDARD, mistral, rows(fitting - 50), on(10))
 
 
 def test_a_base_that_does_not_fit_is_refused(mistral: Base) -> None:
     with pytest.raises(UserError, match="the base and its adapter alone take"):
-        memory.choose(STANDARD, mistral, rows(1000), 3 * GIB)
+        memory.choose(STANDARD, mistral, rows(1000), on(3))
 
 
 def test_a_cpu_is_not_planned_for(mistral: Base) -> None:
@@ -209,7 +214,7 @@ def test_an_adapted_tower_keeps_what_is_estimated(
         vision.update(wide | {"fullatt_block_indexes": [0, 1, 2]})
         measured.append(kept_by_autograd(config, recipe, patches))
     base = Base(Path(), "", config.to_dict())
-    estimated = patches * memory.kept_by_block(base, recipe, fused=False)
+    estimated = patches * activations.kept_by_block(base, recipe, fused=False)
     if dora:
         block = architectures.tower_block(base.architecture, base.config["vision_config"])
         estimated += sum(2 * inputs * outputs for inputs, outputs in block.values())
@@ -235,21 +240,21 @@ def test_an_adapted_tower_takes_memory_by_its_images(tiny_base: Callable[[str], 
     image = base.config["image_token_id"]
     little, much = ([Row([image] * shown + [300] * (99 - shown), [301])] for shown in (10, 90))
 
-    def activations(row: list[Row], checkpointing: bool, **changes: Any) -> int:
+    def of_activations(row: list[Row], checkpointing: bool, **changes: Any) -> int:
         plan = memory.Plan(1024, checkpointing, dequantized=False, fused=False)
         return memory.estimate(seeing(**changes), base, row, plan).activations
 
-    frozen = activations(little, False)
-    assert activations(much, False) == frozen
-    by_little = activations(little, False, tower_learning_rate=1e-4) - frozen
-    by_much = activations(much, False, tower_learning_rate=1e-4) - frozen
+    frozen = of_activations(little, False)
+    assert of_activations(much, False) == frozen
+    by_little = of_activations(little, False, tower_learning_rate=1e-4) - frozen
+    by_much = of_activations(much, False, tower_learning_rate=1e-4) - frozen
     assert by_much == pytest.approx(9 * by_little, rel=0.02) and by_little > 0
-    again = activations(much, True, tower_learning_rate=1e-4) - activations(much, True)
+    again = of_activations(much, True, tower_learning_rate=1e-4) - of_activations(much, True)
     assert 0 < again < by_much / 3
-    merger = activations(much, False, merger_learning_rate=1e-4) - frozen
+    merger = of_activations(much, False, merger_learning_rate=1e-4) - frozen
     assert 0 < merger < by_much / 2
     # The way back to the merger leads through the language model, whose adapters are gone.
-    alone = activations(much, False, tune={"merger": True, "language": False}) - merger
+    alone = of_activations(much, False, tune={"merger": True, "language": False}) - merger
     assert 0.5 * frozen < alone < frozen
 
 
@@ -267,3 +272,161 @@ def test_doras_copies_of_the_weights_are_counted(mistral: Base) -> None:
     assert memory.dora_weights(dora.model_copy(update={"lora_dropout": 0.0}), mistral)[0] == 0
     assert total(False, use_dora=True) - total(False) > attention
     assert 0 < total(True, use_dora=True) - total(True) < attention
+
+
+QWEN_2_5_VL_3B = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 11008,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "image_token_id": 151655,
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "out_hidden_size": 2048,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "in_chans": 3,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    },
+}
+QWEN3_VISION = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "depth": 27,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+
+
+SMALLER_TOWER = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "depth": 24,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+
+
+def qwen3_vl(width: int, inner: int, tied: bool) -> dict[str, Any]:
+    """The config of Qwen3-VL-4B (2560, 9728, tied) or -8B (4096, 12288)."""
+    text = {
+        "model_type": "qwen3_vl_text",
+        "hidden_size": width,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": inner,
+        "vocab_size": 151936,
+    }
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "text_config": text,
+        "tie_word_embeddings": tied,
+        "image_token_id": 151655,
+        "vision_config": QWEN3_VISION
+        | (SMALLER_TOWER if tied else {})
+        | {"out_hidden_size": width},
+    }
+
+
+SEEDS = {
+    "3b": QWEN_2_5_VL_3B,
+    "4b": qwen3_vl(2560, 9728, True),
+    "8b": qwen3_vl(4096, 12288, False),
+}
+SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA = {"r": 64, "lora_alpha": 128, "target_modules": SEVEN, "lora_dropout": 0.05}
+PLANNED = [
+    # The radiology table, whose author says about 9, 16 and 24 GB.
+    ("3b", {**LORA, "quantization": "nf4"}, 9, 1, 0, "packed"),
+    ("3b", {**LORA, "quantization": "none"}, 16, 1, 0, "packed"),
+    ("3b", {"train": "full"}, 24, 1, 128, "in host memory"),
+    ("3b", {"train": "full"}, 80, 1, 0, "shared out"),
+    ("3b", {"train": "full"}, 40, 2, 0, "shared out"),
+    # Qwen3-VL on 32 GB cards.
+    ("8b", {**LORA, "quantization": "none"}, 32, 1, 0, "packed"),
+    ("4b", {"train": "full"}, 32, 1, 128, "in host memory"),
+    ("8b", {"train": "full"}, 32, 1, 256, "in host memory"),
+    ("8b", {"train": "full"}, 32, 8, 0, "shared out"),
+]
+
+
+@pytest.fixture
+def seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Base]:
+    """A base of which there is only a config; its weights' bytes are counted from that."""
+
+    def weight_bytes(folder: Path, plan: memory.Plan, *, quantized: bool = True) -> int:
+        linear, rest = architectures.parameters(SEEDS[folder.name])
+        return int(linear * (4.127 / 8 if quantized and not plan.dequantized else 2) + 2 * rest)
+
+    monkeypatch.setattr(memory, "weight_bytes", weight_bytes)
+    return lambda name: Base(tmp_path / name, "", SEEDS[name])
+
+
+@pytest.mark.parametrize(("name", "changes", "gib", "cards", "host", "where"), PLANNED)
+def test_the_seeds_trainings_are_planned_on_their_cards(
+    name: str,
+    changes: dict[str, Any],
+    gib: int,
+    cards: int,
+    host: int,
+    where: str,
+    seed: Callable[[str], Base],
+) -> None:
+    settings = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "rows_per_step": 8}
+    recipe = profiles.Profile(**settings | changes)
+    pictured = [Row([151655] * 400 + [1] * 200, [2] * 100)] * 64
+    plan, table = memory.choose(recipe, seed(name), pictured, on(gib, cards, host))
+    assert plan.weights == where, table
+    needed = memory.estimate(recipe, seed(name), pictured, plan, cards)
+    assert needed.total <= 0.92 * gib * GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "cards", "host", "told"),
+    [
+        ("8b", 32, 1, 64, r"or 12\d\.\d GiB of host memory of which 58\.9 are there"),
+        ("8b", 4, 1, 512, r"the weights alone take \d+\.\d GiB"),
+    ],
+)
+def test_a_whole_model_that_fits_nowhere_is_refused_with_numbers(
+    name: str, gib: int, cards: int, host: int, told: str, seed: Callable[[str], Base]
+) -> None:
+    settings = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "train": "full"}
+    recipe = profiles.Profile(**settings)
+    pictured = [Row([151655] * 400 + [1] * 200, [2] * 100)] * 64
+    with pytest.raises(UserError, match=told):
+        memory.choose(recipe, seed(name), pictured, on(gib, cards, host))
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("tune", [{}, {"merger": True}, {"vision": True, "language": False}])
+def test_every_parameter_that_learns_of_a_whole_model_is_counted(
+    architecture: str, tune: dict[str, bool], tiny_base: Callable[[str], Path]
+) -> None:
+    if architecture == "mistral" and tune:
+        pytest.skip("it has one part")
+    seeing_all = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "tune": tune}
+    recipe = profiles.Profile(train="full", **({} if architecture == "mistral" else seeing_all))
+    base = locate(str(tiny_base(architecture)), None)
+    model = for_training(base, recipe, memory.CPU)
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    norms = sum(
+        p.numel()
+        for n, p in model.named_parameters()
+        if "merger" in n and ("norm" in n or "ln_q" in n)
+    )
+    # The mergers' norms, some thousands, are counted with the tower.
+    assert abs(memory.learned_parameters(recipe, base)[0] - learning) <= norms

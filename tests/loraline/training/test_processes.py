@@ -15,12 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import trainings
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from loraline.training import sharding
+
 ROOT = Path(__file__).parents[3]
-UNHARMED = ("plain", "unequal budgets", "a row a step")
+UNHARMED = ("plain", "unequal budgets", "a row a step", "resumed")
+SHARED_OUT = (
+    "shared out",
+    "shared out, unequal passes",
+    "shared out, a row a step",
+    "shared out, in host memory",
+    "shared out, recomputed",
+    "shared out, 4 bits",
+    "full, unequal passes",
+    "full, in host memory",
+    "shared out, resumed",
+    "full, resumed",
+)
+"""Trainings whose processes share out the weights, by FSDP2."""
 RUN_OUT_ONCE = (
     "first forward",
     "second forward",
@@ -42,7 +58,7 @@ def together(
         folder = tmp_path_factory.mktemp(f"processes-{processes}")
         start = "import sys; from loraline.training import launch; launch.run(*eval(sys.argv[1]))"
         script = (str(ROOT / "tests" / "trainings.py"), str(tiny_base("mistral")), str(folder))
-        command = repr((processes, *script, *trainings.SCENARIOS))
+        command = repr((processes, *script, *trainings.TOGETHER))
         subprocess.run(
             [sys.executable, "-c", start, command],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -72,7 +88,7 @@ def alone(
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [*UNHARMED, *RUN_OUT_ONCE])
+@pytest.mark.parametrize("name", [*UNHARMED, *SHARED_OUT, *RUN_OUT_ONCE])
 def test_several_processes_learn_what_one_learns(
     name: str,
     processes: int,
@@ -80,6 +96,7 @@ def test_several_processes_learn_what_one_learns(
     alone: Callable[[str], tuple[dict[str, Any], dict[str, Any]]],
 ) -> None:
     recipe = trainings.SCENARIOS[name].recipe
+    # The first of them is not shared out, but for a model that learns itself, which always is.
     same = next(n for n, scenario in trainings.SCENARIOS.items() if scenario.recipe == recipe)
     expected, adapter = alone(same)
     for rank in range(processes):
@@ -101,3 +118,29 @@ def test_memory_that_is_too_small_in_one_process_ends_all_of_them(
         seen = json.loads((together(processes) / f"{name}-{rank}.json").read_text())
         assert f"does not fit the GPU of process {processes - 1}, not even" in seen["ended"]
         assert "lower max_length, set memory: small, or use a larger card" in seen["ended"]
+
+
+def test_a_whole_model_learns_the_same_alone_and_not_shared_out(
+    tiny_base: Callable[[str], Path], tmp_path: Path, alone: Callable[[str], Any]
+) -> None:
+    """In one process FSDP2 shares nothing out, and its hooks change nothing."""
+    seen, learned = alone("full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings.sharding, "shard", lambda *_, **__: None)
+        plain = trainings.run(str(tiny_base("mistral")), tmp_path, "full")
+    assert plain["loss"] == pytest.approx(seen["loss"], abs=1e-6)
+    weights = load_file(tmp_path / "full.safetensors")
+    for name, weight in weights.items():
+        assert_close(weight, learned[name], atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("wrote", "reads"), [(1, 3), (2, 3), (3, 2), (3, 1)])
+def test_a_state_that_was_shared_out_is_read_by_any_number_of_processes(
+    wrote: int, reads: int
+) -> None:
+    state = {"best": {"a": torch.arange(10.0).reshape(5, 2)}, "steps": [torch.tensor(7.0), "x", 1]}
+    parts = [sharding.cut(state, rank, wrote) for rank in range(wrote)]
+    whole = sharding.joined(parts)
+    again = sharding.joined([sharding.cut(whole, rank, reads) for rank in range(reads)])
+    assert_close(again["best"]["a"], state["best"]["a"])
+    assert again["steps"] == state["steps"]

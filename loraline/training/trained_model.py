@@ -1,0 +1,56 @@
+"""What a training leaves: an adapter as PEFT writes it, or a whole model as transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraline.base import merging
+from loraline.serving.preflight import BASE_CONFIG
+from loraline.training import adapted, pissa
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraline.base.locate import Base
+    from loraline.profiles import Profile
+    from loraline.training.trainer import PackedTrainer
+
+
+def write(
+    sft: PackedTrainer,
+    recipe: Profile,
+    base: Base,
+    learned: Mapping[str, Tensor],
+    folder: Path,
+) -> Path:
+    """Write what has `learned`, whole and by name, in safetensors; the base's config beside it."""
+    if recipe.train == "full":
+        write_model(sft.model, recipe, learned, folder)
+        merging.copy_tokenizer(base, recipe.modality, folder)
+    else:
+        sft.model.peft_config["default"].base_model_name_or_path = recipe.base
+        if sft.initial is not None:
+            pissa.save(sft.model, sft.initial, folder)
+        else:
+            sft.model.save_pretrained(folder, state_dict=dict(learned))
+        # PEFT's model card is an empty form; what it would say is in the contract.
+        (folder / "README.md").unlink()
+    (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")
+    return folder
+
+
+def write_model(model: Any, recipe: Profile, learned: Mapping[str, Tensor], folder: Path) -> None:
+    """Write a model in the precision that it is measured and served in.
+
+    `learned` are all its parameters, those that stood still among them.
+    """
+    import torch
+
+    dtype = getattr(torch, recipe.serve_dtype)
+    causal = adapted.causal(model)
+    causal.config.dtype = dtype
+    weights = {name: weight.to(dtype) for name, weight in learned.items()}
+    causal.save_pretrained(folder, state_dict=weights)
