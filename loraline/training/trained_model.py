@@ -49,8 +49,9 @@ def write_model(model: Any, recipe: Profile, learned: Mapping[str, Tensor], fold
     """
     import torch
 
-    dtype = getattr(torch, recipe.serve_dtype)
-    causal = adapted.causal(model)
-    causal.config.dtype = dtype
-    weights = {name: weight.to(dtype) for name, weight in learned.items()}
-    causal.save_pretrained(folder, state_dict=weights)
+    weights = {n: w.to(getattr(torch, recipe.serve_dtype)) for n, w in learned.items()}
+    adapted.causal(model).save_pretrained(folder, state_dict=weights)
+    # transformers writes down the type that the model had in training.
+    config = folder / "config.json"
+    content = json.loads(config.read_text()) | {"dtype": recipe.serve_dtype}
+    config.write_text(json.dumps(content, indent=2) + "\n")
