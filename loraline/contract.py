@@ -18,6 +18,8 @@ from loraline.errors import UserError
 
 FILE = "contract.json"
 WEIGHTS = "adapter_model.safetensors"
+BASE_CONFIG = "base_config.json"
+"""The base's config.json, which training keeps beside what it has trained."""
 
 
 class Contract(BaseModel):

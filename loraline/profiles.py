@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -20,10 +18,9 @@ from pydantic import (
 )
 
 from loraline.errors import UserError
-from loraline.layered_yaml import merge, override, read_yaml
+from loraline.layered_yaml import override
 from loraline.preparation import Entry, Prepare, Split
-
-FOLDER = Path("lora_profiles")
+from loraline.profile_files import files, resolve
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -333,28 +330,6 @@ class Profile(Strict):
         return self
 
 
-def folders() -> list[Path]:
-    """Where profiles are looked for, in this order: the current folder, the user's, ours."""
-    installed = Path(__file__).parent / "lora_profiles"
-    checkout = Path(__file__).parents[1] / "lora_profiles"
-    user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return [FOLDER, user / "loraline" / "profiles", installed, checkout]
-
-
-def files(folder: Path | None = None) -> dict[str, Path]:
-    """The file of each profile by its name; of two with one name the first folder's counts."""
-    recipes: dict[str, Path] = {}
-    for place in folders() if folder is None else [folder]:
-        for path in sorted(place.glob("*.yaml")):
-            recipes.setdefault(path.stem, path)
-    return dict(sorted(recipes.items()))
-
-
-def names(folder: Path | None = None) -> list[str]:
-    """Names of all profiles, sorted."""
-    return list(files(folder))
-
-
 def load(name: str, folder: Path | None = None, overrides: Sequence[str] = ()) -> Profile:
     """Read one profile; `overrides` are KEY=VALUE texts that count instead of the file's values.
 
@@ -370,34 +345,6 @@ def load(name: str, folder: Path | None = None, overrides: Sequence[str] = ()) -
         return Profile.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{source}: {'; '.join(complaints(error))}") from error
-
-
-def resolve(name: str, known: Mapping[str, Path], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A profile's keys, with those of the profile that it extends; `heirs` are the profiles that
-    extend this one."""
-    if name in heirs:
-        circle = " extends ".join([*heirs[heirs.index(name) :], name])
-        raise UserError(f"{known[name]}: extends goes in a circle: {circle}")
-    if name not in known:
-        accepted = ", ".join(known) or (
-            "none; run it in a folder that holds lora_profiles/, such as loraline's checkout"
-        )
-        asked = f"{known[heirs[-1]]}: extends an" if heirs else "unknown"
-        asked = f"{asked} unknown profile" if heirs else f"{asked} profile"
-        raise UserError(f"{asked} {name!r}; accepted: {accepted}")
-    path = known[name]
-    try:
-        content = read_yaml(path)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, found {content!r}")
-    if "extends" not in content:
-        return content
-    parent = content.pop("extends")
-    if not isinstance(parent, str):
-        raise UserError(f"{path}: extends: {parent!r} is refused, name one profile")
-    return merge(resolve(parent, known, (*heirs, name)), content)
 
 
 BLOCKS: dict[str, type[BaseModel]] = {

@@ -13,14 +13,14 @@ def profiles(name: str | None) -> None:
     """List the profiles, or show profile NAME with what it extends filled in."""
     import yaml
 
-    from loraline import profiles
+    from loraline import profile_files, profiles
 
     if name is not None:
         recipe = profiles.load(name)
-        click.echo(f"# {profiles.files()[name]}")
+        click.echo(f"# {profile_files.files()[name]}")
         click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    files = profiles.files()
+    files = profile_files.files()
     width = max(map(len, files), default=0)
     for profile, file in files.items():
         first = file.read_text().partition("\n")[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from loraline import profiles
+from loraline import profile_files, profiles
 from loraline.preparation import Prepare, Split
 from loraline_cli import main as cli
 
@@ -120,7 +120,7 @@ def test_each_option_of_a_step_is_documented(script) -> None:
 def test_profiles_page_lists_every_profile_and_key() -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
     listed = set(re.findall(r"`([\w.-]+)`", page))
-    assert set(profiles.names(ROOT / "lora_profiles")) <= listed
+    assert set(profile_files.names(ROOT / "lora_profiles")) <= listed
     keys = set(profiles.Profile.model_fields) - {"gate"}
     keys -= {"split", "tune", "prepare"}
     keys |= {f"prepare.{key}" for key in Prepare.model_fields}
@@ -132,7 +132,7 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
 
 def test_profiles_page_tells_the_ladders_numbers() -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
-    for name in profiles.names(ROOT / "lora_profiles"):
+    for name in profile_files.names(ROOT / "lora_profiles"):
         if not name.startswith("smoke"):
             profile = profiles.load(name, ROOT / "lora_profiles")
             dropout = f"{profile.lora_dropout:g}"

@@ -41,7 +41,7 @@ def rendered(
     )
     if agreed.export == "merged":
         order = replace(order, where=replace(order.where, merged=True))
-    base_config = preflight.read_json(adapter / preflight.BASE_CONFIG) or {}
+    base_config = preflight.read_json(adapter / contract.BASE_CONFIG) or {}
     ranks = [preflight.highest_rank(adapter)]
     own = Model(names.served_name(order.name), agreed, ROLES.get(order.alias or ""))
     beside, models = [], [own]

@@ -20,7 +20,7 @@ from loraline.base.architectures import (
     linears,
     tables,
 )
-from loraline.contract import WEIGHTS, Contract
+from loraline.contract import BASE_CONFIG, WEIGHTS, Contract
 from loraline.errors import UserError
 from loraline.serving import model_weights
 from loraline.serving.adapter_config import (
@@ -37,9 +37,6 @@ from loraline.serving.weights_file import read_tensors
 
 if TYPE_CHECKING:
     from loraline.profiles import Profile
-
-BASE_CONFIG = "base_config.json"
-"""The base's config.json, which training keeps beside the adapter."""
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from loraline.base.encoding import Row
     from loraline.base.locate import Base
     from loraline.profiles import Profile
-    from loraline.training.memory import Plan
 
 
 def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> int:
@@ -63,7 +62,13 @@ def kept_by_adapters(sizes: Sequence[tuple[int, int]], once: int, recipe: Profil
 
 
 def tower_activations(
-    recipe: Profile, base: Base, rows: Sequence[Row], tokens: int, plan: Plan
+    recipe: Profile,
+    base: Base,
+    rows: Sequence[Row],
+    tokens: int,
+    *,
+    checkpointing: bool,
+    fused: bool,
 ) -> tuple[int, int]:
     """Bytes that an adapted tower keeps for its backward pass, and those of one block run again.
 
@@ -82,8 +87,8 @@ def tower_activations(
     kept = mergers * patches * (4 + 2 + 2 * (3 if recipe.lora_dropout else 2)) * width
     if not recipe.trains_tower:
         return kept, 0
-    of_block = kept_by_block(base, recipe, fused=plan.fused)
-    if plan.checkpointing:
+    of_block = kept_by_block(base, recipe, fused=fused)
+    if checkpointing:
         again = patches * (of_block + 4 * inner + 2 * width)
         return kept + patches * vision["depth"] * 2 * width, again
     return kept + patches * vision["depth"] * of_block, 0

@@ -235,7 +235,9 @@ def estimate(
     layers = text["num_hidden_layers"]
     kept = kept_by_layer(text, recipe, fused=plan.fused)
     width = text["hidden_size"]
-    tower, tower_again = tower_activations(recipe, base, rows, tokens, plan)
+    tower, tower_again = tower_activations(
+        recipe, base, rows, tokens, checkpointing=plan.checkpointing, fused=plan.fused
+    )
     if plan.checkpointing:
         # Each layer's input is kept; one layer at a time is run again, with the gradients of its
         # widest tensors and its unpacked weights beside it. The tower's turn comes last, when the

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import merging
-from loraline.serving.preflight import BASE_CONFIG
+from loraline.contract import BASE_CONFIG
 from loraline.training import adapted, pissa
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from loraline import profiles
+from loraline import profile_files
 from loraline.errors import TryAgain, UserError
 from loraline.tracking import store
 from loraline_cli.desk import forms, review
@@ -140,7 +140,7 @@ def vote(asked: Vote, person: Known) -> Response:
 
 @router.get("/profiles")
 def profile_names(_: Trainer) -> Response:
-    return JSONResponse({"profiles": profiles.names()})
+    return JSONResponse({"profiles": profile_files.names()})
 
 
 @router.get("/profiles/{profile}")

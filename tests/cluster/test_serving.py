@@ -134,7 +134,6 @@ def register(place: Path, script, seed: int) -> Registered:
     from loraline.base.load import load
     from loraline.base.locate import locate
     from loraline.records import from_prompt
-    from loraline.serving import preflight
     from loraline.tracking import registry, runs, store
     from loraline.tracking.tags import (
         ADAPTER_DIGEST,
@@ -159,7 +158,7 @@ def register(place: Path, script, seed: int) -> Registered:
     tuned.peft_config["default"].base_model_name_or_path = "test_data/text/base"
     adapter = place / str(seed) / "adapter"
     tuned.save_pretrained(adapter)
-    shutil.copy(base.path / "config.json", adapter / preflight.BASE_CONFIG)
+    shutil.copy(base.path / "config.json", adapter / contract.BASE_CONFIG)
     encoder = Encoder(base.path, "text")
     row = encoder.encode(from_prompt("{question}", QUESTION, "x"))
     found = answers(tuned.eval(), encoder, [row], TOKENS, lambda done, told: None)[0]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loraline import profiles
+from loraline import profile_files, profiles
 from loraline.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "lora_profiles"
@@ -11,7 +11,7 @@ ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 
 
 def test_the_folder_holds_the_promised_profiles() -> None:
-    assert profiles.names(FOLDER) == [
+    assert profile_files.names(FOLDER) == [
         "aggressive",
         "debug",
         "high_capacity",
@@ -236,4 +236,4 @@ def test_the_current_folders_profiles_come_before_the_users_and_ours(
     assert (profiles.load("standard").r, profiles.load("mine").r) == (3, 4)
     write_profile(tmp_path / "lora_profiles", "standard", recipe % 5)
     assert (profiles.load("standard").r, profiles.load("mine").r) == (5, 4)
-    assert {"standard", "mine", "smoke-text"} <= set(profiles.names())
+    assert {"standard", "mine", "smoke-text"} <= set(profile_files.names())

@@ -41,7 +41,7 @@ def make_adapter(
     from safetensors.torch import save_file
 
     from loraline import contract
-    from loraline.serving import adapter_config, preflight
+    from loraline.serving import adapter_config
 
     folder.mkdir(parents=True)
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -63,7 +63,7 @@ def make_adapter(
         "vocab_size": 64,
         "max_position_embeddings": 4096,
     }
-    (folder / preflight.BASE_CONFIG).write_text(json.dumps(base))
+    (folder / contract.BASE_CONFIG).write_text(json.dumps(base))
     contract.write(
         contract.Contract(
             base="test_data/text/base",

@@ -25,11 +25,11 @@ from loraline.answering.hf import answers
 from loraline.base.encoding import Encoder
 from loraline.base.load import load
 from loraline.base.locate import locate
-from loraline.contract import WEIGHTS, Contract, folder_digest, read, sha256, write
+from loraline.contract import BASE_CONFIG, WEIGHTS, Contract, folder_digest, read, sha256, write
 from loraline.delivery import kube, local, local_gateway, manifest, placement
 from loraline.errors import UserError
 from loraline.records import from_prompt
-from loraline.serving import arguments, preflight
+from loraline.serving import arguments
 from tests.gateway.conftest import TEXT
 from tests.gateway.stub import Stub, served
 
@@ -101,7 +101,7 @@ def register(folder, modality, name, tiny_base):
             torch.nn.init.normal_(weight, std=0.1)
     adapter = folder / "adapter"
     tuned.save_pretrained(adapter)
-    shutil.copy(base.path / "config.json", adapter / preflight.BASE_CONFIG)
+    shutil.copy(base.path / "config.json", adapter / BASE_CONFIG)
 
     pixels = PIXELS if vision else (None, None)
     encoder = Encoder(

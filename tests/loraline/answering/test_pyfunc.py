@@ -30,7 +30,6 @@ from loraline.base.locate import locate
 from loraline.errors import UserError
 from loraline.evaluation import measurement
 from loraline.records import from_prompt
-from loraline.serving import preflight
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "test_data"
@@ -81,7 +80,7 @@ def logged(
     agreed = engines.agreed(base, encoder, modality, adapter)
     agreed = agreed.model_copy(update={"prompt": "Please: {question}"})
     contract.write(agreed, adapter)
-    (adapter / preflight.BASE_CONFIG).write_text(json.dumps(base.config))
+    (adapter / contract.BASE_CONFIG).write_text(json.dumps(base.config))
 
     (place / "mlruns").mkdir()
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlruns/mlflow.db")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from loraline import profiles
+from loraline import profile_files, profiles
 from loraline.contract import Contract
 from loraline.delivery import kube, manifest, tasks
 from loraline.delivery.gateway import Gateway, Model
@@ -25,7 +25,7 @@ from loraline.serving.names import served_name
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 GOLDENS = HERE / "manifests"
-PROFILES = profiles.names(ROOT / "lora_profiles")
+PROFILES = profile_files.names(ROOT / "lora_profiles")
 GATEWAY_IMAGE = "localhost/loraline-gateway:dev"
 PINNED = "vllm/vllm-openai:v0.32.0@sha256:" + "12" * 32
 

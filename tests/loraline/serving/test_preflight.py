@@ -12,6 +12,7 @@ from loraline.base import architectures
 from loraline.base import load as base_load
 from loraline.base.locate import locate
 from loraline.base.targets import target_modules
+from loraline.contract import BASE_CONFIG
 from loraline.errors import UserError
 from loraline.serving import preflight
 
@@ -51,7 +52,7 @@ def adapter(tiny_base, tmp_path: Path):
                 torch.nn.init.normal_(weight)
         tuned.peft_config["default"].base_model_name_or_path = "the/base"
         tuned.save_pretrained(tmp_path)
-        (tmp_path / preflight.BASE_CONFIG).write_bytes((base / "config.json").read_bytes())
+        (tmp_path / BASE_CONFIG).write_bytes((base / "config.json").read_bytes())
         return tmp_path
 
     return make
@@ -220,7 +221,7 @@ def test_a_cut_file_a_pickle_alone_and_an_unknown_base_are_found(adapter) -> Non
     assert finding.startswith("adapter_model.safetensors: cannot be read (")
     weights.rename(folder / "adapter_model.bin")
     assert "adapter_model.bin: is a pickle" in found(folder)[0]
-    (folder / preflight.BASE_CONFIG).write_text('{"architectures": ["GptOss"]}')
+    (folder / BASE_CONFIG).write_text('{"architectures": ["GptOss"]}')
     assert any("GptOss: is no known architecture" in finding for finding in found(folder))
 
 

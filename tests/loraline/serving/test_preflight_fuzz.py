@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loraline.contract import BASE_CONFIG
 from loraline.serving import preflight
 from loraline.serving.adapter_config import CONFIG, KNOWN
-from loraline.serving.preflight import BASE_CONFIG
 
 WEIGHTS = "adapter_model.safetensors"
 BASE = {

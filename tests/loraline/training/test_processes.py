@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +45,40 @@ RUN_OUT_ONCE = (
     "evaluation",
 )
 RUN_OUT_FOR_GOOD = ("a step for good", "an evaluation for good")
+QUICK = (
+    "unequal budgets",
+    "a row a step",
+    "first forward",
+    "last backward",
+    "evaluation",
+    "shared out, unequal passes",
+    "full, unequal passes",
+    *RUN_OUT_FOR_GOOD,
+)
+"""One of each sort, in two processes; the others, and three processes, are slow."""
+
+
+def in_processes(names: Sequence[str]) -> list[Any]:
+    """Each scenario in two processes and in three."""
+    return [
+        pytest.param(name, count, marks=() if count == 2 and name in QUICK else pytest.mark.slow)
+        for name in names
+        for count in (2, 3)
+    ]
 
 
 @pytest.fixture(scope="session")
 def together(
     tiny_base: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int], Path]:
-    """The folder with what so many processes saw of every scenario, one launch for all of them."""
+) -> Callable[[str, int], Path]:
+    """The folder with what so many processes saw of a scenario; a launch runs many of them."""
 
     @functools.cache
-    def launched(processes: int) -> Path:
+    def launched(processes: int, names: tuple[str, ...]) -> Path:
         folder = tmp_path_factory.mktemp(f"processes-{processes}")
         start = "import sys; from loraline.training import launch; launch.run(*eval(sys.argv[1]))"
         script = (str(ROOT / "tests" / "trainings.py"), str(tiny_base("mistral")), str(folder))
-        command = repr((processes, *script, *trainings.TOGETHER))
+        command = repr((processes, *script, *names))
         subprocess.run(
             [sys.executable, "-c", start, command],
             env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -67,7 +87,13 @@ def together(
         )
         return folder
 
-    return launched
+    def folder_of(name: str, processes: int) -> Path:
+        quick = name in QUICK
+        return launched(
+            processes, tuple(each for each in trainings.TOGETHER if (each in QUICK) == quick)
+        )
+
+    return folder_of
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +113,13 @@ def alone(
     return trained
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [*UNHARMED, *SHARED_OUT, *RUN_OUT_ONCE])
+@pytest.mark.parametrize(
+    ("name", "processes"), in_processes([*UNHARMED, *SHARED_OUT, *RUN_OUT_ONCE])
+)
 def test_several_processes_learn_what_one_learns(
     name: str,
     processes: int,
-    together: Callable[[int], Path],
+    together: Callable[[str, int], Path],
     alone: Callable[[str], tuple[dict[str, Any], dict[str, Any]]],
 ) -> None:
     recipe = trainings.SCENARIOS[name].recipe
@@ -100,22 +127,21 @@ def test_several_processes_learn_what_one_learns(
     same = next(n for n, scenario in trainings.SCENARIOS.items() if scenario.recipe == recipe)
     expected, adapter = alone(same)
     for rank in range(processes):
-        seen = json.loads((together(processes) / f"{name}-{rank}.json").read_text())
+        seen = json.loads((together(name, processes) / f"{name}-{rank}.json").read_text())
         assert (seen["processes"], seen["ended"]) == (processes, "")
         for key in ("loss", "eval_loss", "grad_norm"):
             assert seen[key] == pytest.approx(expected[key], abs=1e-6, rel=1e-6), key
-    learned = load_file(together(processes) / f"{name}.safetensors")
+    learned = load_file(together(name, processes) / f"{name}.safetensors")
     for parameter, weight in adapter.items():
         assert_close(learned[parameter], weight, atol=1e-6, rtol=0, msg=parameter)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", RUN_OUT_FOR_GOOD)
+@pytest.mark.parametrize(("name", "processes"), in_processes(RUN_OUT_FOR_GOOD))
 def test_memory_that_is_too_small_in_one_process_ends_all_of_them(
-    name: str, processes: int, together: Callable[[int], Path]
+    name: str, processes: int, together: Callable[[str, int], Path]
 ) -> None:
     for rank in range(processes):
-        seen = json.loads((together(processes) / f"{name}-{rank}.json").read_text())
+        seen = json.loads((together(name, processes) / f"{name}-{rank}.json").read_text())
         assert f"does not fit the GPU of process {processes - 1}, not even" in seen["ended"]
         assert "lower max_length, set memory: small, or use a larger card" in seen["ended"]
 
