@@ -152,7 +152,7 @@ def test_a_whole_model_learns_the_same_alone_and_not_shared_out(
     """In one process FSDP2 shares nothing out, and its hooks change nothing."""
     seen, learned = alone("full")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainings.sharding, "shard", lambda *_, **__: None)
+        patch.setattr(sharding, "shard", lambda *_, **__: None)
         plain = trainings.run(str(tiny_base("mistral")), tmp_path, "full")
     assert plain["loss"] == pytest.approx(seen["loss"], abs=1e-6)
     weights = load_file(tmp_path / "full.safetensors")
