@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from runner.documents import load
 from runner.language import Refused
-from runner.reader import understood
+from runner.reader import parameter_values, understood
 
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
@@ -373,3 +373,11 @@ def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_looked_at(
         "a.yaml: a workflow has to be a mapping, not nothing",
         "b.yaml: spec: onExit stop is no template; there are ask, group, main, older, say",
     ]
+
+
+def test_parameters_are_set_by_p_else_as_before_else_as_declared() -> None:
+    workflow = understood(VALID)
+    assert parameter_values(workflow, (), {}) == {"word": "a"}
+    # What an earlier run had and the file no longer declares is nobody's.
+    assert parameter_values(workflow, (), {"word": "b", "gone": "x"}) == {"word": "b"}
+    assert parameter_values(workflow, ["word=a"], {"word": "b"}) == {"word": "a"}
