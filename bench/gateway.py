@@ -4,6 +4,8 @@ Direct and through the gateway in one run, before a stub that streams 25 tokens 
 and LiteLLM's proxy beside both with --litellm. Keys, metrics and audit lines are on.
 
 python bench/gateway.py --only chunks --only first-token
+
+One script, since a bench is read and run alone.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 
 The bases have the real shapes and random weights, so nothing is fetched; a step costs the same as
 with trained ones. Each arm runs in a process of its own, after warm-up steps that are not counted.
+
+One script, since a bench is read and run alone.
 """
 
 from __future__ import annotations

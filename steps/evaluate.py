@@ -249,9 +249,10 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
     import mlflow
 
     from loraline.evaluation import report
+    from loraline.evaluation.contact_sheet import contact_sheet
 
     mlflow.log_text(report.render(evaluation), "report.html")
-    if sheet := report.contact_sheet(evaluation):
+    if sheet := contact_sheet(evaluation):
         mlflow.log_figure(sheet, "contact_sheet.png")
     card = report.model_card(evaluation)
     mlflow.log_text(card, "model_card.md")

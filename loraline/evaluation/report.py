@@ -1,4 +1,4 @@
-"""The page that a reviewer reads: one HTML file that needs nothing else, and a sheet of images.
+"""The page that a reviewer reads: one HTML file that needs nothing else.
 
 Texts of rows and answers come from data and models, so the template escapes everything and the
 page forbids itself scripts and requests.
@@ -33,9 +33,6 @@ TEMPLATE = Path(__file__).with_suffix(".html.j2")
 
 SHOWN = 8
 """Worst rows and best rows on the page."""
-
-SHEET = 24
-"""Images on the contact sheet."""
 
 THUMBNAIL = (480, 320)
 """Largest width and height of an image on the page, in pixels."""
@@ -275,17 +272,25 @@ def difference(reference: str, answer: str) -> str:
 
 def data_url(image: bytes) -> str:
     """A picture drawn anew at the page's size; empty for what is no picture."""
+    picture = thumbnail(image)
+    if picture is None:
+        return ""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def thumbnail(image: bytes) -> Image | None:
+    """A picture at the page's size; None for what is no picture."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(image)) as opened:
             picture = opened.convert("RGB")
     except (OSError, ValueError, SyntaxError):
-        return ""
+        return None
     picture.thumbnail(THUMBNAIL)
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return picture
 
 
 def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -370,51 +375,6 @@ def curve_lines(curves: Curves) -> dict[str, Any]:
             for label, curve in curves.items()
         },
     }
-
-
-def contact_sheet(evaluation: Evaluation) -> Any:
-    """A figure of the worst rows' images with reference and answer; None without images."""
-    from matplotlib.figure import Figure
-
-    chosen = [i for i in ranked(evaluation) if evaluation.held_out[i].images][:SHEET]
-    if not chosen:
-        return None
-    columns = 4
-    lines = -(-len(chosen) // columns)
-    pictures = {i: data_url(evaluation.held_out[i].images[0]) for i in chosen}
-    opened = {i: picture_of(url) for i, url in pictures.items() if url}
-    tallest = max((picture.height / picture.width for picture in opened.values()), default=0.5)
-    figure = Figure(
-        figsize=(4 * columns, (4 * min(tallest, 1) + 0.5) * lines), layout="constrained"
-    )
-    for place, index in enumerate(chosen, start=1):
-        axes = figure.add_subplot(lines, columns, place)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        if index in opened:
-            axes.imshow(opened[index], aspect="equal")
-        wanted, answer = canonical_pair(evaluation, index)
-        right = wanted == answer
-        axes.set_title(f"row {index}: {clipped(wanted)}", fontsize=7, parse_math=False)
-        axes.set_xlabel(
-            clipped(answer) or "(empty)",
-            fontsize=7,
-            color="tab:green" if right else "tab:red",
-            parse_math=False,
-        )
-    return figure
-
-
-def picture_of(url: str) -> Image:
-    from PIL.Image import open as opened
-
-    return opened(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-
-
-def clipped(text: str, longest: int = 60) -> str:
-    """Text on one line that a font can draw."""
-    plain = "".join(c if c.isprintable() else "?" for c in text)
-    return plain if len(plain) <= longest else f"{plain[: longest - 1]}…"
 
 
 def model_card(evaluation: Evaluation) -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from loraline.answering.hf import Answer
 from loraline.evaluation import measurement, report
+from loraline.evaluation.contact_sheet import contact_sheet
 from loraline.evaluation.measurement import Measurement
 from loraline.evaluation.report import Evaluation
 from loraline.records import Record, from_prompt
@@ -188,11 +189,11 @@ def test_what_is_no_picture_is_left_out() -> None:
 
 
 def test_the_contact_sheet_has_the_images_and_text_has_none(tmp_path: Path) -> None:
-    sheet = report.contact_sheet(hostile(images=True))
+    sheet = contact_sheet(hostile(images=True))
     sheet.savefig(tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as drawn:
         assert drawn.width > 1000
-    assert report.contact_sheet(ordinary()) is None
+    assert contact_sheet(ordinary()) is None
 
 
 def test_the_model_card_names_numbers_prompt_and_cost() -> None:
