@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,7 @@ def clock(moment: str, seconds: float) -> None:
 def database(moment: str, pragma: str) -> None:
     """Set a pragma on every connection to the SQLite store from a moment on.
 
-    `query_only = ON` makes SQLite refuse as a read-only file does, `max_page_count = 1` as a full
-    disk does; both are SQLite's own errors.
+    `query_only = ON` makes SQLite refuse as a read-only file does, with SQLite's own error.
     """
     import sqlalchemy
 
@@ -191,6 +191,34 @@ def small_disk(folder: str, size: int) -> None:
     for file, content in held:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
+
+
+ROOM = 64 * 1024
+"""KiB that a disk has to spare until it is filled up."""
+
+FILLER = "filler"
+"""The file that fills a disk up."""
+
+
+def disk_fills_up(moment: str, folder: str, keeper: str) -> None:
+    """Mount a real disk on a folder, and fill it to the last byte at a moment.
+
+    The disk is gone with the last process that sees it, so that a child of the step stays to keep
+    it: the file `keeper` gets its process ID, and `/proc/PID/root` leads to the disk.
+    """
+    small_disk(folder, ROOM)
+    if os.fork() == 0:
+        os.setsid()
+        Path(keeper).write_text(str(os.getpid()))
+        time.sleep(300)
+        os._exit(0)
+
+    def fill() -> None:
+        with Path(folder, FILLER).open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+
+    at(moment, fill)
 
 
 def disks_can_be_mounted() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import sqlite3
 import urllib.request
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import changes
+import harm
 from cells import Cell
 from stage import Ended, Process, Server, Stage
 
@@ -85,6 +88,26 @@ def disk(folder: str) -> Provoke:
         return stage.step(cell.step, faults=[("small_disk", mount)])
 
     return run
+
+
+def store_full(stage: Stage, cell: Cell) -> Ended:
+    """The disk of the store, database and artifacts, fills up at the cell's moment.
+
+    What the step has left on that disk is put into the place, without what filled it.
+    """
+    place, keeper = stage.place / "mlruns", stage.states / "keeper"
+    keeper.unlink(missing_ok=True)
+    mount = {"moment": cell.moment, "folder": str(place), "keeper": str(keeper)}
+    ended = stage.step(cell.step, faults=[("disk_fills_up", mount)])
+    pid = int(keeper.read_text())
+    disk, kept = Path(f"/proc/{pid}/root{place}"), stage.states / "disk"
+    assert (disk / harm.FILLER).stat().st_size, "the disk was not filled"
+    # Copied before the place is emptied: who removes a folder unmounts what is mounted on it.
+    shutil.copytree(disk, kept, ignore=shutil.ignore_patterns(harm.FILLER))
+    os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(place)
+    kept.rename(place)
+    return ended
 
 
 def adapter(stage: Stage) -> Path:
@@ -183,7 +206,7 @@ FAULTS: dict[str, Provoke] = {
     "server killed for good": served("kill for good"),
     "each answer takes two seconds": served("late", always=True),
     "database read-only": armed("database", pragma="query_only = ON"),
-    "database's disk full": armed("database", pragma="max_page_count = 1"),
+    "disk of the store full": store_full,
     "database held by another program": locked,
     "clock an hour ahead": armed("clock", seconds=3600),
     "clock a day back": armed("clock", seconds=-86400),

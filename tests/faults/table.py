@@ -65,7 +65,9 @@ REQUESTS = {
         *("model-versions/create 1", "model-versions/set-tag 2", "registered-models/alias 1"),
         *("runs/update 1", "registered-models/delete 1"),
     ),
-    "deploy_vllm": (*("runs/search 1", "runs/create 1", "runs/log-batch 1", "runs/update 1"),),
+    "deploy_vllm": (
+        *("runs/search 1", "runs/create 1", "mlflow-artifacts/artifacts 1", "runs/update 1"),
+    ),
     "promote": (
         *("registered-models/create 1", "registered-models/set-tag 1", "model-versions/set-tag 1"),
         *("registered-models/alias 1", "registered-models/delete 1"),
@@ -199,10 +201,10 @@ CELLS: list[Cell] = [
         more="lock",
     ),
     *rows(
-        "database's disk full",
+        "disk of the store full",
         STARTS,
         75,
-        "the disk is full at sqlite:///",
+        "the disk is full",
         runs=WRITELESS,
         more="lock",
     ),
