@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -27,8 +28,8 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    base: str
-    """Base model: hub ID or folder."""
+    base: Annotated[str, Field(pattern=r"^[^\-\x00-\x1f][^\x00-\x1f]*$")]
+    """Base model: hub ID or folder; no option of a command, and one line."""
 
     base_revision: str
     """Commit on the hub, or `sha256:` and the digest of a folder's config and weights."""

@@ -82,7 +82,7 @@ class Tune(Strict):
 class Profile(Strict):
     """One training recipe. Keys are named as in PEFT and TRL where they are passed through."""
 
-    base: str = Field("mistralai/Mistral-7B-v0.1", min_length=1)
+    base: str = Field("mistralai/Mistral-7B-v0.1", pattern=r"^[^\-\x00-\x1f][^\x00-\x1f]*$")
     """Base model: a hub ID, or a folder relative to the repository's root."""
 
     base_revision: str | None = None

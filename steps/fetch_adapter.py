@@ -14,15 +14,12 @@ from pathlib import Path
 import click
 
 from loraline import contract
-from loraline.contract import WEIGHTS, folder_digest
+from loraline.contract import folder_digest
 from loraline.errors import UserError
 from loraline.serving import preflight
 from loraline.serving.preflight import LORA_RANKS
 from loraline.step import LineCommand
 from loraline.tracking import identity
-
-ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
-"""File types of an adapter; weights in any other form could run code when they are loaded."""
 
 DONE = ".loraline-adapter"
 """Holds, in a folder that is whole, what it was asked for and the digest of its own files."""
@@ -56,7 +53,6 @@ def fetch_adapter(
         check_digest(adapter, model, digest)
         check_signature(model, digest)
         leave_out_pickles(adapter, model)
-        check_files(adapter, model)
         agreed = contract.read(adapter)
         if agreed.train == "full" and base:
             raise UserError(f"{model} is a whole model; fetch it without --merge")
@@ -104,6 +100,8 @@ def download(model: str, folder: Path) -> Path:
     except (MlflowException, FileNotFoundError) as error:
         if store.is_outage(error):
             raise
+        if told := store.unfit(model, error):
+            raise UserError(told) from error
         raise UserError(f"{model} holds no adapter in artifacts/adapter: {error}") from error
     return Path(found)
 
@@ -128,20 +126,6 @@ def check_signature(model: str, digest: str) -> None:
 
     name, _, version = model.removeprefix("models:/").rpartition("/")
     signature.check(store.connect().get_model_version(name, version), digest)
-
-
-def check_files(adapter: Path, model: str) -> None:
-    strays = sorted(
-        str(path.relative_to(adapter))
-        for path in adapter.rglob("*")
-        if path.is_file() and path.suffix not in ALLOWED
-    )
-    if strays:
-        raise UserError(
-            f"{model} holds {', '.join(strays)}; an adapter is made of {', '.join(sorted(ALLOWED))}"
-        )
-    if not any(adapter.glob("*model*.safetensors")):
-        raise UserError(f"{model} holds no {WEIGHTS}, and no whole model either")
 
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
+from loraline.base.locate import without_its_code
 from loraline.errors import UserError
 from loraline.records import Detail, Record
 
@@ -97,13 +98,16 @@ class Encoder:
         from transformers import AutoProcessor, AutoTokenizer
 
         self.processor: Any = None
+        loader = AutoProcessor if modality == "vision" else AutoTokenizer
+        with without_its_code(base):
+            loaded: Any = loader.from_pretrained(base, trust_remote_code=False)
         if modality == "vision":
-            self.processor = AutoProcessor.from_pretrained(base)
+            self.processor = loaded
             size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
             self.processor.image_processor.size = size
             self.tokenizer = self.processor.tokenizer
         else:
-            self.tokenizer = AutoTokenizer.from_pretrained(base)
+            self.tokenizer = loaded
         own = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         self.chat_template = templates.pinned(
             chat_template or templates.default(own) or DEFAULT_CHAT_TEMPLATE

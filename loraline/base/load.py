@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraline.base.locate import Base, weight_files
+from loraline.base.locate import Base, weight_files, without_its_code
 from loraline.base.targets import VISION_TOWER
 from loraline.errors import UserError
 
@@ -45,13 +45,15 @@ def load(
         bnb_4bit_compute_dtype=getattr(torch, dtype),
         llm_int8_skip_modules=["lm_head", VISION_TOWER],
     )
-    model = auto.from_pretrained(
-        base.path,
-        dtype=getattr(torch, dtype),
-        quantization_config=nf4 if quantize else None,
-        device_map={"": torch.cuda.current_device()} if on_gpu else None,
-        use_safetensors=True,
-    )
+    with without_its_code(base.path):
+        model = auto.from_pretrained(
+            base.path,
+            dtype=getattr(torch, dtype),
+            quantization_config=nf4 if quantize else None,
+            device_map={"": torch.cuda.current_device()} if on_gpu else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     if quantize:
         check_quantized(model)
     return model

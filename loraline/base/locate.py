@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,18 +55,45 @@ def locate(base: str, revision: str | None) -> Base:
     weights = weight_files(path)
     if not config.is_file() or not weights:
         raise UserError(f"base model {base!r} has no config.json or no safetensors weights")
+    try:
+        content = json.loads(config.read_text())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{config} is no config of a base model") from error
     return Base(
         path,
         folder_digest([config, *weights]) if folder.is_dir() else path.name,
-        json.loads(config.read_text()),
+        content,
     )
+
+
+@contextmanager
+def without_its_code(base: Path) -> Iterator[None]:
+    """Turn transformers' refusal to run a base's own code into a UserError.
+
+    For what is loaded with `trust_remote_code=False`; left out, transformers asks the terminal.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"base model {base} brings code of its own (auto_map in its config), which is never "
+            "run here: name a base whose classes transformers has"
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers loads a base's weights from, sorted."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            outside = sorted(name for name in names if Path(name).name != name)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{index} is no index of weights") from error
+        if outside:
+            raise UserError(f"{index} names {outside[0]!r}, which is no file beside it")
         return sorted(folder / name for name in names)
     return sorted(set(folder.glob("*.safetensors")) - set(folder.glob(MISTRALS)))
 

@@ -68,7 +68,8 @@ def copy_tokenizer(base: Base, modality: str, folder: Path) -> None:
     from transformers import AutoProcessor, AutoTokenizer
 
     preprocessor = AutoProcessor if modality == "vision" else AutoTokenizer
-    preprocessor.from_pretrained(base.path).save_pretrained(folder)
+    loaded = preprocessor.from_pretrained(base.path, trust_remote_code=False)
+    loaded.save_pretrained(folder)
 
 
 def probe(base: PreTrainedModel) -> dict[str, Tensor]:

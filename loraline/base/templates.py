@@ -63,7 +63,8 @@ def refusals(roles: Sequence[str]) -> Iterator[None]:
 
     try:
         yield
-    except TemplateError as error:
+    # A template is a program of somebody else's, and computes.
+    except (TemplateError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
             f"the base's chat template refuses a conversation of the turns {', '.join(roles)}: "
             f"{error}"

@@ -22,7 +22,7 @@ from loraline.base.architectures import (
 )
 from loraline.contract import BASE_CONFIG, WEIGHTS, Contract
 from loraline.errors import UserError
-from loraline.serving import model_weights
+from loraline.serving import expressions, model_weights
 from loraline.serving.adapter_config import (
     CONFIG,
     PATTERNS_SINCE,
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
+
+ALLOWED = {".safetensors", ".json", ".jinja", ".txt", ".md", ".model"}
+"""File types of an adapter; weights in any other form could run code when they are loaded."""
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -87,6 +90,9 @@ def findings(
         tensors, wrong = without_magnitudes(tensors, layers)
         problems += wrong
     sound = is_sound(config)
+    if sound and not expressions.come_to_an_end(config, [*layers.linears, *layers.tables]):
+        rule = "has an expression that does not come to an end when it is compared with a path"
+        return [*problems, Finding(CONFIG, rule, "list the modules' names")]
     return problems + weight_findings(
         tensors, config, layers, trains_vision=trains_vision, dtype=dtype, sound=sound
     )
@@ -118,6 +124,17 @@ def leftovers(adapter: Path) -> list[Path]:
     return sorted(path for path in adapter.rglob("*") if path.suffix in PICKLES and path.is_file())
 
 
+def strays(adapter: Path) -> list[Finding]:
+    """Files that neither an adapter, a whole model nor a trainer's state is made of."""
+    known = {*leftovers(adapter)}
+    rule = f"is none of an adapter's files, which end in {', '.join(sorted(ALLOWED))}"
+    return [
+        Finding(path.relative_to(adapter).as_posix(), rule, "leave it out")
+        for path in sorted(adapter.rglob("*"))
+        if path.is_file() and path.suffix not in ALLOWED and path not in known
+    ]
+
+
 def check(
     adapter: Path,
     agreed: Contract,
@@ -129,7 +146,9 @@ def check(
 
     `vllm` is the server's release where it is known.
     """
-    if agreed.train == "full":
+    if foreign := strays(adapter):
+        problems = foreign
+    elif agreed.train == "full":
         base_config = read_json(adapter / BASE_CONFIG) or {}
         problems = model_weights.findings(adapter, base_config, agreed.dtype)
     else:

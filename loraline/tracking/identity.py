@@ -61,12 +61,16 @@ def check_dataset(folder: Path, run: Run, split: str | None = None) -> None:
     if not file.is_file():
         raise UserError(changed("prepare_data", "dataset/manifest.json is missing"))
     expect(run, DATASET_DIGEST, sha256(file), "dataset/manifest.json")
-    manifest = json.loads(file.read_bytes())
-    listed = {
-        shard["file"]: shard["sha256"]
-        for shard in manifest["shards"]
-        if split in (None, shard["split"])
-    }
+    try:
+        manifest = json.loads(file.read_bytes())
+        listed = {
+            shard["file"]: shard["sha256"]
+            for shard in manifest["shards"]
+            if split in (None, shard["split"])
+        }
+        template = manifest["prompt"]["template"].encode()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(changed("prepare_data", "dataset/manifest.json is no manifest")) from error
     # A split is a folder with the same ending.
     here = {
         path.relative_to(folder).as_posix(): path
@@ -84,7 +88,5 @@ def check_dataset(folder: Path, run: Run, split: str | None = None) -> None:
             continue
         raise UserError(changed("prepare_data", f"dataset/{name} {difference}"))
     prompt = folder / "prompt.txt"
-    if split is None and (
-        not prompt.is_file() or prompt.read_bytes() != manifest["prompt"]["template"].encode()
-    ):
+    if split is None and (not prompt.is_file() or prompt.read_bytes() != template):
         raise UserError(changed("prepare_data", "dataset/prompt.txt is not its manifest's prompt"))

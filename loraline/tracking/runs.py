@@ -12,16 +12,16 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraline.contract import folder_digest
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import signals
 from loraline.tracking import identity, lease
-from loraline.tracking.store import is_outage, uri
+from loraline.tracking.store import is_outage, unfit, uri
 from loraline.tracking.tags import (
     ADAPTER_DIGEST,
     FINGERPRINT,
@@ -242,9 +242,15 @@ def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path
     MLflow's own call for a run hides why it failed, a full disk and a lost server included.
     """
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     place = client.get_run(run_id).info.artifact_uri
-    found = mlflow.artifacts.download_artifacts(f"{place}/{path}", dst_path=str(folder))
+    try:
+        found = mlflow.artifacts.download_artifacts(f"{place}/{path}", dst_path=str(folder))
+    except MlflowException as error:
+        if told := unfit(f"{path} of run {run_id}", error):
+            raise UserError(told) from error
+        raise
     return Path(found)
 
 
@@ -316,9 +322,13 @@ def logged_adapter(model: str) -> Iterator[Path]:
         try:
             found = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise UserError(f"models:/{model} is not in MLflow at {uri()}") from error
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" or model.startswith((".", "/")):
+                raise UserError(f"models:/{model} is not in MLflow at {uri()}") from error
+            if told := unfit(f"models:/{model}", error):
+                raise UserError(told) from error
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"models:/{model} cannot be downloaded: {error}") from error
         if not (Path(found) / ADAPTER).is_dir():
             raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
         yield Path(found) / ADAPTER
@@ -342,15 +352,40 @@ def profile(client: MlflowClient, train_run: Run) -> Profile:
         ) from error
 
 
-def todays_profile(train_run: Run) -> Profile:
+def todays_profile(client: MlflowClient, train_run: Run) -> Profile:
     """The profile of a training run as its file is today, with the run's own overrides.
 
-    Limits are today's policy, so they come from the file and not from the run.
+    Limits are today's policy, so they come from the file and not from the run. That the run's tags
+    name the profile and the overrides that it was trained with, its parameter and its profile.json
+    say; raises UserError where they do not.
     """
     from loraline import profiles
 
-    overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
-    return profiles.load(train_run.data.tags[PROFILE], overrides=overrides)
+    name = train_run.data.tags.get(PROFILE, "")
+    trained_with = train_run.data.params.get("profile", name)
+    if name != trained_with:
+        told = f"its tag {PROFILE} says {name!r}, its parameter {trained_with!r}"
+        raise UserError(identity.changed("train_qlora", told))
+    try:
+        overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
+        keys = [text.partition("=")[0].split(".") for text in overrides]
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        told = f"its tag {OVERRIDES} is no list of KEY=VALUE"
+        raise UserError(identity.changed("train_qlora", told)) from error
+    today = profiles.load(name, overrides=overrides)
+    logged = profile(client, train_run).model_dump()
+    for key in keys:
+        if value_at(today.model_dump(), key) != value_at(logged, key):
+            told = f"its tag {OVERRIDES} sets {'.'.join(key)}, its profile.json says otherwise"
+            raise UserError(identity.changed("train_qlora", told))
+    return today
+
+
+def value_at(values: Any, key: Sequence[str]) -> Any:
+    """The value of a key in blocks, such as `gate` and `min_bleu`."""
+    for part in key:
+        values = values[part]
+    return values
 
 
 def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:

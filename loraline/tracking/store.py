@@ -227,6 +227,18 @@ def refusal(error: BaseException) -> str | None:
     return None
 
 
+UNFIT = re.compile(r"outside the artifact directory|is a named pipe")
+"""What MLflow says of files in a folder of artifacts that are links or no plain files."""
+
+
+def unfit(name: str, error: Exception) -> str | None:
+    """What to say of artifacts that are not what MLflow copies; None if that is not the trouble."""
+    if not UNFIT.search(str(error)):
+        return None
+    reason = str(error).strip().splitlines()[-1]
+    return f"{name} cannot be downloaded, since it holds a link or no plain file: {reason}"
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An exception and what was behind it, each once."""
     seen: set[int] = set()

@@ -29,7 +29,7 @@ from loraline.contract import BASE_CONFIG, WEIGHTS, Contract, folder_digest, rea
 from loraline.delivery import kube, local, local_gateway, manifest, placement
 from loraline.errors import UserError
 from loraline.records import from_prompt
-from loraline.serving import arguments
+from loraline.serving import arguments, preflight
 from tests.gateway.conftest import TEXT
 from tests.gateway.stub import Stub, served
 
@@ -592,8 +592,8 @@ def test_files_that_could_run_code_are_left_out_or_refused(text, tmp_path, capsy
     assert not (adapter / "adapter_model.bin").exists()
     assert not (adapter / "optimizer.pt").exists()
     assert "holds optimizer.pt, which could run code; it is left out" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"holds modeling\.py; an adapter is made of"):
-        fetch_adapter.check_files(adapter, "models:/tiny-text/1")
+    with pytest.raises(UserError, match=r"modeling\.py: is none of an adapter's files"):
+        preflight.check(adapter, read(adapter), "models:/tiny-text/1")
 
 
 def test_only_the_listed_arguments_change_without_a_gpu():
