@@ -36,6 +36,9 @@ quoted = '$(subst ','\'',$(1))'
 KNOWN := $(shell grep -qx -- '      - $(PROFILE)' workflows/pipeline.yaml && echo yes)
 RENDERED := $(if $(KNOWN),workflows,outputs/workflows)
 
+# The summary is of this run, and not of another one that was started meanwhile.
+named = name="$(1)-$$(date +%Y%m%d-%H%M%S)-$$$$"
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -62,16 +65,16 @@ endif
 
 .PHONY: pipeline
 pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smoke-vision] [DATA=folder] [SET=r=16]
-	@$(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
-		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET))
-	@$(BIN)/python workflows/summary.py outputs/latest-pipeline
+	@$(call named,pipeline); $(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
+		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \
+		&& $(BIN)/python workflows/summary.py "outputs/$$name"
 
 .PHONY: sweep
 sweep: install rendered  ## Compare profiles: make sweep PROFILES='["smoke-text", "mine"]' [PROFILE=smoke-text] [DATA=folder]
-	@$(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
+	@$(call named,sweep); $(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) \
-		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET))
-	@$(BIN)/python workflows/summary.py outputs/latest-sweep
+		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \
+		&& $(BIN)/python workflows/summary.py "outputs/$$name"
 
 .PHONY: rendered
 rendered: install

@@ -73,6 +73,7 @@ class Unwritable(click.ClickException):
 @click.option("--resume", is_flag=True, help="Go on with the last run: what succeeded is kept.")
 @click.option("--from", "start", metavar="TASK", help="Run TASK of the last run, and what follows.")
 @click.option("--only", metavar="TASK", help="Run TASK of the last run, and nothing else.")
+@click.option("--name", "named", help="Name of the new run, and of its folder under outputs/.")
 @click.option("--run", "before", help="A run under outputs/ instead of the workflow's last.")
 @click.option("--dry-run", is_flag=True, help="Print the commands; run nothing.")
 def run_local(
@@ -82,6 +83,7 @@ def run_local(
     resume: bool,
     start: str | None,
     only: str | None,
+    named: str | None,
     before: str | None,
     dry_run: bool,
 ) -> None:
@@ -95,6 +97,8 @@ def run_local(
     refuse_unknown(workflow, replies)
     if dry_run and (resume or before):
         raise Refused("--dry-run prints a run to come; it goes with -p, --only and --from alone")
+    if named and (resume or start or only or dry_run):
+        raise Refused("--name is for a new run; one that goes on is named by --run")
     if sum(map(bool, (resume, start, only))) > 1:
         raise Refused("--resume, --from and --only exclude each other")
     first = start or only
@@ -109,7 +113,8 @@ def run_local(
         run = earlier(workflow, before, given, replies, start, only or "", progress.show)
     else:
         uid = str(uuid.uuid4())
-        name = f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
+        name = named or f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
+        refuse_name(workflow, name)
         parameters = parameter_values(workflow, given, {})
         run = Run(Path.cwd(), workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
@@ -124,6 +129,14 @@ def run_local(
             click.echo(progress.line(node))
     click.echo(f"status  {run.folder / 'status.json'}")
     sys.exit(exit_code(run, signals, file))
+
+
+def refuse_name(workflow: Workflow, name: str) -> None:
+    """Refuse a name that is no folder's, is not known again as this workflow's, or is in use."""
+    if not re.fullmatch(rf"{re.escape(workflow.prefix)}[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
+        raise Refused(f"--name {name}: write {workflow.prefix}… in small letters, digits, - and .")
+    if (Path.cwd() / "outputs" / name).exists():
+        raise Refused(f"--name {name}: there is such a run; --run {name} with --resume goes on")
 
 
 def refuse_unknown(workflow: Workflow, answers: Values) -> None:

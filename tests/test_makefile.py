@@ -47,6 +47,15 @@ def test_what_is_typed_is_handed_on(words: list[str], argument: str) -> None:
     assert argument in printed.stdout
 
 
+@pytest.mark.parametrize("target", ["pipeline", "sweep"])
+def test_a_run_is_summed_up_by_its_own_name(target: str) -> None:
+    """`outputs/latest` may lead to another run that was started meanwhile."""
+    printed = make("-n", target).stdout
+    assert f'name="{target}-$(date +%Y%m%d-%H%M%S)-$$"' in printed
+    assert '--name "$name"' in printed
+    assert 'summary.py "outputs/$name"' in printed
+
+
 def test_a_variable_in_small_letters_is_refused() -> None:
     refused = make("-n", "pipeline", "profile=mine")
     assert refused.returncode == 2

@@ -9,6 +9,7 @@ Renders each to its .yaml file beside this one; Argo and `runner` execute those 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,10 @@ def pipeline(check: bool, kind: str | None, out: Path) -> None:
         file, rendered = out / f"{name}.yaml", render(build(name, kind))
         if not check:
             out.mkdir(parents=True, exist_ok=True)
-            file.write_text(rendered)
+            # Another pipeline may read it at this moment.
+            part = file.with_suffix(f".{os.getpid()}.part")
+            part.write_text(rendered)
+            part.replace(file)
             click.echo(f"wrote {file}")
         elif not file.is_file() or file.read_text() != rendered:
             click.echo(f"{file} is not what {Path(__file__).name} renders: run it", err=True)

@@ -93,7 +93,9 @@ def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:
         ]
     manifest = run / "deploy-vllm" / "vllm.yaml"
     if manifest.is_file():
-        lines += [("manifest", str(manifest)), ("serve it", "make serve")]
+        latest = (run.parent / "latest-pipeline").resolve() == run.resolve()
+        serve = "make serve" if latest else f"python steps/serve_local.py {manifest}"
+        lines += [("manifest", str(manifest)), ("serve it", serve)]
     if card["result"] == "passed":
         promote = f"python steps/promote.py --model {card['model']} --version {card['version']}"
         lines.append(("promote it", promote))

@@ -121,6 +121,9 @@ def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) 
             return
         if now != seen:
             seen, since = now, time.monotonic()
+        if now[0] is None and time.monotonic() - since > lease_seconds:
+            # Nobody holds it, and it cannot be made.
+            raise TryAgain(f"MLflow at {store.uri()} was locked by another program; run it again")
         if now[0] and (is_dead(now[0]) or time.monotonic() - since > lease_seconds):
             clear(client, lock, now[0], lease_seconds)
         else:

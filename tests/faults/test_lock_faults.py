@@ -15,7 +15,7 @@ from cells import Cell
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, TEMPORARILY_UNAVAILABLE
 
-from loraline.errors import UserError
+from loraline.errors import TryAgain, UserError
 from loraline.tracking import lock
 
 MODEL = "some-lora"
@@ -97,6 +97,23 @@ def test_a_lease_is_renewed_while_work_goes_on(client) -> None:
         over.set()
     waiting.join(30)
     assert most == [True]
+
+
+def test_a_database_that_another_program_holds_is_no_lock_of_somebody(
+    client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MlflowException(
+            "(sqlite3.OperationalError) database is locked", TEMPORARILY_UNAVAILABLE
+        )
+
+    for name in ("create_registered_model", "get_registered_model"):
+        patched(monkeypatch, name, refuse)
+    with (
+        pytest.raises(TryAgain, match="was locked by another program; run it again"),
+        lock.locked(client, MODEL, lease_seconds=0.2),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

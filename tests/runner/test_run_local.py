@@ -207,6 +207,22 @@ def test_each_workflow_has_a_link_to_its_own_last_run(run: Runner, root: Path):
     assert (resumed.exit_code, root / resumed.stdout.split()[-1]) == (0, mine)
 
 
+def test_a_new_run_is_named_and_no_name_is_used_twice(run: Runner, root: Path):
+    document = workflow({"one": python("")}, [{"name": "a", "template": "one"}])
+    run(document, "--name", "small-mine")
+    assert (root / "outputs/small-mine/status.json").is_file()
+    assert (root / "outputs/latest").readlink() == Path("small-mine")
+
+    for name, told in [
+        ("small-mine", "there is such a run"),
+        ("other", "write small-…"),
+        ("small-../../x", "write small-…"),
+    ]:
+        refused = run(document, "--name", name)
+        assert refused.exit_code == 2
+        assert told in refused.stderr
+
+
 @pytest.mark.parametrize(("verdict", "phase"), [("passed", "Succeeded"), ("failed", "Skipped")])
 def test_when_decides_whether_a_task_runs_and_skipping_is_no_failure(
     run: Runner, verdict: str, phase: str

@@ -64,6 +64,10 @@ def test_a_candidate_that_passed_is_served_and_promoted_by_printed_commands(
     (tmp_path / "deploy-vllm").mkdir()
     (tmp_path / "deploy-vllm" / "vllm.yaml").touch()
     printed = summary().stdout
+    assert f"python steps/serve_local.py {tmp_path}/deploy-vllm/vllm.yaml" in printed
+    (tmp_path.parent / "latest-pipeline").unlink(missing_ok=True)
+    (tmp_path.parent / "latest-pipeline").symlink_to(tmp_path.name)
+    printed = summary().stdout
     assert "passed: registered as models:/tiny-mistral-lora/3 @candidate" in printed
     assert "make serve" in printed
     assert "python steps/promote.py --model tiny-mistral-lora --version 3" in printed
