@@ -31,8 +31,6 @@ def make(*words: str, folder: Path = ROOT, answer: str = "") -> subprocess.Compl
         (["pipeline", "DATA=it's"], r"-p 'data=it'\''s'"),
         (["pipeline", "SET=r=16 gate.min_rows=3"], "-p 'set=r=16 gate.min_rows=3'"),
         (["sweep", 'PROFILES=["a", "b"]'], """-p 'profiles=["a", "b"]'"""),
-        (["pipeline"], "workflows/summary.py outputs/latest-pipeline"),
-        (["sweep"], "workflows/summary.py outputs/latest-sweep"),
         (["mlflow", "PORT=5050"], "--port 5050"),
         (["mlflow"], "--port 5000"),
         (["serve"], "serve_local.py outputs/latest/deploy-vllm/vllm.yaml"),

@@ -93,7 +93,7 @@ def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:
         ]
     manifest = run / "deploy-vllm" / "vllm.yaml"
     if manifest.is_file():
-        latest = (run.parent / "latest-pipeline").resolve() == run.resolve()
+        latest = (run.parent / "latest").resolve() == run.resolve()
         serve = "make serve" if latest else f"python steps/serve_local.py {manifest}"
         lines += [("manifest", str(manifest)), ("serve it", serve)]
     if card["result"] == "passed":

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import table
+from cells import Cell
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN = "<!-- the table of tests/faults/write_table.py begins -->\n"
@@ -37,7 +38,7 @@ def latest(lines: Iterable[str]) -> dict[tuple[str, str, str], Outcome]:
 def markdown(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
     """One row for a fault and a step, and what it led to at its moments."""
     lines = [
-        f"{len(outcomes)} of {len(table.CELLS)} cells were run.",
+        f"{len(outcomes)} of {len(table.CELLS)} cells were run; {told(outcomes)}.",
         "",
         "| fault | step | moments | exit code | it says | may be left | run again |",
         "|---|---|---|---|---|---|---|",
@@ -55,6 +56,35 @@ def markdown(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
         cells = (fault, step, str(len(group)), codes, "; ".join(said[:2]), ", ".join(left), reruns)
         lines.append("| " + " | ".join(text.replace("|", "/") for text in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def told(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
+    """How many ended as declared, which did not, and which faults have cells that were not run."""
+    otherwise, not_run = [], []
+    for cell in table.CELLS:
+        outcome = outcomes.get((cell.fault, cell.step, cell.moment))
+        if outcome is None:
+            not_run.append(cell.fault)
+        elif not as_declared(cell, outcome):
+            otherwise.append(str(cell))
+    parts = [f"{len(outcomes) - len(otherwise)} ended as declared"]
+    if otherwise:
+        parts.append(f"otherwise: {'; '.join(otherwise)}")
+    if not_run:
+        missing = (f"{fault} ({not_run.count(fault)})" for fault in dict.fromkeys(not_run))
+        parts.append(f"not run: {', '.join(missing)}")
+    return "; ".join(parts)
+
+
+def as_declared(cell: Cell, outcome: Outcome) -> bool:
+    """Whether a cell ended as `Line.play` asserts."""
+    again = outcome["rerun_code"] == 0
+    return bool(
+        (outcome["exit_code"], outcome["rerun_code"]) == (cell.exit_code, cell.rerun_code)
+        and {*outcome["left"]} <= {*cell.left.split(", ")}
+        and not (outcome["secrets"] or outcome["traceback"] or outcome["unswept"])
+        and outcome["same"] == again
+    )
 
 
 def counted(codes: Iterable[str]) -> str:

@@ -65,8 +65,8 @@ def test_a_candidate_that_passed_is_served_and_promoted_by_printed_commands(
     (tmp_path / "deploy-vllm" / "vllm.yaml").touch()
     printed = summary().stdout
     assert f"python steps/serve_local.py {tmp_path}/deploy-vllm/vllm.yaml" in printed
-    (tmp_path.parent / "latest-pipeline").unlink(missing_ok=True)
-    (tmp_path.parent / "latest-pipeline").symlink_to(tmp_path.name)
+    (tmp_path.parent / "latest").unlink(missing_ok=True)
+    (tmp_path.parent / "latest").symlink_to(tmp_path.name)
     printed = summary().stdout
     assert "passed: registered as models:/tiny-mistral-lora/3 @candidate" in printed
     assert "make serve" in printed
