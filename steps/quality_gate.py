@@ -65,7 +65,7 @@ def quality_gate(
     client = store.connect()
     eval_run = runs.upstream_run(client, run_id, "evaluate")
     train_run = runs.ancestor(client, eval_run, "train_qlora")
-    limits = runs.todays_profile(client, train_run).gate
+    limits = runs.todays_profile(train_run).gate
     limits = rules.load(Path(policy) if policy else None, limits)
     name = runs.profile(client, train_run).registered_model
     model_id = runs.model_id(train_run)

@@ -144,7 +144,7 @@ def entry(client: MlflowClient, run: Run, metric: str) -> Entry:
     from loraline.tracking import registry
 
     train_run = tracking_runs.ancestor(client, run, "train_qlora")
-    limits = tracking_runs.todays_profile(client, train_run).gate
+    limits = tracking_runs.todays_profile(train_run).gate
     name = tracking_runs.profile(client, train_run).registered_model
     model_id = train_run.data.tags[MODEL_ID]
     champion = registry.version_of(client, name, registry.CHAMPION)

@@ -158,11 +158,8 @@ def tag(key: str, value: str, step: str = "train_qlora") -> Attack:
 
 
 STORE: dict[str, tuple[Attack, str]] = {
-    "looser limits": (
-        tag(tags.OVERRIDES, '["gate.max_eval_loss=null"]'),
-        "its profile.json says otherwise",
-    ),
     "overrides that are none": (tag(tags.OVERRIDES, "{"), "is no list of KEY=VALUE"),
+    "overrides of another form": (tag(tags.OVERRIDES, '{"r": 4}'), "is no list of KEY=VALUE"),
     "deep overrides": (tag(tags.OVERRIDES, "[" * 4000), "is no list of KEY=VALUE"),
     "profile in another folder": (tag(tags.PROFILE, "../../evil"), "its parameter 'standard'"),
     "another profile": (tag(tags.PROFILE, "smoke-text"), "its parameter 'standard'"),

@@ -199,7 +199,7 @@ def test_what_is_set_for_one_run_is_trained_with_tagged_and_judged_by(
     assert json.loads(run.data.tags["loraline.profile.set"]) == [
         *("r=4", "lora_alpha=4", "gate.min_rows=3")
     ]
-    assert runs.todays_profile(store.connect(), run).gate.min_rows == 3
+    assert runs.todays_profile(run).gate.min_rows == 3
     assert "reused" in step("train_qlora", *words, *sets).stdout
     assert "reused" not in step("train_qlora", *words, "--set", "r=2 max_steps=1").stdout
     refused = step("train_qlora", *words, "--set", "lora_alfa=3")
