@@ -65,9 +65,7 @@ REQUESTS = {
         *("model-versions/create 1", "model-versions/set-tag 2", "registered-models/alias 1"),
         *("runs/update 1", "registered-models/delete 1"),
     ),
-    "deploy_vllm": (
-        *("runs/search 1", "runs/create 1", "mlflow-artifacts/artifacts 1", "runs/update 1"),
-    ),
+    "deploy_vllm": ("runs/search 1", "runs/create 1", "runs/update 1"),
     "promote": (
         *("registered-models/create 1", "registered-models/set-tag 1", "model-versions/set-tag 1"),
         *("registered-models/alias 1", "registered-models/delete 1"),

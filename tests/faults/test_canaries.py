@@ -1,20 +1,17 @@
-"""No secret of the environment is seen where a step applies to a cluster, or a workflow runs."""
+"""No secret of the environment is seen where a step applies to a cluster."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 
 import after
 import pytest
 import yaml
 from line import Line
-from stage import CANARY, ROOT, Ended
+from stage import CANARY
 
 pytestmark = pytest.mark.slow
 
@@ -76,27 +73,3 @@ def test_applying_shows_no_secret(line: Line, refusing: tuple[str, list[bytes]])
     assert bodies
     assert not [body for body in bodies if CANARY in body]
     assert not after.shown_secrets(stage, ended)
-
-
-def test_a_workflow_here_shows_no_secret(line: Line) -> None:
-    """In its parameters, its status, its logs, its outputs and the store."""
-    stage = line.stage
-    stage.restore("before prepare_data")
-    (stage.place / "steps").symlink_to(ROOT / "steps")
-    rendering = [sys.executable, str(ROOT / "workflows" / "pipeline.py"), "--kind", "Workflow"]
-    running = [sys.executable, "-m", "runner.run_local", "rendered/pipeline.yaml"]
-    for command in (
-        [*rendering, "--out", "rendered"],
-        [*running, "-p", "profile=fault", "-p", "set=gate.min_rows=3"],
-    ):
-        done = subprocess.run(
-            command,
-            cwd=stage.place,
-            env=stage.environment | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert not after.shown_secrets(stage, Ended(0, done.stdout, done.stderr))
-    assert list(stage.place.glob("outputs/latest/status.json"))
