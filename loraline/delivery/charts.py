@@ -37,12 +37,12 @@ def inference_service(pod: Pod) -> Object:
 
 
 def chart_resources(pod: Pod) -> Object:
-    """The server's resources in the chart's words."""
-    found = pod.resources()
+    """The server's resources, in the chart's keys."""
+    resources = pod.resources()
     return {
-        "requestCPU": int(found["requests"]["cpu"]),
-        "requestMemory": found["requests"]["memory"],
-        "requestGPU": found.get("limits", {}).get(pod.card, 0),
+        "requestCPU": int(resources["requests"]["cpu"]),
+        "requestMemory": resources["requests"]["memory"],
+        "requestGPU": resources.get("limits", {}).get(pod.card, 0),
         "requestGPUType": pod.card,
     }
 
@@ -53,16 +53,16 @@ def helm_values(pod: Pod) -> Object:
     image = re.fullmatch(r"(.+?):([\w.-]+(?:@sha256:\w+)?)", pod.where.serving_image)
     if image is None:
         raise UserError(f"production-stack needs a tag in {pod.where.serving_image}")
-    # The chart runs `vllm serve MODEL --host ... --port ...` and has a place of its own for
+    # The chart runs `vllm serve MODEL --host ... --port ...` and has separate values for
     # chat templates.
     args = [arg.replace(f"{CONFIG}/", "/templates/") for arg in pod.arguments()[1:]]
     skip = args.index("--chat-template")
     del args[skip : skip + 2]
     # The chart's own shared memory comes only with tensorParallelSize in vllmConfig.
-    own = {"adapters", "cache", "bases", "shm", "tmp"}
+    kept_volumes = {"adapters", "cache", "bases", "shm", "tmp"}
     variables, claim = pod.variables(), {}
     if pod.hub:
-        # The chart makes the hub's cache a claim of its own and says where it is.
+        # The chart makes a claim for the hub's cache and sets its path.
         claim = {"pvcStorage": pod.storage, "pvcAccessMode": ["ReadWriteOnce"]}
         del variables["HF_HOME"]
     shown = [{"name": "MLFLOW_TRACKING_USERNAME"}, {"name": "MLFLOW_TRACKING_PASSWORD"}]
@@ -81,7 +81,7 @@ def helm_values(pod: Pod) -> Object:
         **claim,
         "chatTemplate": "chat_template.jinja",
         "chatTemplateConfigMap": pod.contract.chat_template,
-        # The chart switches prefix caching off unless it is told otherwise.
+        # By default the chart switches prefix caching off.
         "vllmConfig": {"enablePrefixCaching": True, "extraArgs": args},
         "env": [*environment(variables), container["env"][-1]],
         "initContainer": {
@@ -92,9 +92,11 @@ def helm_values(pod: Pod) -> Object:
         "extraVolumes": [
             {"name": "cache", "emptyDir": {}} if each["name"] == "cache" else each
             for each in containers.volumes(pod)
-            if each["name"] in own
+            if each["name"] in kept_volumes
         ],
-        "extraVolumeMounts": [each for each in container["volumeMounts"] if each["name"] in own],
+        "extraVolumeMounts": [
+            each for each in container["volumeMounts"] if each["name"] in kept_volumes
+        ],
     }
     key = {"secretName": pod.secret, "secretKey": "api-key"}
     return {

@@ -51,8 +51,8 @@ def git(folder: Path, *arguments: str) -> str:
     if ended.returncode:
         lines = [line.strip() for line in (ended.stderr or ended.stdout).splitlines()]
         lines = [line for line in lines if line and not line.startswith("hint:")]
-        # Git's own reason comes first and advice after it; a hook says what it likes.
-        own = [line for line in lines if line.startswith(("fatal:", "error:"))][:1]
-        reason = " ".join(own or lines)[:300] or "no reason given"
+        # Git's reason comes first and its advice after it; a hook may print anything.
+        errors = [line for line in lines if line.startswith(("fatal:", "error:"))][:1]
+        reason = " ".join(errors or lines)[:300] or "no reason given"
         raise UserError(f"--git {folder}: git {arguments[0]} failed: {reason}")
     return ended.stdout.strip()

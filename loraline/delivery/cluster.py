@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from urllib3.exceptions import HTTPError
 
 MANAGER = "loraline"
-"""Field manager of server-side apply: what it set before and does not set now, it removes."""
+"""Field manager of server-side apply: a field that it set before and omits now is removed."""
 
 SERVER_FIELDS = ("managedFields", "resourceVersion", "uid", "creationTimestamp", "generation")
 POLL_SECONDS = 2
@@ -32,7 +32,7 @@ PULL_SECONDS = 120
 
 OWN_CONFIG = Path("~/.kube/config").expanduser()
 MISREAD = (TypeError, AttributeError, LookupError)
-"""What the client library ends with on a kubeconfig of another form."""
+"""The client library's exceptions for an invalid kubeconfig."""
 
 Say = Callable[[str], None]
 
@@ -135,14 +135,14 @@ def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> 
 
 
 def knows_store(deployment: Object) -> bool:
-    """Whether init containers, if there are any, are told of an MLflow server."""
+    """Whether all init containers, if there are any, have the address of an MLflow server."""
     fetching = deployment["spec"]["template"]["spec"].get("initContainers", [])
-    told = (variable["name"] for each in fetching for variable in each.get("env", []))
-    return not fetching or "MLFLOW_TRACKING_URI" in told
+    variables = (variable["name"] for each in fetching for variable in each.get("env", []))
+    return not fetching or "MLFLOW_TRACKING_URI" in variables
 
 
 def refused(error: ApiException, what: str, done: str = "") -> UserError | TryAgain:
-    """The cluster's own words; a server's error and too many requests (429) pass."""
+    """The cluster's message; TryAgain for a server's error and for too many requests (429)."""
     try:
         reason = json.loads(error.body or "")["message"]
     except (ValueError, LookupError, TypeError):
@@ -152,7 +152,7 @@ def refused(error: ApiException, what: str, done: str = "") -> UserError | TryAg
 
 
 def unreachable(error: HTTPError) -> UserError | TryAgain:
-    """Where nobody answers and why; keys that do not fit are no matter of time."""
+    """TryAgain if nobody answers; UserError for credentials that the cluster refuses."""
     from kubernetes.client import Configuration
     from urllib3.exceptions import SSLError
 
@@ -195,7 +195,7 @@ def connect(deployment: Object) -> tuple[DynamicClient, str]:
     )
 
 
-def kind(client: DynamicClient, entry: Object) -> Any:
+def resource_type(client: DynamicClient, entry: Object) -> Any:
     from kubernetes.dynamic.exceptions import ResourceNotFoundError
 
     try:
@@ -205,14 +205,16 @@ def kind(client: DynamicClient, entry: Object) -> Any:
 
 
 def live(client: DynamicClient, entry: Object, namespace: str) -> Object | None:
-    """The object as the cluster has it, without what the cluster itself writes."""
+    """The object as the cluster has it, without the fields that the cluster writes."""
     from kubernetes.dynamic.exceptions import NotFoundError
 
     try:
-        found = kind(client, entry).get(name=entry["metadata"]["name"], namespace=namespace)
+        resource = resource_type(client, entry).get(
+            name=entry["metadata"]["name"], namespace=namespace
+        )
     except NotFoundError:
         return None
-    content: Object = found.to_dict()
+    content: Object = resource.to_dict()
     content.pop("status", None)
     for field in SERVER_FIELDS:
         content["metadata"].pop(field, None)
@@ -220,7 +222,7 @@ def live(client: DynamicClient, entry: Object, namespace: str) -> Object | None:
 
 
 def put(client: DynamicClient, entry: Object, namespace: str) -> None:
-    kind(client, entry).server_side_apply(
+    resource_type(client, entry).server_side_apply(
         body=entry,
         name=entry["metadata"]["name"],
         namespace=namespace,
@@ -230,21 +232,21 @@ def put(client: DynamicClient, entry: Object, namespace: str) -> None:
 
 
 def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) -> None:
-    """Return when every pod of the new template is ready; a UserError when that will not be.
+    """Return when every pod of the new template is ready; UserError if that cannot happen.
 
-    What the pods wait for is told once.
+    Each reason for waiting is printed once.
     """
-    resource = kind(client, deployment)
+    resource = resource_type(client, deployment)
     name = deployment["metadata"]["name"]
     deadline = time.monotonic() + deployment["spec"]["progressDeadlineSeconds"]
     unpulled: float | None = None
-    told: set[str] = set()
+    reported: set[str] = set()
     while time.monotonic() < deadline:
-        found = resource.get(name=name, namespace=namespace).to_dict()
-        status = found.get("status", {})
-        wanted = found["spec"].get("replicas", 1)
+        current = resource.get(name=name, namespace=namespace).to_dict()
+        status = current.get("status", {})
+        wanted = current["spec"].get("replicas", 1)
         if (
-            status.get("observedGeneration") == found["metadata"]["generation"]
+            status.get("observedGeneration") == current["metadata"]["generation"]
             and status.get("updatedReplicas") == wanted
             and status.get("readyReplicas") == wanted == status.get("replicas")
         ):
@@ -258,10 +260,10 @@ def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) ->
                 raise UserError(reason)
         waiting = [reason for pod in pods for reason in waits_for(pod)]
         for reason in waiting:
-            if reason not in told:
+            if reason not in reported:
                 say(f"waiting: {reason}")
-                told.add(reason)
-        # A registry may be away for a moment; a name that is wrong stays wrong.
+                reported.add(reason)
+        # A registry may be down for a moment; a wrong name stays wrong.
         pulls = [reason for reason in waiting if any(word in reason for word in UNPULLED)]
         unpulled = (unpulled or time.monotonic()) if pulls else None
         if unpulled is not None and time.monotonic() - unpulled > PULL_SECONDS:
@@ -271,14 +273,16 @@ def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) ->
 
 
 def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[Object]:
-    """The pods of this template, not those of the one before."""
+    """The pods of this template, not those of the previous template."""
     wanted = deployment["spec"]["template"]["metadata"]["annotations"]
     labels = deployment["spec"]["selector"]["matchLabels"]
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
     pods = client.resources.get(api_version="v1", kind="Pod")
-    found = pods.get(namespace=namespace, label_selector=selector).to_dict()["items"]
+    matching = pods.get(namespace=namespace, label_selector=selector).to_dict()["items"]
     return [
-        pod for pod in found if wanted.items() <= (pod["metadata"].get("annotations") or {}).items()
+        pod
+        for pod in matching
+        if wanted.items() <= (pod["metadata"].get("annotations") or {}).items()
     ]
 
 
@@ -288,13 +292,13 @@ def containers_of(pod: Object) -> list[Object]:
 
 
 def failure(pod: Object) -> str | None:
-    """What keeps a pod from ever starting, in the words of its container."""
+    """Why a pod can never start, in the words of its container's status."""
     for container in containers_of(pod):
         waiting = container["state"].get("waiting", {})
         ended = container["state"].get("terminated") or container["lastState"].get("terminated")
         if waiting.get("reason") in FATAL:
             return f"{container['name']}: {waiting['message']}"
-        # The user's mistake, as all of this project's programs end with it.
+        # Exit code 2 is a user's mistake in all of this project's programs.
         if ended and ended["exitCode"] == 2:
             return f"{container['name']} ended with exit code 2{last_words(pod, container)}"
         if container["restartCount"] >= 3:
@@ -303,8 +307,8 @@ def failure(pod: Object) -> str | None:
 
 
 def waits_for(pod: Object) -> list[str]:
-    """What a pod waits for, where the cluster gives a message: a node, an image, a restart."""
-    found = [
+    """What a pod waits for, if the cluster gives a message: a node, an image, a restart."""
+    reasons = [
         condition["message"]
         for condition in pod.get("status", {}).get("conditions", [])
         if condition["type"] == "PodScheduled" and condition.get("message")
@@ -313,8 +317,8 @@ def waits_for(pod: Object) -> list[str]:
         waiting = container["state"].get("waiting", {})
         if waiting.get("message"):
             message = " ".join(waiting["message"].split())
-            found.append(f"{container['name']}: {waiting['reason']}: {message}")
-    return found
+            reasons.append(f"{container['name']}: {waiting['reason']}: {message}")
+    return reasons
 
 
 def last_words(pod: Object, container: Object) -> str:
@@ -354,7 +358,9 @@ def roll_back(
                 done.add("the claim with what was downloaded is kept")
             else:
                 with suppress(NotFoundError):
-                    kind(client, entry).delete(name=entry["metadata"]["name"], namespace=namespace)
+                    resource_type(client, entry).delete(
+                        name=entry["metadata"]["name"], namespace=namespace
+                    )
                 done.add("what was made is deleted")
     except (ApiException, HTTPError) as error:
         name = changed[0][0]["metadata"]["name"]

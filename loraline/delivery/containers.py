@@ -22,7 +22,7 @@ READY = Path(__file__).with_name("ready.py")
 
 
 def fetches(pod: Pod) -> list[Object]:
-    """One init container an adapter: fetched, held against its digest and looked through."""
+    """One init container for each adapter; it fetches the adapter and checks digest and weights."""
     if not pod.adapters:
         return []
     rank = max_lora_rank(max(each.rank for each in pod.adapters))
@@ -65,11 +65,11 @@ CREDENTIALS = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
 )
-"""What it takes to read from MLflow and its artifacts, of the keys of the Secret `loraline`."""
+"""Keys of the Secret `loraline` that give read access to MLflow and its artifacts."""
 
 
 def credentials() -> list[Object]:
-    """The Secret's keys that a fetch needs, and none of its others."""
+    """The Secret's keys that a fetch needs, and no others."""
     return [
         *(secret(key, "loraline", key, optional=True) for key in CREDENTIALS),
         secret(VERIFY_KEY, "loraline", "verify-key", optional=True),
@@ -150,7 +150,7 @@ def volumes(pod: Pod) -> list[Object]:
     cards = pod.plan.tensor_parallel_size if pod.plan else 1
     shared = "2Gi" if cards == 1 else "16Gi"
     cache = {"persistentVolumeClaim": {"claimName": pod.resource}} if pod.hub else {}
-    found: list[Object] = [
+    entries: list[Object] = [
         {"name": "adapters", "emptyDir": {}},
         {"name": "config", "configMap": {"name": pod.resource}},
         {"name": "cache", **(cache or {"emptyDir": {}})},
@@ -159,8 +159,8 @@ def volumes(pod: Pod) -> list[Object]:
     ]
     if pod.where.base_volume:
         claim = {"claimName": pod.where.base_volume, "readOnly": True}
-        found.append({"name": "bases", "persistentVolumeClaim": claim})
-    return found
+        entries.append({"name": "bases", "persistentVolumeClaim": claim})
+    return entries
 
 
 def security() -> Object:
@@ -185,7 +185,7 @@ def node_terms(pod: Pod) -> Object:
 
 def spec(pod: Pod) -> Object:
     """The pod's specification."""
-    found: Object = {
+    pod_spec: Object = {
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
         "securityContext": security(),
@@ -193,12 +193,12 @@ def spec(pod: Pod) -> Object:
     }
     if not pod.where.cpu:
         taint = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-        found["tolerations"] = [taint]
+        pod_spec["tolerations"] = [taint]
     if terms := node_terms(pod):
         required = {"requiredDuringSchedulingIgnoredDuringExecution": terms}
-        found["affinity"] = {"nodeAffinity": required}
+        pod_spec["affinity"] = {"nodeAffinity": required}
     if pod.where.replicas > 1:
-        found["topologySpreadConstraints"] = [
+        pod_spec["topologySpreadConstraints"] = [
             {
                 "maxSkew": 1,
                 "topologyKey": "kubernetes.io/hostname",
@@ -206,7 +206,7 @@ def spec(pod: Pod) -> Object:
                 "labelSelector": {"matchLabels": pod.selector},
             }
         ]
-    return found | {
+    return pod_spec | {
         "initContainers": fetches(pod),
         "containers": [serving(pod), *follower(pod)],
         "volumes": volumes(pod),

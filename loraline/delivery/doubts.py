@@ -18,34 +18,34 @@ def doubts(
 ) -> list[str]:
     """What a manifest needs on most clusters and does not say: the images of its containers, where
     the init container finds MLflow, and what the gateway's replicas share."""
-    found = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
+    sentences = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
     if image.startswith("localhost/"):
-        found.append(
+        sentences.append(
             f"the init container's image {image} is on no registry; LORALINE_IMAGE names one"
         )
     if versions.version_of(server_image) is None:
-        found.append(
+        sentences.append(
             f"{server_image} does not say which vLLM it holds; one before "
             f"{versions.OLDEST[0]}.{versions.OLDEST[1]} may run code from a model repository"
         )
     if "@sha256:" not in server_image:
-        found.append(
+        sentences.append(
             f"{server_image} is not pinned by digest; pass --server-image "
             f"{server_image}@sha256:DIGEST, with the digest that your registry or `docker buildx "
             "imagetools inspect` shows for it"
         )
     if gateway is not None and gateway.image.startswith("localhost/"):
-        found.append(
+        sentences.append(
             f"the gateway's image {gateway.image} is on no registry; --gateway-image names one"
         )
     if gateway is not None and gateway.volume is None:
-        found.append(
+        sentences.append(
             "each replica of the gateway keeps jobs and sessions of its own, and loses them with "
             "its pod; --gateway-volume names a claim that all of them can write"
         )
     if gateway is not None and gateway.redis_port is None:
-        found.append(
+        sentences.append(
             "each replica of the gateway counts rates and tokens on its own, so that a key may ask "
             "as often at each; --gateway-redis-port lets them share a Redis"
         )
-    return found
+    return sentences

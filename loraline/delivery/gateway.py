@@ -1,4 +1,4 @@
-"""The gateway in front of a rendered server: what an operator says of it, and what it is told."""
+"""The gateway in front of a rendered server: the operator's options, and its settings."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ RESERVED = (
     *("GATEWAY_UPSTREAMS", "GATEWAY_VLLM_API_KEY", "GATEWAY_API_KEYS_FILE", "GATEWAY_REDIS_URL"),
     *("GATEWAY_PORT", "GATEWAY_METRICS_PORT", "GATEWAY_DATA_DIR", "GATEWAY_TASKS_DIR"),
 )
-"""Settings that the manifest makes itself, or takes from a Secret."""
+"""Settings that the manifest sets itself, or takes from a Secret."""
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """What an operator says of the gateway."""
+    """The operator's options for the gateway."""
 
     image: str
     replicas: int = 4
-    """Most replicas; two at least are kept."""
+    """Most replicas; at least two always run."""
 
     host: str | None = None
-    """Name under which it is reached from outside of the cluster; None for not at all."""
+    """Host name for access from outside the cluster; None for no such access."""
 
     parent: str | None = None
     """Gateway of the Gateway API, NAMESPACE/NAME, for a route instead of an Ingress."""
@@ -54,7 +54,7 @@ class Gateway:
     """Other settings, name and value."""
 
     tasks: tuple[tuple[str, str], ...] = ()
-    """Task files of the operator's own, name and text."""
+    """The operator's task files, name and text."""
 
     def check(self) -> None:
         """Raise a UserError for what Kubernetes would refuse or the manifest makes itself."""
@@ -157,12 +157,12 @@ class GatewayPod:
             f"{model.name}.json": model.contract.model_copy(update=shared) for model in self.models
         }
         for pod in self.servers[1:]:
-            # Nothing is merged into the base of a server of tasks.
+            # A server of tasks has the bare base: nothing is merged into it.
             made[f"{pod.resource}.json"] = pod.contract.model_copy(update={"export": "adapter"})
         return made
 
     def files(self) -> dict[str, str]:
-        """The ConfigMap: contracts, and task files of the operator's own."""
+        """The ConfigMap: contracts, and the operator's task files."""
         made = {
             name: agreed.model_dump_json(indent=2) + "\n"
             for name, agreed in self.contracts().items()
@@ -191,8 +191,8 @@ class GatewayPod:
         return entries
 
     def variables(self) -> dict[str, str]:
-        found = {
-            # Whoever reaches it is asked for a key.
+        env = {
+            # It asks every client for a key.
             "GATEWAY_HOST": "0.0.0.0",  # noqa: S104
             **dict(self.gateway.settings),
             "GATEWAY_UPSTREAMS": json.dumps(self.upstreams(), separators=(",", ":")),
@@ -201,10 +201,10 @@ class GatewayPod:
             "GATEWAY_PORT": str(PORT),
         }
         if self.monitored:
-            found["GATEWAY_METRICS_PORT"] = str(METRICS_PORT)
+            env["GATEWAY_METRICS_PORT"] = str(METRICS_PORT)
         if self.gateway.tasks:
-            found["GATEWAY_TASKS_DIR"] = f"{CONFIG}/tasks"
-        return found
+            env["GATEWAY_TASKS_DIR"] = f"{CONFIG}/tasks"
+        return env
 
     @property
     def startup_seconds(self) -> int:

@@ -1,4 +1,4 @@
-"""The objects around the gateway's pod: Deployment, Service, policies, autoscaler, ways in."""
+"""The objects around the gateway's pod: Deployment, Service, policies, autoscaler, Ingress."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BUSY = 70
 """Percent of the requested processor time at which another replica is started."""
 
 ANSWER_SECONDS = 600
-"""Default of GATEWAY_UPSTREAM_TIMEOUT_S: what stands in front must not cut an answer before."""
+"""Default of GATEWAY_UPSTREAM_TIMEOUT_S: proxies in front must not cut an answer earlier."""
 
 ADDRESSES = ("GATEWAY_OIDC_ISSUER", "GATEWAY_OIDC_JWKS_URL", "GATEWAY_OTLP_ENDPOINT")
 """Settings that are addresses, which the gateway's pods have to reach."""
@@ -160,7 +160,7 @@ def deployment(pod: GatewayPod) -> Object:
         "kind": "Deployment",
         "metadata": pod.metadata(),
         "spec": {
-            # The number of replicas belongs to the autoscaler.
+            # The autoscaler sets the number of replicas.
             "strategy": {
                 "type": "RollingUpdate",
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
@@ -179,7 +179,7 @@ def service(pod: GatewayPod) -> Object:
     ports = [{"name": "http", "port": PORT, "targetPort": "http"}]
     if pod.monitored:
         ports.append({"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"})
-    # A job or session that only one replica knows is found again by who made it.
+    # The client that made a job or session reaches the only replica that has it.
     sticky = {} if pod.gateway.volume else {"sessionAffinity": "ClientIP"}
     return {
         "apiVersion": "v1",
@@ -190,7 +190,7 @@ def service(pod: GatewayPod) -> Object:
 
 
 def autoscaler(pod: GatewayPod) -> Object:
-    """Follows the processor: images are decoded there, and every piece of an answer passes."""
+    """Scales by processor use: the gateway decodes images and passes on every event."""
     target = {"type": "Utilization", "averageUtilization": BUSY}
     return {
         "apiVersion": "autoscaling/v2",
@@ -257,7 +257,7 @@ def ingress(pod: GatewayPod) -> Object:
         "kind": "Ingress",
         "metadata": metadata,
         "spec": {
-            # Keys are in headers, so the way there is encrypted.
+            # Keys are in headers, so the connection is encrypted.
             "tls": [{"hosts": [host], "secretName": f"{pod.name}-tls"}],
             "rules": [{"host": host, "http": {"paths": [path]}}],
         },

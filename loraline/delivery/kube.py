@@ -16,7 +16,7 @@ def read(manifest: Path) -> list[Object]:
 
 
 def name_of(objects: Sequence[Object]) -> str:
-    """The name that all objects share; a chart's values have their model's."""
+    """The name that all objects share; a chart's values have their model's name."""
     if "metadata" in objects[0]:
         return str(objects[0]["metadata"]["name"])
     return f"lora-{objects[0]['servingEngineSpec']['modelSpec'][0]['name']}"
@@ -50,7 +50,7 @@ def literal(text: str) -> str:
 
 
 def to_yaml(objects: list[Object]) -> str:
-    """One YAML document an object, the same bytes for the same objects."""
+    """One YAML document for each object; the same objects give the same bytes."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -65,7 +65,7 @@ def to_yaml(objects: list[Object]) -> str:
         elif "\n" in value:
             style = "|"
         else:
-            # Kubernetes reads YAML with rules of its own: y, n and 1e3 are no strings to it.
+            # Kubernetes' YAML parser reads unquoted y, n and 1e3 as other types than strings.
             plain = len(value) > 1 and (value[0].isalpha() or value.startswith(("/", "--")))
             style = "" if plain else "'"
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)

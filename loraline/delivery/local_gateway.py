@@ -66,26 +66,26 @@ def start(server: Running, port: int, *, say: Say = print) -> Iterator[Gateway]:
 
 
 def variables(server: Running, port: int) -> dict[str, str]:
-    """The gateway's settings: where it listens, and what stands behind it."""
+    """The gateway's settings: its address, and the servers behind it."""
     entry = {
         "url": server.url,
         "contract": str(server.folder / "config" / "contract.json"),
         "name": server.adapter,
         "uri": server.uri,
     }
-    found = {
+    env = {
         "GATEWAY_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
         "GATEWAY_UPSTREAMS": json.dumps([entry]),
         "GATEWAY_DATA_DIR": os.environ.get("GATEWAY_DATA_DIR", str(server.folder / "gateway")),
-        # The checkout's gateway, wherever this runs.
+        # The checkout's gateway, whatever the current folder is.
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
-    return found | ({"GATEWAY_VLLM_API_KEY": api_key()} if api_key() else {})
+    return env | ({"GATEWAY_VLLM_API_KEY": api_key()} if api_key() else {})
 
 
 def wait_until_ready(gateway: Gateway) -> None:
-    """Return when it lists the server's models; a UserError when it ended or took too long."""
+    """Return when it lists the server's models; UserError if it ended or took too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if gateway.process.poll() is not None:

@@ -11,7 +11,7 @@ from loraline.delivery.pod import NAME, Pod
 from loraline.serving.arguments import PORT
 
 WAITING = 5
-"""Requests that may wait at a replica before another one is started."""
+"""Requests that may wait at a replica before another replica starts."""
 
 MONITORING: Object = {
     "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
@@ -68,7 +68,7 @@ def deployment(pod: Pod) -> Object:
     if pod.where.replicas > 1:
         update = {"maxSurge": 0, "maxUnavailable": 1}
         strategy = {"type": "RollingUpdate", "rollingUpdate": update}
-        # The number belongs to the autoscaler.
+        # The autoscaler sets the number.
         replicas = {}
     return {
         "apiVersion": "apps/v1",
@@ -100,7 +100,7 @@ def service(pod: Pod) -> Object:
 
 
 class Labelled(Protocol):
-    """A pod that a selector finds: a server's or the gateway's."""
+    """A pod with a selector: a server's or the gateway's."""
 
     @property
     def selector(self) -> dict[str, str]: ...
@@ -109,7 +109,7 @@ class Labelled(Protocol):
 
 
 def disruption_budget(pod: Labelled) -> Object:
-    """Nodes are drained one pod at a time; a single one does not block them."""
+    """Nodes are drained one pod at a time; a single pod does not block a drain."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

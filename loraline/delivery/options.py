@@ -1,4 +1,4 @@
-"""The flags of deploy_vllm: what the command line says of a server and of the gateway before it."""
+"""The flags of deploy_vllm: the options of a server and of the gateway in front of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """What the command line says of the gateway."""
+    """The command line's options for the gateway."""
 
     gateway: bool = False
     gateway_image: str | None = None
@@ -35,7 +35,7 @@ class GatewayOptions:
     gateway_set: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raise a UserError for flags that say nothing without --gateway, and for no setting."""
+        """Raise a UserError for flags that need --gateway, and for invalid settings."""
         for name, value in vars(self).items():
             if name != "gateway" and value not in (None, ()) and not self.gateway:
                 raise UserError(f"--{name.replace('_', '-')} needs --gateway")
@@ -66,7 +66,7 @@ class GatewayOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says of the server."""
+    """The command line's options for the server."""
 
     gpu: str | None = None
     """Card to size for, or CPU; None for the smallest card that fits."""
@@ -99,7 +99,7 @@ class Options:
         return cls(**flags, front=GatewayOptions(**front))
 
     def check(self) -> None:
-        """Raise a UserError for options that say nothing without another one."""
+        """Raise a UserError for options that have no effect without another option."""
         names_card = self.gpu not in (None, CPU)
         if self.calibrate and not names_card:
             raise UserError("--calibrate needs --gpu to say which card the log is of")

@@ -1,4 +1,4 @@
-"""What is to be served and where: everything that a manifest's bytes depend on."""
+"""What to serve and where: everything that a manifest's bytes depend on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import RegisteredModel
 
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,20 @@ class Order:
     name: str
     version: str
     digest: str
-    """Of the adapter's files, as the gate judged them."""
+    """Digest of the adapter's files that the gate judged."""
 
     alias: str | None
     beside: str | None
-    """Another version of the same model: the one with this alias."""
+    """Alias of another version of the same model, to be served beside this version."""
 
     where: Placement
     gpu: str | None
     cards: int
     log: str
-    """What a server on that card printed at its start."""
+    """Log of a server's start on that card."""
 
     remembered: dict[str, str]
-    """What logs of this model have taught, by card: the base's revision and GiB."""
+    """Activations learned from logs of this model, by card: the base's revision and GiB."""
 
     image: str
     fetch: dict[str, str]
@@ -58,7 +58,7 @@ class Order:
         options: Options,
         needs: Sequence[Need],
         gateway: Gateway | None,
-        warn: Tell,
+        warn: Warn,
     ) -> Order:
         """The order of a command line for the version that a gate run passed.
 
@@ -102,7 +102,7 @@ class Order:
 
 
 def registered(client: MlflowClient, name: str, version: str) -> RegisteredModel:
-    """The registered model, if it and the version are still there."""
+    """The registered model, if it and the version still exist."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -118,7 +118,7 @@ def registered(client: MlflowClient, name: str, version: str) -> RegisteredModel
 
 
 def refuse_rejected(
-    client: MlflowClient, gate_run: Run, warn: Tell, *, although_rejected: bool
+    client: MlflowClient, gate_run: Run, warn: Warn, *, although_rejected: bool
 ) -> None:
     """Warn that a later gate has rejected the version; refuse it unless a person has promoted it by
     this very gate run, or the command line asks for it."""

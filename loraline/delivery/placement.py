@@ -1,4 +1,4 @@
-"""Where and how often a server runs."""
+"""Where a server runs, and how many replicas it has."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Placement:
     format: Format = "deployment"
     namespace: str | None = None
     cpu: bool = False
-    """Without a GPU, by an image with vLLM's CPU build."""
+    """Serve without a GPU, by an image with vLLM's CPU build."""
 
     fraction: float = 1.0
-    """Share of one card, by a device plugin that hands out shared ones."""
+    """Share of one card, by a device plugin that shares cards."""
 
     on_card: bool = False
-    """Only on nodes with the card of the plan, as far as nodes say which one they have."""
+    """Only on nodes with the planned card, as far as nodes have labels for it."""
 
     replicas: int = 1
     """Most replicas; above one they follow the waiting requests."""
@@ -35,16 +35,16 @@ class Placement:
     """Address of the Prometheus that KEDA asks; without it the autoscaler is Kubernetes' own."""
 
     monitor: bool = False
-    """Whether a ServiceMonitor tells the Prometheus operator of the server."""
+    """Whether there is a ServiceMonitor of the server for the Prometheus operator."""
 
     base_volume: str | None = None
-    """Claim that holds the base in a folder of its name; else a hub model is cached in one."""
+    """Claim that holds the base in a folder of its name; otherwise a claim caches a hub model."""
 
     merged: bool = False
     """Merge the adapter into its base at the start and serve the result."""
 
     follow: str | None = None
-    """Alias whose later versions a sidecar loads without a restart; off unless it is named."""
+    """Alias whose later versions a sidecar loads without a restart; None for no sidecar."""
 
     server_image: str | None = None
     """Image of vLLM; by default vLLM's own, for GPUs or for CPUs."""

@@ -1,4 +1,4 @@
-"""One server's pod: what it serves, where its files are, what it asks of its node."""
+"""One server's pod: its models, its files, and its demands on a node."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pod:
 
     contract: Contract
     adapters: tuple[Adapter, ...]
-    """The first is the one that was measured; a server of tasks has none."""
+    """The first was measured; a server of tasks has none."""
 
     resource: str
     """Name of all objects."""
@@ -37,7 +37,7 @@ class Pod:
     where: Placement
     plan: Plan | None
     videos: int = 0
-    """Most of a request."""
+    """Most videos of a request."""
 
     measured_otherwise: str = ""
     """How the server's limits differ from those of the adapter's evaluation."""
@@ -51,21 +51,21 @@ class Pod:
 
     @property
     def annotations(self) -> dict[str, str]:
-        found = {}
+        entries = {}
         if self.adapters:
-            found["loraline/registered-version"] = self.adapters[0].uri
-            found["loraline/adapter-sha256"] = self.adapters[0].sha256
-        found["loraline/base-revision"] = self.contract.base_revision
+            entries["loraline/registered-version"] = self.adapters[0].uri
+            entries["loraline/adapter-sha256"] = self.adapters[0].sha256
+        entries["loraline/base-revision"] = self.contract.base_revision
         if self.measured_otherwise:
-            found["loraline/measured-otherwise"] = self.measured_otherwise
+            entries["loraline/measured-otherwise"] = self.measured_otherwise
         if self.contract.prompt_uri and self.adapters:
-            found["loraline/prompt"] = self.contract.prompt_uri
+            entries["loraline/prompt"] = self.contract.prompt_uri
         if len(self.adapters) > 1:
-            found["loraline/beside"] = ", ".join(each.uri for each in self.adapters[1:])
+            entries["loraline/beside"] = ", ".join(each.uri for each in self.adapters[1:])
         if self.plan:
             cards = f"{self.plan.tensor_parallel_size} x {self.plan.gpu}"
-            found["loraline/sized-for"] = f"{cards}, {self.plan.account()}"
-        return found
+            entries["loraline/sized-for"] = f"{cards}, {self.plan.account()}"
+        return entries
 
     @property
     def names(self) -> list[str]:
@@ -109,10 +109,10 @@ class Pod:
         return f"{10 * math.ceil((1.2 * weights + 5) / 10)}Gi"
 
     def base_mounts(self) -> list[Object]:
-        found: list[Object] = [{"name": "cache", "mountPath": CACHE}]
+        mounts: list[Object] = [{"name": "cache", "mountPath": CACHE}]
         if self.where.base_volume:
-            found.append({"name": "bases", "mountPath": BASES, "readOnly": True})
-        return found
+            mounts.append({"name": "bases", "mountPath": BASES, "readOnly": True})
+        return mounts
 
     @property
     def memory(self) -> str:
@@ -128,25 +128,25 @@ class Pod:
             plan=self.plan,
             base=self.base,
             merged=self.where.merged,
-            # The next version is loaded before the last one goes.
+            # The next version is loaded before the current version is unloaded.
             spare=2 if self.where.follow else 0,
             videos=self.videos,
         )
         return serving_arguments.on_cpu(args) if self.where.cpu else args
 
     def variables(self) -> dict[str, str]:
-        found = serving_arguments.environment(
+        env = serving_arguments.environment(
             self.contract, local_base=not self.hub, startup_seconds=self.startup_seconds
         )
         if self.where.follow:
-            found["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+            env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         if self.where.cpu:
-            found |= serving_arguments.CPU_ENV
-        return found
+            env |= serving_arguments.CPU_ENV
+        return env
 
     @property
     def card(self) -> str:
-        """The resource to ask for; NVIDIA's device plugin renames cards that it hands out twice."""
+        """The resource to request; NVIDIA's device plugin renames shared cards."""
         return "nvidia.com/gpu" if self.where.fraction == 1 else "nvidia.com/gpu.shared"
 
     def resources(self) -> Object:

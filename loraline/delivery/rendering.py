@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ROLES = {"champion": "candidate", "candidate": "champion"}
-"""What the ordered version is to the gateway, by the alias of the version beside it."""
+"""The ordered version's role for the gateway, by the alias of the version beside it."""
 
 
 def rendered(
-    client: MlflowClient, adapter: Path, order: Order, tell: Callable[[str], None]
+    client: MlflowClient, adapter: Path, order: Order, say: Callable[[str], None]
 ) -> tuple[str, Plan | None]:
     """The manifest as YAML, and the card that the adapter's server is sized for, if any.
 
@@ -43,16 +43,16 @@ def rendered(
         order = replace(order, where=replace(order.where, merged=True))
     base_config = preflight.read_json(adapter / contract.BASE_CONFIG) or {}
     ranks = [preflight.highest_rank(adapter)]
-    own = Model(names.served_name(order.name), agreed, ROLES.get(order.alias or ""))
-    beside, models = [], [own]
+    served = Model(names.served_name(order.name), agreed, ROLES.get(order.alias or ""))
+    beside, models = [], [served]
     if order.beside:
         agreed, other, model = join(agreed, order)
-        beside, ranks, models = [other], [*ranks, other.rank], [own, model]
+        beside, ranks, models = [other], [*ranks, other.rank], [served, model]
     videos, otherwise = 0, ""
     measured, wide = agreed, tasks.widened(agreed, order.needs) if order.tasks else agreed
     if order.tasks == "instead":
         agreed, videos = wide, tasks.videos(order.needs)
-        otherwise = tasks.told(measured, wide, videos)
+        otherwise = tasks.differences(measured, wide, videos)
     sizing.check_length(wide.max_model_len, base_config)
     plan = size(client, agreed, base_config, ranks, order, videos)
     servers = [
@@ -73,7 +73,7 @@ def rendered(
         )
     ]
     if otherwise:
-        tell(f"the adapter was measured with other limits: {otherwise}")
+        say(f"the adapter was measured with other limits: {otherwise}")
     if order.tasks == "beside":
         videos = tasks.videos(order.needs)
         card = size(client, wide, base_config, [], order, videos)
@@ -81,7 +81,7 @@ def rendered(
             wide, servers[0], videos=videos, base_config=base_config, plan=card
         )
         servers.append(second)
-        tell(f"tasks are served by {second.resource}, which has no adapter")
+        say(f"tasks are served by {second.resource}, which has no adapter")
     objects = manifest.render(*servers, gateway=order.gateway, models=models)
     return kube.to_yaml(objects), plan
 
@@ -125,7 +125,7 @@ def size(
         cards=order.cards,
         fraction=order.where.fraction,
         log=order.log,
-        told=order.remembered,
+        remembered=order.remembered,
         model=order.name,
         revision=agreed.base_revision,
     )

@@ -18,12 +18,12 @@ FRAME_TOKENS = 16
 
 @dataclass(frozen=True)
 class Need:
-    """What one task asks of a server."""
+    """What one task needs of a server."""
 
     name: str
     images: int
     frames: int
-    """Of its one video; 0 for a task without."""
+    """Frames of its video; 0 for a task without a video."""
 
     min_pixels: int
     max_pixels: int
@@ -40,7 +40,7 @@ class Need:
 
 
 def videos(needs: Sequence[Need]) -> int:
-    """How many one request may bring."""
+    """Videos that one request may bring."""
     return int(any(need.frames for need in needs))
 
 
@@ -71,7 +71,7 @@ def widened(contract: Contract, needs: Sequence[Need]) -> Contract:
     return contract.model_copy(update={"max_length": rows, "max_new_tokens": answer, **limits})
 
 
-def told(contract: Contract, wide: Contract, videos: int) -> str:
+def differences(contract: Contract, wide: Contract, videos: int) -> str:
     """How a server differs from the one that the adapter was measured with; empty if it does not.
 
     Prompts of the training give the same tokens only where their images are resized alike, so the

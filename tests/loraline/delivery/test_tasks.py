@@ -66,11 +66,11 @@ def test_the_trainings_own_prompt_still_fits() -> None:
 
 def test_how_the_limits_differ_is_told() -> None:
     wide = tasks.widened(VISION, [PAGE, CLIP])
-    assert tasks.told(VISION, wide, tasks.videos([PAGE, CLIP])) == (
+    assert tasks.differences(VISION, wide, tasks.videos([PAGE, CLIP])) == (
         "images a request 1 to 2, videos a request 0 to 1, min_pixels 3136 to 1024, "
         "max_pixels 50176 to 102400, tokens 1024 to 2304"
     )
-    assert tasks.told(VISION, VISION, 0) == ""
+    assert tasks.differences(VISION, VISION, 0) == ""
 
 
 def test_a_text_base_is_refused_tasks_that_it_cannot_see() -> None:
@@ -113,14 +113,14 @@ def test_the_adapters_server_says_that_it_was_measured_otherwise() -> None:
         digest="cd" * 32,
         placement=Placement(),
         videos=tasks.videos([PAGE]),
-        measured_otherwise=tasks.told(VISION, wide, 0),
+        measured_otherwise=tasks.differences(VISION, wide, 0),
     )
     objects = manifest.render(pod)
     args = arguments(objects)
     assert flag(args, "--limit-mm-per-prompt") == '{"image":2,"video":0}'
     assert "--enable-lora" in args
-    told = objects[0]["metadata"]["annotations"]["loraline/measured-otherwise"]
-    assert told.startswith("images a request 1 to 2, min_pixels 3136 to 1024")
+    differences = objects[0]["metadata"]["annotations"]["loraline/measured-otherwise"]
+    assert differences.startswith("images a request 1 to 2, min_pixels 3136 to 1024")
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones() -> None:
