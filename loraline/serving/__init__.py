@@ -1,1 +1,1 @@
-"""What vLLM is started with, what it would refuse, and how it is asked."""
+"""vLLM's arguments, the adapters that it would refuse, and a client of its server."""

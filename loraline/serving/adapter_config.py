@@ -1,4 +1,4 @@
-"""What an adapter_config.json says, as vLLM and as PEFT read it.
+"""An adapter_config.json, as vLLM and as PEFT read it.
 
 vLLM looks at a dozen of its keys and takes the rest on trust; PEFT, which measured the adapter,
 reads them all. What either refuses or reads otherwise than the other is a finding.
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 CONFIG = "adapter_config.json"
 
 ACCEPTED_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Initialisations that leave the base's weights alone; with others the adapter fits another base
+"""Initialisations that do not change the base's weights; with others the adapter fits another base
 (the list of vLLM's `PEFTHelper`)."""
 
 TASKS = ("SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -41,7 +41,7 @@ IGNORED = {
     "monteclora_config": "train a plain LoRA, without MonteCLoRA",
     "megatron_config": "train without Megatron",
 }
-"""Settings of PEFT that change what an adapter does and that vLLM never reads."""
+"""Settings of PEFT that change an adapter's effect and that vLLM never reads."""
 
 NEVER_SET = {
     "arrow_config": "train a plain LoRA, without Arrow",
@@ -52,14 +52,14 @@ NEVER_SET = {
 """Settings that make PEFT another method even where they are empty."""
 
 SAVED_WHOLE = {"classifier", "score"}
-"""Modules that vLLM takes whole, of classifiers; of other bases none has them."""
+"""Modules of classifiers that vLLM replaces whole; other bases have no such modules."""
 
 HARMLESS = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "fan_in_fan_out"),
     *("inference_mode", "loftq_config", "lora_ga_config", "megatron_core"),
     *("peft_type", "peft_version", "qalora_group_size", "revision", "runtime_config"),
 }
-"""Keys that say nothing of what a trained LoRA does, or that have a rule of their own."""
+"""Keys without influence on a trained LoRA, or with a separate rule."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Finding:
 
     def __str__(self) -> str:
         sentence = f"{self.key[:200]}: {self.rule}; {self.remedy}"
-        # One line, whatever stands in a file: a key may hold newlines.
+        # One line for any file: a key may contain newlines.
         return sentence if sentence.isprintable() else sentence.encode("unicode_escape").decode()
 
 
@@ -134,7 +134,7 @@ def is_chance(value: Any) -> bool:
 
 
 def is_init(value: Any) -> bool:
-    """PEFT looks no further at what is empty."""
+    """PEFT ignores empty values."""
     return not value or isinstance(value, bool | str)
 
 
@@ -226,7 +226,7 @@ def is_classifier(saved: Any) -> bool:
 
 
 def form_findings(config: Mapping[str, Any]) -> list[Finding]:
-    """Values that PEFT or vLLM cannot work with, and combinations that PEFT refuses."""
+    """Values that PEFT or vLLM cannot use, and combinations that PEFT refuses."""
     findings = []
     for key, form in FORMS.items():
         value = config.get(key)
@@ -256,7 +256,7 @@ def is_sound(config: Mapping[str, Any]) -> bool:
 
 
 def rank_findings(config: Mapping[str, Any], max_rank: int) -> list[Finding]:
-    """Ranks that are no whole number, or beyond the server's."""
+    """Ranks that are not whole numbers, or that exceed the server's."""
     pattern = config.get("rank_pattern")
     ranks = {"r": config.get("r"), **(pattern if isinstance(pattern, dict) else {})}
     findings = []
@@ -270,7 +270,7 @@ def rank_findings(config: Mapping[str, Any], max_rank: int) -> list[Finding]:
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, cut where it is long."""
+    """A value as Python writes it, cut if it is long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -281,7 +281,7 @@ def rank_of(config: Mapping[str, Any], module: str) -> int:
 
 
 def scaling_of(config: Mapping[str, Any], module: str) -> float:
-    """What multiplies a module's B·A: alpha / r, or alpha / sqrt(r); NaN where it is no number."""
+    """The scaling of a module's B·A: alpha / r, or alpha / sqrt(r); NaN if it is not a number."""
     rank, alpha = rank_of(config, module), config.get("lora_alpha")
     alpha = matched(config.get("alpha_pattern"), module, alpha)
     if not is_number(alpha):

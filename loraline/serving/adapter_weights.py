@@ -1,4 +1,4 @@
-"""What an adapter's weights do to a base: which layers they reach, and by how much.
+"""The effect of an adapter's weights on a base: which layers they change, and by how much.
 
 Both directions are held against `adapter_config.json`: vLLM applies every weight of the file that
 fits a layer, PEFT only those that the config targets, and what neither finds a layer for does
@@ -85,7 +85,7 @@ def weight_findings(
 
 
 def paired(tensors: Mapping[str, Tensor], layers: Layers) -> tuple[dict[str, Pair], list[Finding]]:
-    """The matrices of each module, and the tensors that are none."""
+    """The matrices of each module, and the other tensors."""
     findings: list[Finding] = []
     pairs: dict[str, Pair] = {}
     for key, tensor in tensors.items():
@@ -111,7 +111,7 @@ def paired(tensors: Mapping[str, Tensor], layers: Layers) -> tuple[dict[str, Pai
 
 
 def fits(module: str, table: str | None, layers: Layers) -> bool:
-    """Whether vLLM has a layer of that name; embeddings are named otherwise than linear layers."""
+    """Whether vLLM has a layer of that name; an embedding's weights have other suffixes."""
     if module in layers.tables:
         return layers.tables_applied and module.endswith("embed_tokens") == bool(table)
     return module in layers.linears and not table
@@ -169,7 +169,7 @@ def change_findings(module: str, size: float, dtype: str) -> list[Finding]:
 def tower_findings(
     pairs: Mapping[str, Pair], changes: Mapping[str, float], trains_vision: bool
 ) -> list[Finding]:
-    """Weights of the vision tower that do something and that the server was not told of."""
+    """Effective weights of the vision tower that the server was not started for."""
     rule = "is in the vision tower, whose weights the server would drop in silence"
     remedy = "leave the tower out, or state it in the profile"
     return [
@@ -189,7 +189,7 @@ def target_findings(
     config: Mapping[str, Any],
     layers: Layers,
 ) -> list[Finding]:
-    """Targets without weights, and weights that do something and are no target."""
+    """Targets without weights, and effective weights that are not targets."""
     findings = []
     targets = {module for module in (*layers.linears, *layers.tables) if is_target(config, module)}
     if not targets:
@@ -219,7 +219,7 @@ def more(names: list[str]) -> str:
 
 
 def nothing(pairs: Mapping[str, Pair]) -> Finding:
-    """That the adapter moves no layer, and why, where one side says it."""
+    """A finding if the adapter changes no layer, with the reason if one matrix shows it."""
     for side in ("B", "A"):
         if not any(pair[side].values().any() for pair in pairs.values() if side in pair):
             rule = f"all lora_{side} weights are zero, so the answers are the base's"
@@ -231,7 +231,7 @@ def nothing(pairs: Mapping[str, Pair]) -> Finding:
 def without_magnitudes(
     tensors: Mapping[str, Tensor], layers: Layers
 ) -> tuple[dict[str, Tensor], list[Finding]]:
-    """The tensors but for DoRA's magnitudes, one for each output, and what is wrong with those."""
+    """The tensors without DoRA's magnitudes, and what is wrong with the magnitudes."""
     findings, kept = [], {}
     for key, tensor in tensors.items():
         match = MAGNITUDE.fullmatch(key)
@@ -247,7 +247,7 @@ def without_magnitudes(
 
 
 def hint(key: str, layers: Layers) -> str:
-    """What a key that matches nothing most likely is."""
+    """The most likely meaning of a key that matches nothing."""
     layer = re.search(r"layers\.(\d+)\.", key)
     numbers = [re.search(r"layers\.(\d+)\.", name) for name in layers.linears]
     depth = max(int(number[1]) for number in numbers if number)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def refusals(rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]) -> list[str]:
-    """What is refused although it had an answer when it was measured, the first row named."""
+    """Rows that the server refuses although they were measured; names the first row."""
     problems = []
     for column, served in answers.items():
         refused = [
@@ -33,7 +33,7 @@ def refusals(rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]) -
 def agreements(
     rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]
 ) -> dict[str, float]:
-    """Share of answers that are token for token the measured ones."""
+    """Share of answers that equal the measured answers token for token."""
     return {
         f"{column}_agreement": sum(
             each.tokens == row[f"{column}_tokens"] for row, each in zip(rows, served, strict=True)
@@ -46,7 +46,7 @@ def agreements(
 def other_answers(
     rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]], least: float
 ) -> list[str]:
-    """What is wrong with the answers: not the measured ones, or the base's."""
+    """What is wrong with the answers: they differ from the measured answers, or are the base's."""
     problems = []
     for key, share in agreements(rows, answers).items():
         column = key.removesuffix("_agreement")

@@ -1,4 +1,4 @@
-"""How vLLM is started for an adapter: its arguments and environment, from the contract alone."""
+"""vLLM's arguments and environment for an adapter, from the contract alone."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SHARED = (
     *("dtype", "trains_vision", "export"),
 )
 LENGTHS = ("max_length", "max_new_tokens")
-"""What two contracts served by one pod agree on, and what it takes the larger of."""
+"""Fields that two contracts of one pod share, and fields of which the larger value counts."""
 
 
 class Adapter(NamedTuple):
-    """One registered adapter as the server knows it."""
+    """A registered adapter as the server knows it."""
 
     name: str
     """Model name that clients send."""
@@ -47,11 +47,11 @@ class Adapter(NamedTuple):
     """Digest of the adapter's folder."""
 
     rank: int
-    """The highest of its modules."""
+    """The highest rank of its modules."""
 
     @classmethod
     def of(cls, name: str, model: str, version: int | str, sha256: str, rank: int) -> Adapter:
-        """A version of a registered model that clients call `name`; UserError if it is none."""
+        """A registered version that clients call `name`; UserError for an invalid name."""
         uri = model_uri(model, version)
         return cls(name, uri, f"{ADAPTERS}/{name}/v{int(version)}", sha256, rank)
 
@@ -64,7 +64,7 @@ CPU_ENV = {
 
 
 def on_cpu(args: Sequence[str]) -> list[str]:
-    """The arguments of a server without a GPU; arguments that are a CPU's already stay."""
+    """The arguments of a server without a GPU; arguments for a CPU are kept."""
     cpu = list(args)
     if "--gpu-memory-utilization" not in cpu:
         return cpu
@@ -130,7 +130,7 @@ def arguments(
         counts = {"image": contract.max_images, "video": videos}
         args += ["--limit-mm-per-prompt", compact(counts)]
         if videos:
-            # All frames that come: vLLM would take 32 of them and say nothing.
+            # All frames of a request: by default vLLM silently takes only 32.
             args += ["--media-io-kwargs", compact({"video": {"num_frames": -1}})]
         size = compact({"images_kwargs": {"size": image_size(contract)}})
         args += ["--mm-processor-kwargs", size]
@@ -166,7 +166,7 @@ def lora_arguments(contract: Contract, adapters: Sequence[Adapter], spare: int) 
         compact({"name": each.name, "path": each.path, "base_model_name": base_name(contract)})
         for each in adapters
     ]
-    # Without it vLLM drops the tower's weights and says nothing.
+    # Without it vLLM silently drops the tower's weights.
     return [*args, *(["--enable-tower-connector-lora"] if contract.trains_vision else [])]
 
 
@@ -178,7 +178,7 @@ def demand(
     merged: bool = False,
     videos: int = 0,
 ) -> Demand:
-    """What a server of adapters of these ranks, or of the base alone, asks of a card's memory."""
+    """The memory demand of a server of adapters of these ranks, or of the base alone."""
     return Demand(
         config=base_config,
         dtype=contract.dtype,

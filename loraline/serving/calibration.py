@@ -1,4 +1,4 @@
-"""What logs of real servers taught of a model's activations: kept with the model, by card."""
+"""A model's activations as logs of real servers show them: kept with the model, by card."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TAG = "loraline.activation"
 
 
 def remembered(model: RegisteredModel) -> dict[str, str]:
-    """What earlier logs taught, by card, as the model's tags have it."""
+    """Activations from earlier logs, by card, as the model's tags have them."""
     return {
-        key.removeprefix(f"{TAG}."): told
-        for key, told in sorted(model.tags.items())
+        key.removeprefix(f"{TAG}."): learned
+        for key, learned in sorted(model.tags.items())
         if key.startswith(f"{TAG}.")
     }
 
@@ -36,17 +36,17 @@ def plan(
     cards: int = 1,
     fraction: float = 1.0,
     log: str = "",
-    told: Mapping[str, str],
+    remembered: Mapping[str, str],
     model: str,
     revision: str,
 ) -> Plan:
-    """The cards and arguments that fit, with activations from `log` or from what was told before.
+    """The cards and arguments that fit, with activations from `log` or from an earlier log.
 
-    `told` is what was remembered of registered model `model`; it counts for the same revision of
+    `remembered` are the tags of registered model `model`; they count for the same revision of
     the base. Without `gpu` the smallest card that fits. Raises UserError where none fits, and says
     where the activations were learned.
     """
-    words = {card: text.split() for card, text in told.items()}
+    words = {card: text.split() for card, text in remembered.items()}
     learned = {card: float(gib) for card, (seen, gib) in words.items() if seen == revision}
     if gpu is None:
         return sizing.smallest(wanted, learned)
@@ -65,5 +65,7 @@ def plan(
         raise UserError(f"{error}{known}") from error
 
 
-def remember(client: MlflowClient, model: str, revision: str, found: Plan) -> None:
-    client.set_registered_model_tag(model, f"{TAG}.{found.gpu}", f"{revision} {found.activation}")
+def remember(client: MlflowClient, model: str, revision: str, learned: Plan) -> None:
+    client.set_registered_model_tag(
+        model, f"{TAG}.{learned.gpu}", f"{revision} {learned.activation}"
+    )

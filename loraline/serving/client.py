@@ -1,4 +1,4 @@
-"""Asking a running vLLM server over its OpenAI interface."""
+"""A client of a running vLLM server's OpenAI interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT = 300
 
 @dataclass(frozen=True)
 class Served:
-    """One answer of a server."""
+    """An answer of a server."""
 
     tokens: list[int]
     """Token IDs without the end token."""
@@ -56,7 +56,7 @@ class Server:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.seconds = seconds
         self.name = shown(self.url)
-        """The address as people may see it."""
+        """The address without secrets, for messages."""
 
     def check_health(self) -> None:
         self._open("/health")
@@ -80,13 +80,13 @@ class Server:
             return Served(
                 tokens=tokens[:-1] if choice["finish_reason"] == "stop" else tokens,
                 text=(choice["message"]["content"] or "").strip(),
-                # None from a server that does not give them: who asks has to look.
+                # Empty if a server does not give them: the caller has to check.
                 prompt=completion["prompt_token_ids"] or [],
                 seconds=time.monotonic() - started,
             )
 
     def post(self, path: str, body: dict[str, Any]) -> str:
-        """The answer to a request of another kind, as text."""
+        """The answer to a request to another path, as text."""
         return self._open(path, body).decode(errors="replace")
 
     @contextmanager
@@ -109,7 +109,7 @@ class Server:
             raise UserError(f"{self.name} wants another key than VLLM_API_KEY's")
         reason = " ".join(answer.body.decode(errors="replace").split())[:300]
         said = f"{self.name}{path} answers {answer.status}: {reason or 'nothing more'}"
-        # 408 and 429 ask for patience, too.
+        # 408 and 429 are temporary, too.
         if answer.status >= 500 or answer.status in (408, 429):
             raise TryAgain(said)
         raise Refused(said)
@@ -148,14 +148,14 @@ def parts(content: str, images: Any) -> list[dict[str, Any]]:
     for index, text in enumerate(content.split(IMAGE)):
         if index:
             data = base64.b64encode(next(images)).decode()
-            url = {"url": f"data:image/{kind(data)};base64,{data}"}
+            url = {"url": f"data:image/{image_type(data)};base64,{data}"}
             listed.append({"type": "image_url", "image_url": url})
         if text:
             listed.append({"type": "text", "text": text})
     return listed
 
 
-def kind(encoded: str) -> str:
-    """An image's type by the first bytes of its base64; PNG when it is none of the known."""
+def image_type(encoded: str) -> str:
+    """An image's type by the first bytes of its base64; PNG if they are unknown."""
     known = {"/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
     return known.get(encoded[:4], "png")

@@ -12,7 +12,7 @@ from loraline.contract import Contract
 from loraline.errors import UserError
 
 LABEL = "[a-z0-9]([a-z0-9-]*[a-z0-9])?"
-"""What Kubernetes takes as a name (RFC 1123)."""
+"""The form of Kubernetes' names (RFC 1123)."""
 
 
 def is_commit(revision: str) -> bool:
@@ -37,7 +37,7 @@ def model_uri(model_name: str, version: int | str) -> str:
 
 
 def served_name(model_name: str) -> str:
-    """A registered model's name as a DNS label; names that had to change keep a digest apart."""
+    """A registered model's name as a DNS label; a digest keeps changed names distinct."""
     slug = re.sub(r"[^a-z0-9]+", "-", model_name.lower()).strip("-")
     if slug == model_name and len(slug) <= 50:
         return slug
@@ -56,7 +56,7 @@ def checked_name(name: str, what: str = "name", longest: int = 50) -> str:
 
 
 def checked_subdomain(name: str, what: str) -> str:
-    """The name, if it is one of the labels of DNS with dots between them, as claims have."""
+    """The name, if it consists of DNS labels with dots between them, as claims' names do."""
     if len(name) <= 253 and re.fullmatch(rf"{LABEL}(\.{LABEL})*", name):
         return name
     raise UserError(

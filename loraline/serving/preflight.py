@@ -1,4 +1,4 @@
-"""What vLLM would refuse, or accept and not apply, seen before anything is served.
+"""What vLLM would refuse, or accept and not apply; checked before anything is served.
 
 vLLM looks at an adapter only after it has loaded the base, and then takes several kinds that do
 nothing or do the wrong thing. Everything here is read from `adapter_config.json`, the safetensors
@@ -99,7 +99,7 @@ def findings(
 
 
 def base_findings(config: Mapping[str, Any], base: str, revision: str | None) -> list[Finding]:
-    """Another base or revision than the contract's."""
+    """Findings if the base or its revision differs from the contract's."""
     problems = []
     for key, wanted in (("base_model_name_or_path", base), ("revision", revision)):
         named = config.get(key)
@@ -168,7 +168,7 @@ def check(
 
 
 def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
-    """Refuse, before it is trained on, a base of whose adapters the server applies nothing known.
+    """Refuse, before training, a base whose adapters the server is not known to apply.
 
     Towers and mergers of all VISION are applied, once the server is told of them.
     """
@@ -194,7 +194,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
 
 
 def max_lora_rank(rank: int) -> int:
-    """The smallest rank that vLLM accepts and the adapter fits in; slots are allocated at it."""
+    """The smallest rank that vLLM accepts and the adapter fits in; slots have this rank."""
     for accepted in LORA_RANKS:
         if rank <= accepted:
             return accepted

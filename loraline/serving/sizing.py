@@ -55,7 +55,7 @@ UNLIMITED_PIXELS = 16384 * 32 * 32
 
 @dataclass(frozen=True)
 class Demand:
-    """What is to be served, as far as memory is concerned."""
+    """What to serve, as far as memory is concerned."""
 
     config: Mapping[str, Any]
     """The base's config.json."""
@@ -70,11 +70,11 @@ class Demand:
     """Whether tower and merger get adapter slots too."""
 
     max_pixels: int | None = None
-    """Largest image; None for a vision base is its default, with video."""
+    """Pixels of the largest image; None means a vision base's default, with video."""
 
     max_num_batched_tokens: int = TEXT_BATCH
     activation: float | None = None
-    """GiB learned from a log; None estimates."""
+    """GiB learned from a log; None means an estimate."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Plan:
     lora: float
     activation: float
     available: float
-    """For the cache; negative when the rest alone is too much."""
+    """GiB for the cache; negative if the rest alone exceeds the card."""
 
     needed: float
-    """For one request of the longest length."""
+    """GiB of cache for one request of the longest length."""
 
     largest_len: int
     """Longest request that would fit, in tokens."""
@@ -148,7 +148,7 @@ def smallest(demand: Demand, learned: Mapping[str, float]) -> Plan:
 
 
 def sized(demand: Demand, gpu: str, cards: int, fraction: float = 1.0) -> Plan:
-    """The sums for `cards` cards that share the layers, whether they fit or not."""
+    """The estimate for `cards` cards that share the layers, whether it fits or not."""
     utilization = round(UTILIZATION * fraction, 3)
     weights = weight_bytes(demand.config, demand.dtype) / cards / GIB
     lora = lora_bytes(demand, cards) / GIB
@@ -244,8 +244,8 @@ def cache_tokens(demand: Demand, length: int) -> int:
     window = sliding_window(demand.config)
     if window is None:
         return math.ceil(length / BLOCK) * BLOCK
-    held = min(length, window - 1 + 2 * demand.max_num_batched_tokens)
-    return (math.ceil(held / BLOCK) + 1) * BLOCK
+    cached = min(length, window - 1 + 2 * demand.max_num_batched_tokens)
+    return (math.ceil(cached / BLOCK) + 1) * BLOCK
 
 
 def lora_bytes(demand: Demand, cards: int = 1) -> int:
@@ -291,8 +291,8 @@ def calibrate(
     utilization = float(used[1]) if used else UTILIZATION * fraction
     estimate = sized(demand, gpu, cards, fraction)
     # Adapter slots are part of what vLLM counts as loaded.
-    held = float(loaded[1]) if loaded else estimate.weights + estimate.lora
-    overhead = GPUS[gpu].memory * utilization - held - float(cache[1])
+    weights = float(loaded[1]) if loaded else estimate.weights + estimate.lora
+    overhead = GPUS[gpu].memory * utilization - weights - float(cache[1])
     if overhead <= 0:
         raise UserError(
             f"the log says {cache[1]} GiB for the cache, more than {gpu} would have left; "
@@ -302,7 +302,7 @@ def calibrate(
 
 
 def weight_bytes(config: Mapping[str, Any], dtype: str) -> float:
-    """The base's weights as they are loaded; a quantized base says so in its config."""
+    """Bytes of the base's loaded weights; a quantized base says so in its config."""
     counted = parameters(config)
     return counted.linear * bytes_per_weight(config, dtype) + counted.rest * DTYPE_BYTES[dtype]
 

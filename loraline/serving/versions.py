@@ -1,4 +1,4 @@
-"""Which vLLM serves, and what it cannot serve."""
+"""vLLM's releases, and what each cannot serve."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check_image(image: str, base_config: Mapping[str, Any]) -> None:
 
 
 def version_of(image: str) -> tuple[int, int] | None:
-    """vLLM's version as the image's tag has it."""
+    """vLLM's version from the image's tag."""
     tag = re.search(r":v?(\d+)\.(\d+)", image.rpartition("/")[2])
     return (int(tag[1]), int(tag[2])) if tag else None
 

@@ -1,4 +1,4 @@
-"""What a safetensors file holds, as the safetensors library reads it."""
+"""The tensors of a safetensors file, as the safetensors library reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Tensor:
     """One tensor; its bytes stay in the file until its values are asked for."""
 
     dtype: str
-    """As safetensors names it: F32, BF16, F8_E4M3, I8."""
+    """safetensors' name of the type: F32, BF16, F8_E4M3, I8."""
 
     shape: tuple[int, ...]
     data: NDArray[Any]

@@ -18,18 +18,18 @@ LOG = "Model loading took 13.60 GiB\nAvailable KV cache memory: 2.00 GiB\n"
 
 def test_what_was_learned_counts_for_the_same_base_only() -> None:
     told = {"L4": "abc 3.5"}
-    assert calibration.plan(DEMAND, "L4", told=told, **KNOWN).activation == 3.5
+    assert calibration.plan(DEMAND, "L4", remembered=told, **KNOWN).activation == 3.5
     other = {**KNOWN, "revision": "def"}
-    assert calibration.plan(DEMAND, "L4", told=told, **other).activation == 2.5
+    assert calibration.plan(DEMAND, "L4", remembered=told, **other).activation == 2.5
 
 
 def test_what_was_learned_counts_where_the_card_is_chosen() -> None:
-    assert calibration.plan(DEMAND, None, told={}, **KNOWN).gpu == "L4"
-    assert calibration.plan(DEMAND, None, told={"L4": "abc 9"}, **KNOWN).gpu == "A10"
+    assert calibration.plan(DEMAND, None, remembered={}, **KNOWN).gpu == "L4"
+    assert calibration.plan(DEMAND, None, remembered={"L4": "abc 9"}, **KNOWN).gpu == "A10"
 
 
 def test_a_log_counts_more_than_what_is_remembered() -> None:
-    found = calibration.plan(DEMAND, "L4", log=LOG, told={"L4": "abc 3.0"}, **KNOWN)
+    found = calibration.plan(DEMAND, "L4", log=LOG, remembered={"L4": "abc 3.0"}, **KNOWN)
     assert found.activation == pytest.approx(21.99 * 0.9 - 13.6 - 2.0, abs=0.01)
 
 
@@ -42,20 +42,20 @@ def test_a_log_counts_more_than_what_is_remembered() -> None:
 )
 def test_a_card_that_is_too_small_by_what_was_learned_says_where(log: str, source: str) -> None:
     with pytest.raises(UserError) as error:
-        calibration.plan(DEMAND, "L4", log=log, told={"L4": "abc 9"}, **KNOWN)
+        calibration.plan(DEMAND, "L4", log=log, remembered={"L4": "abc 9"}, **KNOWN)
     assert str(error.value).endswith(f"(activations learned from {source})")
 
 
 def test_a_card_that_is_not_known_is_told_with_those_that_are() -> None:
     with pytest.raises(UserError, match="--gpu 'GTX-1080' is not known; accepted: cpu, T4,"):
-        calibration.plan(DEMAND, "GTX-1080", told={}, **KNOWN)
+        calibration.plan(DEMAND, "GTX-1080", remembered={}, **KNOWN)
 
 
 def test_what_is_remembered_comes_back(workplace: Path) -> None:
     client = store.connect()
     client.create_registered_model("my-lora", tags={"loraline.promoted": "by someone"})
-    found = calibration.plan(DEMAND, "L4", log=LOG, told={}, **KNOWN)
+    found = calibration.plan(DEMAND, "L4", log=LOG, remembered={}, **KNOWN)
     calibration.remember(client, "my-lora", "abc", found)
     told = calibration.remembered(client.get_registered_model("my-lora"))
     assert set(told) == {"L4"}
-    assert calibration.plan(DEMAND, "L4", told=told, **KNOWN) == found
+    assert calibration.plan(DEMAND, "L4", remembered=told, **KNOWN) == found
