@@ -1,6 +1,6 @@
 """Calls of tools in an answer's text, compared by name and arguments and not by their spelling.
 
-Bases write them in ways of their own: `<tool_call>{...}</tool_call>` (Qwen), `[TOOL_CALLS] [...]`
+Bases write them in different ways: `<tool_call>{...}</tool_call>` (Qwen), `[TOOL_CALLS] [...]`
 (Mistral), `{"name": ..., "parameters": ...}` (Llama 3).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from loraline.records import Record
 
 MARKS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
-"""What bases write around calls."""
+"""The marks that bases write around calls."""
 
 
 def comparable(text: str) -> str:
@@ -39,14 +39,14 @@ def comparable(text: str) -> str:
 
 
 def calls_of(value: Any) -> list[str]:
-    """The calls that a JSON value is, one or a list of them; none if it is something else."""
+    """The calls of a JSON value: one call or a list of calls; empty for anything else."""
     listed = value if isinstance(value, list) else [value]
     calls = [written(item) for item in listed]
     return [call for call in calls if call] if all(calls) else []
 
 
 def written(item: Any) -> str:
-    """One call with its name and arguments alone; an empty text for what is no call."""
+    """A call reduced to its name and arguments; an empty text for anything else."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return ""
     arguments = item.get("arguments", item.get("parameters"))
@@ -71,5 +71,5 @@ def reference(record: Record) -> str:
 
 
 def answered(text: str, record: Record) -> str:
-    """A model's answer as it is compared: with its calls written alike where a row has tools."""
+    """A model's answer for comparison: if the row has tools, its calls have one form."""
     return comparable(text) if record.tools else text

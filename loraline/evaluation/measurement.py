@@ -1,4 +1,4 @@
-"""What models did on the held-out rows: answers, metrics, and what makes two comparable.
+"""Measurements on the held-out rows: answers, metrics, and the digest that compares two of them.
 
 Base, tuned model and champion answer the same rows, so their metrics can be compared row by row.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from loraline.records import Record
 
 HEADLINE = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
-"""Metrics of every task, which a reviewer sees first and the gate has rules for."""
+"""Metrics of every task, which a reviewer sees first and which the gate's rules use."""
 
 FAILED = Answer("", [], truncated=False, failed=True)
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model did; every list has an entry for each held-out row, in their order."""
+    """Results of one model; every list has an entry for each held-out row, in their order."""
 
     answers: Sequence[Answer]
 
@@ -98,7 +98,7 @@ def measure(
 
 
 def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> dict[int, Row]:
-    """The rows that a server under this contract would take, encoded, by their index.
+    """The rows that a server under this contract would accept, encoded, by their index.
 
     An image that cannot be decoded, more images than any training row has, or a prompt that leaves
     no room for the longest answer, is refused by the server, too.
@@ -144,7 +144,7 @@ def scores(
 
 
 def counts(answers: Iterable[Answer]) -> dict[str, int]:
-    """How many answers were empty, cut at the longest answer allowed, or could not be had."""
+    """Counts of the answers that were empty, cut at the longest answer allowed, or failed."""
     answers = list(answers)
     return {
         "empty_answers": sum(not answer.text for answer in answers),
@@ -161,10 +161,10 @@ class Comparison:
     """By model (base, tuned, champion) and metric."""
 
     gains: Mapping[str, Mapping[str, Interval]]
-    """By the other model and metric; positive is better for the tuned model."""
+    """Gains by the other model and metric; positive is better for the tuned model."""
 
     def flat(self) -> dict[str, float]:
-        """One number a name: `tuned_bleu`, `tuned_bleu_low`, `gain_over_base_bleu`, ..."""
+        """One number for each name: `tuned_bleu`, `tuned_bleu_low`, `gain_over_base_bleu`, ..."""
         named = {f"{model}_{name}": value for model, name, value in entries(self.values)} | {
             f"gain_over_{model}_{name}": value for model, name, value in entries(self.gains)
         }

@@ -127,7 +127,7 @@ def tokenizer(answer_format: str) -> str:
 
 
 def bleu_signature(answer_format: str) -> str:
-    """What makes two values of `bleu` comparable, as sacrebleu writes it (Post 2018)."""
+    """sacrebleu's signature: values of `bleu` with the same one are comparable (Post 2018)."""
     from sacrebleu.metrics import BLEU
 
     metric = BLEU(tokenize=tokenizer(answer_format), effective_order=True, force=True)
@@ -237,7 +237,7 @@ def exact_match(
 
 
 def exact_match_raw(predictions: Sequence[str], references: Sequence[str]) -> Metric:
-    """Share of answers equal to their reference to the letter, 0 to 1, higher is better."""
+    """Share of answers identical to their reference, 0 to 1, higher is better."""
     equal = [predicted == wanted for predicted, wanted in zip(predictions, references, strict=True)]
     return _mean(np.array(equal, dtype=float), higher_is_better=True)
 
@@ -345,12 +345,12 @@ def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metri
             ((iou(a, b), i, j) for i, a in enumerate(predicted) for j, b in enumerate(wanted)),
             reverse=True,
         )
-        taken: tuple[set[int], set[int]] = (set(), set())
+        paired: tuple[set[int], set[int]] = (set(), set())
         for overlap, i, j in overlaps:
-            if overlap >= 0.5 and i not in taken[0] and j not in taken[1]:
-                taken[0].add(i)
-                taken[1].add(j)
-        return [len(taken[0]), len(predicted), len(wanted)]
+            if overlap >= 0.5 and i not in paired[0] and j not in paired[1]:
+                paired[0].add(i)
+                paired[1].add(j)
+        return [len(paired[0]), len(predicted), len(wanted)]
 
     return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 
@@ -367,10 +367,12 @@ def boxes(text: str) -> list[tuple[float, float, float, float]]:
     return readable
 
 
-def iou(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:
+def iou(
+    first: tuple[float, float, float, float], second: tuple[float, float, float, float]
+) -> float:
     """Intersection over union of two boxes, 0 to 1 (Jaccard 1901)."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
     shared = max(width, 0.0) * max(height, 0.0)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - shared
-    return shared / union if union > 0 else float(one == other)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - shared
+    return shared / union if union > 0 else float(first == second)

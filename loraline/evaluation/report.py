@@ -43,12 +43,12 @@ Curves = Mapping[str, Sequence[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that the page shows."""
+    """The contents of the page."""
 
     title: str
 
     facts: Mapping[str, str]
-    """What was measured, on what, with what: a label and a value a line."""
+    """What was measured, on which data, with which engine: a label and a value in each line."""
 
     held_out: Sequence[Record]
     measured: Mapping[str, Measurement]
@@ -63,7 +63,7 @@ class Evaluation:
 
 
 def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:
-    """What the page says of the adapter and the data, and of the champion, if there is another."""
+    """The page's facts about the adapter, the data, and a champion that was compared."""
     data, vision = data_run.data.params, ("vision parts",) if agreed.trains_vision else ()
     targets = ", ".join((*agreed.target_modules, *vision))
     targets += "; merged into the base" if agreed.export == "merged" else ""
@@ -80,7 +80,7 @@ def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None)
 
 
 def costs(train_run: Run, evaluation: str) -> dict[str, str]:
-    """What training and evaluation took."""
+    """The cost of training and evaluation."""
     spent = train_run.data.metrics
     known = {
         "training": ("train_seconds", "s"),
@@ -112,12 +112,12 @@ class Shown:
 
     number: int
     question: str
-    """Empty where every row asks the same."""
+    """Empty if all rows ask the same."""
 
     reference: str
     answers: Mapping[str, str]
     diff: str
-    """HTML of the tuned answer with what is missing and what is too much marked."""
+    """HTML of the tuned answer with missing and superfluous words marked."""
 
     distance: float
     """Edit distance / longer length, 0 to 1, in canonical characters."""
@@ -220,7 +220,7 @@ def distance(evaluation: Evaluation, index: int) -> float:
 
 
 def ranked(evaluation: Evaluation) -> list[int]:
-    """Indices of the rows, the tuned model's worst answer first; of equals the least likely."""
+    """Indices of the rows, the worst answer first; among equal answers, the least likely first."""
     tuned = evaluation.measured["tuned"]
     return sorted(
         range(len(evaluation.held_out)),
@@ -229,7 +229,7 @@ def ranked(evaluation: Evaluation) -> list[int]:
 
 
 def asked_alike(evaluation: Evaluation) -> bool:
-    """Whether all rows ask the same, of an image each; the page has the prompt once already."""
+    """Whether all rows ask the same question about an image; the page shows the prompt once."""
     first, *others = evaluation.held_out
     return bool(first.images) and all(record.asked == first.asked for record in others)
 
@@ -252,12 +252,12 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
         diff=difference(*canonical_pair(evaluation, index)),
         distance=distance(evaluation, index),
         images=list(filter(None, map(data_url, record.images))),
-        remark=", ".join(text for text, holds in remarks.items() if holds),
+        remark=", ".join(text for text, applies in remarks.items() if applies),
     )
 
 
 def difference(reference: str, answer: str) -> str:
-    """HTML that turns `reference` into `answer`: <del> what is missing, <ins> what is too much."""
+    """HTML that turns `reference` into `answer`: <del> is missing, <ins> is superfluous."""
     from rapidfuzz.distance import Levenshtein
 
     parts = []
@@ -294,7 +294,7 @@ def thumbnail(image: bytes) -> Image | None:
 
 
 def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Rows in four groups by the length of their reference: how many, how right, how far off."""
+    """Rows in four groups by the length of their reference: count, share right, distance."""
     lengths = [len(canonical_pair(evaluation, i)[0]) for i in range(len(evaluation.held_out))]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     groups = []
@@ -315,7 +315,7 @@ def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
-    """How many tuned answers are right, nearly right, wrong, or none; each row counts once."""
+    """Counts of the tuned answers that are right, nearly right, wrong, or missing."""
     outcomes: Counter[str] = Counter()
     for index, answer in enumerate(evaluation.measured["tuned"].answers):
         off = distance(evaluation, index)
@@ -341,7 +341,7 @@ def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
 
 
 def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, int]]:
-    """What the tuned model most often writes (second) for what should stand there (first).
+    """The tuned model's most frequent confusions: the reference's word, and the answer's.
 
     In words, or LaTeX commands and characters.
     """
@@ -378,7 +378,7 @@ def curve_lines(curves: Curves) -> dict[str, Any]:
 
 
 def model_card(evaluation: Evaluation) -> str:
-    """The run's description in Markdown: what the adapter is, what it can, what it cost."""
+    """The run's description in Markdown: the adapter, its metrics, its cost."""
     comparison = evaluation.comparison
     models = list(comparison.values)
     lines = [f"# {evaluation.title}", ""]

@@ -22,12 +22,12 @@ REQUIRED = tuple(
     for model in ("base", "tuned")
     for name in ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
 )
-"""Metrics without which a candidate was not measured."""
+"""Metrics that every measured candidate has."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One rule: what it is about, its value, its limit, and whether the value keeps it."""
+    """The verdict of one rule: its metric, the value, the limit, and whether it passed."""
 
     metric: str
     value: float | None
@@ -35,7 +35,7 @@ class Verdict:
     limit: float
     passed: bool
     detail: str = ""
-    """What a reviewer should know of a rule that was broken, or that had nothing to judge."""
+    """Explanation for a reviewer of a rule that failed, or had nothing to judge."""
 
     def cells(self) -> tuple[str, str, str, str]:
         """Rule, value, limit and verdict as text."""
@@ -46,7 +46,7 @@ class Verdict:
 
 
 def load(path: Path | None, defaults: Gate) -> Gate:
-    """The profile's limits, each replaced by what the policy file says of it.
+    """The profile's limits, overridden by those of the policy file.
 
     Raises UserError for a file that cannot be read, an unknown key or a value out of bounds.
     """
@@ -74,7 +74,7 @@ def judge(
     limits: Gate,
     champion: str | None,
 ) -> list[Verdict]:
-    """One verdict a rule, from an evaluation's metrics and tags; `champion` is today's version.
+    """A verdict for each rule, by an evaluation's metrics and tags; `champion` is today's version.
 
     A value that is missing or not finite keeps no rule.
     """
@@ -104,7 +104,7 @@ def judge(
 
 
 def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Verdict:
-    """Whether every metric is there and finite, and it is known what they were measured on."""
+    """Whether every metric is present and finite, and the measured data are known."""
     lacking = [name for name in REQUIRED if not is_finite(metrics.get(name))]
     prints = [f"{MEASURED}.{part}" for part in ("tokenizer", "template", "rows")]
     lacking += [name for name in prints if not tags.get(name)]
@@ -145,7 +145,7 @@ def against_champion(
     tags: Mapping[str, str],
     champion: str | None,
 ) -> Verdict:
-    """Whether the candidate is surely better than the champion by the margin.
+    """Whether the candidate's gain over the champion exceeds the margin, interval included.
 
     Numbers against another version, or on another tokenizer, template or prompt, say nothing.
     """
@@ -170,7 +170,7 @@ def against_champion(
 
 
 def number(value: float, limit: float) -> str:
-    """A metric for people, in as many digits as tell it apart from its limit."""
+    """A metric for people, with enough digits to differ from its limit."""
     if not is_finite(value):
         return "-inf" if value < 0 else "nan" if math.isnan(value) else "inf"
     for digits in range(4, 18):
@@ -181,12 +181,12 @@ def number(value: float, limit: float) -> str:
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
-    """Whether a metric is there and a number; MLflow stores infinity as the largest float."""
+    """Whether a metric is present and finite; MLflow stores infinity as the largest float."""
     return value is not None and abs(value) < sys.float_info.max
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts as aligned lines, a rule each, with its detail below it."""
+    """The verdicts as aligned lines, one for each rule, with its detail below it."""
     rows = [("rule", "value", "limit", "verdict"), *(verdict.cells() for verdict in verdicts)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = []
