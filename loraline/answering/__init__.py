@@ -1,1 +1,1 @@
-"""Three ways to ask a base with an adapter without a server."""
+"""Three ways to get a base's answers with an adapter and without a server."""

@@ -75,10 +75,10 @@ def measure(
             model = merging.merge(model)
         with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
             nll = negative_log_likelihoods(model, encoder, rows, advance)
-            found = answers(model, encoder, rows, agreed.max_new_tokens, advance)
-        measured[name] = found, nll
+            greedy = answers(model, encoder, rows, agreed.max_new_tokens, advance)
+        measured[name] = greedy, nll
         if served and served.export == "merged":
-            # What was added cannot be taken out again to the last digit.
+            # A merged update cannot be subtracted exactly.
             model = loaded = None
             gc.collect()  # The model is in reference cycles, and the next one needs its memory.
         elif served:
@@ -104,9 +104,9 @@ def answers(
         eos_token_id=encoder.end,
         pad_token_id=encoder.pad,
     )
-    # Unset fields would be taken from the base's own sampling settings.
+    # Unset fields would come from the base's sampling settings.
     model.generation_config = greedy
-    found: dict[int, Answer] = {}
+    by_index: dict[int, Answer] = {}
     for indices in batches(rows, batch_size):
         batch = encoder.collate([rows[i] for i in indices], answers=False, side="left")
         with torch.inference_mode():
@@ -115,9 +115,9 @@ def answers(
         for index, tokens in zip(indices, generated, strict=True):
             ended = encoder.end in tokens
             kept = tokens[: tokens.index(encoder.end)] if ended else tokens
-            found[index] = Answer(encoder.decode(kept), kept, not ended)
+            by_index[index] = Answer(encoder.decode(kept), kept, not ended)
         advance(len(indices), "")
-    return [found[index] for index in range(len(rows))]
+    return [by_index[index] for index in range(len(rows))]
 
 
 def negative_log_likelihoods(
@@ -131,7 +131,7 @@ def negative_log_likelihoods(
     import torch
     from torch.nn import functional
 
-    found: dict[int, float] = {}
+    by_index: dict[int, float] = {}
     vocabulary = model.config.get_text_config().vocab_size
     longest = max((len(row.answer) for row in rows), default=0) + 1
     fitting = max(1, min(batch_size, LOGITS // (longest * vocabulary)))
@@ -146,13 +146,13 @@ def negative_log_likelihoods(
             logits = model(**to_device(batch, model), logits_to_keep=kept + 1).logits
             # Row by row: in float32 they take twice the memory, and their softmax as much again.
             for index, row, wanted in zip(indices, logits, labels.to(logits.device), strict=True):
-                found[index] = float(
+                by_index[index] = float(
                     functional.cross_entropy(
                         row[:-1].float(), wanted, ignore_index=IGNORED, reduction="sum"
                     )
                 )
         advance(len(indices), "")
-    return [found[index] for index in range(len(rows))]
+    return [by_index[index] for index in range(len(rows))]
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:

@@ -21,7 +21,7 @@ from loraline.errors import UserError
 if TYPE_CHECKING:
     from loraline.base.encoding import Row
 
-# An example would run the model when it is logged.
+# An input example would run the model when it is logged.
 warnings.filterwarnings("ignore", ".*An input example was not provided")
 
 CONFIG = {"quantize": False}

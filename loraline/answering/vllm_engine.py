@@ -61,7 +61,7 @@ def measure(
 
 
 def aside(task: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in a process of its own, whose end alone surely gives a GPU's memory back."""
+    """Run a function in a separate process: only its end surely frees a GPU's memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(task, *arguments).result()
 
@@ -69,7 +69,7 @@ def aside(task: Callable[..., Any], *arguments: Any) -> Any:
 def by_itself(
     name: str, adapter: Path, agreed: Contract, base: Base, encoder: Encoder, rows: Sequence[Row]
 ) -> tuple[list[Answer], list[float]]:
-    """What the base with an adapter merged into it answers, or a model that was trained whole."""
+    """Answers of the base with an adapter merged into it, or of a model that was trained whole."""
     from loraline import contract
     from loraline.base import locate, merging
     from loraline.base.load import trained
@@ -144,7 +144,7 @@ def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) 
         ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
         arguments.max_loras = len(adapters) + 1
         arguments.max_lora_rank = preflight.max_lora_rank(max(ranks))
-        # Left alone, vLLM wraps the head too, and its CPU build cannot score prompts then.
+        # By default vLLM wraps the head too, and then its CPU build cannot score prompts.
         if not agreed.trains_vision:
             arguments.lora_target_modules = list(get_args(Projection))
         elif not torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""What is known of a base model: where it is, how it is loaded, its layers, its tokens."""
+"""Base models: their location, loading, layers and tokens."""

@@ -1,4 +1,4 @@
-"""What a base's config says of its layers, heads and parameters."""
+"""A base's layers, heads and parameters, from its config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Parameters(NamedTuple):
     """A base's weights by what happens to them when the base is quantized."""
 
     linear: int
-    """In the language model's linear layers, which a quantized base stores in few bits."""
+    """Weights of the language model's linear layers, which a quantized base stores in few bits."""
 
     rest: int
     """Embeddings, head, norms, biases and the vision tower."""
@@ -97,7 +97,7 @@ SERVED = {
 the embeddings too (classes with `embedding_modules`); asked of 0.32 by `make zoo`."""
 
 MOST_LAYERS = 1000
-"""Beyond any model's; a config that says more is broken."""
+"""More than any model has; a config with more is broken."""
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -119,16 +119,16 @@ def linears(config: Mapping[str, Any]) -> Linears:
     architecture = config["architectures"][0]
     text = config.get("text_config") or config
     prefix = "model.language_model" if architecture in VISION else "model"
-    found: Linears = {}
+    layers: Linears = {}
     for layer in range(layer_count(text, "num_hidden_layers")):
         layer_sizes = (
             fused_layer(text) if architecture == "Phi3ForCausalLM" else decoder_layer(text)
         )
         for name, size in layer_sizes.items():
-            found[f"{prefix}.layers.{layer}.{name}"] = size
+            layers[f"{prefix}.layers.{layer}.{name}"] = size
     if architecture in VISION:
-        found |= vision_tower(architecture, config["vision_config"])
-    return found
+        layers |= vision_tower(architecture, config["vision_config"])
+    return layers
 
 
 def layer_count(config: Mapping[str, Any], key: str) -> int:
@@ -199,19 +199,19 @@ def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     width, _ = block["attn.qkv"]
     out = vision["hidden_size"] if first_vl else vision["out_hidden_size"]
     merged = width * vision.get("spatial_merge_size", 2) ** 2
-    found = {
+    layers = {
         f"model.visual.blocks.{layer}.{name}": size
         for layer in range(layer_count(vision, "depth"))
         for name, size in block.items()
     }
     if architecture != "Qwen3VLForConditionalGeneration":
         merger = "model.visual.merger.mlp"
-        return found | {f"{merger}.0": (merged, merged), f"{merger}.2": (merged, out)}
+        return layers | {f"{merger}.0": (merged, merged), f"{merger}.2": (merged, out)}
     mergers = ["merger"]
     mergers += [
         f"deepstack_merger_list.{i}" for i in range(len(vision["deepstack_visual_indexes"]))
     ]
     for merger in mergers:
-        found[f"model.visual.{merger}.linear_fc1"] = (merged, merged)
-        found[f"model.visual.{merger}.linear_fc2"] = (merged, out)
-    return found
+        layers[f"model.visual.{merger}.linear_fc1"] = (merged, merged)
+        layers[f"model.visual.{merger}.linear_fc2"] = (merged, out)
+    return layers

@@ -36,7 +36,7 @@ def load(
     tiny_models_run_faster_on_one_thread(base)
     on_gpu = torch.cuda.is_available() and not on_host
     auto = AutoModelForImageTextToText if modality == "vision" else AutoModelForCausalLM
-    # A list of one's own replaces the default exclusion of lm_head, and the tower's entry matches
+    # A given list replaces the default exclusion of lm_head, and the tower's entry matches
     # only by its full path.
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -60,7 +60,7 @@ def load(
 
 
 def tiny_models_run_faster_on_one_thread(base: Base) -> None:
-    """Keep a model of a few megabytes off the second core, where threads only wait for another."""
+    """Use one thread for a model of a few megabytes, whose threads only wait for each other."""
     import torch
 
     size = sum(file.stat().st_size for file in weight_files(base.path))
@@ -69,7 +69,7 @@ def tiny_models_run_faster_on_one_thread(base: Base) -> None:
 
 
 def check_quantized(model: PreTrainedModel) -> None:
-    """Assert what is 4-bit and what is not, and keep bitsandbytes' CPU kernels differentiable."""
+    """Assert which layers are 4-bit, and keep bitsandbytes' CPU kernels differentiable."""
     import bitsandbytes as bnb
     import torch
 

@@ -1,4 +1,4 @@
-"""Base models: where they are, how they are loaded, and which of their modules are adapted."""
+"""Base models: find them in a folder, or fetch them from the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 """Files of a hub model that are fetched: weights as safetensors only, and no code."""
 
 MISTRALS = "consolidated*.safetensors"
-"""The same weights once more under Mistral's own names, beside those of transformers."""
+"""The same weights under Mistral's names, beside those of transformers."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def locate_measured(contract: Contract) -> Base:
-    """The base that an adapter was trained on; a UserError if another one stands in its place."""
+    """The base that an adapter was trained on; UserError if another base is in its place."""
     on_hub = not contract.base_revision.startswith("sha256:")
     base = locate(contract.base, contract.base_revision if on_hub else None)
     if base.revision != contract.base_revision:

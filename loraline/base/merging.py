@@ -1,4 +1,4 @@
-"""An adapter merged into its base, and held against what the two say side by side."""
+"""Merge an adapter into its base, and compare the logits with those of base and adapter."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from loraline.contract import Contract
 
 PROBE = 48
-"""Random tokens that are asked."""
+"""Random tokens of the probe."""
 
 GRID = (1, 4, 4)
-"""Patches of the random image that a vision model is asked about: time, height, width."""
+"""Patches of the probe's random image: time, height, width."""
 
 
 def merge(tuned: PeftModel) -> PreTrainedModel:
@@ -43,7 +43,7 @@ def merge(tuned: PeftModel) -> PreTrainedModel:
     merged = tuned.merge_and_unload(safe_merge=True)
     deviation = distance(logits(merged, probe_inputs), expected)
     allowed = min(torch.finfo(base.dtype).eps ** 0.5, 0.75 * unchanged)
-    # Not a number is neither near nor far.
+    # NaN compares false with both bounds.
     if not deviation <= allowed:
         raise UserError(
             f"the adapter is not the same once it is merged into its {base.dtype} base: logits are "

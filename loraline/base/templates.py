@@ -1,4 +1,4 @@
-"""Chat templates of bases: which one counts, and what this line cannot let them do."""
+"""Chat templates of bases: which template is used, and what is replaced in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraline.errors import UserError
 TODAY = re.compile(r"strftime_now\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
 
 PINNED = (2024, 7, 26)
-"""The day that is written instead of today's: what Llama 3.2's template falls back to."""
+"""The fixed day that replaces today's date: the default of Llama 3.2's template."""
 
 REASONING = re.compile(r"<(?P<tag>\w+)>\s*</(?P=tag)>")
 """An empty reasoning, as Qwen3's template writes it before the last answer."""
@@ -41,12 +41,12 @@ def pinned(template: str) -> str:
     """
     from datetime import date
 
-    def day(found: re.Match[str]) -> str:
-        quote = found["quote"]
-        return f"{quote}{date(*PINNED).strftime(found['format'])}{quote}"
+    def day(match: re.Match[str]) -> str:
+        quote = match["quote"]
+        return f"{quote}{date(*PINNED).strftime(match['format'])}{quote}"
 
     replaced = TODAY.sub(day, template)
-    # A template may ask whether there is such a function before it calls it.
+    # A template may test whether this function exists before it calls it.
     left = re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", replaced)
     if "strftime_now" in left:
         raise UserError(
@@ -58,7 +58,7 @@ def pinned(template: str) -> str:
 
 @contextmanager
 def refusals(roles: Sequence[str]) -> Iterator[None]:
-    """Turn a template's own complaint about a conversation into a UserError."""
+    """Turn a template's exception about a conversation into a UserError."""
     from jinja2.exceptions import TemplateError
 
     try:

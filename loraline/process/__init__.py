@@ -1,1 +1,1 @@
-"""How a process is stopped, what it says when a disk is full, and what it shows meanwhile."""
+"""A process's signals, its message about a full disk, its progress, its share of the machine."""

@@ -17,7 +17,7 @@ OS_ERROR = re.compile(r"\[Errno (\d+)\] [^:\n]*(?:: '([^'\n]+)')?(?: -> '([^'\n]
 """An OSError in a message of MLflow: its number, its file, and the file that was copied from it."""
 
 SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
-"""What numpy says of a file that took less than it was given; it keeps no error number."""
+"""numpy's message about a short write; it has no error number."""
 
 NEXT_TO_NO_ROOM = 2**20
 """Free bytes below which a disk is called full."""
@@ -25,7 +25,7 @@ NEXT_TO_NO_ROOM = 2**20
 
 @dataclass(frozen=True)
 class Cause:
-    """Why something could not be written."""
+    """The reason of a failed write."""
 
     problem: Literal["full", "too large", "database full", "database unwritable"]
     """A file is too large for `ulimit -f` or its file system; a database is SQLite's."""
@@ -35,7 +35,7 @@ class Cause:
 
 
 def sentence(error: BaseException, store: str, *folders: Path) -> str | None:
-    """What to say of an exception that a full disk caused; None for any other exception.
+    """The message for an exception that a full disk caused; None for any other exception.
 
     SQLite names no file; its database is `store`. Where no other error names one either, the full
     disk is looked for among `folders` and the folder for temporary files.
@@ -63,7 +63,7 @@ def sentence(error: BaseException, store: str, *folders: Path) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[Cause]:
-    """What an exception, and each exception that led to it, says about missing room."""
+    """What an exception and its causes say about missing room."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -83,7 +83,7 @@ def by_number(number: int, file: str) -> Iterator[Cause]:
 
 
 def by_message(message: str) -> Iterator[Cause]:
-    """Causes that an exception holds only as text: MLflow's of an OSError, and SQLite's own."""
+    """Causes that an exception has only as text: an OSError in MLflow's, and SQLite's."""
     for number, source, target in OS_ERROR.findall(message):
         yield from by_number(int(number), target or source)
     if SHORT_WRITE.search(message):

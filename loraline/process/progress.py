@@ -1,4 +1,4 @@
-"""How far long work has come: a bar in a terminal, a line a minute in the log of a pod or of CI.
+"""Progress of long work: a bar in a terminal, a line each minute in a pod's or CI's log.
 
 Under Argo the main bar of a step also fills the file named by ARGO_PROGRESS_FILE, as `done/total`.
 """
@@ -21,7 +21,7 @@ LINE_EVERY = 60.0
 
 
 class Lines:
-    """What a log shows of one piece of work: that it begins, where it is each minute, its end."""
+    """The progress lines of a log: the beginning, the position each minute, the end."""
 
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total = description, total
@@ -30,10 +30,10 @@ class Lines:
         click.echo(f"{description}: 0 of {total}", err=True)
 
     def advance(self, done: int, remark: str) -> None:
-        """Say where the work is, if it is at its end or nothing was said for a minute."""
+        """Print the position if the work is at its end or the last line is a minute old."""
         now = time.monotonic()
         if self.first is None:
-            # A resumed training begins with the steps that it does not repeat.
+            # A resumed training starts after the steps that it does not repeat.
             self.first = done if done > 1 else 0
         if done < self.total and now - self.said < LINE_EVERY:
             return
@@ -84,7 +84,7 @@ def bar(
             done = round(progress.tasks[0].completed)
             if lines is not None and units:
                 lines.advance(done, remark)
-            # The executor looks every few seconds; finer steps than these are for nobody.
+            # The executor reads the file every few seconds, so finer steps are useless.
             if file and (time.monotonic() - written > 0.1 or done == total):
                 Path(file).write_text(f"{done}/{total}")
                 written = time.monotonic()

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: a container's share, not the whole node."""
+"""This process's share of its machine: the container's limits, not the whole node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When SIGTERM and Ctrl-C are heard: at once, but for some moments in which that would do harm."""
+"""Handling of SIGTERM and Ctrl-C: at once, except at moments in which that would do harm."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ extension, the exception is lost or becomes another one; long work looks here.""
 
 
 AGAIN = 0.05
-"""Seconds after which a signal that struck a transaction is heard again."""
+"""Seconds after which a signal that struck a transaction is raised again."""
 
 
 def listen() -> None:
-    """Hear SIGTERM, and Ctrl-C unless it is ignored, as in the background of a script."""
+    """Handle SIGTERM, and Ctrl-C unless it is ignored, as in the background of a script."""
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
@@ -55,14 +55,14 @@ def put_off(handler: Callable[..., None], signum: int, frame: FrameType | None) 
 
 
 def check() -> None:
-    """Raise what was received and lost."""
+    """Raise a signal's exception that was lost."""
     if received:
         raise received[0]
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Signals that come while the block runs are heard at its end."""
+    """Defer signals that come while the block runs to its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
