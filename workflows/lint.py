@@ -1,4 +1,4 @@
-"""Hold rendered workflows against what Argo would make of them and what production needs.
+"""Check rendered workflows against what Argo would do and what production needs.
 
     python workflows/lint.py
     python workflows/lint.py workflows/sweep.yaml
@@ -48,13 +48,13 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 def lint(files: tuple[Path, ...]) -> None:
     """Check rendered workflows; FILES are by default all of them. Ends with 1 if one is refused."""
     chosen = files or tuple(sorted(Path(__file__).parent.glob("*.yaml")))
-    found = [f"{file.name}: {finding}" for file in chosen for finding in findings(file)]
-    found += argo_findings(chosen)
+    all_findings = [f"{file.name}: {finding}" for file in chosen for finding in findings(file)]
+    all_findings += argo_findings(chosen)
     if not shutil.which("argo"):
         click.echo("argo is not installed: its own linter was not asked", err=True)
-    for finding in found:
+    for finding in all_findings:
         click.echo(finding, err=True)
-    if found:
+    if all_findings:
         sys.exit(1)
     click.echo(f"{len(chosen)} workflows: nothing to find")
 
@@ -67,19 +67,19 @@ def findings(file: Path) -> list[str]:
     except Refused as error:
         return [error.message]
     spec = document["spec"].get("workflowSpec", document["spec"])
-    found = [*of_workflow(document, spec), *unused(workflow)]
-    found += [f"spec: {told}" for told in production.of_spec(document, spec)]
+    lines = [*of_workflow(document, spec), *unused(workflow)]
+    lines += [f"spec: {message}" for message in production.of_spec(document, spec)]
     for template in spec["templates"]:
         where = f"template {template['name']}"
-        found += [f"{where}: {told}" for told in of_template(template, spec)]
+        lines += [f"{where}: {message}" for message in of_template(template, spec)]
         if "container" in template:
-            told = production.of_template(template, workflow.templates[template["name"]])
-            found += [f"{where}: {one}" for one in told]
+            messages = production.of_template(template, workflow.templates[template["name"]])
+            lines += [f"{where}: {message}" for message in messages]
     for name, read_template in workflow.templates.items():
         if isinstance(read_template.definition, Dag):
-            told = of_dag(workflow, read_template.definition.tasks)
-            found += [f"template {name}: {finding}" for finding in told]
-    return found
+            messages = of_dag(workflow, read_template.definition.tasks)
+            lines += [f"template {name}: {message}" for message in messages]
+    return lines
 
 
 def of_workflow(document: Object, spec: Object) -> Iterator[str]:
@@ -103,19 +103,19 @@ def of_workflow(document: Object, spec: Object) -> Iterator[str]:
             yield f"{where} has no description"
         if "value" not in parameter:
             yield f"{where} has no default"
-        if "image" in parameter["name"] and (told := untagged(str(parameter.get("value")))):
-            yield f"{where}: {told}"
+        if "image" in parameter["name"] and (fault := untagged(str(parameter.get("value")))):
+            yield f"{where}: {fault}"
     name = metadata.get("generateName", metadata.get("name", ""))
-    # A pod's name has the template's and a hash behind it, and ends at 63 characters.
+    # A pod's name also has the template's name and a hash; it has at most 63 characters.
     if not NAME.fullmatch(name.rstrip("-")) or len(name) > 40:
         yield f"metadata: {name!r} is no name of at most 40 letters, digits and dashes"
 
 
-def within(found: Any, *path: str) -> Any:
+def within(value: Any, *path: str) -> Any:
     """The value at a path of fields; None where there is none."""
     for field in path:
-        found = found.get(field) if isinstance(found, dict) else None
-    return found
+        value = value.get(field) if isinstance(value, dict) else None
+    return value
 
 
 def unused(workflow: Workflow) -> Iterator[str]:
@@ -132,8 +132,8 @@ def of_template(template: Object, spec: Object) -> Iterator[str]:
     """Names and outputs of any template, and the rules for one that runs a container."""
     if not NAME.fullmatch(template["name"]):
         yield "its name is not made of at most 63 small letters, digits and dashes"
-    body: Any = template.get("dag") or {}
-    groups = [body.get("tasks") or [], *(template.get("steps") or [])]
+    dag: Any = template.get("dag") or {}
+    groups = [dag.get("tasks") or [], *(template.get("steps") or [])]
     for task in (task for group in groups for task in group):
         if not NAME.fullmatch(task["name"]):
             yield f"the name {task['name']} is not made of small letters, digits and dashes"
@@ -148,8 +148,8 @@ def of_template(template: Object, spec: Object) -> Iterator[str]:
 def of_container(template: Object, container: Object, spec: Object) -> Iterator[str]:
     words = [*container["command"], *container.get("args", [])]
     image = container.get("image", "")
-    if "{{" not in image and (told := untagged(image)):
-        yield told
+    if "{{" not in image and (fault := untagged(image)):
+        yield fault
     if "{{" in json.dumps(container.get("resources") or {}):
         yield "resources take no parameters; use podSpecPatch"
     mounts = {
@@ -173,11 +173,11 @@ def of_container(template: Object, container: Object, spec: Object) -> Iterator[
 
 
 def of_pod(template: Object, container: Object, spec: Object) -> Iterator[str]:
-    own, whole = template.get("activeDeadlineSeconds"), spec.get("activeDeadlineSeconds")
-    if not own:
+    deadline, whole = template.get("activeDeadlineSeconds"), spec.get("activeDeadlineSeconds")
+    if not deadline:
         yield "no activeDeadlineSeconds, so it can run for ever"
-    elif whole and int(own) > int(whole):
-        yield f"activeDeadlineSeconds {own} is more than the workflow's {whole}"
+    elif whole and int(deadline) > int(whole):
+        yield f"activeDeadlineSeconds {deadline} is more than the workflow's {whole}"
     retry = template.get("retryStrategy") or {}
     if "expression" not in retry:
         yield "no retryStrategy.expression that tells a lost pod from a user's mistake"
@@ -199,7 +199,7 @@ def of_pod(template: Object, container: Object, spec: Object) -> Iterator[str]:
 
 
 def untagged(image: str) -> str:
-    """Why an image would not be the same tomorrow; empty if it would."""
+    """Why an image's reference is not fixed; empty if it is."""
     tag = image.rpartition("/")[2].partition("@")[0].partition(":")[2]
     if "@sha256:" in image or (tag and tag != "latest"):
         return ""
@@ -207,7 +207,7 @@ def untagged(image: str) -> str:
 
 
 def of_command_line(words: list[str]) -> Iterator[str]:
-    """Whether the step that the container runs takes these arguments."""
+    """Errors of the arguments, checked with the step's own parser."""
     if words[0] != "python" or not words[1:] or not words[1].startswith("steps/"):
         return
     if not re.fullmatch(r"steps/[a-z]\w*\.py", words[1]) or not (ROOT / words[1]).is_file():
@@ -246,7 +246,7 @@ def of_dag(workflow: Workflow, tasks: list[Task]) -> Iterator[str]:
     by_name = {task.name: task for task in tasks}
     for task in tasks:
         read = REFERENCE.findall(" ".join([task.when, *task.arguments.values(), str(task.items)]))
-        for reference in (found.strip() for found in read):
+        for reference in (name.strip() for name in read):
             if not (output := OUTPUT.fullmatch(reference)) or output[1] not in by_name:
                 continue
             upstream = by_name[output[1]]
@@ -295,17 +295,17 @@ def wanted(leaf: str) -> Iterable[str]:
 
 
 def argo_findings(files: Iterable[Path]) -> list[str]:
-    """What `argo lint` has to say, one line a file, if it is installed."""
+    """The complaints of `argo lint`, one line for each file, if it is installed."""
     if not shutil.which("argo"):
         return []
-    found = []
+    lines = []
     for file in files:
         command = ["argo", "lint", "--offline", "--no-color", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            told = " ".join((done.stdout + done.stderr).split())
-            found.append(f"{file.name}: argo lint: {told}")
-    return found
+            output = " ".join((done.stdout + done.stderr).split())
+            lines.append(f"{file.name}: argo lint: {output}")
+    return lines
 
 
 if __name__ == "__main__":

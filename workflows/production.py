@@ -1,4 +1,4 @@
-"""What production asks of a workflow that Argo would take: who it may be, what it may lose.
+"""Rules of production for a workflow that Argo would accept: its rights, its limits, its retries.
 
 Each rule yields what is wrong, without the template's name, which `lint.py` puts before it.
 """
@@ -25,14 +25,14 @@ SECRET = re.compile(
     r"|xox[abprs]-[\w-]{10,})|://[^/\s:@{\"]+:[^/\s@{\"]+@|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|hooks\.slack\.com/services/\w"
 )
-"""Tokens by the marks of those who issue them, passwords in addresses, and private keys."""
+"""Tokens by their issuers' prefixes, passwords in addresses, and private keys."""
 
 QUANTITY = re.compile(r"(\d+\.?\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?")
 """https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/"""
 
 DEVICE = re.compile(r"(nvidia|amd)\.com/")
 REGISTRY_STEPS = {"steps/quality_gate.py", "steps/promote.py", "steps/deploy_vllm.py"}
-"""Steps that read what is registered and change it: one at a time for each model."""
+"""Steps that read and change the registry: one at a time for each model."""
 
 GIVEN_AWAY: dict[str, Callable[[Any], bool]] = {
     "allowPrivilegeEscalation": lambda value: value is not False,
@@ -47,11 +47,11 @@ GIVEN_AWAY: dict[str, Callable[[Any], bool]] = {
     "runAsNonRoot": lambda value: value is not True,
     "runAsUser": lambda value: value == 0,
 }
-"""Fields of a pod, wherever in it they stand, and the values that a step must not have."""
+"""Fields at any depth of a pod, and the values that a step must not have."""
 
 
 def of_spec(document: Object, spec: Object) -> Iterator[str]:
-    """Rules for what holds for every pod, and for a schedule."""
+    """Rules for the settings of all pods, and for a schedule."""
     if document["kind"] == "CronWorkflow":
         cron = document["spec"]
         if not cron.get("schedules"):
@@ -69,8 +69,8 @@ def of_template(template: Object, read: Template) -> Iterator[str]:
     """Rules for a template that runs a container."""
     container = template["container"]
     words = [*container["command"], *container.get("args", [])]
-    own = ("automountServiceAccountToken", "securityContext", "volumes")
-    yield from given_away({field: template[field] for field in own if field in template}, "")
+    fields = ("automountServiceAccountToken", "securityContext", "volumes")
+    yield from given_away({field: template[field] for field in fields if field in template}, "")
     yield from given_away(container.get("securityContext"), "securityContext")
     yield from of_words(words)
     for variable in container.get("env", []):
@@ -95,10 +95,10 @@ def of_template(template: Object, read: Template) -> Iterator[str]:
     yield from of_outputs(words, template)
 
 
-def given_away(found: Any, where: str) -> Iterator[str]:
+def given_away(part: Any, where: str) -> Iterator[str]:
     """Fields anywhere in a part of a pod that would give a step more than it needs."""
-    if isinstance(found, dict):
-        for field, value in found.items():
+    if isinstance(part, dict):
+        for field, value in part.items():
             at = f"{where}.{field}" if where else field
             if field in GIVEN_AWAY and GIVEN_AWAY[field](value):
                 yield f"{at} is {json.dumps(value)}"
@@ -108,17 +108,17 @@ def given_away(found: Any, where: str) -> Iterator[str]:
                 yield f"{at} is {json.dumps(value)}, not RuntimeDefault"
             else:
                 yield from given_away(value, at)
-    elif isinstance(found, list):
-        for item in found:
+    elif isinstance(part, list):
+        for item in part:
             yield from given_away(item, where)
 
 
 def of_words(words: list[str]) -> Iterator[str]:
-    """A parameter must not become a program, and a secret must not stand in the file."""
-    held = [number for number, word in enumerate(words) if "{{" in word]
-    if held and any(Path(word).name in SHELLS for word in words[: held[0] + 1]):
+    """A parameter must not become a program, and a secret must not be in the file."""
+    templated = [number for number, word in enumerate(words) if "{{" in word]
+    if templated and any(Path(word).name in SHELLS for word in words[: templated[0] + 1]):
         yield "a parameter goes through a shell, which would run what it holds"
-    elif any(number and words[number - 1] == "-c" for number in held):
+    elif any(number and words[number - 1] == "-c" for number in templated):
         yield "a parameter stands in the code after -c, which would run what it holds"
     if any(SECRET.search(word) for word in words):
         yield "the arguments hold what looks like a secret; take it from one with secretKeyRef"
@@ -131,7 +131,7 @@ def of_words(words: list[str]) -> Iterator[str]:
 
 
 def literals(patch: str) -> list[str]:
-    """The patches among which an expression chooses, or the one that there is."""
+    """The patches among which an expression chooses, or the only patch."""
     return re.findall(r":'(\{.*?\})'[,}]", patch) if patch.startswith("{{=") else [patch]
 
 
@@ -143,17 +143,17 @@ def of_patch(patch: str) -> Iterator[str]:
             asked = yaml.safe_load(literal) or {}
         except yaml.YAMLError:
             continue
-        told = [*given_away(asked, ""), *of_quantities(asked)]
-        yield from (f"podSpecPatch: {one}" for one in told)
+        faults = [*given_away(asked, ""), *of_quantities(asked)]
+        yield from (f"podSpecPatch: {fault}" for fault in faults)
 
 
-def of_quantities(found: Any) -> Iterator[str]:
+def of_quantities(part: Any) -> Iterator[str]:
     """Amounts in requests and limits, at any depth, that Kubernetes could not read."""
-    if isinstance(found, list):
-        for item in found:
+    if isinstance(part, list):
+        for item in part:
             yield from of_quantities(item)
-    elif isinstance(found, dict):
-        for field, value in found.items():
+    elif isinstance(part, dict):
+        for field, value in part.items():
             if field not in ("requests", "limits") or not isinstance(value, dict):
                 yield from of_quantities(value)
                 continue
@@ -177,21 +177,21 @@ def of_retry(retry: Retry) -> Iterator[str]:
         yield "retryStrategy.limit 0 tries nothing again"
     if retry.expression is None:
         return
-    for told, (status, code, message, again) in ENDS.items():
+    for attempt, (status, code, message, again) in ENDS.items():
         values = {"exitCode": code, "status": status, "message": message, "duration": "60"}
         try:
-            holds = retry.expression.is_true({f"lastRetry.{k}": v for k, v in values.items()})
+            retried = retry.expression.is_true({f"lastRetry.{k}": v for k, v in values.items()})
         except EvaluationError as error:
-            yield f"retryStrategy.expression cannot be told after {told}: {error}"
+            yield f"retryStrategy.expression cannot be told after {attempt}: {error}"
             continue
-        if (status in retry.phases and holds) != again:
+        if (status in retry.phases and retried) != again:
             wrong = "is not tried again" if again else "is tried again"
             hint = "; exitCode is a text, so asInt(lastRetry.exitCode)" if again else ""
-            yield f"retryStrategy: {told} {wrong}{hint}"
+            yield f"retryStrategy: {attempt} {wrong}{hint}"
 
 
 def of_outputs(words: list[str], template: Object) -> Iterator[str]:
-    """Files that the step's source does not name: it would never write them."""
+    """Output files that the step's source does not name: the step would never write them."""
     step = next((word for word in words[:2] if re.fullmatch(r"steps/[a-z]\w*\.py", word)), "")
     if not step or not (ROOT / step).is_file():
         return
