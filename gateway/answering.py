@@ -93,7 +93,7 @@ async def as_events(
 
 
 def delta(event: bytes, choice: dict[str, Any], usage: Any) -> tuple[str, dict[str, Any], Any]:
-    """The text of one event, and what is known of the choice and of the usage after it."""
+    """The text of an event, and the choice and the usage so far."""
     chunk = sse.data_of(event)
     if chunk is None:
         return "", choice, usage
@@ -116,7 +116,7 @@ def summary(
     usages: Sequence[Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """What every answer says beside its results."""
+    """The fields of every answer beside its results."""
     reasons = [each["finish_reason"] for each in results]
     parse = sum(each.pop("parse_s", 0.0) for each in results)
     return asked.document(results) | {

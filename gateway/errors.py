@@ -1,4 +1,4 @@
-"""What a client is told when it gets no answer: one sentence, a code, a request ID (RFC 9457)."""
+"""A client's error document: one sentence, a code, a request ID (RFC 9457)."""
 
 from __future__ import annotations
 

@@ -237,7 +237,7 @@ def names(models: Any) -> tuple[str, ...] | None:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last one that a killed process left half is no line."""
+    """The complete lines of a JSONL file, without an unfinished last line of a killed process."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -246,7 +246,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def finished(folder: Path) -> set[int]:
-    """Items that have a result; a half line after the last result is cut off."""
+    """Items that have a result; an unfinished line after the last result is cut off."""
     path = folder / RESULTS
     if path.exists():
         with path.open("rb+") as file:

@@ -124,7 +124,7 @@ class Gate:
 
     @asynccontextmanager
     async def place(self, exchange: Exchange) -> AsyncIterator[None]:
-        """A place among those that run; a Problem of 429 when there is none in time."""
+        """A place among the running requests; a Problem of 429 if none is free in time."""
         await self.enter(exchange)
         self.metrics.running.inc()
         try:

@@ -19,14 +19,14 @@ MOST_PIXELS = 64_000_000
 MOST_ITEMS = 2000
 LONGEST_LABEL = 80
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML has no place for, escaped or not (XML 1.0, 2.2)."""
+"""Characters that XML does not allow, escaped or not (XML 1.0, 2.2)."""
 
 Pixels = Sequence[float]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One thing to draw, in pixels of the upright picture."""
+    """A shape to draw, in pixels of the upright picture."""
 
     shape: str
     """box, point, polygon or arrow."""

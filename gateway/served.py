@@ -44,7 +44,7 @@ class Model:
     """The adapter's contract; for its base, the same one, which says what the base is."""
 
     adapted: bool
-    """Whether it is an adapter, or one merged into its base, and so has a prompt of its own."""
+    """Whether it is an adapter, merged or not, and so has a trained prompt."""
 
     parent: str | None = None
     uri: str = ""
@@ -180,7 +180,7 @@ def model_of(name: str, item: Any, entry: Entry, of_base: Entry) -> Model:
 
 
 def own_name(entry: Entry, names: Sequence[str], adapters: Sequence[str]) -> str | None:
-    """Which of a server's models an entry is about; None when it is none of them.
+    """The server's model that an entry describes; None if the server lists no such model.
 
     A server that follows an alias calls later versions NAME-v4; the newest counts.
     """

@@ -17,7 +17,7 @@ from gateway.settings import Settings
 from loraline.errors import UserError
 
 HEADER_BYTES = 64 * 1024
-"""Bytes of a request's line and headers; uvicorn has no limit of its own with httptools."""
+"""Bytes of a request's line and headers; uvicorn has no limit with httptools."""
 
 HEADER_S = 15
 

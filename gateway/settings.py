@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: NonNegativeInt = 8080
     metrics_port: NonNegativeInt = 0
-    """Port of its own for /metrics, without a key; 0 leaves /metrics beside the other routes."""
+    """Separate port for /metrics, without a key; 0 leaves /metrics beside the other routes."""
 
     servers: tuple[Server, ...] = Field(
         (Server(url="http://127.0.0.1:8000"),), min_length=1, validation_alias="GATEWAY_UPSTREAMS"
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     """Whether /docs and /openapi.json are answered."""
 
     rate: str = Field("600/minute", pattern=r"^\d+ ?(/|per) ?(second|minute|hour|day)$")
-    """Requests of a key that has no rate of its own."""
+    """Requests of a key without its own rate."""
 
     tokens_per_minute: PositiveInt = 1_000_000
     streams_per_key: PositiveInt = 64
@@ -174,7 +174,7 @@ class Settings(BaseSettings):
 
 
 def read() -> Settings:
-    """Settings of the environment; UserError for a bad value or a name that is none."""
+    """Settings of the environment; UserError for a bad value or an unknown name."""
     # Kubernetes puts GATEWAY_PORT=tcp://… into pods beside a Service named gateway.
     check_names(name for name in os.environ if name.startswith(PREFIX) and "_PORT_" not in name)
     try:
@@ -182,12 +182,12 @@ def read() -> Settings:
     except ValidationError as error:
         raise UserError(complaint(error)) from error
     except ValueError as error:
-        # A list that is no JSON.
+        # A list that is not JSON.
         raise UserError(f"a setting of the gateway cannot be read: {error}") from error
 
 
 def check(variables: Mapping[str, str]) -> None:
-    """Raise a UserError for settings of a gateway elsewhere that are none, or have a bad value.
+    """Raise a UserError for unknown settings or bad values of a gateway elsewhere.
 
     It has keys: what this machine's environment says is not looked at.
     """

@@ -58,7 +58,7 @@ class Whole:
 
 
 def without_usage(events: bytes) -> tuple[bytes, Any]:
-    """The events without the one that only says what was used, and that usage."""
+    """The events without the usage event, and its usage."""
     kept, usage = [], None
     for event in events.split(b"\n\n"):
         if NO_CHOICES in event:

@@ -122,9 +122,9 @@ def is_json(text: str) -> bool:
 
 
 def whole_signs(value: Any) -> Any:
-    """A value whose texts have no halves of signs, as JSON's escapes spell them.
+    """A value whose texts have no lone surrogates, which JSON's escapes can spell.
 
-    Two halves are one sign, such as an emoji; a lone half is none to Go.
+    Two halves are one character, such as an emoji; to Go a lone half is invalid.
     """
     if isinstance(value, dict):
         return {whole_signs(key): whole_signs(member) for key, member in value.items()}

@@ -20,7 +20,7 @@ BROKEN = (NodeError, SyntaxRefused, EvaluationError)
 class Child:
     """A planned child node: a task itself, or a member of its fan-out (`label`, `index`).
 
-    `skipped` says why it does not run, `error` why it cannot be told whether it does.
+    `skipped` says why it does not run, `error` why that cannot be decided.
     """
 
     arguments: Values

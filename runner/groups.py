@@ -44,7 +44,7 @@ async def run_group(
 def hand_over(run: Controller, node: Node, invocation: Invocation, frame: Frame) -> bool:
     """Give a DAG or a list of steps the outputs of its tasks; False if one has no value.
 
-    A value of a task that did not run is none: the default is, or there is an error.
+    A task that did not run has no value: its default counts, or there is an error.
     """
     known = {k: v for k, v in frame.values.items() if k not in frame.not_run}
     for name, output in invocation.template.outputs.items():

@@ -18,7 +18,7 @@ LARGEST_INTEGER, SMALLEST_INTEGER = 2**63 - 1, -(2**63)
 
 
 class NoJson(ValueError):
-    """A text that Go does not read as JSON."""
+    """The text is not JSON to Go."""
 
 
 def replace_each_byte(error: UnicodeError) -> tuple[str, int]:

@@ -129,7 +129,7 @@ def unused(workflow: Workflow) -> Iterator[str]:
 
 
 def of_template(template: Object, spec: Object) -> Iterator[str]:
-    """Names and outputs of any template, and the rules for one that runs a container."""
+    """Names and outputs of any template, and the rules for container templates."""
     if not NAME.fullmatch(template["name"]):
         yield "its name is not made of at most 63 small letters, digits and dashes"
     dag: Any = template.get("dag") or {}

@@ -26,7 +26,7 @@ Key = Annotated[str, Field(min_length=1, max_length=40)]
 
 
 class Arguments(BaseModel):
-    """Nothing beside what an action has; numbers as texts are none."""
+    """An action has no other fields; a number written as text is not accepted."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 

@@ -109,7 +109,7 @@ def seconds(written: Any) -> float | None:
 def add(
     answer: Answer, items: list[Item], start: float | None, end: float | None, description: str
 ) -> None:
-    """Add an event with its times in order; times that are none are noted and left out."""
+    """Add an event with its times in order; invalid times are noted and left out."""
     if start is None or end is None:
         answer.note("malformed")
         return

@@ -1,6 +1,6 @@
 """JSON as models write it: read in one pass, with a note of what was mended and what is unfinished.
 
-A reader of its own, because repair alone is not enough for answers with coordinates: a number that
+Repair libraries are not enough for answers with coordinates: a number that
 the token limit cut becomes a valid wrong one, a second block replaces the first, and an object with
 repeated keys loses all but the last. So the tree keeps pairs, and says which nodes were closed.
 Time is linear in the text, and nesting is bounded: there is no recursion over what a model wrote.
@@ -259,7 +259,7 @@ class Reader:
         return isinstance(opened.node, Object) and opened.key is None
 
     def read_string(self, quote: str) -> None:
-        """Read a key or a string; one that does not end was cut and is left out."""
+        """Read a key or a string; a string without an end was cut and is left out."""
         pieces: list[str] = []
         guessed = False
         self.position += 1

@@ -89,5 +89,5 @@ async def info(request: Request, caller: Known) -> Response:
     responses=documented.problems(401) | documented.answer("text/plain"),
 )
 async def metrics_text(request: Request, _: Known) -> Response:
-    """Prometheus metrics; GATEWAY_METRICS_PORT serves them without a key on a port of its own."""
+    """Prometheus metrics; GATEWAY_METRICS_PORT serves them without a key on a separate port."""
     return Response(core.of(request).metrics.text(), 200, None, metrics.CONTENT_TYPE)

@@ -34,7 +34,7 @@ TEXT_FIRST = ("qwen2.5-vl",)
 """Families whose cookbooks put the text before the image; the others have the image first."""
 
 SPECIAL_TOKENS = ("qwen2-vl",)
-"""Families that write boxes with special tokens, which vLLM leaves out unless it is told not to."""
+"""Families that write boxes with special tokens, which vLLM leaves out by default."""
 
 GIVEN = ("width", "height")
 """Variables that every prompt may use: the image's size in pixels as the model sees it."""
@@ -83,7 +83,7 @@ class Task(Strict):
     inputs: Literal["text", "image", "video"]
 
     prompts: Annotated[dict[str, str], Field(min_length=1)]
-    """The user's turn by family; `default` is for those that have none of their own."""
+    """The user's turn by family; `default` is for all other families."""
 
     systems: dict[str, str] = Field(default_factory=dict)
     """The system's turn by family; a family without one has no system turn."""

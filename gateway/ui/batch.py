@@ -188,9 +188,9 @@ async def listed(gateway: Gateway) -> list[tuple[str, str]]:
 
 
 def with_fields(path: Path, fields: dict[str, str]) -> bytes:
-    """Lines whose questions have the screen's model and task where they name none of their own.
+    """Lines with the screen's model and task added to questions that name none.
 
-    A line that is no JSON object goes on as it is: the gateway says what is wrong with it.
+    A line that is not a JSON object stays as it is: the gateway says what is wrong with it.
     """
     lines = []
     for line in path.read_bytes().splitlines():

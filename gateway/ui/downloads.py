@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 KEPT_S = 1800
-"""Seconds; Gradio hands out a copy of its own, which it sweeps itself."""
+"""Seconds; Gradio hands out a copy, which it sweeps itself."""
 
 
 class Downloads:

@@ -53,7 +53,7 @@ class Settings(BaseSettings):
 
 
 def read() -> Settings:
-    """Settings of the environment; BadSetting for a bad value or a name that is none."""
+    """Settings of the environment; BadSetting for a bad value or an unknown name."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
         # Kubernetes puts UI_PORT=tcp://… into pods beside a Service named ui.

@@ -98,7 +98,7 @@ class TrainScreen:
 
     def changer(self, entry: Mapping[str, Any]) -> Callable[..., Any]:
         def change(value: Any, changed: dict[str, Any]) -> tuple[dict[str, Any], str]:
-            """Remember a value that is not the profile's; forget one that is again."""
+            """Remember a value that differs from the profile's; forget it if it is equal again."""
             rest = {name: each for name, each in changed.items() if name != entry["name"]}
             value = None if value == "" and entry["optional"] else value
             if value != entry["value"]:

@@ -42,7 +42,7 @@ def measure(
     """Answers and likelihoods of the base under each adapter, merged where its contract says so.
 
     `adapters` gives a name to each adapter's folder; None stands for the bare base. All that is not
-    merged shares one load of the base; what is merged gets an engine of its own.
+    merged shares one load of the base; each merged adapter gets a separate engine.
     """
     from loraline import contract
 

@@ -179,7 +179,7 @@ def fused_layer(text: Mapping[str, Any]) -> Linears:
 
 
 def tower_block(architecture: str, vision: Mapping[str, Any]) -> Linears:
-    """Linear layers of one block of the tower, the one that leaves its MLP last."""
+    """Linear layers of one block of the tower; the MLP's output layer is last."""
     first_vl = architecture == "Qwen2VLForConditionalGeneration"
     width = vision["embed_dim"] if first_vl else vision["hidden_size"]
     inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]

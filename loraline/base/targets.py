@@ -36,7 +36,7 @@ def target_modules(
     of the merger and the tower's blocks.
 
     Anchored at the language model because Qwen2.5-VL's vision tower has gate, up and down
-    projections of the same names, and vLLM drops tower weights that it was not told of.
+    projections of the same names, and vLLM drops tower weights unless a flag names them.
     """
     patterns = []
     if projections:

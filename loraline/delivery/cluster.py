@@ -40,7 +40,7 @@ Say = Callable[[str], None]
 def apply(manifest: Path, say: Say) -> None:
     """Apply the objects to the current context's cluster and wait until the server is ready.
 
-    When it does not become ready, or this process is told to stop, what was there before is applied
+    If it does not become ready, or this process is stopped, what was there before is applied
     again and what was made is deleted, but for a claim, which holds what was downloaded. UserError
     tells the reason; TryAgain when the cluster does not answer.
     """

@@ -72,7 +72,7 @@ def widened(contract: Contract, needs: Sequence[Need]) -> Contract:
 
 
 def differences(contract: Contract, wide: Contract, videos: int) -> str:
-    """How a server differs from the one that the adapter was measured with; empty if it does not.
+    """How a server differs from the measured adapter's server; empty if it does not.
 
     Prompts of the training give the same tokens only where their images are resized alike, so the
     pixel limits are what may change answers.

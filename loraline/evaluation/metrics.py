@@ -286,7 +286,7 @@ def json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Metr
 
     A field is a path and its value, all rows' fields count together (micro average, as in
     Chinchor 1992 for filled templates). Items of a list are fields without their position, so
-    that their order does not matter. An answer that is no JSON has no fields.
+    that their order does not matter. An answer that is not JSON has no fields.
     """
 
     def counts(prediction: str, reference: str) -> list[float]:
@@ -304,7 +304,7 @@ def parse_json(text: str) -> Any:
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", text, re.DOTALL)
     try:
         value = json.loads(fenced.group(1) if fenced else text, parse_float=json_number)
-        # Written in one form, too: what is nested too deeply for that is no answer either.
+        # It is also written in one form: a value nested too deeply for that is invalid, too.
         json.dumps(value)
     except (ValueError, RecursionError):
         return INVALID

@@ -60,7 +60,7 @@ def findings(
 ) -> list[Finding]:
     """Everything that speaks against serving the adapter on `base`; empty when nothing does.
 
-    `trains_vision` says whether the server will be told of tower and merger weights, `revision`
+    `trains_vision` says whether the server will load tower and merger weights, `revision`
     which commit of the base it loads, `max_rank` its --max-lora-rank, `merged` that the adapter is
     merged into the base first, `dtype` the precision that it computes in, `vllm` its release.
     """
@@ -170,7 +170,7 @@ def check(
 def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
     """Refuse, before training, a base whose adapters the server is not known to apply.
 
-    Towers and mergers of all VISION are applied, once the server is told of them.
+    Towers and mergers of all VISION are applied, with the server's flag for them.
     """
     architecture = (config.get("architectures") or ["none"])[0]
     fitting = VISION if recipe.modality == "vision" else TEXT

@@ -227,7 +227,7 @@ def kv_bytes(config: Mapping[str, Any], dtype: str, cards: int = 1) -> int:
 
 
 def sliding_window(config: Mapping[str, Any]) -> int | None:
-    """The window when all layers have one; Qwen's configs name one that is switched off."""
+    """The window if all layers have one; Qwen's configs name a window that is switched off."""
     text = text_config(config)
     if text.get("use_sliding_window") is False:
         return None

@@ -10,7 +10,7 @@ from loraline.contract import Contract
 from loraline.errors import UserError
 
 OLDEST = (0, 18)
-"""vLLM below it runs code that a model repository names, whatever it is told (CVE-2026-27893)."""
+"""Earlier releases run code that a model repository names, whatever the flags (CVE-2026-27893)."""
 
 TESTED = "v0.32.0"
 """Tag of the version that this project is tested with."""

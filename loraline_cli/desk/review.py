@@ -123,7 +123,7 @@ def numbers(evaluation: Run) -> dict[str, dict[str, list[float | None]]]:
 
 
 def run_of(client: MlflowClient, run_id: str | None) -> Run | None:
-    """A run, unless there is none by that ID any more."""
+    """The run of that ID; None if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     if not run_id:
