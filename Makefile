@@ -123,7 +123,7 @@ endif
 	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
 
 .PHONY: submit
-submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=…] [DATA=…] [SET=r=16] [PARAMS='resources=gpu-large …']
+submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=mine.yaml] [DATA=…] [SET=r=16] [PARAMS='resources=gpu-large …']
 	@$(BIN)/python workflows/submit.py workflows/$(WORKFLOW).yaml --namespace $(NAMESPACE) \
 		$(if $(filter pipeline sweep,$(WORKFLOW)),-p $(call quoted,profile=$(PROFILE)) -p $(call quoted,data=$(DATA))) \
 		$(if $(filter sweep,$(WORKFLOW)),-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"]))) \

@@ -33,6 +33,11 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(file, KeysOnce)
 
 
+def read_yaml_text(text: str) -> Any:
+    """What a text holds; raises yaml.YAMLError as for a file."""
+    return yaml.load(text, KeysOnce)
+
+
 def merge(parent: Mapping[str, Any], heir: Mapping[str, Any]) -> dict[str, Any]:
     """The heir's keys before the parent's; blocks such as `gate` are merged key by key."""
     merged = {**parent, **heir}

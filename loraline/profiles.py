@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -330,14 +330,22 @@ class Profile(Strict):
         return self
 
 
-def load(name: str, folder: Path | None = None, overrides: Sequence[str] = ()) -> Profile:
-    """Read one profile; `overrides` are KEY=VALUE texts that count instead of the file's values.
+def load(
+    name: str,
+    folder: Path | None = None,
+    overrides: Sequence[str] = (),
+    recipes: Mapping[str, dict[str, Any]] | None = None,
+) -> Profile:
+    """Read one profile; `overrides` are KEY=VALUE texts that count instead of the file's values,
+    `recipes` the keys of profiles that came with the workflow and count instead of files.
 
     A UserError names what was wrong and what would be accepted.
     """
-    known = files(folder)
-    content = resolve(name, known)
-    source = str(known[name])
+    if recipes and name in recipes:
+        content, source = recipes[name], f"profile {name!r} of --recipes"
+    else:
+        known = files(folder)
+        content, source = resolve(name, known), str(known[name])
     if overrides:
         content = override(content, overrides)
         source = f"{source} with {' '.join(overrides)}"

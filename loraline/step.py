@@ -131,6 +131,43 @@ def split_overrides(ctx: click.Context, parameter: click.Parameter, value: Any) 
         raise UserError(f"--set {' '.join(value)!r} cannot be read: {error}") from error
 
 
+def instead_of_tagged(
+    ctx: click.Context, parameter: click.Parameter, value: Any
+) -> tuple[str, ...] | None:
+    """Callback of a --set that counts instead of what the training's tag says: None without it.
+
+    A workflow always gives it, empty where nothing is set.
+    """
+    return split_overrides(ctx, parameter, value) if value else None
+
+
+def read_recipes(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[str, Any]:
+    """Callback of --recipes: the keys of each profile by its name."""
+    import yaml
+
+    from loraline.layered_yaml import read_yaml_text
+
+    try:
+        recipes = read_yaml_text(value) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"--recipes is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipes, dict) or not all(
+        isinstance(keys, dict) for keys in recipes.values()
+    ):
+        raise UserError(f"--recipes must hold the keys of each profile by its name, not {value!r}")
+    return recipes
+
+
+recipes_option = click.option(
+    "--recipes",
+    metavar="YAML",
+    default="",
+    callback=read_recipes,
+    help="Profiles that count instead of the files: the keys of each by its name, as YAML.",
+)
+"""What a workflow carries, so that a cluster's image need not hold a recipe."""
+
+
 def not_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Callback for optional flags: an empty string means "not given".
 

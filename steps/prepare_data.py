@@ -15,12 +15,12 @@ import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, split_overrides, step
+from loraline.step import not_empty, recipes_option, split_overrides, step
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
@@ -86,9 +86,11 @@ if TYPE_CHECKING:
     callback=split_overrides,
     help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
 )
+@recipes_option
 def prepare_data(
     profile: str,
     overrides: tuple[str, ...],
+    recipes: dict[str, Any],
     data: tuple[str, ...],
     prompt: str | None,
     on: tuple[str, ...],
@@ -106,7 +108,7 @@ def prepare_data(
     from loraline import profiles
     from loraline.data import dataset, pool, workplace
 
-    recipe = profiles.load(profile, overrides=overrides)
+    recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):
         raise UserError("--part makes one share; --check-only and --merge are for the whole")
     request = workplace.Request.of(profile, recipe, data, prompt, group_by, on, limit, encoding)

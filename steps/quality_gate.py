@@ -13,11 +13,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.step import not_empty, step
+from loraline.step import instead_of_tagged, not_empty, recipes_option, step
 from loraline.tracking import description, fingerprints, identity, runs, store
 from loraline.tracking.tags import (
     ADAPTER_DIGEST,
@@ -48,9 +48,24 @@ if TYPE_CHECKING:
     callback=not_empty,
     help="YAML file with rules that replace the profile's.  [default: the profile's gate]",
 )
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=instead_of_tagged,
+    help="Limits for this run, such as gate.min_rows=10.  [default: those set for the training]",
+)
+@recipes_option
 @click.option("--fail-on-reject", is_flag=True, help="End with exit code 1 when it is rejected.")
 def quality_gate(
-    run_id: str, policy: str | None, fail_on_reject: bool, out_dir: Path, force: bool
+    run_id: str,
+    policy: str | None,
+    overrides: tuple[str, ...] | None,
+    recipes: dict[str, Any],
+    fail_on_reject: bool,
+    out_dir: Path,
+    force: bool,
 ) -> None:
     """Judge the tuned model by the policy's rules; register it if it keeps them all.
 
@@ -65,7 +80,7 @@ def quality_gate(
     client = store.connect()
     eval_run = runs.upstream_run(client, run_id, "evaluate")
     train_run = runs.ancestor(client, eval_run, "train_qlora")
-    limits = runs.todays_profile(train_run).gate
+    limits = runs.todays_profile(train_run, overrides, recipes).gate
     limits = rules.load(Path(policy) if policy else None, limits)
     name = runs.profile(client, train_run).registered_model
     model_id = runs.model_id(train_run)

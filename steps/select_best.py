@@ -15,12 +15,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraline.errors import UserError
-from loraline.step import step
+from loraline.step import instead_of_tagged, recipes_option, step
 from loraline.tracking import fingerprints, store
 from loraline.tracking import runs as tracking_runs
 from loraline.tracking.tags import MEASURED, MODEL_ID, SELECTED
@@ -64,7 +64,23 @@ class Entry:
     "--run-ids", required=True, help="JSON list of evaluate runs; empty ones are skipped."
 )
 @click.option("--metric", default="levenshtein", show_default=True, help="Metric to rank by.")
-def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=instead_of_tagged,
+    help="Limits for this run, such as gate.min_rows=10.  [default: those set for the training]",
+)
+@recipes_option
+def select_best(
+    run_ids: str,
+    metric: str,
+    overrides: tuple[str, ...] | None,
+    recipes: dict[str, Any],
+    out_dir: Path,
+    force: bool,
+) -> None:
     """Rank a sweep by the worse end of a metric's interval, and hand over the best evaluation.
 
     If none keeps its limits, the best of all is handed over, for the gate to reject. Today's
@@ -85,7 +101,7 @@ def select_best(run_ids: str, metric: str, out_dir: Path, force: bool) -> None:
     ]
     refuse_unlike(runs)
     entries = sorted(
-        (entry(client, run, metric) for run in runs),
+        (entry(client, run, metric, overrides, recipes) for run in runs),
         key=lambda member: member.rank(metrics.HIGHER_IS_BETTER[metric]),
     )
     if not any(math.isfinite(member.value) for member in entries):
@@ -138,13 +154,19 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
             )
 
 
-def entry(client: MlflowClient, run: Run, metric: str) -> Entry:
+def entry(
+    client: MlflowClient,
+    run: Run,
+    metric: str,
+    overrides: tuple[str, ...] | None,
+    recipes: dict[str, Any],
+) -> Entry:
     """A run's place in the ranking, judged by the rules of its own profile."""
     from loraline.evaluation import rules
     from loraline.tracking import registry
 
     train_run = tracking_runs.ancestor(client, run, "train_qlora")
-    limits = tracking_runs.todays_profile(train_run).gate
+    limits = tracking_runs.todays_profile(train_run, overrides, recipes).gate
     name = tracking_runs.profile(client, train_run).registered_model
     model_id = train_run.data.tags[MODEL_ID]
     champion = registry.version_of(client, name, registry.CHAMPION)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, split_overrides, step
+from loraline.step import not_empty, recipes_option, split_overrides, step
 from loraline.tracking import fingerprints, identity, runs, store, tags
 from loraline.training import allocator, launch
 
@@ -60,10 +60,12 @@ if TYPE_CHECKING:
     callback=split_overrides,
     help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
 )
+@recipes_option
 def train_qlora(
     run_id: str,
     profile: str,
     overrides: tuple[str, ...],
+    recipes: dict[str, Any],
     resumed: str | None,
     checkpoint_minutes: float,
     gpus: int,
@@ -76,7 +78,7 @@ def train_qlora(
     from loraline.serving import preflight
 
     allocator.follow_allocated()
-    recipe = profiles.load(profile, overrides=overrides)
+    recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     assert launch.world() in (1, gpus), f"--gpus {gpus}, and {launch.world()} processes"
     if launch.rank():
         follow(recipe, checkpoint_minutes)
@@ -127,6 +129,7 @@ def train_qlora(
     )
     with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
+        runs.log_dataset(data_run, run, "training")
         runs.download_dataset(client, data_run, scratch)
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ENTRYPOINT = "main"
 PROFILE, DATA = "{{workflow.parameters.profile}}", "{{workflow.parameters.data}}"
-SET = "{{workflow.parameters.set}}"
+RECIPE = {
+    "set": "{{workflow.parameters.set}}",
+    "recipes": "{{workflow.parameters.recipes}}",
+}
+"""What may count instead of a profile's file."""
 
 ABOUT = {
     "pipeline": (
@@ -116,7 +120,7 @@ def build(name: str, kind: str | None = None, settings: Settings | None = None) 
                 **common,
             )
     with workflow:
-        DAGS[name]()
+        DAGS[name](settings)
         finish()
     return workflow
 
@@ -172,10 +176,14 @@ def parameter(name: str, value: str, description: str, enum: list[str] | None = 
 def one_profile(settings: Settings) -> list[Any]:
     return [
         parameter(
-            "profile", "smoke-vision", "Recipe: a file in lora_profiles/.", templates.profiles()
+            "profile",
+            "smoke-vision",
+            "Recipe: a file in lora_profiles/, or one of `recipes`.",
+            list(templates.registered_models(settings)),
         ),
         parameter("data", "", "Where the rows are; empty for the profile's own data."),
         parameter("set", "", "Keys of the profile for this run, such as learning_rate=1e-4."),
+        parameter("recipes", "", "Profiles instead of those in the image: YAML, keys by name."),
         *where(settings),
     ]
 
@@ -195,9 +203,8 @@ def many_profiles(settings: Settings) -> list[Any]:
 
 
 def a_version(settings: Settings) -> list[Any]:
-    known = sorted(set(templates.registered_models().values()))
     return [
-        parameter("model", "tiny-qwen3-vl-lora", "Name of the registered model.", known),
+        parameter("model", "tiny-qwen3-vl-lora", "Name of the registered model."),
         parameter("version", "", "The version that was reviewed; empty for the candidate."),
         *where(settings),
     ]
@@ -229,11 +236,11 @@ def where(settings: Settings) -> list[Any]:
     ]
 
 
-def line() -> None:
+def line(settings: Settings) -> None:
     """Five steps in a row, the last one only for a candidate that passed the gate."""
     from hera.workflows import DAG
 
-    model = templates.model_of_profile()
+    model = templates.model_of_profile(settings)
     prepare, train, measure = (
         templates.prepare_data(),
         templates.train_qlora(),
@@ -241,19 +248,19 @@ def line() -> None:
     )
     gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)
     with DAG(name=ENTRYPOINT):
-        prepared = task(prepare, {"profile": PROFILE, "data": DATA, "set": SET})
-        trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE, "set": SET})
+        prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})
+        trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE, **RECIPE})
         measured = task(measure, {"run-id": run_id(trained)})
-        judged = task(gate, {"run-id": run_id(measured)})
+        judged = task(gate, {"run-id": run_id(measured), **RECIPE})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
         prepared >> trained >> measured >> judged >> deployed
 
 
-def sweep() -> None:
+def sweep(settings: Settings) -> None:
     """Profiles side by side on the same data; the best of those that got through goes on."""
     from hera.workflows import DAG, Parameter, models
 
-    model = templates.model_of_profile()
+    model = templates.model_of_profile(settings)
     prepare, train, measure = (
         templates.prepare_data(),
         templates.train_qlora(),
@@ -277,24 +284,25 @@ def sweep() -> None:
         ],
     ) as candidate:
         given = {name: f"{{{{inputs.parameters.{name}}}}}" for name in ("run-id", "profile")}
-        trained = task(train, {**given, "set": SET})
+        trained = task(train, {**given, **RECIPE})
         measured = task(measure, {"run-id": run_id(trained)})
         trained >> measured
     with DAG(name=ENTRYPOINT):
-        prepared = task(prepare, {"profile": PROFILE, "data": DATA, "set": SET})
+        prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})
         tried = candidate(
             name="candidate",
             arguments={"run-id": run_id(prepared), "profile": "{{item}}"},
             with_param="{{workflow.parameters.profiles}}",
         )
         prepared >> tried
-        best = task(select, {"run-ids": run_id(tried)}, depends="candidate.AnySucceeded")
-        judged = task(gate, {"run-id": run_id(best)})
+        given_runs = {"run-ids": run_id(tried), **RECIPE}
+        best = task(select, given_runs, depends="candidate.AnySucceeded")
+        judged = task(gate, {"run-id": run_id(best), **RECIPE})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
         best >> judged >> deployed
 
 
-def promote() -> None:
+def promote(_: Settings) -> None:
     """A person's word, then the champion's alias, then its server."""
     from hera.workflows import DAG
 
@@ -328,7 +336,7 @@ def finish() -> None:
         )
 
 
-DAGS: dict[str, Callable[[], None]] = {
+DAGS: dict[str, Callable[[Settings], None]] = {
     "pipeline": line,
     "sweep": sweep,
     "promote": promote,

@@ -1,25 +1,35 @@
 """Submit a rendered workflow to the cluster, watch it, and end as it ended.
 
     python workflows/submit.py workflows/pipeline.yaml -p profile=smoke-text
+    python workflows/submit.py workflows/pipeline.yaml -p profile=recipes/mine.yaml
 
 Argo takes parameters that no workflow has and values that its enums do not list, and finds out when
-a step has failed of them; and `argo submit --watch` ends with 0 whatever came of the workflow.
+a step has failed of them; and `argo submit --watch` ends with 0 whatever came of the workflow. The
+recipes of this machine go with the workflow, so that the image on the cluster need not hold them.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+import yaml
 
+from loraline import profiles
+from loraline.errors import UserError
 from runner.reader import parameter_values, read
 
 NOT_DONE = 1
 """Exit code of a workflow that was submitted and did not succeed."""
+
+RENDERED = Path("outputs", "workflows")
+"""Where a workflow is rendered whose profile is no file of ours."""
 
 
 @click.command()
@@ -29,12 +39,17 @@ NOT_DONE = 1
 def submit(file: Path, given: tuple[str, ...], namespace: str) -> None:
     """Run the workflow in FILE on the cluster of the current context.
 
-    Ends with 0 if it succeeded, with 1 if not, with 2 if it was not submitted.
+    A profile may be a file, too. Ends with 0 if the workflow succeeded, with 1 if not, with 2 if it
+    was not submitted.
     """
-    parameter_values(read(file), given, {})
+    try:
+        file, parameters = with_recipes(file, given)
+    except UserError as error:
+        raise click.UsageError(str(error)) from error
+    parameter_values(read(file), parameters, {})
     if not shutil.which("argo"):
         raise click.UsageError("argo, the command line of Argo Workflows, is not installed")
-    words = [word for parameter in given for word in ("-p", parameter)]
+    words = [word for parameter in parameters for word in ("-p", parameter)]
     submitted = subprocess.run(
         ["argo", "submit", "--namespace", namespace, "--output", "name", file, *words],
         stdout=subprocess.PIPE,
@@ -56,5 +71,59 @@ def submit(file: Path, given: tuple[str, ...], namespace: str) -> None:
     sys.exit(0 if phase == "Succeeded" else NOT_DONE)
 
 
-if __name__ == "__main__":
-    submit()
+def with_recipes(file: Path, given: Sequence[str]) -> tuple[Path, list[str]]:
+    """The workflow to submit, and its parameters with the recipes of the profiles they name.
+
+    A profile that the workflow does not list is added to a rendering of its own. Raises UserError
+    for a profile that is unknown or wrong, before anything is submitted.
+    """
+    workflow = read(file)
+    values = dict(parameter.partition("=")[::2] for parameter in given)
+    if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
+        return file, list(given)
+    known = profiles.files()
+    values["profile"] = named(values["profile"], known)
+    members = listed(values["profiles"]) if "profiles" in values else []
+    asked = list(dict.fromkeys([values["profile"], *members]))
+    recipes = {name: profiles.resolve(name, known) for name in asked}
+    overrides = shlex.split(values.get("set", ""))
+    models = {
+        name: profiles.load(name, overrides=overrides, recipes=recipes).registered_model
+        for name in asked
+    }
+    if values["profile"] not in (workflow.parameters["profile"].enum or ()):
+        file = rendered(file.stem, models)
+    values["recipes"] = yaml.safe_dump(recipes, sort_keys=False, allow_unicode=True)
+    return file, [f"{name}={value}" for name, value in values.items()]
+
+
+def named(profile: str, known: dict[str, Path]) -> str:
+    """The name of a profile; one that is given as a file joins those that are known."""
+    path = Path(profile)
+    if path.suffix not in (".yaml", ".yml"):
+        return profile
+    if not path.is_file():
+        raise UserError(f"-p profile={profile}: there is no such file")
+    known[path.stem] = path
+    return path.stem
+
+
+def listed(members: str) -> list[str]:
+    """The names of a JSON list."""
+    try:
+        names = json.loads(members)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"-p profiles={members} is not a JSON list of profiles")
+    return names
+
+
+def rendered(name: str, models: Mapping[str, str]) -> Path:
+    """A workflow that lists these profiles with their registered models beside ours."""
+    import pipeline
+
+    RENDERED.mkdir(parents=True, exist_ok=True)
+    file = RENDERED / f"{name}.yaml"
+    file.write_text(pipeline.render(pipeline.build(name, settings=pipeline.Settings(own=models))))
+    return file

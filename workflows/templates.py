@@ -6,7 +6,8 @@ rest is the same for all and stands in `step`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +50,18 @@ class Settings:
     """User of the images; a number, since Kubernetes cannot tell that a name is not root."""
     model_cache: str = "loraline-models"
     """PersistentVolumeClaim of the model cache."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Registered model of each profile that is sent with the workflow and no file of ours."""
 
 
 def prepare_data() -> Container:
-    return step("prepare-data", inputs=["profile", "data", "set"], deadline=2 * HOUR)
+    return step("prepare-data", inputs=["profile", "data", "set", "recipes"], deadline=2 * HOUR)
 
 
 def train_qlora() -> Container:
     return step(
         "train-qlora",
-        inputs=["run-id", "profile", "set"],
+        inputs=["run-id", "profile", "set", "recipes"],
         deadline=DAY,
         large=True,
         several_cards=True,
@@ -71,13 +74,19 @@ def evaluate() -> Container:
 
 
 def select_best() -> Container:
-    return step("select-best", inputs=["run-ids"], deadline=HOUR)
+    return step("select-best", inputs=["run-ids", "set", "recipes"], deadline=HOUR)
 
 
 def quality_gate(model: str) -> Container:
     # A gate whose word is lost has not let anything pass.
     result = {"result": "failed"}
-    return step("quality-gate", inputs=["run-id"], deadline=HOUR, outputs=result, registry=model)
+    return step(
+        "quality-gate",
+        inputs=["run-id", "set", "recipes"],
+        deadline=HOUR,
+        outputs=result,
+        registry=model,
+    )
 
 
 def promote(model: str) -> Container:
@@ -196,20 +205,18 @@ def guard(large: bool, registry: str) -> Any:
     return None
 
 
-def profiles() -> list[str]:
-    return sorted(file.stem for file in PROFILES.glob("*.yaml"))
-
-
-def registered_models() -> dict[str, str]:
-    """Name of the registered model by profile."""
+def registered_models(settings: Settings) -> dict[str, str]:
+    """Name of the registered model by profile, ours and those sent with the workflow."""
     from loraline.profiles import load
 
-    return {name: load(name, PROFILES).registered_model for name in profiles()}
+    ours = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+    models = {name: load(name, PROFILES).registered_model for name in ours} | dict(settings.own)
+    return dict(sorted(models.items()))
 
 
-def model_of_profile() -> str:
+def model_of_profile(settings: Settings) -> str:
     """The registered model that the parameter `profile` leads to."""
-    return chosen(registered_models(), "profile")
+    return chosen(registered_models(settings), "profile")
 
 
 def metrics(name: str) -> Any:

@@ -12,10 +12,10 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraline.contract import folder_digest
 from loraline.errors import Stopped, TryAgain, UserError
@@ -287,6 +287,20 @@ def download_dataset(
     return found
 
 
+def log_dataset(data_run: Run, run: Run, use: str) -> None:
+    """Name the dataset of a prepare_data run as another run's, for `training` or `evaluation`.
+
+    MLflow's table of runs has a column for it, and its search finds runs by it.
+    """
+    import mlflow
+    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+    tag = InputTag(MLFLOW_DATASET_CONTEXT, use)
+    datasets = [DatasetInput(each.dataset, [tag]) for each in data_run.inputs.dataset_inputs]
+    mlflow.MlflowClient().log_inputs(run.info.run_id, datasets)
+
+
 def model_id(train_run: Run) -> str:
     """The ID of a training run's logged model."""
     found = train_run.data.tags.get(MODEL_ID)
@@ -352,11 +366,16 @@ def profile(client: MlflowClient, train_run: Run) -> Profile:
         ) from error
 
 
-def todays_profile(train_run: Run) -> Profile:
-    """The profile of a training run as its file is today, with the overrides that were set last.
+def todays_profile(
+    train_run: Run,
+    overrides: Sequence[str] | None = None,
+    recipes: Mapping[str, dict[str, Any]] | None = None,
+) -> Profile:
+    """The profile of a training run as it is today, with `overrides` or those that were set last.
 
-    Limits are today's policy, so they come from the file and not from the run. Which profile that
-    is, the run's parameter says, which nobody can change; raises UserError where its tag does not.
+    Limits are today's policy, so they come from the file or the workflow and not from the run.
+    Which profile that is, the run's parameter says, which nobody can change; raises UserError where
+    its tag does not.
     """
     from loraline import profiles
 
@@ -365,6 +384,13 @@ def todays_profile(train_run: Run) -> Profile:
     if name != trained_with:
         told = f"its tag {PROFILE} says {name!r}, its parameter {trained_with!r}"
         raise UserError(identity.changed("train_qlora", told))
+    if overrides is None:
+        overrides = tagged_overrides(train_run)
+    return profiles.load(name, overrides=overrides, recipes=recipes)
+
+
+def tagged_overrides(train_run: Run) -> list[str]:
+    """What was set for a training last, by its tag; UserError where the tag is of another form."""
     told = f"its tag {OVERRIDES} is no list of KEY=VALUE"
     try:
         overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
@@ -372,7 +398,7 @@ def todays_profile(train_run: Run) -> Profile:
         raise UserError(identity.changed("train_qlora", told)) from error
     if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
         raise UserError(identity.changed("train_qlora", told))
-    return profiles.load(name, overrides=overrides)
+    return overrides
 
 
 def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:

@@ -155,6 +155,47 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
     assert (workplace / "outputs" / "result").read_text() == "failed"
 
 
+def test_what_the_workflow_sets_and_sends_counts_instead_of_tag_and_file(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
+    client = mlflow.MlflowClient()
+    train = runs.ancestor(client, client.get_run(run_id), "train_qlora").info.run_id
+    client.set_tag(train, "loraline.profile.set", '["gate.min_bleu=99"]')
+    recipe = "standard: {r: 8, lora_alpha: 16, target_modules: [q_proj], gate: {min_rows: 21}}"
+
+    def judged(*options: str) -> str:
+        result = step("quality_gate", "--run-id", run_id, *options)
+        assert result.exit_code == 0, result.stderr
+        return (workplace / "outputs" / "result").read_text()
+
+    assert judged() == "failed"
+    assert judged("--set", "") == "passed"
+    assert judged("--set", "gate.min_bleu=5") == "passed"
+    assert judged("--set", "", "--recipes", recipe) == "failed"
+    assert judged("--set", "gate.min_rows=2", "--recipes", recipe) == "passed"
+    assert judged("--set", "", "--recipes", "") == "passed"
+
+
+@pytest.mark.parametrize(
+    ("recipes", "told"),
+    [
+        ("- a", "must hold the keys of each profile by its name"),
+        ("standard: 3", "must hold the keys of each profile by its name"),
+        ("standard: [", "--recipes is not YAML"),
+        ("standard: {}\nstandard: {}", "key 'standard' is given twice"),
+        ("standard: {lora_alfa: 3}", "profile 'standard' of --recipes: unknown key 'lora_alfa'"),
+    ],
+)
+def test_recipes_that_are_none_are_refused_in_one_sentence(
+    step, candidate, recipes: str, told: str
+) -> None:
+    result = step("quality_gate", "--run-id", candidate(), "--recipes", recipes)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

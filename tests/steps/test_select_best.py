@@ -46,6 +46,13 @@ def test_the_surest_good_value_wins_over_a_lucky_one(candidate, select, workplac
     assert place(poor).startswith("3 of 3") and "not told apart" not in place(poor)
 
 
+def test_members_are_judged_by_what_the_workflow_sets(candidate, step, workplace: Path) -> None:
+    one = json.dumps([candidate(name="one", **edits(0.1, 0.08, 0.12))])
+    for words, result in ((("--set", "gate.min_bleu=99"), "failed"), (("--set", ""), "passed")):
+        assert step("select_best", "--run-ids", one, *words).exit_code == 0
+        assert (workplace / "outputs" / "result").read_text() == result
+
+
 def test_higher_is_better_where_it_is(candidate, select) -> None:
     numbers = {"tuned_bleu_low": 60.0, "tuned_bleu_high": 80.0}
     one = candidate(name="one", **numbers)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import yaml
 
 from loraline import contract, profiles
 from loraline.base.encoding import Encoder
@@ -205,6 +206,21 @@ def test_what_is_set_for_one_run_is_trained_with_tagged_and_judged_by(
     refused = step("train_qlora", *words, "--set", "lora_alfa=3")
     assert refused.exit_code == 2
     assert "unknown key 'lora_alfa'" in refused.stderr
+
+
+def test_a_recipe_that_comes_with_the_workflow_is_trained_logged_and_fingerprinted(
+    step, workplace: Path, data_run: str, quick
+) -> None:
+    content = yaml.safe_load((workplace / "lora_profiles" / "data.yaml").read_text())
+    words = ("--run-id", data_run, "--profile", "mine", "--recipes")
+    recipe = yaml.safe_dump({"mine": content | {"r": 4}})
+    assert step("train_qlora", *words, recipe).exit_code == 0
+    run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert (run.data.params["r"], run.data.tags[tags.PROFILE]) == ("4", "mine")
+    assert runs.profile(mlflow.MlflowClient(), run).r == 4
+    assert "reused" in step("train_qlora", *words, recipe).stdout
+    other = yaml.safe_dump({"mine": content | {"r": 2}})
+    assert "reused" not in step("train_qlora", *words, other).stdout
 
 
 def test_a_reused_training_is_judged_by_what_was_set_last(train, data_run: str, quick) -> None:

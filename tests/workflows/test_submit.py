@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
+
+from loraline.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +45,81 @@ def test_without_argo_it_says_so(tmp_path: Path) -> None:
     ended = submit("workflows/pipeline.yaml", "-p", "profile=smoke-text", PATH=str(tmp_path))
     assert ended.returncode == 2
     assert "argo, the command line of Argo Workflows, is not installed" in ended.stderr
+
+
+@pytest.fixture
+def source(script, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "workflows")
+    return script("workflows/submit.py")
+
+
+MINE = "extends: smoke-text\nregistered_model: mine-lora\nr: 4\n"
+PIPELINE = ROOT / "workflows/pipeline.yaml"
+
+
+def test_a_recipe_that_no_image_holds_is_sent_with_the_workflow(
+    source: ModuleType, workplace: Path
+) -> None:
+    (workplace / "mine.yaml").write_text(MINE)
+    file, given = source.with_recipes(PIPELINE, ["profile=mine.yaml", "set=gate.min_rows=3"])
+    values = dict(parameter.partition("=")[::2] for parameter in given)
+    sent = yaml.safe_load(values["recipes"])["mine"]
+
+    assert (values["profile"], values["set"]) == ("mine", "gate.min_rows=3")
+    assert (sent["registered_model"], sent["r"]) == ("mine-lora", 4)
+    assert sent["base"] == "test_data/text/base"
+    assert "extends" not in sent
+    assert file == Path("outputs/workflows/pipeline.yaml")
+    # The registry's mutex is that of the recipe's model.
+    assert "'mine':'mine-lora'" in file.read_text()
+
+
+def test_the_steps_of_a_sent_recipe_are_given_it(source: ModuleType, workplace: Path) -> None:
+    (workplace / "mine.yaml").write_text(MINE)
+    file, given = source.with_recipes(PIPELINE, ["profile=mine.yaml"])
+    words = [word for parameter in given for word in ("-p", parameter)]
+    printed = subprocess.run(
+        [sys.executable, "-m", "runner.run_local", file, "--dry-run", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for step in ("prepare-data", "train-qlora", "quality-gate"):
+        command = printed.partition(f"{step}: ")[2].partition("--out-dir")[0]
+        assert "--recipes 'mine:" in command
+        assert "registered_model: mine-lora" in command
+
+
+def test_a_recipe_of_ours_goes_as_it_is_on_this_machine(source: ModuleType) -> None:
+    file, given = source.with_recipes(PIPELINE, ["profile=smoke-text"])
+    assert file == PIPELINE
+    assert "smoke-text:\n" in given[-1]
+
+
+def test_each_member_of_a_sweep_is_sent(source: ModuleType, workplace: Path) -> None:
+    sweep = ROOT / "workflows/sweep.yaml"
+    _, given = source.with_recipes(
+        sweep, ["profile=smoke-text", 'profiles=["smoke-text", "standard"]']
+    )
+    assert set(yaml.safe_load(given[-1].removeprefix("recipes="))) == {"smoke-text", "standard"}
+
+
+@pytest.mark.parametrize(
+    ("workflow", "given", "told"),
+    [
+        ("pipeline", ["profile=none.yaml"], "profile=none.yaml: there is no such file"),
+        ("pipeline", ["profile=unknown"], "unknown profile 'unknown'; accepted: "),
+        ("pipeline", ["profile=smoke-text", "set=lora_alfa=3"], "unknown key 'lora_alfa'"),
+        ("sweep", ["profile=smoke-text", 'profiles=["nobody"]'], "unknown profile 'nobody'"),
+        ("sweep", ["profile=smoke-text", "profiles=smoke-text"], "is not a JSON list of profiles"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_submitted(
+    source: ModuleType, workplace: Path, workflow: str, given: list[str], told: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        source.with_recipes(ROOT / f"workflows/{workflow}.yaml", given)
 
 
 @pytest.mark.parametrize(
