@@ -89,6 +89,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
         mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
+        runs.log_dataset(data_run, run, "evaluation")
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         comparable = comparable_champion(champion, held_out, agreed, prints)
         with comparable as (other, champion_story):

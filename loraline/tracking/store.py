@@ -90,6 +90,10 @@ def connect() -> MlflowClient:
     return client
 
 
+IN_TRAININGS_VIEW = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets MLflow's page show the experiment as trainings, and not as traces of a chat."""
+
+
 def create_experiment(client: MlflowClient, name: str, artifacts: str | None) -> None:
     """Make the experiment, unless another process has made it meanwhile.
 
@@ -98,7 +102,7 @@ def create_experiment(client: MlflowClient, name: str, artifacts: str | None) ->
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_experiment(name, artifact_location=artifacts)
+        client.create_experiment(name, artifact_location=artifacts, tags=IN_TRAININGS_VIEW)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

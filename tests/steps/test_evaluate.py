@@ -33,6 +33,11 @@ def test_base_and_tuned_are_measured_side_by_side(step, workplace, data_run, qui
         assert run.data.tags[f"{tags.MEASURED}.{part}"] == print_
     assert details["gains"]["base"]["eval_loss"]["low"] > 0
     assert run.data.metrics["tuned_failed_answers"] == 0
+    (prepared,) = mlflow.get_run(data_run).inputs.dataset_inputs
+    for use, user in (("training", train_run), ("evaluation", run)):
+        (input_,) = user.inputs.dataset_inputs
+        assert input_.dataset == prepared.dataset
+        assert {tag.key: tag.value for tag in input_.tags} == {"mlflow.data.context": use}
     assert "reused" in step("evaluate", "--run-id", train_id).stdout
 
 
