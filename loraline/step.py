@@ -35,6 +35,22 @@ def end_at_once() -> None:
 class LineCommand(click.Command):
     """Ends a user's mistake in one sentence and exit code 2, a passing trouble in 75."""
 
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except UserError as error:
+            sentence = str(error)
+        except click.UsageError as error:
+            sentence = f"{error.format_message().rstrip('.?')}; --help lists the options"
+        click.echo(f"{self.name}: {scrubbed(sentence)}", err=True)
+        raise click.exceptions.Exit(UserError.exit_code)
+
     def invoke(self, ctx: click.Context) -> Any:
         signals.received.clear()
         signals.listen()

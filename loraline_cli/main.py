@@ -36,6 +36,7 @@ SCRIPTS = {
 
 MODULES = {
     "run": ("loraline_cli.run", "run", "Run a workflow on this machine, as Argo would."),
+    "chat": ("loraline_cli.chat", "chat", "Talk with a served adapter in the terminal."),
     "profiles": ("loraline_cli.profiles", "profiles", "List training recipes, or show one."),
     "ui": ("gateway.ui.__main__", "ui", "Open the page in front of a gateway."),
     "desk": ("loraline_cli.desk.__main__", "desk", "Serve the page's Review and Train screens."),

@@ -85,6 +85,10 @@ class Server:
                 seconds=time.monotonic() - started,
             )
 
+    def get(self, path: str) -> str:
+        """What another address of the server answers, as text."""
+        return self._open(path).decode(errors="replace")
+
     def post(self, path: str, body: dict[str, Any]) -> str:
         """The answer to a request to another path, as text."""
         return self._open(path, body).decode(errors="replace")

@@ -136,6 +136,23 @@ def test_an_absent_mlflow_is_try_again(
     assert not (workplace / "outputs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--profile", "x"], "Missing option '--run-id'"),
+        (["--run-id", "x", "--profil", "y"], "Did you mean '--profile'"),
+        (["--run-id", "x", "--profile", "x", "--gpus", "none"], "Invalid value for '--gpus'"),
+        (["--run-id", "x", "--profile", "x", "--set", "r='8"], "cannot be read: No closing"),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_sentence(step, words: list[str], told: str) -> None:
+    result = step("train_qlora", *words)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("train-qlora: ")
+    assert told in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_an_unknown_profile_is_refused_before_training(step, workplace: Path) -> None:
     result = step("train_qlora", "--run-id", "x", "--profile", "standrad")
     assert result.exit_code == 2

@@ -1,0 +1,137 @@
+"""Talk with a served adapter in the terminal, each conversation begun with its trained prompt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loraline.errors import TryAgain, UserError
+from loraline.step import LineCommand
+
+if TYPE_CHECKING:
+    from loraline.serving.client import Server
+
+PLAIN = "{question}"
+"""The prompt of a model of which no training is known."""
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and a picture that waits for the next question."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    picture: bytes | None = None
+
+    def ask(self, server: Server, question: str) -> str:
+        """The answer to a question; it and the question become a part of the conversation.
+
+        The first question and one about a picture are put as in training, the others as they are.
+        """
+        from loraline.records import from_prompt
+        from loraline.serving.client import request
+
+        trained = not self.turns or self.picture is not None
+        record = from_prompt(self.prompt if trained else PLAIN, question, "", self.picture)
+        body = request(self.model, record, self.max_tokens)
+        body["messages"] = [*self.turns, *body["messages"]]
+        answer = server.post("/v1/chat/completions", body)
+        try:
+            text = (json.loads(answer)["choices"][0]["message"]["content"] or "").strip()
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{server.name} answers a question in another form: {error}") from error
+        self.turns = [*body["messages"], {"role": "assistant", "content": text}]
+        self.picture = None
+        return text
+
+
+@click.command(cls=LineCommand)
+@click.option(
+    "--url",
+    default="http://127.0.0.1:8080",
+    show_default=True,
+    help="The gateway, or a vLLM server; a key is read from VLLM_API_KEY.",
+)
+@click.option("--model", default="", help="Name that the server lists.  [default: its adapter]")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    help="Longest answer.  [default: the adapter's own, or 256]",
+)
+def chat(url: str, model: str, max_tokens: int | None) -> None:
+    """Talk with a served adapter: a line is a question, /image FILE shows a picture with the next
+    one, /new begins anew, /quit or Ctrl-D ends."""
+    from loraline.serving.client import Server
+
+    server = Server(url)
+    card = choose(cards(server), model, server.name)
+    prompt = card.get("prompt") or PLAIN
+    talk = Conversation(card["id"], prompt, max_tokens or card.get("max_new_tokens") or 256)
+    told = "asked as it is" if prompt == PLAIN else f"asked as in training: {prompt}"
+    click.echo(f"{talk.model} at {server.name}, {told}", err=True)
+    while (line := read()) is not None:
+        command, _, rest = line.partition(" ")
+        try:
+            match command:
+                case "/quit":
+                    break
+                case "/new":
+                    talk.turns, talk.picture = [], None
+                case "/image":
+                    talk.picture = picture(rest.strip())
+                case _:
+                    click.echo(talk.ask(server, line))
+        except (UserError, TryAgain) as error:
+            # The conversation stays: the next question may fit, or the server come back.
+            click.echo(f"chat: {error}", err=True)
+
+
+def read() -> str | None:
+    """The next line that says something; None at the end."""
+    while True:
+        try:
+            line = click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True)
+        except click.Abort:
+            return None
+        if line.strip():
+            return str(line.strip())
+
+
+def cards(server: Server) -> list[dict[str, Any]]:
+    """Models of the gateway with their prompts, or of a vLLM server their names alone."""
+    from loraline.serving.client import Refused
+
+    try:
+        listed: list[dict[str, Any]] = json.loads(server.get("/info"))["models"]
+    except Refused:
+        return [{"id": name, "parent": parent} for name, parent in server.models().items()]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{server.name} is no gateway: what /info answers has another form"
+        ) from error
+    return listed
+
+
+def choose(models: list[dict[str, Any]], name: str, server: str) -> dict[str, Any]:
+    """The model of this name, or the first adapter."""
+    names = [card["id"] for card in models]
+    if name and name not in names:
+        raise UserError(f"--model {name!r} is not served at {server}: it lists {', '.join(names)}")
+    if not models:
+        raise TryAgain(f"{server} lists no model; its server may still be starting")
+    wanted = [card for card in models if (card["id"] == name if name else card.get("parent"))]
+    return (wanted or models)[0]
+
+
+def picture(path: str) -> bytes:
+    """The content of a picture's file."""
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"/image {path!r} cannot be read: {error.strerror}") from error

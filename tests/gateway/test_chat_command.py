@@ -1,0 +1,72 @@
+"""`loraline chat`: questions on standard input, answers on standard output, the rest beside it."""
+
+from __future__ import annotations
+
+from click.testing import CliRunner, Result
+
+from loraline_cli.main import main
+from tests.gateway.conftest import picture
+
+
+def chat(url: str, *lines: str, options: tuple[str, ...] = ()) -> Result:
+    given = "".join(f"{line}\n" for line in lines)
+    return CliRunner().invoke(main, ["chat", "--url", url, *options], input=given)
+
+
+def asked(stub) -> list[list[tuple[str, str]]]:
+    return [
+        [(turn["role"], turn["content"]) for turn in request["messages"]]
+        for request in stub.requests
+    ]
+
+
+def test_the_first_question_is_put_as_in_training_and_the_rest_goes_on_from_it(text, stub) -> None:
+    talk = chat(text.url, "Where is Ada?", "", "And Bo?", "/new", "Who?", "/quit", "never")
+    assert talk.exit_code == 0, talk.output
+    assert talk.stdout.count("one two three\n") == 3
+    assert "asked as in training: Answer in a few words. {question}" in talk.stderr
+    first = ("user", "Answer in a few words. Where is Ada?")
+    assert asked(stub) == [
+        [first],
+        [first, ("assistant", "one two three"), ("user", "And Bo?")],
+        [("user", "Answer in a few words. Who?")],
+    ]
+    assert {request["max_tokens"] for request in stub.requests} == {64}
+    assert {request["model"] for request in stub.requests} == {"tiny-lora"}
+
+
+def test_a_picture_goes_with_the_next_question(vision, stub, tmp_path) -> None:
+    (tmp_path / "my scan.png").write_bytes(picture())
+    talk = chat(vision.url, f"/image {tmp_path / 'my scan.png'}", "Read it", "/image none.png")
+    assert talk.exit_code == 0, talk.output
+    (content,) = [turn["content"] for turn in stub.requests[0]["messages"]]
+    assert [part["type"] for part in content] == ["image_url", "text"]
+    assert "chat: /image 'none.png' cannot be read: No such file or directory" in talk.stderr
+
+
+def test_a_server_alone_is_asked_as_it_is(stub, stub_url) -> None:
+    talk = chat(stub_url, "Hello", options=("--max-tokens", "5"))
+    assert "tiny-lora at " in talk.stderr and "asked as it is" in talk.stderr
+    assert asked(stub) == [[("user", "Hello")]]
+    assert stub.requests[0]["max_tokens"] == 5
+
+
+def test_what_a_server_refuses_leaves_the_conversation(text, stub) -> None:
+    stub.fault = "status 400 long"
+    talk = chat(text.url, "Hello")
+    assert talk.exit_code == 0
+    assert f"chat: {text.url}/v1/chat/completions answers 4" in talk.stderr
+    assert talk.stdout == ""
+
+
+def test_a_model_that_is_not_served_is_refused(text) -> None:
+    talk = chat(text.url, "Hello", options=("--model", "other"))
+    assert talk.exit_code == 2
+    assert "--model 'other' is not served at " in talk.stderr
+    assert "tiny-lora" in talk.stderr
+
+
+def test_nobody_there_is_one_sentence() -> None:
+    talk = chat("http://127.0.0.1:9", "Hello")
+    assert talk.exit_code == 75
+    assert len(talk.stderr.strip().splitlines()) == 1
