@@ -127,3 +127,7 @@ def rendered(name: str, models: Mapping[str, str]) -> Path:
     file = RENDERED / f"{name}.yaml"
     file.write_text(pipeline.render(pipeline.build(name, settings=pipeline.Settings(own=models))))
     return file
+
+
+if __name__ == "__main__":
+    submit()
