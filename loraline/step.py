@@ -18,7 +18,7 @@ import click
 
 from loraline.addresses import scrubbed
 from loraline.errors import Stopped, TryAgain, UserError
-from loraline.process import full_disk, signals
+from loraline.process import full_disk, quiet, signals
 from loraline.tracking import store
 
 
@@ -54,6 +54,7 @@ class LineCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         signals.received.clear()
         signals.listen()
+        quiet.silence()
         out_dir = ctx.params.get("out_dir")
         try:
             if out_dir:

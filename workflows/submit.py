@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 import yaml
 
-from loraline import profiles
+from loraline import profile_files, profiles
 from loraline.errors import UserError
 from runner.reader import parameter_values, read
 
@@ -81,11 +81,11 @@ def with_recipes(file: Path, given: Sequence[str]) -> tuple[Path, list[str]]:
     values = dict(parameter.partition("=")[::2] for parameter in given)
     if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
         return file, list(given)
-    known = profiles.files()
+    known = profile_files.files()
     values["profile"] = named(values["profile"], known)
     members = listed(values["profiles"]) if "profiles" in values else []
     asked = list(dict.fromkeys([values["profile"], *members]))
-    recipes = {name: profiles.resolve(name, known) for name in asked}
+    recipes = {name: profile_files.resolve(name, known) for name in asked}
     overrides = shlex.split(values.get("set", ""))
     models = {
         name: profiles.load(name, overrides=overrides, recipes=recipes).registered_model
