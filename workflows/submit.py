@@ -86,7 +86,10 @@ def with_recipes(file: Path, given: Sequence[str]) -> tuple[Path, list[str]]:
     members = listed(values["profiles"]) if "profiles" in values else []
     asked = list(dict.fromkeys([values["profile"], *members]))
     recipes = {name: profile_files.resolve(name, known) for name in asked}
-    overrides = shlex.split(values.get("set", ""))
+    try:
+        overrides = shlex.split(values.get("set", ""))
+    except ValueError as error:
+        raise UserError(f"-p set={values['set']} cannot be read: {error}") from error
     models = {
         name: profiles.load(name, overrides=overrides, recipes=recipes).registered_model
         for name in asked

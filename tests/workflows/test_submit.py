@@ -111,6 +111,7 @@ def test_each_member_of_a_sweep_is_sent(source: ModuleType, workplace: Path) -> 
         ("pipeline", ["profile=none.yaml"], "profile=none.yaml: there is no such file"),
         ("pipeline", ["profile=unknown"], "unknown profile 'unknown'; accepted: "),
         ("pipeline", ["profile=smoke-text", "set=lora_alfa=3"], "unknown key 'lora_alfa'"),
+        ("pipeline", ["profile=smoke-text", "set=r='8"], "set=r='8 cannot be read: No closing"),
         ("sweep", ["profile=smoke-text", 'profiles=["nobody"]'], "unknown profile 'nobody'"),
         ("sweep", ["profile=smoke-text", "profiles=smoke-text"], "is not a JSON list of profiles"),
     ],
