@@ -184,7 +184,7 @@ def test_what_the_workflow_sets_and_sends_counts_instead_of_tag_and_file(
         ("standard: 3", "must hold the keys of each profile by its name"),
         ("standard: [", "--recipes is not YAML"),
         ("standard: {}\nstandard: {}", "key 'standard' is given twice"),
-        ("standard: {lora_alfa: 3}", "profile 'standard' of --recipes: key 'r' is missing"),
+        ("standard: {lora_alfa: 3}", "profile 'standard' of --recipes: unknown key 'lora_alfa'"),
     ],
 )
 def test_recipes_that_are_none_are_refused_in_one_sentence(
