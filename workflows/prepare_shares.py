@@ -50,9 +50,8 @@ def build() -> Workflow:
     from hera.workflows import DAG, Workflow
 
     settings = Settings()
-    asked = {
-        name: f"{{{{workflow.parameters.{name}}}}}" for name in ("profile", "data", "set", "parts")
-    }
+    given = ["profile", "data", "set", "recipes"]
+    asked = {name: f"{{{{workflow.parameters.{name}}}}}" for name in (*given, "parts")}
     profile, data, *rest = one_profile(settings)
     listed = '["1/4", "2/4", "3/4", "4/4"]'
     parts = parameter("parts", listed, "The shares, a pod each: all of 1/N to N/N, as a JSON list.")
@@ -62,11 +61,11 @@ def build() -> Workflow:
         **spec(settings),
         arguments=[profile, data, parts, *rest],
     ) as workflow:
-        one = step("prepare-data", inputs=["profile", "data", "set", "part"], deadline=8 * HOUR)
+        one = step("prepare-data", inputs=[*given, "part"], deadline=8 * HOUR)
         one.name = "share"
-        all_ = step("prepare-data", inputs=["profile", "data", "set", "merge"], deadline=8 * HOUR)
+        all_ = step("prepare-data", inputs=[*given, "merge"], deadline=8 * HOUR)
         all_.name = "merge"
-        same = {name: asked[name] for name in ("profile", "data", "set")}
+        same = {name: asked[name] for name in given}
         with DAG(name=ENTRYPOINT):
             shared: Any = one(
                 name="share", arguments=same | {"part": "{{item}}"}, with_param=asked["parts"]

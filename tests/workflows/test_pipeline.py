@@ -123,8 +123,9 @@ def test_a_sweep_goes_on_with_the_members_that_got_through() -> None:
     assert tasks("sweep")["candidate"]["withParam"] == "{{workflow.parameters.profiles}}"
     assert list(tasks("sweep", "candidate")) == ["train-qlora", "evaluate"]
     assert tasks("sweep")["select-best"]["depends"] == "candidate.AnySucceeded"
-    (run_ids,) = tasks("sweep")["select-best"]["arguments"]["parameters"]
-    assert run_ids["value"] == "{{tasks.candidate.outputs.parameters.run-id}}"
+    given = tasks("sweep")["select-best"]["arguments"]["parameters"]
+    values = {parameter["name"]: parameter["value"] for parameter in given}
+    assert values["run-ids"] == "{{tasks.candidate.outputs.parameters.run-id}}"
 
 
 def test_promotion_waits_for_a_yes_and_deploys_only_what_was_promoted() -> None:
