@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import step
-from loraline.tracking import description, fingerprints, runs, store, tags
+from loraline.tracking import datasets, description, fingerprints, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +89,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
         mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
-        runs.log_dataset(data_run, run, "evaluation")
+        datasets.log_dataset(data_run, run, "evaluation")
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         comparable = comparable_champion(champion, held_out, agreed, prints)
         with comparable as (other, champion_story):

@@ -17,7 +17,7 @@ import click
 
 from loraline.errors import UserError
 from loraline.step import not_empty, recipes_option, split_overrides, step
-from loraline.tracking import fingerprints, identity, runs, store, tags
+from loraline.tracking import datasets, fingerprints, identity, runs, store, tags
 from loraline.training import allocator, launch
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def train_qlora(
     )
     with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
-        runs.log_dataset(data_run, run, "training")
+        datasets.log_dataset(data_run, run, "training")
         runs.download_dataset(client, data_run, scratch)
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)
