@@ -125,10 +125,11 @@ def listed(members: str) -> list[str]:
 def rendered(name: str, models: Mapping[str, str]) -> Path:
     """A workflow that lists these profiles with their registered models beside ours."""
     import pipeline
+    from templates import Settings
 
     RENDERED.mkdir(parents=True, exist_ok=True)
     file = RENDERED / f"{name}.yaml"
-    file.write_text(pipeline.render(pipeline.build(name, settings=pipeline.Settings(own=models))))
+    file.write_text(pipeline.render(pipeline.build(name, settings=Settings(own=models))))
     return file
 
 

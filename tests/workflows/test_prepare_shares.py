@@ -32,4 +32,8 @@ def test_both_templates_are_commands_of_the_step(script) -> None:
     for name in ("share", "merge"):
         container = TEMPLATES[name]["container"]
         assert container["command"] == ["python", "steps/prepare_data.py"]
-        command.make_context("prepare_data", list(container["args"]))
+        # The others take any text; this one is read, and is empty unless recipes are sent.
+        sent = "{{inputs.parameters.recipes}}"
+        words = ["" if word == sent else word for word in container["args"]]
+        assert sent in container["args"]
+        command.make_context("prepare_data", words)
