@@ -641,6 +641,10 @@ REFUSED = {
         ),
         "template step: output out: path '/tmp/outputs/../a' has to be a file in /tmp/outputs",
     ),
+    "a truth in place of a number": (
+        refusal(securityContext={"runAsUser": True}),
+        "securityContext.runAsUser has to be a whole number, not True",
+    ),
     "a timeout without a unit": (
         refusal(template={"timeout": "30"}),
         "template step: timeout '30' is not like 10s or 5m, which needs a unit",
