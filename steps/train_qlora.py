@@ -18,7 +18,7 @@ import click
 from loraline.errors import UserError
 from loraline.step import not_empty, recipes_option, split_overrides, step
 from loraline.tracking import datasets, fingerprints, identity, runs, store, tags
-from loraline.training import allocator, launch
+from loraline.training import allocator, group, launch
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -44,14 +44,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Time between checkpoints: what a lost machine costs at most.",
 )
-@click.option(
-    "--gpus",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    envvar="LORALINE_GPUS",
-    help="GPUs of this machine to train on.",
-)
+@group.described_by_flags
 @click.option(
     "--set",
     "overrides",
@@ -68,9 +61,9 @@ def train_qlora(
     recipes: dict[str, Any],
     resumed: str | None,
     checkpoint_minutes: float,
-    gpus: int,
     out_dir: Path,
     force: bool,
+    **machines: Any,
 ) -> None:
     """Train a LoRA adapter on a frozen base, or the base; log it and hand over the run ID."""
     from loraline import profiles
@@ -79,9 +72,14 @@ def train_qlora(
 
     allocator.follow_allocated()
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
-    assert launch.world() in (1, gpus), f"--gpus {gpus}, and {launch.world()} processes"
+    given = group.Group(**machines)
+    given.check()
+    assert launch.world() in (1, given.size), f"{given}, and {launch.world()} processes"
     if launch.rank():
-        follow(recipe, checkpoint_minutes)
+        follow(recipe, run_id, checkpoint_minutes)
+        return
+    if given.node and not launch.launched():
+        launch.on_gpus(given)
         return
     launch.lead()
     client = store.connect()
@@ -106,13 +104,20 @@ def train_qlora(
         click.echo(f"adapter of run {done.info.run_id} (reused)")
         runs.hand_over(out_dir, done.info.run_id)
         return
-    if gpus > 1 and not launch.launched():
-        launch.on_gpus(gpus)
+    if given.size > 1 and not launch.launched():
+        launch.on_gpus(given)
         return
 
     import mlflow
 
-    from loraline.training import checkpoint, curves, resume, trained_contract, trained_model
+    from loraline.training import (
+        checkpoint,
+        curves,
+        other_nodes,
+        resume,
+        trained_contract,
+        trained_model,
+    )
     from loraline.training.rows import load_rows
 
     version = data_run.data.params["version"]
@@ -133,6 +138,7 @@ def train_qlora(
         runs.download_dataset(client, data_run, scratch)
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)
+        other_nodes.let_follow(start, earlier)
         encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
         mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
         sft = prepare(recipe, base, encoder, rows, scratch)
@@ -166,15 +172,17 @@ def refuse_few(recipe: Profile, data_run: Run) -> None:
         )
 
 
-def follow(recipe: Profile, checkpoint_minutes: float) -> None:
+def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
     """The part of every process but the first: the same training, and no word to MLflow.
 
     What ends the training ends it in all processes, and the first one says so.
     """
     from loraline.base.locate import locate
-    from loraline.training import checkpoint, sharding
+    from loraline.training import checkpoint, other_nodes, sharding
     from loraline.training.rows import load_rows
 
+    if launch.leads_node():
+        other_nodes.fill(run_id)
     scratch = launch.follow()
     if scratch is None:
         return
@@ -230,6 +238,11 @@ def prepare(
     set_seed(recipe.seed)
     every = [*rows["train"], *rows["validation"]]
     plan, table = memory.choose(recipe, base, every, Machine.here())
+    if plan.sharded and launch.nodes() > 1:
+        raise UserError(
+            "the weights would have to be shared out over several machines, whose checkpoints "
+            "nobody gathers; train on one machine with more GPUs, or what fits a card"
+        )
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
         size = checkpoint.size(sft.learning()) / memory.GIB

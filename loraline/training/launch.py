@@ -1,8 +1,10 @@
-"""One training on several GPUs of a host: a process each, started by torch's elastic launcher.
+"""One training on several GPUs of a machine or of several: a process each, started by torch's
+elastic launcher on every machine.
 
-The first process talks to MLflow and fetches what all need into a shared folder; the others wait
-for it there and take part in the training alone. What the first one says is what the step ends
-with: another that ends in order, told to stop or out of memory like all, ends with 0.
+The first process talks to MLflow and fetches what all need into a shared folder; the others of its
+machine wait for it there and take part in the training alone. What the first one says is what the
+step ends with: another that ends in order, told to stop or out of memory like all, ends with 0.
+On the other machines `other_nodes` fills the folder.
 """
 
 from __future__ import annotations
@@ -14,14 +16,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loraline.errors import TryAgain, UserError
+from loraline.training.group import MEETING, Group
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -51,6 +54,16 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def nodes() -> int:
+    """Number of machines that train together."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+
+def leads_node() -> bool:
+    """Whether this process is the first of its machine, and the machine is not the first."""
+    return rank() > 0 and os.environ.get("LOCAL_RANK") == "0"
+
+
 def launched() -> bool:
     """Whether this process is one of several that were started together."""
     return "RANK" in os.environ
@@ -77,30 +90,35 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def on_gpus(count: int) -> None:
+def on_gpus(group: Group) -> None:
     """Run this very command once more, in one process for each GPU, and take over its end."""
     import torch
 
     available = torch.cuda.device_count()
-    if torch.cuda.is_available() and count > available:
-        raise UserError(f"--gpus {count}: this machine has {available}")
+    if torch.cuda.is_available() and group.gpus > available:
+        raise UserError(f"--gpus {group.gpus}: this machine has {available}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ[SHARED] = folder
-        run(count, *sys.argv)
+        run(group, *sys.argv)
 
 
-def run(count: int, *command: str) -> None:
-    """Run a Python script in `count` processes; exits with their code if it is not 0."""
+def run(group: Group, *command: str) -> None:
+    """Run a Python script in a group's processes of this machine; exits with their code if it is
+    not 0."""
+    from torch.distributed import DistNetworkError, DistStoreError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        min_nodes=group.nodes,
+        max_nodes=group.nodes,
+        nproc_per_node=group.gpus,
+        run_id="loraline",
+        # Several machines are numbered by whoever starts them; one finds a port by itself.
+        rdzv_backend="static" if group.nodes > 1 else "c10d",
+        rdzv_endpoint=group.first if group.nodes > 1 else "127.0.0.1:0",
+        rdzv_configs={"rank": group.node, "timeout": MEETING} if group.nodes > 1 else {},
         max_restarts=0,
         shutdown_timeout=int(PATIENCE.total_seconds()),
     )
@@ -110,6 +128,11 @@ def run(count: int, *command: str) -> None:
         sys.exit(exit_code(error.failures))
     except SignalException as error:
         raise TryAgain(f"stopped by {error.sigval.name}; start it again") from error
+    except (DistNetworkError, DistStoreError) as error:
+        raise TryAgain(
+            f"the {group.nodes} machines of this training did not meet at {group.first}; start all "
+            "of them again"
+        ) from error
 
 
 def exit_code(failures: Mapping[int, ProcessFailure]) -> int:
@@ -150,6 +173,23 @@ def lead() -> None:
     """
     if launched():
         atexit.register(Path(os.environ[SHARED], LEFT).touch)
+    if nodes() > 1:
+        place = meeting_place()
+
+        def tell() -> None:
+            # Where the store has gone, so has whoever would ask it.
+            with suppress(RuntimeError):
+                place.set(LEFT, "1")
+
+        atexit.register(tell)
+
+
+def meeting_place() -> Any:
+    """The store that the launcher of the first machine holds for all processes."""
+    from torch.distributed import TCPStore
+
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False)
 
 
 def let_follow(folder: Path) -> None:

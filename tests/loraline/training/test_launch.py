@@ -12,7 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from loraline.training import launch, trainer
+from loraline.errors import TryAgain, UserError
+from loraline.training import launch, other_nodes, trainer
+from loraline.training.group import Group
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,7 +45,7 @@ def test_the_launcher_gives_a_checkpoint_as_long_as_the_pod_does(
 
     configs = []
     monkeypatch.setattr(api, "elastic_launch", lambda config, _: lambda *_: configs.append(config))
-    launch.run(2, "script.py")
+    launch.run(Group(2), "script.py")
     assert configs[0].shutdown_timeout >= 24 * 3600
 
 
@@ -80,3 +82,61 @@ def test_what_stops_a_training_does_not_reach_its_loaders() -> None:
         os._exit(os.waitstatus_to_exitcode(status))
     _, status = os.waitpid(loader, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (Group(nodes=2, node=2, first_node="a:29500"), "--node 2: --nodes 2 are numbered from 0"),
+        (Group(node=1), "--node 1: --nodes 1 are numbered from 0 to 0"),
+        (Group(nodes=2), "--first-node '': --nodes 2 meet at HOST:PORT"),
+        (Group(nodes=2, first_node="a"), "--first-node 'a'"),
+        (Group(nodes=2, first_node="a:port"), "--first-node 'a:port'"),
+        (Group(nodes=2, first_node="a:70000"), "--first-node 'a:70000'"),
+    ],
+)
+def test_machines_that_could_not_meet_are_refused(given: Group, complaint: str) -> None:
+    with pytest.raises(UserError) as refused:
+        given.check()
+    assert complaint in str(refused.value)
+
+
+def test_machines_meet_at_the_first_under_the_numbers_that_they_were_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.distributed.launcher import api
+
+    configs = []
+    monkeypatch.setattr(api, "elastic_launch", lambda config, _: lambda *_: configs.append(config))
+    launch.run(Group(4, nodes=2, node=1, first_node="train-0.train:29500"), "script.py")
+    (config,) = configs
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 4)
+    assert (config.rdzv_backend, config.rdzv_endpoint) == ("static", "train-0.train:29500")
+    assert config.rdzv_configs["rank"] == 1
+
+
+def test_machines_that_did_not_meet_are_to_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.distributed import DistNetworkError
+    from torch.distributed.launcher import api
+
+    def unreachable(*_: object) -> None:
+        raise DistNetworkError("The client socket has timed out")
+
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: unreachable)
+    with pytest.raises(TryAgain, match="2 machines of this training did not meet at first:29500"):
+        launch.run(Group(1, nodes=2, node=1, first_node="first:29500"), "script.py")
+
+
+def test_another_machine_ends_with_a_first_process_that_found_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed import HashStore
+
+    place = HashStore()
+    place.set(launch.LEFT, "1")
+    monkeypatch.setenv(launch.SHARED, str(tmp_path))
+    monkeypatch.setattr(launch, "meeting_place", lambda: place)
+    other_nodes.fill("a run")
+    assert launch.follow() is None

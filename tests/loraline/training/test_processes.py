@@ -76,7 +76,10 @@ def together(
     @functools.cache
     def launched(processes: int, names: tuple[str, ...]) -> Path:
         folder = tmp_path_factory.mktemp(f"processes-{processes}")
-        start = "import sys; from loraline.training import launch; launch.run(*eval(sys.argv[1]))"
+        start = (
+            "import sys; from loraline.training import group, launch; "
+            "count, *command = eval(sys.argv[1]); launch.run(group.Group(count), *command)"
+        )
         script = (str(ROOT / "tests" / "trainings.py"), str(tiny_base("mistral")), str(folder))
         command = repr((processes, *script, *names))
         subprocess.run(

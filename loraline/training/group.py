@@ -1,0 +1,91 @@
+"""The machines and GPUs that a training is given, and the flags that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from loraline.errors import UserError
+
+MEETING = 600
+"""Seconds that machines wait for each other at the start."""
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Group:
+    """The machines of a training, and this one among them."""
+
+    gpus: int = 1
+    """Processes on each machine."""
+
+    nodes: int = 1
+    node: int = 0
+    """Number of this machine; the first is 0."""
+
+    first_node: str = ""
+    """Host and port of the first machine, where all of them meet; empty for one machine."""
+
+    @property
+    def size(self) -> int:
+        """Processes on all machines together."""
+        return self.gpus * self.nodes
+
+    def check(self) -> None:
+        """Raise UserError where the machines could not find each other."""
+        if self.node >= self.nodes:
+            raise UserError(
+                f"--node {self.node}: --nodes {self.nodes} are numbered from 0 to {self.nodes - 1}"
+            )
+        host, _, port = self.first_node.rpartition(":")
+        if self.nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 2**16):
+            raise UserError(
+                f"--first-node {self.first_node!r}: --nodes {self.nodes} meet at HOST:PORT of the "
+                "first of them"
+            )
+
+
+FLAGS = (
+    click.option(
+        "--gpus",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        envvar="LORALINE_GPUS",
+        help="GPUs of this machine to train on; of each, if there are several.",
+    ),
+    click.option(
+        "--nodes",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        envvar="LORALINE_NODES",
+        help="Machines that train together; the same command is started on each.",
+    ),
+    click.option(
+        "--node",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        envvar="LORALINE_NODE",
+        help="Number of this machine; 0 is the first and hands over the run ID.",
+    ),
+    click.option(
+        "--first-node",
+        default="",
+        metavar="HOST:PORT",
+        envvar="LORALINE_FIRST_NODE",
+        help="The first machine, and a free port of it where all meet.",
+    ),
+)
+
+
+def described_by_flags(command: Command) -> Command:
+    """Give a command the flags of a group."""
+    for flag in reversed(FLAGS):
+        command = flag(command)
+    return command
