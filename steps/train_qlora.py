@@ -245,8 +245,8 @@ def prepare(
         )
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
-        size = checkpoint.size(sft.learning()) / memory.GIB
-        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {size:.2f} GiB", err=True)
+        written = checkpoint.described(sft.learning())
+        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {written}", err=True)
     return sft
 
 

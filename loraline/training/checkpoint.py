@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 FOLDER = "checkpoints"
 """Artifact folder of a run with its last two checkpoints; gone when the training is finished."""
 
+UPLOAD = 50 * 2**20
+"""Bytes a second that an upload is estimated with: an object store beside the cluster, used by
+others too."""
+
 SEAL = "sealed.json"
 """File of a checkpoint with the digests of all others and the run that they are of."""
 
@@ -175,8 +179,14 @@ class KeepCheckpoints(TrainerCallback):
 
 
 def size(learned: Iterable[Tensor]) -> int:
-    """Bytes of a checkpoint: the adapter, Adam's two moments, and the best adapter so far."""
+    """Bytes of a checkpoint: what learns, Adam's two moments, and the best weights so far."""
     return sum(4 * parameter.numel() * parameter.element_size() for parameter in learned)
+
+
+def described(learned: Iterable[Tensor]) -> str:
+    """A checkpoint's size, and an estimate of what its upload takes of a pod's grace period."""
+    written = size(learned)
+    return f"{written / 2**30:.2f} GiB, an upload of {written / UPLOAD:.0f} s at 50 MiB a second"
 
 
 def seal(folder: Path, run_id: str) -> None:

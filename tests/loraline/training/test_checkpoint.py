@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 
 from loraline.tracking import store
 from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE
@@ -83,3 +84,9 @@ def test_the_last_two_checkpoints_are_kept_until_the_training_is_finished(
     assert client.get_run(run_id).data.tags[CHECKPOINT] == "step-6"
     checkpoint.drop(client, run_id)
     assert not client.list_artifacts(run_id) and CHECKPOINT not in client.get_run(run_id).data.tags
+
+
+def test_a_checkpoint_says_its_size_and_what_it_takes_of_the_grace_period() -> None:
+    """In float32: the weights that learn, two moments, and the best weights."""
+    learned = [torch.empty(2**27, 2, device="meta"), torch.empty(2**28, device="meta")]
+    assert checkpoint.described(learned) == "8.00 GiB, an upload of 164 s at 50 MiB a second"
