@@ -117,7 +117,7 @@ def run(group: Group, *command: str) -> None:
         run_id="loraline",
         # Several machines are numbered by whoever starts them; one finds a port by itself.
         rdzv_backend="static" if group.nodes > 1 else "c10d",
-        rdzv_endpoint=group.first if group.nodes > 1 else "127.0.0.1:0",
+        rdzv_endpoint=group.first_node if group.nodes > 1 else "127.0.0.1:0",
         rdzv_configs={"rank": group.node, "timeout": MEETING} if group.nodes > 1 else {},
         max_restarts=0,
         shutdown_timeout=int(PATIENCE.total_seconds()),
@@ -130,8 +130,8 @@ def run(group: Group, *command: str) -> None:
         raise TryAgain(f"stopped by {error.sigval.name}; start it again") from error
     except (DistNetworkError, DistStoreError) as error:
         raise TryAgain(
-            f"the {group.nodes} machines of this training did not meet at {group.first}; start all "
-            "of them again"
+            f"the {group.nodes} machines of this training did not meet at {group.first_node}; "
+            "start all of them again"
         ) from error
 
 
