@@ -76,6 +76,7 @@ def text_form(peer: str, name: str, row: Any, **more: Any) -> Form:
 
 TOLD = "would not be used"
 PART = {"type": "text", "text": Q}
+LARGE = 123456789012345678901234567890
 
 FORMS = [
     # Conversations.
@@ -770,6 +771,171 @@ FORMS = [
     ),
     Form("any", "is_good", {"prompt": Q, "completion": A, "is_good": False}, told=TOLD),
     # Columns.
+    Form(
+        "Anthropic",
+        "arguments under input",
+        {
+            "tools": [TOOL],
+            "messages": [
+                *said("Open it."),
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"name": "open_gate", "input": {"town": "Arlon"}}],
+                },
+                {"role": "tool", "content": "open"},
+                said("", "Done.")[1],
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "any",
+        "a key of a call that nothing reads",
+        {
+            "tools": [TOOL],
+            "messages": [
+                *said("Open it."),
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [{"name": "open_gate", "payload": {"town": "Arlon"}}],
+                },
+            ],
+        },
+        told="'payload' would not be used",
+    ),
+    text_form(
+        "pandas",
+        "nan in place of an input",
+        {"instruction": Q, "input": "nan", "output": A, "tools": "None"},
+    ),
+    text_form(
+        "pandas",
+        "calls that are an object of nulls",
+        {
+            "messages": [
+                *said(Q),
+                {**said("", A)[1], "function_call": {"name": None, "arguments": None}},
+            ]
+        },
+    ),
+    Form(
+        "any",
+        "a key twice",
+        f'{{"question": "{Q}", "answer": "No.", "answer": "{A}"}}',
+        told="has the key 'answer' twice",
+    ),
+    Form(
+        "any",
+        "a key of a turn twice",
+        '{"messages": [{"role": "user", "content": "x", "content": "y"}, '
+        '{"role": "assistant", "content": "z"}]}',
+        told="has the key 'content' twice",
+    ),
+    text_form(
+        "any",
+        "content as parts in JSON",
+        {"messages": [{"role": "user", "content": json.dumps([PART])}, said(Q, A)[1]]},
+    ),
+    text_form(
+        "any",
+        "a CSV cell of one answer in a list",
+        {"question": Q, "answers": str([A])},
+        ending=".csv",
+    ),
+    Form(
+        "any",
+        "a CSV cell of several answers",
+        {"question": Q, "answers": json.dumps([A, "No."])},
+        told=r"answers\[0\]",
+        ending=".csv",
+    ),
+    text_form(
+        "any", "spaces around the names of a CSV", {"question ": Q, " answer": A}, ending=".csv"
+    ),
+    Form(
+        "any",
+        "a whole number of thirty digits",
+        f'{{"question": "{Q}", "answer": {LARGE}}}',
+        [("user", Q), ("assistant", str(LARGE))],
+    ),
+    Form(
+        "any",
+        "a whole number of thirty digits in an array",
+        [{"question": Q, "answer": LARGE}],
+        told="a whole number has more than 64 bits",
+        ending=".json",
+    ),
+    Form(
+        "the Cauldron",
+        "parts with an index",
+        {
+            "images": ["a.png"],
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "index": 0, "text": None},
+                        {"type": "text", "index": None, "text": Q},
+                    ],
+                },
+                said(Q, A)[1],
+            ],
+        },
+        SHOWN,
+        vision=True,
+    ),
+    Form(
+        "the Cauldron",
+        "parts out of order",
+        {
+            "images": ["a.png", "pictures/b.png"],
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "index": 1}, {"type": "image", "index": 0}, PART],
+                },
+                said(Q, A)[1],
+            ],
+        },
+        told="'index' would not be used",
+        vision=True,
+    ),
+    Form(
+        "any",
+        "two reasonings",
+        {
+            "messages": [
+                *said(Q),
+                {**said(Q, A)[1], "reasoning": "The sun.", "reasoning_content": "The map."},
+            ]
+        },
+        told="the turn has another reasoning",
+    ),
+    text_form(
+        "datasets",
+        "an object of lists in place of turns",
+        {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
+    ),
+    text_form(
+        "any", "turns that are JSON", {"messages": [json.dumps(turn) for turn in said(Q, A)]}
+    ),
+    text_form("any", "messages that are empty", {"messages": [], "conversations": shared(Q, A)}),
+    Form(
+        "AQuA",
+        "options with letters of their own",
+        {"question": Q, "options": ["A)Low", "B)High"], "correct": "B"},
+        [("user", f"{Q}\nA. Low\nB. High"), ("assistant", "High")],
+        registry={"columns": {"question": "{question}\n{options}", "answer": "{options[correct]}"}},
+    ),
+    text_form(
+        "TRL",
+        "a prompt before chosen turns",
+        {"prompt": Q, "chosen": [said("", A)[1]], "rejected": [said("", "No.")[1]]},
+        registry={"preference": "good"},
+    ),
     text_form("LIMA", "texts in turn", {"conversations": [Q, A], "source": "x"}),
     text_form("ms-swift", "input and output", {"input": Q, "output": A}),
     text_form(

@@ -11,10 +11,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.values import objects, python_value, type_name, unpacked
+from loraline.data.reading.keys import filled, unused
+from loraline.data.reading.values import (
+    NOTHING,
+    objects,
+    python_value,
+    structure,
+    type_name,
+    unpacked,
+)
 
 ID = re.compile(r"[A-Za-z0-9]{9}")
 """IDs that Mistral's templates accept; others do not look at them."""
+
+ARGUMENTS = ("arguments", "parameters", "args", "kwargs", "input")
+"""Names of a call's arguments."""
+
+CALL_KEYS = {*ARGUMENTS, "name", "id", "type", "index", "function"}
 
 CALLS_IN_TEXT = re.compile(
     r"(?P<text>.*?)(?P<calls>(\s*<tool_call>\s*\{.*?\}\s*</tool_call>)+)\s*", re.DOTALL
@@ -43,6 +56,9 @@ def results_in_text(text: str) -> list[str]:
 
 def tools(value: Any) -> str:
     """A row's tools as a JSON list, each in OpenAI's form."""
+    if isinstance(value, str) and value in NOTHING:
+        return ""
+    value = structure(value)
     listed = [
         tool if "function" in tool else {"type": "function", "function": tool}
         for tool in objects(value, "tools")
@@ -52,6 +68,13 @@ def tools(value: Any) -> str:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("format", "a tool has no name")
     return json.dumps(listed, ensure_ascii=False) if listed else ""
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a cell holds no calls: Parquet fills an object that is missing with nulls."""
+    if isinstance(value, Mapping):
+        return all(item is None for item in value.values())
+    return value is None or (isinstance(value, str) and value in NOTHING)
 
 
 class Calls:
@@ -65,16 +88,21 @@ class Calls:
 
     def made(self, value: Any) -> list[dict[str, Any]]:
         """Calls as chat templates take them."""
+        if is_nothing(value):
+            return []
         return [self.call(item) for item in objects(value, "tool_calls")]
 
     def call(self, item: Mapping[str, Any]) -> dict[str, Any]:
         function = item["function"] if isinstance(item.get("function"), dict) else item
         name = function.get("name")
-        arguments = unpacked(function.get("arguments", function.get("parameters")))
+        given_by = [key for key in ARGUMENTS if filled(function.get(key))]
+        if len(given_by) > 1:
+            raise unused(given_by[1], why=f"the call has {given_by[0]}, too")
+        arguments = structure(function[given_by[0]]) if given_by else {}
         if not isinstance(name, str) or not name:
             raise BadRow("format", "a call has no name")
-        if arguments is None or arguments == "":
-            arguments = {}
+        if more := [key for key in function if key not in CALL_KEYS and filled(function[key])]:
+            raise unused(str(more[0]), why="nothing reads it in a call")
         if not isinstance(arguments, dict):
             raise BadRow(
                 "format",

@@ -13,20 +13,28 @@ first of a list, `{answers:lines}` is all of it in lines, and `{answer:json}` a 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
 from loraline.data.checks import BadRow
+from loraline.data.reading.keys import CHOOSE, meaning
 from loraline.data.reading.layouts import ANSWERS
-from loraline.data.reading.values import type_name, unpacked, written
+from loraline.data.reading.values import structure, type_name, written
 
 PLACE = re.compile(
     r"\{(?P<columns>[^{}\[\]:]+)(?:\[(?P<choice>[^{}\[\]]+)\]|:(?P<form>letter|lines|json))?\}"
 )
 """A place of a column in a template."""
 
+
+LETTER = re.compile(r"\(?([A-Za-z])[.):]")
+"""A letter as `(B)` or `B.`."""
+
+MARK = re.compile(r"\(?([A-Z])(?:[):]\s*|\.\s+)(?=\S)")
+"""The letter that a choice may begin with, as in `A) near the river`."""
 
 ANSWER_COLUMNS = frozenset(name for names in ANSWERS.values() for name in names)
 
@@ -79,6 +87,8 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
     def place(match: re.Match[str]) -> str:
         names = match["columns"].split(",")
         found = value(names[0]) if len(names) == 1 else [value(name) for name in names]
+        if len(names) == 1 and meaning(names[0]) == CHOOSE:
+            found = structure(found)
         if match["form"] == "letter":
             return letter(found)
         if match["form"] == "json":
@@ -97,25 +107,46 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
                     f"{{{names[0]}[0]}} is its first, {{{names[0]}:lines}} all of it",
                 )
             return "\n".join(map(". ".join, zip(labels(found), choices(found), strict=True)))
-        return written(found) or ""
+        text = written(found)
+        if text is None and not is_empty(found):
+            raise BadRow(
+                "format", f"{names[0]} is {type_name(found)}, which has no place in a template"
+            )
+        if not text:
+            empty.append(names[0])
+        return text or ""
 
-    return PLACE.sub(place, template)
+    empty: list[str] = []
+    made = PLACE.sub(place, template)
+    # An empty column leaves no empty lines before or after the others.
+    return made.strip("\n") if empty else made
+
+
+def is_empty(found: Any) -> bool:
+    """Whether a cell holds nothing: null, or NaN, which pandas writes for it."""
+    return found is None or (isinstance(found, float) and math.isnan(found))
 
 
 def choices(found: Any) -> list[str]:
     """Choices as a list of texts, or as `{"text": [...], "label": [...]}`, or by letter."""
-    found = unpacked(found)
+    found = structure(found)
     if isinstance(found, Mapping):
         found = found["text"] if isinstance(found.get("text"), list) else list(found.values())
     texts = [written(item) for item in found] if isinstance(found, list) else [None]
     if not 0 < len(texts) <= len(ascii_uppercase) or None in texts:
         raise BadRow("format", "choices are not a list of up to 26 texts")
-    return [text for text in texts if text is not None]
+    listed = [text for text in texts if text is not None]
+    marks = [MARK.match(text) for text in listed]
+    if len(listed) > 1 and all(
+        mark and mark[1] == ascii_uppercase[n] for n, mark in enumerate(marks)
+    ):
+        return [text[mark.end() :] for text, mark in zip(listed, marks, strict=True) if mark]
+    return listed
 
 
 def labels(found: Any) -> list[str]:
     """What choices are called: by their own labels, or by letters."""
-    found, own = unpacked(found), None
+    found, own = structure(found), None
     if isinstance(found, Mapping):
         own = found.get("label") if isinstance(found.get("text"), list) else list(found)
     texts = choices(found)
@@ -128,7 +159,7 @@ def labels(found: Any) -> list[str]:
 
 def texts_of(found: Any, name: str) -> list[str]:
     """The texts of a list, or of SQuAD's `answers`."""
-    found = unpacked(found)
+    found = structure(found)
     listed = found.get("text") if isinstance(found, Mapping) else found
     texts = [written(item) for item in listed] if isinstance(listed, list) else [None]
     if None in texts:
@@ -158,6 +189,9 @@ def chosen(texts: Sequence[str], named: Sequence[str], found: Any, name: str) ->
 
     A number is a number. Raises BadRow where a text could mean two different choices.
     """
+    if isinstance(found, float) and found.is_integer():
+        # pandas makes floats of a column of numbers with a gap.
+        found = int(found)
     if isinstance(found, int) and not isinstance(found, bool):
         lettered = list(named) == list(ascii_uppercase[: len(named)])
         if not lettered and str(found) in named:
@@ -166,6 +200,8 @@ def chosen(texts: Sequence[str], named: Sequence[str], found: Any, name: str) ->
             raise BadRow("format", f"{name} {found} is none of {len(texts)} choices from 0")
         return texts[found]
     text = str(found).strip()
+    if match := LETTER.fullmatch(text):
+        text = match[1]
     by_label = [texts[named.index(label)] for label in (text, text.upper()) if label in named]
     by_text = [text] if text in texts else []
     by_number = []

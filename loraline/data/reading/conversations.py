@@ -9,6 +9,7 @@ from typing import Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading.calls import Calls, calls_in_text, results_in_text
+from loraline.data.reading.contents import PART_KEYS, Media, medium, parts_of
 from loraline.data.reading.keys import (
     REPEATS,
     filled,
@@ -62,17 +63,12 @@ LEARNT = ("weight", "loss_weight", "loss", "train", "training")
 
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 
-PART_KEYS = {"type", "text", "value", "image", "image_url", "video", "video_url", "url", "path"}
-
 KEYS = ("role", "content")
 
 PLAIN = frozenset({"role", "from", "content", "value"})
 
 SPEAKER = re.compile(r"\s*(human|user|assistant|gpt|bot)\s*:\s", re.IGNORECASE)
 """A role that is written in front of a text."""
-
-Media = str | bytes | Sequence[str]
-"""A path inside the source or a data URI; the content itself; a video's frames as paths."""
 
 
 class Turns:
@@ -100,6 +96,9 @@ class Turns:
         self.listed: set[str] = set()
         self.has_tools = False
         """Whether calls that are written in a text are calls of the row's tools."""
+
+        self.seen = {True: 0, False: 0}
+        """Images (True) and videos (False) of the parts so far."""
 
         self.shows = False
         """Whether a part shows an image or a video."""
@@ -173,6 +172,8 @@ class Turns:
         if role == "call":
             self.add_calls(content, detail)
             return
+        if isinstance(content, str) and content.startswith("[{") and role != "tool":
+            content = parts_of(content)
         if isinstance(content, list):
             content = self.parts(content)
         if content is None and (detail and detail.calls):
@@ -252,6 +253,8 @@ class Turns:
                     raise unused(key, why=f"nothing learns a {role} turn")
                 made = made._replace(learnt=learnt) if answers else made
             elif key in REASONING and answers and isinstance(value, str):
+                if made.reasoning not in ("", value):
+                    raise unused(key, why="the turn has another reasoning, too")
                 made = made._replace(reasoning=value)
             elif key in ("tool_calls", "function_call") and role == "assistant":
                 calls = self.calls.made(value)
@@ -318,8 +321,12 @@ class Turns:
         named = named.get("url") if isinstance(named, dict) and "url" in named else named
         is_image = kind.startswith("image")
         self.shows = True
+        shown = self.images if is_image else self.videos
+        if isinstance(part.get("index"), int) and part["index"] != self.seen[is_image]:
+            raise unused("index", why="parts are shown in their own order")
+        self.seen[is_image] += 1
         if named is not None:
-            (self.images if is_image else self.videos).append(medium(named))
+            shown.append(medium(named))
         return IMAGE if is_image else VIDEO
 
     def learn_last(self) -> None:
@@ -375,14 +382,3 @@ def some(row: Mapping[str, Any]) -> str:
     """Some keys of a row for people."""
     keys = [str(key)[:30] for key in row]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-
-
-def medium(item: Any) -> Media:
-    """One medium, as text columns, Parquet columns of Hugging Face and message parts hold it."""
-    if isinstance(item, dict):
-        item = item.get("bytes") or item.get("path") or item.get("url")
-    if isinstance(item, str | bytes) and item:
-        return item
-    if isinstance(item, list | tuple) and item and all(isinstance(name, str) for name in item):
-        return list(item)
-    raise BadRow("format", "an image or video is neither a path nor its content")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import calls, columns, conversations, transcripts
-from loraline.data.reading.conversations import Media, medium
+from loraline.data.reading.contents import Media, medium
 from loraline.data.reading.keys import GOOD_HALF, filled, left_over, unused
 from loraline.data.reading.layouts import (
     ANSWERS,
@@ -25,12 +25,23 @@ from loraline.data.reading.layouts import (
     layout,
 )
 from loraline.data.reading.preferences import CHOSEN, LABELS, RANKED, REJECTED, good_half
-from loraline.data.reading.values import python_value, type_name, unpacked, written
+from loraline.data.reading.values import (
+    NOTHING,
+    listed,
+    python_value,
+    structure,
+    type_name,
+    unpacked,
+    written,
+)
 from loraline.errors import UserError
 from loraline.records import IMAGE, TAGS, VIDEO, Detail
 
 LISTS = (*CONVERSATIONS, "history")
 """Columns that are lists, whose text may be one as Python writes it."""
+
+LISTS_OF_ANSWERS = ("answers", "targets")
+"""Columns that list answers, whose text may be a list."""
 
 IMG = re.compile(r"<img>([^<>\n]+)</img>")
 """How Qwen-VL, the first, names an image in its text."""
@@ -110,6 +121,11 @@ def draft(raw: Any, how: Reading) -> Draft:
         replaced += [key for key in how.ignore if filled(row.get(key))]
         row = {key: value for key, value in row.items() if key not in how.ignore}
     has = layout(tuple(row))
+    sides = [(key, row[key]) for key in has.sides] if has.sides else ()
+    if absent := [key for key, said in sides if type(said) is str and said in NOTHING]:
+        replaced += absent
+        row = {key: value for key, value in row.items() if key not in absent}
+        has = layout(tuple(row))
     if "chat" in row and (chat := transcripts.glaive(row)) is not None:
         row, sources = chat, sources | {"chat", "system"}
         has = layout(tuple(row))
@@ -174,17 +190,17 @@ def is_structure(key: str, parsed: Any) -> bool:
 
 def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
     """A row that holds its turns as a list."""
-    for key in has.conversations:
-        turns = row[key]
-        if isinstance(turns, list):
-            if not turns:
-                raise BadRow("format", f"{key} holds no turns")
-            used = {key}
+    lists = {key: found for key in has.conversations if type(found := listed(row[key])) is list}
+    for key, turns in lists.items():
+        if not turns and key == next(reversed(lists)):
+            raise BadRow("format", f"{key} holds no turns")
+        if turns:
+            used, named = {key}, key
             break
     else:
         if isinstance(row.get("prompt"), list) and isinstance(row.get("completion"), list):
             turns = [*row["prompt"], *row["completion"]]
-            used = {"prompt", "completion"}
+            used, named = {"prompt", "completion"}, "messages"
             if not turns:
                 raise BadRow("format", "prompt and completion hold no turns")
         else:
@@ -197,7 +213,7 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
     made.format, made.turns, made.details = read.format, read.turns, read.details
     made.shows = read.shows
     if read.listed:
-        made.listed += [f"{next(iter(used))}[].{key}" for key in sorted(read.listed)]
+        made.listed += [f"{named}[].{key}" for key in sorted(read.listed)]
     if how.learn == "last":
         read.learn_last()
     if made.details:
@@ -253,6 +269,8 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
 
 def only_text(value: Any, name: str) -> str | None:
     """An answer as it is written, be it alone in a list, or in SQuAD's `answers`."""
+    if name in LISTS_OF_ANSWERS:
+        value = structure(value)
     listed = value
     if isinstance(value, dict) and "answer_start" in value:
         listed = value.get("text")
@@ -311,6 +329,11 @@ def expected(
             return BadRow("format", f"{column} is {type_name(value)}, expected text{remedy}")
     if ranked := next((column for column in RANKED if isinstance(row.get(column), list)), None):
         return unused(ranked, GOOD_HALF)
+    for column in CONVERSATIONS:
+        if not key and filled(row.get(column)):
+            return BadRow(
+                "format", f"{column} is {type_name(row[column])}, expected a list of turns"
+            )
     names = [str(column)[:30] for column in row if filled(row[column])]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     formats = FORMATS[name] if name else "; ".join(FORMATS.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,9 @@ TOP_LEVEL = 1
 
 CONVERSATIONS = frozenset(["messages", "conversations", "conversation", "chosen", "completions"])
 """Keys of a row whose lists hold objects."""
+
+LARGE = re.compile(rb"[:\[,\s]-?\d{19}")
+"""A whole number that may not fit 64 bits, which orjson makes a float of."""
 
 ROW_KEYS = frozenset(
     [
@@ -104,11 +108,16 @@ def parse(line: bytes) -> Any:
     if line.isspace():
         return None
     try:
-        return orjson.loads(line)
+        if not LARGE.search(line):
+            parsed = orjson.loads(line)
+            if not may_repeat_a_key(line, parsed):
+                return parsed
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=without_repetition)
+    except BadRow as bad:
+        return bad
     except json.JSONDecodeError as error:
         return BadRow("unreadable", f"is not valid JSON: {error.msg} at column {error.colno}")
     except UnicodeDecodeError:
@@ -118,6 +127,28 @@ def parse(line: bytes) -> Any:
     except ValueError as error:
         # A number of thousands of digits.
         return BadRow("unreadable", f"is not JSON that can be read: {str(error)[:80]}")
+
+
+def may_repeat_a_key(line: bytes, parsed: Any) -> bool:
+    """Whether a row's line may say a key twice, of which a parser keeps the last one only."""
+    if type(parsed) is not dict:
+        return False
+    for key in parsed:
+        if line.count(b'"%b"' % key.encode("utf-8", "replace")) > 1:
+            return True
+    return line.count(b'"role"') != line.count(b'"content"') or (
+        line.count(b'"from"') != line.count(b'"value"')
+    )
+
+
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; BadRow where it has a key twice with different values."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made and made[key] != value:
+            raise BadRow("unreadable", f"has the key {key[:40]!r} twice, with different values")
+        made[key] = value
+    return made
 
 
 class Guarded:
@@ -174,6 +205,8 @@ def complaint(error: Exception) -> str:
     said = " ".join(str(error).split()).partition("(right here)")[0]
     if "UTF8" in said or "utf-8" in said:
         return ", nor UTF-8; name its encoding with --encoding"
+    if "overflow" in said:
+        return ": a whole number has more than 64 bits; write it as a text"
     known = (
         "invalid char",
         "premature EOF",

@@ -101,6 +101,22 @@ TOOLS = "columns: {{tools: {key}}} names the tools"
 LAST = "learn: last learns the last answer alone"
 BOXES = "boxes: pixels reads the boxes of `objects`"
 
+ANSWER = "columns: {{answer: {key}}} answers with it"
+
+GOOD = r"(is_)?(good|chosen|preferred|correct|acceptable|desirable|helpful)|thumbs?_?up|upvoted"
+"""Keys that say whether an answer is a good one."""
+
+LEARNT = (
+    r"(loss(es)?|weights?|train(s|ed|ing|able)?|learn(ed|t|able|ing)?|mask(s|ed)?|supervised?"
+    r"|skip(ped)?|ignored?|excluded?)"
+)
+ABOUT = (
+    r"(is|do|no|not|has|to|should|be|use|compute|calculate|on|in|with|inputs?|outputs?|tokens?"
+    r"|assistants?|answers?|responses?|samples?|rows?|turns?|examples?|details?|scales?|history"
+    r"|labels?|only)"
+)
+"""Words of keys that say what is learnt, and words beside them: `loss_mask`, `do_train`."""
+
 MEANS: tuple[tuple[str, str], ...] = (
     (
         r"((sql|table|retrieved|supporting|source|reference|gold)_)?"
@@ -112,19 +128,27 @@ MEANS: tuple[tuple[str, str], ...] = (
         IN_THE_QUESTION,
     ),
     (
-        r"(answer_)?(choice|option|ending)s?([ _-]?[a-h1-9])?|op[a-e]|[a-e]|distractor[ _-]?\d?",
+        r"(answer_|possible_|multiple_|available_)?(choice|option|ending)s?([ _-]?[a-h1-9])?"
+        r"|op[a-e]|ans[_-]?[a-e]|[(\[]?[a-g][)\].:]?|distractor[ _-]?\d?"
+        r"|(answer_)?candidates?|alternatives|(possible|candidate)_answers|mc[12]_targets",
         CHOOSE,
+    ),
+    (
+        r"(answer|response|output|completion|reply|solution)s?[ _-]?\d"
+        r"|(bad|wrong|incorrect|worse|alternative|other|second)_"
+        r"(answer|response|output|completion|reply)s?",
+        ANSWER,
     ),
     (
         r"(non_)?(chosen|rejected|reject|accept|accepted|preferred|negative|winner|loser)"
         r"(_(response|answer|output|message|text|completion|image)s?)?",
         GOOD_HALF,
     ),
-    (r"labels?|kto_(tag|label)|preference|is_(good|chosen|preferred)|desirable", GOOD_HALF),
+    (rf"labels?|kto_(tag|label)|preference|{GOOD}", GOOD_HALF),
     (r"mask_history", LAST),
-    (r"(loss_)?weights?|loss|loss_scale|train|training|(loss_)?mask(ed)?", TURNS_ONLY),
-    (r"train_on_inputs?|no_loss|output_with_loss|train_detail", TURNS_ONLY),
-    (r"reasoning(_content)?|thinking|thoughts?|think|(complex_)?cot|chain_of_thought", TURNS_ONLY),
+    (rf"(?!masks$)({ABOUT}[_-])*{LEARNT}([_-]({ABOUT}|{LEARNT}))*", TURNS_ONLY),
+    (r"(reasoning|thinking|thoughts?|rationales?|chain_of_thought|cot)(_\w+)?", TURNS_ONLY),
+    (r"(model_|complex_|long_)?(reasoning|thinking|thought|think|cot)", TURNS_ONLY),
     (r"tool_calls?|function_calls?|refusal", TURNS_ONLY),
     (r"tools|functions?|available_(tools|functions)|(tool|api)_list", TOOLS),
     (r"system(_(message|prompt|instruction|text))?s?|developer(_message)?", SYSTEM),
@@ -171,10 +195,14 @@ REPEATS = frozenset(
 )
 """Keys of other formats. They often repeat what the row says already, and else say more."""
 
-SWITCHES = frozenset(["weight", "loss", "loss_weight", "loss_scale", "train", "training"])
+SWITCHES = re.compile(
+    rf"((is|do|compute|sample|loss)_)?(weight|loss|loss_scale|train|training|trainable|learn)|{GOOD}"
+)
 """Keys that say nothing where they are 1 or true."""
 
-MASKS = frozenset(["mask_history", "mask", "masked", "no_loss", "train_on_inputs"])
+MASKS = re.compile(
+    r"(is_)?mask(ed)?|mask_history|no_(loss|train)|train_on_inputs?|(is_)?(skip(ped)?|ignored?)"
+)
 """Keys that say nothing where they are 0 or false."""
 
 
@@ -230,7 +258,12 @@ def repeats(value: Any, texts: Sequence[str]) -> bool:
 
 def says_nothing(name: str, value: Any) -> bool:
     """Whether a key that says what is learnt has the value that all turns have without it."""
-    return (name in SWITCHES and value in (1, True)) or (name in MASKS and value in (0, False))
+    if not isinstance(value, bool | int | float):
+        return False
+    plain = name.strip().lower()
+    return (value == 1 and SWITCHES.fullmatch(plain) is not None) or (
+        value == 0 and MASKS.fullmatch(plain) is not None
+    )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -39,6 +39,8 @@ VIDEOS = ("videos", "video")
 SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 
+SIDES = ("input", "history", *SYSTEMS, *TOOLS, *IMAGES, *VIDEOS)
+
 JSON_CELLS = (*CONVERSATIONS, "chosen", "rejected", "prompt", "completion", "history", "objects")
 """Columns whose text may be JSON, as a CSV file holds lists."""
 
@@ -53,6 +55,8 @@ class Layout(NamedTuple):
     videos: tuple[str, ...]
     systems: tuple[str, ...]
     tools: tuple[str, ...]
+    sides: tuple[str, ...]
+    """Columns beside question and answer, which a table may fill with `nan` where there is none."""
 
 
 @functools.lru_cache(maxsize=256)
@@ -62,7 +66,7 @@ def layout(keys: tuple[Any, ...]) -> Layout:
     def there(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in names if name in keys)
 
-    names = (JSON_CELLS, CONVERSATIONS, ASKED, IMAGES, VIDEOS, SYSTEMS, TOOLS)
+    names = (JSON_CELLS, CONVERSATIONS, ASKED, IMAGES, VIDEOS, SYSTEMS, TOOLS, SIDES)
     return Layout(*map(there, names))
 
 

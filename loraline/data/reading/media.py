@@ -12,7 +12,7 @@ from typing import Any
 
 from loraline.base import pixels
 from loraline.data.checks import BadRow
-from loraline.data.reading.conversations import Media
+from loraline.data.reading.contents import Media
 from loraline.errors import UserError
 
 LEAST_BASE64 = 64

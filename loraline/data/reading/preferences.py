@@ -37,7 +37,23 @@ SCORES = ("overall_score", "score", "rating", "reward")
 RANKS = ("rank", "ranking")
 """Keys of an answer that are lower for a better one."""
 
-LABELS = ("label", "kto_tag")
+LABELS = (
+    "label",
+    "kto_tag",
+    "is_good",
+    "is_chosen",
+    "is_preferred",
+    "is_correct",
+    "desirable",
+    "thumbs_up",
+    "upvoted",
+)
+
+GOOD, BAD = (
+    ("true", "1", "good", "yes", "desirable"),
+    ("false", "0", "-1", "bad", "no", "undesirable"),
+)
+"""What labels say of an answer."""
 
 
 class LeftOut(Exception):
@@ -48,7 +64,7 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of preference data as one of the answer that was preferred."""
     row = dict(row)
     for key in LABELS:
-        if row.get(key) in (False, "false", "False"):
+        if filled(row.get(key)) and not is_good(key, row[key]):
             raise LeftOut
     if isinstance(asked := row.get("input"), dict) and isinstance(asked.get("messages"), list):
         # OpenAI's form keeps the conversation and the tools under `input`.
@@ -64,9 +80,7 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
         row["messages"] = [*asked_turns, row.pop("chosen")]
         row.pop("conversations", None)
     elif isinstance(chosen, list):
-        prompt = row.pop("prompt", None)
-        repeated = isinstance(prompt, str) or prompt is None or chosen[: len(prompt)] == prompt
-        row["messages"] = chosen if repeated else [*prompt, *chosen]
+        row["messages"] = after_prompt(row.pop("prompt", None), chosen)
         del row["chosen"]
     elif isinstance(chosen, str):
         row[answer_column(row)] = row.pop("chosen")
@@ -75,6 +89,33 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
         if ranked:
             row[answer_column(row)] = best(row.pop(ranked), ranked)
     return row
+
+
+def is_good(key: str, value: Any) -> bool:
+    """Whether a label calls its answer a good one; BadRow where it says something else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    said = str(value).strip().lower()
+    if said not in GOOD + BAD:
+        raise unused(key, why=f"{said[:20]!r} is neither good nor bad")
+    return said in GOOD
+
+
+def after_prompt(prompt: Any, chosen: list[Any]) -> list[Any]:
+    """The turns of the preferred half with the prompt before them, which they may repeat.
+
+    Raises BadRow where they begin with another question than the prompt.
+    """
+    if prompt is None or prompt == "":
+        return chosen
+    if isinstance(prompt, list):
+        return chosen if chosen[: len(prompt)] == prompt else [*prompt, *chosen]
+    texts = [turn.get("content", turn.get("value")) for turn in chosen if isinstance(turn, dict)]
+    if len(texts) == 1:
+        return [{"role": "user", "content": prompt}, *chosen]
+    if isinstance(prompt, str) and prompt.strip() not in map(str.strip, map(str, texts)):
+        raise unused("prompt", why="chosen asks something else")
+    return chosen
 
 
 def answer_column(row: Mapping[str, Any]) -> str:

@@ -127,7 +127,8 @@ def plain(error: csv.Error) -> str:
 def header(path: Path, reader: csv.DictReader[str]) -> None:
     """Read the names of the columns; a UserError if rows could not be told by them."""
     try:
-        names = [name or "" for name in reader.fieldnames or ()]
+        names = [(name or "").strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = names
     except csv.Error as error:
         raise UserError(f"{path} has a header that is not valid CSV: {plain(error)}") from error
     if not all(map(is_utf8, names)):

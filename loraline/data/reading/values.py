@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
+import tokenize
 from typing import Any
 
 from loraline.data.checks import BadRow
+
+NOTHING = frozenset(["null", "None", "nan", "NaN", "<NA>"])
+"""How tables write a cell that holds nothing."""
 
 TYPES = {dict: "an object", list: "a list", bytes: "bytes", int: "a number", float: "a number"}
 
@@ -40,6 +45,25 @@ def unpacked(value: Any) -> Any:
     return value
 
 
+def structure(value: Any) -> Any:
+    """A list or an object that a text is, as JSON or as Python writes it; every other value."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    parsed = unpacked(value)
+    parsed = python_value(value) if parsed is value else parsed
+    return parsed if isinstance(parsed, list | dict) else value
+
+
+def listed(value: Any) -> Any:
+    """A list of objects that is written as an object of lists, as datasets writes sequences."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if not columns or not all(isinstance(column, list) for column in columns):
+        return value
+    if len({len(column) for column in columns}) > 1:
+        return value
+    return [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]
+
+
 def objects(value: Any, name: str) -> list[dict[str, Any]]:
     """A list of objects, also as JSON text, one alone, or one after the other in a text."""
     if isinstance(value, str):
@@ -67,9 +91,26 @@ def several(text: str, name: str) -> Any:
 
 def python_value(value: Any) -> Any:
     """A list or an object as Python writes it, which pandas puts into a CSV; else the value."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or joins_texts(value):
         return value
     try:
         return ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return value
+
+
+def joins_texts(text: str) -> bool:
+    """Whether two texts of a list stand side by side without a comma, as NumPy writes arrays.
+
+    Python would make one text of them.
+    """
+    before = -1
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.STRING and before == tokenize.STRING:
+                return True
+            if token.type not in (tokenize.NL, tokenize.COMMENT):
+                before = token.type
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    return False

@@ -130,6 +130,8 @@ def test_several_images_of_a_question_stand_before_it() -> None:
         ({"instruction": "a", "input": ["b"], "output": "c"}, "input is a list, expected text"),
         ({"query": "a", "response": "b", "history": [["c", ["d"]]]}, "history is not a list of"),
         ({"messages": []}, "messages holds no turns"),
+        ({"messages": {"a": "x"}}, "messages is an object, expected a list of turns"),
+        ({"conversations": "x"}, "conversations is a text, expected a list of turns"),
         ({"messages": ["x"]}, "found 1 text without a role"),
         ({"messages": ["x", 3]}, "a turn of messages is a text, not an object"),
         ({"messages": ["Human: x", "Assistant: y"]}, "a text that begins with 'Human:'"),

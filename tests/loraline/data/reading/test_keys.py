@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -111,6 +112,31 @@ MEANING = [
     "video_path",
     "figure",
     "Context",
+    "F",
+    "A.",
+    "(B)",
+    "ans_a",
+    "candidates",
+    "alternatives",
+    "possible_answers",
+    "multiple_choices",
+    "mc1_targets",
+    "answer2",
+    "response_1",
+    "bad_response",
+    "wrong_answer",
+    "is_correct",
+    "correct",
+    "thumbs_up",
+    "sample_weight",
+    "train_mask",
+    "assistant_masks",
+    "do_train",
+    "is_masked",
+    "rationale",
+    "thinking_content",
+    "reasoning_steps",
+    "model_reasoning",
 ]
 """Names of columns that carry meaning elsewhere."""
 
@@ -187,7 +213,7 @@ def test_a_key_that_carries_meaning_is_refused_with_a_remedy(key: str) -> None:
     if key == "history":
         return
     with pytest.raises(
-        BadRow, match=f"'{key}' would not be used; in datasets.yaml, .*ignore"
+        BadRow, match=f"'{re.escape(key)}' would not be used; in datasets.yaml, .*ignore"
     ) as bad:
         formats.draft({**ROW, key: value}, Reading(None))
     assert bad.value.check == "unused"
@@ -213,7 +239,50 @@ def test_a_key_of_a_turn_that_is_not_read_is_refused(key: str) -> None:
     assert made.listed == [f"messages[].{key}"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("weight", 1), ("train", True), ("masked", False)])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "trainable",
+        "learn",
+        "is_masked",
+        "do_train",
+        "compute_loss",
+        "no_train",
+        "skip",
+        "ignore",
+        "is_supervised",
+        "train_turn",
+        "exclude",
+        "learnable",
+        "loss_masked",
+    ],
+)
+def test_a_turn_that_may_not_be_learnt_is_refused_by_whatever_name(key: str) -> None:
+    means_no = key in ("is_masked", "no_train", "skip", "ignore", "exclude", "loss_masked")
+    answer = {"role": "assistant", "content": "Wrong.", key: means_no}
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft({"messages": [{"role": "user", "content": "?"}, answer]}, Reading(None))
+
+
+@pytest.mark.parametrize(
+    "key", ["id", "train_id", "weight_kg", "masked_name", "question_count", "h"]
+)
+def test_a_key_that_looks_like_a_switch_and_is_none_is_listed(key: str) -> None:
+    assert formats.draft({**ROW, key: 7}, Reading(None)).listed == [key]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("weight", 1),
+        ("train", True),
+        ("masked", False),
+        ("is_masked", 0),
+        ("trainable", True),
+        ("is_correct", True),
+        ("loss", 1.0),
+    ],
+)
 def test_a_switch_that_changes_nothing_is_listed(key: str, value: object) -> None:
     assert formats.draft({**ROW, key: value}, Reading(None)).listed == [key]
 
