@@ -37,9 +37,10 @@ SLACK = 1e-3
 NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 JSON_BOX = re.compile(rf'("bbox(?:_2d)?"\s*:\s*)\[{NUMBER},{NUMBER},{NUMBER},{NUMBER}\]')
 TOKEN_BOX = re.compile(
-    rf"(<\|box_start\|>)\({NUMBER},{NUMBER}\)\s*,\s*\({NUMBER},{NUMBER}\)<\|box_end\|>"
+    rf"(<\|box_start\|>|<box>)\({NUMBER},{NUMBER}\)\s*,\s*\({NUMBER},{NUMBER}\)"
+    r"(?:<\|box_end\|>|</box>)"
 )
-BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>""")
+BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>|<box>""")
 """Where a box begins, whatever it is; in a question it may stand for the form of the answer."""
 
 TOKENS = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>")
@@ -182,7 +183,7 @@ def convert(
             raise BadRow("boxes", f"a box in the text needs one image, the row has {len(sizes)}")
         numbers = [float(number) for number in match.groups()[1:]]
         box = from_unit(to_unit(numbers, sizes[0], coordinates), sizes[0], target, recipe)
-        if match.group(1) == "<|box_start|>":
+        if match.group(1) in ("<|box_start|>", "<box>"):
             return written(box, "qwen2_vl")
         return f"{match.group(1)}[{box[0]}, {box[1]}, {box[2]}, {box[3]}]"
 

@@ -43,6 +43,9 @@ LISTS = (*CONVERSATIONS, "history")
 LISTS_OF_ANSWERS = ("answers", "targets")
 """Columns that list answers, whose text may be a list."""
 
+OTHER_TAGS = re.compile(r"<(image|img|video)[ _-]?\d+>|<ImageHere>|<\|(image|video)_pad\|>")
+"""Places of media in other tools' texts."""
+
 IMG = re.compile(r"<img>([^<>\n]+)</img>")
 """How Qwen-VL, the first, names an image in its text."""
 
@@ -351,17 +354,26 @@ def insert_system(made: Draft, text: str) -> None:
 
 
 def place_tags(made: Draft) -> None:
-    """Put media before the question where these formats do not say where they go."""
+    """Put media before the question where these formats do not say where they go.
+
+    Raises BadRow where the text has places for them that are not ours.
+    """
     index = len(made.turns) - 2
     role, text = made.turns[index]
-    if (made.images or made.videos) and not any(TAGS.search(turn) for _, turn in made.turns):
+    if not (made.images or made.videos):
+        return
+    if match := OTHER_TAGS.search(text):
+        raise BadRow("tags", f"{match.group()!r} stands for a medium; write it as {IMAGE}")
+    if not any(TAGS.search(turn) for _, turn in made.turns):
         made.turns[index] = (role, IMAGE * len(made.images) + VIDEO * len(made.videos) + text)
 
 
 def images_in_text(made: Draft) -> None:
     """Images that user turns name as `<img>path</img>`, as tags and media."""
     for number, (role, text) in enumerate(made.turns):
-        if role == "user" and "<img>" in text:
+        if "<img>" in text and role != "user" and (match := IMG.search(text)):
+            raise BadRow("tags_in_answer", f"{match.group()[:60]!r} stands in the {role} turn")
+        if "<img>" in text:
             made.images += [name.strip() for name in IMG.findall(text)]
             made.turns[number] = (role, IMG.sub(IMAGE, text))
 
@@ -375,7 +387,7 @@ def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
             found = row[name]
             if not filled(found):
                 continue
-            found = unpacked(found) if isinstance(found, str) and found[0] == "[" else found
+            found = structure(found)
             media += map(medium, found if isinstance(found, list | tuple) else [found])
             made.used.add(name)
             break

@@ -152,8 +152,12 @@ MEANS: tuple[tuple[str, str], ...] = (
     (r"tool_calls?|function_calls?|refusal", TURNS_ONLY),
     (r"tools|functions?|available_(tools|functions)|(tool|api)_list", TOOLS),
     (r"system(_(message|prompt|instruction|text))?s?|developer(_message)?", SYSTEM),
-    (r"objects|bbox(es)?|boxes|masks|segmentation|(key)?points", BOXES),
-    (r"(image|img|picture|photo|video|pdf|figure)s?([ _-]?(\d+|bytes|base64))?|file_name", MEDIA),
+    (r"objects|bbox(es)?|boxes|masks|segmentation|(key)?points|polygons?|rles?", BOXES),
+    (
+        r"(image|img|picture|photo|video|pdf|figure)s?([ _-]?(\d+|bytes|base64))?|file_name"
+        r"|depth(_map)?",
+        MEDIA,
+    ),
 )
 """Names of keys that carry meaning elsewhere, as patterns, each with what to do about them."""
 

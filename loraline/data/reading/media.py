@@ -78,10 +78,11 @@ def content_of(medium: str | bytes, fetch: Fetch, most: Limits, kind: str) -> by
     elif medium.startswith("data:"):
         head, _, body = medium.partition(",")
         try:
+            body = "".join(body.split())
             content = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
         except binascii.Error as error:
             raise BadRow("media_broken", f"{kind} in a data URI is not base64") from error
-    elif "://" in medium[:16]:
+    elif "://" in medium.removeprefix("file://")[:16]:
         raise BadRow(
             "media_missing", f"{kind} {medium[:80]!r} is an address, expected a file of the source"
         )
@@ -97,7 +98,7 @@ def bare_base64(medium: str) -> bytes | None:
     if len(medium) < LEAST_BASE64 or not medium.startswith(BASE64_BEGINS):
         return None
     try:
-        return base64.b64decode(medium, validate=True)
+        return base64.b64decode("".join(medium.split()), validate=True)
     except binascii.Error:
         return None
 
@@ -105,7 +106,7 @@ def bare_base64(medium: str) -> bytes | None:
 def file_content(medium: str, fetch: Fetch, most: Limits, kind: str) -> bytes:
     """Bytes of a file of the source."""
     try:
-        path = fetch(medium)
+        path = fetch(medium.removeprefix("file://"))
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             raise BadRow("media_missing", f"{kind} {medium[:80]!r} is not a regular file")

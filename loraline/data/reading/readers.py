@@ -168,17 +168,31 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
             table = arrow_table(path)
             part = table.slice(start, None if stop is None else stop - start)
             for batch in part.to_batches(max_chunksize=at_once(part.nbytes, len(part))):
-                yield from batch.to_pylist()
+                yield from as_written(batch).to_pylist()
             return
         with pq.ParquetFile(path) as file:
             for number in range(start, file.num_row_groups if stop is None else stop):
                 group = file.metadata.row_group(number)
                 size = at_once(group.total_byte_size, group.num_rows)
                 for batch in file.iter_batches(size, row_groups=[number]):
-                    yield from batch.to_pylist()
+                    yield from as_written(batch).to_pylist()
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is broken: {reason}") from error
+
+
+def as_written(batch: Any) -> Any:
+    """A batch whose columns of 32-bit floats have the shortest decimals that mean them.
+
+    Python would show 0.1 of 32 bits as 0.10000000149011612.
+    """
+    import pyarrow as pa
+
+    for index, column in enumerate(batch.schema):
+        if pa.types.is_float32(column.type):
+            values = batch.column(index).cast(pa.string()).cast(pa.float64())
+            batch = batch.set_column(index, column.name, values)
+    return batch
 
 
 def at_once(held: int, rows: int) -> int:

@@ -41,9 +41,10 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
             tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as archive,
         ):
             for member in archive:
-                if not member.isreg() or member.issparse():
-                    continue
                 folder, base = posixpath.split(member.name)
+                # macOS puts a file of its own beside each.
+                if not member.isreg() or member.issparse() or base.startswith("._"):
+                    continue
                 stem, _, ending = base.partition(".")
                 if (folder, stem) != key and is_sample(members):
                     yield sample(members)
@@ -60,6 +61,8 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                     members[ending], unread = b"", unread or base
                     continue
                 read = True
+                if ending in members:
+                    raise UserError(f"{path} holds two members named {base[:60]!r}")
                 if member.size > row_bytes or len(members) >= MOST_MEMBERS:
                     members[ending] = too_large(base)
                 else:
@@ -116,13 +119,17 @@ def sample(members: dict[str, bytes | BadRow]) -> Any:
                     if isinstance(parsed, BadRow)
                     else BadRow("format", f"its {ending} is {type_name(parsed)}, not an object")
                 )
+            if twice := [key for key in parsed if row.get(key, parsed[key]) != parsed[key]]:
+                return BadRow("format", f"two of its members say {str(twice[0])[:40]!r}")
             row |= parsed
         elif ending.endswith(TEXT_MEMBERS):
             try:
                 # The last line's end is the file's.
-                row["text"] = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+                text = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
             except UnicodeDecodeError:
                 return BadRow("unreadable", f"its {ending} {NOT_UTF8}")
+            if row.setdefault("text", text) != text:
+                return BadRow("format", "two of its members say 'text'")
         elif ending.endswith(SOUND_MEMBERS):
             row["audio"] = ending
         elif not ending.endswith(MEMBERS):

@@ -102,6 +102,13 @@ def test_placeholders_and_boxes_match_one_to_one(text: str, objects: dict, told:
         boxes.convert([("assistant", text)], objects, [SIZE], "pixels", "qwen3_vl", RECIPE)
 
 
+def test_boxes_of_the_first_qwen_vl_are_read() -> None:
+    turns = [("assistant", "<ref>cat</ref><box>(250,500),(500,1000)</box>")]
+    told = "<ref>cat</ref><|box_start|>(250,500),(500,1000)<|box_end|>"
+    converted = boxes.convert(turns, None, [SIZE], "thousand", "qwen2_vl", RECIPE)
+    assert converted == [("assistant", told)]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -112,6 +119,7 @@ def test_placeholders_and_boxes_match_one_to_one(text: str, objects: dict, told:
         '{"bbox": null}',
         "{'bbox_2d': [0, 0, 56, 42]}",
         "<|box_start|>(1,2),(3)<|box_end|>",
+        "<box>(1,2)</box>",
         '{"bbox_2d": [0, 0, 56, 42]} and {"bbox_2d": [x1, y1, x2, y2]}',
     ],
 )

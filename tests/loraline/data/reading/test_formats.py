@@ -261,6 +261,17 @@ def test_parquet_holds_images_as_hugging_face_writes_them(tmp_path: Path, prepar
     assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(3)]
 
 
+def test_a_float_of_32_bits_is_the_number_that_was_written(tmp_path: Path, prepare) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.field("question", pa.string()), pa.field("answer", pa.float32())]
+    rows = [{"question": "A tenth?", "answer": 0.1}, {"question": "A third?", "answer": None}]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), tmp_path / "a.parquet")
+    (record,) = kept(prepare(tmp_path, on=("format=drop",)))
+    assert record.answer == "0.1"
+
+
 def test_text_images_and_videos_mix_in_one_set_of_many_turns(tmp_path: Path, prepare) -> None:
     folder = tmp_path / "data"
     (folder).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -99,3 +100,11 @@ def test_letters_that_begin_like_a_type_do_not_make_one(tmp_path: Path, prepare)
     folder = write(tmp_path / "data", "a.png", b"P6x" + picture())
     with pytest.raises(UserError, match="cannot be decoded"):
         dataset.refuse(prepare(folder, modality="vision").examples)
+
+
+@pytest.mark.parametrize("before", ["", "data:image/png;base64,"])
+def test_base64_may_be_broken_into_lines(before: str, tmp_path: Path, prepare) -> None:
+    row = {"image": before + base64.encodebytes(picture(1)).decode(), **ROW}
+    write_lines(tmp_path / "data" / "rows.jsonl", [row])
+    (record,) = kept(prepare(tmp_path / "data", modality="vision", stop=True))
+    assert record.images == (picture(1),)

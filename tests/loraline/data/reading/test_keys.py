@@ -137,6 +137,8 @@ MEANING = [
     "thinking_content",
     "reasoning_steps",
     "model_reasoning",
+    "polygon",
+    "depth",
 ]
 """Names of columns that carry meaning elsewhere."""
 

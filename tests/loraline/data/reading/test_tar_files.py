@@ -46,8 +46,18 @@ def shard(tmp_path: Path, prepare: Callable[..., Dataset]) -> Callable[..., Data
         {"0.json.gz": gzip.compress(ROW)},
         {"README": b"Towns.", "LICENSE.md": b"Free.", "0.json": ROW},
         {"0.json": ROW, "last.npy": b"\x93NUMPY"},
+        {"._0.json": b"\0\5\x16\7", "0.json": ROW},
+        {"0.json": ROW, "0.meta.json": b'{"answer": "Near the river.", "id": 3}'},
     ],
-    ids=["json", "capitals", "packed", "pages of the archive first", "another last"],
+    ids=[
+        "json",
+        "capitals",
+        "packed",
+        "pages of the archive first",
+        "another last",
+        "a file of macOS",
+        "two that agree",
+    ],
 )
 def test_a_sample_is_a_row(members: dict[str, bytes], shard) -> None:
     assert [record.messages for record in kept(shard(members))] == [TURNS]
@@ -73,7 +83,18 @@ def test_a_member_of_a_sample_that_is_not_read_is_listed(shard) -> None:
         ({"0.txt": b"\xff\xfe"}, "its .txt is not UTF-8"),
         ({"0.json.gz": ROW}, "is not a whole gzip file"),
     ],
-    ids=["table", "packed table", "list", "sound", "arrays alone", "text", "broken packing"],
+    ids=[
+        "table",
+        "packed table",
+        "list",
+        "sound",
+        "two that differ",
+        "two texts",
+        "text and JSON",
+        "arrays alone",
+        "text",
+        "broken packing",
+    ],
 )
 def test_a_shard_that_is_not_read_is_refused_by_name(
     members: dict[str, bytes], told: str, shard
@@ -91,3 +112,13 @@ def test_pictures_of_a_sample_stand_before_its_question(shard) -> None:
     (record,) = kept(shard({"0.json": ROW, "0.png": picture(1)}, "vision"))
     assert record.images == (picture(1),)
     assert record.messages[0] == ("user", "<image>Where is Arlon?")
+
+
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, prepare) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for content in (ROW, ROW.replace(b"river", b"hill")):
+            member = tarfile.TarInfo("0.json")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"holds two members named '0.json'"):
+        prepare(tmp_path)
