@@ -865,7 +865,7 @@ FORMS = [
         "any",
         "a whole number of thirty digits in an array",
         [{"question": Q, "answer": LARGE}],
-        told="a whole number has more than 64 bits",
+        told="holds a whole number of more than 64 bits",
         ending=".json",
     ),
     Form(

@@ -195,9 +195,17 @@ def streamed(path: Path, prefix: str, row_bytes: int, encoding: str) -> Iterator
                 guarded.since = 0
                 yield row
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path} is not valid JSON after row {number}{complaint(error)}"
-            ) from error
+            raise not_read(path, error, f" after row {number}") from error
+
+
+def not_read(path: Path, error: Exception, after: str = "") -> UserError:
+    """What is wrong with a JSON file, or too much for its parser."""
+    if "overflow" in str(error):
+        return UserError(
+            f"{path} holds a whole number of more than 64 bits{after}; save it as .jsonl, "
+            "an object a line"
+        )
+    return UserError(f"{path} is not valid JSON{after}{complaint(error)}")
 
 
 def complaint(error: Exception) -> str:
@@ -205,8 +213,6 @@ def complaint(error: Exception) -> str:
     said = " ".join(str(error).split()).partition("(right here)")[0]
     if "UTF8" in said or "utf-8" in said:
         return ", nor UTF-8; name its encoding with --encoding"
-    if "overflow" in said:
-        return ": a whole number has more than 64 bits; write it as a text"
     known = (
         "invalid char",
         "premature EOF",
@@ -269,7 +275,7 @@ def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> I
                 # More lines may be whole: the one that is not is counted.
                 yield from whole_lines(path, None, row_bytes, encoding)
                 return
-            raise UserError(f"{path} is not valid JSON{complaint(error)}") from error
+            raise not_read(path, error) from error
     lists = [name for name, event in keys.items() if event == "start_array"]
     tables = [name for name in lists if name in of_objects]
     if documents == 1 and len(tables) > 1 and not keys.keys() & CONVERSATIONS:
@@ -306,4 +312,4 @@ def documents_of(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
                 guarded.since = 0
                 yield row
         except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid JSON{complaint(error)}") from error
+            raise not_read(path, error) from error
