@@ -76,6 +76,9 @@ def test_a_member_of_a_sample_that_is_not_read_is_listed(shard) -> None:
         ({"0.json": ROW, "deep/rows.csv.gz": b""}, "holds 'rows.csv.gz', which holds rows"),
         ({"0.json": b"[" + ROW + b"]"}, r"its .json is a list, not an object"),
         ({"0.json": ROW, "0.wav": b"RIFF"}, "holds audio, and no base here hears"),
+        ({"0.json": ROW, "0.meta.json": b'{"answer": "No."}'}, "two of its members say 'answer'"),
+        ({"0.txt": b"a", "0.caption": b"b", "0.png": b""}, "two of its members say 'text'"),
+        ({"0.json": b'{"text": "a"}', "0.txt": b"b"}, "two of its members say 'text'"),
         (
             {"0.npy": b"", "1.npy": b""},
             "holds no .json, .txt, picture, video or sound; .* '0.npy'",
