@@ -10,7 +10,7 @@ from typing import Any
 
 from loraline.base import pixels
 from loraline.data.checks import BadRow
-from loraline.data.reading.conversations import Media
+from loraline.data.reading.contents import Media
 from loraline.data.reading.images import OPENED, packed
 from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over
 from loraline.records import Video
