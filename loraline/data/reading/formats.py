@@ -322,8 +322,10 @@ def expected(
     if preferred := next((column for column in CHOSEN if filled(row.get(column))), None):
         return unused(preferred, GOOD_HALF)
     for column in (key, answered):
-        if column and filled(row[column]) and written(row[column]) is None:
-            value, remedy = row[column], ""
+        value = row[column] if column else None
+        value = structure(value) if column in LISTS_OF_ANSWERS else value
+        if column and filled(value) and written(value) is None:
+            remedy = ""
             if column == answered and isinstance(value, list) and all(map(is_written, value)):
                 remedy = (
                     f'; in datasets.yaml, columns: {{{column}: "{{{column}[0]}}"}} takes the first '
