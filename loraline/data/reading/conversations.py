@@ -116,8 +116,7 @@ class Turns:
                 role, text = turn.get("role"), turn.get("content")
                 if role is None:
                     role, text = turn.get("from"), turn.get("value")
-                plain_text = type(text) is str and not text.startswith("[{")
-                if plain_text and type(role) is str and role in TALK:
+                if type(role) is str and type(text) is str and role in TALK and text[:2] != "[{":
                     if not self.turns and "from" in turn:
                         self.format = "conversations"
                     self.turns.append((TALK[role], text))
