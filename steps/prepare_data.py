@@ -146,13 +146,13 @@ def prepare_data(
 
 
 def counts(merged: Dataset) -> str:
-    """Sources, rows by split, and rows counted out by check, in one line."""
+    """Sources, rows by split, and rows dropped by check, in one line."""
     from loraline.data import dataset
 
     uris = ", ".join(source.entry.uri for source in merged.work.sources)
     kept = ", ".join(f"{count} {split}" for split, count in merged.rows.items())
     out = ", ".join(f"{count} {check}" for check, count in dataset.dropped(merged.counts).items())
-    return f"of {uris}: {kept} rows" + (f"; counted out: {out}" if out else "")
+    return f"of {uris}: {kept} rows" + (f"; dropped: {out}" if out else "")
 
 
 def warn_of_loss(merged: Dataset) -> None:
@@ -165,7 +165,7 @@ def warn_of_loss(merged: Dataset) -> None:
     lost = sum(count for check, count in out.items() if check not in asked)
     if 10 * lost > merged.read:
         click.echo(
-            f"warning: checks counted out {lost} of {merged.read} rows ({', '.join(by_check)})",
+            f"warning: checks dropped {lost} of {merged.read} rows ({', '.join(by_check)})",
             err=True,
         )
 

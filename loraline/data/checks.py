@@ -1,6 +1,6 @@
 """What is looked for in every row, and what is done with a row in which it is found.
 
-A row is kept whole, repaired in a way that is counted, or counted out; nothing is cut or replaced.
+A row is kept whole, repaired in a way that is counted, or dropped; nothing is cut or replaced.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ def where_they_went(merged: Dataset) -> str:
     if lost := dropped(merged.counts):
         work = merged.work.recipe
         limits = {"too_long": f" (max_length {work.max_length})"}
-        out = ", ".join(f"{n} by {check}{limits.get(check, '')}" for check, n in lost.items())
-        return f": counted out {out}"
+        by_check = (f"{n} dropped by {check}{limits.get(check, '')}" for check, n in lost.items())
+        return f": {', '.join(by_check)}"
     files = [file for source in merged.work.sources for file in source.files]
     if len(files) == 1 and (split := files[0].split) and merged.read:
         return (
@@ -178,7 +178,7 @@ def digest(merged: Dataset) -> str:
 
 
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:
-    """Rows counted out, by check."""
+    """Rows dropped, by check."""
     return {key.split()[0]: n for key, n in counts.items() if key.split()[1] in (DROP, FAIL, "out")}
 
 

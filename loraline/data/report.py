@@ -1,4 +1,4 @@
-"""The dataset as a page for people: what was counted out and why, lengths, repetitions, examples.
+"""The dataset as a page for people: what was dropped and why, lengths, repetitions, examples.
 
 Everything that comes from data is text: the template escapes it, and so does the Markdown.
 """

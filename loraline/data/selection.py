@@ -1,4 +1,4 @@
-"""What becomes of each row that was read: sampled, split, counted out where it repeats, weighed."""
+"""What becomes of each row that was read: sampled, split, dropped where it repeats, weighed."""
 
 from __future__ import annotations
 

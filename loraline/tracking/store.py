@@ -213,8 +213,8 @@ def is_locked(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException) -> str | None:
-    """What to tell of a store that may be read and not written, or of an artifact store that
-    refuses; None if that is not the trouble."""
+    """What to say of a store that may be read and not written, of an artifact store that refuses,
+    or of one that only a server reaches; None if that is not the trouble."""
     for cause in causes(error):
         answer = STORAGE_ANSWER.search(str(cause))
         if answer and answer["code"] not in STORAGE_PASSING:
@@ -227,6 +227,11 @@ def refusal(error: BaseException) -> str | None:
         return (
             f"MLflow at {uri()} cannot be written (attempt to write a readonly database): let "
             "this user write the file and its folder"
+        )
+    if any("an mlflow-artifacts URI was supplied" in str(cause) for cause in causes(error)):
+        return (
+            f"the experiment in {uri()} was made by an MLflow server, which keeps its files: set "
+            "MLFLOW_TRACKING_URI to that server, or MLFLOW_EXPERIMENT_NAME to another name"
         )
     return None
 

@@ -28,7 +28,7 @@ def check_positions(recipe: Profile, base: Base, longest: int) -> None:
 def load_rows(
     dataset: Path, recipe: Profile, base: Base
 ) -> tuple[Encoder, str, dict[str, list[Row]], dict[str, int]]:
-    """Encode the training and validation rows; those over max_length are counted out, never cut.
+    """Encode the training and validation rows; those over max_length are dropped, never cut.
 
     Returns the encoder, the prompt template, the rows and the number left out, by split.
     """

@@ -38,7 +38,7 @@ def test_one_file_is_split_by_content_into_disjoint_parts(step, workplace: Path)
     assert step("prepare_data", "--profile", "smoke-text", "--data", data).exit_code == 0
     splits = logged_splits((workplace / "outputs" / "run-id").read_text(), workplace)
     answers = {split: {row.answer for row in rows} for split, rows in splits.items()}
-    # The repeated row is counted out.
+    # The repeated row is dropped.
     assert sum(map(len, splits.values())) == 60
     assert not answers["train"] & answers["test"]
     assert not answers["train"] & answers["validation"]
@@ -312,7 +312,7 @@ def test_the_manifest_tells_what_the_dataset_is(step, workplace: Path) -> None:
     (data / "prompt.txt").write_text("Say: {question}")
     arguments = ("--profile", "smoke-text", "--data", f"{data}#50", "--on", "empty=drop")
     result = step("prepare_data", *arguments)
-    assert "; counted out: 1 empty, 11 sample, 1 duplicates (logged)" in result.stdout
+    assert "; dropped: 1 empty, 11 sample, 1 duplicates (logged)" in result.stdout
     run = mlflow.get_run(logged(workplace))
     found = manifest_of(run.info.run_id)
     assert found["digest"] == run.data.params["digest"] == run.data.tags["loraline.fingerprint"]
@@ -424,9 +424,7 @@ def test_losing_most_of_the_data_is_said(step, workplace: Path) -> None:
     data = write_rows(workplace / "data", [*ROWS, *long])
     result = step("prepare_data", "--profile", "smoke-text", "--data", data)
     assert result.exit_code == 0
-    assert f"warning: checks counted out {len(long)} of {len(ROWS) + len(long)} rows" in (
-        result.stderr
-    )
+    assert f"warning: checks dropped {len(long)} of {len(ROWS) + len(long)} rows" in (result.stderr)
 
 
 def test_examples_name_the_row_that_is_repeated(step, workplace: Path) -> None:

@@ -34,7 +34,7 @@ REFUSED = {
     "08-reasoning-content": "the base's chat template does not print reasoning_content",
     "09-audio-column": "holds audios, and no base here hears",
     "10-context-column": r"'context' would not be used; .*columns: \{question: \"\{context\}",
-    "15-all-rows-counted-out": r"no rows for train of 12 read: counted out 12 by too_long "
+    "15-all-rows-counted-out": r"no rows for train of 12 read: 12 dropped by too_long "
     r"\(max_length 128\)",
     "20-avif-heic-svg-pdf": r"image 'i/Arlon.avif' is AVIF, which is not read; convert it to PNG",
     "21-csv-utf-16": "is UTF-16; save it as UTF-8",

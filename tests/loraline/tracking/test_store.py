@@ -54,3 +54,20 @@ def test_an_artifact_store_that_refuses_is_said(workplace: Path, code: str) -> N
 
 def test_other_errors_are_none_of_it() -> None:
     assert store.refusal(RuntimeError("An error occurred")) is None
+
+
+def test_a_store_whose_artifacts_a_server_keeps_is_asked_through_that_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(store.uri())
+    experiment = mlflow.create_experiment("of a server", "mlflow-artifacts:/1")
+    with mlflow.start_run(experiment_id=experiment), pytest.raises(MlflowException) as refused:
+        mlflow.log_text("a", "a.txt")
+    assert store.refusal(refused.value) == (
+        f"the experiment in {store.uri()} was made by an MLflow server, which keeps its files: set "
+        "MLFLOW_TRACKING_URI to that server, or MLFLOW_EXPERIMENT_NAME to another name"
+    )
