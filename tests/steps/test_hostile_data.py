@@ -136,7 +136,7 @@ def test_the_report_escapes_everything(step, folder: Path, workplace: Path) -> N
     assert "](javascript" not in summary.replace("\\]", "")
 
 
-def test_a_tar_of_bombs_is_counted_out(step, workplace: Path) -> None:
+def test_a_tar_of_bombs_is_dropped(step, workplace: Path) -> None:
     place = workplace / "tar"
     place.mkdir()
     with tarfile.open(place / "shard.tar", "w") as archive:
@@ -156,7 +156,6 @@ def test_a_tar_of_bombs_is_counted_out(step, workplace: Path) -> None:
         add("link.png", b"", tarfile.SYMTYPE, "/etc/passwd")
         add("link.txt", b"link")
         add("device.png", b"", tarfile.CHRTYPE)
-        add("nested.zip", b"PK")
         add("huge.json", b" " * 40_000_000)
     (place / "prompt.txt").write_text("What?")
     arguments = ("--profile", "smoke-vision", "--data", place, *DROPS, "--check-only")
@@ -168,6 +167,20 @@ def test_a_tar_of_bombs_is_counted_out(step, workplace: Path) -> None:
     assert re.search(r"unreadable \| drop \| 1 ", report)
     assert re.search(r"format \| drop \| 1 ", report)
     assert not (workplace.parent / "climbs.png").exists()
+
+
+def test_an_archive_in_a_tar_is_refused_by_its_name(step, workplace: Path) -> None:
+    place = workplace / "tar"
+    place.mkdir()
+    with tarfile.open(place / "shard.tar", "w") as archive:
+        for name, content in (("a.png", picture(1)), ("a.txt", b"one"), ("nested.zip", b"PK")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (place / "prompt.txt").write_text("What?")
+    result = step("prepare_data", "--profile", "smoke-vision", "--data", place, *DROPS)
+    assert result.exit_code == 2
+    assert "shard.tar holds 'nested.zip', which can hold rows; unpack it" in result.stderr
 
 
 def test_a_tar_that_lies_about_its_length_is_one_clear_error(step, workplace: Path) -> None:

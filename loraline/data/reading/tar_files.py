@@ -25,7 +25,7 @@ MEMBERS = (*JSON_MEMBERS, *TEXT_MEMBERS, *IMAGE_MEMBERS, *VIDEO_MEMBERS, *SOUND_
 """Endings of the members that make a sample."""
 
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".tar", ".zip")
-"""Endings of members that hold rows of their own, which nothing reads inside a shard."""
+"""Endings of members that can hold rows, which nothing reads inside a shard."""
 
 MOST_MEMBERS = 64
 """Members of one sample."""
@@ -55,7 +55,7 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                 packing = streams.packing_of(ending)
                 ending = posixpath.splitext(ending)[0] if packing else ending
                 if ending.endswith(TABLES):
-                    raise UserError(f"{path} holds {base[:60]!r}, which holds rows; unpack it")
+                    raise UserError(f"{path} holds {base[:60]!r}, which can hold rows; unpack it")
                 if not ending.endswith(MEMBERS):
                     # Not read; the report lists it by its ending, if it belongs to a sample.
                     members[ending], unread = b"", unread or base

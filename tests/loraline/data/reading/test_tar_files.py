@@ -72,8 +72,8 @@ def test_a_member_of_a_sample_that_is_not_read_is_listed(shard) -> None:
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ({"rows.jsonl": ROW}, "holds 'rows.jsonl', which holds rows; unpack it"),
-        ({"0.json": ROW, "deep/rows.csv.gz": b""}, "holds 'rows.csv.gz', which holds rows"),
+        ({"rows.jsonl": ROW}, "holds 'rows.jsonl', which can hold rows; unpack it"),
+        ({"0.json": ROW, "deep/rows.csv.gz": b""}, "holds 'rows.csv.gz', which can hold rows"),
         ({"0.json": b"[" + ROW + b"]"}, r"its .json is a list, not an object"),
         ({"0.json": ROW, "0.wav": b"RIFF"}, "holds audio, and no base here hears"),
         ({"0.json": ROW, "0.meta.json": b'{"answer": "No."}'}, "two of its members say 'answer'"),
