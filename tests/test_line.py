@@ -68,7 +68,7 @@ PROFILES = [
     pytest.param(profile, marks=() if profile == "smoke-text" else pytest.mark.slow)
     for profile in MODELS
 ]
-"""The line of texts runs in every `make test`; that of pictures in CI, with what is slow here."""
+"""The line of texts runs in every `make test`; that of pictures, and what is slow here, in CI."""
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -181,6 +181,7 @@ def verified(line: Line, url: str) -> subprocess.CompletedProcess[str]:
     return line.run("steps/verify_serving.py", *command)
 
 
+@pytest.mark.slow
 def test_verification_passes_on_the_manifests_server(line: Line, client: Any, running: Any) -> None:
     ended = verified(line, running.url)
     assert ended.returncode == 0, ended.stderr
@@ -193,6 +194,7 @@ def test_verification_passes_on_the_manifests_server(line: Line, client: Any, ru
     (line.place / "verified" / "run-id").unlink()
 
 
+@pytest.mark.slow
 def test_the_gateway_answers_what_was_measured(line: Line, client: Any, running: Any) -> None:
     """Uploads through /predict get the measured tokens, and so does verify_serving through it."""
     import httpx
@@ -298,6 +300,7 @@ def follow(line: Line, running: Any, *options: str) -> subprocess.CompletedProce
     )
 
 
+@pytest.mark.slow
 def test_an_alias_is_followed_without_a_restart(line: Line, client: Any, running: Any) -> None:
     from loraline.serving.client import Server
 

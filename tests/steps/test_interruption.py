@@ -230,6 +230,7 @@ def test_force_begins_anew_and_sweeps_a_dead_training(
     assert not mlflow.MlflowClient().list_artifacts(broken.info.run_id, checkpoint.FOLDER)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(start: Start, train, data_run: str, quick) -> None:
     alone = train(data_run, quick("alone", max_steps=6, learning_rate=3e-4))
     process = start(quick("together", max_steps=6, learning_rate=3e-4), "--gpus", "2")

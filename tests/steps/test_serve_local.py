@@ -313,6 +313,7 @@ def test_text_adapter_is_served_as_measured_with_the_gateway_until_sigterm(text)
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_vision_adapter_is_served_as_measured_and_fetches_no_images(vision, tmp_path):
     image = tmp_path / "drawing.png"
     image.write_bytes(vision.images[0])
