@@ -65,13 +65,13 @@ endif
 
 .PHONY: pipeline
 pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smoke-vision] [DATA=folder] [SET=r=16]
-	@$(call named,pipeline); $(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
+	@$(call named,loraline-pipeline); $(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \
 		&& $(BIN)/python workflows/summary.py "outputs/$$name"
 
 .PHONY: sweep
 sweep: install rendered  ## Compare profiles: make sweep PROFILES='["smoke-text", "mine"]' [PROFILE=smoke-text] [DATA=folder]
-	@$(call named,sweep); $(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
+	@$(call named,loraline-sweep); $(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \
 		&& $(BIN)/python workflows/summary.py "outputs/$$name"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.reader import read
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -49,7 +51,9 @@ def test_what_is_typed_is_handed_on(words: list[str], argument: str) -> None:
 def test_a_run_is_summed_up_by_its_own_name(target: str) -> None:
     """`outputs/latest` may lead to another run that was started meanwhile."""
     printed = make("-n", target).stdout
-    assert f'name="{target}-$(date +%Y%m%d-%H%M%S)-$$"' in printed
+    # The runner takes a name that is known again as its workflow's.
+    prefix = read(ROOT / "workflows" / f"{target}.yaml").prefix
+    assert f'name="{prefix}$(date +%Y%m%d-%H%M%S)-$$"' in printed
     assert '--name "$name"' in printed
     assert 'summary.py "outputs/$name"' in printed
 
