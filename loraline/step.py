@@ -148,6 +148,17 @@ def split_overrides(ctx: click.Context, parameter: click.Parameter, value: Any) 
         raise UserError(f"--set {' '.join(value)!r} cannot be read: {error}") from error
 
 
+overrides_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=split_overrides,
+    help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
+)
+"""How the steps that read a profile are given other keys of it."""
+
+
 def instead_of_tagged(
     ctx: click.Context, parameter: click.Parameter, value: Any
 ) -> tuple[str, ...] | None:
@@ -156,6 +167,17 @@ def instead_of_tagged(
     A workflow always gives it, empty where nothing is set.
     """
     return split_overrides(ctx, parameter, value) if value else None
+
+
+limits_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    callback=instead_of_tagged,
+    help="Limits for this run, such as gate.min_rows=10.  [default: those set for the training]",
+)
+"""How the steps that judge by a profile's gate are given other limits."""
 
 
 def read_recipes(ctx: click.Context, parameter: click.Parameter, value: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, recipes_option, split_overrides, step
+from loraline.step import not_empty, overrides_option, recipes_option, step
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
@@ -78,14 +78,7 @@ if TYPE_CHECKING:
 @click.option("--part", callback=not_empty, help="Only the i-th of n shares of the data, as 1/4.")
 @click.option("--merge", callback=not_empty, help="Runs made with --part, separated by commas.")
 @click.option("--check-only", is_flag=True, help="Write the report and log nothing.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=split_overrides,
-    help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
-)
+@overrides_option
 @recipes_option
 def prepare_data(
     profile: str,

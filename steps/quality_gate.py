@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.step import instead_of_tagged, not_empty, recipes_option, step
+from loraline.step import limits_option, not_empty, recipes_option, step
 from loraline.tracking import description, fingerprints, identity, runs, store
 from loraline.tracking.tags import (
     ADAPTER_DIGEST,
@@ -48,14 +48,7 @@ if TYPE_CHECKING:
     callback=not_empty,
     help="YAML file with rules that replace the profile's.  [default: the profile's gate]",
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=instead_of_tagged,
-    help="Limits for this run, such as gate.min_rows=10.  [default: those set for the training]",
-)
+@limits_option
 @recipes_option
 @click.option("--fail-on-reject", is_flag=True, help="End with exit code 1 when it is rejected.")
 def quality_gate(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import instead_of_tagged, recipes_option, step
+from loraline.step import limits_option, recipes_option, step
 from loraline.tracking import fingerprints, store
 from loraline.tracking import runs as tracking_runs
 from loraline.tracking.tags import MEASURED, MODEL_ID, SELECTED
@@ -64,14 +64,7 @@ class Entry:
     "--run-ids", required=True, help="JSON list of evaluate runs; empty ones are skipped."
 )
 @click.option("--metric", default="levenshtein", show_default=True, help="Metric to rank by.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=instead_of_tagged,
-    help="Limits for this run, such as gate.min_rows=10.  [default: those set for the training]",
-)
+@limits_option
 @recipes_option
 def select_best(
     run_ids: str,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, recipes_option, split_overrides, step
+from loraline.step import not_empty, overrides_option, recipes_option, step
 from loraline.tracking import datasets, fingerprints, identity, runs, store, tags
 from loraline.training import allocator, group, launch
 
@@ -45,14 +45,7 @@ if TYPE_CHECKING:
     help="Time between checkpoints: what a lost machine costs at most.",
 )
 @group.described_by_flags
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    callback=split_overrides,
-    help="A key of the profile for this run, such as learning_rate=1e-4 or gate.min_rows=10.",
-)
+@overrides_option
 @recipes_option
 def train_qlora(
     run_id: str,

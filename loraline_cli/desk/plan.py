@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import click
 
-from loraline.step import LineCommand, split_overrides
+from loraline.step import LineCommand, overrides_option
 
 
 @click.command(cls=LineCommand)
 @click.argument("profile")
-@click.option("--set", "overrides", multiple=True, callback=split_overrides, help="KEY=VALUE.")
+@overrides_option
 def show_plans(profile: str, overrides: tuple[str, ...]) -> None:
     """Print the fastest and the smallest plan of PROFILE's memory mode, for rows of max_length.
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from loraline.base import pixels
 from loraline.data import boxes
 from loraline.data.checks import BadRow
@@ -167,7 +165,7 @@ class Exact:
             asked = row.until(turn) if turn < len(row.messages) - 1 else row
             try:
                 prompt, tail = self.encoder.render(asked)
-            except (jinja2.TemplateError, TypeError, UserError) as error:
+            except (TypeError, UserError) as error:
                 raise BadRow(
                     "unused", f"the base's chat template refuses it: {short(error)}"
                 ) from None
