@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,7 @@ from loraline.tracking import datasets, description, fingerprints, runs, store, 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
-    from loraline.contract import Contract
     from loraline.evaluation.measurement import Comparison, Measurement
     from loraline.evaluation.report import Evaluation
     from loraline.records import Record
@@ -68,6 +65,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     from loraline.base import locate
     from loraline.base.encoding import Encoder
     from loraline.evaluation import report
+    from loraline.evaluation.champion import comparable_champion
 
     started = time.monotonic()
     with (
@@ -91,8 +89,8 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         datasets.log_dataset(data_run, run, "evaluation")
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
-        comparable = comparable_champion(champion, held_out, agreed, prints)
-        with comparable as (other, champion_story):
+        compared = comparable_champion(champion, held_out, agreed, prints)
+        with compared as (other, champion_story):
             adapters = {"base": None, "tuned": adapter, **other}
             measured = measurement.measure(engine, agreed, base, adapters, encoder, held_out)
         mlflow.log_table(predictions(held_out, measured), "predictions.json")
@@ -120,63 +118,6 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         log_report(client, evaluation, train_run)
     print_headline(comparison)
     runs.hand_over(out_dir, run.info.run_id)
-
-
-@contextmanager
-def comparable_champion(
-    champion: ModelVersion | None,
-    held_out: Sequence[Record],
-    candidate: Contract,
-    prints: Mapping[str, str],
-) -> Iterator[tuple[dict[str, Path], str | None]]:
-    """The champion's adapter, if its numbers on these rows can be compared, and words for both."""
-    import mlflow
-
-    from loraline import contract
-    from loraline.base import locate
-    from loraline.base.encoding import Encoder
-    from loraline.evaluation import measurement
-
-    if champion is None:
-        yield {}, None
-        return
-    version = f"version {champion.version}"
-    mlflow.set_tag(tags.CHAMPION, str(champion.version))
-    if not champion.source.startswith("models:/"):
-        refused = f"{champion.source} was not logged by this line"
-        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
-        yield {}, f"{version}, not measured: {refused}"
-        return
-    with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
-        expect_judged(champion, contract.folder_digest(adapter))
-        agreed = contract.read(adapter)
-        if agreed.is_served_as(candidate):
-            mlflow.set_tag(tags.CHAMPION_AGAIN, str(champion.version))
-            yield {}, f"{version}, which is this very adapter"
-            return
-        if agreed.base_revision == candidate.base_revision:
-            encoder = Encoder.of(agreed, locate.locate_measured(agreed))
-            theirs = measurement.fingerprints(encoder, agreed, held_out)
-            differing = [key for key, value in prints.items() if theirs[key] != value]
-        else:
-            differing = ["base"]
-        if not differing:
-            yield {"champion": adapter}, version
-            return
-        refused = f"it has another {' and '.join(differing)}"
-        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
-        yield {}, f"{version}, not measured: {refused}"
-
-
-def expect_judged(champion: ModelVersion, digest: str) -> None:
-    """Raise a UserError if the champion's files are not those that its gate judged."""
-    from loraline.errors import UserError
-    from loraline.tracking import identity
-
-    kept = champion.tags.get(tags.ADAPTER_DIGEST, digest)
-    if kept != digest:
-        change = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
-        raise UserError(identity.changed("quality_gate", change))
 
 
 def predictions(

@@ -1,0 +1,70 @@
+"""The champion beside a candidate: measured again where its numbers can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline import contract
+from loraline.base import locate
+from loraline.base.encoding import Encoder
+from loraline.errors import UserError
+from loraline.evaluation import measurement
+from loraline.tracking import identity, runs, tags
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from loraline.contract import Contract
+    from loraline.records import Record
+
+
+@contextmanager
+def comparable_champion(
+    champion: ModelVersion | None,
+    held_out: Sequence[Record],
+    candidate: Contract,
+    prints: Mapping[str, str],
+) -> Iterator[tuple[dict[str, Path], str | None]]:
+    """The champion's adapter, if its numbers on these rows can be compared, and words for both."""
+    import mlflow
+
+    if champion is None:
+        yield {}, None
+        return
+    version = f"version {champion.version}"
+    mlflow.set_tag(tags.CHAMPION, str(champion.version))
+    if not champion.source.startswith("models:/"):
+        refused = f"{champion.source} was not logged by this line"
+        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
+        yield {}, f"{version}, not measured: {refused}"
+        return
+    with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
+        expect_judged(champion, contract.folder_digest(adapter))
+        agreed = contract.read(adapter)
+        if agreed.is_served_as(candidate):
+            mlflow.set_tag(tags.CHAMPION_AGAIN, str(champion.version))
+            yield {}, f"{version}, which is this very adapter"
+            return
+        if agreed.base_revision == candidate.base_revision:
+            encoder = Encoder.of(agreed, locate.locate_measured(agreed))
+            theirs = measurement.fingerprints(encoder, agreed, held_out)
+            differing = [key for key, value in prints.items() if theirs[key] != value]
+        else:
+            differing = ["base"]
+        if not differing:
+            yield {"champion": adapter}, version
+            return
+        refused = f"it has another {' and '.join(differing)}"
+        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
+        yield {}, f"{version}, not measured: {refused}"
+
+
+def expect_judged(champion: ModelVersion, digest: str) -> None:
+    """Raise a UserError if the champion's files are not those that its gate judged."""
+    kept = champion.tags.get(tags.ADAPTER_DIGEST, digest)
+    if kept != digest:
+        change = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
+        raise UserError(identity.changed("quality_gate", change))
