@@ -109,6 +109,7 @@ images:  ## Build the images: make images [BUILDER=buildah] [TAG=dev]
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline:$(TAG) -f images/cpu.Dockerfile .
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline-gpu:$(TAG) -f images/gpu.Dockerfile .
 	$(BUILDER) build -t localhost/loraline-gateway:$(TAG) -f images/gateway.Dockerfile .
+	$(BUILDER) build -t localhost/loraline-page:$(TAG) -f images/page.Dockerfile .
 
 .PHONY: cluster-apply
 cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]

@@ -38,6 +38,9 @@ def doubts(
         sentences.append(
             f"the gateway's image {gateway.image} is on no registry; --gateway-image names one"
         )
+    page = gateway.page if gateway is not None else None
+    if page is not None and page.image.startswith("localhost/"):
+        sentences.append(f"the page's image {page.image} is on no registry; --ui-image names one")
     if gateway is not None and gateway.volume is None:
         sentences.append(
             "each replica of the gateway keeps jobs and sessions of its own, and loses them with "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from loraline.contract import Contract
 from loraline.delivery.kube import Object
+from loraline.delivery.page import Page
 from loraline.delivery.pod import NAME, Pod
 from loraline.errors import UserError
 from loraline.serving import arguments
@@ -56,6 +57,9 @@ class Gateway:
     tasks: tuple[tuple[str, str], ...] = ()
     """The operator's task files, name and text."""
 
+    page: Page | None = None
+    """The page in front; None for none."""
+
     def check(self) -> None:
         """Raise a UserError for what Kubernetes would refuse or the manifest makes itself."""
         if self.replicas < LEAST_REPLICAS:
@@ -65,8 +69,15 @@ class Gateway:
             )
         if self.host is not None:
             checked_subdomain(self.host, "host of the gateway")
-        if self.parent is not None and self.host is None:
-            raise UserError("--gateway-parent needs --gateway-host to say for which host")
+        hosts = [self.host, self.page.host if self.page else None]
+        if self.parent is not None and hosts == [None, None]:
+            raise UserError(
+                "--gateway-parent needs --gateway-host or --ui-host to say for which host"
+            )
+        if self.host is not None and hosts[0] == hosts[1]:
+            raise UserError(
+                f"{self.host} is the host of gateway and page; give each one of its own"
+            )
         if self.parent is not None:
             if self.parent.count("/") != 1:
                 raise UserError(f"--gateway-parent {self.parent!r} is not NAMESPACE/NAME")
@@ -91,6 +102,8 @@ class Gateway:
         for name, _ in self.tasks:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", name):
                 raise UserError(f"task file {name!r} has a name that a ConfigMap does not take")
+        if self.page is not None:
+            self.page.check()
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,11 @@ class GatewayPod:
     @property
     def name(self) -> str:
         return f"{self.servers[0].resource}-gateway"
+
+    @property
+    def address(self) -> str:
+        """As other pods of the namespace reach it."""
+        return f"http://{self.name}:{PORT}"
 
     @property
     def monitored(self) -> bool:

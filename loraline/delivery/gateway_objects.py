@@ -1,9 +1,10 @@
-"""The objects around the gateway's pod: Deployment, Service, policies, autoscaler, Ingress."""
+"""The objects around the gateway's pod: Deployment, Service, policies, autoscaler."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loraline.delivery import page_objects
 from loraline.delivery.containers import DRAIN_SECONDS
 from loraline.delivery.gateway import (
     DATA,
@@ -18,7 +19,9 @@ from loraline.delivery.gateway import (
 )
 from loraline.delivery.kube import Object, environment, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, disruption_budget, port_of, tcp
+from loraline.delivery.page import PagePod
 from loraline.delivery.pod import Pod
+from loraline.delivery.ways_in import way_in
 from loraline.serving import arguments
 from loraline.serving.arguments import CONFIG
 
@@ -28,16 +31,13 @@ UID = 8737
 BUSY = 70
 """Percent of the requested processor time at which another replica is started."""
 
-ANSWER_SECONDS = 600
-"""Default of GATEWAY_UPSTREAM_TIMEOUT_S: proxies in front must not cut an answer earlier."""
-
 ADDRESSES = ("GATEWAY_OIDC_ISSUER", "GATEWAY_OIDC_JWKS_URL", "GATEWAY_OTLP_ENDPOINT")
 """Settings that are addresses, which the gateway's pods have to reach."""
 
 
 def objects(gateway: Gateway, servers: Sequence[Pod], models: Sequence[Model]) -> list[Object]:
-    """The gateway's objects, in apply order. The first server has the adapters of `models`; a
-    second one has their base for tasks. UserError for what cannot be."""
+    """The gateway's objects and the page's, in apply order. The first server has the adapters of
+    `models`; a second one has their base for tasks. UserError for what cannot be."""
     gateway.check()
     pod = GatewayPod(gateway, tuple(servers), tuple(models))
     return [
@@ -47,8 +47,9 @@ def objects(gateway: Gateway, servers: Sequence[Pod], models: Sequence[Model]) -
         disruption_budget(pod),
         network_policy(pod),
         autoscaler(pod),
-        *way_in(pod),
+        *way_in(pod, PORT, gateway.host, gateway.parent),
         *service_monitor(pod),
+        *(page_objects.objects(PagePod(gateway.page, pod)) if gateway.page else ()),
     ]
 
 
@@ -229,56 +230,6 @@ def network_policy(pod: GatewayPod) -> Object:
             "policyTypes": ["Ingress", "Egress"],
             "ingress": ingress,
             "egress": egress,
-        },
-    }
-
-
-def way_in(pod: GatewayPod) -> list[Object]:
-    """An Ingress, or a route of a Gateway, where the gateway has a host name."""
-    if pod.gateway.host is None:
-        return []
-    return [route(pod) if pod.gateway.parent else ingress(pod)]
-
-
-def ingress(pod: GatewayPod) -> Object:
-    host = pod.gateway.host
-    backend = {"service": {"name": pod.name, "port": {"name": "http"}}}
-    metadata = pod.metadata()
-    # The controller's defaults refuse files of 1 MB and cut streams after a minute.
-    metadata["annotations"] = metadata["annotations"] | {
-        "nginx.ingress.kubernetes.io/proxy-body-size": "0",
-        "nginx.ingress.kubernetes.io/proxy-buffering": "off",
-        "nginx.ingress.kubernetes.io/proxy-request-buffering": "off",
-        "nginx.ingress.kubernetes.io/proxy-read-timeout": str(ANSWER_SECONDS),
-    }
-    path = {"path": "/", "pathType": "Prefix", "backend": backend}
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "Ingress",
-        "metadata": metadata,
-        "spec": {
-            # Keys are in headers, so the connection is encrypted.
-            "tls": [{"hosts": [host], "secretName": f"{pod.name}-tls"}],
-            "rules": [{"host": host, "http": {"paths": [path]}}],
-        },
-    }
-
-
-def route(pod: GatewayPod) -> Object:
-    namespace, _, name = (pod.gateway.parent or "").partition("/")
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": pod.metadata(),
-        "spec": {
-            "parentRefs": [{"name": name, "namespace": namespace}],
-            "hostnames": [pod.gateway.host],
-            "rules": [
-                {
-                    "backendRefs": [{"name": pod.name, "port": PORT}],
-                    "timeouts": {"request": f"{ANSWER_SECONDS}s"},
-                }
-            ],
         },
     }
 

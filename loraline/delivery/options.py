@@ -1,4 +1,4 @@
-"""The flags of deploy_vllm: the options of a server and of the gateway in front of it."""
+"""The flags of deploy_vllm: the options of a server, and of gateway and page in front of it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 GATEWAY_IMAGE = "localhost/loraline-gateway:dev"
+PAGE_IMAGE = "localhost/loraline-page:dev"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class GatewayOptions:
-    """The command line's options for the gateway."""
+    """The command line's options for the gateway and the page."""
 
     gateway: bool = False
     gateway_image: str | None = None
@@ -33,12 +34,19 @@ class GatewayOptions:
     gateway_volume: str | None = None
     gateway_redis_port: int | None = None
     gateway_set: tuple[str, ...] = ()
+    ui: bool = False
+    ui_image: str | None = None
+    ui_host: str | None = None
+    ui_desk: str | None = None
 
     def check(self) -> None:
-        """Raise a UserError for flags that need --gateway, and for invalid settings."""
+        """Raise a UserError for flags that need another, and for invalid settings."""
         for name, value in vars(self).items():
-            if name != "gateway" and value not in (None, ()) and not self.gateway:
-                raise UserError(f"--{name.replace('_', '-')} needs --gateway")
+            flag = f"--{name.replace('_', '-')}"
+            if name != "gateway" and value not in (None, (), False) and not self.gateway:
+                raise UserError(f"{flag} needs --gateway")
+            if name.startswith("ui_") and value is not None and not self.ui:
+                raise UserError(f"{flag} needs --ui")
         for word in self.gateway_set:
             if not word.partition("=")[2]:
                 raise UserError(f"--gateway-set {word!r} is not NAME=VALUE")
@@ -46,10 +54,12 @@ class GatewayOptions:
     def described(self, tasks: Sequence[tuple[str, str]]) -> Gateway | None:
         """The gateway with these task files, name and text; None without --gateway."""
         from loraline.delivery.gateway import Gateway
+        from loraline.delivery.page import Page
 
         if not self.gateway:
             return None
         settings = dict(word.split("=", 1) for word in self.gateway_set)
+        page = Page(self.ui_image or PAGE_IMAGE, self.ui_host, self.ui_desk) if self.ui else None
         gateway = Gateway(
             image=self.gateway_image or GATEWAY_IMAGE,
             replicas=self.gateway_replicas or 4,
@@ -59,6 +69,7 @@ class GatewayOptions:
             redis_port=self.gateway_redis_port,
             settings=tuple(sorted(settings.items())),
             tasks=tuple(tasks),
+            page=page,
         )
         gateway.check()
         return gateway
@@ -196,7 +207,7 @@ FLAGS = (
         "--gateway-parent",
         callback=not_empty,
         metavar="NAMESPACE/NAME",
-        help="Gateway of the Gateway API: an HTTPRoute for the host, not an Ingress.",
+        help="Gateway of the Gateway API: HTTPRoutes for the hosts, not an Ingress.",
     ),
     click.option(
         "--gateway-volume", callback=not_empty, help="Claim for jobs and sessions of all replicas."
@@ -211,6 +222,14 @@ FLAGS = (
         multiple=True,
         metavar="NAME=VALUE",
         help="A setting of the gateway, such as GATEWAY_RATE=60/minute; may be repeated.",
+    ),
+    click.option(
+        "--ui", is_flag=True, help="Add the page in a browser, a client of the gateway alone."
+    ),
+    click.option("--ui-image", callback=not_empty, help="Image of the page."),
+    click.option("--ui-host", callback=not_empty, help="Host name of an Ingress to the page."),
+    click.option(
+        "--ui-desk", callback=not_empty, help="Address of the desk, for Review and Train."
     ),
     click.option("--merged", is_flag=True, help="Serve the base with the adapter merged into it."),
     click.option(

@@ -105,7 +105,11 @@ MISTAKES = {
     ("--gateway", "--gateway-set", "GATEWAY_OIDC_ISSUER=https://a"): "are set together",
     ("--gateway", "--gateway-set", "GATEWAY_REDIS_URL=redis://a"): "reads it from a Secret",
     ("--gateway", "--gateway-host", "Ask Me"): "host of the gateway 'Ask Me' is not accepted",
-    ("--gateway", "--gateway-parent", "a/b"): "--gateway-parent needs --gateway-host",
+    ("--gateway", "--gateway-parent", "a/b"): "--gateway-parent needs --gateway-host or --ui-host",
+    ("--ui",): "--ui needs --gateway",
+    ("--gateway", "--ui-host", "page.example.org"): "--ui-host needs --ui",
+    ("--gateway", "--ui", "--ui-host", "My page"): "host of the page 'My page' is not accepted",
+    ("--gateway", "--ui", "--ui-desk", "desk"): "--ui-desk is not an address such as http://desk",
     ("--tasks", "beside"): "shows images or videos, and test_data/text/base is a text base",
 }
 
@@ -181,6 +185,25 @@ def test_the_gateway_stands_in_front_of_the_server(step, workplace: Path, gate_r
     ), "asked as it was measured"
     bare = step("deploy_vllm", "--run-id", gate_run, "--gateway")
     assert "rendered" in bare.stdout and "no registry; --gateway-image" in bare.stderr
+
+
+def test_the_page_stands_in_front_of_the_gateway(step, workplace: Path, gate_run: str) -> None:
+    way = ("--ui-host", "page.example.org", "--ui-desk", "http://desk:8090")
+    image = ("--ui-image", "registry.example/page:1")
+    made = step("deploy_vllm", "--run-id", gate_run, "--gateway", "--ui", *way, *image)
+    assert made.exit_code == 0, made.stderr
+    assert "of the page" not in made.stderr
+    text = (workplace / "outputs" / "vllm.yaml").read_text()
+    entries = {(each["metadata"]["name"], each["kind"]): each for each in yaml.safe_load_all(text)}
+    page = "lora-mistral-7b-lora-page"
+    assert {kind for name, kind in entries if name == page} == {
+        *("Deployment", "Service", "NetworkPolicy", "Ingress"),
+    }
+    container = entries[page, "Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "registry.example/page:1"
+    assert {"name": "UI_DESK", "value": "http://desk:8090"} in container["env"]
+    bare = step("deploy_vllm", "--run-id", gate_run, "--gateway", "--ui")
+    assert "rendered" in bare.stdout and "no registry; --ui-image" in bare.stderr
 
 
 def test_what_no_card_can_apply_is_served_by_cpus(step, workplace: Path, candidate) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from loraline.delivery import cluster as delivery_cluster
 from loraline.delivery.checkout import commit
 from loraline.delivery.doubts import doubts
 from loraline.delivery.gateway import Gateway
+from loraline.delivery.page import Page
 from loraline.errors import TryAgain, UserError
 
 VERSION = {"loraline/registered-version": "models:/tiny-lora/3"}
@@ -219,7 +221,11 @@ def test_what_the_gateways_replicas_do_not_share_is_doubted() -> None:
         "each replica of the gateway keeps jobs and sessions of its own",
         "each replica of the gateway counts rates and tokens on its own",
     ]
-    shared = Gateway("registry.example/gateway:1", volume="kept", redis_port=6379)
+    page = Page("localhost/page:dev")
+    shared = Gateway("registry.example/gateway:1", volume="kept", redis_port=6379, page=page)
+    (sentence,) = doubts("registry.example/loraline:1", known, server, shared)
+    assert sentence.startswith("the page's image localhost/page:dev is on no registry")
+    shared = replace(shared, page=Page("registry.example/page:1"))
     assert doubts("registry.example/loraline:1", known, server, shared) == []
 
 

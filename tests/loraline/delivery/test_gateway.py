@@ -266,7 +266,7 @@ class TestWaysIn:
         [
             ({"replicas": 1}, "1 replicas of the gateway are fewer than the 2"),
             ({"host": "Ask me"}, "host of the gateway 'Ask me' is not accepted"),
-            ({"parent": "ingress/public"}, "--gateway-parent needs --gateway-host"),
+            ({"parent": "ingress/public"}, "--gateway-parent needs --gateway-host or --ui-host"),
             ({"host": "a.b", "parent": "public"}, "--gateway-parent 'public' is not NAMESPACE/NAM"),
             ({"host": "a.b", "parent": "a/B c"}, "part of --gateway-parent 'B c' is not accepted"),
             ({"volume": "my volume"}, "volume of the gateway 'my volume' is not accepted"),

@@ -16,6 +16,7 @@ from loraline import profile_files, profiles
 from loraline.contract import Contract
 from loraline.delivery import kube, manifest, tasks
 from loraline.delivery.gateway import Gateway, Model
+from loraline.delivery.page import Page
 from loraline.delivery.placement import Placement
 from loraline.delivery.tasks import Need
 from loraline.serving import preflight, sizing, versions
@@ -27,6 +28,7 @@ ROOT = HERE.parents[2]
 GOLDENS = HERE / "manifests"
 PROFILES = profile_files.names(ROOT / "lora_profiles")
 GATEWAY_IMAGE = "localhost/loraline-gateway:dev"
+PAGE = Page("localhost/loraline-page:dev")
 PINNED = "vllm/vllm-openai:v0.32.0@sha256:" + "12" * 32
 
 BY_USER = {
@@ -69,6 +71,7 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
     ),
     "gptq": ("standard", Placement(), {"quantized": True}),
     "gateway": ("standard", Placement(), {"gateway": Gateway(GATEWAY_IMAGE)}),
+    "gateway-page": ("standard", Placement(), {"gateway": Gateway(GATEWAY_IMAGE, page=PAGE)}),
     "gateway-beside": (
         "standard",
         Placement(),
@@ -97,6 +100,11 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
                     ("GATEWAY_OTLP_ENDPOINT", "http://collector:4318/v1/traces"),
                 ),
                 tasks=(("summary.yaml", "title: Summary\n"),),
+                page=Page(
+                    "registry.example.org/page@sha256:" + "78" * 32,
+                    host="page.example.org",
+                    desk="http://desk:8090",
+                ),
             )
         },
     ),

@@ -1,0 +1,122 @@
+"""The objects around the page's pod: Deployment, Service, policy, and a way in."""
+
+from __future__ import annotations
+
+from loraline.delivery import gateway
+from loraline.delivery.kube import Object, environment, secret, unprivileged
+from loraline.delivery.objects import ANYWHERE, DNS, port_of, tcp
+from loraline.delivery.page import PORT, UPLOADS, PagePod
+from loraline.delivery.ways_in import way_in
+
+UID = 8737
+"""User of the page's image."""
+
+
+def objects(pod: PagePod) -> list[Object]:
+    """The page's objects, in apply order."""
+    return [
+        deployment(pod),
+        service(pod),
+        network_policy(pod),
+        *way_in(pod, PORT, pod.page.host, pod.behind.gateway.parent),
+    ]
+
+
+def container(pod: PagePod) -> Object:
+    asks = {"httpGet": {"path": "/health", "port": "http"}}
+    return {
+        "name": "page",
+        "image": pod.page.image,
+        "env": [
+            *environment(pod.variables()),
+            # Without it, a restart asks every visitor for the key again.
+            secret("UI_SECRET", pod.name, "secret", optional=True),
+        ],
+        "ports": [{"name": "http", "containerPort": PORT}],
+        "resources": {
+            "requests": {"cpu": "250m", "memory": "512Mi"},
+            "limits": {"memory": "2Gi"},
+        },
+        "startupProbe": {**asks, "periodSeconds": 2, "failureThreshold": 60},
+        "readinessProbe": {**asks, "periodSeconds": 5, "failureThreshold": 2},
+        "livenessProbe": {
+            **asks,
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 6,
+        },
+        "securityContext": {**unprivileged(), "readOnlyRootFilesystem": True},
+        "volumeMounts": [
+            {"name": "uploads", "mountPath": UPLOADS},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+
+
+def deployment(pod: PagePod) -> Object:
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": pod.metadata(),
+        "spec": {
+            # What a visitor has open lives in the process, so there is one. It is no client's way:
+            # programs ask the gateway.
+            "replicas": 1,
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
+            "progressDeadlineSeconds": 600,
+            "selector": {"matchLabels": pod.selector},
+            "template": {
+                "metadata": {"labels": pod.labels, "annotations": pod.annotations},
+                "spec": {
+                    "enableServiceLinks": False,
+                    "automountServiceAccountToken": False,
+                    "securityContext": {
+                        "runAsNonRoot": True,
+                        "runAsUser": UID,
+                        "runAsGroup": UID,
+                        "fsGroup": UID,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "containers": [container(pod)],
+                    "volumes": [
+                        {"name": "uploads", "emptyDir": {"sizeLimit": "2Gi"}},
+                        {"name": "tmp", "emptyDir": {"sizeLimit": "256Mi"}},
+                    ],
+                },
+            },
+        },
+    }
+
+
+def service(pod: PagePod) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": pod.metadata(),
+        "spec": {
+            "selector": pod.selector,
+            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+        },
+    }
+
+
+def network_policy(pod: PagePod) -> Object:
+    """In: everybody, since it asks for keys. Out: names, the gateway, and the desk."""
+    doors = [{"podSelector": {"matchLabels": pod.behind.selector}}]
+    egress: list[Object] = [DNS, {"to": doors, "ports": tcp(gateway.PORT)}]
+    if pod.page.desk:
+        egress.append({"to": ANYWHERE, "ports": tcp(port_of(pod.page.desk))})
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": pod.metadata(),
+        "spec": {
+            "podSelector": {"matchLabels": pod.selector},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"ports": tcp(PORT)}],
+            "egress": egress,
+        },
+    }
