@@ -260,6 +260,9 @@ class TestWaysIn:
         assert made["HTTPRoute"]["spec"]["parentRefs"] == [
             {"name": "public", "namespace": "ingress"}
         ]
+        assert made["HTTPRoute"]["spec"]["rules"][0]["backendRefs"] == [
+            {"name": NAME, "port": 8080}
+        ]
 
     @pytest.mark.parametrize(
         ("change", "sentence"),
