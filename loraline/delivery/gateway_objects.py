@@ -19,7 +19,6 @@ from loraline.delivery.gateway import (
 )
 from loraline.delivery.kube import Object, environment, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, disruption_budget, port_of, tcp
-from loraline.delivery.page import PagePod
 from loraline.delivery.pod import Pod
 from loraline.delivery.ways_in import way_in
 from loraline.serving import arguments
@@ -49,7 +48,7 @@ def objects(gateway: Gateway, servers: Sequence[Pod], models: Sequence[Model]) -
         autoscaler(pod),
         *way_in(pod, PORT, gateway.host, gateway.parent),
         *service_monitor(pod),
-        *(page_objects.objects(PagePod(gateway.page, pod)) if gateway.page else ()),
+        *(page_objects.objects(page_objects.PagePod(gateway.page, pod)) if gateway.page else ()),
     ]
 
 

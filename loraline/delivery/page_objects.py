@@ -1,15 +1,78 @@
-"""The objects around the page's pod: Deployment, Service, policy, and a way in."""
+"""The page's pod and the objects around it: Deployment, Service, policy, and a way in."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import dataclass
+
 from loraline.delivery import gateway
+from loraline.delivery.gateway import GatewayPod
 from loraline.delivery.kube import Object, environment, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, port_of, tcp
-from loraline.delivery.page import PORT, UPLOADS, PagePod
+from loraline.delivery.page import Page
+from loraline.delivery.pod import NAME
 from loraline.delivery.ways_in import way_in
 
+PORT = 7860
+UPLOADS = "/uploads"
 UID = 8737
 """User of the page's image."""
+
+
+@dataclass(frozen=True)
+class PagePod:
+    """The page's pod; every object around it carries its name, labels and the version behind."""
+
+    page: Page
+    behind: GatewayPod
+
+    @property
+    def name(self) -> str:
+        return f"{self.behind.servers[0].resource}-page"
+
+    @property
+    def selector(self) -> dict[str, str]:
+        return {NAME: self.name}
+
+    @property
+    def labels(self) -> dict[str, str]:
+        part = {"app.kubernetes.io/component": "page", "app.kubernetes.io/part-of": "loraline"}
+        return self.selector | part
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """With a digest of what is read at the start, so that a change starts a new pod."""
+        read = json.dumps(self.variables(), sort_keys=True)
+        return {
+            "loraline/registered-version": self.behind.servers[0].adapters[0].uri,
+            "loraline/config-sha256": hashlib.sha256(read.encode()).hexdigest(),
+        }
+
+    def metadata(self) -> Object:
+        namespace = self.behind.servers[0].where.namespace
+        placed = {"namespace": namespace} if namespace else {}
+        return {
+            "name": self.name,
+            **placed,
+            "labels": self.labels,
+            "annotations": self.annotations,
+        }
+
+    def variables(self) -> dict[str, str]:
+        """Settings of the page: addresses alone, no key."""
+        env = {
+            # It asks every visitor for a key of the gateway.
+            "UI_HOST": "0.0.0.0",  # noqa: S104
+            "UI_PORT": str(PORT),
+            "UI_GATEWAY": self.behind.address,
+            "GRADIO_TEMP_DIR": UPLOADS,
+        }
+        if self.behind.gateway.host:
+            env["UI_PUBLIC_GATEWAY"] = f"https://{self.behind.gateway.host}"
+        if self.page.desk:
+            env["UI_DESK"] = self.page.desk
+        return env
 
 
 def objects(pod: PagePod) -> list[Object]:
