@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +121,15 @@ def shown_secrets(stage: Stage, *ended: Ended) -> list[str]:
     return found
 
 
-def record(file: Path, entry: dict[str, Any]) -> None:
-    """Add one cell's outcome to the file that docs/reliability.md is made from."""
+def record(**entry: Any) -> None:
+    """Add an outcome to LORALINE_FAULT_OUTCOMES, which docs/reliability.md is made from.
+
+    Several processes may add to the file at once.
+    """
+    if "LORALINE_FAULT_OUTCOMES" not in os.environ:
+        return
+    file = Path(os.environ["LORALINE_FAULT_OUTCOMES"])
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as outcomes:
+        fcntl.flock(outcomes, fcntl.LOCK_EX)
         outcomes.write(json.dumps(entry) + "\n")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import functools
 import importlib
 import os
 import resource
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -120,7 +122,7 @@ def paused(moment: str, reached: str, go: str) -> None:
 
     def wait() -> None:
         Path(reached).touch()
-        for _ in range(3000):
+        for _ in range(30_000):
             if Path(go).exists():
                 return
             time.sleep(0.02)
@@ -169,28 +171,49 @@ def memory(size: int) -> None:
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000
 """CLONE_NEWUSER and CLONE_NEWNS of unshare(2)."""
 
+PRIVATE = 0x00004000 | 0x00040000
+"""MS_REC and MS_PRIVATE of mount(2): what is mounted from now on is seen by this process alone."""
 
-def small_disk(folder: str, size: int) -> None:
-    """Mount a real disk of a few KiB on a folder, in a mount namespace of this process' own.
 
-    What the folder held is copied into it first.
-    """
+def unshare_mounts(libc: ctypes.CDLL) -> None:
+    """Give this process mounts of its own: as root, or else in a user namespace of its own."""
     user, group = os.getuid(), os.getgid()
-    libc = ctypes.CDLL(None, use_errno=True)
+    if user == 0 and libc.unshare(NEW_MOUNTS) == 0:
+        if libc.mount(b"none", b"/", None, PRIVATE, None):
+            raise OSError(ctypes.get_errno(), "mount")
+        return
     if libc.unshare(NEW_USER | NEW_MOUNTS):
         raise OSError(ctypes.get_errno(), "unshare")
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def small_disk(folder: str, size: int) -> None:
+    """Mount a real disk on a folder, with `size` KiB to spare, in mounts of this process' own.
+
+    What the folder held is copied into it first.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    unshare_mounts(libc)
     held = [(file, file.read_bytes()) for file in Path(folder).rglob("*") if file.is_file()]
     kibibytes = sum(len(content) for _, content in held) // 1024 + size
-    # Each file also takes up the rest of its last page.
-    options = f"size={kibibytes + 4 * len(held)}k".encode()
+    # Each file also takes up the rest of its last page. Of size 0 a disk would have no limit.
+    options = f"size={kibibytes + 4 * len(held) + 4}k".encode()
     if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, options):
         raise OSError(ctypes.get_errno(), "mount")
     for file, content in held:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
+    if not size:
+        fill(folder)
+
+
+def fill(folder: str) -> None:
+    """Fill a folder's disk to the last byte."""
+    with Path(folder, FILLER).open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
 
 
 ROOM = 64 * 1024
@@ -213,21 +236,20 @@ def disk_fills_up(moment: str, folder: str, keeper: str) -> None:
         time.sleep(300)
         os._exit(0)
 
-    def fill() -> None:
-        with Path(folder, FILLER).open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(b"x" * 4096)
-
-    at(moment, fill)
+    at(moment, lambda: fill(folder))
 
 
+@functools.cache
 def disks_can_be_mounted() -> bool:
-    """Whether this kernel lets an ordinary process mount a disk of its own."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            small_disk("/tmp", 64)
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    """Whether this kernel lets this user mount a disk that no other process sees."""
+    with tempfile.TemporaryDirectory() as folder:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                small_disk(folder, 64)
+                Path(folder, "file").touch()
+            except OSError:
+                os._exit(1)
+            os._exit(0)
+        mounted = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        return mounted and not any(Path(folder).iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,34 +48,38 @@ class Line:
     def play(self, cell: Cell) -> None:
         """Let a step meet a fault, run it again, and hold both against the table."""
         stage = self.stage
+        started = time.monotonic()
         storage = self.with_storage() if cell.fault == table.S3 else None
         where = "s3 " if storage else ""
-        step: Callable[[str], Ended] = storage.step if storage else stage.step
+        again: Callable[[str], Ended] = stage.step
+        if storage:
+            again = storage.step
+        elif cell.step in table.REQUESTS and cell.moment in table.REQUESTS[cell.step]:
+            again = stage.served_step
         stage.restore(f"{where}before {cell.step}")
         before = after.rows(stage)
         ended = storage.provoke(cell) if storage else FAULTS[cell.fault](stage, cell)
         left = after.left(stage, before, cell.step)
-        rerun = step(cell.step)
+        rerun = again(cell.step)
         unswept = after.unswept(stage, cell.step) if rerun.code == 0 else set()
         result = after.whole(stage, cell.step) if rerun.code == 0 else None
         secrets = after.shown_secrets(stage, ended, rerun)
         same = result == self.results[where + cell.step]
-        if "LORALINE_FAULT_OUTCOMES" in os.environ:
-            entry = {
-                "fault": cell.fault,
-                "step": cell.step,
-                "moment": cell.moment,
-                "exit_code": ended.code,
-                "sentence": ended.sentence,
-                "left": sorted(left),
-                "rerun_code": rerun.code,
-                "rerun": rerun.sentence,
-                "unswept": sorted(unswept),
-                "same": same,
-                "secrets": secrets,
-                "traceback": "Traceback" in ended.stderr + rerun.stderr,
-            }
-            after.record(Path(os.environ["LORALINE_FAULT_OUTCOMES"]), entry)
+        after.record(
+            fault=cell.fault,
+            step=cell.step,
+            moment=cell.moment,
+            exit_code=ended.code,
+            sentence=ended.sentence,
+            left=sorted(left),
+            rerun_code=rerun.code,
+            rerun=rerun.sentence,
+            unswept=sorted(unswept),
+            same=same,
+            secrets=secrets,
+            traceback="Traceback" in ended.stderr + rerun.stderr,
+            seconds=round(time.monotonic() - started, 1),
+        )
         assert ended.code == cell.exit_code, ended.stderr
         assert cell.sentence in ended.stderr
         assert "Traceback" not in ended.stderr + rerun.stderr

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stage import Stage, free_port
+from stage import Stage, reserved_port
 
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 """Where Debian's package keeps the programs that are in no PATH."""
@@ -27,7 +27,8 @@ class Postgres:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-        self.port = free_port()
+        self.reserved = reserved_port()
+        self.port: int = self.reserved.getsockname()[1]
         # PostgreSQL refuses to run as root.
         self.user: int | None = None
         if os.getuid() == 0:
@@ -59,6 +60,7 @@ class Postgres:
 
     def close(self) -> None:
         self.stop()
+        self.reserved.close()
         shutil.rmtree(self.folder)
 
     def address(self, database: str = "mlflow") -> str:

@@ -70,7 +70,7 @@ def locked(stage: Stage, cell: Cell) -> Ended:
 
 def seen(file: Path, step: Process) -> None:
     """Wait until a step has made a file."""
-    for _ in range(1200):
+    for _ in range(6000):
         if file.exists():
             return
         if step.wait(0.05) is not None:

@@ -13,7 +13,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -96,6 +95,7 @@ class Stage:
             "HOME": str(folder),
             "USER": "somebody",
             "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
             "HF_HUB_OFFLINE": "1",
             "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -192,6 +192,14 @@ class Stage:
         """Run a step of the line."""
         return self.run(step, *self.arguments(step), *more, **options)
 
+    def served_step(self, step: str) -> Ended:
+        """Run a step of the line over MLflow's server."""
+        server = self.server()
+        try:
+            return self.step(step, environment={"MLFLOW_TRACKING_URI": server.address})
+        finally:
+            server.stop()
+
     def query(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """What the store says, read beside MLflow; `?` in the statement stands for a value."""
         with closing(sqlite3.connect(self.place / "mlruns" / "mlflow.db")) as database:
@@ -218,7 +226,7 @@ class Process:
             self.code = self.stage.ask(wait=self.pid, seconds=seconds)["code"]
         return self.code
 
-    def ended(self, seconds: float = 120) -> Ended:
+    def ended(self, seconds: float = 600) -> Ended:
         """Wait for its end; one that does not end is killed and has no exit code."""
         code = self.wait(seconds)
         if code is None:
@@ -238,15 +246,17 @@ class Server:
     def __init__(self, stage: Stage, program: str, *arguments: str) -> None:
         self.stage = stage
         stage.servers.append(self)
-        self.port = free_port()
+        self.reserved = reserved_port()
+        self.port: int = self.reserved.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.control = stage.states / f"{program}-{self.port}.json"
         self.process = stage.start(program, str(self.port), str(self.control), *arguments)
-        for _ in range(600):
+        for _ in range(6000):
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", self.port), 5).close()
                 return
-            time.sleep(0.02)
+            if self.process.wait(0.02) is not None:
+                break
         raise AssertionError(self.process.stderr.read_text())
 
     def misbehave(self, **fault: Any) -> None:
@@ -262,13 +272,18 @@ class Server:
         if self in self.stage.servers:
             self.stage.servers.remove(self)
             self.process.kill()
+            self.reserved.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def reserved_port() -> socket.socket:
+    """A bound socket that does not listen: nobody else gets its port, and nobody answers there.
+
+    A server that allows to reuse its address, as Python's do, can listen on the port all the same.
+    """
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    return reserved
 
 
 def furnish(stage: Stage, empty_store: Path | None = None) -> None:

@@ -20,14 +20,15 @@ MOMENTS = {
     ),
     "train_qlora": (
         *("search_runs 1", "create_registered_model 1", "create_run 1"),
-        *("delete_registered_model 1", "log_artifact 1", "log_batch 3", "log_artifacts 1"),
+        *("log_inputs 1", "delete_registered_model 1", "log_artifact 1", "log_batch 3"),
+        "log_artifacts 1",
         *("create_logged_model 1", "finalize_logged_model 1", "log_artifact 3", "set_tag 4"),
         *("set_terminated 1", "hand_over 1"),
     ),
     "evaluate": (
-        *("search_runs 1", "create_run 1", "download 2", "logged_adapter 1", "log_batch 1"),
-        *("set_tag 1", "log_artifact 1", "log_batch 3", "log_artifact 4", "set_terminated 1"),
-        "hand_over 1",
+        *("search_runs 1", "create_run 1", "log_inputs 1", "download 2", "logged_adapter 1"),
+        *("log_batch 1", "set_tag 1", "log_artifact 1", "log_batch 3", "log_artifact 4"),
+        *("set_terminated 1", "hand_over 1"),
     ),
     "quality_gate": (
         *("search_runs 1", "create_registered_model 1", "create_run 1", "log_artifact 1"),
@@ -173,7 +174,10 @@ CELLS: list[Cell] = [
         MOMENTS,
         75,
         "stopped by SIGTERM; start it again",
-        special={f"train_qlora, {moment}": TRAINED for moment in MOMENTS["train_qlora"][6:]},
+        special={
+            f"train_qlora, {moment}": TRAINED
+            for moment in MOMENTS["train_qlora"][MOMENTS["train_qlora"].index("log_artifacts 1") :]
+        },
     ),
     *rows("Ctrl-C", MOMENTS, 130, "interrupted"),
     *rows("answer lost", REQUESTS, 0),
@@ -255,7 +259,8 @@ CELLS: list[Cell] = [
         0,
         special={"train_qlora": {"exit_code": 75, "sentence": "is being trained by process"}},
     ),
-    *rows("checkpoint damaged", {"train_qlora": CHECKPOINT_HARMS}, 0),
+    # The training that made the checkpoint was killed.
+    *rows("checkpoint damaged", {"train_qlora": CHECKPOINT_HARMS}, 0, more="temporary files"),
     *rows(
         S3,
         each(STEPS[:5], S3_TROUBLES),

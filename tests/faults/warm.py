@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ LIBRARIES = (
     "transformers.models.mistral.modeling_mistral",
     "transformers.trainer",
 )
-"""What the steps import when they need it."""
+"""What the steps import when they need it, where it is installed."""
 
 
 def command(name: str) -> Callable[..., Any]:
@@ -142,9 +143,11 @@ def use_a_store(folder: str) -> None:
 
 
 def main() -> None:
-    ours = pkgutil.walk_packages([str(ROOT / "loraline")], "loraline.")
-    for name in (*LIBRARIES, *(module.name for module in ours)):
-        importlib.import_module(name)
+    for name in LIBRARIES:
+        with suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    for module in pkgutil.walk_packages([str(ROOT / "loraline")], "loraline."):
+        importlib.import_module(module.name)
     import torch
 
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
-"""Write the fault matrix of a run into docs/reliability.md.
+"""Write the fault matrix of a run, and its random kills, into docs/reliability.md.
 
-LORALINE_FAULT_OUTCOMES=outcomes.jsonl pytest -m slow tests/faults/test_matrix.py
+export LORALINE_FAULT_OUTCOMES=outcomes.jsonl
+pytest -m slow tests/faults/test_matrix.py tests/faults/test_random_kills.py
 python tests/faults/write_table.py outcomes.jsonl
 """
 
@@ -27,18 +28,34 @@ def latest(lines: Iterable[str]) -> dict[tuple[str, str, str], Outcome]:
     """The last outcome of each cell that the table declares."""
     declared = {(cell.fault, cell.step, cell.moment) for cell in table.CELLS}
     found = {}
-    for line in lines:
-        outcome = json.loads(line)
-        key = outcome["fault"], outcome["step"], outcome["moment"]
+    for outcome in map(json.loads, lines):
+        key = outcome.get("fault"), outcome.get("step"), outcome.get("moment")
         if key in declared:
             found[key] = outcome
     return found
 
 
-def markdown(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
+def random_kills(lines: Iterable[str]) -> str:
+    """How many random kills there were, and how many of them a plain repetition made good."""
+    kills = {}
+    for outcome in map(json.loads, lines):
+        if "kill" in outcome:
+            kills[outcome["seed"], outcome["kill"]] = outcome
+    seeds = {seed for seed, _ in kills}
+    good = [kill for kill in kills.values() if kill["same"] and not kill["unswept"]]
+    times = counted(str(kill["step"]) for kill in kills.values())
+    return (
+        f"SIGKILL at a random moment ({len(seeds)} seeds; {times}): after {len(good)} of "
+        f"{len(kills)} kills a plain repetition ended as a step that met no fault."
+    )
+
+
+def markdown(outcomes: dict[tuple[str, str, str], Outcome], kills: str) -> str:
     """One row for a fault and a step, and what it led to at its moments."""
     lines = [
         f"{len(outcomes)} of {len(table.CELLS)} cells were run; {told(outcomes)}.",
+        "",
+        kills,
         "",
         "| fault | step | moments | exit code | it says | may be left | run again |",
         "|---|---|---|---|---|---|---|",
@@ -108,11 +125,11 @@ def sentence(outcome: Outcome) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    outcomes = latest(Path(arguments[0]).read_text().splitlines())
+    lines = Path(arguments[0]).read_text().splitlines()
     page = PAGE.read_text()
     before, _, rest = page.partition(BEGIN)
     _, _, behind = rest.partition(END)
-    PAGE.write_text(before + BEGIN + markdown(outcomes) + END + behind)
+    PAGE.write_text(before + BEGIN + markdown(latest(lines), random_kills(lines)) + END + behind)
 
 
 if __name__ == "__main__":
