@@ -159,10 +159,10 @@ overrides_option = click.option(
 """How the steps that read a profile are given other keys of it."""
 
 
-def instead_of_tagged(
+def given_limits(
     ctx: click.Context, parameter: click.Parameter, value: Any
 ) -> tuple[str, ...] | None:
-    """Callback of a --set that counts instead of what the training's tag says: None without it.
+    """Callback of a --set for limits: None without it, for the training may have been given some.
 
     A workflow always gives it, empty where nothing is set.
     """
@@ -174,8 +174,8 @@ limits_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    callback=instead_of_tagged,
-    help="Limits for this run, such as gate.min_rows=10.  [default: those set for the training]",
+    callback=given_limits,
+    help="Limits for this run, such as gate.min_rows=10.  [default: those of the profile]",
 )
 """How the steps that judge by a profile's gate are given other limits."""
 

@@ -92,7 +92,7 @@ def train_qlora(
     }
     fingerprint = fingerprints.fingerprint(__file__, inputs)
     if not force and (done := runs.finished_run(client, "train_qlora", fingerprint)):
-        # The limits are no input of the training, and the gate judges by the last that were set.
+        # Limits are no input of the training: the gate is given its own, and compares.
         client.set_tag(done.info.run_id, tags.OVERRIDES, json.dumps(overrides))
         click.echo(f"adapter of run {done.info.run_id} (reused)")
         runs.hand_over(out_dir, done.info.run_id)

@@ -122,6 +122,7 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    guard = guarded(process)
     # Before it is ready nobody waits for an answer, and vLLM does not always heed SIGTERM.
     grace = 3
     served = value_of(args, "--served-model-name")
@@ -140,7 +141,7 @@ def start(
         grace = pod["terminationGracePeriodSeconds"]
         yield server
     finally:
-        stop(process, grace)
+        stop(process, grace, guard)
 
 
 def read(manifest: Path) -> dict[str, Object]:
@@ -285,8 +286,34 @@ def cause(log: Path) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
 
 
-def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Stop the server with SIGTERM, and kill what is left of it after `seconds`."""
+GUARD = """
+cat > /dev/null
+kill -TERM "-$1" || exit
+for second in 1 2 3 4 5 6 7 8 9 10; do
+    sleep 1
+    kill -0 "-$1" || exit
+done
+kill -KILL "-$1"
+"""
+"""A shell's commands that end a group of processes when the standard input comes to its end."""
+
+
+def guarded(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """A guard that ends a server, the first process of its group, when this process is killed.
+
+    The guard's standard input is a pipe that ends with this process, whatever ends it.
+    """
+    return subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "guard", str(process.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def stop(process: subprocess.Popen[bytes], seconds: float, guard: subprocess.Popen[bytes]) -> None:
+    """Stop the server with SIGTERM, and kill what is left of it after `seconds`; then its guard."""
     process.terminate()
     try:
         with suppress(subprocess.TimeoutExpired):
@@ -295,3 +322,5 @@ def stop(process: subprocess.Popen[bytes], seconds: float) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        guard.kill()
+        guard.communicate()

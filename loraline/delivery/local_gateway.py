@@ -14,7 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraline.delivery.local import ROOT, Running, Say, api_key, cause, check_port, ended, stop
+from loraline.delivery.local import (
+    ROOT,
+    Running,
+    Say,
+    api_key,
+    cause,
+    check_port,
+    ended,
+    guarded,
+    stop,
+)
 from loraline.errors import UserError
 
 LOG = "gateway.log"
@@ -57,12 +67,13 @@ def start(server: Running, port: int, *, say: Say = print) -> Iterator[Gateway]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    guard = guarded(process)
     gateway = Gateway(f"http://127.0.0.1:{port}", log, process)
     try:
         wait_until_ready(gateway)
         yield gateway
     finally:
-        stop(process, GRACE_SECONDS)
+        stop(process, GRACE_SECONDS, guard)
 
 
 def variables(server: Running, port: int) -> dict[str, str]:

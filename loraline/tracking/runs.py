@@ -357,11 +357,12 @@ def todays_profile(
     overrides: Sequence[str] | None = None,
     recipes: Mapping[str, dict[str, Any]] | None = None,
 ) -> Profile:
-    """The profile of a training run as it is today, with `overrides` or those that were set last.
+    """The profile of a training run as it is today, with `overrides`; None where none are given.
 
-    Limits are today's policy, so they come from the file or the workflow and not from the run.
-    Which profile that is, the run's parameter says, which nobody can change; raises UserError where
-    its tag does not.
+    Limits are today's policy, so they come from the file, the workflow or the step's own options,
+    and never from the run, whose tags others can write. Raises UserError where the training was
+    given other limits by --set and this step was given nothing. Which profile it is, the run's
+    parameter says, which nobody can change; UserError where its tag says something else.
     """
     from loraline import profiles
 
@@ -370,13 +371,20 @@ def todays_profile(
     if name != trained_with:
         told = f"its tag {PROFILE} says {name!r}, its parameter {trained_with!r}"
         raise UserError(identity.changed("train_qlora", told))
-    if overrides is None:
-        overrides = tagged_overrides(train_run)
-    return profiles.load(name, overrides=overrides, recipes=recipes)
+    if overrides is None and (limits := tagged_limits(train_run)):
+        raise UserError(
+            f"run {train_run.info.run_id} was trained with the limits {', '.join(limits)[:200]}, "
+            "which whoever may tag it can change: give this step those that are to count as "
+            "--set, or --set '' for the profile's own"
+        )
+    return profiles.load(name, overrides=overrides or (), recipes=recipes)
 
 
-def tagged_overrides(train_run: Run) -> list[str]:
-    """What was set for a training last, by its tag; UserError where the tag is of another form."""
+def tagged_limits(train_run: Run) -> list[str]:
+    """The limits among what was set for a training last, by its tag.
+
+    UserError where the tag is of another form.
+    """
     told = f"its tag {OVERRIDES} is no list of KEY=VALUE"
     try:
         overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
@@ -384,7 +392,7 @@ def tagged_overrides(train_run: Run) -> list[str]:
         raise UserError(identity.changed("train_qlora", told)) from error
     if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
         raise UserError(identity.changed("train_qlora", told))
-    return overrides
+    return [each for each in overrides if re.match(r"gate\b", each)]
 
 
 def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:

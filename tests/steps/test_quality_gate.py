@@ -7,7 +7,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from loraline.tracking import lock, registry, runs
+from loraline.tracking import lock, registry, runs, tags
 from loraline.tracking.tags import CHAMPION, CHAMPION_REFUSED, MEASURED, REASON, RESULT, UPSTREAM
 
 MODEL = "mistral-7b-lora"
@@ -155,13 +155,28 @@ def test_todays_limits_count(step, workplace: Path, candidate) -> None:
     assert (workplace / "outputs" / "result").read_text() == "failed"
 
 
-def test_what_the_workflow_sets_and_sends_counts_instead_of_tag_and_file(
-    step, workplace: Path, candidate
-) -> None:
+def test_the_tags_of_a_run_set_no_limits(step, workplace: Path, candidate) -> None:
     run_id = candidate()
     client = mlflow.MlflowClient()
     train = runs.ancestor(client, client.get_run(run_id), "train_qlora").info.run_id
-    client.set_tag(train, "loraline.profile.set", '["gate.min_bleu=99"]')
+    client.set_tag(train, tags.OVERRIDES, '["gate.min_bleu=0", "r=8", "gate={min_rows: 2}"]')
+    refused = step("quality_gate", "--run-id", run_id)
+    assert refused.exit_code == 2
+    assert (
+        f"run {train} was trained with the limits gate.min_bleu=0, gate={{min_rows: 2}}, which "
+        "whoever may tag it can change: give this step those that are to count as --set, or "
+        "--set '' for the profile's own"
+    ) in refused.stderr
+    assert client.search_registered_models() == []
+    assert step("quality_gate", "--run-id", run_id, "--set", "").exit_code == 0
+    client.set_tag(train, tags.OVERRIDES, '["r=8"]')
+    assert step("quality_gate", "--run-id", run_id).exit_code == 0
+
+
+def test_what_the_workflow_sets_and_sends_counts_instead_of_the_file(
+    step, workplace: Path, candidate
+) -> None:
+    run_id = candidate()
     recipe = "standard: {r: 8, lora_alpha: 16, target_modules: [q_proj], gate: {min_rows: 21}}"
 
     def judged(*options: str) -> str:
@@ -169,8 +184,8 @@ def test_what_the_workflow_sets_and_sends_counts_instead_of_tag_and_file(
         assert result.exit_code == 0, result.stderr
         return (workplace / "outputs" / "result").read_text()
 
-    assert judged() == "failed"
-    assert judged("--set", "") == "passed"
+    assert judged() == "passed"
+    assert judged("--set", "gate.min_bleu=99") == "failed"
     assert judged("--set", "gate.min_bleu=5") == "passed"
     assert judged("--set", "", "--recipes", recipe) == "failed"
     assert judged("--set", "gate.min_rows=2", "--recipes", recipe) == "passed"
