@@ -116,7 +116,10 @@ def folder(request: Request, recipe: Profile) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise TryAgain("another prepare_data with the same choices is at work here") from error
+        raise TryAgain(
+            "another prepare_data with the same choices is at work here; run it again when that "
+            "one has ended"
+        ) from error
     try:
         place.mkdir(exist_ok=True)
         yield place

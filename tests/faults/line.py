@@ -54,7 +54,8 @@ class Line:
         again: Callable[[str], Ended] = stage.step
         if storage:
             again = storage.step
-        elif cell.step in table.REQUESTS and cell.moment in table.REQUESTS[cell.step]:
+        elif cell.step == "prepare_data" and cell.moment in table.REQUESTS[cell.step]:
+            # The experiment is the server's, and so are the artifacts behind it.
             again = stage.served_step
         stage.restore(f"{where}before {cell.step}")
         before = after.rows(stage)
@@ -92,4 +93,6 @@ class Line:
             assert not unswept
 
     def close(self) -> None:
+        if self.storage:
+            self.storage.close()
         self.stage.close()

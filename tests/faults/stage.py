@@ -205,9 +205,9 @@ class Stage:
         with closing(sqlite3.connect(self.place / "mlruns" / "mlflow.db")) as database:
             return database.execute(statement, values).fetchall()
 
-    def server(self, artifacts: str = "") -> Server:
-        """A real MLflow server over the place's store."""
-        return Server(self, "mlflow", self.store, artifacts)
+    def server(self, artifacts: str = "", reserved: socket.socket | None = None) -> Server:
+        """A real MLflow server over the place's store, at a new address or a reserved one."""
+        return Server(self, "mlflow", self.store, artifacts, reserved=reserved)
 
 
 @dataclass
@@ -243,10 +243,16 @@ class Process:
 class Server:
     """MLflow's server, or one of S3, in a fork of the warmed process."""
 
-    def __init__(self, stage: Stage, program: str, *arguments: str) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        program: str,
+        *arguments: str,
+        reserved: socket.socket | None = None,
+    ) -> None:
         self.stage = stage
         stage.servers.append(self)
-        self.reserved = reserved_port()
+        self.reserved = reserved.dup() if reserved else reserved_port()
         self.port: int = self.reserved.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.control = stage.states / f"{program}-{self.port}.json"

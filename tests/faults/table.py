@@ -257,7 +257,10 @@ CELLS: list[Cell] = [
             for step, moments in STARTS.items()
         },
         0,
-        special={"train_qlora": {"exit_code": 75, "sentence": "is being trained by process"}},
+        special={
+            "prepare_data": {"exit_code": 75, "sentence": "with the same choices is at work here"},
+            "train_qlora": {"exit_code": 75, "sentence": "is being trained by process"},
+        },
     ),
     # The training that made the checkpoint was killed.
     *rows("checkpoint damaged", {"train_qlora": CHECKPOINT_HARMS}, 0, more="temporary files"),

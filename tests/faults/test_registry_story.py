@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,10 @@ def test_a_model_that_is_registered_twice_is_withdrawn_whichever_has_the_alias(
     assert step("promote", "--model", MODEL).exit_code == 2
 
 
-def test_a_rejection_whose_last_writes_were_lost_counts(step, candidate, workplace: Path) -> None:
+@pytest.mark.parametrize("clock", ["right", "a day behind"])
+def test_a_rejection_whose_last_writes_were_lost_counts(
+    step, candidate, workplace: Path, clock: str
+) -> None:
     run_id = candidate()
     step("quality_gate", "--run-id", run_id)
     client = mlflow.MlflowClient()
@@ -307,6 +311,11 @@ def test_a_rejection_whose_last_writes_were_lost_counts(step, candidate, workpla
     for key in (names.RESULT, names.REASON, names.GATE_RUN):
         client.set_model_version_tag(MODEL, "1", key, passed[key])
     client.set_registered_model_alias(MODEL, "candidate", "1")
+    if clock == "a day behind":
+        rejected = (workplace / "outputs" / "run-id").read_text()
+        with closing(sqlite3.connect("mlruns/mlflow.db", isolation_level=None)) as database:
+            earlier = "UPDATE runs SET start_time = start_time - 86400000 WHERE run_uuid = ?"
+            database.execute(earlier, [rejected])
     result = step("promote", "--model", MODEL)
     assert result.exit_code == 2
     assert "version 1 of 'mistral-7b-lora' was rejected: tuned_bleu" in result.stderr
