@@ -36,6 +36,9 @@ REJECTED = "loraline.rejected"
 
 LONGEST_REASON = 1000
 
+PARENT = "mlflow.parentRunId"
+"""MLflow's tag of the run that a run is nested under."""
+
 
 def known(client: MlflowClient, name: str) -> None:
     """Raises UserError, with names that there are, if there is no such registered model."""
@@ -137,7 +140,10 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersi
 
 
 def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
-    """The gate run that passed a version; a UserError if none did, or a later one rejected it."""
+    """The gate run that passed a version; a UserError if none did, or a later one rejected it.
+
+    The tags of a version say which gate run it was, and that run has to say the same.
+    """
     told = f"version {version.version} of {version.name!r}"
     if version.tags.get(RESULT) == "failed":
         raise UserError(f"{told} was rejected: {version.tags.get(REASON)}")
@@ -145,40 +151,64 @@ def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
         raise UserError(f"{told} did not come through quality_gate: its alias was set by hand")
     if rejected := rejection(client, version):
         raise UserError(f"{told} was rejected: {rejected}")
-    return version.tags[GATE_RUN]
+    gate_run = version.tags[GATE_RUN]
+    if judgement(client, gate_run, version.run_id) is None:
+        raise UserError(
+            f"{told} has tags that no gate wrote: its gate run {gate_run} did not judge it; run "
+            "quality_gate again with --force"
+        )
+    return gate_run
 
 
 def rejection(client: MlflowClient, version: ModelVersion) -> str | None:
     """Why the last gate that judged a version's logged model rejected it; None if it passed.
 
     The gate runs have the last word, and not the version's tags: a gate that was killed, or whose
-    answers were lost, has written to its own run first. The run that the version names has to have
-    passed it, too.
+    answers were lost, has written to its own run first. The runs that the version and the training
+    run name have to have passed it, too: by its clock, the machine of the last gate may be behind.
     """
-    verdicts = gate_runs(client, version)
-    named = [run for run in verdicts if run.info.run_id == version.tags.get(GATE_RUN)]
-    for run in (*verdicts[:1], *named):
-        if run.data.tags[RESULT] != "passed":
+    from mlflow.exceptions import MlflowException
+
+    if not version.run_id:
+        return None
+    try:
+        train_run = client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    verdicts = gate_runs(client, train_run)
+    named = {tags[GATE_RUN] for tags in (version.tags, train_run.data.tags) if GATE_RUN in tags}
+    last = [judgement(client, gate_run, version.run_id) for gate_run in sorted(named)]
+    for run in (*verdicts[:1], *last):
+        if run is not None and run.data.tags[RESULT] != "passed":
             return run.data.tags.get(REASON) or f"by gate run {run.info.run_id}"
     return None
 
 
-def gate_runs(client: MlflowClient, version: ModelVersion) -> list[Run]:
-    """All gate runs with a verdict on a version's logged model, the latest first."""
-    from mlflow.entities import ViewType
+def judgement(client: MlflowClient, gate_run: str, train_run: str | None) -> Run | None:
+    """The run of a gate that has judged what a training run made; None if it did not."""
     from mlflow.exceptions import MlflowException
 
-    if not version.run_id:
-        return []
     try:
-        experiment = client.get_run(version.run_id).info.experiment_id
+        run = client.get_run(gate_run)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        return []
-    condition = f"tags.`{STEP}` = 'quality_gate' and tags.`mlflow.parentRunId` = '{version.run_id}'"
+        return None
+    tags = run.data.tags
+    judged = tags.get(STEP) == "quality_gate" and RESULT in tags and tags.get(PARENT) == train_run
+    return run if judged else None
+
+
+def gate_runs(client: MlflowClient, train_run: Run) -> list[Run]:
+    """All gate runs with a verdict on a training run's logged model, the latest first."""
+    from mlflow.entities import ViewType
+
+    parent = f"tags.`{PARENT}` = '{train_run.info.run_id}'"
+    condition = f"tags.`{STEP}` = 'quality_gate' and {parent}"
     found = client.search_runs(
-        [experiment],
+        [train_run.info.experiment_id],
         condition,
         # A verdict is not taken back by deleting its run.
         run_view_type=ViewType.ALL,

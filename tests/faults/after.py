@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from provoke import Storage
 from stage import CANARY, MODEL, Ended, Stage
 
 RUN_OF = {
@@ -107,8 +108,11 @@ def whole(stage: Stage, step: str) -> dict[str, Any]:
     return found
 
 
-def shown_secrets(stage: Stage, *ended: Ended) -> list[str]:
-    """Where a secret of the environment can be seen: streams, files, the database as bytes."""
+def shown_secrets(stage: Stage, *ended: Ended, storage: Storage | None = None) -> list[str]:
+    """Where a secret of the environment can be seen: streams, files, the database, an S3.
+
+    Databases are looked through as bytes.
+    """
     found = [
         name
         for each in ended
@@ -118,6 +122,8 @@ def shown_secrets(stage: Stage, *ended: Ended) -> list[str]:
     for file in stage.place.rglob("*"):
         if file.is_file() and not file.is_symlink() and CANARY in file.read_bytes():
             found.append(str(file.relative_to(stage.place)))
+    if storage:
+        found += [f"s3://{name}" for name, content in storage.objects() if CANARY in content]
     return found
 
 

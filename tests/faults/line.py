@@ -64,7 +64,7 @@ class Line:
         rerun = again(cell.step)
         unswept = after.unswept(stage, cell.step) if rerun.code == 0 else set()
         result = after.whole(stage, cell.step) if rerun.code == 0 else None
-        secrets = after.shown_secrets(stage, ended, rerun)
+        secrets = after.shown_secrets(stage, ended, rerun, storage=storage)
         same = result == self.results[where + cell.step]
         after.record(
             fault=cell.fault,

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sqlite3
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -186,6 +186,22 @@ class Storage:
             return self.stage.step(step, *more, environment=places | environment)
         finally:
             server.stop()
+
+    def objects(self) -> Iterator[tuple[str, bytes]]:
+        """All that the S3 holds, by name."""
+        import boto3
+
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.s3.address,
+            region_name="us-east-1",
+            aws_access_key_id="reader",
+            aws_secret_access_key="reader",
+        )
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket="artifacts"):
+            for entry in page.get("Contents", []):
+                name = entry["Key"]
+                yield name, client.get_object(Bucket="artifacts", Key=name)["Body"].read()
 
     def provoke(self, cell: Cell, *more: str) -> Ended:
         action, _, times = cell.moment.partition(", ")

@@ -1,17 +1,24 @@
-"""No secret of the environment is seen where a step applies to a cluster."""
+"""No secret of the environment is seen by a cluster, by Argo or in what the runner writes.
+
+What each step leaves behind, with or without a fault, is searched by the fault matrix itself.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import after
 import pytest
 import yaml
 from line import Line
-from stage import CANARY
+from stage import CANARIES, CANARY, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -73,3 +80,62 @@ def test_applying_shows_no_secret(line: Line, refusing: tuple[str, list[bytes]])
     assert bodies
     assert not [body for body in bodies if CANARY in body]
     assert not after.shown_secrets(stage, ended)
+
+
+ARGO = """#!/bin/sh
+for word in "$@"; do echo "$word"; done >> "$0.asked"
+case $1 in
+    submit) echo workflow/pipeline-x ;;
+    get) echo '{"status": {"phase": "Succeeded"}}' ;;
+esac
+"""
+
+
+def test_a_workflow_is_submitted_without_a_secret(tmp_path: Path) -> None:
+    """Neither in Argo's parameters nor in the workflow that is rendered for a new recipe."""
+    argo = tmp_path / "bin" / "argo"
+    argo.parent.mkdir()
+    argo.write_text(ARGO)
+    argo.chmod(0o755)
+    (tmp_path / "mine.yaml").write_text("extends: smoke-text\nregistered_model: mine-lora\n")
+    ended = subprocess.run(
+        [
+            *(sys.executable, ROOT / "workflows" / "submit.py", ROOT / "workflows/pipeline.yaml"),
+            *("-p", "profile=mine.yaml", "-p", "set=r=4"),
+        ],
+        cwd=tmp_path,
+        env=os.environ | CANARIES | {"PATH": f"{argo.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert b"set=r=4" in argo.with_name("argo.asked").read_bytes()
+    assert CANARY not in ended.stdout + ended.stderr
+    assert with_a_secret(tmp_path) == []
+
+
+def test_the_runner_writes_no_secret(tmp_path: Path) -> None:
+    """The whole line, its status files and parameters, and the notice at its end."""
+    for part in ("steps", "workflows", "lora_profiles", "test_data"):
+        (tmp_path / part).symlink_to(ROOT / part)
+    line = ("-m", "runner.run_local", "workflows/pipeline.yaml", "-p", "profile=smoke-text")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+    ended = subprocess.run(
+        [sys.executable, *line],
+        cwd=tmp_path,
+        env=environment | CANARIES | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=False,
+    )
+    assert (tmp_path / "outputs" / "latest" / "deploy-vllm" / "vllm.yaml").is_file(), ended.stderr
+    assert CANARY not in ended.stdout + ended.stderr
+    assert with_a_secret(tmp_path) == []
+
+
+def with_a_secret(folder: Path) -> list[str]:
+    """The files under a folder in whose bytes a canary is."""
+    return [
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and CANARY in file.read_bytes()
+    ]

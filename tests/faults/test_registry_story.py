@@ -298,6 +298,40 @@ def test_a_model_that_is_registered_twice_is_withdrawn_whichever_has_the_alias(
     assert step("promote", "--model", MODEL).exit_code == 2
 
 
+def test_tags_of_another_version_promote_nothing(step, candidate) -> None:
+    """A version that no gate has judged, made to look like one that passed."""
+    step("quality_gate", "--run-id", candidate())
+    client = mlflow.MlflowClient()
+    passed = client.get_model_version(MODEL, "1").tags
+    other = client.get_run(candidate(name="other")).data.tags[names.UPSTREAM]
+    model = client.get_run(other).data.tags[names.MODEL_ID]
+    mlflow.register_model(f"models:/{model}", MODEL)
+    for key, value in passed.items():
+        client.set_model_version_tag(MODEL, "2", key, value)
+    client.set_registered_model_alias(MODEL, "candidate", "2")
+    result = step("promote", "--model", MODEL)
+    assert result.exit_code == 2
+    assert f"its gate run {passed[names.GATE_RUN]} did not judge it" in result.stderr
+
+
+def test_a_rejection_in_another_experiment_counts(
+    step, candidate, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = candidate()
+    step("quality_gate", "--run-id", run_id)
+    client = mlflow.MlflowClient()
+    passed = client.get_model_version(MODEL, "1").tags
+    (workplace / "strict.yaml").write_text("min_bleu: 99\n")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    step("quality_gate", "--run-id", run_id, "--policy", "strict.yaml")
+    for key in (names.RESULT, names.REASON, names.GATE_RUN):
+        client.set_model_version_tag(MODEL, "1", key, passed[key])
+    client.set_registered_model_alias(MODEL, "candidate", "1")
+    result = step("promote", "--model", MODEL)
+    assert result.exit_code == 2
+    assert "version 1 of 'mistral-7b-lora' was rejected: tuned_bleu" in result.stderr
+
+
 @pytest.mark.parametrize("clock", ["right", "a day behind"])
 def test_a_rejection_whose_last_writes_were_lost_counts(
     step, candidate, workplace: Path, clock: str
