@@ -60,7 +60,7 @@ def apply(manifest: Path, say: Say) -> None:
         client, namespace = connect(deployments[0])
         if not knows_store(deployments[0]):
             raise UserError(f"--apply: {NO_STORE}")
-        check_secrets(deployments, lambda each: live(client, each, namespace))
+        check_secrets(deployments, lambda each: live(client, each, namespace), say)
         before = [live(client, each, namespace) for each in objects]
         check_claims(objects, before)
         changed: list[tuple[Object, Object | None]] = []
@@ -86,29 +86,41 @@ def apply(manifest: Path, say: Say) -> None:
     say(f"{name} is ready")
 
 
-def check_secrets(deployments: Sequence[Object], look: Callable[[Object], Object | None]) -> None:
+def check_secrets(
+    deployments: Sequence[Object], look: Callable[[Object], Object | None], say: Say
+) -> None:
     """Raise a UserError for a Secret that pods mount and that is not there: they would wait for it
-    without a word. Who may not read Secrets finds out later."""
-    from kubernetes.client import ApiException
-
+    without a word. Warn of one that init containers take credentials from where there are any."""
     for deployment in deployments:
-        for volume in deployment["spec"]["template"]["spec"].get("volumes", []):
-            if "secret" not in volume:
-                continue
-            name = volume["secret"]["secretName"]
-            entry = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
-            try:
-                there = look(entry) is not None
-            except ApiException as error:
-                if error.status != 403:
-                    raise
-                continue
-            if not there:
+        pod = deployment["spec"]["template"]["spec"]
+        for volume in pod.get("volumes", []):
+            if "secret" in volume and is_absent(name := volume["secret"]["secretName"], look):
                 files = " ".join(f"--from-file={item['key']}" for item in volume["secret"]["items"])
                 raise UserError(
                     f"--apply: the Secret {name} of {deployment['metadata']['name']} does not "
                     f"exist; make it: kubectl create secret generic {name} {files}"
                 )
+        variables = [each for init in pod.get("initContainers", []) for each in init["env"]]
+        sources = [each["valueFrom"]["secretKeyRef"] for each in variables if "valueFrom" in each]
+        for name in dict.fromkeys(source["name"] for source in sources if source.get("optional")):
+            if is_absent(name, look):
+                keys = ", ".join(dict.fromkeys(s["key"] for s in sources if s["name"] == name))
+                say(
+                    f"warning: there is no Secret {name} in this namespace, so that its pods fetch "
+                    f"without {keys}; where MLflow or its artifacts ask for one, make it there"
+                )
+
+
+def is_absent(secret: str, look: Callable[[Object], Object | None]) -> bool:
+    """Whether a Secret is not there. Who may not read Secrets finds out later."""
+    from kubernetes.client import ApiException
+
+    try:
+        return look({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}}) is None
+    except ApiException as error:
+        if error.status != 403:
+            raise
+        return False
 
 
 def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:

@@ -233,19 +233,40 @@ KEYS = {"secretName": "lora-a-gateway", "items": [{"key": "keys.json", "path": "
 
 
 class TestSecrets:
-    def deployment(self, *volumes: dict[str, Any]) -> dict[str, Any]:
-        pod = {"spec": {"volumes": list(volumes)}}
+    def deployment(self, *volumes: dict[str, Any], **more: Any) -> dict[str, Any]:
+        pod = {"spec": {"volumes": list(volumes), **more}}
         return {"metadata": {"name": "lora-a-gateway"}, "spec": {"template": pod}}
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_credentials_that_are_not_in_the_namespace_are_warned_of(self, there: bool) -> None:
+        key, tag = (
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": "loraline", "key": name} | more}}
+            for name, more in (("AWS_ACCESS_KEY_ID", {"optional": True}), ("verify-key", {}))
+        )
+        plain = {"name": "HOME", "value": "/tmp"}
+        deployment = self.deployment(initContainers=[{"env": [plain, key, tag]}])
+        said: list[str] = []
+        look = (lambda entry: entry) if there else (lambda entry: None)
+        delivery_cluster.check_secrets([deployment], look, said.append)
+        expected = (
+            []
+            if there
+            else [
+                "warning: there is no Secret loraline in this namespace, so that its pods fetch "
+                "without AWS_ACCESS_KEY_ID, verify-key"
+            ]
+        )
+        assert [sentence.partition(";")[0] for sentence in said] == expected
 
     def test_one_that_is_missing_is_named_with_what_makes_it(self) -> None:
         deployment = self.deployment({"name": "tmp"}, {"name": "keys", "secret": KEYS})
         with pytest.raises(UserError) as refused:
-            delivery_cluster.check_secrets([deployment], lambda entry: None)
+            delivery_cluster.check_secrets([deployment], lambda entry: None, print)
         assert str(refused.value).endswith(
             "the Secret lora-a-gateway of lora-a-gateway does not exist; make it: "
             "kubectl create secret generic lora-a-gateway --from-file=keys.json"
         )
-        delivery_cluster.check_secrets([deployment], lambda entry: entry)
+        delivery_cluster.check_secrets([deployment], lambda entry: entry, print)
 
     @pytest.mark.parametrize(("status", "passes"), [(403, True), (500, False)])
     def test_who_may_not_read_secrets_is_not_stopped(self, status: int, passes: bool) -> None:
@@ -256,7 +277,7 @@ class TestSecrets:
 
         deployment = self.deployment({"name": "keys", "secret": KEYS})
         if passes:
-            delivery_cluster.check_secrets([deployment], look)
+            delivery_cluster.check_secrets([deployment], look, print)
             return
         with pytest.raises(ApiException):
-            delivery_cluster.check_secrets([deployment], look)
+            delivery_cluster.check_secrets([deployment], look, print)
