@@ -122,7 +122,7 @@ class Stage:
             server.stop()
         if self.warm.stdin:
             self.warm.stdin.close()
-        self.warm.wait(30)
+        self.warm.wait(600)
 
     def answer(self) -> dict[str, Any]:
         assert self.warm.stdout is not None
@@ -237,7 +237,7 @@ class Process:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self.wait(10)
+        self.wait(600)
 
 
 class Server:
