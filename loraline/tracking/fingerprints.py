@@ -7,9 +7,10 @@ import, templates included. An edit elsewhere leaves its finished runs valid.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,24 @@ def sources(step: Path) -> list[Path]:
     return sorted(reached)
 
 
-def imported_parts(file: Path) -> Iterator[str]:
+def imported_parts(file: Path) -> tuple[str, ...]:
     """Names of the library's packages and root modules that a Python file imports."""
-    if file.suffix != ".py":
-        return
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    return parts_in(file.read_bytes()) if file.suffix == ".py" else ()
+
+
+@functools.lru_cache(maxsize=1024)
+def parts_in(source: bytes) -> tuple[str, ...]:
+    """The same of a file's content; kept, since to parse the library takes a tenth of a second."""
+    parts = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             package, *rest = node.module.split(".")
             if package == LIBRARY.name:
-                yield from rest[:1] or (alias.name for alias in node.names)
+                parts += rest[:1] or [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            parts = (alias.name.split(".") for alias in node.names)
-            yield from (name[1] for name in parts if name[0] == LIBRARY.name and len(name) > 1)
+            names = (alias.name.split(".") for alias in node.names)
+            parts += [name[1] for name in names if name[0] == LIBRARY.name and len(name) > 1]
+    return tuple(parts)
 
 
 def files_of(part: str) -> list[Path]:
