@@ -6,6 +6,7 @@ DATA ?=
 PROFILES ?=
 SET ?=
 PARAMS ?=
+CLASSES ?=
 PORT ?=
 MODEL ?=
 ALIAS ?=
@@ -112,20 +113,22 @@ images:  ## Build the images: make images [BUILDER=buildah] [TAG=dev]
 	$(BUILDER) build -t localhost/loraline-page:$(TAG) -f images/page.Dockerfile .
 
 .PHONY: cluster-apply
-cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop]
-	@test "$(NAMESPACE)" = loraline || { echo "cluster-apply: workflows/cluster/ is about the namespace loraline; for $(NAMESPACE) write an overlay"; exit 2; }
-	kubectl apply -k workflows/cluster/$(OVERLAY)
+cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop, or a folder of your own]
+	@test "$(NAMESPACE)" = loraline || test -d "$(OVERLAY)" || { echo "cluster-apply: workflows/cluster/ is about the namespace loraline; for $(NAMESPACE) write an overlay"; exit 2; }
+	kubectl apply -k $(if $(wildcard workflows/cluster/$(OVERLAY)),workflows/cluster/$(OVERLAY),$(OVERLAY))
 ifeq ($(OVERLAY),laptop)
 	@kubectl -n $(NAMESPACE) get secret loraline >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic loraline \
 		--from-literal=AWS_ACCESS_KEY_ID=loraline --from-literal=AWS_SECRET_ACCESS_KEY=$$(openssl rand -hex 16)
 	@kubectl -n $(NAMESPACE) get secret mlflow >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic mlflow \
 		--from-literal=backend-store-uri=sqlite:////data/mlflow/mlflow.db
-endif
 	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
+else
+	@kubectl -n $(NAMESPACE) get secret loraline >/dev/null || { echo "cluster-apply: make the Secret loraline with S3's keys; docs/cluster.md says how"; exit 2; }
+endif
 
 .PHONY: submit
-submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=mine.yaml] [DATA=…] [SET=r=16] [PARAMS='resources=gpu-large …']
-	@$(BIN)/python workflows/submit.py workflows/$(WORKFLOW).yaml --namespace $(NAMESPACE) \
+submit: install  ## Run on the cluster: make submit [WORKFLOW=sweep] [PROFILE=mine.yaml] [DATA=…] [SET=r=16] [PARAMS='resources=gpu-large …'] [CLASSES=classes.yaml]
+	@$(BIN)/python workflows/submit.py workflows/$(WORKFLOW).yaml --namespace $(NAMESPACE) $(if $(CLASSES),--classes $(call quoted,$(CLASSES))) \
 		$(if $(filter pipeline sweep,$(WORKFLOW)),-p $(call quoted,profile=$(PROFILE)) -p $(call quoted,data=$(DATA))) \
 		$(if $(filter sweep,$(WORKFLOW)),-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"]))) \
 		$(if $(filter pipeline sweep,$(WORKFLOW)),-p $(call quoted,set=$(SET))) \
@@ -164,6 +167,11 @@ render: install  ## Write workflows/*.yaml and the manifests that tests compare 
 	$(BIN)/python workflows/pipeline.py
 	$(BIN)/python workflows/prepare_shares.py
 	$(BIN)/python tests/loraline/delivery/test_manifest_goldens.py
+
+.PHONY: docs
+docs: install  ## Build the documentation's site into outputs/site; links that lead nowhere are errors
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "outputs/site/index.html"
 
 .PHONY: zoo
 zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: fifteen minutes

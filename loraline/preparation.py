@@ -5,22 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+)
 
 Coordinates = Literal["pixels", "unit", "thousand"]
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 """Nothing is guessed: an unknown key is an error."""
 
 
+def share_or_count(held_out: float) -> float:
+    if isinstance(held_out, int) and held_out >= 1:
+        return held_out
+    if isinstance(held_out, float) and 0 < held_out <= 0.4:
+        return held_out
+    raise ValueError(
+        f"split: {held_out} is refused, write a share of up to 0.4 or a whole number of rows"
+    )
+
+
+HeldOut = Annotated[float | int, AfterValidator(share_or_count)]
+"""A share of the rows, or at least so many of them."""
+
+
 class Split(BaseModel):
-    """Shares of the rows that are held out, where no file is named after a split."""
+    """Rows that are held out, where no file is named after a split: a share, or so many."""
 
     model_config = STRICT
 
-    validation: Annotated[float, Field(gt=0, le=0.4)] = 0.1
+    validation: HeldOut = 0.1
     """For the loss after each epoch, which chooses the adapter."""
 
-    test: Annotated[float, Field(gt=0, le=0.4)] = 0.1
+    test: HeldOut = 0.1
     """For evaluation and the gate."""
 
 

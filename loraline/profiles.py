@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -19,51 +19,11 @@ from pydantic import (
 
 from loraline.errors import UserError
 from loraline.layered_yaml import override
+from loraline.limits import Gate, Strict, check_metrics, metric_name
 from loraline.preparation import Entry, Prepare, Split
 from loraline.profile_files import files, resolve
 
 Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class Strict(BaseModel):
-    """Nothing is guessed: an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Gate(Strict):
-    """Limits that a candidate must keep on the held-out rows; a limit of null is not checked.
-
-    `min_rows` is never null: numbers of few rows say nothing, whatever their limits. Neither is
-    `compare_on`, which names a metric and limits nothing.
-    """
-
-    # `true` is no limit of 1.
-    model_config = ConfigDict(strict=True)
-
-    max_eval_loss: PositiveFloat | None = 1.0
-    """Mean negative log-likelihood a target token, in nats."""
-
-    max_perplexity: PositiveFloat | None = 2.0
-    """exp of the eval loss."""
-
-    min_bleu: Annotated[float, Field(ge=0, le=100)] | None = None
-    """Corpus BLEU, 0 to 100."""
-
-    max_levenshtein: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Normalised edit distance, 0 to 1."""
-
-    min_rows: PositiveInt = 20
-    """Held-out rows; fewer say little, whatever the other numbers are."""
-
-    compare_on: Literal["levenshtein", "bleu", "exact_match", "eval_loss"] = "levenshtein"
-    """Metric of the two gains below, which are positive where the candidate is better."""
-
-    min_gain_over_base: float | None = 0.0
-    """Lower end of the paired interval of the gain over the base must be above this."""
-
-    min_gain_over_champion: float | None = 0.0
-    """Lower end of the paired interval of the gain over the champion must be above this."""
 
 
 class Tune(Strict):
@@ -193,6 +153,10 @@ class Profile(Strict):
     serve_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Precision of the base when it is evaluated and served."""
 
+    metrics: tuple[str, ...] = ()
+    """Metrics of the user's own, measured beside ours: files ending with .py, or entry points of
+    the group `loraline.metrics`."""
+
     seed: NonNegativeInt = 0
     """Seed of the adapter's initial weights and of the order of rows."""
 
@@ -303,6 +267,17 @@ class Profile(Strict):
                     f"{key} is a rate for what tune.{part}: false leaves alone; leave one of them "
                     "out"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def measures_what_it_limits(self) -> Self:
+        names = [metric_name(entry) for entry in self.metrics]
+        for name in names:
+            if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or names.count(name) > 1:
+                raise ValueError(
+                    f"metrics: {name!r} is refused, a name is of small letters, digits and _, once"
+                )
+        check_metrics(self.gate, self.metrics)
         return self
 
     @model_validator(mode="after")

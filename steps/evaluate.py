@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.step import step
+from loraline.step import recipes_option, step
 from loraline.tracking import datasets, description, fingerprints, runs, store, tags
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     show_default=True,
     help="What generates: Hugging Face, or vLLM offline; auto takes vLLM where there is a GPU.",
 )
-def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
+@recipes_option
+def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, force: bool) -> None:
     """Answer the held-out rows with base, adapter and champion; log the metrics side by side."""
-    from loraline.evaluation import measurement
+    from loraline.evaluation import measurement, plugins
     from loraline.tracking import registry
 
     client = store.connect()
@@ -51,7 +52,10 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
     model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
     engine = measurement.chosen_engine(engine, recipe.serve_dtype)
+    own = plugins.load(runs.todays_profile(train_run, recipes=recipes).metrics)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
+    if own:
+        inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in own]
     fingerprint = fingerprints.fingerprint(__file__, inputs)
     if not force and (done := runs.finished_run(client, "evaluate", fingerprint)):
         click.echo(f"evaluation of run {done.info.run_id} (reused)")
@@ -89,6 +93,7 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         datasets.log_dataset(data_run, run, "evaluation")
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
+        mlflow.set_tag(tags.METRICS, plugins.as_tag(own))
         compared = comparable_champion(champion, held_out, agreed, prints)
         with compared as (other, champion_story):
             adapters = {"base": None, "tuned": adapter, **other}
@@ -96,11 +101,12 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
         mlflow.log_table(predictions(held_out, measured), "predictions.json")
         comparison = measurement.compare(
             {
-                model: measurement.scores(answered, held_out, recipe.answer_format)
+                model: measurement.scores(answered, held_out, recipe.answer_format, own)
                 for model, answered in measured.items()
             }
         )
-        log_numbers(comparison, measured, run, train_run)
+        headline = (*measurement.HEADLINE, *(plugin.name for plugin in own))
+        log_numbers(comparison, measured, headline, run, train_run)
         log_details(comparison, prints, engine, recipe.answer_format)
         engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
         evaluation = report.Evaluation(
@@ -114,9 +120,10 @@ def evaluate(run_id: str, engine: str, out_dir: Path, force: bool) -> None:
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
             agreed.prompt,
             report.costs(train_run, engine_took),
+            {plugin.name: plugin.higher_is_better for plugin in own},
         )
         log_report(client, evaluation, train_run)
-    print_headline(comparison)
+    print_headline(comparison, headline)
     runs.hand_over(out_dir, run.info.run_id)
 
 
@@ -139,7 +146,11 @@ def predictions(
 
 
 def log_numbers(
-    comparison: Comparison, measured: Mapping[str, Measurement], run: Run, train_run: Run
+    comparison: Comparison,
+    measured: Mapping[str, Measurement],
+    headline: Sequence[str],
+    run: Run,
+    train_run: Run,
 ) -> None:
     """Log all numbers here, and the headline where a reviewer compares runs and models."""
     import mlflow
@@ -159,7 +170,7 @@ def log_numbers(
         {
             f"{model}_{name}": finite[f"{model}_{name}"]
             for model in comparison.values
-            for name in measurement.HEADLINE
+            for name in headline
         },
         run_id=train_run.info.run_id,
         model_id=train_run.data.tags[tags.MODEL_ID],
@@ -204,10 +215,8 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
     client.set_tag(train_run.info.run_id, tags.NOTE, note)
 
 
-def print_headline(comparison: Comparison) -> None:
-    from loraline.evaluation import measurement
-
-    for name in measurement.HEADLINE:
+def print_headline(comparison: Comparison, headline: Sequence[str]) -> None:
+    for name in headline:
         values = (f"{model} {row[name].value:.3f}" for model, row in comparison.values.items())
         gains = (
             f"gain over {other} {gains[name].low:.3f} to {gains[name].high:.3f}"

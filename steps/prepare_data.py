@@ -168,9 +168,9 @@ def warn_of_few(merged: Dataset) -> None:
     rows, wanted = merged.rows["test"], merged.work.recipe.gate.min_rows
     if rows < wanted:
         click.echo(
-            f"warning: {rows} test rows, and the gate asks for {wanted} (gate.min_rows): add rows, "
-            "hold out more with --set split.test=0.2, or judge by fewer with --set "
-            f"gate.min_rows={rows}",
+            f"warning: {rows} test rows, and the gate asks for {wanted} (gate.min_rows), so that "
+            f"training is refused: add rows, hold out {wanted} with --set split.test={wanted}, "
+            f"or judge by fewer with --set gate.min_rows={rows} (with make, SET=…)",
             err=True,
         )
 

@@ -73,8 +73,8 @@ def quality_gate(
     client = store.connect()
     eval_run = runs.upstream_run(client, run_id, "evaluate")
     train_run = runs.ancestor(client, eval_run, "train_qlora")
-    limits = runs.todays_profile(train_run, overrides, recipes).gate
-    limits = rules.load(Path(policy) if policy else None, limits)
+    todays = runs.todays_profile(train_run, overrides, recipes)
+    limits = rules.load(Path(policy) if policy else None, todays.gate, todays.metrics)
     name = runs.profile(client, train_run).registered_model
     model_id = runs.model_id(train_run)
 
@@ -214,9 +214,11 @@ def register(
 
 def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:
     """Write the scorecard, the result and the run ID; end with 1 if a rejection is to fail."""
+    from loraline.evaluation import plugins
     from loraline.tracking.registry import CANDIDATE
 
     numbers, tags = eval_run.data.metrics, gate_run.data.tags
+    own = plugins.directions(eval_run.data.tags)
     scorecard = {
         "metrics": {
             name: {
@@ -224,8 +226,9 @@ def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool)
                 for model in ("base", "tuned", "champion")
                 if f"{model}_{name}" in numbers
             }
-            for name in ("bleu", "levenshtein", "exact_match", "perplexity")
+            for name in ("bleu", "levenshtein", "exact_match", "perplexity", *own)
         },
+        "better": {name: "higher" if higher else "lower" for name, higher in own.items()},
         "champion": eval_run.data.tags.get(CHAMPION),
         "rows": numbers.get("rows"),
         "evaluate": eval_run.info.run_id,

@@ -81,11 +81,8 @@ def select_best(
     apart; though all were measured on the same rows, the intervals are each member's own and not of
     the differences, so this says "not told apart" too often rather than too seldom.
     """
-    from loraline.evaluation import metrics
+    from loraline.evaluation import metrics, plugins
 
-    if metric not in metrics.HIGHER_IS_BETTER:
-        accepted = ", ".join(sorted(metrics.HIGHER_IS_BETTER))
-        raise UserError(f"unknown --metric {metric!r}; accepted: {accepted}")
     evaluations = parsed(run_ids)
     client = store.connect()
     runs = [
@@ -93,9 +90,15 @@ def select_best(
         for run_id in evaluations
     ]
     refuse_unlike(runs)
+    directions = dict(metrics.HIGHER_IS_BETTER)
+    for run in runs:
+        directions |= plugins.directions(run.data.tags)
+    if metric not in directions:
+        accepted = ", ".join(sorted(directions))
+        raise UserError(f"unknown --metric {metric!r}; accepted: {accepted}")
     entries = sorted(
         (entry(client, run, metric, overrides, recipes) for run in runs),
-        key=lambda member: member.rank(metrics.HIGHER_IS_BETTER[metric]),
+        key=lambda member: member.rank(directions[metric]),
     )
     if not any(math.isfinite(member.value) for member in entries):
         raise UserError(f"--metric {metric}: none of the runs has measured it")

@@ -80,7 +80,7 @@ def train_qlora(
     refuse_few(recipe, data_run)
     base = locate(recipe.base, recipe.base_revision)
     preflight.check_base(recipe, base.config)
-    settings = recipe.model_dump(mode="json", exclude={"gate", "prepare"})
+    settings = recipe.model_dump(mode="json", exclude={"gate", "prepare", "metrics"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
         # By its content: prepare_data may have been repeated on data that did not change.
@@ -160,8 +160,8 @@ def refuse_few(recipe: Profile, data_run: Run) -> None:
     if rows is not None and rows < wanted:
         raise UserError(
             f"the dataset has {rows:.0f} test rows, and the gate asks for {wanted} "
-            "(gate.min_rows): add rows, hold out more (prepare_data --set split.test=0.2), or "
-            f"judge by fewer (--set gate.min_rows={rows:.0f})"
+            "(gate.min_rows): add rows, hold out more (prepare_data --set "
+            f"split.test={wanted}), or judge by fewer (--set gate.min_rows={rows:.0f})"
         )
 
 

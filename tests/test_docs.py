@@ -1,13 +1,19 @@
 """The documentation names what is there, and all of it."""
 
+import ast
+import functools
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
+import kubernetes_validate
 import pytest
+import yaml
 
-from loraline import profile_files, profiles
+from loraline import layered_yaml, limits, profile_files, profiles
+from loraline.evaluation import plugins
 from loraline.preparation import Prepare, Split
 from loraline_cli import main as cli
 
@@ -50,6 +56,101 @@ def test_make_targets_and_files_in_the_docs_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def make_lines() -> list[str]:
+    """Every line of a code block that calls make."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    lines = re.findall(r"^make [a-z][^#\n]*", pages, re.MULTILINE)
+    return sorted({line.strip() for line in lines})
+
+
+@pytest.mark.parametrize("line", make_lines())
+def test_make_takes_each_line_of_the_docs(line: str) -> None:
+    _, *words = shlex.split(line)
+    # Make would take a variable that nothing reads.
+    known = set(re.findall(r"^([A-Z]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {word.partition("=")[0] for word in words if "=" in word} <= known
+    dry = ["make", "-C", str(ROOT), "-n", "-o", ".venv/.installed", *words]
+    printed = subprocess.run(dry, capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+
+
+def yaml_blocks() -> list[tuple[str, str]]:
+    """(page, text) of every block of YAML."""
+    return [
+        (page.name, block)
+        for page in PAGES
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", [text for _, text in yaml_blocks() if text.lstrip("# ").startswith("apiVersion")]
+)
+def test_objects_in_the_docs_are_what_kubernetes_takes(text: str) -> None:
+    kubernetes_validate.validate(yaml.safe_load(text), "1.34", strict=True)
+
+
+@pytest.mark.parametrize("text", [t for _, t in yaml_blocks() if "extends:" in t])
+def test_recipes_in_the_docs_are_ones(text: str) -> None:
+    files = dict(profile_files.files(ROOT / "lora_profiles"))
+    recipe = yaml.safe_load(text)
+    parent = profile_files.resolve(recipe.pop("extends"), files)
+    profiles.Profile.model_validate(layered_yaml.merge(parent, recipe))
+
+
+def test_classes_in_the_docs_are_ones(script, tmp_path: Path) -> None:
+    (text,) = [text for _, text in yaml_blocks() if text.startswith("# classes.yaml")]
+    (tmp_path / "classes.yaml").write_text(text)
+    classes = script("workflows/resources.py").load(tmp_path / "classes.yaml")
+    assert classes["h200"].gpu_memory_above == 130000
+
+
+def test_the_metric_in_the_docs_is_one(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "own_metric.md").read_text()
+    (source,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "word_recall.py").write_text(source)
+    (metric,) = plugins.load([str(tmp_path / "word_recall.py")])
+    assert metric.measure(["Aisle one", ""], ["in aisle one", "x"]).value == pytest.approx(1 / 3)
+
+
+def test_the_site_lists_each_page() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    listed, waiting = set(), list(site["nav"])
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, str):
+            listed.add(entry)
+        else:
+            waiting += [page for pages in entry.values() for page in pages]
+    docs = ROOT / "docs"
+    assert listed == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+
+
+def messages() -> list[str]:
+    """What the program says, of the first column of Troubleshooting's tables."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (.*?) \|", page, re.MULTILINE)
+    return [text for cell in cells for text in re.findall("`([^`]* [^`]*)`", cell)]
+
+
+@functools.cache
+def texts_of_the_code() -> str:
+    """Every text that the code holds, adjacent ones joined, a line each."""
+    texts = [(ROOT / "Makefile").read_text()]
+    for folder in ("loraline", "loraline_cli", "runner", "steps", "workflows"):
+        for file in (ROOT / folder).rglob("*.py"):
+            nodes = ast.walk(ast.parse(file.read_text()))
+            constants = (node.value for node in nodes if isinstance(node, ast.Constant))
+            texts += [value for value in constants if isinstance(value, str)]
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("message", messages())
+def test_troubleshooting_lists_what_is_said(message: str) -> None:
+    for part in filter(None, map(str.strip, message.split("…"))):
+        assert part in texts_of_the_code(), part
+
+
 @pytest.mark.parametrize(("page", "command"), commands())
 def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: Path) -> None:
     words = shlex.split(command)
@@ -57,7 +158,7 @@ def test_commands_in_the_docs_parse(page: str, command: str, script, workplace: 
     module = script(path)
     arguments = words[2:]
     for word in arguments:
-        if word.endswith(("vllm.yaml", ".log", "outputs/latest", "report.html")):
+        if word.endswith(("vllm.yaml", ".log", "outputs/latest", "report.html", "classes.yaml")):
             target = workplace / word
             (target if word.endswith("latest") else target.parent).mkdir(
                 parents=True, exist_ok=True
@@ -124,7 +225,7 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
     keys = set(profiles.Profile.model_fields) - {"gate"}
     keys -= {"split", "tune", "prepare"}
     keys |= {f"prepare.{key}" for key in Prepare.model_fields}
-    keys |= {f"gate.{key}" for key in profiles.Gate.model_fields}
+    keys |= {f"gate.{key}" for key in limits.Gate.model_fields}
     keys |= {f"split.{key}" for key in Split.model_fields}
     keys |= {f"tune.{key}" for key in profiles.Tune.model_fields}
     assert keys <= listed

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import resources
 import templates
-from resources import CLASSES
 from templates import DAY, Settings
 
 if TYPE_CHECKING:
@@ -73,12 +73,19 @@ SCHEDULE = "0 3 * * 0"
     default=HERE,
     help="Folder for the files. Default: beside this file.",
 )
-def pipeline(check: bool, kind: str | None, out: Path) -> None:
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with resource classes of this cluster; docs/cluster.md says what it holds.",
+)
+def pipeline(check: bool, kind: str | None, out: Path, classes: Path | None) -> None:
     """Render the workflows to YAML."""
-    if kind and out == HERE:
-        raise click.UsageError("--kind needs --out: here are the files that make and CI submit")
+    if (kind or classes) and out == HERE:
+        option = "--kind" if kind else "--classes"
+        raise click.UsageError(f"{option} needs --out: here are the files that make and CI submit")
+    settings = Settings(classes=resources.load(classes))
     for name in DAGS:
-        file, rendered = out / f"{name}.yaml", render(build(name, kind))
+        file, rendered = out / f"{name}.yaml", render(build(name, kind, settings))
         if not check:
             out.mkdir(parents=True, exist_ok=True)
             # Another pipeline may read it at this moment.
@@ -222,8 +229,8 @@ def where(settings: Settings) -> list[Any]:
         parameter(
             "resources",
             "cpu",
-            "Class of what training and evaluation run on; workflows/resources.py says what it is.",
-            list(CLASSES),
+            "Class of what training and evaluation run on; see docs/cluster.md.",
+            list(settings.classes),
         ),
         parameter("image", settings.image, "Image of the steps that need no GPU."),
         parameter("gpu-image", settings.gpu_image, "Image of training and evaluation."),
@@ -243,14 +250,14 @@ def line(settings: Settings) -> None:
     model = templates.model_of_profile(settings)
     prepare, train, measure = (
         templates.prepare_data(),
-        templates.train_qlora(),
-        templates.evaluate(),
+        templates.train_qlora(settings),
+        templates.evaluate(settings),
     )
     gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)
     with DAG(name=ENTRYPOINT):
         prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})
         trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE, **RECIPE})
-        measured = task(measure, {"run-id": run_id(trained)})
+        measured = task(measure, {"run-id": run_id(trained), "recipes": RECIPE["recipes"]})
         judged = task(gate, {"run-id": run_id(measured), **RECIPE})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
         prepared >> trained >> measured >> judged >> deployed
@@ -263,8 +270,8 @@ def sweep(settings: Settings) -> None:
     model = templates.model_of_profile(settings)
     prepare, train, measure = (
         templates.prepare_data(),
-        templates.train_qlora(),
-        templates.evaluate(),
+        templates.train_qlora(settings),
+        templates.evaluate(settings),
     )
     select, gate, deploy = (
         templates.select_best(),
@@ -285,7 +292,7 @@ def sweep(settings: Settings) -> None:
     ) as candidate:
         given = {name: f"{{{{inputs.parameters.{name}}}}}" for name in ("run-id", "profile")}
         trained = task(train, {**given, **RECIPE})
-        measured = task(measure, {"run-id": run_id(trained)})
+        measured = task(measure, {"run-id": run_id(trained), "recipes": RECIPE["recipes"]})
         trained >> measured
     with DAG(name=ENTRYPOINT):
         prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})

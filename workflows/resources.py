@@ -1,58 +1,93 @@
 """Named classes of what a step gets of a node, and the pod patch that asks for it.
 
 Argo takes no parameters in `resources`, so the class is a parameter of the workflow and the pod's
-spec is patched with what it stands for. The names of shared devices are those of NVIDIA's plugin;
-edit them to what the cluster's nodes advertise.
+spec is patched with what it stands for. A file of classes says what a cluster has instead; the
+names of shared devices are those of NVIDIA's plugin.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+
+from loraline.errors import UserError
+
+GPU_MEMORY = "nvidia.com/gpu.memory"
+"""Node label with the MiB of a card, set by NVIDIA's GPU feature discovery."""
 
 
-class Class(NamedTuple):
-    """Requests, the memory limit, and the devices that a class asks for."""
+class Class(BaseModel):
+    """Requests, the memory limit, and the devices and nodes that a class asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
 
     cpu: str
     memory: str
     memory_limit: str
     device: str = ""
-    label: str = ""
-    """Value of the label `loraline/gpu` on the nodes that the class wants."""
-
-    gpus: int = 1
+    gpus: PositiveInt = 1
     """How many of the device; training runs in as many processes."""
 
+    gpu_memory_above: NonNegativeInt = 0
+    """MiB that a card of the node has more than, by the label GPU_MEMORY; 0 takes any card."""
 
-CLASSES = {
+    nodes: Mapping[str, str] = {}
+    """Labels that the node must have."""
+
+
+GPU = "nvidia.com/gpu"
+CLASSES: Mapping[str, Class] = {
     "cpu": Class(cpu="1", memory="2Gi", memory_limit="32Gi"),
-    "gpu-small": Class(
-        cpu="4",
-        memory="16Gi",
-        memory_limit="64Gi",
-        device="nvidia.com/gpu",
-        label="small",
-    ),
+    "gpu-small": Class(cpu="4", memory="16Gi", memory_limit="64Gi", device=GPU),
     "gpu-large": Class(
-        cpu="8",
-        memory="64Gi",
-        memory_limit="256Gi",
-        device="nvidia.com/gpu",
-        label="large",
+        cpu="8", memory="64Gi", memory_limit="256Gi", device=GPU, gpu_memory_above=60000
     ),
     "gpu-large-4": Class(
         cpu="32",
         memory="256Gi",
         memory_limit="768Gi",
-        device="nvidia.com/gpu",
-        label="large",
+        device=GPU,
         gpus=4,
+        gpu_memory_above=60000,
     ),
     # A part of a card: `nvidia.com/gpu.shared` with time slicing or MPS, `nvidia.com/mig-3g.40gb`
     # and the like with MIG.
-    "gpu-shared": Class(cpu="2", memory="8Gi", memory_limit="32Gi", device="nvidia.com/gpu.shared"),
+    "gpu-shared": Class(cpu="2", memory="8Gi", memory_limit="32Gi", device=f"{GPU}.shared"),
 }
+
+
+def load(file: Path | None) -> Mapping[str, Class]:
+    """Our classes with those of a file, in which a class of ours may leave out what stays.
+
+    Raises UserError for a file that holds something else.
+    """
+    if file is None:
+        return CLASSES
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"classes {file} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(c, dict) for c in content.values()):
+        raise UserError(f"classes {file} must hold the settings of each class by its name")
+    classes = dict(CLASSES)
+    for name, keys in content.items():
+        ours = classes[name].model_dump(exclude_unset=True) if name in classes else {}
+        try:
+            classes[name] = Class.model_validate({**ours, **keys})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            key = ".".join(map(str, wrong["loc"]))
+            accepted = ", ".join(Class.model_fields)
+            raise UserError(
+                f"classes {file}: {name}: {key}: {wrong['msg']} (keys: {accepted})"
+            ) from error
+    return classes
+
 
 GRACE_SECONDS = 900
 """From SIGTERM to SIGKILL for training: an optimizer step, an epoch's validation, and the upload of
@@ -75,8 +110,14 @@ def patch(wanted: Class, grace_seconds: int | None = None) -> str:
         spec["containers"][0]["env"] = [{"name": "LORALINE_GPUS", "value": str(wanted.gpus)}]
     if grace_seconds is not None:
         spec["terminationGracePeriodSeconds"] = grace_seconds
-    if wanted.label:
-        spec["nodeSelector"] = {"loraline/gpu": wanted.label}
+    if wanted.nodes:
+        spec["nodeSelector"] = dict(wanted.nodes)
+    if wanted.gpu_memory_above:
+        above = {"key": GPU_MEMORY, "operator": "Gt", "values": [str(wanted.gpu_memory_above)]}
+        terms = {"nodeSelectorTerms": [{"matchExpressions": [above]}]}
+        spec["affinity"] = {
+            "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}
+        }
     # Two braces side by side would end the expression that the patch stands in.
     return json.dumps(spec, separators=(",", ":")).replace("}}", "} }").replace("}}", "} }")
 

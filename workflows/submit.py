@@ -35,15 +35,20 @@ RENDERED = Path("outputs", "workflows")
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file with resource classes of this cluster; docs/cluster.md says what it holds.",
+)
 @click.option("--namespace", default="loraline", show_default=True, help="Where it runs.")
-def submit(file: Path, given: tuple[str, ...], namespace: str) -> None:
+def submit(file: Path, given: tuple[str, ...], classes: Path | None, namespace: str) -> None:
     """Run the workflow in FILE on the cluster of the current context.
 
     A profile may be a file, too. Ends with 0 if the workflow succeeded, with 1 if not, with 2 if it
     was not submitted.
     """
     try:
-        file, parameters = with_recipes(file, given)
+        file, parameters = with_recipes(file, given, classes)
     except UserError as error:
         raise click.UsageError(str(error)) from error
     parameter_values(read(file), parameters, {})
@@ -71,16 +76,18 @@ def submit(file: Path, given: tuple[str, ...], namespace: str) -> None:
     sys.exit(0 if phase == "Succeeded" else NOT_DONE)
 
 
-def with_recipes(file: Path, given: Sequence[str]) -> tuple[Path, list[str]]:
+def with_recipes(
+    file: Path, given: Sequence[str], classes: Path | None = None
+) -> tuple[Path, list[str]]:
     """The workflow to submit, and its parameters with the recipes of the profiles they name.
 
-    A profile that the workflow does not list is added to a rendering of its own. Raises UserError
-    for a profile that is unknown or wrong, before anything is submitted.
+    A profile that the workflow does not list, and a file of `classes`, get a rendering of their
+    own. Raises UserError for what is unknown or wrong in either, before anything is submitted.
     """
     workflow = read(file)
     values = dict(parameter.partition("=")[::2] for parameter in given)
     if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
-        return file, list(given)
+        return rendered(file.stem, {}, classes) if classes else file, list(given)
     known = profile_files.files()
     values["profile"] = named(values["profile"], known)
     members = listed(values["profiles"]) if "profiles" in values else []
@@ -94,8 +101,8 @@ def with_recipes(file: Path, given: Sequence[str]) -> tuple[Path, list[str]]:
         name: profiles.load(name, overrides=overrides, recipes=recipes).registered_model
         for name in asked
     }
-    if values["profile"] not in (workflow.parameters["profile"].enum or ()):
-        file = rendered(file.stem, models)
+    if classes or values["profile"] not in (workflow.parameters["profile"].enum or ()):
+        file = rendered(file.stem, models, classes)
     values["recipes"] = yaml.safe_dump(recipes, sort_keys=False, allow_unicode=True)
     return file, [f"{name}={value}" for name, value in values.items()]
 
@@ -122,14 +129,19 @@ def listed(members: str) -> list[str]:
     return names
 
 
-def rendered(name: str, models: Mapping[str, str]) -> Path:
-    """A workflow that lists these profiles with their registered models beside ours."""
+def rendered(name: str, models: Mapping[str, str], classes: Path | None = None) -> Path:
+    """A workflow with these profiles, their registered models and these classes beside ours."""
     import pipeline
+    import resources
     from templates import Settings
 
     RENDERED.mkdir(parents=True, exist_ok=True)
     file = RENDERED / f"{name}.yaml"
-    file.write_text(pipeline.render(pipeline.build(name, settings=Settings(own=models))))
+    file.write_text(
+        pipeline.render(
+            pipeline.build(name, settings=Settings(own=models, classes=resources.load(classes)))
+        )
+    )
     return file
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resources import CLASSES, GRACE_SECONDS, SMALL, chosen, patch
+from resources import CLASSES, GRACE_SECONDS, SMALL, Class, chosen, patch
 
 if TYPE_CHECKING:
     from hera.workflows import Container, Suspend
@@ -27,6 +27,13 @@ NAMESPACE_OBJECTS = "loraline"
 
 HOUR = 3600
 DAY = 24 * HOUR
+
+MLFLOW_CREDENTIALS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+)
+"""Keys of the Secret, named as what MLflow's client reads; `deploy_vllm` renders them, too."""
 
 RETRY = (
     "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) == 75 || "
@@ -52,25 +59,28 @@ class Settings:
     """PersistentVolumeClaim of the model cache."""
     own: Mapping[str, str] = field(default_factory=dict)
     """Registered model of each profile that is sent with the workflow and no file of ours."""
+    classes: Mapping[str, Class] = field(default_factory=lambda: CLASSES)
+    """What the parameter `resources` may name."""
 
 
 def prepare_data() -> Container:
     return step("prepare-data", inputs=["profile", "data", "set", "recipes"], deadline=2 * HOUR)
 
 
-def train_qlora() -> Container:
+def train_qlora(settings: Settings) -> Container:
     return step(
         "train-qlora",
         inputs=["run-id", "profile", "set", "recipes"],
         deadline=DAY,
-        large=True,
+        classes=settings.classes,
         several_cards=True,
         grace_seconds=GRACE_SECONDS,
     )
 
 
-def evaluate() -> Container:
-    return step("evaluate", inputs=["run-id"], deadline=8 * HOUR, large=True)
+def evaluate(settings: Settings) -> Container:
+    inputs = ["run-id", "recipes"]
+    return step("evaluate", inputs=inputs, deadline=8 * HOUR, classes=settings.classes)
 
 
 def select_best() -> Container:
@@ -129,18 +139,19 @@ def step(
     several_cards: bool = False,
     grace_seconds: int | None = None,
     outputs: dict[str, str] | None = None,
-    large: bool = False,
+    classes: Mapping[str, Class] | None = None,
     registry: str = "",
     hands_over: bool = True,
 ) -> Container:
     """A template for steps/<name>.py: a flag an input, a file an output.
 
     `outputs` names further outputs beside the run ID, each with its value if its file is missing;
-    `large` steps run on the class that the workflow's parameter names; steps that change what is
-    registered run one at a time for the model that `registry` names.
+    a step with `classes` runs on the one that the workflow's parameter names; steps that change
+    what is registered run one at a time for the model that `registry` names.
     """
     from hera.workflows import Container, EmptyDirVolume, Parameter, RetryStrategy, models
 
+    large = classes is not None
     words = [word for flag in inputs for word in (f"--{flag}", f"{{{{inputs.parameters.{flag}}}}}")]
     image = f"{{{{workflow.parameters.{'gpu-image' if large else 'image'}}}}}"
     volumes: list[Any] = [EmptyDirVolume(name="tmp", mount_path="/tmp")]
@@ -150,10 +161,10 @@ def step(
         shm = EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory", size_limit=room)
         volumes.append(shm)
     # Only training has a use for several cards; elsewhere a class gives one.
-    given = {
-        key: wanted if several_cards else wanted._replace(gpus=1) for key, wanted in CLASSES.items()
+    patches = {
+        key: patch(wanted if several_cards else one_card(wanted), grace_seconds)
+        for key, wanted in (classes or {}).items()
     }
-    classes = {key: patch(wanted, grace_seconds) for key, wanted in given.items()}
     handed = {"run-id": "", **(outputs or {})} if hands_over else {}
     return Container(
         name=name,
@@ -177,7 +188,7 @@ def step(
             expression=RETRY,
             backoff=models.Backoff(duration="15s", factor=models.IntOrString(root=3)),
         ),
-        pod_spec_patch=chosen(classes, "resources") if large else patch(SMALL),
+        pod_spec_patch=chosen(patches, "resources") if large else patch(SMALL),
         synchronization=guard(large, registry),
         metrics=metrics(name),
         labels={"app.kubernetes.io/component": name},
@@ -189,6 +200,10 @@ def step(
         volumes=volumes,
         volume_mounts=[models.VolumeMount(name="models", mount_path=MODELS)] if hands_over else [],
     )
+
+
+def one_card(wanted: Class) -> Class:
+    return wanted.model_copy(update={"gpus": 1})
 
 
 def guard(large: bool, registry: str) -> Any:
@@ -287,6 +302,8 @@ def environment(image: str, hands_over: bool) -> list[Any]:
         setting("HF_HUB_OFFLINE", "hf-hub-offline"),
         *(secret(key, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
         secret("HF_TOKEN", "hf-token"),
+        # Of an MLflow server that asks who is there.
+        *(secret(key, key) for key in MLFLOW_CREDENTIALS),
         Env(name="HF_HOME", value=MODELS),
         Env(name="LORALINE_WORKFLOW_NAME", value="{{workflow.name}}"),
         Env(name="LORALINE_WORKFLOW_UID", value="{{workflow.uid}}"),

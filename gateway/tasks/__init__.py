@@ -16,7 +16,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from loraline.errors import UserError
 from loraline.layered_yaml import read_yaml
-from loraline.profiles import Strict, complaints
+from loraline.limits import Strict
+from loraline.profiles import complaints
 
 if TYPE_CHECKING:
     from loraline.delivery.tasks import Need

@@ -139,6 +139,12 @@ def where_they_went(merged: Dataset) -> str:
         )
     if not merged.read:
         return ": the files hold no rows"
+    groups = len(set(merged.facts["group"].tolist()))
+    if merged.work.group_by == "answer" and 2 * groups < merged.read:
+        return (
+            f": they have {groups} different answers, and rows with equal answers stay together; "
+            "--set prepare.group_by=row splits them row by row"
+        )
     return "; add rows, files named after splits, or split by something else (--group-by)"
 
 

@@ -75,16 +75,32 @@ def assign_splits(merged: Dataset) -> None:
 
     named = merged.split >= 0
     points = group_points(merged)
-    shares = merged.work.recipe.split
+    held_out = merged.work.recipe.split
+    alive = merged.copies > 0
+    # A repeated row leaves later, so that only the first of its like counts.
+    counted = np.zeros(len(points), bool)
+    counted[np.unique(merged.facts["key"], return_index=True)[1]] = True
+    open_points = points[counted & alive & ~named]
     # Parts of the hash range: train first, then validation, then test.
-    bounds = (1 - shares.test - shares.validation, 1 - shares.test)
+    test = lower_bound(held_out.test, 1.0, open_points)
+    bounds = (lower_bound(held_out.validation, test, open_points), test)
     by_point = (points[:, None] >= np.array(bounds)).sum(axis=1).astype(np.int8)
     merged.split = np.where(named, merged.split, by_point)
-    alive = merged.copies > 0
     for code, (low, high) in ((1, bounds), (2, (bounds[1], 1.0))):
         if named.any() and not (alive & (merged.split == code)).any():
-            held_out = named & (merged.split == 0) & (points >= low) & (points < high)
-            merged.split[held_out] = code
+            filled = named & (merged.split == 0) & (points >= low) & (points < high)
+            merged.split[filled] = code
+
+
+def lower_bound(wanted: float, upper: float, points: NDArray[Any]) -> float:
+    """Where a split begins that ends at `upper`: a share of the hash range, or at least so many
+    of the points, shape (rows,)."""
+    import numpy as np
+
+    if not isinstance(wanted, int):
+        return upper - wanted
+    below = np.sort(points[points < upper])
+    return float(below[-wanted]) if wanted <= len(below) else 0.0
 
 
 def group_points(merged: Dataset) -> NDArray[Any]:

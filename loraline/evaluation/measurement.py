@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loraline.base.encoding import Encoder, Row
     from loraline.base.locate import Base
     from loraline.contract import Contract
+    from loraline.evaluation.plugins import Plugin
     from loraline.records import Record
 
 HEADLINE = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
@@ -116,9 +117,13 @@ def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> d
 
 
 def scores(
-    measured: Measurement, held_out: Sequence[Record], answer_format: str
+    measured: Measurement,
+    held_out: Sequence[Record],
+    answer_format: str,
+    own: Sequence[Plugin] = (),
 ) -> dict[str, Metric]:
-    """All metrics of one model; empty, cut and failed answers are scored as they are."""
+    """All metrics of one model, the profile's `own` ones last; empty, cut and failed answers are
+    scored as they are."""
     answers = zip(measured.answers, held_out, strict=True)
     texts = [calls.answered(answer.text, record) for answer, record in answers]
     wanted = [calls.reference(record) for record in held_out]
@@ -140,7 +145,7 @@ def scores(
         scored["json_field_f1"] = metrics.json_field_f1(texts, wanted)
     if answer_format == "boxes":
         scored["grounding_f1"] = metrics.grounding_f1(texts, wanted)
-    return scored
+    return scored | {plugin.name: plugin.measure(texts, wanted) for plugin in own}
 
 
 def counts(answers: Iterable[Answer]) -> dict[str, int]:

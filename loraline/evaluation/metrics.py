@@ -211,7 +211,7 @@ def levenshtein_mean(
     """
     distance, wanted, written = _distances(predictions, references, answer_format)
     share = distance / np.maximum(np.maximum(wanted, written), 1)
-    return _mean(share, higher_is_better=False)
+    return mean(share, higher_is_better=False)
 
 
 def character_error_rate(
@@ -239,10 +239,11 @@ def exact_match(
 def exact_match_raw(predictions: Sequence[str], references: Sequence[str]) -> Metric:
     """Share of answers identical to their reference, 0 to 1, higher is better."""
     equal = [predicted == wanted for predicted, wanted in zip(predictions, references, strict=True)]
-    return _mean(np.array(equal, dtype=float), higher_is_better=True)
+    return mean(np.array(equal, dtype=float), higher_is_better=True)
 
 
-def _mean(values: FloatArray, *, higher_is_better: bool) -> Metric:
+def mean(values: FloatArray, *, higher_is_better: bool) -> Metric:
+    """The mean of values from 0 to 1, one a row."""
     rows = np.stack([values, np.ones_like(values)], axis=1)
     return Metric(rows, ratio, higher_is_better, from_zero_to_one(rows))
 

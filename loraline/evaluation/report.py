@@ -12,7 +12,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,14 @@ class Evaluation:
     profile: str
     prompt: str
     costs: Mapping[str, str]
+
+    own_metrics: Mapping[str, bool] = field(default_factory=dict)
+    """Whether higher is better, by name, for the profile's own metrics."""
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The metrics that a reviewer sees first."""
+        return (*measurement.HEADLINE, *self.own_metrics)
 
 
 def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:
@@ -145,9 +153,9 @@ def render(evaluation: Evaluation) -> str:
         others=[
             name
             for name in evaluation.comparison.values["tuned"]
-            if name not in measurement.HEADLINE
+            if name not in evaluation.headline
         ],
-        direction=metrics.HIGHER_IS_BETTER,
+        direction={**metrics.HIGHER_IS_BETTER, **evaluation.own_metrics},
         counts={
             model: measurement.counts(measured.answers)
             for model, measured in evaluation.measured.items()
@@ -164,7 +172,7 @@ def render(evaluation: Evaluation) -> str:
 def headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Rows of the first table: each headline metric with its interval drawn on one scale."""
     rows = []
-    for name in measurement.HEADLINE:
+    for name in evaluation.headline:
         by_model = {model: values[name] for model, values in evaluation.comparison.values.items()}
         ends = [
             end
@@ -316,6 +324,7 @@ def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
     """Counts of the tuned answers that are right, nearly right, wrong, or missing."""
+    nearly = "nearly right (under 10% of the characters)"
     outcomes: Counter[str] = Counter()
     for index, answer in enumerate(evaluation.measured["tuned"].answers):
         off = distance(evaluation, index)
@@ -328,15 +337,8 @@ def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
         elif answer.truncated:
             outcomes["cut"] += 1
         else:
-            outcomes["nearly right (under 10% of the characters)" if off < 0.1 else "wrong"] += 1
-    order = (
-        "right",
-        "nearly right (under 10% of the characters)",
-        "wrong",
-        "cut",
-        "empty",
-        "failed",
-    )
+            outcomes[nearly if off < 0.1 else "wrong"] += 1
+    order = ("right", nearly, "wrong", "cut", "empty", "failed")
     return {outcome: outcomes[outcome] for outcome in order}
 
 
@@ -386,7 +388,7 @@ def model_card(evaluation: Evaluation) -> str:
     columns = ["metric", *models, *(f"gain over {other}" for other in comparison.gains)]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     rows = [*comparison.values.values(), *comparison.gains.values()]
-    for name in measurement.HEADLINE:
+    for name in evaluation.headline:
         values = [with_interval(row[name]) for row in rows]
         lines.append(f"| {name} | {' | '.join(values)} |")
     counted = measurement.counts(evaluation.measured["tuned"].answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeGuard
@@ -13,8 +13,11 @@ import yaml
 from pydantic import ValidationError
 
 from loraline.errors import UserError
+from loraline.evaluation import plugins
+from loraline.evaluation.metrics import HIGHER_IS_BETTER
 from loraline.layered_yaml import read_yaml
-from loraline.profiles import Gate, complaints
+from loraline.limits import Gate, check_metrics
+from loraline.profiles import complaints
 from loraline.tracking.tags import CHAMPION, CHAMPION_AGAIN, CHAMPION_REFUSED, MEASURED
 
 REQUIRED = tuple(
@@ -45,8 +48,8 @@ class Verdict:
         return self.metric, value, f"{self.relation} {self.limit:g}", verdict
 
 
-def load(path: Path | None, defaults: Gate) -> Gate:
-    """The profile's limits, overridden by those of the policy file.
+def load(path: Path | None, defaults: Gate, own_metrics: Collection[str] = ()) -> Gate:
+    """The profile's limits, overridden by those of the policy file, which may name its metrics.
 
     Raises UserError for a file that cannot be read, an unknown key or a value out of bounds.
     """
@@ -62,10 +65,14 @@ def load(path: Path | None, defaults: Gate) -> Gate:
     if not isinstance(content, dict):
         raise UserError(f"policy {path} must hold keys and values, found {content!r}")
     try:
-        return Gate.model_validate(defaults.model_dump() | content)
+        limits = Gate.model_validate(defaults.model_dump() | content)
+        check_metrics(limits, own_metrics)
     except ValidationError as error:
         reason = "; ".join(complaints(error, Gate))
         raise UserError(f"policy {path}: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"policy {path}: {error}") from error
+    return limits
 
 
 def judge(
@@ -90,6 +97,10 @@ def judge(
     ]
     if limits.min_bleu is not None:
         verdicts.append(at_least("tuned_bleu", metrics, limits.min_bleu))
+    higher_is_better = HIGHER_IS_BETTER | plugins.directions(tags)
+    for name, limit in limits.limits.items():
+        judged = at_least if higher_is_better.get(name, True) else at_most
+        verdicts.append(judged(f"tuned_{name}", metrics, limit))
     if changes_nothing(metrics):
         detail = "every answer token is as likely as without the adapter"
         verdicts.append(Verdict("adapter_changes", 0, "above", 0, False, detail))

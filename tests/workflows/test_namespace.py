@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -30,10 +33,13 @@ def objects(folder: str) -> dict[tuple[str, str], Object]:
 
 
 BASE = objects("base")
+SERVER = objects("mlflow")
+FOLDERS = ("base", "existing", "laptop", "mlflow")
 
 
 def test_every_file_is_listed_or_patched_in() -> None:
-    for folder in ("base", "laptop"):
+    assert {folder.name for folder in CLUSTER.iterdir()} == set(FOLDERS)
+    for folder in FOLDERS:
         text = (CLUSTER / folder / "kustomization.yaml").read_text()
         for file in (CLUSTER / folder).glob("*.yaml"):
             assert file.stem == "kustomization" or file.name in text
@@ -74,13 +80,13 @@ def test_what_the_workflows_name_is_there() -> None:
 
 
 def test_mlflow_answers_to_the_name_that_the_steps_call_it() -> None:
-    (container,) = BASE["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
+    (container,) = SERVER["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
     allowed = next(a for a in container["args"] if a.startswith("--allowed-hosts=")).split("=")[1]
     uri = BASE["ConfigMap", "loraline"]["data"]["mlflow-tracking-uri"]
     host = uri.removeprefix("http://")
 
     assert {host, host.partition(":")[0]} <= set(allowed.split(","))
-    assert BASE["Service", "mlflow"]["spec"]["ports"][0]["port"] == int(host.partition(":")[2])
+    assert SERVER["Service", "mlflow"]["spec"]["ports"][0]["port"] == int(host.partition(":")[2])
 
 
 def test_no_secret_has_a_value_here() -> None:
@@ -92,7 +98,7 @@ def test_no_secret_has_a_value_here() -> None:
 
 @pytest.mark.parametrize("name", ["mlflow"])
 def test_the_services_have_no_privileges(name: str) -> None:
-    pod = BASE["Deployment", name]["spec"]["template"]["spec"]
+    pod = SERVER["Deployment", name]["spec"]["template"]["spec"]
 
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -111,3 +117,44 @@ def test_a_quota_does_not_shut_out_argos_own_containers() -> None:
     (limits,) = BASE["LimitRange", "loraline"]["spec"]["limits"]
 
     assert asked & {"cpu", "memory"} <= limits["defaultRequest"].keys()
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, list[Object]]:
+    """The objects of each overlay, as kubectl would apply them."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    made = {}
+    for name in ("existing", "laptop"):
+        command = ["kubectl", "kustomize", str(CLUSTER / name)]
+        built = subprocess.run(command, capture_output=True, text=True, check=True)
+        made[name] = list(yaml.safe_load_all(built.stdout))
+    return made
+
+
+@pytest.mark.parametrize("name", ["existing", "laptop"])
+def test_an_overlay_is_what_kubernetes_takes(built: dict[str, list[Object]], name: str) -> None:
+    for made in built[name]:
+        kubernetes_validate.validate(made, "1.34", strict=True)
+
+
+def test_a_cluster_that_has_mlflow_gets_no_second_one(built: dict[str, list[Object]]) -> None:
+    assert "mlflow" not in {made["metadata"]["name"] for made in built["existing"]}
+    settings = [m["data"] for m in built["existing"] if m["metadata"]["name"] == "loraline"
+                and m["kind"] == "ConfigMap"]  # fmt: skip
+    assert settings == [
+        {
+            "mlflow-tracking-uri": "https://mlflow.example.com",
+            "mlflow-s3-endpoint-url": "https://s3.example.com",
+        }
+    ]
+
+
+def test_a_trainer_submits_and_changes_no_workflow(built: dict[str, list[Object]]) -> None:
+    verbs = {
+        made["metadata"]["name"]: {verb for rule in made["rules"] for verb in rule["verbs"]}
+        for made in built["existing"]
+        if made["kind"] == "Role"
+    }
+    assert verbs["loraline-trainer"] == {"create", "get", "list", "watch"}
+    assert verbs["loraline-reviewer"] - verbs["loraline-trainer"] == {"update", "patch"}

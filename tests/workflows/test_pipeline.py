@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from loraline.errors import UserError
 from runner import expressions
 
 ROOT = Path(__file__).parents[2]
@@ -286,7 +287,7 @@ def test_resources_come_from_a_named_class(script: Any, pod: str) -> None:
             if template["name"] == "train-qlora":
                 assert resources.patch(wanted, resources.GRACE_SECONDS) in patch
             else:
-                assert resources.patch(wanted._replace(gpus=1)) in patch
+                assert resources.patch(wanted.model_copy(update={"gpus": 1})) in patch
     else:
         assert patch == resources.patch(resources.SMALL)
 
@@ -305,6 +306,50 @@ def test_a_class_asks_for_what_it_is_called(script: Any, name: str) -> None:
     if device is not None:
         assert asked["limits"][device] == ("4" if name == "gpu-large-4" else "1")
     assert len(resources.CLASSES) == 5
+
+
+OWN_CLASSES = """
+gpu-large: {nodes: {nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3}, gpu_memory_above: 0}
+h200:
+  {cpu: 16, memory: 128Gi, memory_limit: 512Gi, device: nvidia.com/gpu, gpu_memory_above: 130000}
+"""
+
+
+def test_a_cluster_names_classes_of_its_own(script: Any, tmp_path: Path) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text(OWN_CLASSES)
+    ended = run_pipeline("--classes", file, "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    spec = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())["spec"]
+    (listed,) = [p["enum"] for p in spec["arguments"]["parameters"] if p["name"] == "resources"]
+    assert listed == ["cpu", "gpu-small", "gpu-large", "gpu-large-4", "gpu-shared", "h200"]
+    made = script("workflows/resources.py")
+    classes = made.load(file)
+    (train,) = [t for t in spec["templates"] if t["name"] == "train-qlora"]
+    for name in ("gpu-large", "h200"):
+        assert made.patch(classes[name], made.GRACE_SECONDS) in train["podSpecPatch"]
+    large, h200 = (json.loads(made.patch(classes[name])) for name in ("gpu-large", "h200"))
+    assert large["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert "affinity" not in large
+    assert '"values": ["130000"]' in json.dumps(h200["affinity"])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("gpu: {cpu: 1}", "gpu: memory: Field required"),
+        ("cpu: {gpus: none}", "cpu: gpus: Input should be a valid integer"),
+        ("cpu: {label: x}", "cpu: label: Extra inputs are not permitted"),
+        ("- cpu", "must hold the settings of each class by its name"),
+    ],
+)
+def test_classes_that_say_something_else_are_refused(
+    script: Any, tmp_path: Path, text: str, sentence: str
+) -> None:
+    file = tmp_path / "classes.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        script("workflows/resources.py").load(file)
 
 
 def test_training_uses_all_cards_of_its_class_and_has_time_for_a_checkpoint(script: Any) -> None:

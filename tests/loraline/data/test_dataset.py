@@ -315,6 +315,39 @@ def test_a_profile_says_which_shares_are_held_out(
     assert kept_rows["test"] == pytest.approx(1000 * test, abs=45)
 
 
+@pytest.mark.parametrize(("validation", "test"), [(1, 20), (6, 30), (0.1, 25), (20, 0.3)])
+def test_a_profile_says_how_many_rows_are_held_out(
+    tmp_path, prepare, validation: float, test: float
+) -> None:
+    rows = [{"question": f"Who is {n}?", "answer": f"Person {n * 7919}."} for n in range(60)]
+    # Repeated rows leave their split again, and do not count.
+    data = write_lines(tmp_path / "data.jsonl", [*rows, *rows])
+    made = prepare(data, split={"validation": validation, "test": test}).rows
+    for name, wanted in (("validation", validation), ("test", test)):
+        if isinstance(wanted, int):
+            assert made[name] == wanted
+    assert sum(made.values()) == 60
+
+
+def test_held_out_rows_stay_with_their_group(tmp_path, prepare) -> None:
+    made = prepare(write_lines(tmp_path / "data.jsonl", ROWS), split={"test": 20})
+    # Two questions have the same answer, of thirty of the answers.
+    assert 20 <= made.rows["test"] <= 21
+
+
+@pytest.mark.parametrize("share", [0, 0.5, -3, 1.0])
+def test_shares_that_leave_nothing_to_learn_are_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=rf"split: {share} is refused"):
+        profile(split={"test": share})
+
+
+def test_few_answers_for_many_rows_are_said_to_stay_together(tmp_path, prepare) -> None:
+    rows = [{"question": f"Who is {n}?", "answer": "ab"[n % 2]} for n in range(60)]
+    made = prepare(write_lines(tmp_path / "data.jsonl", rows))
+    with pytest.raises(UserError, match="they have 2 different answers, and rows with equal"):
+        dataset.refuse_empty(made)
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".arrow"])
 def test_a_share_of_the_data_names_the_lines_of_the_whole(tmp_path, monkeypatch, ending) -> None:
     rows = [*ROWS[:61], {"question": "x", "answer": " "}, *ROWS[61:]]
