@@ -72,6 +72,8 @@ pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smo
 
 .PHONY: sweep
 sweep: install rendered  ## Compare profiles: make sweep PROFILES='["smoke-text", "mine"]' [PROFILE=smoke-text] [DATA=folder]
+	@$(BIN)/python workflows/submit.py workflows/sweep.yaml --check -p $(call quoted,profile=$(PROFILE)) \
+		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) -p $(call quoted,set=$(SET))
 	@$(call named,loraline-sweep); $(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \

@@ -29,7 +29,7 @@ def shown(address: str, *, path: bool = True) -> str:
     """An address without user, password, query and fragment, and without its path unless `path`.
 
     A password may hold any character that it should have percent-encoded. So everything up to the
-    last `@` goes; where a `?` or `#` stands before that, it cannot be told what the `@` belongs to,
+    last `@` goes; where a `?` or `#` stands before that, nobody knows what the `@` belongs to,
     and the scheme alone is left.
 
     >>> shown("postgresql://user:pa/ss@host:5432/mlflow?password=secret")

@@ -53,6 +53,9 @@ class Gate(Strict):
     min_gain_over_champion: float | None = 0.0
     """Lower end of the paired interval of the gain over the champion must be above this."""
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
 
 COMPARED = ("levenshtein", "bleu", "exact_match", "eval_loss")
 """Metrics of ours that a gain may be of."""

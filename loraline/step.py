@@ -77,8 +77,8 @@ class LineCommand(click.Command):
 
 
 class StepCommand(LineCommand):
-    """A step of the line: a command with an output folder and, where its function takes `force`,
-    the right to repeat its work; a measurement is made anew each time and does not."""
+    """A step of the pipeline: a command with an output folder and, where its function takes
+    `force`, the right to repeat its work; a measurement is made anew each time and does not."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

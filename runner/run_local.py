@@ -26,6 +26,7 @@ from pathlib import Path
 
 import click
 
+from runner.command import Command
 from runner.containers import command_line
 from runner.execution import Run
 from runner.language import (
@@ -60,7 +61,7 @@ class Unwritable(click.ClickException):
     exit_code = 75
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
 @click.option(
@@ -124,9 +125,6 @@ def run_local(
             runner.run(run.execute())
     except OSError as error:
         raise Unwritable(f"{error.filename}: {error.strerror}; --resume goes on") from error
-    for node in run.nodes.values():
-        if run.is_work(node):
-            click.echo(progress.line(node))
     click.echo(f"status  {run.folder / 'status.json'}")
     sys.exit(exit_code(run, signals, file))
 
@@ -348,6 +346,7 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
     def walk_tasks(steps: list[Task], path: str, inputs: Values, folder: Path) -> None:
         fill = filler(known | inputs)
         for task in steps:
+            refuse_no_list(task, fill)
             arguments = {name: fill(text) for name, text in task.arguments.items()}
             inner = f"{path}.{task.name}" if path else task.name
             if chosen is not None and not path and task.name not in chosen:
@@ -355,6 +354,21 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
             walk(inner, task.template, arguments, folder / task.name)
 
     walk("", workflow.entrypoint, dict(parameters), Path("outputs", f"{workflow.prefix}…"))
+
+
+def refuse_no_list(task: Task, fill: Callable[[str], str]) -> None:
+    """Refuse items that are no JSON list, as far as the values are known before a run."""
+    if not isinstance(task.items, str):
+        return
+    items = fill(task.items)
+    if REFERENCE.search(items):
+        return
+    try:
+        wrong = not isinstance(json.loads(items), list)
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise Refused(f"{task.name} runs once for each of {items!r}, which is no JSON list")
 
 
 def filler(values: Values) -> Callable[[str], str]:

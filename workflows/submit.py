@@ -23,6 +23,7 @@ import yaml
 
 from loraline import profile_files, profiles
 from loraline.errors import UserError
+from runner.command import Command
 from runner.reader import parameter_values, read
 
 NOT_DONE = 1
@@ -32,7 +33,7 @@ RENDERED = Path("outputs", "workflows")
 """Where a workflow is rendered whose profile is no file of ours."""
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
 @click.option(
@@ -40,8 +41,11 @@ RENDERED = Path("outputs", "workflows")
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file with resource classes of this cluster; docs/cluster.md says what it holds.",
 )
+@click.option("--check", is_flag=True, help="Look at the parameters and profiles; submit nothing.")
 @click.option("--namespace", default="loraline", show_default=True, help="Where it runs.")
-def submit(file: Path, given: tuple[str, ...], classes: Path | None, namespace: str) -> None:
+def submit(
+    file: Path, given: tuple[str, ...], classes: Path | None, check: bool, namespace: str
+) -> None:
     """Run the workflow in FILE on the cluster of the current context.
 
     A profile may be a file, too. Ends with 0 if the workflow succeeded, with 1 if not, with 2 if it
@@ -52,8 +56,13 @@ def submit(file: Path, given: tuple[str, ...], classes: Path | None, namespace: 
     except UserError as error:
         raise click.UsageError(str(error)) from error
     parameter_values(read(file), parameters, {})
+    if check:
+        return
     if not shutil.which("argo"):
-        raise click.UsageError("argo, the command line of Argo Workflows, is not installed")
+        raise click.UsageError(
+            "argo, the command line of Argo Workflows, is not installed; its releases are at "
+            "https://github.com/argoproj/argo-workflows/releases"
+        )
     words = [word for parameter in parameters for word in ("-p", parameter)]
     submitted = subprocess.run(
         ["argo", "submit", "--namespace", namespace, "--output", "name", file, *words],

@@ -47,7 +47,7 @@ def table(card: dict[str, Any]) -> Any:
         version = f" v{card['champion']}" if model == "champion" else ""
         drawn.add_column(f"{model}{version}", justify="right")
     drawn.add_column("better")
-    better = {**BETTER, **card["better"]}
+    better = {**BETTER, **card.get("better", {})}
     for name, values in card["metrics"].items():
         drawn.add_row(name, *(cell(values.get(model)) for model in models), better[name])
     return drawn

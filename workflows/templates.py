@@ -1,4 +1,4 @@
-"""Templates of the line's steps, each with what a step needs in production.
+"""Templates of the pipeline's steps, each with what a step needs in production.
 
 A factory a step: what it takes, what it hands over, how long it may take, and what guards it. The
 rest is the same for all and stands in `step`.

@@ -23,7 +23,7 @@ def load(
 ) -> PreTrainedModel:
     """Load a base on the GPU if there is one; `quantize` gives 4-bit NF4 with double quantization.
 
-    `on_host` leaves it in the host's memory all the same.
+    `on_host` leaves it in the host's memory anyway.
 
     Under `quantize` the head and the vision tower stay at `dtype`, which is also the compute type.
     """

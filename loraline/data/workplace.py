@@ -195,7 +195,7 @@ def identity(work: Work) -> str:
 
 
 def changed_since(work: Work) -> str:
-    """What tells an interrupted run that a file was changed: sizes and times, or ETags."""
+    """What shows an interrupted run that a file was changed: sizes and times, or ETags."""
     return repr([[file.version for file in source.files] for source in work.sources])
 
 

@@ -42,7 +42,7 @@ def apply(manifest: Path, say: Say) -> None:
 
     If it does not become ready, or this process is stopped, what was there before is applied
     again and what was made is deleted, but for a claim, which holds what was downloaded. UserError
-    tells the reason; TryAgain when the cluster does not answer.
+    says the reason; TryAgain when the cluster does not answer.
     """
     if find_spec("kubernetes") is None:
         raise UserError(

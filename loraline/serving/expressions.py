@@ -1,7 +1,7 @@
 """Regular expressions of an adapter's settings that would never come to an end.
 
-PEFT and vLLM compare each with the paths of all modules, with Python's `re`, which cannot be told
-to give up. So another process compares first, and is ended when its time is over.
+PEFT and vLLM compare each with the paths of all modules, with Python's `re`, which cannot give
+up. So another process compares first, and is ended when its time is over.
 """
 
 from __future__ import annotations

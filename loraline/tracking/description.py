@@ -29,5 +29,5 @@ def verdict(description: str) -> str:
 
 
 def card(description: str) -> str:
-    """The card of a description. Earlier versions of the line wrote the verdict below it."""
+    """The card of a description. Earlier versions of the project wrote the verdict below it."""
     return description.removeprefix(verdict(description)).partition(f"\n{HEADING}")[0]

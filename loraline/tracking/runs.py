@@ -78,7 +78,7 @@ def upstream_run(client: MlflowClient, run_id: str, step: str, flag: str = "--ru
 def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
     """Follow the upstream tags from `run` back to the run of `step`.
 
-    Raises UserError where the line ends before it or names a run that is gone.
+    Raises UserError where the lineage ends before it or names a run that is gone.
     """
     from mlflow.exceptions import MlflowException
 

@@ -20,7 +20,7 @@ SCHEDULES = {"constant": "constant_with_warmup"}
 
 
 def of(recipe: Profile, plan: Plan, scratch: Path) -> TrainingArguments:
-    """What transformers' Trainer is told of a profile."""
+    """What transformers' Trainer gets of a profile."""
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(scratch / "trainer"),

@@ -1,4 +1,4 @@
-"""What the machines beside the first one of a training are told, and fetch for themselves.
+"""What the machines beside the first one of a training get, and fetch for themselves.
 
 Machines share no folder. The first process of the training says in the launcher's store which
 checkpoint all go on from; the first process of every other machine then fetches that checkpoint

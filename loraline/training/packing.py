@@ -25,7 +25,7 @@ def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Group rows into few bins of at most `budget` tokens, evenly filled; deterministic.
 
     Returns indices into `lengths`, ascending within a bin, bins by their first index. A row longer
-    than the budget gets a bin of its own. Best-fit decreasing tells how many bins are needed: at
+    than the budget gets a bin of its own. Best-fit decreasing says how many bins are needed: at
     most 11/9 of the fewest possible, plus one (Johnson 1973). Where the rows also fit into as many
     bins when each goes to the emptiest, that is the plan: a pass of few tokens takes as long as
     one of two thousand, since launching its kernels does.

@@ -250,7 +250,7 @@ class PackedTrainer(AdapterTrainer):
         """What `work` gives, once more in smaller passes where it runs out of memory.
 
         `longest` is the tokens of its longest pass. None where it runs out of memory again: other
-        processes wait for this one and have to be told.
+        processes wait for this one and have to know.
         """
         if self.sharded:
             return sharding.together(work)

@@ -74,7 +74,7 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
         ({"dropuot": 0.1}, "unknown key 'dropuot' (accepted: answer_format, base"),
         (
             {"gate": {"max_loss": 1}},
-            "unknown key 'gate.max_loss' (accepted: compare_on, max_eval_loss",
+            "unknown key 'gate.max_loss' (accepted: compare_on, limits, max_eval_loss",
         ),
         (
             {"prepare": {"group": "page"}},

@@ -277,7 +277,7 @@ def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith(f"Error: {file}: {told}"), done.stderr
+    assert done.stderr.startswith(f"run-local: {file}: {told}"), done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("argo"), reason="argo is not installed")

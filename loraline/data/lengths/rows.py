@@ -76,7 +76,7 @@ class Estimate:
         return shown + sum(text(content) for _, content in row.messages), text(answer_of(row))
 
     def check_rendered(self, row: Record) -> None:
-        """What a chat template does with a row cannot be told without it."""
+        """What a chat template does with a row is not known without it."""
 
     def image(self, size: Size) -> int:
         low, high = self.limits

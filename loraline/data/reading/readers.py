@@ -61,7 +61,7 @@ def rows(
 
 
 def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Iterator[Raw]:
-    """Rows of a table whose first line names the columns; the delimiter is told by that line."""
+    """Rows of a table whose first line names the columns; that line shows the delimiter."""
     csv.field_size_limit(row_bytes)
     with streams.text(path, encoding) as file:
 
@@ -125,7 +125,7 @@ def plain(error: csv.Error) -> str:
 
 
 def header(path: Path, reader: csv.DictReader[str]) -> None:
-    """Read the names of the columns; a UserError if rows could not be told by them."""
+    """Read the names of the columns; a UserError if they do not name the columns of rows."""
     try:
         names = [(name or "").strip() for name in reader.fieldnames or ()]
         reader.fieldnames = names

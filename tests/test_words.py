@@ -1,0 +1,60 @@
+"""Documentation and docstrings are written in plain English: the words of dialect.yaml stay out."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+WORDS: dict[str, str] = yaml.safe_load((ROOT / "tests" / "dialect.yaml").read_text())
+FOLDERS = ("bench", "gateway", "loraline", "loraline_cli", "runner", "steps", "workflows")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def slips(text: str) -> list[str]:
+    """The lines of a text that hold one of the words, each with what to write instead."""
+    return [
+        f"{number}: {found[0]!r}, write: {better}"
+        for number, line in enumerate(text.splitlines(), 1)
+        for pattern, better in WORDS.items()
+        if (found := re.search(pattern, line))
+    ]
+
+
+def docstrings(source: str) -> Iterator[str]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, documented):
+            yield ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_is_in_plain_words(page: Path) -> None:
+    assert slips(page.read_text()) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_docstrings_are_in_plain_words(folder: str) -> None:
+    wrong = {
+        str(file.relative_to(ROOT)): found
+        for file in sorted((ROOT / folder).rglob("*.py"))
+        if (found := [slip for text in docstrings(file.read_text()) for slip in slips(text)])
+    }
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The server is told of such an adapter.",
+        "Rows are counted out by a check.",
+        "make submit runs the line on a cluster.",
+    ],
+)
+def test_the_words_are_noticed(sentence: str) -> None:
+    assert slips(sentence)
