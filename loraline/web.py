@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Timer
 from typing import Any
@@ -36,8 +36,10 @@ def ask(
     body: Any = None,
     headers: Mapping[str, str] | None = None,
     seconds: float,
+    heard: Callable[[bytes], None] | None = None,
 ) -> Answer:
-    """GET a URL, or POST a body to it as JSON, and read the answer whole within `seconds`.
+    """GET a URL, or POST a body to it as JSON, and read the answer whole within `seconds`; `heard`
+    gets each piece of one that is no refusal as it comes.
 
     Raises TryAgain where nobody answers in time, UserError for a URL that is none, an answer that
     is no HTTP, one that is too long, and a redirect. Their sentences name the server alone.
@@ -76,6 +78,8 @@ def ask(
                     raise UserError(f"{name} answers more than {MOST_BYTES / 2**20:g} MiB")
                 if time.monotonic() > deadline:
                     raise TryAgain(late)
+                if heard and answer.status_code < 300:
+                    heard(chunk)
             return Answer(answer.status_code, bytes(read))
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
         raise UserError(f"{name} is no address of a server") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +31,8 @@ class Conversation:
     turns: list[dict[str, Any]] = field(default_factory=list)
     picture: bytes | None = None
 
-    def ask(self, server: Server, question: str) -> str:
-        """The answer to a question; it and the question become a part of the conversation.
+    def ask(self, server: Server, question: str, say: Callable[[str], None]) -> str:
+        """The answer to a question, said as it comes; both become a part of the conversation.
 
         The first question and one about a picture are put as in training, the others as they are.
         """
@@ -40,15 +42,48 @@ class Conversation:
         trained = not self.turns or self.picture is not None
         record = from_prompt(self.prompt if trained else PLAIN, question, "", self.picture)
         body = request(self.model, record, self.max_tokens)
-        body["messages"] = [*self.turns, *body["messages"]]
-        answer = server.post("/v1/chat/completions", body)
+        body |= {"messages": [*self.turns, *body["messages"]], "stream": True}
+        answer = Answer(say)
         try:
-            text = (json.loads(answer)["choices"][0]["message"]["content"] or "").strip()
+            server.stream("/v1/chat/completions", body, answer.hear)
+            answer.end()
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{server.name} answers a question in another form: {error}") from error
+        text = answer.text.strip()
         self.turns = [*body["messages"], {"role": "assistant", "content": text}]
         self.picture = None
         return text
+
+
+@dataclass
+class Answer:
+    """A streamed answer: events of `data: ` and JSON, as OpenAI's interface sends them."""
+
+    say: Callable[[str], None]
+    text: str = ""
+    waiting: bytes = b""
+    whole: bool = False
+
+    def hear(self, piece: bytes) -> None:
+        """Say what an answer goes on with; a line may come in several pieces."""
+        *lines, self.waiting = (self.waiting + piece).split(b"\n")
+        for line in lines:
+            data = line.strip().removeprefix(b"data:").strip()
+            self.whole |= data == b"[DONE]"
+            if not line.startswith(b"data:") or self.whole:
+                continue
+            for choice in json.loads(data)["choices"]:
+                more = choice["delta"].get("content") or ""
+                # Many models begin with a blank.
+                self.say(more if self.text.strip() else more.lstrip())
+                self.text += more
+
+    def end(self) -> None:
+        """End the line; ValueError where the answer is no stream or breaks off."""
+        if self.text:
+            self.say("\n")
+        if not self.whole:
+            raise ValueError("it breaks off")
 
 
 @click.command(cls=LineCommand)
@@ -86,7 +121,7 @@ def chat(url: str, model: str, max_tokens: int | None) -> None:
                 case "/image":
                     talk.picture = picture(rest.strip())
                 case _:
-                    click.echo(talk.ask(server, line))
+                    talk.ask(server, line, say=partial(click.echo, nl=False))
         except (UserError, TryAgain) as error:
             # The conversation stays: the next question may fit, or the server come back.
             click.echo(f"chat: {error}", err=True)

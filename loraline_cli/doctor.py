@@ -32,16 +32,20 @@ class Finding(NamedTuple):
 
 
 @click.command(cls=LineCommand)
-@click.option("--bases", is_flag=True, help="List the bases that can be trained and served.")
+@click.option(
+    "--bases", is_flag=True, help="List the bases that can be trained, and those that cannot."
+)
 def doctor(bases: bool) -> None:
     """Say what is missing here and what mends it; exit code 2 if something needed is missing."""
     if bases:
         from loraline.base import architectures
 
-        for name in sorted(architectures.TEXT):
-            click.echo(f"text    {name}")
-        for name in sorted(architectures.VISION):
-            click.echo(f"vision  {name}")
+        known = {"text": architectures.TEXT, "vision": architectures.VISION}
+        for modality, classes in known.items():
+            for name in sorted(classes):
+                click.echo(f"{modality:6}  {name:34}  {architectures.MODELS[name]}")
+        for name, why in architectures.NOT_TRAINED.items():
+            click.echo(f"{'no':6}  {name:34}  {why}")
         return
     findings = list(examine())
     width = max(len(finding.name) for finding in findings)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from loraline import layered_yaml, limits, profile_files, profiles
+from loraline.base import architectures
 from loraline.evaluation import plugins
 from loraline.preparation import Prepare, Split
 from loraline_cli import main as cli
@@ -124,6 +125,13 @@ def test_the_site_lists_each_page() -> None:
             waiting += [page for pages in entry.values() for page in pages]
     docs = ROOT / "docs"
     assert listed == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+
+
+def test_the_page_of_models_lists_what_the_doctor_lists() -> None:
+    page = (ROOT / "docs" / "own_model.md").read_text()
+    listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|$", page, re.MULTILINE))
+    assert architectures.MODELS.keys() == architectures.TEXT | architectures.VISION
+    assert listed == architectures.MODELS | architectures.NOT_TRAINED
 
 
 def messages() -> list[str]:

@@ -85,6 +85,30 @@ VISION = {
     "Qwen3VLForConditionalGeneration",
 }
 
+MODELS = {
+    "LlamaForCausalLM": "Llama 2 and 3, and what is shaped as they are",
+    "MistralForCausalLM": "Mistral 7B, Ministral",
+    "Qwen2ForCausalLM": "Qwen2, Qwen2.5",
+    "Qwen3ForCausalLM": "Qwen3, dense",
+    "Qwen2VLForConditionalGeneration": "Qwen2-VL",
+    "Qwen2_5_VLForConditionalGeneration": "Qwen2.5-VL",
+    "Qwen3VLForConditionalGeneration": "Qwen3-VL, dense",
+}
+"""Models of each class that can be trained."""
+
+NOT_TRAINED = {
+    "Gemma3ForCausalLM": "Gemma 3, text: its layers and their memory are not known here",
+    "Gemma3ForConditionalGeneration": "Gemma 3 with images: not tried",
+    "InternVLForConditionalGeneration": "InternVL: not tried",
+    "Llama4ForConditionalGeneration": "Llama 4: not tried",
+    "MixtralForCausalLM": "Mixtral: vLLM's kernels for experts were not tried",
+    "Phi3ForCausalLM": "Phi-3, Phi-4: their projections are fused, and profiles name unfused ones",
+    "Phi4MultimodalForCausalLM": "Phi-4-multimodal: not tried",
+    "Qwen3MoeForCausalLM": "Qwen3-MoE: vLLM's kernels for experts were not tried",
+    "SmolVLMForConditionalGeneration": "SmolVLM: not tried",
+}
+"""Classes that people ask for and that cannot be trained, and why."""
+
 SERVED = {
     **dict.fromkeys(TEXT | VISION, False),
     "LlamaForCausalLM": True,

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +93,10 @@ class Server:
         """The answer to a request to another path, as text."""
         return self._open(path, body).decode(errors="replace")
 
+    def stream(self, path: str, body: dict[str, Any], heard: Callable[[bytes], None]) -> str:
+        """The answer to a request to another path, as text, of which `heard` gets each piece."""
+        return self._open(path, body, heard).decode(errors="replace")
+
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:
         try:
@@ -103,10 +107,17 @@ class Server:
                 f"({type(error).__name__}: {error})"
             ) from error
 
-    def _open(self, path: str, body: dict[str, Any] | None = None) -> bytes:
+    def _open(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        heard: Callable[[bytes], None] | None = None,
+    ) -> bytes:
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        answer = web.ask(self.url + path, body=body, headers=headers, seconds=self.seconds)
+        answer = web.ask(
+            self.url + path, body=body, headers=headers, seconds=self.seconds, heard=heard
+        )
         if answer.status < 300:
             return answer.body
         if answer.status in (401, 403):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base.architectures import (
+    NOT_TRAINED,
     SERVED,
     TEXT,
     VISION,
@@ -175,9 +176,10 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
     architecture = (config.get("architectures") or ["none"])[0]
     fitting = VISION if recipe.modality == "vision" else TEXT
     if architecture not in fitting:
+        known = f" ({NOT_TRAINED[architecture]})" if architecture in NOT_TRAINED else ""
         raise UserError(
             f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
-            "because its training and the size of its server are not known here; it is for "
+            f"because its training and the size of its server are not known here{known}; it is for "
             f"{', '.join(sorted(fitting))}"
         )
     method = (config.get("quantization_config") or {}).get("quant_method")

@@ -80,6 +80,15 @@ def versions_of_model(client: MlflowClient, name: str, model_id: str) -> list[st
     return [str(version) for version in sorted(versions)]
 
 
+ABOUT = """Adapters that passed the quality gate, one a version.
+
+`candidate` waits for a review, `champion` was promoted by a person, `previous` was it before.
+Promote with `python steps/promote.py --model {name} --version N`, or with the workflow `promote`.
+MLflow's own button *Promote model* copies a version: it moves no alias and asks no gate.
+"""
+"""Description of a registered model that has none."""
+
+
 def register(client: MlflowClient, name: str, model_id: str) -> str:
     """The version of a logged model, made if there is none; the caller holds the lock."""
     import mlflow
@@ -88,6 +97,8 @@ def register(client: MlflowClient, name: str, model_id: str) -> str:
         return versions[0]
     # Registering by model ID keeps the link from the version to the run and its metrics.
     mlflow.register_model(f"models:/{model_id}", name)
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, ABOUT.format(name=name))
     version, *repeated = versions_of_model(client, name, model_id)
     for surplus in repeated:
         client.delete_model_version(name, surplus)

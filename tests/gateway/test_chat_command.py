@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from click.testing import CliRunner, Result
 
+from loraline.serving.client import Server
+from loraline_cli.chat import Conversation
 from loraline_cli.main import main
 from tests.gateway.conftest import picture
 
@@ -49,6 +52,24 @@ def test_a_server_alone_is_asked_as_it_is(stub, stub_url) -> None:
     assert "tiny-lora at " in talk.stderr and "asked as it is" in talk.stderr
     assert asked(stub) == [[("user", "Hello")]]
     assert stub.requests[0]["max_tokens"] == 5
+
+
+def test_an_answer_is_said_as_it_comes(stub, stub_url) -> None:
+    stub.fault = "split"
+    said: list[str] = []
+    talk = Conversation("tiny-lora", "{question}", 5)
+    assert talk.ask(Server(stub_url), "Hello", said.append) == "one two three"
+    assert said == ["", "one", " two", " three", "", "\n"]
+
+
+@pytest.mark.parametrize("fault", ["cut clean", "garbage stream"])
+def test_an_answer_that_breaks_off_is_no_part_of_the_conversation(
+    text, stub, stub_url, fault
+) -> None:
+    stub.fault = fault
+    talk = chat(stub_url, "Hello", "Again")
+    assert talk.stderr.count("answers a question in another form: it breaks off") == 2
+    assert asked(stub) == [[("user", "Hello")], [("user", "Again")]]
 
 
 def test_what_a_server_refuses_leaves_the_conversation(text, stub) -> None:

@@ -395,6 +395,16 @@ def test_previous_is_the_candidate_before_until_there_is_a_champion(step, candid
     assert str(client.get_model_version_by_alias(MODEL, "previous").version) == "1"
 
 
+def test_a_registered_model_says_how_its_versions_are_promoted(step, candidate) -> None:
+    step("quality_gate", "--run-id", candidate())
+    client = mlflow.MlflowClient()
+    about = client.get_registered_model(MODEL).description
+    assert f"promote.py --model {MODEL} --version N" in about
+    client.update_registered_model(MODEL, "Ours.")
+    step("quality_gate", "--run-id", candidate(name="two", weight=2.0))
+    assert client.get_registered_model(MODEL).description == "Ours."
+
+
 def test_the_gate_leaves_no_lock_behind(step, candidate) -> None:
     step("quality_gate", "--run-id", candidate())
     assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
