@@ -52,7 +52,7 @@ TIMED = {
 @click.command()
 @click.option(
     "--clone",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
     help="Clone to measure in; for the set-up one without .venv.  [default: here]",
 )
@@ -62,6 +62,8 @@ TIMED = {
 )
 def first_hour(clone: Path, skip: tuple[str, ...], rounds: int) -> None:
     """Time the README's commands on this machine and print them beside their bars."""
+    if not (clone / "Makefile").is_file():
+        raise click.UsageError(f"--clone {clone} is no clone of this project")
     measured = []
     for name, timed in TIMED.items():
         if name in skip:

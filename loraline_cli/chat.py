@@ -79,7 +79,7 @@ class Answer:
                 self.text += more
 
     def end(self) -> None:
-        """End the line; ValueError where the answer is no stream or breaks off."""
+        """End the printed text; ValueError where the answer is no stream or breaks off."""
         if self.text:
             self.say("\n")
         if not self.whole:

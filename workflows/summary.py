@@ -100,6 +100,8 @@ def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:
     if card["result"] == "passed":
         promote = f"python steps/promote.py --model {card['model']} --version {card['version']}"
         lines.append(("promote it", promote))
+    else:
+        lines.append(("what now", "docs/own_data.md, What comes out, says what to try"))
     return lines
 
 

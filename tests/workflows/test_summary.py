@@ -78,6 +78,9 @@ def test_a_rejection_is_said_in_words(summary) -> None:
     printed = summary(result="failed", reason=reason, champion="1", version=None).stdout
     assert "FAILED: not surely better than champion v1 (gain_over_champion_leven" in printed
     assert "; rows 3 is not at least 20" in printed
+    assert "docs/own_data.md, What comes out," in printed
+    page = (Path(__file__).parents[2] / "docs" / "own_data.md").read_text()
+    assert "\n## What comes out\n" in page
     assert "promote" not in printed
 
 
@@ -92,3 +95,10 @@ def test_the_runs_and_the_report_are_linked(summary, store: str, page: str) -> N
     printed = summary(store=store).stdout
     assert f"{page}t1\n" in printed
     assert f"{page}e1/artifacts (report.html)" in printed
+
+
+def test_a_metric_of_ones_own_stands_in_the_table(summary) -> None:
+    metrics = CARD["metrics"] | {"word_error": {"base": [0.9, 0.8, 1], "tuned": [0.123, 0.1, 0.2]}}
+    printed = summary(metrics=metrics, better={"word_error": "lower"}).stdout
+    (row,) = [line for line in printed.splitlines() if "word_error" in line]
+    assert "0.123 (0.100 to 0.200)" in row and "lower" in row
