@@ -47,6 +47,13 @@ def test_what_is_typed_is_handed_on(words: list[str], argument: str) -> None:
     assert argument in printed.stdout
 
 
+def test_a_sweeps_members_are_looked_at_first() -> None:
+    refused = make("sweep", 'PROFILES=["smoke-text", "nope"]')
+    assert refused.returncode == 2
+    assert "unknown profile 'nope'" in refused.stderr
+    assert "prepare-data" not in refused.stderr
+
+
 @pytest.mark.parametrize("target", ["pipeline", "sweep"])
 def test_a_run_is_summed_up_by_its_own_name(target: str) -> None:
     """`outputs/latest` may lead to another run that was started meanwhile."""

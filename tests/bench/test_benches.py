@@ -108,3 +108,33 @@ def test_the_learning_rate_rises_and_falls(script) -> None:
     assert max(values) == 1 == values[10]
     assert values == sorted(values[:10]) + sorted(values[10:], reverse=True)
     assert values[-1] < 0.01
+
+
+QUICK = """
+install pipeline:
+\t@true
+serve:
+\t@echo "vLLM is starting"; echo "curl http://127.0.0.1:8000"; exec sleep 600
+"""
+
+
+def test_the_first_hour_is_timed_command_by_command(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text(QUICK)
+    printed = run("bench/first_hour.py", "--clone", tmp_path, "--rounds", "2").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed[4:]]
+    assert [(name, bar) for name, _, bar in rows] == [
+        ("`make install` in a fresh clone", "180"),
+        ("`make pipeline`, the first one", "90"),
+        ("`make pipeline`, unchanged", "8"),
+        ("`make serve` until it answers", "60"),
+    ]
+    assert all(float(seconds) < 60 for _, seconds, _ in rows)
+
+
+def test_a_command_that_fails_is_no_time(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("install:\n\t@echo broken; false\n")
+    command = [sys.executable, "bench/first_hour.py", "--clone", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "make install ended with 2" in ended.stderr
+    assert "| |" not in ended.stdout

@@ -168,11 +168,10 @@ def test_status_is_shaped_like_argos(run: Runner):
     assert node["startedAt"].endswith("Z")
 
 
-def test_only_the_nodes_and_the_place_of_the_status_are_printed_at_the_end(run: Runner):
+def test_each_node_is_said_once_and_the_place_of_the_status_at_the_end(run: Runner):
     ran = run(workflow({"one": python("")}, [{"name": "a", "template": "one"}]))
-    node, status = ran.stdout.splitlines()
+    (status,) = ran.stdout.splitlines()
 
-    assert node.split()[:2] == ["a", "Succeeded"]
     assert status.split()[0] == "status"
     assert (ran.root / status.split()[1]).is_file()
     assert [line.split()[:2] for line in ran.stderr.splitlines()] == [
@@ -180,6 +179,15 @@ def test_only_the_nodes_and_the_place_of_the_status_are_printed_at_the_end(run: 
         ["a", "Succeeded"],
     ]
     assert "\x1b" not in ran.stderr + ran.stdout
+
+
+def test_a_dry_run_refuses_items_that_are_no_list(run: Runner):
+    fan_out = {"name": "a", "template": "one", "withParam": "{{workflow.parameters.names}}"}
+    document = workflow({"one": python("")}, [fan_out])
+    document["spec"]["arguments"] = {"parameters": [{"name": "names", "value": "x"}]}
+    refused = run(document, "--dry-run")
+    assert refused.exit_code == 2
+    assert refused.stderr == "run-local: a runs once for each of 'x', which is no JSON list\n"
 
 
 def test_each_run_has_a_name_and_a_folder_of_its_own(run: Runner, root: Path):

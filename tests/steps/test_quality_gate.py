@@ -279,7 +279,7 @@ def test_a_policy_file_replaces_single_rules_of_the_profile(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, max_eval_loss"),
+        ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, limits, max_eval_loss"),
         ("min_rows: 0", "min_rows: 0 is refused"),
         ("- a", "must hold keys and values"),
         ("max_eval_loss: .inf", "max_eval_loss: inf is refused, write null for a limit"),

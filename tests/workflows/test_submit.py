@@ -140,3 +140,26 @@ def test_make_passes_what_the_workflow_has(words: list[str], parameters: list[st
         check=True,
     ).stdout
     assert [part.split("'")[0] for part in printed.split("-p '")[1:]] == parameters
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ('["smoke-text", "nope"]', "submit: unknown profile 'nope'; accepted: aggressive"),
+        ("smoke-text", "submit: -p profiles=smoke-text is not a JSON list of profiles"),
+    ],
+)
+def test_the_members_of_a_sweep_are_looked_at_before_anything_runs(
+    members: str, sentence: str
+) -> None:
+    given = ("-p", "profile=smoke-text", "-p", f"profiles={members}")
+    ended = submit("workflows/sweep.yaml", "--check", *given)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(sentence)
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_check_submits_nothing(tmp_path: Path) -> None:
+    given = ("-p", "profile=smoke-text", "-p", 'profiles=["smoke-text"]')
+    ended = submit("workflows/sweep.yaml", "--check", *given, PATH=str(tmp_path))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
