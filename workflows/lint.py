@@ -56,7 +56,7 @@ def lint(files: tuple[Path, ...]) -> None:
         click.echo(finding, err=True)
     if all_findings:
         sys.exit(1)
-    click.echo(f"{len(chosen)} workflows: nothing to find")
+    click.echo(f"{len(chosen)} workflows: no findings")
 
 
 def findings(file: Path) -> list[str]:

@@ -12,12 +12,20 @@ NO_STORE = (
     "it reaches, and register the model there"
 )
 
+HERE_ALONE = (
+    "the manifest serves on this machine (make serve); for a cluster, set MLFLOW_TRACKING_URI to a "
+    "server that pods reach, and LORALINE_IMAGE to an image on a registry"
+)
+
 
 def doubts(
     image: str, fetch: Mapping[str, str], server_image: str, gateway: Gateway | None = None
 ) -> list[str]:
     """What a manifest needs on most clusters and does not say: the images of its containers, where
     the init container finds MLflow, and what the gateway's replicas share."""
+    if "MLFLOW_TRACKING_URI" not in fetch and image.startswith("localhost/") and gateway is None:
+        # All else is of no use to somebody without a cluster.
+        return [HERE_ALONE]
     sentences = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
     if image.startswith("localhost/"):
         sentences.append(

@@ -242,12 +242,14 @@ def test_what_the_manifest_will_need_is_said(
     step, gate_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = step("deploy_vllm", "--run-id", gate_run).stderr
+    (alone,) = told.splitlines()
+    assert alone.startswith("warning: the manifest serves on this machine (make serve); ")
+    monkeypatch.setenv("LORALINE_IMAGE", "registry.example/loraline:1")
+    told = step("deploy_vllm", "--run-id", gate_run).stderr
     assert [line.partition(": ")[2].split(";")[0] for line in told.splitlines()] == [
         "the pod has no MLflow server to fetch the adapter from",
-        "the init container's image localhost/loraline:dev is on no registry",
         "vllm/vllm-openai:v0.32.0 is not pinned by digest",
     ]
-    monkeypatch.setenv("LORALINE_IMAGE", "registry.example/loraline:1")
     image = f"vllm/vllm-openai:v0.32.0@sha256:{'0' * 64}"
     told = step("deploy_vllm", "--run-id", gate_run, "--server-image", image).stderr
     assert len(told.splitlines()) == 1
