@@ -18,8 +18,8 @@ class Strict(BaseModel):
 class Gate(Strict):
     """Limits that a candidate must keep on the held-out rows; a limit of null is not checked.
 
-    `min_rows` is never null: numbers of few rows say nothing, whatever their limits. Neither is
-    `compare_on`, which names a metric and limits nothing.
+    `min_rows` is never null: numbers of few rows say nothing, whatever their limits. Neither are
+    `limits`, which leave out what is not checked, nor `compare_on`, which limits nothing.
     """
 
     # `true` is no limit of 1.

@@ -56,7 +56,8 @@ def test_a_rule_set_to_null_is_not_judged() -> None:
 
 
 def test_every_limit_but_the_rows_can_be_switched_off() -> None:
-    limits = {name: None for name in Gate.model_fields if name not in ("min_rows", "compare_on")}
+    kept = ("min_rows", "compare_on", "limits")
+    limits = {name: None for name in Gate.model_fields if name not in kept}
     verdicts = rules.judge(ON_THE_LIMIT, MEASURED, Gate(**limits), "3")
     assert [verdict.metric for verdict in verdicts] == ["unmeasured", "rows"]
     with pytest.raises(ValidationError):
