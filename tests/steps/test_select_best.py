@@ -170,7 +170,7 @@ def test_a_run_that_is_no_evaluation_is_refused_by_its_flag(step, candidate) -> 
     assert f"--run-ids {wrong} is a run of train_qlora, expected one of evaluate" in result.stderr
 
 
-def test_an_unknown_metric_is_refused_with_the_known_ones(step, workplace: Path) -> None:
-    result = step("select_best", "--run-ids", "[]", "--metric", "blue")
+def test_an_unknown_metric_is_refused_with_the_known_ones(step, candidate) -> None:
+    result = step("select_best", "--run-ids", json.dumps([candidate()]), "--metric", "blue")
     assert result.exit_code == 2
     assert "unknown --metric 'blue'; accepted: bleu, bleu_13a" in result.stderr
