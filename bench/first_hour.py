@@ -104,9 +104,14 @@ def until_ready(clone: Path, command: tuple[str, ...]) -> float:
             if line.strip().startswith(READY):
                 return time.monotonic() - started
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        # Where this runs in the background, its children inherit that Ctrl-C is ignored.
+        os.killpg(server.pid, signal.SIGTERM)
         server.stdout.close()
-        server.wait()
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
     click.echo("".join(lines), err=True)
     sys.exit(f"{' '.join(command)} ended before it answered")
 
