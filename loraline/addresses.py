@@ -41,11 +41,11 @@ def shown(address: str, *, path: bool = True) -> str:
     before, at, after = rest.rpartition("@")
     if at and re.search(r"[?#]", before):
         return f"{scheme}{separator}{HIDDEN}"
-    kept = re.split(r"[?#]", after if at else rest, maxsplit=1)[0]
-    kept = re.sub(r"[^\x21-\x7e\xa1-\uffff]+.*", HIDDEN, kept, flags=re.DOTALL)
+    shown = re.split(r"[?#]", after if at else rest, maxsplit=1)[0]
+    shown = re.sub(r"[^\x21-\x7e\xa1-\uffff]+.*", HIDDEN, shown, flags=re.DOTALL)
     if not path:
-        kept = kept.partition("/")[0]
-    return f"{scheme}{separator}{kept}"
+        shown = shown.partition("/")[0]
+    return f"{scheme}{separator}{shown}"
 
 
 def scrubbed(text: str) -> str:
@@ -74,6 +74,6 @@ def credentials(address: str) -> list[str]:
     """What of an address nobody may read: user and password, and the query; the longest first."""
     rest = address.partition("://")[2] or address
     before, _, _ = rest.rpartition("@")
-    found = [before, *before.split(":", 1)[1:], *re.split(r"[?#]", rest)[1:]]
-    found += re.findall(r"(?:password|secret|token|key)=([^&#]*)", rest, re.IGNORECASE)
-    return sorted({part for part in found if len(part) >= 4}, key=len, reverse=True)
+    parts = [before, *before.split(":", 1)[1:], *re.split(r"[?#]", rest)[1:]]
+    parts += re.findall(r"(?:password|secret|token|key)=([^&#]*)", rest, re.IGNORECASE)
+    return sorted({part for part in parts if len(part) >= 4}, key=len, reverse=True)

@@ -132,7 +132,7 @@ def read(adapter: Path) -> Contract:
     """Read the contract of an adapter folder and hold the weights against its digest."""
     try:
         contract = Contract.model_validate_json((adapter / FILE).read_text())
-        found = weights_digest(adapter, contract.train)
+        actual = weights_digest(adapter, contract.train)
     except FileNotFoundError as error:
         raise UserError(
             f"{adapter} is not an adapter of this line: {error.filename} is missing"
@@ -143,10 +143,10 @@ def read(adapter: Path) -> Contract:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{adapter / FILE} is not a contract: it is not UTF-8") from error
-    if found != contract.adapter_sha256:
+    if actual != contract.adapter_sha256:
         weights = adapter / WEIGHTS if contract.train == "lora" else f"the model in {adapter}"
         raise UserError(
-            f"{weights} has digest {found}, its contract says {contract.adapter_sha256}"
+            f"{weights} has digest {actual}, its contract says {contract.adapter_sha256}"
         )
     return contract
 

@@ -47,9 +47,9 @@ def resolve(name: str, known: Mapping[str, Path], heirs: tuple[str, ...] = ()) -
         accepted = ", ".join(known) or (
             "none; run it in a folder that holds lora_profiles/, such as loraline's checkout"
         )
-        asked = f"{known[heirs[-1]]}: extends an" if heirs else "unknown"
-        asked = f"{asked} unknown profile" if heirs else f"{asked} profile"
-        raise UserError(f"{asked} {name!r}; accepted: {accepted}")
+        label = f"{known[heirs[-1]]}: extends an" if heirs else "unknown"
+        label = f"{label} unknown profile" if heirs else f"{label} profile"
+        raise UserError(f"{label} {name!r}; accepted: {accepted}")
     path = known[name]
     try:
         content = read_yaml(path)

@@ -41,8 +41,8 @@ def fetch_adapter(
 ) -> None:
     """Download a registered adapter, hold it against its digest and look for what vLLM would
     refuse or not apply."""
-    asked = f"{digest} {base or ''}".strip()
-    if is_whole(out_dir, asked):
+    expected = f"{digest} {base or ''}".strip()
+    if is_whole(out_dir, expected):
         click.echo(f"{model} is already in {out_dir}")
         return
     if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / DONE).is_file():
@@ -61,20 +61,20 @@ def fetch_adapter(
         preflight.check(adapter, agreed, model, max_lora_rank)
         if base:
             adapter = merge(adapter, base, Path(part, "merged"))
-        (adapter / DONE).write_text(f"{asked}\n{folder_digest(adapter)}\n")
+        (adapter / DONE).write_text(f"{expected}\n{folder_digest(adapter)}\n")
         shutil.rmtree(out_dir, ignore_errors=True)
         adapter.rename(out_dir)
     click.echo(f"{model} is in {out_dir}")
 
 
-def is_whole(folder: Path, asked: str) -> bool:
+def is_whole(folder: Path, expected: str) -> bool:
     """Whether an earlier start of the pod has left what is asked for, unchanged: the adapter's
     digest, and the base where it is merged into one."""
     done = folder / DONE
     if not done.is_file():
         return False
     before, _, digest = done.read_text(errors="replace").strip().partition("\n")
-    return before == asked and folder_digest(folder, ignored=DONE) == digest
+    return before == expected and folder_digest(folder, ignored=DONE) == digest
 
 
 def download(model: str, folder: Path) -> Path:
@@ -96,14 +96,16 @@ def download(model: str, folder: Path) -> Path:
             f"--model {model!r} is not a registered version of MLflow at {store.uri()}"
         ) from error
     try:
-        found = mlflow.artifacts.download_artifacts(f"{model}/artifacts/adapter", dst_path=folder)
+        downloaded = mlflow.artifacts.download_artifacts(
+            f"{model}/artifacts/adapter", dst_path=folder
+        )
     except (MlflowException, FileNotFoundError) as error:
         if store.is_outage(error):
             raise
-        if told := store.unfit(model, error):
-            raise UserError(told) from error
+        if sentence := store.unfit(model, error):
+            raise UserError(sentence) from error
         raise UserError(f"{model} holds no adapter in artifacts/adapter: {error}") from error
-    return Path(found)
+    return Path(downloaded)
 
 
 def leave_out_pickles(adapter: Path, model: str) -> None:
@@ -114,10 +116,10 @@ def leave_out_pickles(adapter: Path, model: str) -> None:
 
 
 def check_digest(adapter: Path, model: str, digest: str) -> None:
-    found = folder_digest(adapter)
-    if found != digest:
+    actual = folder_digest(adapter)
+    if actual != digest:
         raise UserError(
-            identity.changed("quality_gate", f"{model} has digest {found}, expected {digest}")
+            identity.changed("quality_gate", f"{model} has digest {actual}, expected {digest}")
         )
 
 

@@ -79,8 +79,8 @@ def follow_alias(
     follower = Follower(model, alias, Server(url), agreed, adapters.resolve(), max_lora_rank)
     while True:
         try:
-            if told := follower.look():
-                click.echo(told)
+            if news := follower.look():
+                click.echo(news)
         # Whatever MLflow or the server answers: the next look may find them well.
         except Exception as error:
             if once:
@@ -127,8 +127,8 @@ class Follower:
         done = []
         if name not in listed:
             path = self.fetch(version)
-            body = {"lora_name": name, "lora_path": str(path)}
-            self.running.post("/v1/load_lora_adapter", body)
+            request = {"lora_name": name, "lora_path": str(path)}
+            self.running.post("/v1/load_lora_adapter", request)
             done.append(f"loaded {name}")
         for each in older:
             self.running.post("/v1/unload_lora_adapter", {"lora_name": each})
@@ -161,14 +161,14 @@ class Follower:
     def judged(self, version: str) -> str:
         """The digest of the adapter that a gate passed; a UserError if none did."""
         client = store.connect()
-        found = client.get_model_version(self.model, version)
-        registry.promoting_gate_run_of(client, found)
-        if ADAPTER_DIGEST not in found.tags:
+        entry = client.get_model_version(self.model, version)
+        registry.promoting_gate_run_of(client, entry)
+        if ADAPTER_DIGEST not in entry.tags:
             raise UserError(
                 f"version {version} of {self.model!r} keeps no digest of its adapter: run "
                 "quality_gate again with --force"
             )
-        return found.tags[ADAPTER_DIGEST]
+        return entry.tags[ADAPTER_DIGEST]
 
     def fetch(self, version: str) -> Path:
         """The version's adapter by the init container's own program: digest and preflight."""
@@ -177,10 +177,10 @@ class Follower:
         uri = names.model_uri(self.model, version)
         digest = self.judged(version)
         with tempfile.TemporaryDirectory() as folder:
-            found = mlflow.artifacts.download_artifacts(
+            downloaded = mlflow.artifacts.download_artifacts(
                 f"{uri}/artifacts/adapter/{FILE}", dst_path=folder
             )
-            theirs = Contract.model_validate_json(Path(found).read_text())
+            theirs = Contract.model_validate_json(Path(downloaded).read_text())
         together = arguments.together(self.agreed, theirs)
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")

@@ -48,21 +48,21 @@ def text(workflow: str, status: str, failures: str) -> str:
     """The message: one line for the workflow and one for each of the first failed nodes."""
     lines = [f"{SIGNS.get(status, '•')} {workflow}: {status}"]
     for failure in failed(failures)[:SHOWN]:
-        told = failure.get("message") or failure.get("phase", "failed")
-        lines.append(f"{failure.get('displayName', 'a node')}: {told}")
+        reason = failure.get("message") or failure.get("phase", "failed")
+        lines.append(f"{failure.get('displayName', 'a node')}: {reason}")
     return "\n".join(lines)
 
 
 def failed(failures: str) -> list[dict[str, str]]:
     """Argo's list of failed nodes; Argo quotes it as a JSON text once more."""
     try:
-        found = json.loads(failures or "[]")
-        found = json.loads(found) if isinstance(found, str) else found
+        listed = json.loads(failures or "[]")
+        listed = json.loads(listed) if isinstance(listed, str) else listed
     except json.JSONDecodeError as error:
         raise UserError(f"--failures is not JSON: {error}") from error
-    if not isinstance(found, list | None):
+    if not isinstance(listed, list | None):
         raise UserError(f"--failures is no JSON list: {failures[:200]}")
-    return [failure for failure in found or [] if isinstance(failure, dict)]
+    return [failure for failure in listed or [] if isinstance(failure, dict)]
 
 
 def send(url: str, message: str) -> None:

@@ -73,7 +73,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
         answers = ask(running, rows, agreed, {"tuned": name, **({"base": base} if base else {})})
         problems += refusals(rows, answers) + other_answers(rows, answers, min_agreement)
         problems += other_prompts(running, name, agreed, rows, answers["tuned"])
-        answered = [row for row, found in zip(rows, answers["tuned"], strict=True) if found.tokens]
+        answered = [row for row, tuned in zip(rows, answers["tuned"], strict=True) if tuned.tokens]
         numbers = {**agreements(rows, answers), **latency(running, name, answered, agreed)}
     with runs.open_run(
         "verify_serving",
@@ -116,12 +116,12 @@ def ask(
     running: Server, rows: Sequence[dict[str, Any]], agreed: Contract, models: dict[str, str]
 ) -> dict[str, list[Served]]:
     """Greedy answers to every row by column of the predictions table: tuned, and base if served."""
-    found = {}
+    columns = {}
     for column, model in models.items():
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answer = partial(attempt, running, model, agreed.max_new_tokens)
-            found[column] = list(pool.map(answer, rows))
-    return found
+            columns[column] = list(pool.map(answer, rows))
+    return columns
 
 
 def attempt(running: Server, model: str, most: int, row: Mapping[str, Any]) -> Served:
@@ -169,11 +169,11 @@ def compared(
             continue
         if not answer.prompt:
             return [f"the server gives no tokens of row {row['row']}'s prompt to compare"]
-        wanted = encoder.encode(row["record"]).prompt
-        if answer.prompt != wanted:
+        expected = encoder.encode(row["record"]).prompt
+        if answer.prompt != expected:
             return [
                 f"the prompt of row {row['row']} is {len(answer.prompt)} tokens on the server and "
-                f"{len(wanted)} in training: another chat template, prompt or pixel limit"
+                f"{len(expected)} in training: another chat template, prompt or pixel limit"
             ]
     return []
 
@@ -183,11 +183,11 @@ def other_pixels(running: Server, name: str, agreed: Contract, encoder: Encoder)
     for limit, area in (("min_pixels", agreed.min_pixels), ("max_pixels", agreed.max_pixels)):
         assert area is not None
         record = drawing(agreed, round((area * (0.25 if limit == "min_pixels" else 4)) ** 0.5))
-        wanted = len(encoder.encode(record).prompt)
-        found = len(running.ask(name, record, 1).prompt)
-        if found != wanted:
+        expected = len(encoder.encode(record).prompt)
+        actual = len(running.ask(name, record, 1).prompt)
+        if actual != expected:
             return [
-                f"an image beyond {limit} is {found} tokens on the server, {wanted} in training"
+                f"an image beyond {limit} is {actual} tokens on the server, {expected} in training"
             ]
     return []
 
@@ -207,8 +207,11 @@ def latency(
 ) -> dict[str, float]:
     """Seconds of whole answers, asked one after another."""
     most = agreed.max_new_tokens
-    taken = [running.ask(name, row["record"], most).seconds for row in rows[:SAMPLE]] or [0.0]
-    return {"latency_seconds_median": statistics.median(taken), "latency_seconds_max": max(taken)}
+    seconds = [running.ask(name, row["record"], most).seconds for row in rows[:SAMPLE]] or [0.0]
+    return {
+        "latency_seconds_median": statistics.median(seconds),
+        "latency_seconds_max": max(seconds),
+    }
 
 
 if __name__ == "__main__":

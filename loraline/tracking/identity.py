@@ -32,14 +32,16 @@ DID = {
 def expect(run: Run, tag: str, digest: str, name: str) -> None:
     """Hold a digest of what is here against a run's tag; raises UserError if they differ."""
     step = run.data.tags.get(STEP, "")
-    kept = run.data.tags.get(tag)
-    if kept is None:
+    recorded = run.data.tags.get(tag)
+    if recorded is None:
         raise UserError(
             f"run {run.info.run_id} of {step} keeps no digest of {name}: it is of an earlier "
             f"version, or its tag {tag} was removed; run {step} again with --force"
         )
-    if kept != digest:
-        raise UserError(changed(step, f"{name} has digest {digest}, run {run.info.run_id} {kept}"))
+    if recorded != digest:
+        raise UserError(
+            changed(step, f"{name} has digest {digest}, run {run.info.run_id} {recorded}")
+        )
 
 
 def changed(step: str, difference: str) -> str:

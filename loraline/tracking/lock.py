@@ -161,13 +161,13 @@ def sweep(client: MlflowClient, lock: str, holder: str) -> None:
 
     Nobody needs these any more: whoever gets one sees that the lock has another holder by now.
     """
-    own = breaking(lock, holder)
+    current = breaking(lock, holder)
     # In LIKE, an underscore of the name stands for any character, and a model may be named alike.
     of_the_lock = re.compile(rf"{re.escape(lock)}(-[0-9a-f]{{32}})+")
-    for found in client.search_registered_models(f"name LIKE '{lock}-%'"):
-        if of_the_lock.fullmatch(found.name) and not found.name.startswith(own):
+    for model in client.search_registered_models(f"name LIKE '{lock}-%'"):
+        if of_the_lock.fullmatch(model.name) and not model.name.startswith(current):
             with races_lost():
-                client.delete_registered_model(found.name)
+                client.delete_registered_model(model.name)
 
 
 def holder_of(client: MlflowClient, lock: str) -> str | None:

@@ -33,20 +33,20 @@ class Prompt:
         return f"{SCHEME}{self.name}/{self.version}" if self.name else ""
 
 
-def resolve(asked: str | None, beside: Path | None, client: MlflowClient | None) -> Prompt:
+def resolve(source: str | None, beside: Path | None, client: MlflowClient | None) -> Prompt:
     """The prompt that `--prompt` asks for, or else the file beside the data.
 
-    `asked` is `prompts:/name/version`, `prompts:/name@alias` or a file. Raises UserError for one
+    `source` is `prompts:/name/version`, `prompts:/name@alias` or a file. Raises UserError for one
     that does not exist or holds a media tag.
     """
-    if asked and asked.startswith(SCHEME):
+    if source and source.startswith(SCHEME):
         if client is None:
             from loraline.tracking import store
 
             client = store.connect()
-        prompt = load(client, asked)
-    elif asked or beside:
-        file = Path(asked) if asked else beside
+        prompt = load(client, source)
+    elif source or beside:
+        file = Path(source) if source else beside
         assert file is not None
         try:
             template = file.read_text(encoding="utf-8").strip()
@@ -57,9 +57,9 @@ def resolve(asked: str | None, beside: Path | None, client: MlflowClient | None)
         prompt = Prompt(MLFLOW.sub(lambda match: OURS, template))
     else:
         return Prompt(None)
-    if found := TAGS.search(prompt.template or ""):
+    if tag := TAGS.search(prompt.template or ""):
         raise UserError(
-            f"the prompt must not contain {found.group()}: each row's media go before the prompt"
+            f"the prompt must not contain {tag.group()}: each row's media go before the prompt"
         )
     return prompt
 
@@ -70,14 +70,18 @@ def load(client: MlflowClient, uri: str) -> Prompt:
     from loraline.tracking import store
 
     try:
-        found = client.load_prompt(uri)
+        registered = client.load_prompt(uri)
     except MlflowException as error:
         if store.is_outage(error):
             raise
         raise UserError(f"--prompt {uri} is not in MLflow at {store.uri()}: {error}") from error
-    if not isinstance(found.template, str):
+    if not isinstance(registered.template, str):
         raise UserError(f"--prompt {uri} is a chat prompt; expected a text prompt")
-    return Prompt(MLFLOW.sub(lambda match: OURS, found.template), found.name, int(found.version))
+    return Prompt(
+        MLFLOW.sub(lambda match: OURS, registered.template),
+        registered.name,
+        int(registered.version),
+    )
 
 
 def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
@@ -91,8 +95,8 @@ def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
         versions = client.search_prompt_versions(name)
     except MlflowException:
         versions = []
-    for found in sorted(versions, key=lambda version: int(version.version)):
-        if found.template == template:
-            return Prompt(prompt.template, name, int(found.version))
+    for registered in sorted(versions, key=lambda version: int(version.version)):
+        if registered.template == template:
+            return Prompt(prompt.template, name, int(registered.version))
     made = client.register_prompt(name, template, commit_message="registered by prepare_data")
     return Prompt(prompt.template, name, int(made.version))

@@ -51,10 +51,10 @@ def known(client: MlflowClient, name: str) -> None:
         # A name that MLflow takes for none is an invalid parameter.
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-    found = client.search_registered_models()
-    names = [each.name for each in found if HOLDER not in each.tags] + ["..."] * bool(found.token)
-    told = ", ".join(names) or "none"
-    raise UserError(f"there is no registered model {name!r} in {store.uri()}; found: {told}")
+    models = client.search_registered_models()
+    names = [each.name for each in models if HOLDER not in each.tags] + ["..."] * bool(models.token)
+    listed = ", ".join(names) or "none"
+    raise UserError(f"there is no registered model {name!r} in {store.uri()}; found: {listed}")
 
 
 def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
@@ -75,8 +75,8 @@ def versions_of_model(client: MlflowClient, name: str, model_id: str) -> list[st
 
     There is one, unless MLflow's client repeated a request whose answer was lost.
     """
-    found = client.search_model_versions(f"name = '{name}'")
-    versions = [int(entry.version) for entry in found if entry.source == f"models:/{model_id}"]
+    entries = client.search_model_versions(f"name = '{name}'")
+    versions = [int(entry.version) for entry in entries if entry.source == f"models:/{model_id}"]
     return [str(version) for version in sorted(versions)]
 
 
@@ -138,16 +138,16 @@ def move_candidate(client: MlflowClient, name: str, version: str) -> None:
     client.set_registered_model_alias(name, CANDIDATE, version)
 
 
-def audit(client: MlflowClient, name: str, told: str) -> None:
+def audit(client: MlflowClient, name: str, entry: str) -> None:
     """Write one line of the registered model's history, a tag that nothing overwrites."""
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    client.set_registered_model_tag(name, f"{AUDIT}.{at}.{uuid.uuid4().hex[:4]}", told)
+    client.set_registered_model_tag(name, f"{AUDIT}.{at}.{uuid.uuid4().hex[:4]}", entry)
 
 
 def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersion | None:
     """The champion, unless it is this logged model itself."""
-    found = version_of(client, name, CHAMPION)
-    return None if found is None or found.source == f"models:/{model_id}" else found
+    champion = version_of(client, name, CHAMPION)
+    return None if champion is None or champion.source == f"models:/{model_id}" else champion
 
 
 def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
@@ -155,17 +155,17 @@ def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
 
     The tags of a version say which gate run it was, and that run has to say the same.
     """
-    told = f"version {version.version} of {version.name!r}"
+    label = f"version {version.version} of {version.name!r}"
     if version.tags.get(RESULT) == "failed":
-        raise UserError(f"{told} was rejected: {version.tags.get(REASON)}")
+        raise UserError(f"{label} was rejected: {version.tags.get(REASON)}")
     if GATE_RUN not in version.tags:
-        raise UserError(f"{told} did not come through quality_gate: its alias was set by hand")
+        raise UserError(f"{label} did not come through quality_gate: its alias was set by hand")
     if rejected := rejection(client, version):
-        raise UserError(f"{told} was rejected: {rejected}")
+        raise UserError(f"{label} was rejected: {rejected}")
     gate_run = version.tags[GATE_RUN]
     if judgement(client, gate_run, version.run_id) is None:
         raise UserError(
-            f"{told} has tags that no gate wrote: its gate run {gate_run} did not judge it; run "
+            f"{label} has tags that no gate wrote: its gate run {gate_run} did not judge it; run "
             "quality_gate again with --force"
         )
     return gate_run
@@ -218,14 +218,14 @@ def gate_runs(client: MlflowClient, train_run: Run) -> list[Run]:
 
     parent = f"tags.`{PARENT}` = '{train_run.info.run_id}'"
     condition = f"tags.`{STEP}` = 'quality_gate' and {parent}"
-    found = client.search_runs(
+    gate_runs = client.search_runs(
         [train_run.info.experiment_id],
         condition,
         # A verdict is not taken back by deleting its run.
         run_view_type=ViewType.ALL,
         order_by=["attributes.start_time DESC"],
     )
-    return [run for run in found if RESULT in run.data.tags]
+    return [run for run in gate_runs if RESULT in run.data.tags]
 
 
 def promoting_gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
@@ -255,10 +255,10 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     before = version_of(client, name, CHAMPION)
     if before is not None and str(before.version) == version:
         return version
-    for tag, told in ((ROLLED_BACK, "rolled back"), (REJECTED, "rejected")):
+    for tag, verb in ((ROLLED_BACK, "rolled back"), (REJECTED, "rejected")):
         if reviewed is None and tag in candidate.tags:
             raise UserError(
-                f"version {version} of {name!r} was {told} {candidate.tags[tag]}: "
+                f"version {version} of {name!r} was {verb} {candidate.tags[tag]}: "
                 f"to promote it again, name it with --version {version}"
             )
     replaced = str(before.version) if before else "none"
@@ -293,9 +293,9 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
         raise UserError(
             f"version {reviewed} of {name!r} is the champion by now: --rollback goes back from it"
         )
-    told = f"by {by}: {reason}"
-    audit(client, name, f"candidate {reviewed}: rejected {told}")
-    client.set_model_version_tag(name, reviewed, REJECTED, told)
+    verdict = f"by {by}: {reason}"
+    audit(client, name, f"candidate {reviewed}: rejected {verdict}")
+    client.set_model_version_tag(name, reviewed, REJECTED, verdict)
     client.delete_registered_model_alias(name, CANDIDATE)
     return reviewed
 
@@ -305,8 +305,8 @@ def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVers
 
     `candidate` is the version that has the alias, if any has it.
     """
-    found = client.search_model_versions(f"name = '{name}'")
-    versions = {str(each.version): each for each in found}
+    entries = client.search_model_versions(f"name = '{name}'")
+    versions = {str(each.version): each for each in entries}
     if reviewed not in versions:
         there = ", ".join(sorted(versions, key=int)) or "none"
         return f"registered model {name!r} has no version {reviewed}; found: {there}"

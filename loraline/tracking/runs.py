@@ -60,10 +60,10 @@ def upstream_run(client: MlflowClient, run_id: str, step: str, flag: str = "--ru
         if is_outage(error):
             raise
         raise UserError(f"{flag} {run_id!r} is not a run of MLflow at {uri()}") from error
-    found = run.data.tags.get(STEP)
-    if found != step:
+    step_of_run = run.data.tags.get(STEP)
+    if step_of_run != step:
         raise UserError(
-            f"{flag} {run_id} is a run of {found or 'something else'}, expected one of {step}"
+            f"{flag} {run_id} is a run of {step_of_run or 'something else'}, expected one of {step}"
         )
     if run.info.lifecycle_stage == "deleted":
         raise UserError(
@@ -169,7 +169,7 @@ def open_run(
     from loraline.tracking.settings import Settings
 
     settings = Settings()
-    own = {
+    standard = {
         STEP: step,
         FINGERPRINT: fingerprint,
         WORKFLOW_NAME: settings.workflow_name,
@@ -179,8 +179,8 @@ def open_run(
         PROCESS: lease.this_process(),
     }
     if upstream is not None:
-        own[UPSTREAM] = upstream.info.run_id
-        own[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
+        standard[UPSTREAM] = upstream.info.run_id
+        standard[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
     for foreign in FOREIGN:
         os.environ.pop(foreign, None)
     try:
@@ -189,7 +189,7 @@ def open_run(
             run = mlflow.start_run(
                 run_id=resumed.info.run_id if resumed else None,
                 run_name=name,
-                tags={key: value for key, value in (own | dict(tags or {})).items() if value},
+                tags={key: value for key, value in (standard | dict(tags or {})).items() if value},
                 parent_run_id=parent.info.run_id if parent else None,
                 nested=parent is not None,
             )
@@ -246,12 +246,12 @@ def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path
 
     place = client.get_run(run_id).info.artifact_uri
     try:
-        found = mlflow.artifacts.download_artifacts(f"{place}/{path}", dst_path=str(folder))
+        downloaded = mlflow.artifacts.download_artifacts(f"{place}/{path}", dst_path=str(folder))
     except MlflowException as error:
-        if told := unfit(f"{path} of run {run_id}", error):
-            raise UserError(told) from error
+        if sentence := unfit(f"{path} of run {run_id}", error):
+            raise UserError(sentence) from error
         raise
-    return Path(found)
+    return Path(downloaded)
 
 
 MISSING = re.compile(r"No such (artifact|file)|NoSuchKey|Not Found|does not exist")
@@ -274,28 +274,28 @@ def download_dataset(
     run_id = data_run.info.run_id
     try:
         if split is None:
-            found = download(client, run_id, "dataset", folder)
+            local = download(client, run_id, "dataset", folder)
         else:
-            found = download(client, run_id, "dataset/manifest.json", folder / "dataset").parent
-            download(client, run_id, f"dataset/{split}.parquet", found)
+            local = download(client, run_id, "dataset/manifest.json", folder / "dataset").parent
+            download(client, run_id, f"dataset/{split}.parquet", local)
     except (FileNotFoundError, MlflowException) as error:
         if not MISSING.search(str(error)):
             raise
-        told = f"a part of dataset/ of run {run_id} is missing"
-        raise UserError(identity.changed("prepare_data", told)) from error
-    identity.check_dataset(found, data_run, split)
-    return found
+        change = f"a part of dataset/ of run {run_id} is missing"
+        raise UserError(identity.changed("prepare_data", change)) from error
+    identity.check_dataset(local, data_run, split)
+    return local
 
 
 def model_id(train_run: Run) -> str:
     """The ID of a training run's logged model."""
-    found = train_run.data.tags.get(MODEL_ID)
-    if not found:
+    model_id = train_run.data.tags.get(MODEL_ID)
+    if not model_id:
         raise UserError(
             f"run {train_run.info.run_id} of train_qlora has no logged model: its tag {MODEL_ID} "
             "was removed; run train_qlora again with --force"
         )
-    return found
+    return model_id
 
 
 @contextmanager
@@ -320,18 +320,18 @@ def logged_adapter(model: str) -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory() as folder:
         try:
-            found = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
+            downloaded = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or model.startswith((".", "/")):
                 raise UserError(f"models:/{model} is not in MLflow at {uri()}") from error
-            if told := unfit(f"models:/{model}", error):
-                raise UserError(told) from error
+            if sentence := unfit(f"models:/{model}", error):
+                raise UserError(sentence) from error
             raise
         except FileNotFoundError as error:
             raise UserError(f"models:/{model} cannot be downloaded: {error}") from error
-        if not (Path(found) / ADAPTER).is_dir():
+        if not (Path(downloaded) / ADAPTER).is_dir():
             raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
-        yield Path(found) / ADAPTER
+        yield Path(downloaded) / ADAPTER
 
 
 def profile(client: MlflowClient, train_run: Run) -> Profile:
@@ -343,9 +343,9 @@ def profile(client: MlflowClient, train_run: Run) -> Profile:
     with artifacts(client, train_run.info.run_id, "profile.json") as file:
         text = file.read_bytes()
     try:
-        found = json.loads(text)
-        identity.expect(train_run, PROFILE_DIGEST, identity.of_values(found), "profile.json")
-        return Profile.model_validate(found)
+        values = json.loads(text)
+        identity.expect(train_run, PROFILE_DIGEST, identity.of_values(values), "profile.json")
+        return Profile.model_validate(values)
     except (ValueError, ValidationError) as error:
         raise UserError(
             identity.changed("train_qlora", f"profile.json is no profile: {str(error)[:200]}")
@@ -369,8 +369,8 @@ def todays_profile(
     name = train_run.data.tags.get(PROFILE, "")
     trained_with = train_run.data.params.get("profile", name)
     if name != trained_with:
-        told = f"its tag {PROFILE} says {name!r}, its parameter {trained_with!r}"
-        raise UserError(identity.changed("train_qlora", told))
+        change = f"its tag {PROFILE} says {name!r}, its parameter {trained_with!r}"
+        raise UserError(identity.changed("train_qlora", change))
     if overrides is None and (limits := tagged_limits(train_run)):
         raise UserError(
             f"run {train_run.info.run_id} was trained with the limits {', '.join(limits)[:200]}, "
@@ -385,13 +385,13 @@ def tagged_limits(train_run: Run) -> list[str]:
 
     UserError where the tag is of another form.
     """
-    told = f"its tag {OVERRIDES} is no list of KEY=VALUE"
+    change = f"its tag {OVERRIDES} is no list of KEY=VALUE"
     try:
         overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
     except (ValueError, RecursionError) as error:
-        raise UserError(identity.changed("train_qlora", told)) from error
+        raise UserError(identity.changed("train_qlora", change)) from error
     if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
-        raise UserError(identity.changed("train_qlora", told))
+        raise UserError(identity.changed("train_qlora", change))
     return [each for each in overrides if re.match(r"gate\b", each)]
 
 

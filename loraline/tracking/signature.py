@@ -67,14 +67,14 @@ def check(version: ModelVersion, digest: str) -> None:
     if not isinstance(key, Ed25519PublicKey):
         raise UserError(f"{VERIFY_KEY} holds no public Ed25519 key in PEM") from None
     name = f"version {version.version} of {version.name!r}"
-    kept = version.tags.get(SIGNATURE)
-    if not kept:
+    encoded = version.tags.get(SIGNATURE)
+    if not encoded:
         raise UserError(
             f"{name} is not signed: run quality_gate again with --force and {SIGNING_KEY}"
         )
     try:
         signed = message(version.name, str(version.version), digest)
-        key.verify(base64.b64decode(kept, validate=True), signed)
+        key.verify(base64.b64decode(encoded, validate=True), signed)
     except (InvalidSignature, binascii.Error) as error:
         raise UserError(
             f"the signature of {name} is not that of the adapter that is here"

@@ -46,8 +46,8 @@ def make_ready(store_uri: str, artifacts: str) -> None:
         raise UserError(
             f"no MLflow store can be made in {file.parent}: {error.strerror}"
         ) from error
-    if told := half_made(file, store_uri):
-        raise UserError(told)
+    if sentence := half_made(file, store_uri):
+        raise UserError(sentence)
 
 
 def exists(file: Path) -> bool:
@@ -119,8 +119,8 @@ def contents(file: Path) -> tuple[set[str], int]:
     # Not read-only: what a killed process began to write has to be taken back first.
     address = f"{file.resolve().as_uri()}?mode=rw"
     with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS)) as database:
-        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        tables = {name for (name,) in found}
+        rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        tables = {name for (name,) in rows}
         runs = 0
         if "runs" in tables:
             (runs,) = database.execute("SELECT COUNT(*) FROM runs").fetchone()

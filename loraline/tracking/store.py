@@ -37,10 +37,10 @@ def pod_environment() -> dict[str, str]:
     from loraline.tracking.settings import Settings
 
     settings = Settings()
-    found = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint}
+    variables = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint}
     if settings.tracking_uri.startswith(("http://", "https://")):
-        found["MLFLOW_TRACKING_URI"] = uri()
-    return {key: value for key, value in found.items() if value}
+        variables["MLFLOW_TRACKING_URI"] = uri()
+    return {key: value for key, value in variables.items() if value}
 
 
 def connect() -> MlflowClient:
@@ -76,12 +76,12 @@ def connect() -> MlflowClient:
         reason = scrubbed(str(error).splitlines()[0])
         file = sqlite_store.file_of(settings.store_uri())
         if file is not None and "out-of-date database schema" in reason:
-            told = sqlite_store.half_made(file, settings.store_uri(), refused=True)
-            raise UserError(told or reason) from error
+            sentence = sqlite_store.half_made(file, settings.store_uri(), refused=True)
+            raise UserError(sentence or reason) from error
         if full_disk.sentence(error, uri()):
             raise
-        if told := refusal(error):
-            raise UserError(told) from error
+        if sentence := refusal(error):
+            raise UserError(sentence) from error
         if is_outage(error):
             raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
         if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):

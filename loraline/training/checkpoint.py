@@ -208,10 +208,10 @@ def fault(folder: Path, run_id: str) -> str:
         return f"it has no readable {SEAL}"
     if run != run_id:
         return f"it is one of run {run}"
-    for name, wanted in files.items():
+    for name, expected in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if digest(folder / name) != wanted:
+        if digest(folder / name) != expected:
             return f"{name} is not what was written"
     return ""
 

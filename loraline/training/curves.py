@@ -62,12 +62,12 @@ class CurvesToMlflow(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any, **_: Any) -> None:
         if "loss" in logs:
             self.remark = f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,.0f} tokens/s"
-        found = {key: value for key, value in logs.items() if key in TRACKED}
+        tracked = {key: value for key, value in logs.items() if key in TRACKED}
         if "eval_loss" in logs:
-            found["train_loss"] = mean_since_evaluation(state.log_history)
+            tracked["train_loss"] = mean_since_evaluation(state.log_history)
         if state.global_step > self.logged_to:
             now = int(time.time() * 1000)
-            self.waiting += [Metric(k, v, now, state.global_step) for k, v in found.items()]
+            self.waiting += [Metric(k, v, now, state.global_step) for k, v in tracked.items()]
         if time.monotonic() - self.sent_at > SEND_EVERY:
             self.send()
 

@@ -38,26 +38,26 @@ def load_rows(
     encoder = Encoder(
         base.path, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
     )
-    kept: dict[str, list[Row]] = {}
+    fitting: dict[str, list[Row]] = {}
     left_out: dict[str, int] = {}
     for split in ("train", "validation"):
-        found = records.read(dataset / f"{split}.parquet")
-        shows = any(record.images or record.videos for record in found)
+        split_records = records.read(dataset / f"{split}.parquet")
+        shows = any(record.images or record.videos for record in split_records)
         # A vision set may hold rows of text alone, a text set nothing else.
         if shows != (recipe.modality == "vision") and (shows or split == "train"):
             raise UserError(f"the dataset of --run-id does not fit modality {recipe.modality}")
         rows: list[Row] = []
-        with progress.bar(f"encode {split}", len(found)) as advance:
-            for record in found:
+        with progress.bar(f"encode {split}", len(split_records)) as advance:
+            for record in split_records:
                 rows += encoder.conversation(record)
                 advance(1, "")
-        kept[split] = [row for row in rows if len(row) <= recipe.max_length]
-        left_out[split] = len(rows) - len(kept[split])
-        if not kept[split]:
+        fitting[split] = [row for row in rows if len(row) <= recipe.max_length]
+        left_out[split] = len(rows) - len(fitting[split])
+        if not fitting[split]:
             raise UserError(
                 f"every {split} row is longer than max_length {recipe.max_length}; "
                 f"the shortest has {min(map(len, rows))} tokens"
             )
-    check_tokens(encoder, base, [*kept["train"], *kept["validation"]])
-    check_positions(recipe, base, max(len(row) for split in kept.values() for row in split))
-    return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), kept, left_out
+    check_tokens(encoder, base, [*fitting["train"], *fitting["validation"]])
+    check_positions(recipe, base, max(len(row) for split in fitting.values() for row in split))
+    return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), fitting, left_out
