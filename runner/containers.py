@@ -115,12 +115,19 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
     return re.sub(r"\$\$|\$\(([^)]*)\)", value_of, text)
 
 
-def check_arguments(command: list[str]) -> None:
+def check_sizes(command: list[str], environment: Values) -> None:
+    """Raise a NodeError for an argument or a variable that Argo's pods cannot hand on."""
     for number, word in enumerate(command):
         if (size := len(os.fsencode(word))) > LONGEST_ARGUMENT:
             raise NodeError(
                 f"argument {number} has {size} bytes; on Argo the program would see the name of a "
                 f"file in the place of one that has more than {LONGEST_ARGUMENT}"
+            )
+    for name, value in environment.items():
+        if (size := len(os.fsencode(f"{name}={value}"))) > LONGEST_ARGUMENT:
+            raise NodeError(
+                f"variable {name} has {size} bytes with its name; on Argo the container would not "
+                f"start with more than {LONGEST_ARGUMENT}"
             )
 
 
@@ -144,7 +151,7 @@ async def attempt(
     command, environment = command_line(
         container, str(folder), lambda text: substitute(text, values)
     )
-    check_arguments(command)
+    check_sizes(command, environment)
     files = {name: filled(output, values) for name, output in outputs.items()}
     environment |= {"ARGO_PROGRESS_FILE": str(root / folder / PROGRESS)}
     try:
@@ -157,8 +164,7 @@ async def attempt(
             pass_fds=[lock] if lock >= 0 else (),
         )
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        message = f"main: Error (exit code {NOT_STARTED}): failed to start {command[0]}: {why}"
+        message = f"main: Error (exit code {NOT_STARTED}): {not_started(command[0], error)}"
         return Attempt("Failed", message, NOT_STARTED, read_outputs(root / folder, files)[0])
     deadline = time.monotonic() + min(container.seconds, timeout)
     stopped = await ended(process, deadline, stop)
@@ -168,6 +174,20 @@ async def attempt(
     if stopped:
         return Attempt("Failed", stopped, code, {}, limit_of(container, timeout, stopped))
     return finished(root / folder, files, code)
+
+
+def not_started(program: str, error: OSError | ValueError) -> str:
+    """Why a program did not start, as Go's `exec.LookPath` says it where that is the reason."""
+    if "/" in program and Path(program).is_dir():
+        why = "is a directory"
+    elif isinstance(error, FileNotFoundError):
+        missing = f"stat {program}: no such file or directory"
+        why = missing if "/" in program else "executable file not found in $PATH"
+    elif isinstance(error, PermissionError):
+        why = "permission denied"
+    else:
+        return f"failed to start {program}: {getattr(error, 'strerror', None) or error}"
+    return f'failed to find name in PATH: exec: "{program}": {why}'
 
 
 def limit_of(container: Container, timeout: float, stopped: str) -> str:
@@ -190,9 +210,7 @@ def filled(output: Output, values: Mapping[str, str]) -> Output:
 def finished(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
     """The result of a process that ended by itself."""
     values, missing = read_outputs(folder, outputs)
-    folders = [name for name, output in outputs.items() if (folder / output.path).is_dir()]
-    if folders:
-        why = f"failed to copy {OUT_DIR}/{outputs[folders[0]].path}: it is a directory"
+    if why := unreadable(folder, outputs):
         message = f"main: Error (exit code {NOT_STARTED}): {why}"
         return Attempt("Failed", message, NOT_STARTED, values)
     if code:
@@ -211,6 +229,17 @@ def finished(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
         hint = "outputs are for names and numbers, not for data"
         return Attempt("Error", message, code, {}, hint)
     return Attempt("Succeeded", "", code, values)
+
+
+def unreadable(folder: Path, outputs: dict[str, Output]) -> str:
+    """What Argo says of the first output that is a folder, or whose path leads through a file."""
+    for output in outputs.values():
+        path = f"{OUT_DIR}/{output.path}"
+        if (folder / output.path).is_dir():
+            return f"failed to copy {path}: it is a directory"
+        if any((folder / parent).is_file() for parent in Path(output.path).parents):
+            return f"failed to open {path}: open {path}: not a directory"
+    return ""
 
 
 async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -> str:

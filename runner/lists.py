@@ -9,7 +9,7 @@ from runner.expansion import BROKEN, Child, expand
 from runner.frames import Frame, Invocation
 from runner.groups import hand_over, run_child
 from runner.language import Task
-from runner.nodes import Node
+from runner.nodes import Node, node_id
 from runner.phases import outbound
 
 
@@ -29,13 +29,14 @@ async def run_steps(
     for number, steps in enumerate(groups):
         name = f"{node.name}[{number}]"
         parents = after(run, before) if number else [node.name]
-        group = Node(name, f"[{number}]", "StepGroup", node.template, node.name)
+        group = Node(name, f"[{number}]", "StepGroup", boundary=node.name)
         run.begin(group, parents)
         if not await run_group(run, group, steps, frame):
             return False
         node.outbound = [n for child in group.children for n in outbound(run.nodes, child)]
         if group.failed:
             node.end("Failed", group.message)
+            node.hint = group.hint
             return True
         before = group
     if hand_over(run, node, invocation, frame):
@@ -79,7 +80,8 @@ async def run_group(run: Controller, group: Node, steps: list[Task], frame: Fram
     if broken or any(child.raised for child in failed):
         group.end("Error", broken or failed[0].message)
     elif failed:
-        group.end("Failed", f"child {', '.join(child.display for child in failed)} failed")
+        group.end("Failed", f"child '{node_id(run.name, failed[0].name)}' failed")
+        group.hint = ", ".join(child.display for child in failed)
     else:
         group.end("Succeeded")
         for step, children in planned:

@@ -238,6 +238,11 @@ class Reader:
         self, where: str, template: TemplateShape, known: set[str], retry: Retry | None
     ) -> Container:
         container = checked(where, "container", ContainerShape, template.container)
+        if template.name != template.name.lower():
+            raise Refused(
+                f"{where}: a container's template has a name without capital letters: Argo names "
+                "the pod after it, and Kubernetes refuses the pod"
+            )
         if not container.image:
             raise Refused(f"{where}: the container needs an image: Argo refuses one without")
         if not container.command:
@@ -264,6 +269,8 @@ def check_limits(where: str, template: TemplateShape) -> None:
     if template.container is not None:
         if template.parallelism is not None:
             raise Refused(f"{where}: parallelism is for dags and steps; Argo refuses it here")
+        if template.timeout and not seconds(f"{where}: timeout", template.timeout, digits=False):
+            raise Refused(f"{where}: timeout {template.timeout} leaves a pod no time to start")
         return
     if template.activeDeadlineSeconds is not None:
         reaction = "does not obey it" if template.suspend is not None else "refuses it"
@@ -282,7 +289,8 @@ def check_output(where: str, reference: str, inside: set[str]) -> None:
         )
     if not OUTPUT.fullmatch(names[0]):
         raise Refused(
-            f"{where}: {{{{{names[0]}}}}} is no output of a task; Argo refuses it, or never ends"
+            f"{where}: {{{{{names[0]}}}}} is no output parameter of a task; some such references "
+            "Argo refuses or never ends, and none runs here"
         )
     check_references(where, reference, inside)
 

@@ -38,7 +38,8 @@ async def run_attempts(run: Controller, node: Node, retry: Retry, invocation: In
             node.outputs, node.exit_code = {}, None
             run.end(node, "Error", str(error), raised=True)
             return True
-        if pause is None:
+        if isinstance(pause, str):
+            node.message, node.hint = pause, explained(attempt) if pause != attempt.message else ""
             break
         node.phase, node.finished = "Running", None
         node.message += f"; attempt {number + 2} of {retry.limit + 1} follows in {pause:g} s"
@@ -85,24 +86,36 @@ def facts_of(attempt: Node) -> Values:
     }
 
 
+def explained(attempt: Node) -> str:
+    """What became of the last attempt, which Argo's message about the whole does not say."""
+    return f"{attempt.message}; {attempt.hint}" if attempt.hint else attempt.message
+
+
 def pause_before_next(
     run: Controller, retry: Retry, attempt: Node, number: int, elapsed: float
-) -> float | None:
-    """Seconds until the next attempt; None if none may follow. Raises one of BROKEN."""
+) -> float | str:
+    """Seconds until the next attempt, or Argo's message if none may follow. Raises one of BROKEN.
+
+    The order of the reasons is that of Argo's `processNodeRetries`.
+    """
     if run.stop.asked:
-        return None
+        return attempt.message
+    if elapsed > retry.longest:
+        return "Max duration limit exceeded"
     if retry.pause is None:
         raise NodeError(NO_DURATION)
     pause = retry.pause * retry.factor**number
-    if elapsed + pause > retry.longest or attempt.phase not in retry.phases:
-        return None
+    if elapsed + pause > retry.longest:
+        return "Backoff would exceed max duration limit"
+    if attempt.phase not in retry.phases:
+        return attempt.message
     if number == retry.limit:
-        return None
+        return "No more retries left"
     if retry.expression is not None:
         facts = facts_of(attempt)
         # Without an exit code an expression gets -1 and a container gets 0.
         if attempt.exit_code is None:
             facts["exitCode"] = "-1"
         if not retry.expression.is_true({f"lastRetry.{k}": v for k, v in facts.items()}):
-            return None
+            return "retryStrategy.expression evaluated to false"
     return pause

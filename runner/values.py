@@ -11,6 +11,7 @@ import codecs
 import json
 import math
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -73,6 +74,12 @@ def loads(source: str) -> Any:
         if math.isinf(value := float(digits)):
             raise NoJson(f"number {digits} is out of range")
         return value
+
+    return parsed(source, number)
+
+
+def parsed(source: str, number: Callable[[str], Any]) -> Any:
+    """A JSON text, its numbers read by `number`; raises NoJson."""
 
     def constant(word: str) -> float:
         raise NoJson(f"{word} is no JSON")
@@ -171,10 +178,10 @@ class Item:
 
 
 def elements(raw: str) -> list[Item]:
-    """The elements of a JSON list, each as it is spelled; raises NoJson."""
+    """The elements of a JSON list, each as it is spelled, numbers of any size; raises NoJson."""
     if raw.strip() == "null":
         return []
-    if not isinstance(loads(raw), list):
+    if not isinstance(parsed(raw, str), list):
         raise NoJson("it is no list")
     return [Item(part) for part in split(raw)]
 

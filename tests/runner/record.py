@@ -112,7 +112,7 @@ def main(account: str = "conformance", namespace: str = "default") -> None:
                 print(
                     f"{name}: changed from {json.dumps(before)[:300]} to {json.dumps(found)[:300]}"
                 )
-            cases[name] = {"argo": found, "workflow": asked[name]}
+            cases[name] = cases.get(name, {}) | {"argo": found, "workflow": asked[name]}
     write(cases)
 
 

@@ -2,7 +2,7 @@
 
 `cases.json` has, by name, a workflow and the controller's record: phase, outputs, and each node's
 type, phase, exit code, inputs and outputs; or `refused`, with what Argo said at submit; or `stuck`,
-where the workflow was not over after 150 seconds.
+where the workflow was not over after 150 seconds. What is marked `slow` runs in `make test-slow`.
 """
 
 from __future__ import annotations

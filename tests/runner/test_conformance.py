@@ -23,27 +23,20 @@ VERDICTS = dict(
     for line in Path(__file__).with_name("verdicts.txt").read_text().splitlines()
     if line
 )
-WAITS = {
-    "deadline-in-backoff",
-    "deadline-of-workflow-phases",
-    "exit-after-deadline",
-    "retry-max-duration",
-    "retry-max-duration-of-slow",
-    "retry-timeout-slow",
-}
-"""Cases that take more than ten seconds because they are about such times."""
+SLOW = {name for name, case in CASES.items() if case.get("slow")}
+"""Cases that wait for more than ten seconds, or that vary what another case is about."""
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run | Refused]:
-    cases = {name: case for name, case in CASES.items() if name not in WAITS}
+    cases = {name: case for name, case in CASES.items() if name not in SLOW}
     return asyncio.run(run_all(cases, tmp_path_factory.mktemp("quick")))
 
 
 @pytest.fixture(scope="module")
-def waiting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run | Refused]:
-    cases = {name: CASES[name] for name in WAITS}
-    return asyncio.run(run_all(cases, tmp_path_factory.mktemp("waiting")))
+def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run | Refused]:
+    cases = {name: CASES[name] for name in sorted(SLOW)}
+    return asyncio.run(run_all(cases, tmp_path_factory.mktemp("slow")))
 
 
 def test_every_case_has_a_verdict() -> None:
@@ -55,15 +48,15 @@ def test_every_case_has_a_verdict() -> None:
     }
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - WAITS))
+@pytest.mark.parametrize("name", sorted(CASES.keys() - SLOW))
 def test_the_verdict_on_a_case(quick: dict[str, Any], name: str) -> None:
     assert verdict(CASES[name], quick[name]) == VERDICTS[name]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(WAITS))
-def test_the_verdict_on_a_case_that_waits(waiting: dict[str, Any], name: str) -> None:
-    assert verdict(CASES[name], waiting[name]) == VERDICTS[name]
+@pytest.mark.parametrize("name", sorted(SLOW))
+def test_the_verdict_on_a_slow_case(slow: dict[str, Any], name: str) -> None:
+    assert verdict(CASES[name], slow[name]) == VERDICTS[name]
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if "refused" in case["argo"]])

@@ -15,7 +15,13 @@ from runner.references import NodeError
 from runner.retries import pause_before_next
 
 
-def pause(
+def pause(strategy: dict[str, Any], number: int = 0, **attempt: Any) -> float | None:
+    """Seconds after an attempt, counted from 0, until the next; None if none follows."""
+    outcome = after(strategy, number, **attempt)
+    return None if isinstance(outcome, str) else outcome
+
+
+def after(
     strategy: dict[str, Any],
     number: int = 0,
     *,
@@ -23,10 +29,10 @@ def pause(
     phase: str = "Failed",
     exit_code: int | None = 1,
     stopped: bool = False,
-) -> float | None:
-    """Seconds after an attempt, counted from 0, until the next; None if none follows."""
+) -> float | str:
+    """What follows an attempt: seconds until the next, or the message of why there is none."""
     attempt = Node("a(0)", "a(0)", "Pod", "a", "a", Path())
-    attempt.phase, attempt.exit_code = phase, exit_code
+    attempt.phase, attempt.exit_code, attempt.message = phase, exit_code, "main: Error"
     run: Any = SimpleNamespace(stop=SimpleNamespace(asked=stopped))
     retry = read_retry("template a", {"limit": 9, **strategy})
     return pause_before_next(run, retry, attempt, number, elapsed)
@@ -67,6 +73,26 @@ def test_the_policy_says_after_which_phases(policy: str, failed: bool, error: bo
 def test_as_many_attempts_follow_as_the_limit_says() -> None:
     assert pause({"limit": 2}, 1) is not None
     assert pause({"limit": 2}, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "number", "attempt", "message"),
+    [
+        ({"limit": 1}, 1, {}, "No more retries left"),
+        ({"expression": "lastRetry.exitCode == '75'"}, 0, {},
+         "retryStrategy.expression evaluated to false"),
+        ({"retryPolicy": "OnError"}, 0, {}, "main: Error"),
+        ({"backoff": {"duration": "5", "maxDuration": "9"}}, 0, {"elapsed": 8},
+         "Backoff would exceed max duration limit"),
+        ({"backoff": {"duration": "5", "maxDuration": "9"}}, 0, {"elapsed": 10},
+         "Max duration limit exceeded"),
+    ],
+    ids=["limit", "expression", "policy", "backoff", "duration"],
+)  # fmt: skip
+def test_that_none_follows_is_said_in_argos_words(
+    strategy: dict[str, Any], number: int, attempt: dict[str, Any], message: str
+) -> None:
+    assert after(strategy, number, **attempt) == message
 
 
 def test_none_follows_once_the_run_is_stopped() -> None:

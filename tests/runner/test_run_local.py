@@ -310,8 +310,9 @@ def test_a_users_mistake_is_not_tried_again_and_keeps_its_exit_code(run: Runner)
     assert ran.exit_code == 2
     assert ran.status["phase"] == "Failed"
     assert ran.phases == {"a": "Failed", "b": "Omitted", "c": "Omitted"}
-    assert ran.nodes["a"]["message"] == "main: Error (exit code 2)"
+    assert ran.nodes["a"]["message"] == "retryStrategy.expression evaluated to false"
     assert ran.nodes["a"]["outputs"]["exitCode"] == "2"
+    assert "retryStrategy.expression evaluated to false (main: Error (exit code 2))" in ran.stderr
 
 
 def test_retries_end_at_the_limit_with_the_steps_exit_code(run: Runner, root: Path):
@@ -708,7 +709,7 @@ REFUSED = {
     "a constant as an output of a dag": (nested("x"), "template in: output out: parameter 'x'"),
     "a status as an output of a dag": (
         nested("{{tasks.a.status}}"),
-        "template in: output out: {{tasks.a.status}} is no output of a task",
+        "template in: output out: {{tasks.a.status}} is no output parameter of a task",
     ),
     "a mutex that is held already": (
         workflow(

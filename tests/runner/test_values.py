@@ -128,6 +128,11 @@ def test_null_is_an_empty_list() -> None:
     assert elements(" null ") == []
 
 
+def test_an_item_may_be_a_number_that_no_float_holds() -> None:
+    assert [item.text for item in elements("[1e400, -1E999, 1.0]")] == ["1e400", "-1E999", "1.0"]
+    assert gathered(["[1e400]", "[1]"]) == '["[1e400]","[1]"]'
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [

@@ -93,6 +93,7 @@ def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
         if base in bases.VISION:
             options["limit_mm_per_prompt"] = {"image": 1, "video": 0}
         chosen = [case for case in adapters.cases() if case.name in names]
+        asked = asked_as(folder, questions(base in bases.VISION))
         try:
             engine = LLM(
                 str(folder),
@@ -108,7 +109,7 @@ def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
                 max_num_seqs=2,
                 **options,
             )
-            judge = Judge(engine, folder, base in bases.VISION)
+            judge = Judge(engine, folder, asked, base in bases.VISION)
             answers = judge.served(None)
         except Exception as error:
             told = f"the server answers nothing, without an adapter: {words(error, folder)}"
@@ -134,10 +135,10 @@ class Answers(NamedTuple):
 class Judge:
     """Holds vLLM's answers against those of transformers and PEFT."""
 
-    def __init__(self, engine: Any, folder: Path, vision: bool) -> None:
+    def __init__(self, engine: Any, folder: Path, asked: list[Any], vision: bool) -> None:
         import adapters
 
-        self.engine = engine
+        self.engine, self.asked = engine, asked
         self.folder = folder
         self.base = adapters.loaded(folder)
         self.prompts = questions(vision)
@@ -209,23 +210,11 @@ class Judge:
 
     def served(self, adapter: Any) -> Answers:
         import torch
-        from PIL import Image
         from vllm import SamplingParams
 
-        used = encoder(self.folder)
-        asked = []
-        for record in self.prompts:
-            text = used._render(record.prompt(), add_generation_prompt=True)
-            prompt: dict[str, Any] = {
-                "prompt_token_ids": used.tokenizer(text, add_special_tokens=False).input_ids
-            }
-            if record.images:
-                image = Image.open(io.BytesIO(record.images[0])).convert("RGB")
-                prompt["multi_modal_data"] = {"image": image}
-            asked.append(prompt)
         wanted = SamplingParams(temperature=0, max_tokens=self.tokens, ignore_eos=True, logprobs=-1)
         tokens, found = [], []
-        for prompt in asked:
+        for prompt in self.asked:
             answer = self.engine.generate([prompt], wanted, lora_request=adapter, use_tqdm=False)[0]
             tokens.append(list(answer.outputs[0].token_ids))
             for table in answer.outputs[0].logprobs:
@@ -250,6 +239,24 @@ def questions(vision: bool) -> list[Any]:
     texts = ["What is the capital of France?", r"\frac{a}{b} and x"]
     pictures = [drawing() if vision else None, None]
     return [from_prompt("{question}", t, "", i) for t, i in zip(texts, pictures, strict=True)]
+
+
+def asked_as(folder: Path, records: list[Any]) -> list[dict[str, Any]]:
+    """The questions as vLLM is asked them: tokens that training has, too, and the picture."""
+    from PIL import Image
+
+    used = encoder(folder)
+    asked = []
+    for record in records:
+        text = used.render_turns(record.prompt(), add_generation_prompt=True)
+        prompt: dict[str, Any] = {
+            "prompt_token_ids": used.tokenizer(text, add_special_tokens=False).input_ids
+        }
+        if record.images:
+            image = Image.open(io.BytesIO(record.images[0])).convert("RGB")
+            prompt["multi_modal_data"] = {"image": image}
+        asked.append(prompt)
+    return asked
 
 
 def drawing() -> bytes:
