@@ -154,7 +154,7 @@ def random_adapter(base: Path, modality: str, folder: Path) -> None:
 
     torch.manual_seed(1)
     located = locate(str(base), None)
-    model = load(located, modality, quantize=False, dtype=dtype_of(located))
+    model = load(located, modality, quantization="none", dtype=dtype_of(located))
     pattern = targets.target_modules(modality, PROJECTIONS, False)
     settings = LoraConfig(
         r=RANK, lora_alpha=RANK, target_modules=pattern, init_lora_weights="gaussian"
@@ -189,7 +189,7 @@ def answered(task: Task) -> Timing:
             return vllm_engine.answers(llm, encoder, some, task.new_tokens, lora)
     else:
         size = 1 if task.engine == "one by one" else hf.BATCH
-        model = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+        model = load(base, agreed.modality, quantization="none", dtype=agreed.dtype)
         tuned = attach(model, task.adapter)
 
         def answer(some: list[Row]) -> list[Any]:

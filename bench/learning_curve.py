@@ -211,7 +211,7 @@ def untrained(base: Base, modality: str, variant: Variant) -> Any:
     from loraline.base.load import load
 
     torch.manual_seed(0)
-    model: Any = load(base, modality, quantize=False, dtype="float32")
+    model: Any = load(base, modality, quantization="none", dtype="float32")
     if variant.rank is None:
         return model
     pattern = targets.target_modules(modality, PROJECTIONS, False)

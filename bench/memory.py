@@ -33,6 +33,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "projector": ("vision", {"tune": {"vision": True, "merger": True, "language": False}}),
     "full": ("vision", {"train": "full", "quantization": "none", "export": "merged"}),
     "16 bits": ("text", {"quantization": "none"}),
+    "fp8": ("text", {"quantization": "fp8"}),
+    "fp8 vision": ("vision", {"quantization": "fp8"}),
 }
 """The rows and base of a task of bench/train.py, and what its profile has besides."""
 
@@ -47,9 +49,12 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     show_default=True,
 )
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
-def memory(tasks: tuple[str, ...], scratch: Path | None) -> None:
+@click.option(
+    "--bases", type=click.Path(path_type=Path), help="Folder that random bases are kept in."
+)
+def memory(tasks: tuple[str, ...], scratch: Path | None, bases: Path | None) -> None:
     """Print estimated and measured GiB, and how far apart they are."""
-    from train import call, environment
+    from train import call, environment, kept_base
 
     allocator.follow_allocated()
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -60,9 +65,7 @@ def memory(tasks: tuple[str, ...], scratch: Path | None) -> None:
         )
         click.echo("|---|---|---|---|---|---|---|")
         for task in tasks:
-            base = Path(folder, TASKS[task][0])
-            if not base.exists():
-                call(str(Path(__file__).with_name("train.py")), "make-base", base.name, str(base))
+            base = kept_base(TASKS[task][0], bases or Path(folder))
             for mode in ("small", "fast"):
                 click.echo(call(__file__, task, mode, str(base)), nl=False)
 

@@ -14,10 +14,12 @@ import io
 import json
 import math
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -28,43 +30,88 @@ sys.path.insert(0, str(ROOT))
 
 ROWS_PER_STEP = 16
 WARMUP = 3
-ARMS = ("trl", "small", "fast")
+OURS = {
+    "small": {"memory": "small"},
+    "fast": {"memory": "fast"},
+    "fp8": {"memory": "fast", "quantization": "fp8"},
+    "fp8-small": {"memory": "small", "quantization": "fp8"},
+}
+"""What our arms change in the profile."""
+
+ARMS = ("trl", *OURS)
 TASKS = ("text", "vision")
 
 
 @click.command()
 @click.option("--task", "tasks", multiple=True, type=click.Choice(TASKS), default=TASKS)
-@click.option("--arm", "arms", multiple=True, type=click.Choice(ARMS), default=ARMS)
+@click.option(
+    "--arm", "arms", multiple=True, type=click.Choice(ARMS), default=("trl", "small", "fast")
+)
 @click.option("--steps", default=15, show_default=True, help="Optimizer steps, warm-up included.")
 @click.option("--rows-per-step", default=ROWS_PER_STEP, show_default=True, help="A GPU.")
-@click.option("--gpus", default=1, show_default=True, help="Run our arms on so many GPUs too.")
+@click.option(
+    "--gpus",
+    default=(1,),
+    multiple=True,
+    show_default=True,
+    help="Run our arms on so many GPUs; may be given several times.",
+)
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
+@click.option(
+    "--bases", type=click.Path(path_type=Path), help="Folder that random bases are kept in."
+)
+@click.option(
+    "--kernels", type=click.Path(path_type=Path), help="Folder for tables of each arm's kernels."
+)
 def train(
     tasks: tuple[str, ...],
     arms: tuple[str, ...],
     steps: int,
     rows_per_step: int,
-    gpus: int,
+    gpus: tuple[int, ...],
     scratch: Path | None,
+    bases: Path | None,
+    kernels: Path | None,
 ) -> None:
-    """Print tokens a second, peak memory and model FLOP utilization of each arm."""
+    """Print tokens a second, peak memory and model FLOP utilization of each arm.
+
+    What each arm has measured is printed as a line of JSON as well.
+    """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         environment()
         for task in tasks:
-            base = Path(folder, task)
-            call(__file__, "make-base", task, str(base))
+            base = kept_base(task, bases or Path(folder))
             figures = {}
             for arm in arms:
-                for count in (1,) if arm == "trl" else sorted({1, gpus}):
+                for count in (1,) if arm == "trl" else gpus:
                     name = arm if count == 1 else f"{arm}, {count} GPUs"
-                    figures[name] = run(task, arm, base, steps, rows_per_step * count, count)
+                    table = kernels / f"{task}-{arm}-{count}.txt" if kernels else None
+                    figures[name] = run(task, arm, base, steps, rows_per_step * count, count, table)
+                    line = {"task": task, "arm": arm, "gpus": count, **figures[name]}
+                    click.echo(json.dumps(line))
             report(task, figures)
 
 
-def run(task: str, arm: str, base: Path, steps: int, rows: int, gpus: int) -> dict[str, float]:
+def kept_base(task: str, folder: Path) -> Path:
+    """The random base of a task in a folder, made if it is not there."""
+    base = folder / task
+    if not base.exists():
+        call(__file__, "make-base", task, str(base))
+    return base
+
+
+def run(
+    task: str, arm: str, base: Path, steps: int, rows: int, gpus: int, kernels: Path | None = None
+) -> dict[str, Any]:
     """Figures of one arm, from processes of its own; `rows` is rows a step, all GPUs together."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={gpus}"] if gpus > 1 else []
-    lines = call(*launcher, __file__, "run-arm", task, arm, str(base), str(steps), str(rows))
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+        if gpus > 1
+        else []
+    )
+    table = [str(kernels)] if kernels else []
+    given = ["run-arm", task, arm, str(base), str(steps), str(rows), *table]
+    lines = call(*launcher, __file__, *given)
     return dict(json.loads(lines.splitlines()[-1]))
 
 
@@ -258,6 +305,12 @@ class Clock:
             steps = 0
             counted = 0
             tokens = 0
+            passes = 0
+
+            def __init__(self) -> None:
+                # Seconds of the host in each step: launching its passes, and with the exchange.
+                self.launching: list[float] = []
+                self.stepping: list[float] = []
 
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if state.global_step == WARMUP:
@@ -307,7 +360,7 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
     encoder = encoder_for(base, recipe)
     rows = rows_for(task, encoder, rows_per_step * steps)
     located = locate(str(base), None)
-    recipe = recipe.model_copy(update={"memory": arm})
+    recipe = recipe.model_copy(update=OURS[arm])
     plan, table = memory.choose(recipe, located, rows, Machine.here())
     click.echo(table, err=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -316,13 +369,24 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
         )
         clock = Clock()
         made.add_callback(clock)
-        accumulate = made.accumulate
+        accumulate, training_step = made.accumulate, made.training_step
 
         def counting(model: Any, step: Any) -> Any:
-            clock.tokens += sum(pack["input_ids"].numel() for pack in step.batches)
-            return accumulate(model, step)
+            # Of this process, so that the figures of several can be told apart.
+            clock.tokens += step.tokens / made.args.world_size
+            clock.passes += len(step.batches)
+            begun = time.perf_counter()
+            summed = accumulate(model, step)
+            clock.launching.append(time.perf_counter() - begun)
+            return summed
 
-        made.accumulate = counting
+        def timed(*given: Any) -> Any:
+            begun = time.perf_counter()
+            result = training_step(*given)
+            clock.stepping.append(time.perf_counter() - begun)
+            return result
+
+        made.accumulate, made.training_step = counting, timed
         made.args.eval_strategy = IntervalStrategy.NO
         made.train()
     return made, clock
@@ -415,12 +479,15 @@ def run_trl(task: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any,
     return made, clock
 
 
-def run_arm(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> None:
+def run_arm(
+    task: str, arm: str, base: Path, steps: int, rows_per_step: int, kernels: Path | None = None
+) -> None:
     """Run one arm; its figures as the last line of standard output."""
     import torch
 
-    from loraline.training import launch
+    from loraline.training import allocator, launch
 
+    allocator.follow_allocated()
     launch.join()
     torch.cuda.reset_peak_memory_stats()
     if arm == "trl":
@@ -434,11 +501,44 @@ def run_arm(task: str, arm: str, base: Path, steps: int, rows_per_step: int) -> 
         "tokens_per_second": tokens / clock.seconds,
         "mfu": 4 * parameters(task, base) * tokens / clock.seconds / rate / world,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         "seconds_per_step": clock.seconds / clock.steps,
+        "host_seconds_launching": statistics.mean([0, *clock.launching][WARMUP:]),
+        "host_seconds_in_step": statistics.mean([0, *clock.stepping][WARMUP:]),
+        "passes": clock.passes,
         "loss": made.state.log_history[-1].get("train_loss", math.nan),
+        "losses": [entry["loss"] for entry in made.state.log_history if "loss" in entry],
     }
+    if kernels and arm in OURS:
+        kernels.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            table = kernel_table(made, rows_per_step)
+        except RuntimeError:
+            table = traceback.format_exc()  # The figures are there all the same.
+        if made.is_world_process_zero():
+            kernels.write_text(table)
     if made.is_world_process_zero():
         print(json.dumps(figures))
+
+
+def kernel_table(made: Any, rows_per_step: int) -> str:
+    """Where the time of a step goes, kernel by kernel, and how long the GPU had work."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    step = made.step_of(range(rows_per_step))
+    made.training_step(made.model, step)
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        for _ in range(2):
+            made.training_step(made.model, step)
+        torch.cuda.synchronize()
+    took = time.perf_counter() - begun
+    averages = seen.key_averages()
+    busy = sum(event.self_device_time_total for event in averages) / 1e6
+    head = f"two steps: {took:.3f} s under the profiler, kernels {busy:.3f} s\n"
+    return head + averages.table(sort_by="self_device_time_total", row_limit=45)
 
 
 def parameters(task: str, base: Path) -> int:
@@ -478,8 +578,9 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["make-base", task, folder]:
             make_base(task, Path(folder))
-        case ["run-arm", task, arm, base, steps, rows_per_step]:
-            run_arm(task, arm, Path(base), int(steps), int(rows_per_step))
+        case ["run-arm", task, arm, base, steps, rows_per_step, *kernels]:
+            table = Path(*kernels) if kernels else None
+            run_arm(task, arm, Path(base), int(steps), int(rows_per_step), table)
         case ["matmul-rate"]:
             print(*matmul_rate())
         case _:

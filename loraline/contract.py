@@ -72,6 +72,10 @@ class Contract(BaseModel):
     dtype: Literal["bfloat16", "float16", "float32"]
     """Precision of the base in evaluation and serving."""
 
+    quantization: Literal["none", "fp8"] = "none"
+    """What the base's linear layers are rounded to in evaluation and serving, as in training: FP8
+    with a scale for each output channel and each token, or nothing."""
+
     train: Literal["lora", "full"] = "lora"
     """Whether the weights are an adapter's, or a whole model's, served without its base."""
 
@@ -97,6 +101,8 @@ class Contract(BaseModel):
             fields.pop("tools", None)
         if self.train == "lora":
             fields.pop("train", None)
+        if self.quantization == "none":
+            fields.pop("quantization", None)
         return fields
 
     @property

@@ -86,8 +86,9 @@ class Profile(Strict):
     """Train the base's principal components (PiSSA, arXiv 2404.02948), found exactly or, much
     faster, by 16 iterations; null begins with an adapter that does nothing."""
 
-    quantization: Literal["nf4", "none"] = "nf4"
-    """Precision of the frozen base in training: 4-bit NF4, or 16-bit as it is."""
+    quantization: Literal["nf4", "fp8", "none"] = "nf4"
+    """Precision of the frozen base in training: 4-bit NF4, 8-bit FP8, or 16-bit as it is. In FP8
+    it is measured and served, too."""
 
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Dropout before the LoRA matrices."""
@@ -210,7 +211,7 @@ class Profile(Strict):
             return self
         if self.quantization != "none":
             raise ValueError(
-                "train: full needs quantization: none, because weights of 4 bits cannot learn"
+                "train: full needs quantization: none, because quantized weights cannot learn"
             )
         if self.export != "merged":
             raise ValueError(
@@ -248,6 +249,25 @@ class Profile(Strict):
         if 2 * self.rank > 512:
             raise ValueError(
                 f"init_lora_weights doubles the rank, and vLLM serves up to 512: r is {self.r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def fp8_is_served_as_it_was_trained(self) -> Self:
+        if self.quantization != "fp8":
+            return self
+        if self.use_dora:
+            raise ValueError(
+                "use_dora needs quantization: nf4 or none, because it reads weights whole"
+            )
+        if self.export != "adapter":
+            raise ValueError(
+                "quantization: fp8 needs export: adapter, because merged weights would be rounded "
+                "anew"
+            )
+        if self.serve_dtype != "bfloat16":
+            raise ValueError(
+                "quantization: fp8 needs serve_dtype: bfloat16, the type of its products"
             )
         return self
 

@@ -233,7 +233,7 @@ def train(
 
     torch.manual_seed(0)
     pick = random.Random(0)
-    model: Any = load(locate(str(folder), None), modality, quantize=False, dtype="float32")
+    model: Any = load(locate(str(folder), None), modality, quantization="none", dtype="float32")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)

@@ -66,9 +66,11 @@ def measure(
             loaded = None
             gc.collect()  # The base is in reference cycles, and this model needs its memory.
             whole = trained(served, base, adapter)
-            loaded = load(whole, agreed.modality, quantize=False, dtype=agreed.dtype)
+            loaded = load(whole, agreed.modality, quantization="none", dtype=agreed.dtype)
         elif loaded is None:
-            loaded = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+            loaded = load(
+                base, agreed.modality, quantization=agreed.quantization, dtype=agreed.dtype
+            )
         own = served is None or served.train == "full"
         model = loaded.eval() if own or adapter is None else attach(loaded, adapter)
         if served and served.export == "merged" and not own:

@@ -60,7 +60,7 @@ class AdapterModel(PythonModel):
         model = load(
             trained(self.contract, base, adapter) if whole else base,
             self.contract.modality,
-            quantize=quantize,
+            quantization="nf4" if quantize else self.contract.quantization,
             dtype=self.contract.dtype,
         )
         if whole:

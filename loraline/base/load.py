@@ -1,11 +1,11 @@
-"""Load a base's weights, whole or in 4 bits, with or without an adapter."""
+"""Load a base's weights, whole, in 8 bits or in 4, with or without an adapter."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from loraline.base.locate import Base, weight_files, without_its_code
 from loraline.base.targets import VISION_TOWER
@@ -18,23 +18,37 @@ if TYPE_CHECKING:
     from loraline.contract import Contract
 
 
+Quantization = Literal["none", "nf4", "fp8"]
+"""How a base's linear layers are kept: at the type of the rest, in 4-bit NF4 with double
+quantization, or in FP8."""
+
+
 def load(
-    base: Base, modality: str, *, quantize: bool, dtype: str, on_host: bool = False
+    base: Base,
+    modality: str,
+    *,
+    quantization: Quantization,
+    dtype: str,
+    on_host: bool = False,
+    both_layouts: bool = False,
 ) -> PreTrainedModel:
-    """Load a base on the GPU if there is one; `quantize` gives 4-bit NF4 with double quantization.
+    """Load a base on the GPU if there is one; `on_host` leaves it in the host's memory anyway.
 
-    `on_host` leaves it in the host's memory anyway.
-
-    Under `quantize` the head and the vision tower stay at `dtype`, which is also the compute type.
+    When quantized, the head and the vision tower stay at `dtype`, which is also the compute type.
+    `both_layouts` keeps weights in FP8 transposed as well, as a backward pass reads them.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.utils import logging
 
+    from loraline.base import fp8
+
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     tiny_models_run_faster_on_one_thread(base)
     on_gpu = torch.cuda.is_available() and not on_host
+    # In FP8 it is put on the card layer by layer: whole, it may be too large.
+    loads_there = on_gpu and quantization != "fp8"
     auto = AutoModelForImageTextToText if modality == "vision" else AutoModelForCausalLM
     # A given list replaces the default exclusion of lm_head, and the tower's entry matches
     # only by its full path.
@@ -49,13 +63,15 @@ def load(
         model = auto.from_pretrained(
             base.path,
             dtype=getattr(torch, dtype),
-            quantization_config=nf4 if quantize else None,
-            device_map={"": torch.cuda.current_device()} if on_gpu else None,
+            quantization_config=nf4 if quantization == "nf4" else None,
+            device_map={"": torch.cuda.current_device()} if loads_there else None,
             use_safetensors=True,
             trust_remote_code=False,
         )
-    if quantize:
+    if quantization == "nf4":
         check_quantized(model)
+    elif quantization == "fp8":
+        fp8.convert(model, torch.device("cuda" if on_gpu else "cpu"), both=both_layouts)
     return model
 
 

@@ -57,7 +57,7 @@ def write(agreed: Contract, base: Base, adapter: Path, folder: Path) -> Path:
     """A folder with the merged model in the contract's precision, and the base's tokenizer."""
     from loraline.base.load import attach, load
 
-    loaded = load(base, agreed.modality, quantize=False, dtype=agreed.dtype)
+    loaded = load(base, agreed.modality, quantization="none", dtype=agreed.dtype)
     merge(attach(loaded, adapter)).save_pretrained(folder)
     copy_tokenizer(base, agreed.modality, folder)
     return folder

@@ -31,7 +31,14 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> Any:
     four_bit = recipe.quantization == "nf4"
     # Whole, a base that is shared out may be too large for a card; packed in 4 bits it is not.
     on_host = plan.sharded and not four_bit
-    model = load(base, recipe.modality, quantize=four_bit, dtype=dtype, on_host=on_host)
+    model = load(
+        base,
+        recipe.modality,
+        quantization=recipe.quantization,
+        dtype=dtype,
+        on_host=on_host,
+        both_layouts=plan.dequantized,
+    )
     if recipe.train == "full":
         for name, parameter in model.named_parameters():
             parameter.requires_grad = learns(recipe, name)

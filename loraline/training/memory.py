@@ -48,7 +48,8 @@ class Plan:
     """Recompute activations in the backward pass."""
 
     dequantized: bool
-    """Keep the base's 4-bit weights unpacked."""
+    """Keep the base's quantized weights as products read them: those of 4 bits unpacked, those in
+    FP8 transposed as well."""
 
     fused: bool
     """Use fused kernels for norms, rotary positions and the gated MLP."""
@@ -169,8 +170,10 @@ def candidates(recipe: Profile, cards: int = 1) -> list[Plan]:
 
 
 def is_sharded(recipe: Profile) -> bool:
-    """Whether a training can share out its weights: DoRA and PiSSA look at them as a whole."""
-    return not (recipe.use_dora or recipe.init_lora_weights)
+    """Whether a training can share out its weights: DoRA and PiSSA look at them as a whole, and
+    those in FP8 are read by a product that knows nothing of parts."""
+    whole = recipe.use_dora or recipe.init_lora_weights or recipe.quantization == "fp8"
+    return not whole
 
 
 def kept(*, dequantized: bool) -> list[Plan]:
@@ -244,10 +247,11 @@ def estimate(
         # language model's have gone.
         activations = tokens * layers * 2 * width
         again = tokens * (kept + 4 * text["intermediate_size"] + 2 * width)
-        working = max(again + unpacked_layer(text), LOSS, tower_again - activations)
+        product = for_a_product(recipe, text, plan, tokens)
+        working = max(again + product, LOSS, tower_again - activations)
     else:
         activations = tokens * layers * kept
-        working = max(unpacked_layer(text), LOSS // 2)
+        working = max(for_a_product(recipe, text, plan, tokens), LOSS // 2)
     activations += tower
     copies, dora = dora_weights(recipe, base)
     activations += 0 if plan.checkpointing else copies
@@ -269,8 +273,7 @@ def spent(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
         # Weights that learn are kept in float32.
         weights, learning = 4 * learned + 2 * frozen, 12 * learned
     else:
-        quantized = recipe.quantization == "nf4"
-        weights = weight_bytes(base.path, plan, quantized=quantized)
+        weights = weight_bytes(base.path, plan, recipe.quantization)
         learning = 16 * adapter_parameters(recipe, base)
     if not plan.sharded:
         return Estimate(weights, learning, activations=0, working=0, inputs=0)
@@ -333,9 +336,14 @@ def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
     return kept, max(6 * inputs**2 + 22 * inputs * outputs for inputs, outputs in sizes)
 
 
-def unpacked_layer(text: Mapping[str, Any]) -> int:
-    """Bytes of the largest weight of a decoder layer, as a product needs it."""
-    return 2 * int(text["hidden_size"]) * int(text["intermediate_size"])
+def for_a_product(recipe: Profile, text: Mapping[str, Any], plan: Plan, tokens: int) -> int:
+    """Bytes that the widest product of a decoder layer has for a moment: its weight unpacked, or
+    in FP8 its rounded operand, and the weight transposed where no such copy is kept."""
+    inner = int(text["intermediate_size"])
+    weight = int(text["hidden_size"]) * inner
+    if recipe.quantization == "fp8":
+        return tokens * inner + (0 if plan.dequantized else weight)
+    return 2 * weight
 
 
 def adapter_parameters(recipe: Profile, base: Base) -> int:
@@ -351,12 +359,15 @@ def adapted_sizes(recipe: Profile, base: Base) -> list[tuple[int, int]]:
     return [size for name, size in linears(base.config).items() if adapted.fullmatch(name)]
 
 
-def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
+def weight_bytes(folder: Path, plan: Plan, quantization: str = "nf4") -> int:
     """Bytes of the base's weights once loaded, from the headers of its files.
 
-    Projections of the language model take four bits a weight and, after double quantization, 0.127
-    bits for its scales (QLoRA, arXiv 2305.14314, section 3); the rest is bfloat16.
+    In NF4, projections of the language model take four bits a weight and, after double
+    quantization, 0.127 bits for its scales (QLoRA, arXiv 2305.14314, section 3); in FP8 eight, for
+    each layout that is kept. The rest is bfloat16.
     """
+    unpacked = 2.0  # In FP8 that is two layouts.
+    packed = {"nf4": 4.127 / 8, "fp8": 1.0}.get(quantization, unpacked)
     from safetensors import safe_open
 
     from loraline.base.locate import weight_files
@@ -367,6 +378,5 @@ def weight_bytes(folder: Path, plan: Plan, *, quantized: bool = True) -> int:
             for name in weights.keys():  # noqa: SIM118 - not a dict
                 count = math.prod(weights.get_slice(name).get_shape())
                 projection = name.endswith("_proj.weight") and "visual" not in name
-                four_bit = projection and quantized and not plan.dequantized
-                total += count * (4.127 / 8 if four_bit else 2)
+                total += count * (packed if projection and not plan.dequantized else unpacked)
     return int(total)

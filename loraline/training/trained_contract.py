@@ -42,6 +42,7 @@ def write(
         max_new_tokens=recipe.max_new_tokens,
         max_positions=architectures.positions(base.config),
         dtype=recipe.serve_dtype,
+        quantization="fp8" if recipe.quantization == "fp8" else "none",
         train=recipe.train,
         r=recipe.rank * recipe.ranks,
         lora_alpha=(recipe.lora_alpha or 0) * recipe.ranks if recipe.rank else 0,

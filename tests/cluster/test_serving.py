@@ -147,7 +147,7 @@ def register(place: Path, script, seed: int) -> Registered:
 
     torch.manual_seed(seed)
     base = locate("test_data/text/base", None)
-    model: Any = load(base, "text", quantize=False, dtype="float32")
+    model: Any = load(base, "text", quantization="none", dtype="float32")
     model.config.name_or_path = model.name_or_path = "test_data/text/base"
     tuned = peft.get_peft_model(
         model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])

@@ -77,7 +77,7 @@ def test_a_merged_model_is_served_as_it_was_measured(
     with runs.adapter(run) as adapter:
         agreed = contract.read(adapter)
     served = locate("served", None)
-    model = load(served, "text", quantize=False, dtype="float32")
+    model = load(served, "text", quantization="none", dtype="float32")
     encoder = Encoder.of(agreed, served)
     table = mlflow.artifacts.load_dict(f"runs:/{evaluated}/predictions.json")
     client = mlflow.MlflowClient()

@@ -92,7 +92,7 @@ def register(folder, modality, name, tiny_base):
     vision = modality == "vision"
     shutil.copytree(tiny_base("qwen3-vl" if vision else "mistral"), folder / "base")
     base = locate(str(folder / "base"), None)
-    model = load(base, modality, quantize=False, dtype="float32")
+    model = load(base, modality, quantization="none", dtype="float32")
     targets = r".*(language_model|visual).*\.(q_proj|v_proj|down_proj|qkv|linear_fc1)"
     targets = targets if vision else ["q_proj", "v_proj", "down_proj"]
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
@@ -558,7 +558,7 @@ def test_adapter_is_merged_into_its_base(text, tmp_path):
     ended = fetch("models:/tiny-text/1", digest, tmp_path / "v1", "--merge", base)
     assert ended.returncode == 0, ended.stderr
     merged = locate(str(tmp_path / "v1"), None)
-    model = load(merged, "text", quantize=False, dtype="float32")
+    model = load(merged, "text", quantization="none", dtype="float32")
     encoder = Encoder(merged.path, "text", chat_template=text.contract.chat_template)
     rows = [encoder.encode(from_prompt(PROMPTS["text"], each, "an answer")) for each in QUESTIONS]
     found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, told: None)

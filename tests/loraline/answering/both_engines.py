@@ -36,7 +36,7 @@ def make_adapter(
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    model = load(base, modality, quantize=False, dtype="float32")
+    model = load(base, modality, quantization="none", dtype="float32")
     pattern = targets.target_modules(modality, PROJECTIONS, tower, tower)
     settings = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=pattern, init_lora_weights=False, bias="none"

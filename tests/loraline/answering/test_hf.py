@@ -38,7 +38,7 @@ def tiny(request: pytest.FixtureRequest):
         ]
         encoder = Encoder(folder / "base", "vision", min_pixels=4704, max_pixels=4704)
     base = locate(str(folder / "base"), None)
-    model = load(base, modality, quantize=False, dtype="float32").eval()
+    model = load(base, modality, quantization="none", dtype="float32").eval()
     return model, encoder, [encoder.encode(record) for record in found]
 
 

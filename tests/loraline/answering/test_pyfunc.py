@@ -98,7 +98,7 @@ def logged(
         images = [path.read_bytes() for path in IMAGES]
         asked = [base64.b64encode(image).decode() for image in images]
         found = [from_prompt(agreed.prompt, "", "", image) for image in images]
-    model = load(base, modality, quantize=False, dtype="float32")
+    model = load(base, modality, quantization="none", dtype="float32")
     answers = hf.answers(
         attach(model, adapter),
         encoder,

@@ -181,7 +181,7 @@ def test_likelihood_does_not_depend_on_batch_or_padding(tiny_base, architecture:
     folder = tiny_base(architecture)
     encoder = encoder_of(folder, architecture)
     model = load(
-        locate(str(folder), None), modality(architecture), quantize=False, dtype="float32"
+        locate(str(folder), None), modality(architecture), quantization="none", dtype="float32"
     ).eval()
     rows = some_rows(encoder, architecture)
 

@@ -18,15 +18,15 @@ ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "do
 VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 
 
-def load(folder, architecture: str, *, quantize: bool):
+def load(folder, architecture: str, *, quantization: str):
     modality = "text" if architecture == "mistral" else "vision"
     base = locate(str(folder), None)
-    return base_load.load(base, modality, quantize=quantize, dtype="float32")
+    return base_load.load(base, modality, quantization=quantization, dtype="float32")
 
 
 @pytest.mark.parametrize("architecture", ["mistral", *VISION])
 def test_the_language_model_is_four_bit_and_nothing_else(tiny_base, architecture: str) -> None:
-    model = load(tiny_base(architecture), architecture, quantize=True)
+    model = load(tiny_base(architecture), architecture, quantization="nf4")
     four_bit = {n for n, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
     assert len(four_bit) == 7 * model.config.get_text_config().num_hidden_layers
     assert not any("visual" in name or "lm_head" in name for name in four_bit)
@@ -38,7 +38,7 @@ def test_the_language_model_is_four_bit_and_nothing_else(tiny_base, architecture
 @pytest.mark.parametrize("architecture", ["mistral", *VISION])
 def test_targets_are_the_language_models_own(tiny_base, architecture: str) -> None:
     modality = "text" if architecture == "mistral" else "vision"
-    model = load(tiny_base(architecture), architecture, quantize=False)
+    model = load(tiny_base(architecture), architecture, quantization="none")
     pattern = target_modules(modality, ALL_SEVEN, False)
     matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
     assert len(matched) == 7 * model.config.get_text_config().num_hidden_layers
@@ -47,7 +47,7 @@ def test_targets_are_the_language_models_own(tiny_base, architecture: str) -> No
 
 @pytest.mark.parametrize(("architecture", "linears"), list(zip(VISION, (2, 2, 4), strict=True)))
 def test_the_merger_is_adapted_when_asked(tiny_base, architecture: str, linears: int) -> None:
-    model = load(tiny_base(architecture), architecture, quantize=False)
+    model = load(tiny_base(architecture), architecture, quantization="none")
     pattern = target_modules("vision", ("q_proj",), True)
     matched = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
     merger = [name for name in matched if "visual" in name]
@@ -59,7 +59,7 @@ def test_the_merger_is_adapted_when_asked(tiny_base, architecture: str, linears:
 def test_every_linear_layer_of_the_towers_blocks_is_adapted_when_asked(
     tiny_base, architecture: str, linears: int
 ) -> None:
-    model = load(tiny_base(architecture), architecture, quantize=False)
+    model = load(tiny_base(architecture), architecture, quantization="none")
     pattern = target_modules("vision", ("q_proj",), False, True)
     matched = {name for name, _ in model.named_modules() if re.fullmatch(pattern, name)}
     blocks = model.get_submodule(f"{VISION_TOWER}.blocks")
@@ -84,21 +84,21 @@ def adapter(model, folder, *, zero: bool = False):
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tiny_base, tmp_path) -> None:
-    adapter(load(tiny_base("mistral"), "mistral", quantize=False), tmp_path, zero=True)
+    adapter(load(tiny_base("mistral"), "mistral", quantization="none"), tmp_path, zero=True)
     with pytest.raises(UserError, match="all lora_B weights are zero"):
-        base_load.attach(load(tiny_base("mistral"), "mistral", quantize=False), tmp_path)
+        base_load.attach(load(tiny_base("mistral"), "mistral", quantization="none"), tmp_path)
 
 
 def test_an_adapter_weight_that_fits_no_module_is_refused(tiny_base, tmp_path) -> None:
-    weights = adapter(load(tiny_base("mistral"), "mistral", quantize=False), tmp_path)
+    weights = adapter(load(tiny_base("mistral"), "mistral", quantization="none"), tmp_path)
     renamed = {key.replace("layers.0", "layers.9"): v for key, v in load_file(weights).items()}
     save_file(renamed, weights)
     with pytest.raises(UserError, match=r"layers\.9.*matches no module of MistralForCausalLM"):
-        base_load.attach(load(tiny_base("mistral"), "mistral", quantize=False), tmp_path)
+        base_load.attach(load(tiny_base("mistral"), "mistral", quantization="none"), tmp_path)
 
 
 def test_gradients_survive_an_evaluation(tiny_base) -> None:
-    model = load(tiny_base("mistral"), "mistral", quantize=True)
+    model = load(tiny_base("mistral"), "mistral", quantization="nf4")
     targets = target_modules("text", ("q_proj",), False)
     tuned = get_peft_model(model, LoraConfig(r=2, target_modules=targets))
     tokens = torch.tensor([[1, 5, 6, 7]])

@@ -20,7 +20,7 @@ from loraline.errors import UserError
 TinyBase = Callable[[str], Path]
 
 
-def tuned(base: Path, *, quantize: bool = False, dtype: str = "float32", **options: Any) -> Any:
+def tuned(base: Path, *, quantization: str = "none", dtype: str = "float32", **options: Any) -> Any:
     """A base with an adapter on all its parts, whose updates are about `scale` wide."""
     located = locate(str(base), None)
     vision = located.architecture.endswith("ConditionalGeneration")
@@ -29,7 +29,7 @@ def tuned(base: Path, *, quantize: bool = False, dtype: str = "float32", **optio
     projections = ("q_proj", "down_proj")
     targets = target_modules(modality, projections, merger=vision, tower=vision)
     torch.manual_seed(0)
-    model = load(located, modality, quantize=quantize, dtype=dtype)
+    model = load(located, modality, quantization=quantization, dtype=dtype)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, **options))
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
@@ -66,7 +66,7 @@ def test_the_probe_asks_the_tower_too(architecture: str, tiny_base: TinyBase) ->
 
 def test_a_quantized_base_is_refused(tiny_base: TinyBase) -> None:
     with pytest.raises(UserError, match="merged into an unquantized base"):
-        merging.merge(tuned(tiny_base("mistral"), quantize=True))
+        merging.merge(tuned(tiny_base("mistral"), quantization="nf4"))
 
 
 def test_an_update_that_rounding_swallows_is_refused(tiny_base: TinyBase) -> None:

@@ -26,7 +26,7 @@ def modality(architecture: str) -> str:
 
 def load(base: Path, architecture: str):
     located = locate(str(base), None)
-    return base_load.load(located, modality(architecture), quantize=False, dtype="float32")
+    return base_load.load(located, modality(architecture), quantization="none", dtype="float32")
 
 
 @pytest.fixture

@@ -83,6 +83,35 @@ def test_how_memory_is_spent_does_not_change_what_is_learned(plan: memory.Plan, 
         assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        memory.Plan(100, checkpointing=False, dequantized=False, fused=False),
+        memory.Plan(2048, checkpointing=True, dequantized=True, fused=False),
+    ],
+    ids=["small packs", "recomputed, in both layouts"],
+)
+def test_a_base_in_fp8_learns_the_same_under_every_plan(plan: memory.Plan, make: Make) -> None:
+    changes = {"quantization": "fp8", "max_steps": 12}
+    reference, other = make(**changes), make(plan, **changes)
+    expected, found = learned(reference), learned(other)
+    for key in ("loss", "eval_loss"):
+        assert curve(other, key) == pytest.approx(curve(reference, key), abs=1e-3)
+    for name, weight in expected.items():
+        assert_close(found[name], weight, atol=1e-2, rtol=2e-2, msg=name)
+
+
+def test_a_base_in_fp8_learns_more_nearly_what_a_whole_one_learns_than_in_nf4(make: Make) -> None:
+    losses = {}
+    for quantization in ("none", "fp8", "nf4"):
+        sft = make(quantization=quantization, max_steps=12)
+        sft.train()
+        losses[quantization] = torch.tensor(curve(sft, "loss"))
+    assert losses["fp8"][-1] < losses["fp8"][0] - 0.2, "it learns"
+    apart = {name: float((loss - losses["none"]).norm()) for name, loss in losses.items()}
+    assert 0 < apart["fp8"] < apart["nf4"]
+
+
 def test_running_out_of_memory_repeats_the_step_in_smaller_passes(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +241,7 @@ def test_dora_on_a_4_bit_base_does_not_widen_the_residual_stream(
     tiny_base: Callable[[str], Path],
 ) -> None:
     base = locate(str(tiny_base("mistral")), None)
-    model = load(base, "text", quantize=True, dtype="bfloat16")
+    model = load(base, "text", quantization="nf4", dtype="bfloat16")
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
     layer = next(m for n, m in tuned.named_modules() if n.endswith("q_proj"))
     stream = torch.randn(1, 3, model.config.hidden_size, dtype=torch.bfloat16)
@@ -233,8 +262,9 @@ def test_dora_on_a_4_bit_base_does_not_widen_the_residual_stream(
         {"neftune_noise_alpha": 5.0, "lora_dropout": 0.1},
         {"init_lora_weights": "pissa", "quantization": "none"},
         {"init_lora_weights": "pissa_niter_16", "quantization": "none"},
+        {"quantization": "fp8", "lora_dropout": 0.1},
     ],
-    ids=["DoRA", "noise and dropout", "PiSSA", "fast PiSSA"],
+    ids=["DoRA", "noise and dropout", "PiSSA", "fast PiSSA", "FP8"],
 )
 def test_a_checkpoint_goes_on_as_if_there_had_been_none(
     make: Make, tmp_path: Path, changes: dict[str, object]
@@ -273,7 +303,7 @@ def test_pissa_begins_as_the_base_and_ends_as_a_lora_on_it(
     assert (settings["r"], settings["lora_alpha"]) == (8, 16)
     assert settings["init_lora_weights"] is True
     base = locate(sft.model.get_base_model().config.name_or_path, None)
-    untouched = load(base, "text", quantize=False, dtype="float32")
+    untouched = load(base, "text", quantization="none", dtype="float32")
     served = attach(untouched, tmp_path / "adapter")
     causal = served.get_base_model()
     attention.use(causal)
