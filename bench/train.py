@@ -524,6 +524,7 @@ def run_arm(
 def kernel_table(made: Any, rows_per_step: int) -> str:
     """Where the time of a step goes, kernel by kernel, and how long the GPU had work."""
     import torch
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     step = made.step_of(range(rows_per_step))
@@ -536,7 +537,8 @@ def kernel_table(made: Any, rows_per_step: int) -> str:
         torch.cuda.synchronize()
     took = time.perf_counter() - begun
     averages = seen.key_averages()
-    busy = sum(event.self_device_time_total for event in averages) / 1e6
+    kernels = [event for event in averages if event.device_type == DeviceType.CUDA]
+    busy = sum(event.self_device_time_total for event in kernels) / 1e6
     head = f"two steps: {took:.3f} s under the profiler, kernels {busy:.3f} s\n"
     return head + averages.table(sort_by="self_device_time_total", row_limit=45)
 

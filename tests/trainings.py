@@ -161,7 +161,7 @@ def run(base_folder: str, folder: Path, name: str) -> dict[str, Any]:
         sft.add_callback(StopsAt(scenario.stops))
         sft.train()
         start = f"{sft.args.output_dir}/checkpoint-{scenario.stops}"
-        exchange.highest([0], sft.args.device)
+        exchange.highest([0])
         sft = build()
     if launch.rank() == sft.args.world_size - 1:
         scenario.disturb(sft)

@@ -149,16 +149,14 @@ class KeepCheckpoints(TrainerCallback):
         return self.stop_signal is not None or waited >= self.interval
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        begins = exchange.highest([state.global_step, -state.global_step], args.device)
+        begins = exchange.highest([state.global_step, -state.global_step])
         assert begins[0] == -begins[1], (
             f"processes begin after the steps {-begins[1]} to {begins[0]}"
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         # What any of the processes says is said by all: they must leave the same step together.
-        stopped, due = map(
-            bool, exchange.highest([self.stop_signal is not None, self.is_due()], args.device)
-        )
+        stopped, due = map(bool, exchange.highest([self.stop_signal is not None, self.is_due()]))
         self.stopped |= stopped
         control.should_training_stop |= stopped
         self.due = due and state.global_step < state.max_steps
@@ -171,7 +169,7 @@ class KeepCheckpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # A word from each process: all have written their part.
-        exchange.highest([state.global_step], args.device)
+        exchange.highest([state.global_step])
         if self.client is not None:
             name = f"step-{state.global_step}"
             upload(self.client, self.run_id, Path(args.output_dir, f"checkpoint-{name[5:]}"), name)

@@ -46,17 +46,21 @@ def left() -> TryAgain:
     )
 
 
-def highest(values: Sequence[int], device: torch.device) -> list[int]:
-    """The largest of all processes' numbers, place by place."""
+def highest(values: Sequence[int]) -> list[int]:
+    """The largest of all processes' numbers, place by place.
+
+    They travel between hosts' memories, so no process waits for its GPU to be done before it has
+    given that the next step's work.
+    """
     if not several():
         return list(values)
-    numbers = torch.tensor(values, dtype=torch.int64, device=device)
+    numbers = torch.tensor(values, dtype=torch.int64)
     return list(map(int, reduce(numbers, distributed.ReduceOp.MAX).tolist()))
 
 
-def lowest(value: int, device: torch.device) -> int:
+def lowest(value: int) -> int:
     """The smallest of all processes' numbers."""
-    return -highest([-value], device)[0]
+    return -highest([-value])[0]
 
 
 def total(value: Tensor) -> float:
@@ -73,7 +77,7 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     if not several():
         return
     here = [parameter.grad is not None for parameter in parameters]
-    anywhere = highest(here, parameters[0].device)
+    anywhere = highest(here)
     learned = [p for p, somewhere in zip(parameters, anywhere, strict=True) if somewhere]
     for parameter in learned:
         if parameter.grad is None:

@@ -20,7 +20,7 @@ def free() -> int | None:
 
     if not torch.cuda.is_available():
         return None
-    return exchange.lowest(torch.cuda.mem_get_info()[0], torch.device("cuda"))
+    return exchange.lowest(torch.cuda.mem_get_info()[0])
 
 
 def host() -> int:

@@ -166,12 +166,12 @@ def together(work: Callable[[], Tensor]) -> Tensor:
         raise
 
 
-def level(passes: Sequence[Any], spare: Any, device: torch.device) -> Iterator[tuple[Any, bool]]:
+def level(passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
     """As many passes as the process with the most has, and whether each of them counts.
 
     The others fill up with `spare`.
     """
-    (most,) = exchange.highest([len(passes)], device)
+    (most,) = exchange.highest([len(passes)])
     for number in range(most):
         counts = number < len(passes)
         yield (passes[number] if counts else spare), counts

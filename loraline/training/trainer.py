@@ -170,6 +170,9 @@ class PackedTrainer(AdapterTrainer):
     def floating_point_ops(self, inputs: Step) -> int:
         return 0
 
+    def store_flos(self) -> None:
+        """Nothing: the trainer would ask all processes for zeros, step by step."""
+
     def get_train_dataloader(self) -> Any:
         return self.loader(range(len(self.rows["train"])), self.steps, self.step_of)
 
@@ -272,7 +275,7 @@ class PackedTrainer(AdapterTrainer):
     def check_room(self, fits: bool) -> None:
         """End all processes where the work of one does not fit its GPU; `fits` is about its own."""
         rank = self.args.process_index
-        short, budget = exchange.highest([0 if fits else rank + 1, -self.budget], self.args.device)
+        short, budget = exchange.highest([0 if fits else rank + 1, -self.budget])
         if short:
             where = f" of process {short - 1}" if self.args.world_size > 1 else ""
             raise UserError(
@@ -300,7 +303,7 @@ class PackedTrainer(AdapterTrainer):
     def passes(self, passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
         """Passes of this process, each with whether it counts; see `sharding.level`."""
         if self.sharded:
-            return sharding.level(passes, spare, self.args.device)
+            return sharding.level(passes, spare)
         return zip(passes, repeat(True), strict=False)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
