@@ -93,6 +93,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         datasets.log_dataset(data_run, run, "evaluation")
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
+        mlflow.log_param("quantization", agreed.quantization)
         mlflow.set_tag(tags.METRICS, plugins.as_tag(own))
         compared = comparable_champion(champion, held_out, agreed, prints)
         with compared as (other, champion_story):

@@ -151,5 +151,5 @@ def check(
         raise UserError("values of a Helm chart name no namespace; give it to helm install")
     if where.replicas < 1:
         raise UserError(f"{where.replicas} replicas serve nothing; give at least one")
-    versions.check_image(where.serving_image, base_config)
+    versions.check_image(where.serving_image, base_config, contract.quantization)
     versions.check_precision(contract, base_config, cpu=where.cpu, merged=where.merged)

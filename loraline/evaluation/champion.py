@@ -48,12 +48,14 @@ def comparable_champion(
             mlflow.set_tag(tags.CHAMPION_AGAIN, str(champion.version))
             yield {}, f"{version}, which is this very adapter"
             return
-        if agreed.base_revision == candidate.base_revision:
+        if agreed.base_revision != candidate.base_revision:
+            differing = ["base"]
+        elif agreed.quantization != candidate.quantization:
+            differing = ["quantization of its base"]
+        else:
             encoder = Encoder.of(agreed, locate.locate_measured(agreed))
             theirs = measurement.fingerprints(encoder, agreed, held_out)
             differing = [key for key, value in prints.items() if theirs[key] != value]
-        else:
-            differing = ["base"]
         if not differing:
             yield {"champion": adapter}, version
             return

@@ -75,10 +75,11 @@ def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None)
     data, vision = data_run.data.params, ("vision parts",) if agreed.trains_vision else ()
     targets = ", ".join((*agreed.target_modules, *vision))
     targets += "; merged into the base" if agreed.export == "merged" else ""
+    rounded = ", linear layers of the base in FP8" if agreed.quantization == "fp8" else ""
     adapter = f"rank {agreed.r}, alpha {agreed.lora_alpha}: {targets}"
     return {
         "base": f"{agreed.base} at {agreed.base_revision[:19]}",
-        "precision": f"{agreed.dtype}, as served",
+        "precision": f"{agreed.dtype}{rounded}, as served",
         "adapter": adapter if agreed.train == "lora" else "none: the base's own weights learned",
         "profile": train_run.data.tags[tags.PROFILE],
         "data": f"{data['source']}, version {data['version']}",

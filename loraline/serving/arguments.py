@@ -25,7 +25,7 @@ SHUTDOWN_SECONDS = 30
 
 SHARED = (
     *("base", "base_revision", "modality", "chat_template", "min_pixels", "max_pixels"),
-    *("dtype", "trains_vision", "export"),
+    *("dtype", "quantization", "trains_vision", "export"),
 )
 LENGTHS = ("max_length", "max_new_tokens")
 """Fields that two contracts of one pod share, and fields of which the larger value counts."""
@@ -115,6 +115,7 @@ def arguments(
     # tokenizer, config and names of weights than were measured.
     args += ["--tokenizer-mode", "hf", "--config-format", "hf", "--load-format", "safetensors"]
     args += ["--dtype", contract.dtype, "--max-model-len", str(length)]
+    args += quantization(contract)
     utilization = plan.gpu_memory_utilization if plan else 0.9
     args += ["--gpu-memory-utilization", f"{utilization:g}"]
     args += ["--max-num-seqs", str(plan.max_num_seqs if plan else 64)]
@@ -138,6 +139,19 @@ def arguments(
         args += ["--allowed-media-domains", "data-uri-only.invalid"]
     args += ["--shutdown-timeout", str(SHUTDOWN_SECONDS), "--disable-fastapi-docs"]
     return [*args, "--disable-access-log-for-endpoints", "/health,/metrics,/ping"]
+
+
+def quantization(contract: Contract) -> list[str]:
+    """Arguments with which vLLM rounds the base as training did, as it loads it.
+
+    Not `fp8`, which gives a whole weight one scale. The tower stays as it is, as in training.
+    """
+    if contract.quantization == "none":
+        return []
+    args = ["--quantization", "fp8_per_channel"]
+    if contract.modality == "vision":
+        args += ["--quantization-config", compact({"ignore": ["re:(.*\\.)?visual\\..*"]})]
+    return args
 
 
 CALL_PARSERS = {"Qwen": "hermes", "Mistral": "mistral", "Llama": "llama3_json"}
@@ -182,6 +196,7 @@ def demand(
     return Demand(
         config=base_config,
         dtype=contract.dtype,
+        quantization=contract.quantization,
         max_model_len=contract.max_model_len,
         max_lora_rank=0 if merged or not ranks else max_lora_rank(max(ranks)),
         max_loras=len(ranks),

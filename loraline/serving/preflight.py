@@ -188,6 +188,11 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
             f"{recipe.base} is stored in the 4 or 8 bits of bitsandbytes, which the server cannot "
             "load: name the model that it was made from; quantization: nf4 rounds it in training"
         )
+    if recipe.quantization == "fp8" and config.get("quantization_config"):
+        raise UserError(
+            f"quantization: fp8 rounds an unquantized base, and {recipe.base} is quantized; name "
+            "the model that it was made from"
+        )
     if recipe.export == "merged" and config.get("quantization_config"):
         raise UserError(
             f"export: merged needs an unquantized base, and {recipe.base} is quantized; name the "

@@ -62,6 +62,9 @@ class Demand:
 
     dtype: str
     max_model_len: int
+    quantization: str = "none"
+    """What linear layers are rounded to as they are loaded: `fp8`, or nothing."""
+
     max_lora_rank: int = 0
     """Zero serves without adapters."""
 
@@ -124,6 +127,9 @@ def plan(demand: Demand, gpu: str, *, cards: int = 1, fraction: float = 1.0) -> 
         raise UserError(f"a fraction of a card is above 0 and up to 1, of one card; got {fraction}")
     if demand.dtype == "bfloat16" and not GPUS[gpu].bfloat16:
         raise UserError(f"{gpu} cannot compute in bfloat16; set serve_dtype: float16")
+    if demand.quantization == "fp8" and not GPUS[gpu].fp8:
+        able = ", ".join(name for name, card in GPUS.items() if card.fp8)
+        raise UserError(f"{gpu} cannot multiply in FP8, as the adapter was trained; use {able}")
     check_length(demand.max_model_len, demand.config)
     tried = [sized(demand, gpu, size, fraction) for size in splits(demand.config) if size <= cards]
     for candidate in tried:
@@ -150,7 +156,7 @@ def smallest(demand: Demand, learned: Mapping[str, float]) -> Plan:
 def sized(demand: Demand, gpu: str, cards: int, fraction: float = 1.0) -> Plan:
     """The estimate for `cards` cards that share the layers, whether it fits or not."""
     utilization = round(UTILIZATION * fraction, 3)
-    weights = weight_bytes(demand.config, demand.dtype) / cards / GIB
+    weights = weight_bytes(demand.config, demand.dtype, demand.quantization) / cards / GIB
     lora = lora_bytes(demand, cards) / GIB
     activation = demand.activation or activation_gib(demand)
     available = GPUS[gpu].memory * utilization - weights - lora - activation
@@ -301,10 +307,11 @@ def calibrate(
     return round(overhead, 2)
 
 
-def weight_bytes(config: Mapping[str, Any], dtype: str) -> float:
+def weight_bytes(config: Mapping[str, Any], dtype: str, quantization: str = "none") -> float:
     """Bytes of the base's loaded weights; a quantized base says so in its config."""
     counted = parameters(config)
-    return counted.linear * bytes_per_weight(config, dtype) + counted.rest * DTYPE_BYTES[dtype]
+    linear = 1.0 if quantization == "fp8" else bytes_per_weight(config, dtype)
+    return counted.linear * linear + counted.rest * DTYPE_BYTES[dtype]
 
 
 def bytes_per_weight(config: Mapping[str, Any], dtype: str) -> float:

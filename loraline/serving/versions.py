@@ -18,12 +18,15 @@ TESTED = "v0.32.0"
 HALF_ON_GPUS = "vLLM applies adapters on GPUs in bfloat16 or float16 only"
 """Its Triton kernels for LoRA assert it (`lora_shrink_op.py`); seen with vLLM 0.24 on an H200."""
 
+FP8_SINCE = (0, 32)
+"""The first release here that rounds a base to FP8 by channel as it loads it (`fp8_per_channel`)."""
+
 PLUGIN_SINCE = (0, 28)
 """vLLM from here on reads bitsandbytes bases only with vllm-bnb-plugin in its image."""
 
 
-def check_image(image: str, base_config: Mapping[str, Any]) -> None:
-    """Refuse an image whose vLLM is too old, or that cannot read a quantized base.
+def check_image(image: str, base_config: Mapping[str, Any], quantization: str = "none") -> None:
+    """Refuse an image whose vLLM is too old, or that cannot read or round the base.
 
     vLLM's own image says its version, by tag or by digest; what other images hold is taken on trust
     where their tag does not say.
@@ -42,6 +45,11 @@ def check_image(image: str, base_config: Mapping[str, Any]) -> None:
         )
     if version is not None and version < OLDEST:
         raise UserError(f"server image {image} holds {danger} a later one")
+    if quantization == "fp8" and version is not None and version < FP8_SINCE:
+        raise UserError(
+            f"the adapter was trained on a base in FP8, by channel, which {image} is not known to "
+            f"serve; use vllm/vllm-openai:{TESTED}"
+        )
     method = (base_config.get("quantization_config") or {}).get("quant_method")
     if method == "bitsandbytes" and stock and (version is None or version >= PLUGIN_SINCE):
         raise UserError(

@@ -82,22 +82,28 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     for parameter in learned:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for bucket in buckets(p.grad for p in learned if p.grad is not None):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        summed = reduce(flat, distributed.ReduceOp.SUM).split([g.numel() for g in bucket])
-        for gradient, values in zip(bucket, summed, strict=True):
-            gradient.copy_(values.view_as(gradient))
+    for bucket in buckets(learned):
+        flat = torch.cat([torch.flatten(gradient_of(parameter)) for parameter in bucket])
+        summed = reduce(flat, distributed.ReduceOp.SUM).split([p.numel() for p in bucket])
+        for parameter, values in zip(bucket, summed, strict=True):
+            # Of the sum itself: copies of hundreds of small gradients take longer than to add them.
+            parameter.grad = values.view_as(parameter)
 
 
-def buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one type in their order, about BUCKET values together."""
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        full = sum(each.numel() for each in bucket) + gradient.numel() > BUCKET
-        if bucket and (full or gradient.dtype != bucket[0].dtype):
+def gradient_of(parameter: torch.nn.Parameter) -> Tensor:
+    assert parameter.grad is not None, "only parameters that learn are exchanged"
+    return parameter.grad
+
+
+def buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
+    """Parameters of one type in their order, about BUCKET values together."""
+    bucket: list[torch.nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(each.numel() for each in bucket) + parameter.numel() > BUCKET
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
-        bucket.append(gradient)
+        bucket.append(parameter)
     if bucket:
         yield bucket
 
