@@ -3,14 +3,17 @@
     python bench/memory.py
     python bench/memory.py --task dora --task tower
     python bench/memory.py --task full --task projector
+    python bench/memory.py --task "16 bits" --gpus 2 --mode small --mode offload
 
-Each line trains two optimizer steps on one pack of rows, so the pack is the worst step there is.
+Each line trains two optimizer steps on one pack of rows, so the pack is the worst step there is. On
+several GPUs, where weights are shared out, each has a pack.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,20 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tower": ("vision", {"tower_learning_rate": 1e-5}),
     "projector": ("vision", {"tune": {"vision": True, "merger": True, "language": False}}),
+    "full text": ("text", {"train": "full", "quantization": "none", "export": "merged"}),
     "full": ("vision", {"train": "full", "quantization": "none", "export": "merged"}),
     "16 bits": ("text", {"quantization": "none"}),
     "fp8": ("text", {"quantization": "fp8"}),
     "fp8 vision": ("vision", {"quantization": "fp8"}),
 }
 """The rows and base of a task of bench/train.py, and what its profile has besides."""
+
+MODES = {
+    "small": {"checkpointing": True},
+    "fast": {"checkpointing": False, "dequantized": True},
+    "offload": {"checkpointing": True, "offloaded": True},
+}
+"""What a plan does: recompute activations, keep them, or keep the weights in the host's memory."""
 
 
 @click.command()
@@ -48,13 +59,32 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     default=("text", "vision"),
     show_default=True,
 )
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(list(MODES)),
+    default=("small", "fast"),
+    show_default=True,
+)
+@click.option("--gpus", default=1, show_default=True, help="GPUs that weights are shared out over.")
+@click.option(
+    "--tokens", multiple=True, default=PASSES, show_default=True, help="Tokens of a pass, about."
+)
 @click.option("--scratch", type=click.Path(path_type=Path), help="Folder for the random bases.")
 @click.option(
     "--bases", type=click.Path(path_type=Path), help="Folder that random bases are kept in."
 )
-def memory(tasks: tuple[str, ...], scratch: Path | None, bases: Path | None) -> None:
+def memory(
+    tasks: tuple[str, ...],
+    modes: tuple[str, ...],
+    gpus: int,
+    tokens: tuple[int, ...],
+    scratch: Path | None,
+    bases: Path | None,
+) -> None:
     """Print estimated and measured GiB, and how far apart they are."""
-    from train import call, environment, kept_base
+    from train import call, environment, kept_base, launcher
 
     allocator.follow_allocated()
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -66,59 +96,70 @@ def memory(tasks: tuple[str, ...], scratch: Path | None, bases: Path | None) -> 
         click.echo("|---|---|---|---|---|---|---|")
         for task in tasks:
             base = kept_base(TASKS[task][0], bases or Path(folder))
-            for mode in ("small", "fast"):
-                click.echo(call(__file__, task, mode, str(base)), nl=False)
+            for mode in modes:
+                given = [task, mode, str(base), *map(str, tokens)]
+                click.echo(call(*launcher(gpus), __file__, "measure", *given), nl=False)
 
 
-def measure(task: str, mode: str, base: Path) -> None:
+def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
     """Print the lines of one task and mode."""
     import torch
     from train import encoder_for, recipe_for, rows_for
     from transformers.trainer_utils import IntervalStrategy
 
     from loraline.base.locate import locate
-    from loraline.training import memory, packing, trainer
+    from loraline.training import launch, memory, packing, trainer
 
+    launch.join()
+    cards = launch.world()
     located = locate(str(base), None)
     rows, changes = TASKS[task]
     recipe = recipe_for(rows, base, 1, 2)
     recipe = type(recipe).model_validate(recipe.model_dump() | changes)
     encoder = encoder_for(base, recipe)
-    every = rows_for(rows, encoder, 128)
-    sharded = recipe.train == "full"
+    every = rows_for(rows, encoder, 128 * cards)
+    made = MODES[mode]
+    full = recipe.train == "full"
     plan = memory.Plan(
-        PASSES[-1],
-        checkpointing=mode == "small",
-        dequantized=mode == "fast" and not sharded,
+        passes[-1],
+        checkpointing=made["checkpointing"],
+        dequantized=made.get("dequantized", False) and not full,
         fused=memory.has_fused_kernels(),
-        sharded=sharded,
+        sharded=full or cards > 1 or mode == "offload",
+        offloaded=mode == "offload",
     )
     with tempfile.TemporaryDirectory() as scratch:
         splits = {"train": every, "validation": every[:1]}
         sft = trainer.build(recipe, located, encoder, splits, plan, Path(scratch))
         sft.args.eval_strategy = IntervalStrategy.NO
-        for tokens in PASSES:
+        for tokens in passes:
             chosen: list[Any] = []
             for row in every:
-                if sum(map(len, chosen)) + len(row) <= tokens:
+                if sum(map(len, chosen)) + len(row) <= tokens * cards:
                     chosen.append(row)
             one_step = recipe.model_copy(update={"rows_per_step": len(chosen)})
-            estimated = memory.estimate(one_step, located, chosen, plan).total / memory.GIB
+            longest = -(-sum(map(len, chosen)) // cards)
+            planned = replace(plan, token_budget=longest if cards > 1 else plan.token_budget)
+            estimated = memory.estimate(one_step, located, chosen, planned, cards).total
             sft.rows["train"] = chosen
             sft.steps = packing.Steps(len(chosen), len(chosen), seed=0)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             sft.train()
-            measured = torch.cuda.max_memory_allocated() / memory.GIB
-            print(
-                f"| {task} | {mode} | {sum(map(len, chosen))} | {estimated:.2f} "
-                f"| {measured:.2f} | {estimated / measured - 1:+.1%} "
-                f"| {allocator.reserved() / memory.GIB:.2f} |"
-            )
+            measured = torch.cuda.max_memory_allocated()
+            if sft.is_world_process_zero():
+                shown = [estimated / memory.GIB, measured / memory.GIB]
+                print(
+                    f"| {task}{f', {cards} GPUs' if cards > 1 else ''} | {mode} | {longest} "
+                    f"| {shown[0]:.2f} | {shown[1]:.2f} | {shown[0] / shown[1] - 1:+.1%} "
+                    f"| {allocator.reserved() / memory.GIB:.2f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4 and not sys.argv[1].startswith("-"):
-        measure(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
-    else:
-        memory()
+    match sys.argv[1:]:
+        case ["measure", task, mode, base, *passes]:
+            measure(task, mode, Path(base), list(map(int, passes)))
+        case _:
+            memory()

@@ -10,6 +10,7 @@ One script, since a bench is read and run alone.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -35,6 +36,7 @@ OURS = {
     "fast": {"memory": "fast"},
     "fp8": {"memory": "fast", "quantization": "fp8"},
     "fp8-small": {"memory": "small", "quantization": "fp8"},
+    "full": {"memory": "auto", "train": "full", "quantization": "none", "export": "merged"},
 }
 """What our arms change in the profile."""
 
@@ -104,15 +106,16 @@ def run(
     task: str, arm: str, base: Path, steps: int, rows: int, gpus: int, kernels: Path | None = None
 ) -> dict[str, Any]:
     """Figures of one arm, from processes of its own; `rows` is rows a step, all GPUs together."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
-        if gpus > 1
-        else []
-    )
     table = [str(kernels)] if kernels else []
     given = ["run-arm", task, arm, str(base), str(steps), str(rows), *table]
-    lines = call(*launcher, __file__, *given)
+    lines = call(*launcher(gpus), __file__, *given)
     return dict(json.loads(lines.splitlines()[-1]))
+
+
+def launcher(gpus: int) -> list[str]:
+    """What starts a script in a process for each of several GPUs."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    return command if gpus > 1 else []
 
 
 def call(*arguments: str) -> str:
@@ -306,6 +309,7 @@ class Clock:
             counted = 0
             tokens = 0
             passes = 0
+            planned: dict[str, Any] = {}
 
             def __init__(self) -> None:
                 # Seconds of the host in each step: launching its passes, and with the exchange.
@@ -361,7 +365,8 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
     rows = rows_for(task, encoder, rows_per_step * steps)
     located = locate(str(base), None)
     recipe = recipe.model_copy(update=OURS[arm])
-    plan, table = memory.choose(recipe, located, rows, Machine.here())
+    machine = Machine.here()
+    plan, table = memory.choose(recipe, located, rows, machine)
     click.echo(table, err=True)
     with tempfile.TemporaryDirectory() as scratch:
         made = trainer.build(
@@ -389,7 +394,26 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
         made.accumulate, made.training_step = counting, timed
         made.args.eval_strategy = IntervalStrategy.NO
         made.train()
+        if machine is not None:
+            estimated = memory.estimate(recipe, located, rows, plan, machine.cards)
+            clock.planned = {
+                "plan": table.partition("\n")[0],
+                "estimated_gib": estimated.total / memory.GIB,
+                "alone": on_one(recipe, located, rows, machine),
+            }
     return made, clock
+
+
+def on_one(recipe: Any, base: Any, rows: list[Any], machine: Any) -> str:
+    """What the plan of memory is with one card of a machine, or why there is none."""
+    from loraline.errors import UserError
+    from loraline.training import memory
+
+    try:
+        _, table = memory.choose(recipe, base, rows, dataclasses.replace(machine, cards=1))
+    except UserError as error:
+        return str(error)
+    return table.partition("\n")[0]
 
 
 def run_trl(task: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any, Any]:
@@ -499,13 +523,19 @@ def run_arm(
     rate, *_ = matmul_rate()
     figures = {
         "tokens_per_second": tokens / clock.seconds,
-        "mfu": 4 * parameters(task, base) * tokens / clock.seconds / rate / world,
+        "mfu": (6 if arm == "full" else 4)
+        * parameters(task, base)
+        * tokens
+        / clock.seconds
+        / rate
+        / world,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
         "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
         "seconds_per_step": clock.seconds / clock.steps,
         "host_seconds_launching": statistics.mean([0, *clock.launching][WARMUP:]),
         "host_seconds_in_step": statistics.mean([0, *clock.stepping][WARMUP:]),
         "passes": clock.passes,
+        **clock.planned,
         "loss": made.state.log_history[-1].get("train_loss", math.nan),
         "losses": [entry["loss"] for entry in made.state.log_history if "loss" in entry],
     }

@@ -19,7 +19,7 @@ HALF_ON_GPUS = "vLLM applies adapters on GPUs in bfloat16 or float16 only"
 """Its Triton kernels for LoRA assert it (`lora_shrink_op.py`); seen with vLLM 0.24 on an H200."""
 
 FP8_SINCE = (0, 32)
-"""The first release here that rounds a base to FP8 by channel as it loads it (`fp8_per_channel`)."""
+"""The release whose `fp8_per_channel` was read; earlier ones are not known to have it."""
 
 PLUGIN_SINCE = (0, 28)
 """vLLM from here on reads bitsandbytes bases only with vllm-bnb-plugin in its image."""
