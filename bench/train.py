@@ -309,12 +309,12 @@ class Clock:
             counted = 0
             tokens = 0
             passes = 0
-            planned: dict[str, Any] = {}
 
             def __init__(self) -> None:
                 # Seconds of the host in each step: launching its passes, and with the exchange.
                 self.launching: list[float] = []
                 self.stepping: list[float] = []
+                self.planned: dict[str, Any] = {}
 
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 if state.global_step == WARMUP:
