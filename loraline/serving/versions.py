@@ -73,6 +73,11 @@ def check_precision(
             f"the adapter was measured in float32, and {HALF_ON_GPUS}; train it with serve_dtype: "
             "bfloat16, or serve it with --gpu cpu or --merged"
         )
+    if contract.quantization == "fp8" and merged:
+        raise UserError(
+            "the adapter was trained and measured on a base in FP8, and merged weights would be "
+            "rounded anew; serve it without --merged"
+        )
     method = (base_config.get("quantization_config") or {}).get("quant_method")
     if method and contract.dtype == "float32":
         raise UserError(

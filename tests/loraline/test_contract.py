@@ -47,6 +47,14 @@ def test_what_is_written_is_read(adapter: Path) -> None:
     assert contract.read(adapter) == contract.Contract(**FIELDS)
 
 
+def test_a_rounded_base_is_written_and_no_word_of_one_that_is_not(adapter: Path) -> None:
+    agreed = contract.read(adapter)
+    assert "quantization" not in (adapter / contract.FILE).read_text()
+    contract.write(agreed.model_copy(update={"quantization": "fp8"}), adapter)
+    assert contract.read(adapter).quantization == "fp8"
+    assert not contract.read(adapter).is_served_as(agreed)
+
+
 def test_a_contract_is_not_changed_once_it_is_made(adapter: Path) -> None:
     agreed = contract.read(adapter)
 

@@ -113,6 +113,12 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
             {"init_lora_weights": "pissa", "quantization": "none", "r": 257},
             "init_lora_weights doubles the rank, and vLLM serves up to 512: r is 257",
         ),
+        (
+            {"quantization": "fp8", "use_dora": True, "export": "merged"},
+            "use_dora needs quantization: nf4 or none",
+        ),
+        ({"quantization": "fp8", "export": "merged"}, "quantization: fp8 needs export: adapter"),
+        ({"quantization": "fp8", "serve_dtype": "float16"}, "fp8 needs serve_dtype: bfloat16"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: 'olora' is refused"),
         ({"neftune_noise_alpha": 0}, "neftune_noise_alpha: 0 is refused, input should be greater"),
         ({"registered_model": "a/b"}, "registered_model: 'a/b' is refused"),

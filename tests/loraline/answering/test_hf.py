@@ -1,6 +1,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,6 +54,25 @@ def likelihoods(tiny, batch_size: int) -> list[float]:
 
 def perplexity(tiny, nll: list[float]) -> float:
     return metrics.perplexity(nll, [len(row.answer) for row in tiny[2]]).value
+
+
+def test_a_base_is_measured_as_its_contract_says_that_it_is_rounded(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, encoder, rows = tiny
+    base = locate(whole.config.name_or_path, None)
+    modality = "vision" if encoder.processor else "text"
+    monkeypatch.setattr(hf, "answers", lambda *_: [])
+    measured = {}
+    for quantization in ("none", "fp8"):
+        agreed = SimpleNamespace(
+            modality=modality, dtype="float32", quantization=quantization, max_new_tokens=4
+        )
+        asked = hf.measure(agreed, base, {"base": None}, encoder, rows)  # type: ignore[arg-type]
+        measured[quantization] = asked["base"][1]
+    assert measured["none"] == pytest.approx(likelihoods(tiny, hf.BATCH), abs=1e-4)
+    assert measured["fp8"] == pytest.approx(measured["none"], rel=0.2, abs=0.2)
+    assert measured["fp8"] != pytest.approx(measured["none"], abs=1e-3)
 
 
 def test_perplexity_is_the_same_for_any_batch(tiny) -> None:

@@ -44,6 +44,7 @@ VISION = TEXT.model_copy(
         "trains_vision": True,
     }
 )
+FP8 = {"quantization": "fp8"}
 
 
 def rendered(contract=TEXT, **options):
@@ -346,6 +347,8 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
         ({}, Placement(), {"quant_method": "bitsandbytes"}, "cannot read; build an image"),
         ({"dtype": "float32"}, Placement(cpu=True), {"quant_method": "gptq"}, "not served in"),
         ({"dtype": "float32"}, Placement(), {}, "adapters on GPUs in bfloat16 or float16 only"),
+        (FP8, Placement(merged=True), {}, "merged weights would be rounded anew"),
+        (FP8, Placement(server_image="vllm/vllm-openai:v0.31.0"), {}, "not known to serve"),
     ],
 )
 def test_what_would_not_start_is_refused(changes, placement, base_config, told):
@@ -355,6 +358,21 @@ def test_what_would_not_start_is_refused(changes, placement, base_config, told):
             placement=placement,
             base_config={"quantization_config": base_config},
         )
+
+
+def test_a_base_in_fp8_is_rounded_by_the_server_as_in_training():
+    args = server_args(rendered(TEXT.model_copy(update=FP8)))
+    assert args[args.index("--quantization") + 1] == "fp8_per_channel"
+    assert "--quantization-config" not in args
+    assert "--quantization" not in server_args(rendered(TEXT))
+    args = server_args(rendered(VISION.model_copy(update=FP8)))
+    ignored = json.loads(args[args.index("--quantization-config") + 1])["ignore"]
+    pattern = re.compile(ignored[0].removeprefix("re:"))
+    assert pattern.match("visual.blocks.0.attn.qkv")
+    assert pattern.match("model.visual.merger.mlp.0")
+    assert not pattern.match("language_model.model.layers.0.self_attn.qkv_proj")
+    with pytest.raises(UserError, match="quantization 'none' and the one beside it has 'fp8'"):
+        arguments.together(TEXT, TEXT.model_copy(update=FP8))
 
 
 def test_a_bitsandbytes_base_is_served_by_an_image_of_ones_own():

@@ -143,6 +143,15 @@ def test_quantized_bases_are_counted_as_they_are_stored() -> None:
         )
 
 
+def test_a_base_in_fp8_takes_a_byte_a_weight_on_cards_that_have_it() -> None:
+    whole, half = (sizing.weight_bytes(MISTRAL_7B, "bfloat16", q) / GIB for q in ("none", "fp8"))
+    assert (whole, half) == (pytest.approx(13.49, abs=0.01), pytest.approx(6.99, abs=0.01))
+    demand = Demand(MISTRAL_7B, "bfloat16", 1024, quantization="fp8")
+    assert sizing.plan(demand, "L4").weights == pytest.approx(6.99, abs=0.01)
+    with pytest.raises(UserError, match="A10 cannot multiply in FP8.* use RTX-4080, L4, RTX-4090"):
+        sizing.plan(demand, "A10")
+
+
 def test_a_card_without_bfloat16_and_a_context_without_positions_are_refused() -> None:
     with pytest.raises(UserError, match="T4 cannot compute in bfloat16; set serve_dtype: float16"):
         sizing.plan(Demand(MISTRAL_7B, "bfloat16", 1024), "T4")
