@@ -269,7 +269,7 @@ def test_a_base_that_the_server_cannot_load_is_refused_before_it_is_trained_on()
         preflight.check_base(profiles.load("standard"), config)
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     preflight.check_base(profiles.load("standard"), config)
-    with pytest.raises(UserError, match="fp8 rounds an unquantized base, and .* is quantized"):
+    with pytest.raises(UserError, match=r"fp8 rounds an unquantized base, and .* is quantized"):
         preflight.check_base(profiles.load("standard", overrides=["quantization=fp8"]), config)
 
 

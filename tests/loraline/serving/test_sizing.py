@@ -148,7 +148,7 @@ def test_a_base_in_fp8_takes_a_byte_a_weight_on_cards_that_have_it() -> None:
     assert (whole, half) == (pytest.approx(13.49, abs=0.01), pytest.approx(6.99, abs=0.01))
     demand = Demand(MISTRAL_7B, "bfloat16", 1024, quantization="fp8")
     assert sizing.plan(demand, "L4").weights == pytest.approx(6.99, abs=0.01)
-    with pytest.raises(UserError, match="A10 cannot multiply in FP8.* use RTX-4080, L4, RTX-4090"):
+    with pytest.raises(UserError, match=r"A10 cannot multiply in FP8.* use RTX-4080, L4, RTX-4090"):
         sizing.plan(demand, "A10")
 
 
