@@ -139,6 +139,41 @@ def test_tower_weights_are_not_counted_as_four_bit(tmp_path: Path) -> None:
     assert memory.weight_bytes(tmp_path, plan) == int(4096 * 4.127 / 8 + 4096 * 2)
 
 
+@pytest.mark.parametrize(("both", "gib"), [(True, 13.49), (False, 6.99)])
+def test_weights_in_fp8_take_a_byte_for_each_layout(both: bool, gib: float, mistral: Base) -> None:
+    recipe = STANDARD.model_copy(update={"quantization": "fp8"})
+    plan = memory.Plan(1024, checkpointing=not both, dequantized=both, fused=True)
+    weights = memory.estimate(recipe, mistral, rows(1000), plan).weights
+    assert weights / GIB == pytest.approx(gib, abs=0.01)
+
+
+def test_weights_in_fp8_take_what_they_are_estimated_to(
+    tiny_base: Callable[[str], Path],
+) -> None:
+    base = locate(str(tiny_base("mistral")), None)
+    recipe = STANDARD.model_copy(update={"quantization": "fp8"})
+    for both in (True, False):
+        plan = memory.Plan(1024, checkpointing=False, dequantized=both, fused=False)
+        model = for_training(base, recipe, plan).get_base_model()
+        layers = [m for m in model.modules() if hasattr(m, "channels")]
+        found = sum(m.weight.nbytes + (m.turned.nbytes if both else 0) for m in layers)
+        whole = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
+        # The rest is kept in float32 on a CPU.
+        rest = 2 * (whole - sum(m.weight.numel() for m in layers))
+        assert memory.weight_bytes(base.path, plan, "fp8") == found + rest
+
+
+def test_a_base_in_fp8_is_not_shared_out_and_needs_no_more_than_one_in_nf4_unpacked(
+    mistral: Base,
+) -> None:
+    recipe = STANDARD.model_copy(update={"quantization": "fp8"})
+    assert not any(plan.sharded for plan in memory.candidates(recipe, cards=4))
+    plan, _ = memory.choose(recipe, mistral, rows(350, 100), on(79))
+    assert plan.dequantized and not plan.checkpointing
+    peaks = [memory.estimate(r, mistral, rows(350, 100), plan).total for r in (recipe, STANDARD)]
+    assert peaks[0] <= peaks[1]
+
+
 class Kept:
     """A tensor that autograd keeps for the backward pass, for as long as it does."""
 
