@@ -89,8 +89,7 @@ def train(
                     name = arm if count == 1 else f"{arm}, {count} GPUs"
                     table = kernels / f"{task}-{arm}-{count}.txt" if kernels else None
                     figures[name] = run(task, arm, base, steps, rows_per_step * count, count, table)
-                    line = {"task": task, "arm": arm, "gpus": count, **figures[name]}
-                    click.echo(json.dumps(line))
+                    click.echo(json.dumps(figures[name]))
             report(task, figures)
 
 
@@ -522,6 +521,9 @@ def run_arm(
     tokens = (clock.tokens - clock.counted) * world
     rate, *_ = matmul_rate()
     figures = {
+        "task": task,
+        "arm": arm,
+        "gpus": world,
         "tokens_per_second": tokens / clock.seconds,
         "mfu": (6 if arm == "full" else 4)
         * parameters(task, base)

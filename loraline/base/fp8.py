@@ -52,7 +52,8 @@ def check_card() -> None:
 def quantize(values: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Rows of `values` (rows, width) in FP8, and the scale of each, (rows, 1) in float32.
 
-    With `columns` (width,) each column is multiplied by its number first.
+    With `columns` (width,) each column is multiplied by its number first. That is for gradients,
+    which are multiplied by the scales' reciprocals; values are truly divided, as by vLLM.
     """
     if values.is_cuda:
         from loraline.base import fp8_kernels
@@ -62,7 +63,8 @@ def quantize(values: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     if columns is not None:
         wide = wide * columns
     scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=LEAST_SCALE)
-    return (wide / scales).clamp(-LARGEST, LARGEST).to(DTYPE), scales
+    scaled = wide / scales if columns is None else wide * scales.reciprocal()
+    return scaled.clamp(-LARGEST, LARGEST).to(DTYPE), scales
 
 
 def transposed(values: Tensor) -> Tensor:

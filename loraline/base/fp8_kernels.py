@@ -32,8 +32,10 @@ def quantize_row(
         read *= tl.load(columns + at, mask=inside, other=0.0)
     scale = tl.maximum(tl.math.div_rn(tl.max(tl.abs(read), 0), largest), least)
     tl.store(scales + row, scale)
-    # Truly divided, as vLLM does it: by the reciprocal some values would round the other way.
-    divided = tl.math.div_rn(read, tl.zeros_like(read) + scale)
+    if scaled:
+        divided = read * tl.math.div_rn(1.0, scale)
+    else:
+        divided = tl.math.div_rn(read, tl.zeros_like(read) + scale)
     tl.store(rounded + row * width + at, divided.to(tl.float8e4nv), mask=inside)
 
 

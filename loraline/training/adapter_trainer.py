@@ -15,6 +15,7 @@ import torch
 from transformers import Trainer
 
 from loraline.training import checkpoint, exchange, pissa, sharding
+from loraline.training.readings import Reading
 
 
 class AdapterTrainer(Trainer):
@@ -36,6 +37,9 @@ class AdapterTrainer(Trainer):
     rates: Mapping[str, float]
     """Learning rates of the modules below a path that have one of their own."""
 
+    reading: Reading | None = None
+    """The last step's numbers, not logged yet."""
+
     sharded: bool
     """Whether processes share out the weights (`sharding`)."""
 
@@ -51,6 +55,41 @@ class AdapterTrainer(Trainer):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         return sharding.gathered(super()._clip_grad_norm(model))
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: Any, *rest: Any, learning_rate: float | None = None
+    ) -> None:
+        """As the trainer does it, but a step's numbers are logged while the next one is computed.
+
+        Those of a step after which something is saved, measured or ended are logged before that.
+        """
+        earlier, self.reading = self.reading, None
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            assert learning_rate is not None, "a step that ends has a rate"
+            self.reading = Reading.of(self.state, tr_loss, grad_norm, learning_rate)
+            self._globalstep_last_logged = self.state.global_step
+            tr_loss.zero_()
+        if earlier is not None:
+            self.log_reading(earlier)
+        under_way = self.reading is not None and not (
+            self.control.should_save
+            or self.control.should_evaluate
+            or self.control.should_training_stop
+        )
+        if self.reading is not None and not under_way:
+            self.log_reading(self.reading)
+            self.reading = None
+        self.control.should_log = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+
+    def log_reading(self, reading: Reading) -> None:
+        """Log numbers as those of their step."""
+        logs = reading.logs()
+        self._total_loss_scalar += logs["loss"]
+        now = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch = reading.step, reading.epoch
+        self.log(logs)
+        self.state.global_step, self.state.epoch = now
 
     def learning(self) -> list[torch.nn.Parameter]:
         """The parameters that learn, in the same order in every process."""

@@ -54,6 +54,11 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_world() -> int:
+    """Number of processes that were started together on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def nodes() -> int:
     """Number of machines that train together."""
     return int(os.environ.get("GROUP_WORLD_SIZE", "1"))

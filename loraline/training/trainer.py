@@ -19,6 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from loraline.base import locate
 from loraline.errors import UserError
+from loraline.process import share
 from loraline.training import (
     adapted,
     arguments,
@@ -183,7 +184,7 @@ class PackedTrainer(AdapterTrainer):
             batch_sampler=batches,
             collate_fn=collate,
             # Images are decoded while the GPU works; without one there is no core to spare.
-            num_workers=min(8, (os.cpu_count() or 2) - 1) if on_gpu else 0,
+            num_workers=workers() if on_gpu else 0,
             worker_init_fn=out_of_reach,
             # Of its own, so that loading does not move the state that dropout draws from.
             generator=torch.Generator().manual_seed(self.args.seed),
@@ -290,10 +291,22 @@ class PackedTrainer(AdapterTrainer):
             packs = step.batches
         total = torch.zeros((), device=self.args.device)
         for pack, counts in self.passes(packs, self.spare):
-            part = counts * model(**self._prepare_inputs(pack)).sum() / step.targets
+            part = counts * model(**self.on_device(pack)).sum() / step.targets
             self.accelerator.backward(part)
             total += part.detach()
         return total
+
+    def on_device(self, pack: packing.MicroBatch) -> packing.MicroBatch:
+        """A pass's input where the model is; the GPU goes on with the pass before it meanwhile."""
+        device = self.args.device
+        if device.type != "cuda":
+            return pack
+        return {
+            name: value.pin_memory().to(device, non_blocking=True)
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in pack.items()
+        }
 
     @cached_property
     def spare(self) -> packing.MicroBatch:
@@ -351,7 +364,7 @@ class PackedTrainer(AdapterTrainer):
         with torch.no_grad(), self.accelerator.autocast():
             batches = self.loader(range(len(rows)), packs, pack)
             for batch, (_, counts) in zip(batches, leveled, strict=True):
-                total += counts * self.model(**self._prepare_inputs(batch)).sum()
+                total += counts * self.model(**self.on_device(batch)).sum()
         return total
 
     def told_to_stop(self) -> bool:
@@ -359,6 +372,11 @@ class PackedTrainer(AdapterTrainer):
         step = self.state.global_step
         within = step < self.state.max_steps and step % len(self.steps) != 0
         return within and bool(self.control.should_training_stop)
+
+
+def workers() -> int:
+    """Processes that decode images for this one: its share of the machine's cores, but for one."""
+    return max(1, min(8, share.cpus() // launch.local_world() - 1))
 
 
 def out_of_reach(worker: int) -> None:

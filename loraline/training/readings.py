@@ -1,0 +1,53 @@
+"""A step's numbers, read when the next step is under way.
+
+To read a number from a GPU is to wait for it, and while the host waits it gives the GPU nothing to
+do. So the numbers are sent off at the end of their step and read at the end of the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from loraline.training import exchange
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Numbers of one step on their way to the host."""
+
+    step: int
+    epoch: float
+    learning_rate: float
+    values: Tensor
+    """Loss and norm of the gradient, float64."""
+
+    sent: Any
+    """What tells that they have come; None where they are there at once."""
+
+    @classmethod
+    def of(cls, state: Any, loss: Tensor, norm: Any, learning_rate: float) -> Reading:
+        """Send off the mean of the processes' losses and the norm of their gradient.
+
+        All processes have to. They are read with `logs`.
+        """
+        mean = loss.detach().double() / (distributed.get_world_size() if exchange.several() else 1)
+        mean = exchange.reduce(mean.reshape(1), distributed.ReduceOp.SUM)
+        values = torch.cat([mean, torch.as_tensor(norm, device=loss.device).double().reshape(1)])
+        sent = None
+        if values.is_cuda:
+            there = torch.empty_like(values, device="cpu", pin_memory=True)
+            there.copy_(values, non_blocking=True)
+            values, sent = there, torch.cuda.Event()
+            sent.record()
+        return cls(state.global_step, state.epoch, learning_rate, values, sent)
+
+    def logs(self) -> dict[str, float]:
+        """The numbers by the names that transformers' Trainer gives them; waits for them."""
+        if self.sent is not None:
+            self.sent.synchronize()
+        loss, norm = self.values.tolist()
+        return {"loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate}
