@@ -8,6 +8,10 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64
+"""Rows and columns that are transposed at a time."""
+
+CHUNK = 2048
+"""Values of a row that are in registers at a time: 16 a thread."""
 
 
 @triton.jit
@@ -20,23 +24,35 @@ def quantize_row(
     stride: tl.tensor,
     largest: tl.constexpr,
     least: tl.constexpr,
-    scaled: tl.constexpr,
-    block: tl.constexpr,
+    weighted: tl.constexpr,
+    chunk: tl.constexpr,
 ) -> None:
-    """A row in registers: its largest value, its scale, its values in FP8."""
+    """A row's largest value and scale; then its values in FP8, read again from the cache.
+
+    Kept in registers, a row would leave a multiprocessor no room for another one.
+    """
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, block)
-    inside = at < width
-    read = tl.load(values + row * stride + at, mask=inside, other=0.0).to(tl.float32)
-    if scaled:
-        read *= tl.load(columns + at, mask=inside, other=0.0)
-    scale = tl.maximum(tl.math.div_rn(tl.max(tl.abs(read), 0), largest), least)
+    most = tl.zeros((chunk,), tl.float32)
+    for start in range(0, width, chunk):
+        at = start + tl.arange(0, chunk)
+        inside = at < width
+        read = tl.load(values + row * stride + at, mask=inside, other=0.0).to(tl.float32)
+        if weighted:
+            read *= tl.load(columns + at, mask=inside, other=0.0)
+        most = tl.maximum(most, tl.abs(read))
+    scale = tl.maximum(tl.math.div_rn(tl.max(most, 0), largest), least)
     tl.store(scales + row, scale)
-    if scaled:
-        divided = read * tl.math.div_rn(1.0, scale)
-    else:
-        divided = tl.math.div_rn(read, tl.zeros_like(read) + scale)
-    tl.store(rounded + row * width + at, divided.to(tl.float8e4nv), mask=inside)
+    reciprocal = tl.math.div_rn(1.0, scale)
+    for start in range(0, width, chunk):
+        at = start + tl.arange(0, chunk)
+        inside = at < width
+        read = tl.load(values + row * stride + at, mask=inside, other=0.0).to(tl.float32)
+        if weighted:
+            read *= tl.load(columns + at, mask=inside, other=0.0)
+            scaled = read * reciprocal
+        else:
+            scaled = tl.math.div_rn(read, tl.zeros_like(read) + scale)
+        tl.store(rounded + row * width + at, scaled.to(tl.float8e4nv), mask=inside)
 
 
 @triton.jit
@@ -66,7 +82,6 @@ def quantize(values: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         values = values.contiguous()
     rounded = torch.empty(rows, width, dtype=DTYPE, device=values.device)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=values.device)
-    block = triton.next_power_of_2(width)
     quantize_row[(rows,)](
         values,
         scales if columns is None else columns,
@@ -76,9 +91,9 @@ def quantize(values: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         values.stride(0),
         largest=LARGEST,
         least=LEAST_SCALE,
-        scaled=columns is not None,
-        block=block,
-        num_warps=min(16, max(1, block // 1024)),
+        weighted=columns is not None,
+        chunk=CHUNK,
+        num_warps=4,
     )
     return rounded, scales
 

@@ -26,11 +26,11 @@ PADDED = "padded scaled dot product attention"
 def use(model: PreTrainedModel, device: torch.device | None = None) -> str:
     """Make packed attention the attention of `model`; returns what computes it, on `device` where
     that is not where the weights are kept."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
+    # No mask goes with it: the bounds of the rows say it all, a dense one would take tokens² of
+    # memory, and to find out that none is needed transformers would wait for the GPU in each pass.
     AttentionInterface.register(NAME, attend)
-    # The bounds of the rows say it all; a dense mask would take tokens² of memory.
-    AttentionMaskInterface.register(NAME, lambda **_: None)
     for module in model.modules():
         if hasattr(module, "config"):
             # Set after loading, where transformers would look for a flash-attn package.
