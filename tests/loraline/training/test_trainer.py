@@ -20,6 +20,7 @@ from loraline.base.load import attach, load
 from loraline.base.locate import locate
 from loraline.errors import UserError
 from loraline.training import attention, curves, lora, loss, memory, pissa, trainer
+from loraline.training.readings import Reading
 
 RECIPE = {
     "r": 4,
@@ -110,6 +111,31 @@ def test_a_base_in_fp8_learns_more_nearly_what_a_whole_one_learns_than_in_nf4(ma
     assert losses["fp8"][-1] < losses["fp8"][0] - 0.2, "it learns"
     apart = {name: float((loss - losses["none"]).norm()) for name, loss in losses.items()}
     assert 0 < apart["fp8"] < apart["nf4"]
+
+
+def test_a_steps_numbers_are_read_under_the_next_one_and_logged_as_their_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = make()
+    reads = []
+    logs = Reading.logs
+
+    def reading(self: Reading) -> dict[str, float]:
+        reads.append((self.step, sft.state.global_step))
+        return logs(self)
+
+    monkeypatch.setattr(Reading, "logs", reading)
+    sft.train()
+    # Three steps an epoch; the last one of an epoch is read before the evaluation.
+    assert reads == [(1, 2), (2, 3), (3, 3), (4, 4)]
+    entries = [
+        (name, entry["step"], round(entry["epoch"], 2))
+        for entry in sft.state.log_history
+        for name in ("loss", "eval_loss")
+        if name in entry
+    ]
+    losses = [("loss", step, round(step / 3, 2)) for step in (1, 2, 3, 4)]
+    assert entries == [*losses[:3], ("eval_loss", 3, 1.0), losses[3], ("eval_loss", 4, 1.33)]
 
 
 def test_running_out_of_memory_repeats_the_step_in_smaller_passes(
