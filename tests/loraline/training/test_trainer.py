@@ -84,22 +84,24 @@ def test_how_memory_is_spent_does_not_change_what_is_learned(plan: memory.Plan, 
         assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [
-        memory.Plan(100, checkpointing=False, dequantized=False, fused=False),
-        memory.Plan(2048, checkpointing=True, dequantized=True, fused=False),
-    ],
-    ids=["small packs", "recomputed, in both layouts"],
-)
-def test_a_base_in_fp8_learns_the_same_under_every_plan(plan: memory.Plan, make: Make) -> None:
-    changes = {"quantization": "fp8", "max_steps": 12}
-    reference, other = make(**changes), make(plan, **changes)
-    expected, found = learned(reference), learned(other)
+def test_a_base_in_fp8_learns_the_same_under_every_plan(make: Make) -> None:
+    changes = {"quantization": "fp8"}
+    reference = make(**changes)
+    recomputed = make(
+        memory.Plan(2048, checkpointing=True, dequantized=True, fused=False), **changes
+    )
+    expected, found = learned(reference), learned(recomputed)
     for key in ("loss", "eval_loss"):
-        assert curve(other, key) == pytest.approx(curve(reference, key), abs=1e-3)
+        assert curve(recomputed, key) == pytest.approx(curve(reference, key), abs=1e-5)
     for name, weight in expected.items():
-        assert_close(found[name], weight, atol=1e-2, rtol=2e-2, msg=name)
+        assert_close(found[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+    packed = make(memory.Plan(100, checkpointing=False, dequantized=False, fused=False), **changes)
+    packed.train()
+    losses, others = curve(reference, "loss"), curve(packed, "loss")
+    assert others[0] == pytest.approx(losses[0], abs=1e-4)
+    # Sums in another order differ in their last digits, and what is rounded to 8 bits may then
+    # fall the other way.
+    assert others == pytest.approx(losses, abs=0.05)
 
 
 def test_a_base_in_fp8_learns_more_nearly_what_a_whole_one_learns_than_in_nf4(make: Make) -> None:
