@@ -402,9 +402,10 @@ PLANNED = [
 def seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Base]:
     """A base of which there is only a config; its weights' bytes are counted from that."""
 
-    def weight_bytes(folder: Path, plan: memory.Plan, *, quantized: bool = True) -> int:
+    def weight_bytes(folder: Path, plan: memory.Plan, quantization: str) -> int:
         linear, rest = architectures.parameters(SEEDS[folder.name])
-        return int(linear * (4.127 / 8 if quantized and not plan.dequantized else 2) + 2 * rest)
+        packed = quantization == "nf4" and not plan.dequantized
+        return int(linear * (4.127 / 8 if packed else 2) + 2 * rest)
 
     monkeypatch.setattr(memory, "weight_bytes", weight_bytes)
     return lambda name: Base(tmp_path / name, "", SEEDS[name])
