@@ -58,7 +58,7 @@ def quantize(values: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     if values.is_cuda:
         from loraline.base import fp8_kernels
 
-        return fp8_kernels.quantize(values, columns)
+        return fp8_kernels.quantize(values, columns, LARGEST, LEAST_SCALE)
     wide = values.float()
     if columns is not None:
         wide = wide * columns

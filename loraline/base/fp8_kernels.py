@@ -14,7 +14,7 @@ CHUNK = 2048
 """Values of a row that are in registers at a time: 16 a thread."""
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def quantize_row(
     values: tl.tensor,
     columns: tl.tensor,
@@ -55,7 +55,7 @@ def quantize_row(
         tl.store(rounded + row * width + at, scaled.to(tl.float8e4nv), mask=inside)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def transpose_tile(
     source: tl.tensor, target: tl.tensor, rows: tl.tensor, columns: tl.tensor, tile: tl.constexpr
 ) -> None:
@@ -73,14 +73,14 @@ def transpose_tile(
     )
 
 
-def quantize(values: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `fp8.quantize`, for a matrix on a GPU whose rows are contiguous."""
-    from loraline.base.fp8 import DTYPE, LARGEST, LEAST_SCALE
-
+def quantize(
+    values: Tensor, columns: Tensor | None, largest: float, least: float
+) -> tuple[Tensor, Tensor]:
+    """As `fp8.quantize`, for a matrix on a GPU; with the largest number and the least scale."""
     rows, width = values.shape
     if values.stride(1) != 1:
         values = values.contiguous()
-    rounded = torch.empty(rows, width, dtype=DTYPE, device=values.device)
+    rounded = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=values.device)
     scales = torch.empty(rows, 1, dtype=torch.float32, device=values.device)
     quantize_row[(rows,)](
         values,
@@ -89,8 +89,8 @@ def quantize(values: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         scales,
         width,
         values.stride(0),
-        largest=LARGEST,
-        least=LEAST_SCALE,
+        largest=largest,
+        least=least,
         weighted=columns is not None,
         chunk=CHUNK,
         num_warps=4,

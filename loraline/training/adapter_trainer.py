@@ -37,6 +37,8 @@ class AdapterTrainer(Trainer):
     rates: Mapping[str, float]
     """Learning rates of the modules below a path that have one of their own."""
 
+    _globalstep_last_logged: int
+
     reading: Reading | None = None
     """The last step's numbers, not logged yet."""
 
