@@ -104,6 +104,27 @@ def test_a_base_in_fp8_learns_the_same_under_every_plan(make: Make) -> None:
     assert others == pytest.approx(losses, abs=0.05)
 
 
+def test_an_adapter_is_measured_on_the_rounded_base_that_it_was_trained_on(
+    make: Make, tmp_path: Path
+) -> None:
+    sft = make(quantization="fp8")
+    sft.train()
+    measured = sft.evaluate()["eval_loss"]
+    sft.model.save_pretrained(tmp_path / "adapter")
+    base = locate(sft.model.get_base_model().config.name_or_path, None)
+    losses = {}
+    for quantization in ("fp8", "none"):
+        loaded = load(base, "text", quantization=quantization, dtype="float32")
+        served = attach(loaded, tmp_path / "adapter")
+        causal = served.get_base_model()
+        attention.use(causal)
+        loss.give_losses(causal)
+        sft.model = served
+        losses[quantization] = sft.evaluate()["eval_loss"]
+    assert losses["fp8"] == pytest.approx(measured, abs=1e-4)
+    assert losses["none"] != pytest.approx(measured, abs=1e-4)
+
+
 def test_a_base_in_fp8_learns_more_nearly_what_a_whole_one_learns_than_in_nf4(make: Make) -> None:
     losses = {}
     for quantization in ("none", "fp8", "nf4"):
