@@ -68,7 +68,7 @@ class AdapterTrainer(Trainer):
         earlier, self.reading = self.reading, None
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             assert learning_rate is not None, "a step that ends has a rate"
-            self.reading = Reading.of(self.state, tr_loss, grad_norm, learning_rate)
+            self.reading = Reading.of(self.state, tr_loss, grad_norm, learning_rate, self.pace())
             self._globalstep_last_logged = self.state.global_step
             tr_loss.zero_()
         if earlier is not None:
@@ -83,6 +83,10 @@ class AdapterTrainer(Trainer):
             self.reading = None
         self.control.should_log = False
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *rest, learning_rate=learning_rate)
+
+    def pace(self) -> float:
+        """Tokens a second since the last time that it was asked."""
+        raise NotImplementedError
 
     def log_reading(self, reading: Reading) -> None:
         """Log numbers as those of their step."""

@@ -22,6 +22,9 @@ class Reading:
     step: int
     epoch: float
     learning_rate: float
+    pace: float
+    """Tokens a second since the step before."""
+
     values: Tensor
     """Loss and norm of the gradient, float64."""
 
@@ -29,7 +32,7 @@ class Reading:
     """What tells that they have come; None where they are there at once."""
 
     @classmethod
-    def of(cls, state: Any, loss: Tensor, norm: Any, learning_rate: float) -> Reading:
+    def of(cls, state: Any, loss: Tensor, norm: Any, rate: float, pace: float) -> Reading:
         """Send off the mean of the processes' losses and the norm of their gradient.
 
         All processes have to. They are read with `logs`.
@@ -43,11 +46,16 @@ class Reading:
             there.copy_(values, non_blocking=True)
             values, sent = there, torch.cuda.Event()
             sent.record()
-        return cls(state.global_step, state.epoch, learning_rate, values, sent)
+        return cls(state.global_step, state.epoch, rate, pace, values, sent)
 
     def logs(self) -> dict[str, float]:
-        """The numbers by the names that transformers' Trainer gives them; waits for them."""
+        """The numbers by their names in the trainer's history; waits for them."""
         if self.sent is not None:
             self.sent.synchronize()
         loss, norm = self.values.tolist()
-        return {"loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate}
+        return {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": self.learning_rate,
+            "tokens_per_second": self.pace,
+        }

@@ -154,7 +154,7 @@ class PackedTrainer(AdapterTrainer):
         self.patience, self.initial = patience, initial
         self.best = {}
         self.began = self.ended = self.paused = 0.0
-        self.pace = (time.monotonic(), 0)
+        self.paced = (time.monotonic(), 0)
         self.add_callback(EpochOrder(steps))
 
     def recompute_activations(self) -> None:
@@ -215,12 +215,13 @@ class PackedTrainer(AdapterTrainer):
         """How long it has trained so far, without its evaluations."""
         return (self.ended or time.monotonic()) - self.began - self.paused if self.began else 0.0
 
+    def pace(self) -> float:
+        now = (time.monotonic() - self.paused, self.tokens_seen)
+        elapsed, tokens = (after - before for after, before in zip(now, self.paced, strict=True))
+        self.paced = now
+        return tokens / max(elapsed, 1e-9)
+
     def log(self, logs: dict[str, float], *rest: Any) -> None:
-        if "loss" in logs:
-            now = (time.monotonic() - self.paused, self.tokens_seen)
-            elapsed, tokens = (after - before for after, before in zip(now, self.pace, strict=True))
-            logs["tokens_per_second"] = tokens / max(elapsed, 1e-9)
-            self.pace = now
         self.check_finite(logs)
         super().log(logs, *rest)
 
