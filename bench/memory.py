@@ -138,8 +138,12 @@ def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
                 if sum(map(len, chosen)) + len(row) <= tokens * cards:
                     chosen.append(row)
             one_step = recipe.model_copy(update={"rows_per_step": len(chosen)})
-            longest = -(-sum(map(len, chosen)) // cards)
-            planned = replace(plan, token_budget=longest if cards > 1 else plan.token_budget)
+            lengths = [len(row) for row in chosen]
+            shares = [packing.share(lengths, rank, cards) for rank in range(cards)]
+            longest = max(sum(lengths[i] for i in share) for share in shares)
+            # A pass for each process, whose shares are not quite the same.
+            sft.budget = longest
+            planned = replace(plan, token_budget=longest)
             estimated = memory.estimate(one_step, located, chosen, planned, cards).total
             sft.rows["train"] = chosen
             sft.steps = packing.Steps(len(chosen), len(chosen), seed=0)

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 DTYPE = torch.float8_e4m3fn
 LARGEST = torch.finfo(DTYPE).max
 LEAST_SCALE = 1 / (LARGEST * 512)
-"""Smallest scale, as in vLLM's kernels; a row of zeros has it."""
+"""Smallest scale of values, as in vLLM's kernels; a row of zeros has it."""
+
+LEAST_OF_GRADIENTS = 1e-30
+"""Smallest scale of gradients. Those of a mean over thousands of tokens are so small, the more so
+with the channels' scales in them, that LEAST_SCALE would round them all to zero."""
 
 CAPABILITY = (8, 9)
 """The first GPUs that multiply in FP8: Ada and Hopper."""
@@ -55,14 +59,15 @@ def quantize(values: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     With `columns` (width,) each column is multiplied by its number first. That is for gradients,
     which are multiplied by the scales' reciprocals; values are truly divided, as by vLLM.
     """
+    least = LEAST_SCALE if columns is None else LEAST_OF_GRADIENTS
     if values.is_cuda:
         from loraline.base import fp8_kernels
 
-        return fp8_kernels.quantize(values, columns, LARGEST, LEAST_SCALE)
+        return fp8_kernels.quantize(values, columns, LARGEST, least)
     wide = values.float()
     if columns is not None:
         wide = wide * columns
-    scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=LEAST_SCALE)
+    scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=least)
     scaled = wide / scales if columns is None else wide * scales.reciprocal()
     return scaled.clamp(-LARGEST, LARGEST).to(DTYPE), scales
 
@@ -98,8 +103,12 @@ def product(
     return out if bias is None else out + bias
 
 
+READ_TOGETHER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+"""Layers that read the same input as the one before or after them."""
+
+
 class Rounded:
-    """The last input that was rounded: queries, keys and values read the same one."""
+    """The last input that was rounded, for the layers that read the same one."""
 
     def __init__(self) -> None:
         self.read: Tensor | None = None
@@ -125,6 +134,11 @@ class Rounded:
             and self.version == x._version
         )
 
+    def of_one(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` in FP8 for a layer that reads it alone; nothing is kept."""
+        self.forget()
+        return quantize(x)
+
     def forget(self) -> None:
         self.read = self.rounded = None
 
@@ -138,7 +152,8 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Fp8Linear) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        out = product(*LAST.of(x), layer.weight, layer.channels, layer.bias)
+        rounded = LAST.of(x) if layer.together else LAST.of_one(x)
+        out = product(*rounded, layer.weight, layer.channels, layer.bias)
         return out.to(layer.compute_dtype)
 
     @staticmethod
@@ -160,9 +175,13 @@ class Fp8Linear(nn.Linear):
     turned: Tensor | None
     """The weight transposed (in, out), if it is kept."""
 
-    def __init__(self, linear: nn.Linear, device: torch.device, *, both: bool) -> None:
-        """A linear layer on a device; `both` keeps the weight transposed beside it."""
+    def __init__(
+        self, linear: nn.Linear, device: torch.device, *, both: bool, together: bool = False
+    ) -> None:
+        """A linear layer on a device; `both` keeps the weight transposed beside it, `together`
+        says that other layers read its input, too."""
         nn.Module.__init__(self)
+        self.together = together
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # PEFT asks this one for the type of its matrices.
         self.compute_dtype = linear.weight.dtype
@@ -203,7 +222,8 @@ def convert(model: PreTrainedModel, device: torch.device, *, both: bool = False)
                 f"{name} is {sizes[0]} to {sizes[1]}; set quantization: nf4"
             )
         path, _, last = name.rpartition(".")
-        setattr(model.get_submodule(path), last, Fp8Linear(module, device, both=both))
+        made = Fp8Linear(module, device, both=both, together=last in READ_TOGETHER)
+        setattr(model.get_submodule(path), last, made)
     model.to(device)
 
 

@@ -19,10 +19,21 @@ SCHEDULES = {"constant": "constant_with_warmup"}
 """Of transformers' names for a schedule, those of the ones that warm up."""
 
 
-def of(recipe: Profile, plan: Plan, scratch: Path) -> TrainingArguments:
+class Arguments(TrainingArguments):
+    """The trainer's arguments for a model that is where it shall be.
+
+    The trainer would move weights to the GPU that are to wait in the host's memory.
+    """
+
+    @property
+    def place_model_on_device(self) -> bool:
+        return False
+
+
+def of(recipe: Profile, plan: Plan, scratch: Path) -> Arguments:
     """What transformers' Trainer gets of a profile."""
     on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    return Arguments(
         output_dir=str(scratch / "trainer"),
         num_train_epochs=recipe.num_train_epochs,
         max_steps=recipe.max_steps or -1,

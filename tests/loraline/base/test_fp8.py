@@ -33,10 +33,10 @@ def whole(rounded: Tensor, scales: Tensor) -> Tensor:
     return rounded.double() * scales.double()
 
 
-def layer(inputs: int = 48, outputs: int = 32, *, bias: bool = True, both: bool = False):
+def layer(inputs: int = 48, outputs: int = 32, *, bias: bool = True, **options: bool):
     linear = nn.Linear(inputs, outputs, bias=bias)
     linear.weight.data = spread(outputs, inputs)
-    return fp8.Fp8Linear(linear, CPU, both=both)
+    return fp8.Fp8Linear(linear, CPU, **{"both": False} | options)
 
 
 def test_every_number_becomes_the_nearest_one_that_fp8_has() -> None:
@@ -92,6 +92,20 @@ def test_the_gradient_is_that_of_the_rounded_weight(both: bool) -> None:
     assert apart.max() < 0.05, "eight bits of upstream, whatever the scales of the channels"
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-12], ids=["small", "tiny"])
+def test_a_small_gradient_keeps_its_digits(size: float) -> None:
+    # A loss is a mean over thousands of tokens, and the channels' scales make it smaller still.
+    made, upstream = layer(), spread(6, 32)
+    grads = []
+    for scale in (1.0, size):
+        x = torch.randn(6, 48, requires_grad=True)
+        made(x).backward(upstream * scale)
+        assert x.grad is not None
+        grads.append(x.grad / scale)
+    apart = (grads[1] - grads[0]).norm(dim=1) / grads[0].norm(dim=1)
+    assert apart.max() < 0.05
+
+
 def test_both_layouts_give_the_same_gradient() -> None:
     grads = []
     for both in (True, False):
@@ -104,7 +118,7 @@ def test_both_layouts_give_the_same_gradient() -> None:
 
 
 def test_layers_that_read_the_same_input_round_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, x = [layer() for _ in range(3)], torch.randn(5, 48)
+    layers, x = [layer(together=True) for _ in range(3)], torch.randn(5, 48)
     calls = []
     rounding = fp8.quantize
     monkeypatch.setattr(fp8, "quantize", lambda *given: calls.append(1) or rounding(*given))
@@ -119,10 +133,13 @@ def test_layers_that_read_the_same_input_round_it_once(monkeypatch: pytest.Monke
     assert len(calls) == 3
     with torch.inference_mode():
         layers[0](torch.ones(2, 48)).add_(1)
+    layers[0](x)
+    layer()(x)
+    assert fp8.LAST.read is None, "what one layer reads alone is not kept"
 
 
 def test_a_backward_pass_lets_go_of_the_last_input() -> None:
-    made, x = layer(), torch.randn(5, 48, requires_grad=True)
+    made, x = layer(together=True), torch.randn(5, 48, requires_grad=True)
     out = made(x)
     assert fp8.LAST.read is not None
     out.sum().backward()
@@ -140,6 +157,8 @@ def test_the_language_models_linear_layers_are_in_fp8_and_nothing_else(
     rounded = {name for name, module in layers.items() if isinstance(module, fp8.Fp8Linear)}
     assert rounded == {n for n in layers if ".layers." in n}
     assert all(layers[name].weight.dtype == fp8.DTYPE for name in rounded)
+    alone = {name.rpartition(".")[2] for name in rounded if not layers[name].together}
+    assert alone == {"o_proj", "down_proj"}
     untouched = load(base, modality, quantization="none", dtype="float32")
     weights = dict(untouched.named_parameters())
     for name, parameter in model.named_parameters():
