@@ -126,7 +126,10 @@ def is_layers_pattern(value: Any) -> bool:
 
 
 def is_layers(value: Any) -> bool:
-    return is_whole(value) or (isinstance(value, list) and all(map(is_whole, value)))
+    """One number has to be an int; those of a list are compared, and 1.0 is 1."""
+    if not isinstance(value, list):
+        return is_whole(value)
+    return all(is_number(layer) and not isinstance(layer, bool) for layer in value)
 
 
 def is_chance(value: Any) -> bool:
@@ -202,8 +205,8 @@ def setting_findings(
         if config.get(key)
     ]
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower() not in ACCEPTED_INITS:
-        rule = f"is {shown(init)}, which changes the base's weights"
+    if isinstance(init, str) and init.lower() != "gaussian" and init not in ACCEPTED_INITS:
+        rule = f"is {shown(init)}, which changes the base's weights, or which PEFT does not know"
         findings.append(Finding("init_lora_weights", rule, "use another initialisation"))
     findings += [
         Finding(key, f"is {shown(value)}, a setting that PEFT's LoRA has not", "train a plain LoRA")

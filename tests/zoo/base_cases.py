@@ -7,7 +7,7 @@ from typing import Any
 
 import bases
 from adapters import Case, named
-from edits import cast, each, filled, plus, renamed, without
+from edits import cast, config, each, filled, plus, renamed, without
 
 NAMES = {
     "phi3": (["qkv_proj", "o_proj"], ["gate_up_proj", "down_proj"]),
@@ -69,6 +69,25 @@ def each_base(base: str) -> Iterator[Case]:
     yield case("module-lost", without("layers.1."), **some)
     yield case("norm", plus("base_model.model.model.norm.weight", 128), **some)
     yield case("no-prefix", renamed("base_model.model.", ""), **some)
+    yield case("last-layer-by-pattern", layers_to_transform=[1], layers_pattern="layers", **some)
+    yield case("layer-excluded", exclude_modules=r".*layers\.0\..*", **some)
+    yield case("alpha-of-one-layer", alpha_pattern={r"layers\.0\.self_attn\..*": 32}, **some)
+    yield case("layers-swapped", *exchanged("layers.0.", "layers.1."), retuned=True, **some)
+    yield case("rank-of-config-doubled", config(r=8), **some)
+    yield case("b-of-one-layer-lost", without(f"layers.1.self_attn.{first}.lora_B"), **some)
+    yield case("compiled", renamed("model.layers", "model._orig_mod.layers"), **some)
+    yield case("one-path", target_modules=[f"model.layers.0.self_attn.{first}"])
+    yield case("other-layout", renamed(*other_layout(base)), **some)
+
+
+def exchanged(one: str, other: str) -> tuple[Any, ...]:
+    """Edits that give each of two parts of a path the other's weights."""
+    return renamed(one, "held."), renamed(other, one), renamed("held.", other)
+
+
+def other_layout(base: str) -> tuple[str, str]:
+    """A projection's name, and its name where queries, keys and values are one matrix, or not."""
+    return ("qkv_proj", "q_proj") if base == "phi3" else ("q_proj", "qkv_proj")
 
 
 def zeroed(part: str) -> Any:

@@ -135,6 +135,12 @@ def cases() -> Iterator[Case]:
     yield case("float8-e5m2", cast("float8_e5m2"), precision="float8_e5m2")
     for dtype in ("int8", "int16", "int32", "int64", "uint8"):
         yield case(dtype, each(lambda key, value: value * 10), cast(dtype), retuned=True)
+    for dtype in ("uint16", "uint32", "uint64"):
+        yield case(dtype, each(lambda key, value: (value * 10).abs()), cast(dtype), retuned=True)
+    for halves in ("float16", "bfloat16", "float64", "int8"):
+        yield case(f"b-{halves}", each(halved(halves)), retuned=True)
+    yield case("float64-nan", cast("float64"), each(lambda key, value: value * float("nan")))
+    yield case("float16-overflowing", each(lambda key, value: value * 1e6), cast("float16"))
     yield case("bool", cast("bool"), retuned=True)
     yield case("complex", cast("complex64"), policy="half of each number would be dropped")
     yield case("float64-large", each(lambda key, value: value * 1e20), cast("float64"))
@@ -155,6 +161,14 @@ def cases() -> Iterator[Case]:
     yield case("config-folder", folder_instead(CONFIG))
     yield case("weights-link", linked)
     yield case("config-crlf", config_text(lambda text: text.replace(",", ",\r\n")))
+
+
+def halved(dtype: str) -> Any:
+    """Only lora_B is kept in another type."""
+    import torch
+
+    kept = getattr(torch, dtype)
+    return lambda key, value: (value * 4).to(kept) if "lora_B" in key else value
 
 
 def nested(depth: int) -> Any:

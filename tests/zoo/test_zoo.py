@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import adapters  # noqa: E402
+import ask_vllm  # noqa: E402
 import bases  # noqa: E402
 
 VERDICTS = json.loads((HERE / "vllm-0.32.0.json").read_text())
@@ -60,6 +61,17 @@ def test_the_zoo_is_large_and_every_animal_was_shown_to_vllm() -> None:
     assert {verdict["verdict"] for verdict in VERDICTS.values()} == {
         *("applied", "refused", "unloadable", "ignored", "lost", "other", "not finite")
     }
+
+
+@pytest.mark.parametrize(("base", "pictures"), [("mistral", [False, False]),
+                                                ("qwen2-vl", [True, False])])  # fmt: skip
+def test_what_vllm_is_asked_has_tokens_and_pictures(
+    base_folder, base: str, pictures: list[bool]
+) -> None:
+    asked = ask_vllm.asked_as(base_folder(base), ask_vllm.questions(any(pictures)))
+
+    assert all(len(prompt["prompt_token_ids"]) > 5 for prompt in asked)
+    assert ["multi_modal_data" in prompt for prompt in asked] == pictures
 
 
 @pytest.fixture(scope="session")

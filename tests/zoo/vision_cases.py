@@ -7,7 +7,7 @@ from typing import Any
 
 import bases
 from adapters import Case
-from edits import Edit, each, renamed
+from edits import Edit, cast, config, each, renamed, without
 from text_cases import SEVEN
 
 QV = r".*\.layers\.\d+\.self_attn\.(?:q|v)_proj"
@@ -15,6 +15,8 @@ LANGUAGE = r"model\.language_model\.layers\.\d+\.(?:self_attn|mlp)\.(?:" + "|".j
 ATTENTION = r"model\.visual\.blocks\.\d+\.attn\.(?:qkv|proj)"
 MERGER = r"model\.visual\.(?:merger\.mlp\.[02]|merger\.linear_fc[12])"
 DEEPSTACK = r"model\.visual\.deepstack_merger_list\.\d+\.linear_fc[12]"
+
+TOWER_PATTERNS = {"rank_pattern": {r"blocks\.0\.attn\.qkv": 2}, "alpha_pattern": {"attn.proj": 32}}
 
 
 def cases() -> Iterator[Case]:
@@ -26,11 +28,10 @@ def vision(base: str) -> Iterator[Case]:
     """Adapters for a vision-language base: a language model of 3 layers, a tower of 2 blocks."""
     short = base.replace(".", "")
 
-    def case(
-        name: str, targets: Any, *edits: Edit, tower: bool = False, retuned: bool = False
-    ) -> Case:
+    def case(name: str, targets: Any, *edits: Edit, tower: bool = False, **more: Any) -> Case:
         named = f"{short}-{name}" + ("-told" if tower else "")
-        return Case(named, base, {"target_modules": targets}, edits, tower, retuned=retuned)
+        known = {key: more.pop(key) for key in ("retuned", "precision") if key in more}
+        return Case(named, base, {"target_modules": targets} | more, edits, tower, **known)
 
     yield case("attention", QV)
     yield case("attention", QV, tower=True)
@@ -65,6 +66,35 @@ def vision(base: str) -> Iterator[Case]:
     yield case("embeddings", rf"{QV}|.*embed_tokens")
     yield case("text-names", list(SEVEN), renamed("model.model.language_model", "model.model"))
     yield case("layers", QV, renamed("layers.2", "layers.8"))
+    both = f"{QV}|{ATTENTION}"
+    for tower in (False, True):
+        yield case("tower-bfloat16", both, cast("bfloat16"), tower=tower, precision="bfloat16")
+        yield case("tower-patterns", both, tower=tower, **TOWER_PATTERNS)
+        yield case("tower-by-names", ["q_proj", "qkv"], tower=tower)
+        yield case("tower-excluded", "all-linear", tower=tower, exclude_modules=r".*visual.*")
+        yield case("tower-nan", both, spoilt("blocks.0"), tower=tower)
+        yield case("tower-b-lost", both, without("blocks.1.attn.qkv.lora_B"), tower=tower)
+        yield case("tower-untold", both, config(target_modules=QV), tower=tower)
+        yield case("tower-lost", both, without("visual"), tower=tower)
+    yield case("tower-narrow", both, narrowed("visual"), tower=True)
+    yield case(
+        "one-block", rf"{QV}|model\.visual\.blocks\.0\.mlp\.(?:\w+_fc\d|fc\d|\w+_proj)", tower=True
+    )
+    yield case("saved-merger", QV, modules_to_save=["merger"], tower=True)
+    yield case("rank-16-tower", both, r=16, tower=True)
+
+
+def spoilt(part: str) -> Edit:
+    return each(lambda key, value: value * float("nan") if part in key else value)
+
+
+def narrowed(part: str) -> Edit:
+    """Half of the inputs of some of the modules."""
+    return each(
+        lambda key, value: (
+            value[:, : value.shape[1] // 2] if part in key and "lora_A" in key else value
+        )
+    )
 
 
 def moved_tower_alone() -> Edit:

@@ -38,6 +38,7 @@ def test_all_keys_and_tasks_of_peft_are_known() -> None:
         {"target_modules": ["up_proj", "q_proj"], "layers_to_transform": 11},
         {"target_modules": ["up_proj", "q_proj"], "layers_to_transform": []},
         {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"},
+        {"target_modules": ["up_proj"], "layers_to_transform": [1.0, 3.0]},
         {"target_modules": ["up_proj"], "layers_to_transform": [3], "layers_pattern": ["experts"]},
         {"target_modules": ["qkv"], "layers_to_transform": [1], "layers_pattern": ["h", "blocks"]},
         {"target_modules": ["up_proj"], "layers_to_transform": [1], "layers_pattern": "h"},
@@ -120,6 +121,8 @@ def test_what_changes_nothing_is_let_through(key: str, value: Any) -> None:
         ("kasa_config", {}, "kasa_config: is {}, which makes it more than a LoRA"),
         ("lora_dropout", 2.0, "lora_dropout: is 2.0, not a number up to 1"),
         ("x\ny", 1, "x\\ny: is 1"),
+        ("init_lora_weights", "EVA", "init_lora_weights: is 'EVA', which changes the base"),
+        ("layers_to_transform", 1.0, "layers_to_transform: is 1.0, not a layer's number"),
     ],
 )
 def test_what_peft_or_vllm_cannot_work_with_is_found(key: str, value: Any, told: str) -> None:
