@@ -151,3 +151,15 @@ def test_measured_again_the_description_keeps_the_verdict(
     after = mlflow.get_run(train_id).data.tags[tags.NOTE]
     assert description.verdict(after) == description.verdict(before) != ""
     assert description.card(after).startswith("# ")
+
+
+@pytest.mark.slow
+def test_a_base_in_fp8_is_measured_as_it_was_trained_and_not_beside_another_one(
+    step, workplace: Path, data_run, quick, train, champion: str
+) -> None:
+    two = train(data_run, quick("two", quantization="fp8", serve_dtype="bfloat16"))
+    step("evaluate", "--run-id", two)
+    run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert run.data.params["quantization"] == "fp8"
+    assert run.data.tags[tags.CHAMPION_REFUSED] == "it has another quantization of its base"
+    assert run.data.metrics["tuned_eval_loss"] < run.data.metrics["base_eval_loss"]

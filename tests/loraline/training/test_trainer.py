@@ -404,6 +404,10 @@ def test_no_step_is_logged_twice_and_each_has_its_pace(make: Make) -> None:
     assert sft.seconds() > 0 and sft.tokens_seen > 0
 
 
+def test_the_trainer_leaves_weights_where_they_are(make: Make) -> None:
+    assert make().place_model_on_device is False
+
+
 def test_a_constant_rate_warms_up_first(make: Make) -> None:
     sft = make(lr_scheduler_type="constant", warmup_steps=2)
     sft.train()
