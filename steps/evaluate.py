@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import recipes_option, step
-from loraline.tracking import datasets, description, fingerprints, runs, store, tags
+from loraline.tracking import datasets, description, fingerprints, prompts, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,6 +92,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         datasets.log_dataset(data_run, run, "evaluation")
+        prompts.link(client, data_run, run)
         mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
         mlflow.log_param("quantization", agreed.quantization)
         mlflow.set_tag(tags.METRICS, plugins.as_tag(own))

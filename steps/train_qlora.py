@@ -17,7 +17,7 @@ import click
 
 from loraline.errors import UserError
 from loraline.step import not_empty, overrides_option, recipes_option, step
-from loraline.tracking import datasets, fingerprints, identity, runs, store, tags
+from loraline.tracking import datasets, fingerprints, identity, prompts, runs, store, tags
 from loraline.training import allocator, group, launch
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def train_qlora(
     with opened as (run, earlier, held), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
         datasets.log_dataset(data_run, run, "training")
+        prompts.link(client, data_run, run)
         runs.download_dataset(client, data_run, scratch)
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)

@@ -53,9 +53,10 @@ class Line:
             text=True,
         )
 
-    def pipeline(self) -> subprocess.CompletedProcess[str]:
+    def pipeline(self, changes: str = "") -> subprocess.CompletedProcess[str]:
+        """Run the line; `changes` are keys of the profile, as --set takes them."""
         runner = ("-m", "runner.run_local", "workflows/pipeline.yaml")
-        return self.run(*runner, "-p", f"profile={self.profile}")
+        return self.run(*runner, "-p", f"profile={self.profile}", "-p", f"set={changes}")
 
     def output(self, task: str, name: str = "run-id") -> str:
         return (self.latest / task / name).read_text()

@@ -12,6 +12,7 @@ from loraline.records import TAGS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 SCHEME = "prompts:/"
 OURS, MLFLOW = "{question}", re.compile(r"\{\{\s*question\s*\}\}")
@@ -100,3 +101,21 @@ def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
             return Prompt(prompt.template, name, int(registered.version))
     made = client.register_prompt(name, template, commit_message="registered by prepare_data")
     return Prompt(prompt.template, name, int(made.version))
+
+
+def link(client: MlflowClient, data_run: Run, run: Run) -> None:
+    """Link the prompt version of a prepare_data run to another run, where there is one.
+
+    MLflow's page of the run names the prompt then. One that was deleted since is not linked: what
+    it said is in the dataset.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = data_run.data.params.get("prompt_uri")
+    if not uri:
+        return
+    try:
+        client.link_prompt_version_to_run(run.info.run_id, uri)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def test_base_and_tuned_are_measured_side_by_side(step, workplace, data_run, qui
     assert details["gains"]["base"]["eval_loss"]["low"] > 0
     assert run.data.metrics["tuned_failed_answers"] == 0
     (prepared,) = mlflow.get_run(data_run).inputs.dataset_inputs
+    asked_with = mlflow.get_run(data_run).data.params["prompt_uri"]
     for use, user in (("training", train_run), ("evaluation", run)):
+        (prompt,) = json.loads(user.data.tags["mlflow.linkedPrompts"])
+        assert asked_with == f"prompts:/{prompt['name']}/{prompt['version']}"
         (input_,) = user.inputs.dataset_inputs
         assert input_.dataset == prepared.dataset
         assert {tag.key: tag.value for tag in input_.tags} == {"mlflow.data.context": use}

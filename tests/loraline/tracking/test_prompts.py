@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,36 @@ def test_a_prompt_file_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="is not UTF-8"):
         prompts.resolve(str(tmp_path / "p.txt"), None, None)
+
+
+class TestLink:
+    @pytest.fixture
+    def runs(self, workplace: Path) -> Any:
+        """The store, and what makes a run with parameters in it."""
+        client = store.connect()
+        experiment = client.get_experiment_by_name("vllm-lora-training").experiment_id
+
+        def run(**params: str) -> Any:
+            made = client.create_run(experiment)
+            for name, value in params.items():
+                client.log_param(made.info.run_id, name, value)
+            return client.get_run(made.info.run_id)
+
+        return client, run
+
+    def test_a_run_shows_the_version_that_it_was_asked_with(self, runs: Any) -> None:
+        client, run = runs
+        client.register_prompt("ask", "Ask {{question}}")
+        client.register_prompt("ask", "Tell {{question}}")
+        user = run()
+        for _ in range(2):
+            prompts.link(client, run(prompt_uri="prompts:/ask/2"), user)
+        linked = client.get_run(user.info.run_id).data.tags["mlflow.linkedPrompts"]
+        assert json.loads(linked) == [{"name": "ask", "version": "2"}]
+
+    @pytest.mark.parametrize("params", [{}, {"prompt_uri": "prompts:/gone/1"}])
+    def test_without_a_prompt_there_is_no_link(self, runs: Any, params: dict[str, str]) -> None:
+        client, run = runs
+        user = run()
+        prompts.link(client, run(**params), user)
+        assert "mlflow.linkedPrompts" not in client.get_run(user.info.run_id).data.tags

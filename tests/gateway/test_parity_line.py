@@ -1,0 +1,81 @@
+"""The line on a base of the two older generations: uploads through /predict get the measured tokens
+of all held-out rows, and verify_serving passes through the gateway. tests/test_line.py has the same
+for texts and for Qwen3-VL."""
+
+from __future__ import annotations
+
+import base64
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from loraline.delivery import local
+from tests.test_line import Line, held_out, verified
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", params=["qwen2-vl", "qwen2.5-vl"])
+def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """A finished run of the line; what it learnt in one epoch is enough to be asked for."""
+    made = Line("smoke-grounding", tmp_path_factory.mktemp(request.param))
+    for part in ("steps", "workflows", "lora_profiles", "test_data"):
+        (made.place / part).symlink_to(ROOT / part)
+    changes = f"base=test_data/shapes/base-{request.param} num_train_epochs=1"
+    ended = made.pipeline(f"{changes} gate.max_eval_loss=9 gate.max_perplexity=1e9")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(line: Line, start: Any) -> Iterator[tuple[Any, Any]]:
+    """The manifest's server, and a gateway before it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        # The contract names the base relative to where the line runs.
+        patch.chdir(line.place)
+        with local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
+            patch.undo()
+            entry = {"url": server.url, "name": server.adapter}
+            with start(server.contract, entry, refresh_s=1) as gateway:
+                yield server, gateway
+
+
+def test_predict_gets_the_measured_tokens_of_all_held_out_rows(
+    line: Line, served: tuple[Any, Any]
+) -> None:
+    server, gateway = served
+    mlflow.set_tracking_uri(line.store)
+    rows = held_out(line, mlflow.MlflowClient())
+    assert len(rows) == 200
+
+    def ask(model: str, row: dict[str, Any]) -> list[int]:
+        files = {"files": ("row.png", base64.b64decode(row["image"]))}
+        fields = {"model": model, "token_ids": "true", "question": row["asked"]}
+        answer = gateway.client.post("/predict", data=fields, files=files)
+        assert answer.status_code == 200, answer.text
+        (found,) = answer.json()["predictions"]
+        ended = found["finish_reason"] == "stop"
+        tokens: list[int] = found["token_ids"]
+        return tokens[:-1] if ended else tokens
+
+    for model, column in ((server.adapter, "tuned_tokens"), (server.base, "base_tokens")):
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda row, model=model: ask(model, row), rows))
+        assert answers == [row[column] for row in rows]
+        assert len({tuple(tokens) for tokens in answers}) > 10, "they say nothing if all are alike"
+
+
+def test_verify_serving_passes_through_the_gateway(line: Line, served: tuple[Any, Any]) -> None:
+    ended = verified(line, served[1].url)
+    assert ended.returncode == 0, ended.stderr
+    assert "serves what was measured" in ended.stdout
