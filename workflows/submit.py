@@ -43,13 +43,19 @@ RENDERED = Path("outputs", "workflows")
 )
 @click.option("--check", is_flag=True, help="Look at the parameters and profiles; submit nothing.")
 @click.option("--namespace", default="loraline", show_default=True, help="Where it runs.")
+@click.option("--no-watch", is_flag=True, help="Print its name and end, without waiting for it.")
 def submit(
-    file: Path, given: tuple[str, ...], classes: Path | None, check: bool, namespace: str
+    file: Path,
+    given: tuple[str, ...],
+    classes: Path | None,
+    check: bool,
+    namespace: str,
+    no_watch: bool,
 ) -> None:
     """Run the workflow in FILE on the cluster of the current context.
 
     A profile may be a file, too. Ends with 0 if the workflow succeeded, with 1 if not, with 2 if it
-    was not submitted.
+    was not submitted; with --no-watch, with 0 as soon as it was.
     """
     try:
         file, parameters = with_recipes(file, given, classes)
@@ -73,6 +79,9 @@ def submit(
     if submitted.returncode:
         sys.exit(2)
     name = submitted.stdout.strip().rpartition("/")[2]
+    if no_watch:
+        click.echo(name)
+        return
     subprocess.run(["argo", "watch", "--namespace", namespace, name], check=False)
     told = subprocess.run(
         ["argo", "get", "--namespace", namespace, "--output", "json", name],

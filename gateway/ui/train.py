@@ -1,4 +1,5 @@
-"""Train: a profile as a form, what the data are like, and a pipeline that is watched as it runs."""
+"""Train: a profile as a form, what the data are like, and a pipeline that is watched as it runs,
+on the desk's machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ class TrainScreen:
         with gr.Row():
             self.check = gr.Button(_("Check the data"), elem_id="train-check")
             self.start = gr.Button(_("Start"), variant="primary", elem_id="train-start")
+            self.submit = gr.Button(_("Submit to the cluster"), elem_id="train-submit")
         self.line = gr.HTML(elem_id="train-line")
         self.checked = gr.HTML(elem_id="train-checked")
         self.run = gr.Dropdown(label=_("Trainings"), choices=[], elem_id="train-run")
@@ -72,7 +74,8 @@ class TrainScreen:
             self.on_check, recipe, [self.line, self.checked],
             api_visibility="private",
         )  # fmt: skip
-        self.start.click(self.on_start, recipe, self.shown, **quick)
+        self.start.click(self.starter("runs"), recipe, self.shown, **quick)
+        self.submit.click(self.starter("workflows"), recipe, self.shown, **quick)
         gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
         self.refresh.click(self.on_list, [self.run], self.shown, **quick)
         self.stop.click(self.mover("stop"), [self.run], self.shown, **quick)
@@ -151,55 +154,71 @@ class TrainScreen:
             self.checked: f'<div class="ll-turn">{lines}</div>{report}',
         }
 
-    async def on_start(
-        self, profile: str | None, data: str, changed: dict[str, Any], request: gr.Request
-    ) -> dict[Any, Any]:
-        if not profile:
-            return {self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)}
-        desk = self.door.desk(request)
-        try:
-            started = await desk.json("POST", "/runs", json=recipe(profile, data, changed))
-        except Refusal as error:
-            return self.wrong(error)
-        return await self.looked(desk, started["name"])
-
-    async def on_look(self, name: str | None, request: gr.Request) -> dict[Any, Any]:
-        if not name:
-            return {self.timer: gr.Timer(active=False)}
-        return await self.looked(self.door.desk(request), name)
-
-    async def on_list(self, name: str | None, request: gr.Request) -> dict[Any, Any]:
-        desk = self.door.desk(request)
-        try:
-            names = [each["name"] for each in (await desk.json("GET", "/runs"))["runs"]]
-        except Refusal as error:
-            return self.wrong(error)
-        chosen = name if name in names else next(iter(names), None)
-        return await self.looked(desk, chosen) if chosen else {self.line: ""}
-
-    def mover(self, act: str) -> Callable[..., Any]:
-        async def move(name: str | None, request: gr.Request) -> dict[Any, Any]:
+    def starter(self, where: str) -> Callable[..., Any]:
+        async def start(
+            profile: str | None, data: str, changed: dict[str, Any], request: gr.Request
+        ) -> dict[Any, Any]:
+            """Start a training at one of the desk's addresses: `runs` here, or `workflows`."""
+            if not profile:
+                return {
+                    self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)
+                }
             desk = self.door.desk(request)
             try:
-                await desk.json("POST", f"/runs/{name}/{act}")
+                started = await desk.json("POST", f"/{where}", json=recipe(profile, data, changed))
             except Refusal as error:
                 return self.wrong(error)
-            return await self.looked(desk, str(name))
+            return await self.looked(desk, f"{where}/{started['name']}")
+
+        return start
+
+    async def on_look(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
+        if not place:
+            return {self.timer: gr.Timer(active=False)}
+        return await self.looked(self.door.desk(request), place)
+
+    async def on_list(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
+        desk = self.door.desk(request)
+        try:
+            places = [each for _, each in await self.choices(desk)]
+        except Refusal as error:
+            return self.wrong(error)
+        chosen = place if place in places else next(iter(places), None)
+        return await self.looked(desk, chosen) if chosen else {self.line: ""}
+
+    async def choices(self, desk: Gateway) -> list[tuple[str, str]]:
+        """Trainings by name and by the desk's address: those here, then those on the cluster."""
+        here = [each["name"] for each in (await desk.json("GET", "/runs"))["runs"]]
+        there = (await desk.json("GET", "/workflows"))["workflows"]
+        cluster = self.text("on the cluster")
+        return [
+            *((name, f"runs/{name}") for name in here),
+            *((f"{name} ({cluster})", f"workflows/{name}") for name in there),
+        ]
+
+    def mover(self, act: str) -> Callable[..., Any]:
+        async def move(place: str | None, request: gr.Request) -> dict[Any, Any]:
+            desk = self.door.desk(request)
+            try:
+                await desk.json("POST", f"/{place}/{act}")
+            except Refusal as error:
+                return self.wrong(error)
+            return await self.looked(desk, str(place))
 
         return move
 
-    async def looked(self, desk: Gateway, name: str) -> dict[Any, Any]:
+    async def looked(self, desk: Gateway, place: str) -> dict[Any, Any]:
         """The progress of a training; it is polled as long as the training runs."""
         try:
-            runs = (await desk.json("GET", "/runs"))["runs"]
-            run = await desk.json("GET", f"/runs/{name}")
+            choices = await self.choices(desk)
+            run = await desk.json("GET", f"/{place}")
         except Refusal as error:
             return self.wrong(error) | {self.timer: gr.Timer(active=False)}
-        running = run["here"]
+        running = run["running"]
         done = run["phase"] == "Succeeded"
         return {
-            self.line: drawing.sentence(f"{name}: {run['phase']}"),
-            self.run: gr.update(choices=[each["name"] for each in runs], value=name),
+            self.line: drawing.sentence(f"{run['name']}: {run['phase']}"),
+            self.run: gr.update(choices=choices, value=place),
             self.nodes: nodes(run["nodes"]),
             self.log: "\n".join(run["log"]),
             self.stop: gr.update(interactive=running),

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand
+from loraline.step import LineCommand, not_empty
 
 
 @click.command(cls=LineCommand)
@@ -24,7 +24,12 @@ from loraline.step import LineCommand
     type=click.Path(dir_okay=False, path_type=Path),
     help="The gateway's keys' file, with roles.  [default: none, for this machine's user alone]",
 )
-def desk(host: str, port: int, keys_file: Path | None) -> None:
+@click.option(
+    "--namespace",
+    callback=not_empty,
+    help="Where trainings are submitted to Argo, and its workflows answered.  [default: nowhere]",
+)
+def desk(host: str, port: int, keys_file: Path | None, namespace: str | None) -> None:
     """Answer reviewers and trainers until Ctrl-C: it holds MLflow's credentials."""
     if keys_file is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise UserError(f"without --keys the desk listens on 127.0.0.1 only, not on {host}")
@@ -32,7 +37,7 @@ def desk(host: str, port: int, keys_file: Path | None) -> None:
 
     from loraline_cli.desk.app import create_app
 
-    app = create_app(keys_file)
+    app = create_app(keys_file, namespace)
     click.echo(f"desk: http://{host}:{port}")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
 

@@ -15,6 +15,7 @@ from loraline import profile_files
 from loraline.errors import TryAgain, UserError
 from loraline.tracking import store
 from loraline_cli.desk import forms, review
+from loraline_cli.desk.argo import Argo
 from loraline_cli.desk.people import REVIEWER, TRAINER, People, Person, Turned
 from loraline_cli.desk.training import Trainings
 
@@ -76,18 +77,26 @@ def trainings(request: Request) -> Trainings:
     return service
 
 
+def argo(request: Request) -> Argo:
+    cluster: Argo = request.app.state.argo
+    return cluster
+
+
 Known = Annotated[Person, Depends(who)]
 Reviewer = Annotated[Person, Depends(reviewer)]
 Trainer = Annotated[Person, Depends(trainer)]
 Work = Annotated[Trainings, Depends(trainings)]
+Cluster = Annotated[Argo, Depends(argo)]
 router = APIRouter()
 
 
-def create_app(keys_file: Path | None) -> FastAPI:
-    """The application; UserError for an invalid keys' file."""
+def create_app(keys_file: Path | None, namespace: str | None = None) -> FastAPI:
+    """The application; UserError for an invalid keys' file. `namespace` is where trainings are
+    submitted to Argo, if at all."""
     app = FastAPI(title="loraline desk", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.people = People(keys_file)
     app.state.trainings = Trainings()
+    app.state.argo = Argo(namespace)
     app.include_router(router)
     app.add_exception_handler(Turned, on_turned)  # type: ignore[arg-type]
     app.add_exception_handler(UserError, on_mistake)  # type: ignore[arg-type]
@@ -125,10 +134,11 @@ def report(model: str, version: str, _: Reviewer) -> Response:
 
 
 @router.post("/models/{model}/moves")
-def move(model: str, asked: Move, person: Reviewer) -> Response:
-    """Promote, reject or roll back in this person's name."""
+def move(model: str, asked: Move, person: Reviewer, cluster: Cluster) -> Response:
+    """Promote, reject or roll back in this person's name, and answer the workflows that wait."""
     done = review.move(store.connect(), model, person.name, asked.act, asked.version, asked.reason)
-    return JSONResponse({"done": done})
+    answered = review.answered(cluster, model, asked.act, asked.version)
+    return JSONResponse({"done": " ".join(filter(None, (done, answered)))})
 
 
 @router.post("/votes", status_code=204)
@@ -180,6 +190,42 @@ def stop(name: str, work: Work, _: Trainer) -> Response:
 @router.post("/runs/{name}/resume")
 def resume(name: str, work: Work, _: Trainer) -> Response:
     return JSONResponse({"name": work.resume(name)})
+
+
+@router.get("/workflows")
+def submitted(cluster: Cluster, _: Trainer) -> Response:
+    """Pipelines on the cluster, or why there are none."""
+    reason, names = cluster.missing(), []
+    if reason is None:
+        try:
+            names = cluster.listed()
+        except (UserError, TryAgain) as error:
+            # Trainings of this machine are shown all the same.
+            reason = str(error)
+    return JSONResponse({"workflows": names, "missing": reason})
+
+
+@router.post("/workflows", status_code=201)
+def submit(asked: Recipe, cluster: Cluster, _: Trainer) -> Response:
+    """Submit the pipeline to Argo, as `make submit` does."""
+    return JSONResponse({"name": cluster.submit(asked.profile, asked.data, asked.overrides)}, 201)
+
+
+@router.get("/workflows/{name}")
+def workflow(name: str, cluster: Cluster, _: Trainer) -> Response:
+    return JSONResponse(cluster.status(name))
+
+
+@router.post("/workflows/{name}/stop")
+def stop_workflow(name: str, cluster: Cluster, _: Trainer) -> Response:
+    cluster.stop(name)
+    return JSONResponse({"name": name})
+
+
+@router.post("/workflows/{name}/resume")
+def resume_workflow(name: str, cluster: Cluster, _: Trainer) -> Response:
+    cluster.resume(name)
+    return JSONResponse({"name": name})
 
 
 def problem(status: int, sentence: str) -> Response:

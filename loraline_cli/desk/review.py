@@ -8,10 +8,11 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraline.errors import UserError
+from loraline.errors import TryAgain, UserError
 from loraline.tracking import registry, runs, tags
 from loraline.tracking.lock import HOLDER
 from loraline_cli import main
+from loraline_cli.desk.argo import Argo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -187,3 +188,19 @@ def move(
     )
     done = {"promote": "is the champion now", "reject": "was rejected"}
     return f"Version {moved} {done.get(act, 'is the champion again')}."
+
+
+def answered(argo: Argo, model: str, act: str, version: str | None) -> str:
+    """Answer the workflows that wait for what a reviewer decided; what came of it, in a sentence.
+
+    The move is made by then, in the reviewer's name: the workflow's own promotion finds it done and
+    goes on to the server.
+    """
+    decisions = {"promote": "yes", "reject": "no"}
+    if act not in decisions or version is None or argo.missing():
+        return ""
+    try:
+        names = argo.answer(model, version, decisions[act])
+    except (UserError, TryAgain) as error:
+        return f"Workflows that wait for it were not answered: {error}."
+    return f"Answered: {', '.join(names)}." if names else ""

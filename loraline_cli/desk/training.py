@@ -20,10 +20,10 @@ from loraline import profiles
 from loraline.errors import TryAgain, UserError
 from loraline_cli import main
 from loraline_cli import run as workflow_files
+from loraline_cli.desk import progress
 
 OUTPUTS = Path("outputs")
 LOG = "desk.log"
-MOST_LINES = 200
 MOST_BYTES = 256 * 1024
 """Bytes at the end of a log that are shown."""
 
@@ -68,8 +68,8 @@ class Trainings:
         plan = (planned.stderr if planned.returncode else planned.stdout).splitlines()
         return {
             "well": ended.returncode == 0,
-            "lines": lines[-MOST_LINES:],
-            "plan": plan[-MOST_LINES:],
+            "lines": lines[-progress.MOST_LINES :],
+            "plan": plan[-progress.MOST_LINES :],
             "report": html,
         }
 
@@ -150,26 +150,9 @@ class Trainings:
         except (OSError, ValueError) as error:
             raise UserError(f"there is no run {name!r} here") from error
         here = self.is_going() and os.readlink(OUTPUTS / "latest") == name
-        stopped = status["phase"] == "Running" and not here
-        return {
-            "name": name,
-            "phase": "Stopped" if stopped else status["phase"],
-            "here": here,
-            "started": status["startedAt"],
-            "finished": status["finishedAt"],
-            "nodes": [
-                {
-                    "name": node["displayName"],
-                    "phase": node["phase"],
-                    "message": node["message"],
-                    "started": node["startedAt"],
-                    "finished": node["finishedAt"],
-                }
-                for node in status["nodes"].values()
-                if node["type"] in ("Pod", "Suspend", "Skipped")
-            ],
-            "log": tail(OUTPUTS / name / LOG),
-        }
+        if status["phase"] == "Running" and not here:
+            status["phase"] = "Stopped"
+        return progress.described(name, status, running=here, log=tail(OUTPUTS / name / LOG))
 
     def profile_of(self, name: str) -> str:
         document = json.loads((OUTPUTS / name / "status.json").read_text())
@@ -211,4 +194,4 @@ def tail(file: Path) -> list[str]:
             text = opened.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [line.rpartition("\r")[2] for line in text.splitlines()][-MOST_LINES:]
+    return [line.rpartition("\r")[2] for line in text.splitlines()][-progress.MOST_LINES :]

@@ -88,7 +88,7 @@ def test_a_training_is_started_watched_stopped_and_resumed(
 
     until(lambda: phases(trainings.status(name)).get("last") == "Running")
     found = trainings.status(name)
-    assert found["phase"] == "Running" and found["here"]
+    assert found["phase"] == "Running" and found["running"]
     assert any("said" in line and "r=16" in line for line in found["log"])
     with pytest.raises(TryAgain, match="runs here already"):
         trainings.start("smoke-text", "", [])
@@ -96,7 +96,7 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     trainings.stop(name)
     until(lambda: not trainings.is_going())
     assert trainings.status(name)["phase"] != "Succeeded"
-    assert not trainings.status(name)["here"]
+    assert not trainings.status(name)["running"]
 
     (workplace / "go").touch()
     assert trainings.resume(name) == name

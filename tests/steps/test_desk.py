@@ -14,6 +14,9 @@ from loraline.errors import UserError
 from loraline.tracking import registry
 from loraline.tracking.tags import AUDIT, CHAMPION, GATE_RUN
 from loraline_cli.desk.app import create_app
+from tests.argo_program import argo_program
+
+__all__ = ["argo_program"]
 
 MODEL = "mistral-7b-lora"
 
@@ -64,6 +67,11 @@ ADDRESSES = [
     ("GET", "/runs/latest", None),
     ("POST", "/runs/latest/stop", None),
     ("POST", "/runs/latest/resume", None),
+    ("GET", "/workflows", None),
+    ("POST", "/workflows", {"profile": "smoke-text"}),
+    ("GET", "/workflows/one", None),
+    ("POST", "/workflows/one/stop", None),
+    ("POST", "/workflows/one/resume", None),
 ]
 
 
@@ -132,6 +140,40 @@ def test_moves_are_made_in_the_reviewers_name(people: Any, passed: Any) -> None:
         "champion 3 -> 1: rolled back by rita",
         "champion none -> 1: promoted by rita",
     ]
+
+
+def test_a_workflow_that_waits_for_the_decision_is_answered(
+    people: Any, passed: Any, argo_program: Any, tmp_path: Path
+) -> None:
+    _, headers = people
+    desk = TestClient(create_app(tmp_path / "keys.json", "loraline"))
+
+    def move(**asked: str) -> str:
+        answer = desk.post(f"/models/{MODEL}/moves", json=asked, headers=headers["rita"])
+        assert answer.status_code == 200, answer.text
+        done: str = answer.json()["done"]
+        return done
+
+    passed("one")
+    argo_program.waits("promote-1", MODEL, "1")
+    argo_program.waits("promote-2", MODEL, "")
+    argo_program.waits("promote-3", MODEL, "7")
+    argo_program.waits("promote-4", "another", "1")
+    done = move(act="promote", version="1")
+    assert done == "Version 1 is the champion now. Answered: promote-1, promote-2."
+    assert argo_program.answers() == {"promote-1": "yes", "promote-2": "yes"}
+
+    passed("two")
+    argo_program.waits("promote-5", MODEL, "2")
+    assert "Answered: promote-5." in move(act="reject", version="2", reason="No units.")
+    assert argo_program.answers()["promote-5"] == "no"
+
+    passed("three")
+    argo_program.fails("connection refused")
+    done = move(act="promote", version="3")
+    assert done.startswith("Version 3 is the champion now. Workflows that wait for it were not")
+    assert "connection refused" in done
+    assert "promoted by rita" in " ".join(history())
 
 
 WRONG_MOVES = [
