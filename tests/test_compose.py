@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+SPECIFICATION = json.loads((ROOT / "tests/compose_spec/compose-spec.json").read_text())
+"""The Compose Specification's own schema (Apache-2.0), its repository's commit 170098b."""
+
 TEXT = (ROOT / "compose/compose.yaml").read_text()
 SERVICES: dict[str, Any] = yaml.safe_load(TEXT)["services"]
 EXAMPLE = dict(
@@ -99,3 +104,78 @@ def test_commands_name_programs_of_the_repository() -> None:
         for word in each.get("command", ()):
             if str(word).startswith("steps/"):
                 assert (ROOT / word).is_file()
+
+
+def filled_in(text: str, values: dict[str, str]) -> str:
+    """The file with its variables replaced, as `docker compose config` does it."""
+
+    def value(match: re.Match[str]) -> str:
+        name, sign, rest = match[1], match[2], match[3]
+        given = values.get(name, "")
+        if not given and sign == ":?":
+            raise ValueError(f"{name}: {rest}")
+        return given or (rest or "" if sign == ":-" else "")
+
+    return re.sub(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}", value, text)
+
+
+FILLED = EXAMPLE | {name: "a-secret" for name, value in EXAMPLE.items() if not value}
+
+
+@pytest.mark.parametrize("kind", [None, "cpu", "gpu"])
+def test_each_profile_is_what_the_specification_takes(kind: str | None) -> None:
+    """What `docker compose config` holds: the schema, and every name that a service uses."""
+    project = yaml.safe_load(filled_in(TEXT, FILLED))
+    jsonschema.Draft7Validator(SPECIFICATION).validate(project)
+    chosen = {
+        name: each
+        for name, each in project["services"].items()
+        if not each.get("profiles") or kind in each["profiles"]
+    }
+    assert "$" not in json.dumps(chosen)
+    for each in chosen.values():
+        assert set(each.get("networks", ())) <= set(project["networks"])
+        assert set(each.get("secrets", ())) <= set(project["secrets"])
+        assert set(each.get("depends_on", ())) <= set(chosen)
+        beside = each.get("network_mode", "").removeprefix("service:")
+        assert beside in ("", "none", *chosen)
+        for volume in each.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert source in project["volumes"] or source.startswith((".", "/")), volume
+
+
+def test_a_secret_that_is_not_filled_in_stops_the_start() -> None:
+    for name in EXAMPLE:
+        if re.search("PASSWORD|SECRET|API_KEY", name):
+            with pytest.raises(ValueError, match=f"^{name}: set it in .env"):
+                filled_in(TEXT, FILLED | {name: ""})
+
+
+def test_ports_are_published_once_a_profile() -> None:
+    for kind in ("cpu", "gpu"):
+        ports = [
+            filled_in(port, FILLED) for each in of(kind).values() for port in each.get("ports", ())
+        ]
+        assert len(ports) == len(set(ports)) == 3
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_pods_of_the_cluster_are_no_less_shut_in(kind: str) -> None:
+    """Gateway and page run here with the rights and the settings that they have on the cluster."""
+    cluster = {
+        (entry["metadata"]["name"].rpartition("-")[2], entry["kind"]): entry
+        for entry in yaml.safe_load_all(
+            (ROOT / "tests/loraline/delivery/manifests/way-gateway-page.yaml").read_text()
+        )
+    }
+    for part in ("gateway", "page"):
+        spec = cluster[part, "Deployment"]["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        here = of(kind)[f"{part}-{kind}"]
+        assert filled_in(here["image"], FILLED) == container["image"]
+        assert here["read_only"] is container["securityContext"]["readOnlyRootFilesystem"]
+        assert here["cap_drop"] == container["securityContext"]["capabilities"]["drop"]
+        settings = {each["name"] for each in container["env"]}
+        # Ports and the folder of uploads are the image's own here; addresses differ.
+        own = {"GATEWAY_PORT", "UI_PORT", "UI_HOST", "GRADIO_TEMP_DIR"}
+        assert settings - own <= set(here["environment"])
