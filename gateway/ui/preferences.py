@@ -37,7 +37,9 @@ class PreferencesScreen:
             )
             + "</p>"
         )
-        self.system = gr.Textbox(label=_("System prompt"), lines=2, max_length=10_000)
+        self.system = gr.Textbox(
+            label=_("System prompt"), lines=2, max_length=10_000, elem_id="settings-system"
+        )
         with gr.Row():
             self.temperature = gr.Slider(
                 0, 2, default.temperature, step=0.05, label=_("Temperature"), min_width=160

@@ -112,3 +112,41 @@ def test_a_trainer_fills_the_form_and_sees_what_the_data_are_like(
     page.click("#train-check")
     says(page, "#train-line", "The data can be prepared.")
     assert page.frame_locator("#train-checked iframe").locator("body").inner_text()
+
+
+def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
+    desk_page: Any, opened: Any, workplace: Path
+) -> None:
+    url, keys = desk_page
+    page = signed_in(opened, url, keys["rita"])
+    page.get_by_role("tab", name="Train").click()
+    page.wait_for_function("document.querySelector('#train-profile input')?.value")
+    page.click("#train-profile input")
+    page.get_by_role("option", name="smoke-text", exact=True).click()
+    page.get_by_role("button", name="Settings of the profile").click()
+    epochs = page.get_by_label("num_train_epochs", exact=True)
+    pytest.importorskip("playwright.sync_api").expect(epochs).to_have_value("8")
+    epochs.fill("1")
+    epochs.press("Tab")
+    says(page, "#train-overrides", "num_train_epochs=1")
+
+    # The desk was started without a cluster.
+    page.click("#train-submit")
+    says(page, "#train-line", "started without --namespace")
+
+    page.set_default_timeout(60_000)
+    page.click("#train-start")
+    says(page, "#train-line", "Running")
+    says(page, "#train-nodes", "prepare-data")
+    page.set_default_timeout(600_000)
+    says(page, "#train-line", "Succeeded")
+    nodes = page.locator("#train-nodes").inner_text()
+    for step in ("prepare-data", "train-qlora", "evaluate", "quality-gate"):
+        assert f"✔ {step}" in nodes
+    assert "quality-gate" in page.input_value("#train-log textarea")
+    assert not page.locator("#train-stop").is_enabled()
+    (run,) = mlflow.MlflowClient().search_runs(
+        [mlflow.get_experiment_by_name("vllm-lora-training").experiment_id],
+        "tags.`loraline.step` = 'train_qlora'",
+    )
+    assert run.info.status == "FINISHED" and run.data.params["num_train_epochs"] == "1"
