@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from loraline.delivery import local
+from loraline.tracking import views
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("prepare-data", "train-qlora", "evaluate", "quality-gate", "deploy-vllm")
@@ -120,6 +121,10 @@ def test_one_row_tells_the_candidates_story(line: Line, client: Any) -> None:
     assert {"loss", "eval_loss", "tuned_bleu", "base_bleu", "peak_memory_gib"} <= set(
         train.data.metrics
     )
+    # No column of MLflow's table of trainings is empty.
+    assert set(views.METRICS) <= set(train.data.metrics)
+    assert set(views.PARAMS) <= set(train.data.params)
+    assert set(views.TAGS) <= set(train.data.tags)
     for task in ("evaluate", "quality-gate", "deploy-vllm"):
         nested = client.get_run(line.output(task))
         assert nested.data.tags["mlflow.parentRunId"] == train.info.run_id

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from loraline.addresses import scrubbed, shown
 from loraline.errors import TryAgain, UserError
 from loraline.process import full_disk
-from loraline.tracking import sqlite_store
+from loraline.tracking import sqlite_store, views
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,10 +90,6 @@ def connect() -> MlflowClient:
     return client
 
 
-IN_TRAININGS_VIEW = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets MLflow's page show the experiment as trainings, and not as traces of a chat."""
-
-
 def create_experiment(client: MlflowClient, name: str, artifacts: str | None) -> None:
     """Make the experiment, unless another process has made it meanwhile.
 
@@ -102,7 +98,7 @@ def create_experiment(client: MlflowClient, name: str, artifacts: str | None) ->
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_experiment(name, artifact_location=artifacts, tags=IN_TRAININGS_VIEW)
+        client.create_experiment(name, artifact_location=artifacts, tags=views.tags())
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
