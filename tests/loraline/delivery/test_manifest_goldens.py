@@ -82,6 +82,7 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
         Placement(base_volume="bases"),
         {"gateway": Gateway(GATEWAY_IMAGE, host="ask.example.org"), "tasks_beside": True},
     ),
+    "tasks-instead": ("qwen3-vl", Placement(), {"tasks_instead": True}),
     "gateway-everything": (
         "standard",
         Placement(namespace="models", monitor=True, server_image=PINNED),
@@ -152,11 +153,17 @@ def rendered(
     quantized: bool = False,
     gateway: Gateway | None = None,
     tasks_beside: bool = False,
+    tasks_instead: bool = False,
 ) -> list[dict[str, Any]]:
     profile = profiles.load(name, ROOT / "lora_profiles")
     agreed, config = contract_of(profile), base_config(profile)
     if quantized:
         config |= {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    videos, measured_otherwise = 0, ""
+    if tasks_instead:
+        wide = tasks.widened(agreed, [Need("clip", 4, 32, 1024, 602112, 2048)])
+        videos, measured_otherwise = 1, tasks.differences(agreed, wide, 1)
+        agreed = wide
     others, models = [], [Model(served_name(profile.registered_model), agreed)]
     if beside:
         other = f"{served_name(profile.registered_model)}-champion"
@@ -166,7 +173,7 @@ def rendered(
         champion = agreed.model_copy(update={"prompt": "Asked otherwise: {question}", "r": 16})
         models = [replace(models[0], role="candidate"), Model(other, champion, "champion")]
     ranks = [agreed.r, *(other.rank for other in others)]
-    wanted = demand(agreed, config, ranks, merged=where.merged)
+    wanted = demand(agreed, config, ranks, merged=where.merged, videos=videos)
     plan = sizing.smallest(wanted, {})
     if gpu:
         plan = sizing.plan(wanted, gpu, cards=cards, fraction=where.fraction)
@@ -181,6 +188,8 @@ def rendered(
         base_config=config,
         plan=None if where.cpu else plan,
         placement=where,
+        videos=videos,
+        measured_otherwise=measured_otherwise,
     )
     servers = [pod]
     if tasks_beside:
@@ -271,6 +280,15 @@ def test_beside_serves_both_from_one_pod_with_a_slot_each() -> None:
     assert arguments[arguments.index("--max-lora-rank") + 1] == "16"
     assert len(pod("way-beside")["initContainers"]) == 2
     assert pod("way-beside")["containers"][0]["readinessProbe"]["exec"]["command"][2:] == names
+
+
+def test_a_server_with_limits_of_tasks_says_that_it_was_measured_with_others() -> None:
+    arguments = args("way-tasks-instead")
+    limit = json.loads(arguments[arguments.index("--limit-mm-per-prompt") + 1])
+    assert (limit["image"], limit["video"]) == (4, 1)
+    deployment = next(e for e in ALL["way-tasks-instead"] if e["kind"] == "Deployment")
+    told = deployment["metadata"]["annotations"]
+    assert any("images a request 1 to 4, videos a request 0 to 1" in each for each in told.values())
 
 
 def test_a_merged_model_is_served_without_adapters() -> None:
