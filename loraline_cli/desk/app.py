@@ -195,7 +195,8 @@ def resume(name: str, work: Work, _: Trainer) -> Response:
 @router.get("/workflows")
 def submitted(cluster: Cluster, _: Trainer) -> Response:
     """Pipelines on the cluster, or why there are none."""
-    reason, names = cluster.missing(), []
+    names: list[str] = []
+    reason = cluster.missing()
     if reason is None:
         try:
             names = cluster.listed()
