@@ -76,6 +76,10 @@ async def ask(
             async for event, data in events:
                 if event == "done":
                     progress.end(data)
+                    if question.way == PREDICT:
+                        # Pieces come with the space around an answer, which is measured without it.
+                        captions = (str(each["caption"]) for each in data["predictions"])
+                        progress.text = "\n\n".join(captions)
                     yield progress
                     return
                 if several and data.get("image_index", 0) != at:
