@@ -1,4 +1,4 @@
-"""How MLflow's page shows the experiment of the pipeline: as trainings, with the columns that matter."""
+"""How MLflow's page shows the experiment of the pipeline: trainings, in the columns that matter."""
 
 from __future__ import annotations
 
