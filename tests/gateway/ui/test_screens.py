@@ -367,7 +367,7 @@ def test_settings_are_kept_in_the_browser_and_the_theme_with_them(
     page.get_by_role("tab", name="Settings").click()
     page.get_by_label("System prompt").fill("Be brief.")
     page.get_by_role("button", name="Keep these settings").click()
-    page.wait_for_function("document.querySelector('#settings-line').textContent.includes('Kept')")
+    page.wait_for_function("document.querySelector('#settings-line')?.textContent.includes('Kept')")
     page.get_by_label("Dark").check()
     page.reload()
     page.wait_for_function("document.body.classList.contains('dark')")
