@@ -7,6 +7,11 @@ the printed table says. Memory is the proportional set size of the process and i
 
     python bench/prepare_data.py --rows 1000000 --images 20000
     python bench/prepare_data.py --rows 100000 --images 2000 --llamafactory other/venv/bin/python
+    python bench/prepare_data.py --rows 300000 --images 4000 --baseline v1.2.0
+
+`--baseline` measures an older commit beside the tree as it is: both read the same files in turn, in
+several rounds, in one Python environment. Exit code 1 tells that a median is more than 5% above the
+baseline's.
 """
 
 from __future__ import annotations
@@ -21,15 +26,21 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import islice, pairwise
 from pathlib import Path
+from statistics import median
 
 import click
 
 ROOT = Path(__file__).parents[1]
 SIDE = 448
 WORKERS = 2
+SLOWER = 1.05
+"""Seconds, or bytes of memory, to the baseline's: more is a failure."""
+
 PAGES = [ROOT / "LICENSE", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 MAP_TEXT = """
@@ -88,10 +99,24 @@ print(len(rows.map(convert, remove_columns=rows.column_names, num_proc=2)))
 @click.option("--llamafactory", help="Python of an environment that has LLaMA-Factory.")
 @click.option("--only", default="", help="A word of the names to run, such as loraline.")
 @click.option("--files", type=click.Path(path_type=Path), help="Where the files are made and kept.")
+@click.option("--baseline", help="A commit to compare with, in place of the peers.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="How often each of the two is measured with --baseline.",
+)
 def prepare_data(
-    rows: int, images: int, llamafactory: str | None, only: str, files: Path | None
+    rows: int,
+    images: int,
+    llamafactory: str | None,
+    only: str,
+    files: Path | None,
+    baseline: str | None,
+    rounds: int,
 ) -> None:
-    """Measure prepare_data beside its peers and print a table."""
+    """Measure prepare_data beside its peers, or beside an older commit, and print a table."""
     with tempfile.TemporaryDirectory() as scratch:
         place = (files or Path(scratch)).resolve()
         text, pictures = place / "text", place / "images"
@@ -100,22 +125,14 @@ def prepare_data(
             make_text(text, rows)
             make_images(pictures, images)
             make_base(place / "base")
-            lay_out(place)
-        base = str(place / "base")
-        step = [
-            sys.executable,
-            str(ROOT / "steps/prepare_data.py"),
-            "--force",
-            "--workers",
-            str(WORKERS),
-        ]
+            lay_out(place, ROOT)
         runs = {
-            "loraline, text": (rows, [*step, "--profile", "text", "--data", str(text)]),
+            "loraline, text": (rows, step(ROOT, "text", text)),
             "datasets map (tokens only), text": (
                 rows,
-                [sys.executable, "-c", MAP_TEXT, str(text), base],
+                [sys.executable, "-c", MAP_TEXT, str(text), str(place / "base")],
             ),
-            "loraline, images": (images, [*step, "--profile", "vision", "--data", str(pictures)]),
+            "loraline, images": (images, step(ROOT, "vision", pictures)),
             "datasets map (decode only), images": (
                 images,
                 [sys.executable, "-c", MAP_IMAGES, str(pictures)],
@@ -128,12 +145,79 @@ def prepare_data(
                 command = [llamafactory, "-c", FACTORY, str(folder), kind]
                 runs[f"LLaMA-Factory converter (no media, no tokens), {kind}"] = (count, command)
         print("| | rows | seconds | CPU seconds | rows/s | peak GiB |\n|---|---|---|---|---|---|")
+        if baseline:
+            with older(baseline, Path(scratch)) as tree:
+                compare(place, tree, baseline, {"text": rows, "images": images}, rounds, only)
+            return
         for name, (count, command) in runs.items():
             if count and only in name:
-                seconds, cpu, peak = measure(command, place, scratch)
-                rate, gib = count / seconds, peak / 2**30
-                numbers = f"{seconds:.1f} | {cpu:.1f} | {rate:,.0f} | {gib:.2f}"
-                print(f"| {name} | {count:,} | {numbers} |", flush=True)
+                measured = measure(command, place, scratch)
+                print(line(name, count, *measured), flush=True)
+
+
+def step(tree: Path, profile: str, data: Path) -> list[str]:
+    """The command of the step of a tree."""
+    options = ["--force", "--workers", str(WORKERS), "--profile", profile, "--data", str(data)]
+    return [sys.executable, str(tree / "steps/prepare_data.py"), *options]
+
+
+def line(name: str, rows: int, seconds: float, cpu: float, peak: float) -> str:
+    """A line of the table; `peak` is in bytes."""
+    numbers = f"{seconds:.1f} | {cpu:.1f} | {rows / seconds:,.0f} | {peak / 2**30:.2f}"
+    return f"| {name} | {rows:,} | {numbers} |"
+
+
+@contextmanager
+def older(commit: str, scratch: Path) -> Iterator[Path]:
+    """The tree of an older commit in a temporary folder."""
+    tree = scratch / "baseline"
+    worktree = ["git", "-C", str(ROOT), "worktree"]
+    added = subprocess.run(
+        [*worktree, "add", "--detach", str(tree), commit], capture_output=True, text=True
+    )
+    if added.returncode:
+        raise click.ClickException(f"--baseline {commit}: {added.stderr.strip()[-300:]}")
+    try:
+        yield tree
+    finally:
+        subprocess.run([*worktree, "remove", "--force", str(tree)], check=True)
+
+
+def compare(
+    place: Path, tree: Path, commit: str, rows: dict[str, int], rounds: int, only: str
+) -> None:
+    """Measure an older tree and this one in turn, and print the medians beside each other.
+
+    Exits with 1 where a median of this tree is more than SLOWER times that of the older one.
+    """
+    places = {commit: (place / "baseline", tree), "now": (place, ROOT)}
+    if not places[commit][0].is_dir():
+        places[commit][0].mkdir()
+        (places[commit][0] / "base").symlink_to(place / "base")
+        lay_out(*places[commit])
+    above = []
+    for data, profile in (("text", "text"), ("images", "vision")):
+        if not rows[data] or only not in data:
+            continue
+        measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in places}
+        # The first run of each warms the disk's cache and counts for nothing.
+        for number in range(rounds + 1):
+            for name, (folder, code) in places.items():
+                result = measure(step(code, profile, place / data), folder, str(folder), code)
+                if number:
+                    measured[name].append(result)
+        before, now = (
+            [median(values) for values in zip(*measured[n], strict=True)] for n in places
+        )
+        print(line(f"{commit}, {data}", rows[data], *before))
+        print(line(f"now, {data}", rows[data], *now), flush=True)
+        for what, index in (("seconds", 0), ("CPU seconds", 1), ("peak memory", 2)):
+            share = now[index] / before[index]
+            print(f"{data}: {what} {share:.3f} of {commit}'s", file=sys.stderr)
+            if share > SLOWER and what != "CPU seconds":
+                above.append(f"{data}: {what} {share - 1:.1%} above {commit}'s")
+    if above:
+        raise click.ClickException("; ".join(above))
 
 
 def make_text(folder: Path, rows: int) -> None:
@@ -227,28 +311,41 @@ def make_base(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def lay_out(place: Path) -> None:
-    """Profiles with limits that no row meets, the bases, and MLflow's store."""
+CONNECT = """
+try:
+    from loraline.tracking import store
+except ImportError:
+    from loraline import tracking as store
+store.connect()
+"""
+"""Makes MLflow's store; the module has moved since the oldest baseline."""
+
+
+def lay_out(place: Path, tree: Path) -> None:
+    """Profiles with limits that no row meets, the bases, and MLflow's store, for a tree's step."""
     import yaml
 
     (place / "lora_profiles").mkdir()
-    (place / "test_data").symlink_to(ROOT / "test_data")
+    (place / "test_data").symlink_to(tree / "test_data")
     for kind in ("text", "vision"):
-        profile = yaml.safe_load((ROOT / f"lora_profiles/smoke-{kind}.yaml").read_text())
+        profile = yaml.safe_load((tree / f"lora_profiles/smoke-{kind}.yaml").read_text())
         profile |= {"max_length": 4096, "max_new_tokens": 1024}
         if kind == "text":
             profile |= {"base": "base"}
         if kind == "vision":
             profile |= {"min_pixels": 3136, "max_pixels": 1003520}
         (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
-    connect = "from loraline.tracking import store; store.connect()"
-    subprocess.run([sys.executable, "-c", connect], cwd=place, check=True, capture_output=True)
+    own = os.environ | {"PYTHONPATH": str(tree)}
+    command = [sys.executable, "-c", CONNECT]
+    subprocess.run(command, cwd=place, env=own, check=True, capture_output=True)
 
 
-def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, int]:
+def measure(
+    command: list[str], place: Path, cache: str, tree: Path = ROOT
+) -> tuple[float, float, int]:
     """Seconds, CPU seconds, and the most memory in bytes, of a process and its children.
 
-    `cache` is where datasets keeps what it made, and finds it again.
+    `cache` is where datasets keeps what it made, and finds it again; `tree` holds the package.
     """
     import psutil
 
@@ -258,7 +355,7 @@ def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, 
         cwd=place,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=os.environ | {"HF_DATASETS_CACHE": cache},
+        env=os.environ | {"HF_DATASETS_CACHE": cache, "PYTHONPATH": str(tree)},
     )
     while process.poll() is None:
         memory = 0
@@ -271,7 +368,8 @@ def measure(command: list[str], place: Path, cache: str) -> tuple[float, float, 
                 continue
         peak = max(peak, memory)
         # To look is work too, on the cores that are measured.
-        time.sleep(0.5)
+        with suppress(psutil.TimeoutExpired):
+            process.wait(0.5)
     seconds = time.monotonic() - started
     if process.returncode:
         raise click.ClickException(process.stderr.read().decode()[-2000:])

@@ -1,10 +1,12 @@
 """The benches run on what is here; their numbers are in the documentation."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 from PIL import Image
 
@@ -38,6 +40,28 @@ def test_prepare_data_is_timed_beside_datasets_on_the_same_files() -> None:
         ["datasets map (decode only), images", "40"],
     ]
     assert all(float(row[-1]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_prepare_data_is_timed_beside_an_older_commit_on_the_same_files(script) -> None:
+    bench = script("bench/prepare_data.py")
+    arguments = ["--rows", "400", "--images", "0", "--rounds", "1", "--baseline", "HEAD"]
+    result = CliRunner().invoke(bench.prepare_data, arguments)
+    lines = [line.split("|")[1:3] for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in line] for line in lines[1:]] == [
+        ["HEAD, text", "400"],
+        ["now, text", "400"],
+    ]
+    # Small runs differ by more than the bar; the verdict is the printed shares', either way.
+    shares = re.findall(r"text: (seconds|peak memory) ([0-9.]+) of HEAD's", result.stderr)
+    assert result.exit_code == any(float(share) > bench.SLOWER for _, share in shares)
+
+
+def test_a_baseline_that_is_no_commit_is_refused(script, tmp_path: Path) -> None:
+    bench = script("bench/prepare_data.py")
+    with pytest.raises(ClickException, match="--baseline nosuch: fatal: "):  # noqa: SIM117
+        with bench.older("nosuch", tmp_path):
+            pytest.fail("there is no such tree")
 
 
 @pytest.mark.slow
