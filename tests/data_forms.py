@@ -834,6 +834,114 @@ FORMS = [
         '{"role": "assistant", "content": "z"}]}',
         told="has the key 'content' twice",
     ),
+    Form(
+        "Anthropic",
+        "tools with an input_schema",
+        {
+            "tools": [
+                {"name": "open_gate", "description": "Opens a gate."}
+                | {"input_schema": TOOL["function"]["parameters"]}
+            ],
+            "messages": [
+                *said("Open it."),
+                {"role": "tool_call", "content": json.dumps(CALL)},
+                {"role": "tool", "content": "open"},
+                said("", "Done.")[1],
+            ],
+        },
+        OPENED,
+        calls=CALLED,
+    ),
+    Form(
+        "OpenAI",
+        "a result of a call that is none",
+        {
+            "tools": [TOOL],
+            "messages": [
+                *said("Open it."),
+                {"role": "assistant", "tool_calls": [{"id": "c1", "function": CALL}]},
+                {"role": "tool", "tool_call_id": "c2", "content": "open"},
+                said("", "Done.")[1],
+            ],
+        },
+        told="a result is of the call 'c2', which is none",
+    ),
+    text_form("Self-Instruct", "no input", {"instruction": Q, "input": "<noinput>", "output": A}),
+    text_form(
+        "pandas",
+        "NaN in place of an input",
+        f'{{"instruction": "{Q}", "input": NaN, "output": "{A}"}}',
+    ),
+    text_form(
+        "HH",
+        "a prompt that is a dialogue",
+        {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "response": A},
+    ),
+    Form(
+        "HH",
+        "a prompt of several turns, the good half",
+        {
+            "prompt": f"\n\nHuman: Who?\n\nAssistant: Ada.\n\nHuman: {Q}\n\nAssistant: ",
+            "chosen": A,
+            "rejected": "No.",
+        },
+        [("user", "Who?"), ("assistant", "Ada."), *ASKED],
+        registry={"preference": "good"},
+    ),
+    Form("PersonaChat", "persona", {"question": Q, "persona": ["I sing."], "answer": A}, told=TOLD),
+    Form("NLI", "premise", {"premise": "Low.", "question": Q, "answer": A}, told=TOLD),
+    Form(
+        "any",
+        "a CSV that was joined to another",
+        f"question,answer\n{Q},{A}\nquestion,answer\n",
+        told="is the header again",
+        ending=".csv",
+    ),
+    text_form(
+        "any",
+        "a CSV with a space after each comma",
+        f'question, answer\n{Q}, "{A}"\n',
+        ending=".csv",
+    ),
+    Form(
+        "any",
+        "a CSV with a space before quotes alone",
+        f'question,answer\n{Q}, "{A}"\n',
+        told="has a space before a quoted field",
+        ending=".csv",
+    ),
+    text_form(
+        "Excel", "lines of commas at the end", f"question,answer\n{Q},{A}\n,\n,\n", ending=".csv"
+    ),
+    Form(
+        "any",
+        "a key twice in an array",
+        f'[{{"question": "{Q}", "answer": "No.", "answer": "{A}"}}]',
+        told="has the key 'answer' twice",
+        ending=".json",
+    ),
+    Form(
+        "any",
+        "both keys of a turn twice",
+        '{"messages": [{"role": "user", "role": "assistant", "content": "x", "content": "y"}, '
+        '{"role": "assistant", "content": "z"}]}',
+        told="has the key 'role' twice",
+    ),
+    Form(
+        "any",
+        "a key twice in a cell",
+        {"messages": '[{"role": "user", "content": "x", "content": "y"}]'},
+        told="has the key 'content' twice",
+        ending=".csv",
+    ),
+    Form("pandas", "nan in place of an answer", {"question": Q, "answer": "nan"}, told="missing"),
+    Form("SQL", "NULL in place of a question", {"question": "NULL", "answer": A}, told="missing"),
+    text_form(
+        "pandas",
+        "nan in a template",
+        {"ask": Q, "more": "nan", "reply": A},
+        registry={"columns": {"question": "{ask}\n{more}", "answer": "reply"}},
+    ),
     text_form(
         "any",
         "content as parts in JSON",

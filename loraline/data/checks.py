@@ -48,6 +48,11 @@ CHECKS: dict[str, Check] = {
         "turns that do not alternate from user to assistant; repair joins turns of the same role",
     ),
     "empty": Check(FAIL, (FAIL, DROP), "an empty answer or question"),
+    "missing": Check(
+        FAIL,
+        (FAIL, DROP, KEEP),
+        "an answer or question that is nan, None, null or so, as tables write a missing value",
+    ),
     "line_ends": Check(
         KEEP,
         (FAIL, DROP, REPAIR, KEEP),

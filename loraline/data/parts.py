@@ -17,12 +17,13 @@ from typing import Any
 
 from loraline.base import pixels
 from loraline.data import boxes, checks, pool
-from loraline.data.checks import DROP, FAIL, REPAIR, BadRow
+from loraline.data.checks import DROP, FAIL, KEEP, REPAIR, BadRow
 from loraline.data.duplicates import signatures
 from loraline.data.facts import facts_of, join, normalised
 from loraline.data.lengths.rows import Lengths, lengths
 from loraline.data.reading import formats, images, media, readers, streams, videos
-from loraline.data.reading.formats import Draft, Reading
+from loraline.data.reading.drafts import Draft
+from loraline.data.reading.formats import Reading
 from loraline.data.reading.preferences import LeftOut
 from loraline.data.reading.sources import Source
 from loraline.data.work import Candidate, Medium, Part, Tally, Work
@@ -225,6 +226,10 @@ def checked(
         if actions["numbers"] != REPAIR:
             raise BadRow("numbers", drafted.number)
         flagged.append("numbers")
+    if drafted.missing:
+        if actions["missing"] != KEEP:
+            raise BadRow("missing", drafted.missing)
+        flagged.append("missing")
     turns = checks.clean_text(drafted.turns, actions, flagged)
     turns = checks.alternate(turns, actions, flagged, drafted.details)
     checks.not_empty(turns, drafted.details)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loraline.data.checks import Policy
-from loraline.data.reading.formats import Draft
+from loraline.data.reading.drafts import Draft
 from loraline.data.reading.media import Limits
 from loraline.data.reading.sources import Source
 from loraline.profiles import Profile

@@ -1,30 +1,45 @@
 """Data as people have it: each small source is read rightly, or refused by name in one sentence.
 
-The texts are in tests/data_cases/; the pictures that their rows name are drawn here.
+The texts are in tests/data_cases/; the pictures that their rows name are drawn here. Each goes
+through the step itself: exit code, report, and the rows that are logged.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import mlflow
 import numpy as np
 import pytest
-from made_data import kept, picture, write_lines
+from click.testing import Result
+from made_data import picture, write_lines
 from PIL import Image
 
-from loraline.data import dataset, report
-from loraline.data.merged import Dataset
-from loraline.errors import UserError
+from loraline import records
 from loraline.records import Record
 
-CASES = Path(__file__).parents[2] / "data_cases"
-TEXT_BASE = str(Path(__file__).parents[3] / "test_data/text/base")
+CASES = Path(__file__).parents[1] / "data_cases"
+
+
+@dataclass
+class Logged:
+    """What the step logged."""
+
+    rows: list[Record]
+    counts: dict[str, int]
+    """Rows by check and action."""
+
+    unused: dict[str, int]
+    report: str
+
 
 REFUSED = {
     "03-json-object-keyed-by-id": r"is an object of 600 entries keyed by name \('modeling/towns/",
@@ -54,78 +69,73 @@ REFUSED = {
 """What is said of the sources that are refused."""
 
 
-def answers(*expected: str) -> Callable[[Dataset], None]:
+def answers(*expected: str) -> Callable[[Logged], None]:
     """The first answers are these."""
 
-    def check(merged: Dataset) -> None:
-        assert set(expected) <= {record.answer for record in kept(merged)}
+    def check(logged: Logged) -> None:
+        assert set(expected) <= {record.answer for record in logged.rows}
 
     return check
 
 
-def rows(merged: Dataset) -> list[Record]:
-    return kept(merged)
-
-
-def near_the_river(merged: Dataset) -> None:
-    found = rows(merged)
-    assert found
-    for record in found:
+def near_the_river(logged: Logged) -> None:
+    assert logged.rows
+    for record in logged.rows:
         assert record.answer.endswith("near the river.")
         assert [role for role, _ in record.messages] == ["user", "assistant"]
 
 
-def only_the_last_is_learnt(merged: Dataset) -> None:
-    for record in rows(merged):
+def only_the_last_is_learnt(logged: Logged) -> None:
+    for record in logged.rows:
         assert [role for role, _ in record.messages] == ["user", "assistant"] * 2
         assert record.learnt() == [3]
         assert record.answer.endswith("is near the river.")
 
 
-def on_white(merged: Dataset) -> None:
-    assert merged.counts["appearance repair"] == 48
-    for record in rows(merged):
+def on_white(logged: Logged) -> None:
+    assert logged.counts["appearance repair"] == 48
+    for record in logged.rows:
         (image,) = pictures(record)
         assert image.getpixel((0, 0)) == (255, 255, 255)
         assert image.getpixel((80, 24)) == (0, 0, 0)
 
 
-def scaled(merged: Dataset) -> None:
-    assert merged.counts["appearance repair"] == 24
-    for record in rows(merged):
+def scaled(logged: Logged) -> None:
+    assert logged.counts["appearance repair"] == 24
+    for record in logged.rows:
         (image,) = pictures(record)
         assert image.getextrema() == ((0, 255),) * 3
 
 
-def first_picture(merged: Dataset) -> None:
-    assert not merged.counts.keys() - {"near_leaks keep"}
-    assert [pictures(record)[0].size for record in rows(merged)] == [(96, 64)] * 12
+def first_picture(logged: Logged) -> None:
+    assert not logged.counts.keys() - {"near_leaks keep"}
+    assert [pictures(record)[0].size for record in logged.rows] == [(96, 64)] * 12
 
 
 def pictures(record: Record) -> list[Image.Image]:
     return [Image.open(io.BytesIO(content)).convert("RGB") for content in record.images]
 
 
-def be_brief(merged: Dataset) -> None:
-    assert all(record.messages[0] == ("system", "Be brief.") for record in rows(merged))
+def be_brief(logged: Logged) -> None:
+    assert all(record.messages[0] == ("system", "Be brief.") for record in logged.rows)
 
 
-def indented(merged: Dataset) -> None:
-    assert merged.counts == {"line_ends keep": 12}
-    assert all(record.answer.startswith("    n = ") for record in rows(merged))
-    assert all(record.answer.endswith("\n    return n\n") for record in rows(merged))
+def indented(logged: Logged) -> None:
+    assert logged.counts == {"line_ends keep": 12}
+    assert all(record.answer.startswith("    n = ") for record in logged.rows)
+    assert all(record.answer.endswith("\n    return n\n") for record in logged.rows)
 
 
-def long_answers(merged: Dataset) -> None:
-    assert all("is near the river, east of the hills" in record.answer for record in rows(merged))
+def long_answers(logged: Logged) -> None:
+    assert all("is near the river, east of the hills" in record.answer for record in logged.rows)
 
 
-def numbers(merged: Dataset) -> None:
-    assert merged.counts["numbers repair"] == 12
-    assert {record.answer for record in rows(merged)} <= {str(n) for n in range(20)}
+def numbers(logged: Logged) -> None:
+    assert logged.counts["numbers repair"] == 12
+    assert {record.answer for record in logged.rows} <= {str(n) for n in range(20)}
 
 
-READ: dict[str, Callable[[Dataset], None]] = {
+READ: dict[str, Callable[[Logged], None]] = {
     "01-json-with-bom": near_the_river,
     "07-weight-0": only_the_last_is_learnt,
     "14-columns-name-shadowed": long_answers,
@@ -159,8 +169,13 @@ def draw(name: str, target: Path) -> None:
     ending = target.suffix
     clear = Image.new("RGBA", (160, 48), (0, 0, 0, 0))
     clear.paste((0, 0, 0, 255), (70, 14, 90, 34))
+    # No picture is like another, or they would be leaks.
+    number = crc32(name.encode())
+    mark = (100 + number % 50, number // 50 % 40)
+    clear.putpixel(mark, (0, 0, 0, 255))
     deep = np.zeros((64, 64), np.float32)
     deep[20:40, 20:40] = 1
+    deep[0, 0] = number % 1000 / 1000
     if name.endswith("_rgba.png"):
         clear.save(target)
     elif name.endswith("_la.png"):
@@ -169,10 +184,12 @@ def draw(name: str, target: Path) -> None:
         indices = Image.new("P", clear.size, 0)
         indices.putpalette([0, 0, 0, 0, 0, 0])
         indices.paste(1, (70, 14, 90, 34))
+        indices.putpixel(mark, 1)
         indices.save(target, transparency=0)
     elif name.endswith("_rgb.png"):
         opaque = Image.new("RGB", clear.size, (0, 0, 1))
         opaque.paste((0, 0, 0), (70, 14, 90, 34))
+        opaque.putpixel(mark, (0, 0, 0))
         opaque.save(target, transparency=(0, 0, 1))
     elif name.endswith("_16.png"):
         Image.fromarray((deep * 4000 + 100).astype(np.uint16)).save(target)
@@ -185,7 +202,7 @@ def draw(name: str, target: Path) -> None:
     elif ending == ".svg":
         target.write_text('<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>')
     else:
-        image = Image.open(io.BytesIO(picture(crc32(name.encode()), (96, 64))))
+        image = Image.open(io.BytesIO(picture(number, (96, 64))))
         image.save(target, {".jp2": "JPEG2000"}.get(ending, ending[1:].upper()))
 
 
@@ -204,36 +221,82 @@ def source(name: str, folder: Path) -> Path:
     return registry if registry.is_file() else folder
 
 
-def prepared(name: str, prepare: Any, folder: Path, **changes: Any) -> Dataset:
-    data = source(name, folder)
-    changes = {"stop": True, "on": ("leaks=keep", "duplicates=keep")} | changes
-    if name[:2] in VISION:
-        merged = prepare(data, modality="vision", **changes)
-    else:
-        merged = prepare(data, base=TEXT_BASE, max_length=128, max_new_tokens=32, **changes)
-    dataset.refuse(merged.examples)
-    return merged
+@pytest.fixture
+def prepare(step: Callable[..., Result], workplace: Path) -> Callable[..., Logged]:
+    """Run the step on a source; what it logged, and AssertionError where it refused."""
+
+    def run(data: Path, *options: str, profile: str = "smoke-text") -> Logged:
+        result = step("prepare_data", "--profile", profile, "--data", data, *options)
+        assert result.exit_code == 0, result.stderr
+        run_id = (workplace / "outputs" / "run-id").read_text()
+        place = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path="", dst_path=str(workplace / "r")
+        )
+        logged = Path(place)
+        manifest = json.loads((logged / "dataset" / "manifest.json").read_text())
+        rows = [
+            record
+            for split in records.SPLITS
+            for record in records.read(logged / "dataset" / f"{split}.parquet")
+        ]
+        report = (logged / "report" / "report.md").read_text()
+        assert f"{len(rows)} kept" in report
+        return Logged(rows, manifest["counts"], manifest["unused"], report)
+
+    return run
+
+
+@pytest.fixture
+def refuse(step: Callable[..., Result], workplace: Path) -> Callable[..., str]:
+    """Run the step on a source that it refuses; the one sentence that it says, and no run."""
+
+    def run(data: Path, *options: str, profile: str = "smoke-text") -> str:
+        result = step("prepare_data", "--profile", profile, "--data", data, *options)
+        assert result.exit_code == 2, result.output
+        *progress, refusal = result.stderr.strip().splitlines()
+        assert all(line.startswith("read: ") for line in progress)
+        sentence = refusal.removeprefix("prepare-data: ")
+        assert len(sentence) <= 300
+        assert not (workplace / "outputs").exists()
+        return sentence
+
+    return run
+
+
+def rows_of(name: str) -> int:
+    return 48 if name.startswith("16") else 24 if name.startswith("17") else 12
+
+
+def profile_of(name: str) -> str:
+    return "smoke-vision" if name[:2] in VISION else "smoke-text"
+
+
+SMALL = ("--set", "split.test=0.3", "--set", "split.validation=0.3")
+"""Of twelve rows in one file, a tenth can be none."""
 
 
 @pytest.mark.parametrize("name", READ)
-def test_a_source_is_read_as_it_is_meant(name: str, prepare, tmp_path: Path) -> None:
-    READ[name](prepared(name, prepare, tmp_path / "data"))
+def test_a_source_is_read_as_it_is_meant(name: str, prepare, workplace: Path) -> None:
+    logged = prepare(source(name, workplace / "data"), *SMALL, profile=profile_of(name))
+    assert len(logged.rows) == rows_of(name)
+    READ[name](logged)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_source_is_refused_by_name_in_one_sentence(name: str, prepare, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=REFUSED[name]) as error:
-        dataset.refuse_empty(prepared(name, prepare, tmp_path / "data"))
-    said = str(error.value)
-    assert len(said) <= 300
-    assert "\n" not in said
+def test_a_source_is_refused_by_name_in_one_sentence(name: str, refuse, workplace: Path) -> None:
+    assert re.search(
+        REFUSED[name], refuse(source(name, workplace / "data"), profile=profile_of(name))
+    )
 
 
-@pytest.mark.parametrize("file", ["one.json", "wrapped.json"])
-def test_one_object_over_many_lines_is_read(file: str, prepare, tmp_path: Path) -> None:
-    data = CASES / "02-json-one-pretty-object" / file
-    found = [record.answer for record in kept(prepare(data))]
-    assert found == ["In the south."] if file == "one.json" else len(found) > 1
+def test_one_object_over_many_lines_is_read_as_the_row_that_it_is(refuse) -> None:
+    said = refuse(CASES / "02-json-one-pretty-object" / "one.json")
+    assert "one.json: no rows for " in said
+    assert "of 1 read" in said
+
+
+def test_rows_under_one_key_of_an_object_are_read(prepare) -> None:
+    near_the_river(prepare(CASES / "02-json-one-pretty-object" / "wrapped.json", *SMALL))
 
 
 def test_no_case_is_without_a_test() -> None:
@@ -241,71 +304,86 @@ def test_no_case_is_without_a_test() -> None:
     assert there == {*READ, *REFUSED, "02-json-one-pretty-object"}
 
 
-def test_raw_base64_is_an_image(prepare, tmp_path: Path) -> None:
-    folder = source("31-windows-and-base64-paths", tmp_path / "data")
-    merged = prepare(folder, modality="vision", on=("media_missing=drop",))
-    assert len(kept(merged)[0].images) == 1
+def test_raw_base64_is_an_image(prepare, workplace: Path) -> None:
+    data = source("31-windows-and-base64-paths", workplace / "data")
+    (row,) = [
+        row
+        for row in map(json.loads, (data / "rows.jsonl").read_text().splitlines())
+        if len(row["image"]) > 60
+    ]
+    (data / "rows.jsonl").unlink()
+    logged = prepare(in_splits(data, row), "--on", "leaks=keep", profile="smoke-vision")
+    assert [len(record.images) for record in logged.rows] == [1, 1, 1]
 
 
-def test_media_lie_where_the_registry_says(prepare, tmp_path: Path) -> None:
-    source("28-media-in-a-folder-of-their-own", tmp_path / "data")
-    registry = tmp_path / "datasets.yaml"
+def in_splits(data: Path, row: dict[str, Any]) -> Path:
+    """A folder that shows the picture of one row in each split, under other questions."""
+    for split in records.SPLITS:
+        write_lines(data / f"{split}.jsonl", [{**row, "question": f"{split}?", "answer": split}])
+    return data
+
+
+def test_media_lie_where_the_registry_says(prepare, workplace: Path) -> None:
+    source("28-media-in-a-folder-of-their-own", workplace / "data")
+    registry = workplace / "datasets.yaml"
     registry.write_text("towns: {uri: data, media: pictures}\n")
-    assert len(kept(prepare(registry, modality="vision"))) == 12
+    logged = prepare(registry, profile="smoke-vision")
+    assert [len(record.images) for record in logged.rows] == [1] * 12
 
 
 @pytest.mark.parametrize(
-    ("name", "encoding", "count"),
-    [("37-csv-gbk", "gbk", 12), ("21-csv-utf-16", "utf-16", 12), ("41-json-utf-16", "utf-16", 12)],
+    ("name", "encoding"),
+    [("37-csv-gbk", "gbk"), ("21-csv-utf-16", "utf-16"), ("41-json-utf-16", "utf-16")],
 )
-def test_an_encoding_is_told_by_name(
-    name: str, encoding: str, count: int, prepare, tmp_path: Path
-) -> None:
-    merged = prepare(source(name, tmp_path / "data"), encoding=encoding)
-    assert len(kept(merged)) == count
-    assert not any("\ufffd" in record.answer for record in kept(merged))
+def test_an_encoding_is_told_by_name(name: str, encoding: str, prepare, workplace: Path) -> None:
+    logged = prepare(source(name, workplace / "data"), "--encoding", encoding, *SMALL)
+    assert len(logged.rows) == 12
+    assert not any("\ufffd" in record.answer for record in logged.rows)
 
 
-def test_the_good_half_of_labelled_rows_is_learnt_when_asked(prepare, tmp_path: Path) -> None:
-    source("06-kto-label-false", tmp_path / "data")
-    registry = tmp_path / "datasets.yaml"
+def test_the_good_half_of_labelled_rows_is_learnt_when_asked(prepare, workplace: Path) -> None:
+    data = source("06-kto-label-false", workplace / "data")
+    labels = {
+        row["messages"][-1]["content"]: row["label"]
+        for file in data.glob("*.jsonl")
+        for row in map(json.loads, file.read_text().splitlines())
+    }
+    registry = workplace / "datasets.yaml"
     registry.write_text("towns: {uri: data, preference: good}\n")
-    merged = prepare(registry)
-    assert all(record.answer.endswith("near the river.") for record in kept(merged))
-    assert merged.counts["preference out"] > 0
+    logged = prepare(registry, *SMALL)
+    assert {record.answer for record in logged.rows} == {a for a, good in labels.items() if good}
+    assert logged.counts["preference out"] == list(labels.values()).count(False)
 
 
-def test_the_report_lists_the_columns_that_are_not_used(prepare, tmp_path: Path) -> None:
-    rows = [{"question": f"{n}?", "answer": f"{n}", "mood": "calm"} for n in range(20)]
+def test_the_report_lists_the_columns_that_are_not_used(prepare, workplace: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": f"{n}", "mood": "calm"} for n in range(40)]
     rows[0]["mood"] = ""
-    merged = prepare(write_lines(tmp_path / "rows.jsonl", rows))
-    assert merged.unused == {"mood": 19}
-    report.write(merged, tmp_path / "report")
-    assert "| mood | 19 | 95.0 % |" in (tmp_path / "report" / "report.md").read_text()
-    assert "<td>mood</td>" in (tmp_path / "report" / "report.html").read_text()
+    logged = prepare(write_lines(workplace / "rows.jsonl", rows))
+    assert logged.unused == {"mood": 39}
+    assert "| mood | 39 | 97.5 % |" in logged.report
+    page = (workplace / "r" / "report" / "report.html").read_text()
+    assert "<td>mood</td>" in page
 
 
-def test_a_sentence_is_short_whatever_the_file_is_called(prepare, tmp_path: Path) -> None:
-    folder = tmp_path / ("a folder with a long name " * 5).strip() / ("and another " * 9).strip()
+def test_a_sentence_is_short_whatever_the_file_is_called(refuse, workplace: Path) -> None:
+    long = Path(("a folder with a long name " * 5).strip(), "and another " * 9 + "one")
+    folder = workplace / long
     folder.mkdir(parents=True)
     (folder / "by_id.json").write_text(json.dumps({f"town {n}" * 9: {"a": n} for n in range(9)}))
-    with pytest.raises(UserError, match="write its values as a JSON array") as error:
-        prepare(folder)
-    assert len(str(error.value)) <= 300
+    assert "write its values as a JSON array" in refuse(folder)
 
 
 @pytest.mark.parametrize("window", [None, [0, 4095]])
 def test_deep_pictures_are_scaled_by_their_range_or_by_the_window(
-    window: list[int] | None, prepare, tmp_path: Path
+    window: list[int] | None, prepare, workplace: Path
 ) -> None:
     values = np.full((30, 40), 1000, np.uint16)
     values[:15] = 2000
-    (tmp_path / "data").mkdir()
-    Image.fromarray(values).save(tmp_path / "data" / "a.png")
-    write_lines(
-        tmp_path / "data" / "rows.jsonl", [{"image": "a.png", "question": "?", "answer": "!"}]
-    )
-    registry = tmp_path / "datasets.yaml"
+    (workplace / "data").mkdir()
+    Image.fromarray(values).save(workplace / "data" / "a.png")
+    in_splits(workplace / "data", {"image": "a.png"})
+    registry = workplace / "datasets.yaml"
     registry.write_text(f"scans: {{uri: data{f', window: {window}' if window else ''}}}\n")
-    ((image,),) = map(pictures, kept(prepare(registry, modality="vision")))
+    logged = prepare(registry, "--on", "leaks=keep", profile="smoke-vision")
+    (image,) = pictures(logged.rows[0])
     assert image.getextrema()[0] == ((62, 125) if window else (0, 255))

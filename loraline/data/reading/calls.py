@@ -27,6 +27,9 @@ ID = re.compile(r"[A-Za-z0-9]{9}")
 ARGUMENTS = ("arguments", "parameters", "args", "kwargs", "input")
 """Names of a call's arguments."""
 
+SCHEMAS = ("input_schema", "inputSchema")
+"""Names of a tool's parameters elsewhere."""
+
 CALL_KEYS = {*ARGUMENTS, "name", "id", "type", "index", "function"}
 
 CALLS_IN_TEXT = re.compile(
@@ -60,7 +63,7 @@ def tools(value: Any) -> str:
         return ""
     value = structure(value)
     listed = [
-        tool if "function" in tool else {"type": "function", "function": tool}
+        tool if "function" in tool else {"type": "function", "function": with_parameters(tool)}
         for tool in objects(value, "tools")
     ]
     for tool in listed:
@@ -68,6 +71,12 @@ def tools(value: Any) -> str:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("format", "a tool has no name")
     return json.dumps(listed, ensure_ascii=False) if listed else ""
+
+
+def with_parameters(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool whose parameters go by OpenAI's name, and not by Anthropic's or MCP's."""
+    theirs = next((key for key in SCHEMAS if key in tool and "parameters" not in tool), None)
+    return {"parameters" if key == theirs else key: value for key, value in tool.items()}
 
 
 def is_nothing(value: Any) -> bool:
@@ -122,8 +131,13 @@ class Calls:
         }
 
     def answered(self, given: Any) -> str:
-        """ID of the call that a result is of: the one it names, or the first without a result."""
+        """ID of the call that a result is of: the one it names, or the first without a result.
+
+        Raises BadRow where it names one that is none of the calls, though they have IDs.
+        """
         ours = self.ids.get(given, "") if isinstance(given, str) else ""
+        if given and self.ids and not ours:
+            raise BadRow("format", f"a result is of the call {str(given)[:40]!r}, which is none")
         if not ours and self.waiting:
             ours = self.waiting[0]
         if ours in self.waiting:

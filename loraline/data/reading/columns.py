@@ -22,7 +22,7 @@ from typing import Any
 from loraline.data.checks import BadRow
 from loraline.data.reading.keys import CHOOSE, meaning
 from loraline.data.reading.layouts import ANSWERS
-from loraline.data.reading.values import structure, type_name, written
+from loraline.data.reading.values import NOTHING, structure, type_name, written
 
 PLACE = re.compile(
     r"\{(?P<columns>[^{}\[\]:]+)(?:\[(?P<choice>[^{}\[\]]+)\]|:(?P<form>letter|lines|json))?\}"
@@ -112,9 +112,10 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
             raise BadRow(
                 "format", f"{names[0]} is {type_name(found)}, which has no place in a template"
             )
-        if not text:
+        if not text or text in NOTHING:
             empty.append(names[0])
-        return text or ""
+            return ""
+        return text
 
     empty: list[str] = []
     made = PLACE.sub(place, template)

@@ -29,7 +29,11 @@ Media = str | bytes | Sequence[str]
 
 def parts_of(text: str) -> str | list[Any]:
     """The parts that a text is in JSON, as a table holds them; every other text as it is."""
-    parsed = unpacked(text)
+    try:
+        parsed = unpacked(text)
+    except BadRow:
+        # A text may be JSON with a key twice.
+        return text
     parts = parsed if isinstance(parsed, list) else []
     known = all(
         isinstance(part, dict)

@@ -251,7 +251,7 @@ class Turns:
                 learnt = is_learnt(key, value)
                 if learnt and not answers:
                     raise unused(key, why=f"nothing learns a {role} turn")
-                made = made._replace(learnt=learnt) if answers else made
+                made = made._replace(learnt=learnt and made.learnt) if answers else made
             elif key in REASONING and answers and isinstance(value, str):
                 if made.reasoning not in ("", value):
                     raise unused(key, why="the turn has another reasoning, too")

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loraline.data.reading import registries
+from loraline.data.reading import axolotl, registries
 from loraline.errors import UserError
 from loraline.preparation import Entry, SourceSettings
 
@@ -125,6 +125,9 @@ def read_registry(file: Path) -> dict[str, Entry]:
         ) from error
     if file.suffix == ".json":
         content = registries.translated(file, content)
+    elif axolotl.is_configuration(content):
+        content = axolotl.translated(file, content)
+    registries.refuse_configuration(file, content)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must hold names of datasets, each with a uri")
     found = {}

@@ -6,14 +6,19 @@ and the image folders of Hugging Face.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import calls, columns, conversations, transcripts
-from loraline.data.reading.contents import Media, medium
+from loraline.data.reading.drafts import (
+    Draft,
+    images_in_text,
+    insert_system,
+    place_tags,
+    take_media,
+)
 from loraline.data.reading.keys import GOOD_HALF, filled, left_over, unused
 from loraline.data.reading.layouts import (
     ANSWERS,
@@ -26,6 +31,7 @@ from loraline.data.reading.layouts import (
 )
 from loraline.data.reading.preferences import CHOSEN, LABELS, RANKED, REJECTED, good_half
 from loraline.data.reading.values import (
+    NOT_A_NUMBER,
     NOTHING,
     listed,
     python_value,
@@ -35,52 +41,15 @@ from loraline.data.reading.values import (
     written,
 )
 from loraline.errors import UserError
-from loraline.records import IMAGE, TAGS, VIDEO, Detail
+from loraline.records import Detail
 
 LISTS = (*CONVERSATIONS, "history")
 """Columns that are lists, whose text may be one as Python writes it."""
 
+LONGEST_NOTHING = max(map(len, NOTHING))
+
 LISTS_OF_ANSWERS = ("answers", "targets")
 """Columns that list answers, whose text may be a list."""
-
-OTHER_TAGS = re.compile(r"<(image|img|video)[ _-]?\d+>|<ImageHere>|<\|(image|video)_pad\|>")
-"""Places of media in other tools' texts."""
-
-IMG = re.compile(r"<img>([^<>\n]+)</img>")
-"""How Qwen-VL, the first, names an image in its text."""
-
-
-@dataclass(slots=True)
-class Draft:
-    """A row in the making: turns with tags, and media that are not yet loaded."""
-
-    format: str
-    turns: list[tuple[str, str]]
-    images: list[Media] = field(default_factory=list)
-    videos: list[Media] = field(default_factory=list)
-    group: str | None = None
-    """Value of the column that keeps rows together in one split."""
-
-    objects: Mapping[str, Any] | None = None
-    """Boxes in a column of their own, for `<bbox>` placeholders."""
-
-    details: dict[int, Detail] = field(default_factory=dict)
-    """What turns hold beside their text, by their number."""
-
-    tools: str = ""
-    """JSON list of the tools that may be called."""
-
-    used: set[str] = field(default_factory=set)
-    """Columns that are in the draft."""
-
-    listed: list[str] = field(default_factory=list)
-    """Columns and keys that are filled and not used."""
-
-    shows: bool = False
-    """Whether a part of a turn shows an image or a video."""
-
-    number: str = ""
-    """What is said of an answer that is no text, but a number or a truth value."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +192,9 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
         read.end_with_the_last_learnt()
     if not made.turns:
         raise BadRow("format", "messages holds no turns with text")
+    for role, text in made.turns:
+        if len(text) <= LONGEST_NOTHING and text in NOT_A_NUMBER and role != "tool":
+            made.missing = missing(f"the {role} turn", text)
     return made
 
 
@@ -251,12 +223,18 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
     if answered and isinstance(row[answered], bool | int | float):
         made.number = f"{answered} is {type_name(row[answered])}, expected text"
+    for column in filter(None, (key, answered)):
+        if isinstance(row[column], str) and row[column] in NOTHING:
+            made.missing = missing(column, row[column])
     if filled(row.get("input")) and made.format in ("alpaca", "prompt_completion"):
         if (more := written(row["input"])) is None:
             raise BadRow("format", f"input is {type_name(row['input'])}, expected text")
         asked = f"{asked}\n{more}" if asked else more
         made.used.add("input")
-    made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
+    if before := transcripts.asked_in_a_dialogue(asked):
+        made.turns = [*before, ("assistant", answer)]
+    else:
+        made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
     if "history" not in row:
         return made
     history = row["history"] or []
@@ -268,6 +246,13 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     if history:
         made.used.add("history")
     return made
+
+
+def missing(where: str, text: str) -> str:
+    return (
+        f"{where} is {text!r}, as tables write a missing value; --on missing=drop leaves such rows "
+        "out, --on missing=keep takes it as text"
+    )
 
 
 def only_text(value: Any, name: str) -> str | None:
@@ -347,49 +332,3 @@ def expected(
         f"expected strings {formats}, found {shown or 'nothing'}; other names: `columns` in "
         "datasets.yaml",
     )
-
-
-def insert_system(made: Draft, text: str) -> None:
-    """Put a system turn before the others."""
-    made.turns.insert(0, ("system", text))
-    made.details = {number + 1: detail for number, detail in made.details.items()}
-
-
-def place_tags(made: Draft) -> None:
-    """Put media before the question where these formats do not say where they go.
-
-    Raises BadRow where the text has places for them that are not ours.
-    """
-    index = len(made.turns) - 2
-    role, text = made.turns[index]
-    if not (made.images or made.videos):
-        return
-    if match := OTHER_TAGS.search(text):
-        raise BadRow("tags", f"{match.group()!r} stands for a medium; write it as {IMAGE}")
-    if not any(TAGS.search(turn) for _, turn in made.turns):
-        made.turns[index] = (role, IMAGE * len(made.images) + VIDEO * len(made.videos) + text)
-
-
-def images_in_text(made: Draft) -> None:
-    """Images that user turns name as `<img>path</img>`, as tags and media."""
-    for number, (role, text) in enumerate(made.turns):
-        if "<img>" in text and role != "user" and (match := IMG.search(text)):
-            raise BadRow("tags_in_answer", f"{match.group()[:60]!r} stands in the {role} turn")
-        if "<img>" in text:
-            made.images += [name.strip() for name in IMG.findall(text)]
-            made.turns[number] = (role, IMG.sub(IMAGE, text))
-
-
-def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
-    """Media of a row's columns, one or several, into its draft."""
-    if not has.images and not has.videos:
-        return
-    for names, media in ((has.images, made.images), (has.videos, made.videos)):
-        for name in names:
-            found = row[name]
-            if not filled(found):
-                continue
-            found = structure(found)
-            media += map(medium, found if isinstance(found, list | tuple) else [found])
-            made.used.add(name)
-            break

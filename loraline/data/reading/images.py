@@ -64,6 +64,9 @@ EIGHT_BITS = {"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "RGBX",
 DEEP = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 """Color modes with more than eight bits: Pillow would cut their values off."""
 
+PHOTOMETRIC, MIN_IS_WHITE = 262, 0
+"""Tag of TIFF, and its value where the lowest value is white, as in many radiology exports."""
+
 EXIF_ORIENTATION = 0x0112
 """Tag of the EXIF standard; 1 is upright."""
 
@@ -194,10 +197,12 @@ def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
     """
     from PIL import Image, ImageOps
 
+    # Pillow inverts those of eight bits alone.
+    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE
     if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in DEEP:
-        return eight_bits(image, window)
+        return eight_bits(image, window, inverted)
     if image.mode not in EIGHT_BITS:
         raise BadRow("media_format", f"an image has color mode {image.mode}; convert it to RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -209,16 +214,19 @@ def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
     return image
 
 
-def eight_bits(image: Any, window: tuple[float, float] | None) -> Any:
+def eight_bits(image: Any, window: tuple[float, float] | None, inverted: bool) -> Any:
     """A picture of 16 bits, 32 bits or floats in grey, black to white over a range of values.
 
-    The range is `window`, or that of the picture's own values. Raises BadRow where a value is not
-    finite.
+    White to black where it is `inverted`. The range is `window`, or that of the picture's own
+    values. Raises BadRow where a value is not finite.
     """
     import numpy as np
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
+    if inverted:
+        values = -values
+        window = window and (-window[1], -window[0])
     if not np.isfinite(values).all():
         raise BadRow("media_broken", "an image holds values that are not finite")
     low, high = window or (float(values.min()), float(values.max()))

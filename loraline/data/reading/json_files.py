@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import streams
+from loraline.data.reading.values import repeats, without_repetition
 from loraline.errors import UserError
 
 NOT_UTF8 = "is not UTF-8; convert the file, or name its encoding with --encoding"
@@ -130,25 +131,53 @@ def parse(line: bytes) -> Any:
 
 
 def may_repeat_a_key(line: bytes, parsed: Any) -> bool:
-    """Whether a row's line may say a key twice, of which a parser keeps the last one only."""
-    if type(parsed) is not dict:
-        return False
-    for key in parsed:
-        if line.count(b'"%b"' % key.encode("utf-8", "replace")) > 1:
-            return True
-    return line.count(b'"role"') != line.count(b'"content"') or (
-        line.count(b'"from"') != line.count(b'"value"')
-    )
+    """Whether a row's line may say a key twice, of which a parser keeps the last one only.
+
+    A line with as many `":` as the row that was read of it says none twice; escaped quotes and
+    spaces before a colon leave that open.
+    """
+    import orjson
+
+    if b'" :' in line or b"\\u0022" in line:
+        return True
+    return line.count(b'":') != orjson.dumps(parsed).count(b'":')
 
 
-def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; BadRow where it has a key twice with different values."""
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made and made[key] != value:
-            raise BadRow("unreadable", f"has the key {key[:40]!r} twice, with different values")
-        made[key] = value
-    return made
+class Remembering(dict[str, Any]):
+    """An object that ijson fills key by key, and that knows of a key which came twice."""
+
+    __slots__ = ("repeated",)
+    repeated: str
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self and self[key] != value:
+            self.repeated = key
+        super().__setitem__(key, value)
+
+
+def settled(value: Any) -> Any:
+    """A row of Remembering objects as plain ones, or the BadRow that it is."""
+    if type(value) is Remembering:
+        if hasattr(value, "repeated"):
+            raise repeats(value.repeated)
+        return {key: settled(item) for key, item in value.items()}
+    if type(value) is list:
+        return [settled(item) for item in value]
+    return value
+
+
+def settled_rows(file: Guarded, prefix: str, *, several: bool = False) -> Iterator[Any]:
+    """Rows under a prefix of a JSON file; BadRow for one with a key twice."""
+    import ijson
+
+    for row in ijson.items(
+        file, prefix, use_float=True, multiple_values=several, map_type=Remembering
+    ):
+        file.since = 0
+        try:
+            yield settled(row)
+        except BadRow as bad:
+            yield bad
 
 
 class Guarded:
@@ -190,9 +219,8 @@ def streamed(path: Path, prefix: str, row_bytes: int, encoding: str) -> Iterator
     with streams.text(path, encoding) as file:
         guarded = Guarded(path, file, row_bytes)
         try:
-            for row in ijson.items(guarded, prefix, use_float=True):
+            for row in settled_rows(guarded, prefix):
                 number += 1
-                guarded.since = 0
                 yield row
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise not_read(path, error, f" after row {number}") from error
@@ -308,8 +336,6 @@ def documents_of(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
     with streams.text(path, encoding) as file:
         guarded = Guarded(path, file, row_bytes)
         try:
-            for row in ijson.items(guarded, "", use_float=True, multiple_values=True):
-                guarded.since = 0
-                yield row
+            yield from settled_rows(guarded, "", several=True)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise not_read(path, error) from error

@@ -124,7 +124,9 @@ MEANS: tuple[tuple[str, str], ...] = (
         IN_THE_QUESTION,
     ),
     (
-        r"article|background|story|knowledge|hint|lecture|history|tables?|schema|support",
+        r"article|background|story|knowledge(_base)?|hint|lecture|tables?|schema|support|premise"
+        r"|((chat|conversation|dialog(ue)?)_)?history|transcript(ion)?|dialog(ue)?|excerpt|snippets?"
+        r"|scenario|situation|persona(lity|s)?|abstract|search_results?|retrieved(_\w+)?|chunks",
         IN_THE_QUESTION,
     ),
     (
@@ -211,7 +213,9 @@ MASKS = re.compile(
 
 
 def filled(value: Any) -> bool:
-    """Whether a column says anything in a row."""
+    """Whether a column says anything in a row; NaN, which pandas writes, does not."""
+    if isinstance(value, float) and value != value:
+        return False
     return value is not None and value != "" and value != [] and value != {}
 
 

@@ -31,6 +31,9 @@ DELIMITERS = ",;\t|"
 SEPARATOR = re.compile(r"sep=(.)\r?\n?")
 """A line that Excel writes before the header, and reads."""
 
+SPACE_BEFORE_QUOTE = re.compile(r'\s+".*"\s*', re.DOTALL)
+"""A field whose quotes are read as text, since a space stands before them."""
+
 ARROW_FILE = b"ARROW1"
 """First bytes of Arrow's file format; what datasets writes is a stream."""
 
@@ -75,13 +78,15 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
         first = next((line for line in lines if line.strip()), "")
         if match := SEPARATOR.fullmatch(first):
             delimiter, first = match[1], next(lines, "")
+        delimiter = told_delimiter(first, delimiter)
         reader = csv.DictReader(
             again(first, lines),
-            delimiter=told_delimiter(first, delimiter),
+            delimiter=delimiter,
             restkey="(no header)",
             strict=True,
+            skipinitialspace=f"{delimiter} " in first,
         )
-        header(path, reader)
+        names = header(path, reader)
         while True:
             try:
                 row = next(reader)
@@ -94,8 +99,15 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
                 yield BadRow("unreadable", json_files.NOT_UTF8)
             elif "(no header)" in row:
                 yield BadRow("unreadable", "has more fields than the header")
+            elif list(row.values()) == names:
+                yield BadRow("unreadable", "is the header again, as where two files were joined")
+            elif spaced := next(
+                (v for v in row.values() if SPACE_BEFORE_QUOTE.match(v or "")), None
+            ):
+                yield BadRow("unreadable", f"has a space before a quoted field, {spaced[:30]!r}")
             else:
-                yield {key: value for key, value in row.items() if value not in (None, "")}
+                # A line of nothing but delimiters is blank, as Excel ends its tables.
+                yield {key: value for key, value in row.items() if value not in (None, "")} or None
 
 
 def again(first: str, others: Iterator[str]) -> Iterator[str]:
@@ -124,8 +136,8 @@ def plain(error: csv.Error) -> str:
     return "a quoted field does not end" if "unexpected end" in said else said.partition(" - ")[0]
 
 
-def header(path: Path, reader: csv.DictReader[str]) -> None:
-    """Read the names of the columns; a UserError if they do not name the columns of rows."""
+def header(path: Path, reader: csv.DictReader[str]) -> list[str]:
+    """The names of the columns; a UserError if they do not name the columns of rows."""
     try:
         names = [(name or "").strip() for name in reader.fieldnames or ()]
         reader.fieldnames = names
@@ -137,6 +149,7 @@ def header(path: Path, reader: csv.DictReader[str]) -> None:
         )
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has two columns named {twice[0][:40]!r}; rename one")
+    return names
 
 
 def is_utf8(text: str) -> bool:
@@ -166,19 +179,51 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
     try:
         if streams.kind_of(path.name) == ".arrow":
             table = arrow_table(path)
+            one_of_each(path, table.column_names)
             part = table.slice(start, None if stop is None else stop - start)
             for batch in part.to_batches(max_chunksize=at_once(part.nbytes, len(part))):
-                yield from as_written(batch).to_pylist()
+                yield from rows_of(batch)
             return
         with pq.ParquetFile(path) as file:
+            one_of_each(path, file.schema_arrow.names)
             for number in range(start, file.num_row_groups if stop is None else stop):
                 group = file.metadata.row_group(number)
                 size = at_once(group.total_byte_size, group.num_rows)
                 for batch in file.iter_batches(size, row_groups=[number]):
-                    yield from as_written(batch).to_pylist()
+                    yield from rows_of(batch)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is broken: {reason}") from error
+
+
+def one_of_each(path: Path, names: list[str]) -> None:
+    """A UserError where two columns have one name: a row would hold the last of them."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path} has two columns named {twice[0][:40]!r}; rename one")
+
+
+def rows_of(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a batch, whose objects have no keys that are null.
+
+    A column has one type, so that every object in it has the keys of all of them: a call would be
+    made with the arguments of the others.
+    """
+    import pyarrow as pa
+
+    nested = [field.name for field in batch.schema if pa.types.is_nested(field.type)]
+    for row in as_written(batch).to_pylist():
+        for name in nested:
+            row[name] = without_nulls(row[name])
+        yield row
+
+
+def without_nulls(value: Any) -> Any:
+    """A value whose objects have no keys that are null, all the way down."""
+    if type(value) is dict:
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if type(value) is list:
+        return [without_nulls(item) for item in value]
+    return value
 
 
 def as_written(batch: Any) -> Any:

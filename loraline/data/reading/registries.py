@@ -35,9 +35,45 @@ UNDERSTOOD = {
     "num_samples",
     "ranking",
     "split",
-    "subset",
-    "folder",
 }
+
+SWIFT = {
+    "dataset_name": (),
+    "dataset_path": (),
+    "ms_dataset_id": (),
+    "ms_revision": (),
+    "hf_dataset_id": (),
+    "columns": (),
+    "tags": (),
+    "help": (),
+    "huge_dataset": (),
+    "subsets": (["default"],),
+    "split": (["train"],),
+}
+"""ms-swift's keys that are read or say nothing of the rows, with the only values of some."""
+
+
+CONFIGURATIONS = ("base_model", "model_name", "model_name_or_path", "model", "dataset_dir")
+"""Keys of files that say how to train: LLaMA-Factory's, Unsloth's, TRL's, ms-swift's."""
+
+
+def refuse_configuration(file: Path, content: Any) -> None:
+    """A UserError for a file that says how to train, and is no registry of datasets."""
+    key = next(
+        (key for key in CONFIGURATIONS if isinstance(content, Mapping) and key in content), ""
+    )
+    if (
+        not key
+        or isinstance(content[key], Mapping)
+        or (key == "model" and "dataset" not in content)
+    ):
+        return
+    remedy = "name its datasets with --data"
+    if isinstance(names := content.get("dataset"), str) and "dataset_dir" in content:
+        remedy = (
+            f"--data {content['dataset_dir']}/{FILE}:{names.replace(' ', '')[:80]} names its own"
+        )
+    raise UserError(f"{file} says how to train ({key}) and is no registry of datasets; {remedy}")
 
 
 def translated(file: Path, content: Any) -> dict[str, dict[str, Any]]:
@@ -77,7 +113,11 @@ def llama_factory(file: Path, name: str, item: Any) -> dict[str, Any]:
             raise UserError(f"{file}: dataset {name!r} has a column {theirs!r}, which is not read")
     fields: dict[str, Any] = {"uri": uri, "columns": not_the_same(columns)}
     if item.get("tags"):
-        fields["turns"] = {TAGS[tag]: value for tag, value in item["tags"].items() if tag in TAGS}
+        if unknown := item["tags"].keys() - TAGS.keys():
+            raise UserError(
+                f"{file}: dataset {name!r} has a tag {sorted(unknown)[0]!r}, which is not read"
+            )
+        fields["turns"] = {TAGS[tag]: value for tag, value in item["tags"].items()}
     if item.get("num_samples"):
         fields["sample"] = f"#{item['num_samples']}"
     return fields
@@ -110,5 +150,10 @@ def swift(file: Path, item: Any) -> dict[str, Any]:
         raise UserError(
             f"{file}: {name_of(item)[:60]!r} has neither dataset_path nor hf_dataset_id"
         )
+    for key, value in item.items():
+        if key not in SWIFT or (SWIFT[key] and value not in SWIFT[key]):
+            raise UserError(
+                f"{file}: {name_of(item)[:60]!r} says {key}: {str(value)[:40]!r}, which is not read"
+            )
     columns = {ours: theirs for theirs, ours in (item.get("columns") or {}).items()}
     return {"uri": str(uri), "columns": not_the_same(columns)}

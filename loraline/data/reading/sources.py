@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -45,10 +46,14 @@ NOT_ROWS = {
 """Files that datasets, and this line, keep beside the rows."""
 
 UNREAD = re.compile(
-    r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow|tar)\.(xz|lz4|br|zip|7z)"
-    r"|(parquet|arrow)\.(gz|bz2|zst)|xlsx?|ods|orc|avro|json5|jsonc|jsonl?\.txt)$"
+    r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow|tar)\.(xz|lz4|br)"
+    r"|(parquet|arrow)\.(gz|bz2|zst)|xls[xmb]?|ods|orc|avro|json5|jsonc|jsonl?\.txt"
+    r"|pkl|pickle|sqlite3?|tfrecords?)$"
 )
 """Endings of files that hold rows, in a form that is not read."""
+
+ARCHIVES = re.compile(r"\.(zip|7z|rar|txz|tbz2?|tar\.(xz|lz4|lzma))$")
+"""Endings of archives that nothing unpacks."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +171,26 @@ def walk(folder: Path) -> Iterator[str]:
         for name in files:
             path = Path(place, name)
             if (
-                (holds_rows(name) or UNREAD.search(name.lower()))
+                (holds_rows(name) or UNREAD.search(name.lower()) or may_hold_rows(path))
                 and path.is_file()
                 and path.resolve().is_relative_to(inner)
             ):
                 yield path.relative_to(folder).as_posix()
+
+
+def may_hold_rows(path: Path) -> bool:
+    """Whether a file is an archive that nothing unpacks; not a ZIP of pictures and the like."""
+    if not ARCHIVES.search(path.name.lower()):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return True
+    return any(
+        holds_rows(name) or UNREAD.search(name.lower()) or ARCHIVES.search(name.lower())
+        for name in names
+    )
 
 
 def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFile, ...]:
@@ -184,11 +204,13 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
         item for item in seen if holds_rows(item[0]) and posixpath.basename(item[0]) not in NOT_ROWS
     ]
     top = [item for item in usable if "/" not in item[0]]
+    archives = [name for name, *_ in seen if ARCHIVES.search(name.lower())]
     unread = [name for name, *_ in seen if UNREAD.search(name.lower())]
-    if unread := [name for name in unread if "/" not in name or not top]:
+    if unread := [name for name in [*archives, *unread] if "/" not in name or not top]:
+        remedy = "unpack it" if unread[0] in archives else "save it as JSONL or CSV"
         raise UserError(
-            f"{entry.uri} holds {', '.join(unread[:3])}, which would not be read; save it as JSONL "
-            "or CSV, or give the files that are meant"
+            f"{entry.uri} holds {', '.join(unread[:3])}, which would not be read; {remedy}, or "
+            "give the files that are meant"
         )
     if not usable:
         raise UserError(f"{entry.uri} holds no .jsonl file and none of {', '.join(KINDS[1:])}")

@@ -47,7 +47,8 @@ MARKS = {
 
 UTF8 = {"utf-8", "utf_8", "utf8", "utf-8-sig"}
 
-LINE_END = re.compile(rb"\r\n?")
+CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
+"""Control characters that no text has, and that texts of cp1252 show when read as Latin-1."""
 
 
 def kind_of(name: str) -> str:
@@ -125,7 +126,7 @@ class Translating(io.RawIOBase):
             last = not content
             if self.decoder:
                 try:
-                    content = self.decoder.decode(content, last).encode()
+                    decoded = self.decoder.decode(content, last)
                 except UnicodeDecodeError as error:
                     byte = error.object[error.start]
                     raise UserError(
@@ -134,6 +135,12 @@ class Translating(io.RawIOBase):
                     ) from error
                 except UnicodeError as error:
                     raise UserError(f"{self.path} is not {self.encoding}: {error}") from error
+                if match := CONTROLS.search(decoded):
+                    raise UserError(
+                        f"{self.path} is not {self.encoding}: it would hold the control character "
+                        f"U+{ord(match.group()):04X}; give another --encoding, such as cp1252"
+                    )
+                content = decoded.encode()
             self.left = content.replace(b"\r", b"\n") if self.lines_end_in_cr else content
             if last:
                 break
@@ -153,7 +160,7 @@ def needs_translation(path: Path, encoding: str) -> tuple[str, bool]:
     if other:
         raise UserError(f"{path} is no text but {other}")
     mark = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
-    mark = mark or ("UTF-16" if is_wide(head) else None)
+    mark = mark or is_wide(head)
     if encoding and encoding.lower() not in UTF8:
         if not mark and not head.isascii() and is_utf8(head):
             raise UserError(f"{path} is UTF-8, not {encoding}; leave out --encoding")
@@ -175,12 +182,12 @@ def needs_translation(path: Path, encoding: str) -> tuple[str, bool]:
     return decoded, b"\n" not in head and b"\r" in head.rstrip()
 
 
-def is_wide(head: bytes) -> bool:
-    """Whether bytes look like UTF-16 without a mark: every other one is null."""
-    sample = head[:200]
-    return len(sample) > 3 and (
-        (not any(sample[1::2]) and all(sample[::2])) or (not any(sample[::2]) and all(sample[1::2]))
-    )
+def is_wide(head: bytes) -> str | None:
+    """The UTF-16 that bytes without a mark look like: every other one is null."""
+    first, second = head[:200:2], head[1:200:2]
+    if len(second) > 1 and not any(second) and all(first):
+        return "UTF-16-LE"
+    return "UTF-16-BE" if len(second) > 1 and not any(first) and all(second) else None
 
 
 def is_utf8(head: bytes) -> bool:

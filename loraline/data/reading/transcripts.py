@@ -79,6 +79,14 @@ def tools_of(text: str) -> list[Any]:
     return listed
 
 
+def asked_in_a_dialogue(text: str) -> list[tuple[str, str]]:
+    """The turns of a question that is a dialogue of HH and ends where the answer begins."""
+    turns = dialogue(text) if text.rstrip().endswith("Assistant:") else None
+    if not turns or turns[-1] != {"role": "assistant", "content": ""}:
+        return []
+    return [(turn["role"], turn["content"]) for turn in turns[:-1]]
+
+
 def dialogue(text: str) -> list[dict[str, str]] | None:
     """The turns of a dialogue of HH, which begins with `Human:`; None for any other text."""
     if not text.lstrip().startswith("Human:"):

@@ -11,7 +11,10 @@ from typing import Any
 
 from loraline.data.checks import BadRow
 
-NOTHING = frozenset(["null", "None", "nan", "NaN", "<NA>"])
+NOT_A_NUMBER = frozenset(["nan", "NaN", "<NA>", "#N/A", "\\N"])
+"""How tables write a missing value, and people write nothing."""
+
+NOTHING = NOT_A_NUMBER | {"null", "NULL", "None", "<noinput>", "<nooutput>"}
 """How tables write a cell that holds nothing."""
 
 TYPES = {dict: "an object", list: "a list", bytes: "bytes", int: "a number", float: "a number"}
@@ -39,10 +42,24 @@ def unpacked(value: Any) -> Any:
     """JSON in a text as what it says; every other value as it is."""
     if isinstance(value, str) and value[:100].lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except ValueError:
+            return json.loads(value, object_pairs_hook=without_repetition)
+        except (ValueError, RecursionError):
             pass
     return value
+
+
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; BadRow where it has a key twice with different values."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made and made[key] != value:
+            raise repeats(key)
+        made[key] = value
+    return made
+
+
+def repeats(key: str) -> BadRow:
+    return BadRow("unreadable", f"has the key {key[:40]!r} twice, with different values")
 
 
 def structure(value: Any) -> Any:

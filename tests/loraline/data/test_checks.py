@@ -59,6 +59,12 @@ FOUND: dict[str, list[Any]] = {
         },
     ],
     "numbers": [{"question": "a", "answer": 3}, {"question": "b", "answer": True}],
+    "missing": [
+        {"question": "a", "answer": "nan"},
+        {"question": "None", "answer": "b"},
+        {"prompt": "a", "completion": "NULL"},
+        turns("a", "NaN"),
+    ],
     "line_ends": [{"question": "a", "answer": "b\n"}, {"question": "a", "answer": "\nc"}],
     "media_missing": [
         turns(f"{IMAGE}a", "b", image=name)

@@ -30,7 +30,9 @@ def write(form: Form, folder: Path) -> None:
     folder.mkdir()
     rows = form.row if isinstance(form.row, list) else [form.row]
     line = json.dumps(form.row).encode()
-    if ending in (".jsonl", ".ndjson"):
+    if isinstance(form.row, str):
+        target.write_text(form.row)
+    elif ending in (".jsonl", ".ndjson"):
         write_lines(target, rows)
     elif ending in (".json", ".bom.json"):
         text = json.dumps(form.row, indent=1 if form.name.startswith("one") else None)
@@ -95,6 +97,7 @@ def test_a_public_form_becomes_the_turns_that_it_means(form: Form, prepare, tmp_
     called = [detail.calls for detail in record.details.values() if detail.calls]
     assert list(map(json.loads, called)) == ([form.calls] if form.calls else [])
     assert bool(record.tools) == bool(form.calls)
+    assert json.loads(record.tools or "[]") == ([data_forms.TOOL] if form.calls else [])
     if "reasoning" in form.name:
         assert record.details[1].reasoning == "The map shows it."
 

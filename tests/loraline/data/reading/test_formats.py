@@ -10,13 +10,15 @@ import json
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import film, kept, picture, write_lines
 
 from loraline.data.checks import BadRow
-from loraline.data.reading import formats
+from loraline.data.reading import formats, readers
 from loraline.data.reading.formats import Reading
 from loraline.errors import UserError
 from loraline.records import IMAGE, VIDEO
@@ -314,3 +316,46 @@ def test_whatever_a_row_holds_it_is_a_draft_or_a_bad_row(row: object) -> None:
     with contextlib.suppress(BadRow):
         made = formats.draft(row, Reading("Look: {question}"))
         assert all(isinstance(text, str) for turn in made.turns for text in turn)
+
+
+CALL = {"name": "open_gate", "arguments": {"town": "Arlon", "width": None}}
+OTHER = {"name": "close_gate", "arguments": {"number": 7}}
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_a_call_in_a_table_has_no_arguments_of_other_calls(ending: str, tmp_path: Path) -> None:
+    rows = [
+        {
+            "tools": [{"name": call["name"], "parameters": {"properties": properties}}],
+            "messages": [
+                {"role": "user", "content": "Do it."},
+                {"role": "assistant", "content": None, "tool_calls": [{"function": call}]},
+            ],
+        }
+        for call, properties in ((CALL, {"town": {"type": "string"}}), (OTHER, {"number": {}}))
+    ]
+    rows[1]["tools"][0]["parameters"]["properties"] = {"number": {"type": "number"}}
+    table, file = pa.Table.from_pylist(rows), tmp_path / f"rows{ending}"
+    if ending == ".parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    made = [formats.draft(row, Reading(None)) for row in readers.rows(file, 0, None, 2**20)]
+    called = [json.loads(draft.details[1].calls)[0]["function"] for draft in made]
+    assert [call["arguments"] for call in called] == [{"town": "Arlon"}, {"number": 7}]
+    offered = [json.loads(draft.tools)[0]["function"]["parameters"] for draft in made]
+    assert [list(parameters["properties"]) for parameters in offered] == [["town"], ["number"]]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_a_table_with_two_columns_of_one_name_is_refused(ending: str, tmp_path: Path) -> None:
+    table = pa.table([["?"], ["a"], ["b"]], names=["question", "answer", "answer"])
+    file = tmp_path / f"rows{ending}"
+    if ending == ".parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match="has two columns named 'answer'; rename one"):
+        list(readers.rows(file, 0, None, 2**20))

@@ -6,11 +6,13 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_data import kept, picture, write_lines
 from PIL import Image
 
 from loraline.data import dataset
+from loraline.data.reading import images
 from loraline.errors import UserError
 
 ROW = {"question": "What is it?", "answer": "A town."}
@@ -108,3 +110,23 @@ def test_base64_may_be_broken_into_lines(before: str, tmp_path: Path, prepare) -
     write_lines(tmp_path / "data" / "rows.jsonl", [row])
     (record,) = kept(prepare(tmp_path / "data", modality="vision", stop=True))
     assert record.images == (picture(1),)
+
+
+@pytest.mark.parametrize("window", [None, (0, 4000)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_deep_picture_whose_lowest_value_is_white_is_inverted(
+    window: tuple[int, int] | None, turned: bool
+) -> None:
+    values = np.full((3, 4), 1000, np.uint16)
+    values[0, 0] = 3000
+    buffer = io.BytesIO()
+    tags = {262: 0} | ({0x0112: 3} if turned else {})
+    Image.fromarray(values).save(buffer, "TIFF", tiffinfo=tags)
+    image = Image.open(buffer)
+    assert (image.mode, image.tag_v2[262]) == ("I;16", 0)
+    shown = np.asarray(images.as_shown(image, window))
+    low, high = window or (1000, 3000)
+    lightest = round(255 * (high - 1000) / (high - low))
+    assert shown[1, 1] == lightest
+    corner = shown[-1, -1] if turned else shown[0, 0]
+    assert corner == round(255 * (high - 3000) / (high - low))

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import formats
+from loraline.data.reading.conversations import REASONING
 from loraline.data.reading.formats import Reading
 from loraline.data.reading.keys import HARMLESS, REPEATS, filled
+from loraline.records import Detail, Record
 
 MEANING = [
     "context",
@@ -192,16 +194,52 @@ def test_every_filled_key_of_a_row_is_used_or_listed_or_the_row_is_refused(
         held = repr((made.turns, made.images, made.videos, made.tools, made.details, made.objects))
         texts = [value for key in made.used if isinstance(value := row.get(key), str)]
         assert all(repr(text.strip())[1:-1] in held for text in texts)
-        turns = [turn for value in row.values() if isinstance(value, list) for turn in value]
-        keys = {
-            key
-            for turn in turns
-            if isinstance(turn, dict) and made.format in ("messages", "conversations")
-            for key, value in turn.items()
-            if key == "odd" and filled(value)
-        }
-        in_turns = {key.rpartition(".")[2] for key in made.listed if "[]." in key}
-        assert not made.used & {"messages", "conversations", "conversation"} or keys >= in_turns
+
+
+WEIGHTS = ("weight", "loss", "loss_weight", "train")
+turn_keys = st.dictionaries(
+    st.sampled_from([*KNOWN, *WEIGHTS, "name", "reasoning_content"])
+    | st.text("abcxyz_", min_size=1, max_size=6),
+    st.sampled_from([None, 0, 1, False, True, 0.5, "", "x", [], ["x"]]),
+    max_size=3,
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), turn_keys), max_size=5),
+    st.sampled_from(["messages", "conversations", "conversation"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_every_filled_key_of_a_turn_is_used_or_listed_or_the_row_is_refused(
+    given_turns: list[tuple[str, dict[str, Any]]], name: str
+) -> None:
+    turns = [
+        {**keys, "role": role, "content": f"t{n}"} for n, (role, keys) in enumerate(given_turns)
+    ]
+    try:
+        made = formats.draft({name: turns}, Reading(None))
+    except BadRow:
+        return
+    listed = {key.rpartition("[].")[2] for key in made.listed}
+    assert [text for _, text in made.turns] == [f"t{n}" for n in range(len(made.turns))]
+    left_out = range(len(made.turns), len(turns))
+    for number, turn in enumerate(turns):
+        detail = made.details.get(number, Detail())
+        for key in turn.keys() - {"role", "content"} - listed:
+            value = turn[key]
+            if not filled(value) or number in left_out:
+                continue
+            if key in WEIGHTS:
+                assert detail.learnt == bool(value) or turn["role"] != "assistant"
+            elif key == "name":
+                assert (turn["role"], detail.name) == ("tool", value)
+            else:
+                assert key in REASONING
+                assert detail.reasoning == value
+    answers = [number for number, (role, _) in enumerate(given_turns) if role == "assistant"]
+    assert Record(tuple(made.turns), details=made.details).learnt() == [
+        number for number in answers if not any(turns[number].get(key) == 0 for key in WEIGHTS)
+    ]
 
 
 ROW = {"question": "Where?", "answer": "Here."}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from made_data import kept, write_lines
 
 from loraline.data.reading.entries import entries
@@ -67,7 +68,12 @@ def test_ms_swifts_registry_is_a_list(tmp_path: Path, prepare) -> None:
         ({"a": {"file_name": "a.jsonl", "script_url": "a.py"}}, "'script_url', which is not read"),
         ({"a": {"formatting": "alpaca"}}, "names neither file_name nor hf_hub_url"),
         ({"a": {"file_name": "a.jsonl", "columns": {"odd": "b"}}}, "a column 'odd'"),
-        ([{"subsets": []}], "has neither dataset_path nor hf_dataset_id"),
+        ({"a": {"file_name": "a.jsonl", "subset": "b"}}, "'subset', which is not read"),
+        ({"a": {"file_name": "a.jsonl", "tags": {"odd_tag": "b"}}}, "a tag 'odd_tag'"),
+        ([{"help": "?"}], "has neither dataset_path nor hf_dataset_id"),
+        ([{"dataset_path": "a", "subsets": ["b"]}], "says subsets: "),
+        ([{"dataset_path": "a", "split": ["test"]}], "says split: "),
+        ([{"dataset_path": "a", "messages": {}}], "says messages: '{}', which is not read"),
     ],
 )
 def test_what_a_registry_says_and_we_do_not_read_is_refused(
@@ -81,3 +87,114 @@ def test_a_name_that_a_registry_has_not_is_refused(tmp_path: Path) -> None:
     file = registry(tmp_path, {"a": {"file_name": "a.jsonl"}})
     with pytest.raises(UserError, match="has no dataset 'b'; it has a"):
         entries([f"{file}:b"])
+
+
+def axolotl(folder: Path, *datasets: object, **more: object) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump({"base_model": "x", "datasets": list(datasets), **more}))
+    return file
+
+
+def test_axolotls_configuration_names_files_columns_turns_and_roles(
+    tmp_path: Path, prepare
+) -> None:
+    write_lines(tmp_path / "talk.jsonl", [{"talk": TALK}])
+    write_lines(tmp_path / "facts.jsonl", [{"ask": "Who?", "more": "", "reply": "Ada."}])
+    write_lines(tmp_path / "a.jsonl", [{"instruction": "What?", "input": "", "output": "This."}])
+    file = axolotl(
+        tmp_path,
+        {
+            "path": "talk.jsonl",
+            "type": "chat_template",
+            "chat_template": "chatml",
+            "field_messages": "talk",
+            "message_property_mappings": {"role": "who", "content": "says"},
+            "roles": {"user": ["human", "ask"], "assistant": ["reply"]},
+            "roles_to_train": ["assistant"],
+            "train_on_eos": "turn",
+        },
+        {
+            "path": "facts.jsonl",
+            "type": {
+                "system_prompt": "",
+                "field_instruction": "ask",
+                "field_input": "more",
+                "field_output": "reply",
+                "format": "{instruction}\n{input}",
+                "no_input_format": "{instruction}",
+            },
+        },
+        {"path": "json", "data_files": ["a.jsonl"], "ds_type": "json", "type": "alpaca"},
+    )
+    assert [record.messages for record in kept(prepare(file))] == [
+        ASKED,
+        (("user", "Who?"), ("assistant", "Ada.")),
+        (("user", "What?"), ("assistant", "This.")),
+    ]
+
+
+def test_axolotls_datasets_may_be_on_the_hub_and_those_of_tests_are_for_validation(
+    tmp_path: Path,
+) -> None:
+    file = axolotl(
+        tmp_path,
+        {"path": "some/set", "type": "sharegpt", "split": "train[:9]", "revision": "v1"},
+        test_datasets=[{"path": "held.jsonl", "type": "alpaca", "split": "train"}],
+    )
+    listed = [(entry.uri, entry.split) for entry in entries([str(file)])]
+    assert listed == [
+        ("hf://some/set@v1:train[:9]", None),
+        (f"{tmp_path}/held.jsonl", "validation"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"type": "completion"}, "has the type 'completion', which is not read; accepted: alpaca"),
+        ({}, "has the type 'None', which is not read"),
+        ({"type": "alpaca", "shards": 4}, "says shards: '4', which is not read"),
+        ({"type": "alpaca", "split": "test"}, "says split: 'test', which is not read"),
+        ({"type": "alpaca", "name": "subset"}, "says name: 'subset'"),
+        ({"type": "chat_template", "roles_to_train": ["user"]}, "says roles_to_train: "),
+        ({"type": "chat_template", "roles": {"user": ["a", "b"]}}, 'says "roles: user: '),
+        ({"type": "chat_template", "message_field_training": "x"}, "message_field_training: x"),
+        ({"type": "chat_template", "message_property_mappings": {"name": "x"}}, "says 'name: x'"),
+        ({"type": {"field_output": "a", "format": "[INST] {instruction}"}}, "says format: "),
+        ({"type": {"system_prompt": "Be brief."}}, "says system_prompt: "),
+    ],
+)
+def test_what_axolotl_says_of_a_dataset_and_we_do_not_read_is_refused(
+    said: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "a.jsonl", [{"instruction": "?", "output": "!"}])
+    with pytest.raises(UserError, match=told):
+        entries([str(axolotl(tmp_path, {"path": "a.jsonl", **said}))])
+
+
+@pytest.mark.parametrize("key", ["train_on_inputs", "rl", "pretraining_dataset"])
+def test_what_axolotl_says_of_all_and_we_do_not_read_is_refused(key: str, tmp_path: Path) -> None:
+    file = axolotl(tmp_path, {"path": "a/b", "type": "alpaca"}, **{key: "dpo"})
+    with pytest.raises(UserError, match=f"says {key}: 'dpo', which is not read"):
+        entries([str(file)])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            {"model_name_or_path": "x", "dataset": "one, two", "dataset_dir": "data"},
+            "no registry of datasets; --data data/dataset_info.json:one,two names its own",
+        ),
+        (
+            {"model_name": "x", "dataset": {"path": "some/set"}},
+            "says how to train \\(model_name\\)",
+        ),
+        ({"model": "x", "dataset": "some/set"}, "name its datasets with --data"),
+    ],
+)
+def test_how_to_train_is_no_registry(content: object, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=told):
+        entries([str(file)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -130,12 +131,29 @@ def test_only_the_topmost_data_files_are_read(tmp_path: Path, prepare) -> None:
     assert len(kept(prepare(data))) == 3
 
 
-@pytest.mark.parametrize("name", ["more.jsonl.xz", "more.xlsx", "x.parquet.gz"])
+@pytest.mark.parametrize(
+    "name",
+    ["more.jsonl.xz", "more.xlsx", "x.parquet.gz", "more.pkl", "more.rar", "more.zip", "a.tar.xz"],
+)
 def test_files_that_hold_rows_and_are_not_read_are_refused(name: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "rows.jsonl", ROWS)
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=f"holds {name}, which would not be read"):
+        sources.locate(Entry(uri=str(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize("member", ["rows.jsonl", "more/rows.csv.gz", "inner.zip", "a.xlsx"])
+def test_a_zip_that_holds_rows_is_refused_and_one_of_pictures_is_not(
+    member: str, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "rows.jsonl", ROWS)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("images/a.png", b"")
+    assert len(sources.locate(Entry(uri=str(tmp_path)), tmp_path).files) == 1
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr(member, b"")
+    with pytest.raises(UserError, match=r"holds more\.zip, .*; unpack it"):
         sources.locate(Entry(uri=str(tmp_path)), tmp_path)
 
 

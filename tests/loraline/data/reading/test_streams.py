@@ -47,8 +47,15 @@ def test_rows_are_the_same_in_whatever_they_are_packed_and_encoded(
     [
         ("a.jsonl", LINES.encode(), "latin-1", "is UTF-8, not latin-1; leave out --encoding"),
         ("a.jsonl", LINES.encode("latin-1"), "", "is not UTF-8; convert it, or name its encoding"),
-        ("a.jsonl", LINES.encode("utf-16-le"), "", "is UTF-16; save it as UTF-8"),
+        ("a.jsonl", LINES.encode("utf-16-le"), "", "is UTF-16-LE; .* give --encoding utf-16-le"),
+        ("a.jsonl", LINES.encode("utf-16-be"), "", "is UTF-16-BE; .* give --encoding utf-16-be"),
         ("a.jsonl", LINES.encode("latin-1"), "ascii", "is not ascii: byte 0xf9 cannot be decoded"),
+        (
+            "a.jsonl",
+            LINES.replace("'", "\u2019").encode("cp1252"),
+            "latin-1",
+            r"would hold the control character U\+0092; give another --encoding, such as cp1252",
+        ),
         ("a.jsonl", b"{}", "klingon", "encoding 'klingon' is unknown"),
         ("a.jsonl.gz", gzip.compress(LINES.encode())[:200], "", "is not a whole gzip file"),
         ("a.jsonl.gz", LINES.encode(), "", "is not a whole gzip file"),

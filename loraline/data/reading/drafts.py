@@ -1,0 +1,103 @@
+"""A row in the making, and the places of its media."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraline.data.checks import BadRow
+from loraline.data.reading.contents import Media, medium
+from loraline.data.reading.keys import filled
+from loraline.data.reading.layouts import Layout
+from loraline.data.reading.values import structure
+from loraline.records import IMAGE, TAGS, VIDEO, Detail
+
+OTHER_TAGS = re.compile(r"<(image|img|video)[ _-]?\d+>|<ImageHere>|<\|(image|video)_pad\|>")
+"""Places of media in other tools' texts."""
+
+IMG = re.compile(r"<img>([^<>\n]+)</img>")
+"""How Qwen-VL, the first, names an image in its text."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A row in the making: turns with tags, and media that are not yet loaded."""
+
+    format: str
+    turns: list[tuple[str, str]]
+    images: list[Media] = field(default_factory=list)
+    videos: list[Media] = field(default_factory=list)
+    group: str | None = None
+    """Value of the column that keeps rows together in one split."""
+
+    objects: Mapping[str, Any] | None = None
+    """Boxes in a column of their own, for `<bbox>` placeholders."""
+
+    details: dict[int, Detail] = field(default_factory=dict)
+    """What turns hold beside their text, by their number."""
+
+    tools: str = ""
+    """JSON list of the tools that may be called."""
+
+    used: set[str] = field(default_factory=set)
+    """Columns that are in the draft."""
+
+    listed: list[str] = field(default_factory=list)
+    """Columns and keys that are filled and not used."""
+
+    shows: bool = False
+    """Whether a part of a turn shows an image or a video."""
+
+    number: str = ""
+    """What is said of an answer that is no text, but a number or a truth value."""
+
+    missing: str = ""
+    """What is said of a question or an answer that tables write where there is none."""
+
+
+def insert_system(made: Draft, text: str) -> None:
+    """Put a system turn before the others."""
+    made.turns.insert(0, ("system", text))
+    made.details = {number + 1: detail for number, detail in made.details.items()}
+
+
+def place_tags(made: Draft) -> None:
+    """Put media before the question where these formats do not say where they go.
+
+    Raises BadRow where the text has places for them that are not ours.
+    """
+    index = len(made.turns) - 2
+    role, text = made.turns[index]
+    if not (made.images or made.videos):
+        return
+    if match := OTHER_TAGS.search(text):
+        raise BadRow("tags", f"{match.group()!r} stands for a medium; write it as {IMAGE}")
+    if not any(TAGS.search(turn) for _, turn in made.turns):
+        made.turns[index] = (role, IMAGE * len(made.images) + VIDEO * len(made.videos) + text)
+
+
+def images_in_text(made: Draft) -> None:
+    """Images that user turns name as `<img>path</img>`, as tags and media."""
+    for number, (role, text) in enumerate(made.turns):
+        if "<img>" in text and role != "user" and (match := IMG.search(text)):
+            raise BadRow("tags_in_answer", f"{match.group()[:60]!r} stands in the {role} turn")
+        if "<img>" in text:
+            made.images += [name.strip() for name in IMG.findall(text)]
+            made.turns[number] = (role, IMG.sub(IMAGE, text))
+
+
+def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
+    """Media of a row's columns, one or several, into its draft."""
+    if not has.images and not has.videos:
+        return
+    for names, media in ((has.images, made.images), (has.videos, made.videos)):
+        for name in names:
+            found = row[name]
+            if not filled(found):
+                continue
+            found = structure(found)
+            media += map(medium, found if isinstance(found, list | tuple) else [found])
+            made.used.add(name)
+            break
