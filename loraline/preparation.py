@@ -46,6 +46,12 @@ class Split(BaseModel):
     """For evaluation and the gate."""
 
 
+def from_black_to_white(window: tuple[float, float]) -> tuple[float, float]:
+    if not window[0] < window[1]:
+        raise ValueError("the first value is black and lies below the second, which is white")
+    return window
+
+
 class SourceSettings(BaseModel):
     """How the rows of a source are read."""
 
@@ -69,7 +75,7 @@ class SourceSettings(BaseModel):
     media: str | None = None
     """Folder that media are named from; null is the data file's own."""
 
-    window: tuple[float, float] | None = None
+    window: Annotated[tuple[float, float], AfterValidator(from_black_to_white)] | None = None
     """Values of a picture of more than 8 bits that are black and white; null goes by its own."""
 
     encoding: str = ""

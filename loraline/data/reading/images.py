@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -47,8 +48,27 @@ NOT_READ = {
     b"\x93NUMPY": "a NumPy array",
     b"v/1\1": "OpenEXR",
     b"%!PS": "PostScript",
+    b"qoif": "QOI",
+    b"icns": "ICNS",
+    b"DDS ": "DDS",
+    b"\x01\xda": "SGI",
+    b"\n\x05\x01": "PCX",
+    b"#?RADIANCE": "Radiance HDR",
+    b"FORM": "IFF",
+    b"\x1f\x8b": "packed with gzip",
+    b"PK\3\4": "a ZIP archive",
 }
 """First bytes of whole pictures that are not read, with the names of their types."""
+
+IN_PLACE_OF_PICTURES = {
+    b"version https://git-lfs": (
+        "media_missing",
+        "is a pointer of Git LFS; `git lfs pull` fetches what it stands for",
+    ),
+    b"<!doctype html": ("media_broken", "is a page of HTML, as where its download failed"),
+    b"<html": ("media_broken", "is a page of HTML, as where its download failed"),
+}
+"""First bytes of what comes in place of a picture, in small letters, with a check and a clause."""
 
 BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"
@@ -66,6 +86,9 @@ DEEP = {"I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 
 PHOTOMETRIC, MIN_IS_WHITE = 262, 0
 """Tag of TIFF, and its value where the lowest value is white, as in many radiology exports."""
+
+DNG_VERSION, SUBFILE_TYPE, REDUCED = 50706, 254, 1
+"""Tags of TIFF, and the flag of the latter for a picture of reduced size (TIFF 6.0, DNG 1.7)."""
 
 EXIF_ORIENTATION = 0x0112
 """Tag of the EXIF standard; 1 is upright."""
@@ -102,6 +125,9 @@ def load_image(
 
     content = content_of(medium, fetch, most, "image")
     opened = OPENED
+    for begin, (check, clause) in IN_PLACE_OF_PICTURES.items():
+        if content[:64].lstrip().lower().startswith(begin):
+            raise BadRow(check, f"image {named(medium)} {clause}")
     if (unread := type_not_read(content)) == "HEIC":
         opened = [*opened, heif_reader(medium)]
     elif unread:
@@ -113,6 +139,12 @@ def load_image(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=opened)
+        if image.format == "TIFF" and is_raw(image.tag_v2):
+            raise BadRow(
+                "media_format",
+                f"image {named(medium)} is a camera's raw file, of which a preview would be read; "
+                "convert it to PNG or JPEG",
+            )
         measure("image", medium, image.width, image.height, most)
         # Of these, Pillow opens the picture that the file itself calls the first.
         single = image.format in ("MPO", "HEIF")
@@ -185,7 +217,12 @@ def type_not_read(content: bytes) -> str | None:
     if content[DICOM_AT : DICOM_AT + 4] == b"DICM":
         return "DICOM"
     head = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return "SVG" if head.startswith((b"<svg", b"<?xml")) and b"<svg" in head else None
+    return "SVG" if head.startswith(b"<") and b"<svg" in head else None
+
+
+def is_raw(tags: Mapping[int, Any]) -> bool:
+    """Whether a TIFF's first picture is the preview of a camera's own data, as in DNG and NEF."""
+    return DNG_VERSION in tags or bool(tags.get(SUBFILE_TYPE, 0) & REDUCED)
 
 
 def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
@@ -217,8 +254,8 @@ def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
 def eight_bits(image: Any, window: tuple[float, float] | None, inverted: bool) -> Any:
     """A picture of 16 bits, 32 bits or floats in grey, black to white over a range of values.
 
-    White to black where it is `inverted`. The range is `window`, or that of the picture's own
-    values. Raises BadRow where a value is not finite.
+    White to black where it is `inverted`, and white where it is transparent. The range is `window`,
+    or that of the picture's own values. Raises BadRow where a value is not finite.
     """
     import numpy as np
     from PIL import Image
@@ -229,8 +266,13 @@ def eight_bits(image: Any, window: tuple[float, float] | None, inverted: bool) -
         window = window and (-window[1], -window[0])
     if not np.isfinite(values).all():
         raise BadRow("media_broken", "an image holds values that are not finite")
-    low, high = window or (float(values.min()), float(values.max()))
+    clear = image.info.get("transparency")
+    opaque = values != clear if isinstance(clear, int) else np.ones(values.shape, bool)
+    if not opaque.any():
+        return Image.new("L", image.size, 255)
+    low, high = window or (float(values[opaque].min()), float(values[opaque].max()))
     scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    scaled[~opaque] = 255
     return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), "L")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,6 +89,14 @@ def test_without_its_reader_a_phones_picture_is_refused_by_name(
         (b"P6 8 8 255\n", "PPM"),
         (b"\xff\x0a", "JPEG XL"),
         (b"<?xml version='1.0'?><svg/>", "SVG"),
+        (b"<!-- drawn --><svg/>", "SVG"),
+        (b"qoif", "QOI"),
+        (b"icns", "ICNS"),
+        (b"DDS ", "DDS"),
+        (b"\n\x05\x01", "PCX"),
+        (b"\x1f\x8b", "packed with gzip"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS; `git lfs pull`"),
+        (b"\n<!DOCTYPE html>", "a page of HTML"),
     ],
 )
 def test_a_whole_picture_of_another_type_is_told_by_its_name(
@@ -130,3 +139,26 @@ def test_a_deep_picture_whose_lowest_value_is_white_is_inverted(
     assert shown[1, 1] == lightest
     corner = shown[-1, -1] if turned else shown[0, 0]
     assert corner == round(255 * (high - 3000) / (high - low))
+
+
+def test_a_deep_picture_is_white_where_it_is_transparent() -> None:
+    values = np.array([[0, 1000], [3000, 0]], np.uint16)
+    image = Image.fromarray(values)
+    image.info["transparency"] = 0
+    assert np.asarray(images.as_shown(image)).tolist() == [[255, 0], [255, 255]]
+    image.info["transparency"] = 7
+    assert np.asarray(images.as_shown(image)).tolist() == [[0, 85], [255, 0]]
+    image = Image.fromarray(np.zeros((2, 2), np.uint16))
+    image.info["transparency"] = 0
+    assert np.asarray(images.as_shown(image)).tolist() == [[255, 255], [255, 255]]
+
+
+@pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}])
+def test_the_preview_in_a_cameras_raw_file_is_no_picture(
+    tags: dict[int, Any], tmp_path: Path, prepare
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "TIFF", tiffinfo=tags)
+    folder = write(tmp_path / "data", "a.tif", buffer.getvalue())
+    with pytest.raises(UserError, match=r"'a\.tif' is a camera's raw file, of which a preview"):
+        dataset.refuse(prepare(folder, modality="vision").examples)

@@ -294,3 +294,10 @@ def test_what_a_profile_says_of_all_sources_holds_where_a_source_says_nothing(
     assert (faq.uri, faq.sample, faq.learn) == ("faq", "%50", "last")
     assert (faq.encoding, faq.columns) == ("utf-16", {"answer": "a"})
     assert flagged.encoding == "latin-1"
+
+
+def test_a_window_goes_from_black_to_white(tmp_path: Path) -> None:
+    registry = tmp_path / "datasets.yaml"
+    registry.write_text("scans: {uri: data, window: [4095, 0]}\n")
+    with pytest.raises(UserError, match=r"key 'window': .*black and lies below the second"):
+        entries.entries([str(registry)])
