@@ -215,11 +215,11 @@ def refuse_places(turns: Turns, objects: Mapping[str, Any] | None) -> None:
     Raises BadRow: nothing says what the numbers are.
     """
     places = (place for _, text in turns for place in (PLACE, NAME) if place in text)
-    found = next(places, None) or ("`objects`" if objects else None)
-    if found:
+    named = next(places, None) or ("`objects`" if objects else None)
+    if named:
         raise BadRow(
             "boxes",
-            f"holds {found}, and the source has no `boxes`; say pixels, unit or thousand in "
+            f"holds {named}, and the source has no `boxes`; say pixels, unit or thousand in "
             "datasets.yaml, or ignore: [objects]",
         )
 
@@ -232,11 +232,13 @@ def placeholders(
     recipe: Profile,
 ) -> Iterator[str]:
     """The boxes of a row's `objects`, converted and written out, in their order."""
-    found = (objects or {}).get("bbox") or []
-    images = (objects or {}).get("image_id") or ([0] * len(found) if isinstance(found, list) else 0)
-    if not isinstance(found, list) or not isinstance(images, list) or len(images) != len(found):
+    listed = (objects or {}).get("bbox") or []
+    images = (objects or {}).get("image_id") or (
+        [0] * len(listed) if isinstance(listed, list) else 0
+    )
+    if not isinstance(listed, list) or not isinstance(images, list) or len(images) != len(listed):
         raise BadRow("boxes", "objects do not hold a list of boxes, with an image for each")
-    for box, image in zip(found, images, strict=False):
+    for box, image in zip(listed, images, strict=False):
         if not (isinstance(box, list | tuple) and len(box) == 4 and all(map(is_number, box))):
             raise BadRow("boxes", f"box {box!r} is not four numbers")
         if not (isinstance(image, int) and 0 <= image < len(sizes)):

@@ -181,10 +181,10 @@ Technical Report 36, the byte order mark and the two noncharacters of the basic 
 Turns = list[tuple[str, str]]
 
 
-def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
+def clean_text(turns: Turns, actions: Policy, flagged: list[str]) -> Turns:
     """Turns without unwanted characters, and answers without line ends at their ends if asked to.
 
-    What was kept or repaired is named in `found`.
+    What was kept or repaired is named in `flagged`.
 
     Raises BadRow where the action is to drop or to fail.
     """
@@ -195,24 +195,24 @@ def clean_text(turns: Turns, actions: Policy, found: list[str]) -> Turns:
                 if actions["characters"] != REPAIR:
                     code = f"U+{ord(match.group()):04X}"
                     raise BadRow("characters", f"{role} turn holds the character {code}")
-                found.append("characters")
+                flagged.append("characters")
                 turns[index] = (role, text := UNWANTED.sub("", text))
             if role == "assistant" and text and (text[0] in "\r\n" or text[-1] in "\r\n"):
-                turns[index] = (role, text := without_line_ends(text, actions, found))
+                turns[index] = (role, text := without_line_ends(text, actions, flagged))
         if not text.isascii() and not unicodedata.is_normalized("NFC", text):
             if actions["normalization"] in (FAIL, DROP):
                 raise BadRow("normalization", f"{role} turn is not in composed form (NFC)")
-            found.append("normalization")
+            flagged.append("normalization")
             if actions["normalization"] == REPAIR:
                 turns[index] = (role, unicodedata.normalize("NFC", text))
     return turns
 
 
-def without_line_ends(answer: str, actions: Policy, found: list[str]) -> str:
+def without_line_ends(answer: str, actions: Policy, flagged: list[str]) -> str:
     """An answer that begins or ends with a line end, without it if it is to be repaired."""
     if actions["line_ends"] in (FAIL, DROP):
         raise BadRow("line_ends", "answer begins or ends with a line end")
-    found.append("line_ends")
+    flagged.append("line_ends")
     return answer.strip("\r\n") if actions["line_ends"] == REPAIR else answer
 
 
@@ -222,7 +222,7 @@ text, as ReAct and Hermes write it; whether results may follow is for the chat t
 
 
 def alternate(
-    turns: Turns, actions: Policy, found: list[str], details: Mapping[int, Detail] | None = None
+    turns: Turns, actions: Policy, flagged: list[str], details: Mapping[int, Detail] | None = None
 ) -> Turns:
     """Turns that go from user to assistant and end with the answer, after at most one of system.
 
@@ -243,8 +243,8 @@ def alternate(
             else:
                 joined.append((role, text))
         if joined != turns:
-            found.append("roles")
-            return alternate(joined, {**actions, "roles": FAIL}, found)
+            flagged.append("roles")
+            return alternate(joined, {**actions, "roles": FAIL}, flagged)
     order = ", ".join(role for role, _ in turns[:8])
     raise BadRow(
         "roles",
@@ -252,7 +252,9 @@ def alternate(
     )
 
 
-def match_tags(turns: Turns, images: int, videos: int, actions: Policy, found: list[str]) -> Turns:
+def match_tags(
+    turns: Turns, images: int, videos: int, actions: Policy, flagged: list[str]
+) -> Turns:
     """Turns whose tags stand for `images` and `videos` one to one, and in user turns only.
 
     In a row without media, an answer may speak of tags.
@@ -270,7 +272,7 @@ def match_tags(turns: Turns, images: int, videos: int, actions: Policy, found: l
         return turns
     if actions["tags"] == REPAIR and not any(tags.values()):
         first = next(index for index, (role, _) in enumerate(turns) if role == "user")
-        found.append("tags")
+        flagged.append("tags")
         text = IMAGE * images + VIDEO * videos + turns[first][1]
         return [*turns[:first], ("user", text), *turns[first + 1 :]]
     raise BadRow(

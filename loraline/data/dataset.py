@@ -174,13 +174,13 @@ def digest(merged: Dataset) -> str:
     del head["exact_lengths"]
     # Each row's digest is followed by the split that it came to.
     del head["split"]
-    found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    hashed = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for start in range(0, len(merged.split), CHUNK):
         part = slice(start, start + CHUNK)
         splits = merged.split[part].astype(np.uint8)[:, None]
         rows = np.concatenate([splits, merged.facts["digest"][part]], axis=1)
-        found.update(np.repeat(rows, merged.copies[part], axis=0).tobytes())
-    return found.hexdigest()
+        hashed.update(np.repeat(rows, merged.copies[part], axis=0).tobytes())
+    return hashed.hexdigest()
 
 
 def dropped(counts: Mapping[str, int]) -> dict[str, int]:
@@ -198,8 +198,8 @@ def by_check(counts: Mapping[str, int]) -> Sequence[tuple[str, str, int]]:
 def metrics(merged: Dataset) -> dict[str, float]:
     """Rows by split and by check, and lengths, as the run's metrics."""
     tokens = merged.facts["tokens"]
-    found: dict[str, float] = {f"{name}_rows": count for name, count in merged.rows.items()}
-    found |= {f"{c}_{action}": count for c, action, count in by_check(merged.counts)}
-    found["rows_read"] = merged.read
-    found["tokens"] = float((tokens.astype("int64") * merged.copies).sum())
-    return found
+    values: dict[str, float] = {f"{name}_rows": count for name, count in merged.rows.items()}
+    values |= {f"{c}_{action}": count for c, action, count in by_check(merged.counts)}
+    values["rows_read"] = merged.read
+    values["tokens"] = float((tokens.astype("int64") * merged.copies).sum())
+    return values

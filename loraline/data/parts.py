@@ -142,8 +142,10 @@ def make(work: Work, part: Part) -> None:
         for group in grouped(candidates(work, part, path, ruler, tally)):
             kept, tokens = in_length(group, ruler, work, tally)
             if kept:
-                rows.write_batch(batch([one.record for one in kept], [row for row, _ in tokens]))
-                texts = [normalised(one.record) for one in kept]
+                rows.write_batch(
+                    batch([candidate.record for candidate in kept], [row for row, _ in tokens])
+                )
+                texts = [normalised(candidate.record) for candidate in kept]
                 facts.append(facts_of(kept, texts, tokens, part.split, part.source, work.group_by))
                 signed.append(signatures(texts))
     temporary.replace(work.file(part, ".arrow"))
@@ -288,15 +290,15 @@ def picked(drafted: Draft) -> int:
 def grouped(rows: Iterator[Candidate]) -> Iterator[list[Candidate]]:
     """Rows in groups that fit the memory, whatever their images weigh."""
     group: list[Candidate] = []
-    held = 0
+    weight = 0
     for row in rows:
         group.append(row)
         if row.media:
-            held += sum(map(len, row.record.images))
-            held += sum(len(frame) for video in row.record.videos for frame in video.frames)
-        if len(group) == ROWS or held >= BYTES:
+            weight += sum(map(len, row.record.images))
+            weight += sum(len(frame) for video in row.record.videos for frame in video.frames)
+        if len(group) == ROWS or weight >= BYTES:
             yield group
-            group, held = [], 0
+            group, weight = [], 0
     if group:
         yield group
 
@@ -308,7 +310,9 @@ def in_length(
     sizes = [[(medium.height, medium.width) for medium in row.media] for row in group]
     kept, tokens = [], []
     most, most_answer = work.recipe.max_length, work.recipe.max_new_tokens
-    for row, size in zip(group, ruler.measure([one.record for one in group], sizes), strict=True):
+    for row, size in zip(
+        group, ruler.measure([candidate.record for candidate in group], sizes), strict=True
+    ):
         clauses = []
         if size[0] > most:
             clauses.append(("too_long", f"has {size[0]} tokens, max_length is {most}"))

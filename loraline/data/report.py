@@ -43,16 +43,16 @@ def write(merged: Dataset, folder: Path) -> Path:
     """Write report.html, which needs no other file, and report.md; return the former."""
     import jinja2
 
-    found = contents(merged)
+    summary = contents(merged)
     folder.mkdir(parents=True, exist_ok=True)
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         TEMPLATE.read_text(encoding="utf-8")
     )
     target = folder / "report.html"
     with target.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(page.render(found))
+        file.write(page.render(summary))
     with (folder / "report.md").open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(markdown(found))
+        file.write(markdown(summary))
     return target
 
 
@@ -163,8 +163,8 @@ def worst(merged: Dataset) -> list[int]:
     import numpy as np
 
     kept = np.flatnonzero(merged.copies > 0)
-    found = np.bitwise_count(merged.facts["flags"][kept])
-    order = np.lexsort((-merged.facts["tokens"][kept], -found.astype(int)))
+    flags = np.bitwise_count(merged.facts["flags"][kept])
+    order = np.lexsort((-merged.facts["tokens"][kept], -flags.astype(int)))
     return [int(index) for index in kept[order[:WORST]]]
 
 
@@ -199,24 +199,24 @@ def as_read(
     tokenizer: Path | None, recipe: Profile, records: Sequence[Record]
 ) -> list[list[list[Piece]]]:
     """What training makes of each record: rows, in pieces that are given or learnt."""
-    ruler, found = parts.measured(tokenizer, recipe), []
+    ruler, shown = parts.measured(tokenizer, recipe), []
     for record in records:
         if isinstance(ruler, Exact) and not record.videos:
             rows = ruler.encoder.conversation(record)
-            found.append([pieces(row, ruler.encoder.tokenizer) for row in rows])
+            shown.append([pieces(row, ruler.encoder.tokenizer) for row in rows])
         else:
-            found.append([pieces_of_turns(record)])
-    return found
+            shown.append([pieces_of_turns(record)])
+    return shown
 
 
 def pieces(row: Row, tokenizer: Any) -> list[Piece]:
-    tokens, found, place = row.prompt + row.answer, [], 0
+    tokens, listed, place = row.prompt + row.answer, [], 0
     for answer in row.learnt:
         given = tokenizer.decode(tokens[place : answer.start])
-        found.append((False, PADS.sub(lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", given)))
-        found.append((True, tokenizer.decode(tokens[answer])))
+        listed.append((False, PADS.sub(lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", given)))
+        listed.append((True, tokenizer.decode(tokens[answer])))
         place = answer.stop
-    return found
+    return listed
 
 
 def pieces_of_turns(record: Record) -> list[Piece]:
@@ -232,21 +232,21 @@ def pictures(record: Record) -> list[str]:
     """A row's images and first frames as small data URIs."""
     from PIL import Image
 
-    found = []
+    uris = []
     for content in (*record.images, *(video.frames[0] for video in record.videos)):
         image = Image.open(io.BytesIO(content)).convert("RGB")
         image.thumbnail((PICTURE, PICTURE))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG")
-        found.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return found[:4]
+        uris.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+    return uris[:4]
 
 
 def clusters(merged: Dataset) -> list[dict[str, Any]]:
     """The largest groups of nearly equal rows, with three of each."""
     import numpy as np
 
-    found = []
+    groups = []
     for kind, labels, rows in (
         ("rows", merged.near_texts, np.arange(len(merged.split))),
         ("images", merged.near_media, merged.facts["media_row"]),
@@ -258,7 +258,7 @@ def clusters(merged: Dataset) -> list[dict[str, Any]]:
         for label, size in zip(first[order], sizes[order], strict=True):
             if size > 1:
                 members = rows[np.flatnonzero(labels == label)[:3]]
-                found.append(
+                groups.append(
                     {
                         "kind": kind,
                         "size": int(size),
@@ -271,7 +271,7 @@ def clusters(merged: Dataset) -> list[dict[str, Any]]:
                         ],
                     }
                 )
-    return found
+    return groups
 
 
 def cut(text: str, most: int = SHOWN) -> str:
@@ -289,38 +289,42 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(summary: dict[str, Any]) -> str:
     """The summary: counts, lengths and examples, without the histograms and the rows."""
     length = ("name", "count", "p50", "p90", "p99", "max")
-    how = "as the model sees them" if found["exact"] else "estimated: the base was out of reach"
+    how = "as the model sees them" if summary["exact"] else "estimated: the base was out of reach"
     blocks = [
         "# Dataset report",
-        f"{found['read']} rows read, {found['kept']} kept."
-        + (" Splits count with weights." if found["weighted"] else ""),
-        table(["split", "rows"], list(found["rows"].items())),
-        table(["format", "rows"], list(found["formats"].items())),
+        f"{summary['read']} rows read, {summary['kept']} kept."
+        + (" Splits count with weights." if summary["weighted"] else ""),
+        table(["split", "rows"], list(summary["rows"].items())),
+        table(["format", "rows"], list(summary["formats"].items())),
         "## Checks",
         table(
             ["check", "action", "rows", "meaning"],
-            [(c["name"], c["action"], c["rows"], c["meaning"]) for c in found["checks"]],
+            [(c["name"], c["action"], c["rows"], c["meaning"]) for c in summary["checks"]],
         )
-        if found["checks"]
+        if summary["checks"]
         else "Nothing was found.",
         "## Columns not used",
         table(
             ["column", "rows in which it is filled", "share"],
-            [(column["name"], column["rows"], column["share"]) for column in found["unused"]],
+            [(column["name"], column["rows"], column["share"]) for column in summary["unused"]],
         )
-        if found["unused"]
+        if summary["unused"]
         else "Every column is used.",
         "## Examples",
         table(
             ["check", "where", "what", "text"],
-            [(e["check"], e["place"], e["clause"], cut(e["text"], 120)) for e in found["examples"]],
+            [
+                (e["check"], e["place"], e["clause"], cut(e["text"], 120))
+                for e in summary["examples"]
+            ],
         ),
         f"## Tokens, {how}",
         table(
-            length, [[row[key] for key in length] for row in (*found["lengths"], found["answers"])]
+            length,
+            [[row[key] for key in length] for row in (*summary["lengths"], summary["answers"])],
         ),
     ]
     return "\n\n".join(blocks) + "\n"

@@ -30,13 +30,13 @@ def out(
     """
     import numpy as np
 
-    found = np.flatnonzero(rows)
+    indices = np.flatnonzero(rows)
     action = merged.work.actions[check]
-    if not len(found):
+    if not len(indices):
         return
-    merged.counts[f"{check} {action}"] += len(found)
-    merged.facts["flags"][found] |= np.uint32(1 << FLAGS.index(check))
-    for index in found[:EXAMPLES].tolist():
+    merged.counts[f"{check} {action}"] += len(indices)
+    merged.facts["flags"][indices] |= np.uint32(1 << FLAGS.index(check))
+    for index in indices[:EXAMPLES].tolist():
         other = partner(index)
         merged.examples.append(
             {
@@ -48,7 +48,7 @@ def out(
             }
         )
     if action == DROP:
-        merged.copies[found] = 0
+        merged.copies[indices] = 0
 
 
 def sample(merged: Dataset) -> None:
@@ -58,9 +58,9 @@ def sample(merged: Dataset) -> None:
     for number, source in enumerate(merged.work.sources):
         if not source.entry.sample.startswith("#"):
             continue
-        own = np.flatnonzero(merged.facts["source"] == number)
+        members = np.flatnonzero(merged.facts["source"] == number)
         wanted = int(source.entry.sample[1:])
-        order = own[np.argsort(merged.facts["pick"][own], kind="stable")]
+        order = members[np.argsort(merged.facts["pick"][members], kind="stable")]
         merged.copies[order[wanted:]] = 0
         if len(order) > wanted:
             merged.counts["sample out"] += len(order) - wanted
@@ -157,9 +157,9 @@ def repetitions(merged: Dataset) -> None:
         if by_text[row]:
             same = facts["key"] == facts["key"][row]
         else:
-            own = facts["media_sha"][media_row == row]
+            media_shas = facts["media_sha"][media_row == row]
             same = np.zeros(len(split), bool)
-            same[media_row[np.isin(facts["media_sha"], own)]] = True
+            same[media_row[np.isin(facts["media_sha"], media_shas)]] = True
         return int(np.flatnonzero(alive & same & (split > split[row]))[0])
 
     out(merged, "leaks", leaks, "also stands in a later split, or its image does", later)
@@ -194,8 +194,8 @@ def all_signatures(merged: Dataset) -> NDArray[Any]:
     # Written, not mapped: what is mapped counts as memory once it is touched.
     with target.open("wb") as file:
         for part, start in zip(merged.work.parts, merged.starts, strict=True):
-            own = np.ascontiguousarray(duplicates.banded(np.load(merged.work.file(part, ".npy"))))
-            for band, values in enumerate(own):
+            bands = np.ascontiguousarray(duplicates.banded(np.load(merged.work.file(part, ".npy"))))
+            for band, values in enumerate(bands):
                 file.seek((band * count + int(start)) * values.itemsize * duplicates.WIDTH)
                 file.write(values)
     return np.memmap(target, np.uint32, "r", shape=shape)

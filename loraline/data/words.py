@@ -56,9 +56,9 @@ def words(texts: Sequence[bytes]) -> Words:
     sizes = np.fromiter(map(len, texts), np.int64, len(texts))
     if not texts:
         return Words(sizes.astype(np.uint64), sizes, joined, sizes, sizes)
-    held = np.frombuffer(joined, np.uint8)
-    spaces = np.flatnonzero(held == ord(" "))
-    starts, ends = np.append(0, spaces + 1), np.append(spaces, len(held))
+    content = np.frombuffer(joined, np.uint8)
+    spaces = np.flatnonzero(content == ord(" "))
+    starts, ends = np.append(0, spaces + 1), np.append(spaces, len(content))
     counts = np.diff(ends.searchsorted(np.cumsum(sizes + 1) - 1) + 1, prepend=0)
     numbers = np.zeros(len(starts), np.uint64)
     first = 0
@@ -66,8 +66,8 @@ def words(texts: Sequence[bytes]) -> Words:
         begin = int(starts[first])
         last = max(first + 1, int(ends.searchsorted(begin + BLOCK, "right")))
         if ends[last - 1] - begin <= BLOCK:
-            block, own = held[begin : ends[last - 1]], slice(first, last)
-            numbers[own] = polynomials(block, starts[own] - begin, ends[own] - begin)
+            block, chosen = content[begin : ends[last - 1]], slice(first, last)
+            numbers[chosen] = polynomials(block, starts[chosen] - begin, ends[chosen] - begin)
         first = last
     for long in np.flatnonzero(ends - starts > LONGEST):
         digest = hashlib.blake2b(joined[starts[long] : ends[long]], digest_size=8).digest()

@@ -93,8 +93,8 @@ class Request:
 
     def key(self, recipe: Profile) -> str:
         """Names the folder that a repeated run finds again."""
-        told = [repr(self), recipe.model_dump_json(), os.getcwd()]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        request = [repr(self), recipe.model_dump_json(), os.getcwd()]
+        return hashlib.sha256("\n".join(request).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def folder(request: Request, recipe: Profile) -> Iterator[Path]:
 
     home = Path(tempfile.gettempdir(), f"loraline-{os.getuid()}")
     home.mkdir(mode=0o700, exist_ok=True)
-    found = home.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+    status = home.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise UserError(f"{home} belongs to somebody else; set TMPDIR")
     place = home / request.key(recipe)
     lock = FileLock(home / f"{place.name}.lock")
@@ -139,27 +139,27 @@ def plan(
     request: Request, recipe: Profile, client: MlflowClient | None, place: Path
 ) -> tuple[Work, Prompt]:
     """Find the sources, the prompt and the tokenizer, and cut the data into parts."""
-    found = tuple(
+    located = tuple(
         sources.locate(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
         for entry in entries.entries(request.data, request.encoding, request.defaults)
     )
-    beside = next(filter(None, (source.prompt_file() for source in found)), None)
+    beside = next(filter(None, (source.prompt_file() for source in located)), None)
     prompt = prompts.resolve(request.prompt, beside, client)
     if recipe.modality == "text" and prompt.template and prompts.OURS not in prompt.template:
         where = request.prompt or beside
         raise UserError(f"{where} must contain {{question}}, the place of the row's question")
     tokenizer = rows.tokenizer_folder(recipe.base, recipe.base_revision)
     target = None
-    if any(source.entry.boxes for source in found):
+    if any(source.entry.boxes for source in located):
         target = boxes.convention(recipe.base, tokenizer)
         if target is None:
             accepted = ", ".join(boxes.CONVENTIONS)
             raise UserError(f"base {recipe.base!r} has no convention for boxes; known: {accepted}")
     work = Work(
-        found,
-        tuple(parts.plan(found, VISION_PART if recipe.modality == "vision" else TEXT_PART)),
+        located,
+        tuple(parts.plan(located, VISION_PART if recipe.modality == "vision" else TEXT_PART)),
         prompt.template,
         request.group_by,
         request.actions,
@@ -169,9 +169,11 @@ def plan(
         target,
         place,
     )
-    own = place / hashlib.sha256(changed_since(work).encode()).hexdigest()[:8] / identity(work)[:32]
-    own.mkdir(parents=True, exist_ok=True)
-    return replace(work, folder=own), prompt
+    home = (
+        place / hashlib.sha256(changed_since(work).encode()).hexdigest()[:8] / identity(work)[:32]
+    )
+    home.mkdir(parents=True, exist_ok=True)
+    return replace(work, folder=home), prompt
 
 
 def identity(work: Work) -> str:
@@ -212,26 +214,26 @@ def state(work: Work) -> str | None:
         if source.bucket is not None:
             seen.append([source.bucket.uri, sorted(source.bucket.objects.items())])
         else:
-            if (found := stats(source.root)) is None:
+            if (files := stats(source.root)) is None:
                 return None
-            seen.append([str(source.root.resolve()), found])
+            seen.append([str(source.root.resolve()), files])
     base = stats(work.tokenizer) if work.tokenizer else None
-    told = json.dumps([identity_of_all(work), seen, str(work.tokenizer), base])
-    return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()
+    inputs = json.dumps([identity_of_all(work), seen, str(work.tokenizer), base])
+    return hashlib.sha256(inputs.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def stats(folder: Path) -> list[list[Any]] | None:
     """Path, size and time of change of each file under a folder; None if they are too many."""
-    found: list[list[Any]] = []
+    listed: list[list[Any]] = []
     for place, _, files in os.walk(folder):
-        if len(found) + len(files) > MOST_FILES:
+        if len(listed) + len(files) > MOST_FILES:
             return None
         for name in files:
             path = os.path.join(place, name)
             with suppress(OSError):
-                told = os.stat(path)
-                found.append([path, told.st_size, told.st_mtime_ns])
-    return sorted(found)
+                status = os.stat(path)
+                listed.append([path, status.st_size, status.st_mtime_ns])
+    return sorted(listed)
 
 
 def prepared(client: MlflowClient, same: str) -> Run | None:
@@ -274,8 +276,8 @@ def gather(work: Work, runs: Sequence[str], client: Any) -> None:
     for run_id in runs:
         run = upstream_run(client, run_id, "prepare_data_part", flag="--merge")
         with artifacts(client, run.info.run_id, "parts") as fetched:
-            told = json.loads((fetched / PLAN).read_text())
-            if told["identity"] != identity_of_all(work):
+            plan_made = json.loads((fetched / PLAN).read_text())
+            if plan_made["identity"] != identity_of_all(work):
                 raise UserError(
                     f"--merge: run {run_id} prepared other data, or with other choices; give "
                     "--data and all else as its share was made with, but for --part"

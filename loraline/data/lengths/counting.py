@@ -56,17 +56,19 @@ class Known:
         self.counts = np.zeros(1 << SLOTS, np.int64)
         self.alone = len(backend.encode(before, add_special_tokens=False))
 
-    def tokens(self, found: Words, chosen: NDArray[Any]) -> NDArray[Any]:
+    def tokens(self, vocabulary: Words, chosen: NDArray[Any]) -> NDArray[Any]:
         """Tokens of some words, given by their places, int64 of the shape of `chosen`."""
         import numpy as np
 
-        numbers = found.numbers[chosen]
+        numbers = vocabulary.numbers[chosen]
         places = numbers >> np.uint64(64 - SLOTS)
         tokens = self.counts[places]
         new = np.flatnonzero(self.numbers[places] != numbers)
         if len(new):
             fresh, first, again = np.unique(numbers[new], return_index=True, return_inverse=True)
-            texts = [found[index].replace(INNER, b" ").decode() for index in chosen[new[first]]]
+            texts = [
+                vocabulary[index].replace(INNER, b" ").decode() for index in chosen[new[first]]
+            ]
             counts = self.tokenized(texts)
             tokens[new] = counts[again]
             places = fresh >> np.uint64(64 - SLOTS)
@@ -77,8 +79,8 @@ class Known:
         import numpy as np
 
         texts = [self.before + text for text in texts]
-        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return np.array([len(tokens) for tokens in found]) - self.alone
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return np.array([len(tokens) for tokens in encodings]) - self.alone
 
 
 class Counter:
@@ -112,13 +114,13 @@ class Counter:
         import numpy as np
 
         may_be_odd = self.is_odd(ANCHOR.join(texts))
-        found = words([self.encoded(text, may_be_odd) for text in texts])
-        starts = np.cumsum(found.counts) - found.counts
-        tokens = np.empty(len(found.numbers), np.int64)
-        tokens[starts] = self.first.tokens(found, starts)
+        numbered = words([self.encoded(text, may_be_odd) for text in texts])
+        starts = np.cumsum(numbered.counts) - numbered.counts
+        tokens = np.empty(len(numbered.numbers), np.int64)
+        tokens[starts] = self.first.tokens(numbered, starts)
         later = np.ones(len(tokens), bool)
         later[starts] = False
-        tokens[later] = self.later.tokens(found, np.flatnonzero(later))
+        tokens[later] = self.later.tokens(numbered, np.flatnonzero(later))
         return np.add.reduceat(tokens, starts)
 
 
@@ -148,8 +150,8 @@ def steps(part: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
 
 def is_plain(token: Mapping[str, Any]) -> bool:
     """Whether an added token is found wherever it stands, and takes no space around it along."""
-    takes = token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"]
-    return not takes and not re.search(r"\s", token["content"])
+    strips = token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"]
+    return not strips and not re.search(r"\s", token["content"])
 
 
 def is_byte_level(

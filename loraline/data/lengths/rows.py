@@ -139,10 +139,10 @@ class Exact:
         pairs = [self.encoder.render(row) for row in rows]
         prompts = [prompt for prompt, _ in pairs]
         leads, answers = zip(*(self.to_the_end(tail) for _, tail in pairs), strict=True)
-        found = self.counts([*prompts, *map("".join, zip(leads, answers, strict=True))])
+        counts = self.counts([*prompts, *map("".join, zip(leads, answers, strict=True))])
         lengths = []
         for row, prompt, shown, before, answer, lead in zip(
-            rows, prompts, sizes, found[: len(rows)], found[len(rows) :], leads, strict=True
+            rows, prompts, sizes, counts[: len(rows)], counts[len(rows) :], leads, strict=True
         ):
             answer -= self.of_lead if lead else 0
             if row.videos:
@@ -191,7 +191,9 @@ class Exact:
         if self.counter is not None:
             return list(self.counter.counts(texts).tolist())
         backend = self.encoder.tokenizer.backend_tokenizer
-        return [len(found) for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(tokens) for tokens in backend.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def with_videos(self, prompt: str, row: Record) -> int:
         """Tokens of a prompt that shows videos, by the processor itself: it also writes times."""

@@ -86,31 +86,31 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
 
     def place(match: re.Match[str]) -> str:
         names = match["columns"].split(",")
-        found = value(names[0]) if len(names) == 1 else [value(name) for name in names]
+        cell = value(names[0]) if len(names) == 1 else [value(name) for name in names]
         if len(names) == 1 and meaning(names[0]) == CHOOSE:
-            found = structure(found)
+            cell = structure(cell)
         if match["form"] == "letter":
-            return letter(found)
+            return letter(cell)
         if match["form"] == "json":
-            return json.dumps(found, ensure_ascii=False)
+            return json.dumps(cell, ensure_ascii=False)
         if match["form"] == "lines":
-            return "\n".join(texts_of(found, names[0]))
+            return "\n".join(texts_of(cell, names[0]))
         if match["choice"] and match["choice"].isdecimal() and match["choice"] not in raw:
-            return numbered(texts_of(found, names[0]), int(match["choice"]), names[0])
+            return numbered(texts_of(cell, names[0]), int(match["choice"]), names[0])
         if match["choice"]:
-            return chosen(choices(found), labels(found), value(match["choice"]), match["choice"])
-        if isinstance(found, list | dict):
+            return chosen(choices(cell), labels(cell), value(match["choice"]), match["choice"])
+        if isinstance(cell, list | dict):
             if ours in ANSWER_COLUMNS:
                 raise BadRow(
                     "format",
-                    f"{names[0]} is {type_name(found)}, which a template prints with letters; "
+                    f"{names[0]} is {type_name(cell)}, which a template prints with letters; "
                     f"{{{names[0]}[0]}} is its first, {{{names[0]}:lines}} all of it",
                 )
-            return "\n".join(map(". ".join, zip(labels(found), choices(found), strict=True)))
-        text = written(found)
-        if text is None and not is_empty(found):
+            return "\n".join(map(". ".join, zip(labels(cell), choices(cell), strict=True)))
+        text = written(cell)
+        if text is None and not is_empty(cell):
             raise BadRow(
-                "format", f"{names[0]} is {type_name(found)}, which has no place in a template"
+                "format", f"{names[0]} is {type_name(cell)}, which has no place in a template"
             )
         if not text or text in NOTHING:
             empty.append(names[0])
@@ -123,17 +123,17 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
     return made.strip("\n") if empty else made
 
 
-def is_empty(found: Any) -> bool:
+def is_empty(cell: Any) -> bool:
     """Whether a cell holds nothing: null, or NaN, which pandas writes for it."""
-    return found is None or (isinstance(found, float) and math.isnan(found))
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
-def choices(found: Any) -> list[str]:
+def choices(cell: Any) -> list[str]:
     """Choices as a list of texts, or as `{"text": [...], "label": [...]}`, or by letter."""
-    found = structure(found)
-    if isinstance(found, Mapping):
-        found = found["text"] if isinstance(found.get("text"), list) else list(found.values())
-    texts = [written(item) for item in found] if isinstance(found, list) else [None]
+    cell = structure(cell)
+    if isinstance(cell, Mapping):
+        cell = cell["text"] if isinstance(cell.get("text"), list) else list(cell.values())
+    texts = [written(item) for item in cell] if isinstance(cell, list) else [None]
     if not 0 < len(texts) <= len(ascii_uppercase) or None in texts:
         raise BadRow("format", "choices are not a list of up to 26 texts")
     listed = [text for text in texts if text is not None]
@@ -145,23 +145,23 @@ def choices(found: Any) -> list[str]:
     return listed
 
 
-def labels(found: Any) -> list[str]:
+def labels(cell: Any) -> list[str]:
     """What choices are called: by their own labels, or by letters."""
-    found, own = structure(found), None
-    if isinstance(found, Mapping):
-        own = found.get("label") if isinstance(found.get("text"), list) else list(found)
-    texts = choices(found)
-    if own is None:
+    cell, given = structure(cell), None
+    if isinstance(cell, Mapping):
+        given = cell.get("label") if isinstance(cell.get("text"), list) else list(cell)
+    texts = choices(cell)
+    if given is None:
         return list(ascii_uppercase[: len(texts)])
-    if not isinstance(own, list) or len(own) != len(texts):
+    if not isinstance(given, list) or len(given) != len(texts):
         raise BadRow("format", "labels of choices are not as many as the choices")
-    return [str(label) for label in own]
+    return [str(label) for label in given]
 
 
-def texts_of(found: Any, name: str) -> list[str]:
+def texts_of(cell: Any, name: str) -> list[str]:
     """The texts of a list, or of SQuAD's `answers`."""
-    found = structure(found)
-    listed = found.get("text") if isinstance(found, Mapping) else found
+    cell = structure(cell)
+    listed = cell.get("text") if isinstance(cell, Mapping) else cell
     texts = [written(item) for item in listed] if isinstance(listed, list) else [None]
     if None in texts:
         raise BadRow("format", f"{name} is not a list of texts")
@@ -175,9 +175,9 @@ def numbered(texts: Sequence[str], index: int, name: str) -> str:
     return texts[index]
 
 
-def letter(found: Any) -> str:
+def letter(cell: Any) -> str:
     """A number from 0 as a letter; a letter as it is."""
-    text = str(found).strip()
+    text = str(cell).strip()
     if text.isdecimal() and int(text) < len(ascii_uppercase):
         return ascii_uppercase[int(text)]
     if len(text) == 1 and text.upper() in ascii_uppercase:
@@ -185,22 +185,22 @@ def letter(found: Any) -> str:
     raise BadRow("format", f"{text[:40]!r} is neither a letter nor a number from 0 to 25")
 
 
-def chosen(texts: Sequence[str], named: Sequence[str], found: Any, name: str) -> str:
+def chosen(texts: Sequence[str], named: Sequence[str], answer: Any, name: str) -> str:
     """The choice that a label, a letter, its own text or a number from 0 names.
 
     A number is a number. Raises BadRow where a text could mean two different choices.
     """
-    if isinstance(found, float) and found.is_integer():
+    if isinstance(answer, float) and answer.is_integer():
         # pandas makes floats of a column of numbers with a gap.
-        found = int(found)
-    if isinstance(found, int) and not isinstance(found, bool):
+        answer = int(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool):
         lettered = list(named) == list(ascii_uppercase[: len(named)])
-        if not lettered and str(found) in named:
-            return texts[named.index(str(found))]
-        if found not in range(len(texts)):
-            raise BadRow("format", f"{name} {found} is none of {len(texts)} choices from 0")
-        return texts[found]
-    text = str(found).strip()
+        if not lettered and str(answer) in named:
+            return texts[named.index(str(answer))]
+        if answer not in range(len(texts)):
+            raise BadRow("format", f"{name} {answer} is none of {len(texts)} choices from 0")
+        return texts[answer]
+    text = str(answer).strip()
     if match := LETTER.fullmatch(text):
         text = match[1]
     by_label = [texts[named.index(label)] for label in (text, text.upper()) if label in named]

@@ -94,10 +94,10 @@ def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
         return
     for names, media in ((has.images, made.images), (has.videos, made.videos)):
         for name in names:
-            found = row[name]
-            if not filled(found):
+            cell = row[name]
+            if not filled(cell):
                 continue
-            found = structure(found)
-            media += map(medium, found if isinstance(found, list | tuple) else [found])
+            cell = structure(cell)
+            media += map(medium, cell if isinstance(cell, list | tuple) else [cell])
             made.used.add(name)
             break

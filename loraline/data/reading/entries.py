@@ -130,7 +130,7 @@ def read_registry(file: Path) -> dict[str, Entry]:
     registries.refuse_configuration(file, content)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file} must hold names of datasets, each with a uri")
-    found = {}
+    registry = {}
     for name, fields in content.items():
         try:
             entry = Entry(**fields) if isinstance(fields, dict) else Entry(uri=fields)
@@ -145,5 +145,5 @@ def read_registry(file: Path) -> dict[str, Entry]:
             entry = entry.model_copy(update={"uri": str(file.parent / entry.uri)})
             if entry.media and (file.parent / entry.media).is_dir():
                 entry = entry.model_copy(update={"media": str(file.parent / entry.media)})
-        found[str(name)] = entry
-    return found
+        registry[str(name)] = entry
+    return registry

@@ -162,7 +162,7 @@ def is_structure(key: str, parsed: Any) -> bool:
 
 def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
     """A row that holds its turns as a list."""
-    lists = {key: found for key in has.conversations if type(found := listed(row[key])) is list}
+    lists = {key: value for key in has.conversations if type(value := listed(row[key])) is list}
     for key, turns in lists.items():
         if not turns and key == next(reversed(lists)):
             raise BadRow("format", f"{key} holds no turns")

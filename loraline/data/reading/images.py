@@ -113,7 +113,7 @@ def load_image(
     fetch: Fetch,
     most: Limits,
     actions: Policy,
-    found: list[str],
+    flagged: list[str],
     window: tuple[float, float] | None = None,
 ) -> Picture:
     """Read and decode an image; its pixels are looked at once and forgotten.
@@ -172,7 +172,7 @@ def load_image(
     if ending in known and ending not in TYPES[image.format or ""]:
         if actions["media_type"] != REPAIR:
             raise BadRow("media_type", f"image {named(medium)} is {image.format} by its content")
-        found.append("media_type")
+        flagged.append("media_type")
     source = hashlib.sha256(content).digest()
     # Nothing after this step reads HEIF.
     stored_anew = shown is not image or image.format == "HEIF"
@@ -182,9 +182,9 @@ def load_image(
                 "appearance",
                 f"image {named(medium)} is turned, partly transparent, HEIC, or deeper than 8 bits",
             )
-        found.append("appearance")
+        flagged.append("appearance")
     if frames > 1:
-        found.append("media_frames")
+        flagged.append("media_frames")
     if stored_anew or frames > 1:
         buffer = io.BytesIO()
         shown.convert("RGB").save(buffer, "PNG")

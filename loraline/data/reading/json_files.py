@@ -75,10 +75,10 @@ def whole_lines(path: Path, stop: int | None, row_bytes: int, encoding: str) -> 
     with streams.text(path, encoding) as file:
         # What is unpacked or translated is one part.
         end = stop if file.seekable() else None
-        for number, found in enumerate(lines(file, end, row_bytes)):
-            if number == 0 and not isinstance(found, BadRow):
-                one_a_line(path, found)
-            yield found if isinstance(found, BadRow) else parse(found)
+        for number, line in enumerate(lines(file, end, row_bytes)):
+            if number == 0 and not isinstance(line, BadRow):
+                one_a_line(path, line)
+            yield line if isinstance(line, BadRow) else parse(line)
 
 
 def one_a_line(path: Path, first: bytes) -> None:
@@ -98,8 +98,8 @@ def lines_from(path: Path, start: int, stop: int | None, row_bytes: int) -> Iter
         while (line := file.readline(2**20)) and not line.endswith(b"\n"):
             if stop is not None and file.tell() >= stop:
                 return
-        for found in lines(file, stop, row_bytes):
-            yield found if isinstance(found, BadRow) else parse(found)
+        for row in lines(file, stop, row_bytes):
+            yield row if isinstance(row, BadRow) else parse(row)
 
 
 def parse(line: bytes) -> Any:
@@ -255,14 +255,14 @@ def complaint(error: Exception) -> str:
 def objects(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
     """Rows of a file that begins with an object: one a line, or one over many lines."""
     with streams.text(path, encoding) as file:
-        found = lines(file, None, row_bytes)
-        first = next(found, b"")
+        first_lines = lines(file, None, row_bytes)
+        first = next(first_lines, b"")
         parsed = first if isinstance(first, BadRow) else parse(first)
         if isinstance(parsed, BadRow):
             one_a_line = False
         else:
             second = next(
-                (line for line in found if isinstance(line, BadRow) or line.strip()), None
+                (line for line in first_lines if isinstance(line, BadRow) or line.strip()), None
             )
             one_a_line = second is not None
     if one_a_line:

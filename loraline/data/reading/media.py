@@ -107,11 +107,11 @@ def file_content(medium: str, fetch: Fetch, most: Limits, kind: str) -> bytes:
     """Bytes of a file of the source."""
     try:
         path = fetch(medium.removeprefix("file://"))
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise BadRow("media_missing", f"{kind} {medium[:80]!r} is not a regular file")
-        if found.st_size > most.media_bytes:
-            raise over(kind, medium, f"{found.st_size} bytes", most.media_bytes)
+        if status.st_size > most.media_bytes:
+            raise over(kind, medium, f"{status.st_size} bytes", most.media_bytes)
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:60]

@@ -78,7 +78,7 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
         first = next((line for line in lines if line.strip()), "")
         if match := SEPARATOR.fullmatch(first):
             delimiter, first = match[1], next(lines, "")
-        delimiter = told_delimiter(first, delimiter)
+        delimiter = delimiter_of(first, delimiter)
         reader = csv.DictReader(
             again(first, lines),
             delimiter=delimiter,
@@ -116,7 +116,7 @@ def again(first: str, others: Iterator[str]) -> Iterator[str]:
     yield from others
 
 
-def told_delimiter(line: str, expected: str) -> str:
+def delimiter_of(line: str, expected: str) -> str:
     """What separates the fields of a header: as its file's ending says, or else what there is."""
 
     def fields(mark: str) -> int:
@@ -240,9 +240,9 @@ def as_written(batch: Any) -> Any:
     return batch
 
 
-def at_once(held: int, rows: int) -> int:
+def at_once(size: int, rows: int) -> int:
     """Rows that fit the memory, from the bytes that so many take."""
-    return max(1, min(BATCH, BATCH_BYTES * rows // max(1, held)))
+    return max(1, min(BATCH, BATCH_BYTES * rows // max(1, size)))
 
 
 def rows_of_groups(path: Path, count: int) -> int:

@@ -130,12 +130,12 @@ def not_the_same(columns: Mapping[str, str]) -> dict[str, str]:
 
 def name_of(item: Any) -> str:
     names = ("dataset_name", "dataset_path", "ms_dataset_id", "hf_dataset_id")
-    found = (
+    name = (
         next((item[key] for key in names if item.get(key)), None)
         if isinstance(item, dict)
         else None
     )
-    return str(found)
+    return str(name)
 
 
 def swift(file: Path, item: Any) -> dict[str, Any]:

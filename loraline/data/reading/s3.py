@@ -53,17 +53,17 @@ class Bucket:
         name, _, prefix = uri.removeprefix("s3://").partition("/")
         if not name:
             raise UserError(f"--data {uri!r}: expected s3://bucket/prefix")
-        found = cls(
+        bucket = cls(
             uri, name, prefix if not prefix or prefix.endswith("/") else f"{prefix}/", folder
         )
-        found.objects = found.listed()
-        if not found.objects and prefix:
-            found.prefix = posixpath.dirname(prefix) and f"{posixpath.dirname(prefix)}/"
+        bucket.objects = bucket.listed()
+        if not bucket.objects and prefix:
+            bucket.prefix = posixpath.dirname(prefix) and f"{posixpath.dirname(prefix)}/"
             base = posixpath.basename(prefix)
-            found.objects = {key: value for key, value in found.listed().items() if key == base}
-        if not found.objects:
+            bucket.objects = {key: value for key, value in bucket.listed().items() if key == base}
+        if not bucket.objects:
             raise UserError(f"{uri} holds nothing")
-        return found
+        return bucket
 
     @property
     def client(self) -> Any:
@@ -73,14 +73,14 @@ class Bucket:
 
             from loraline.tracking.settings import Settings
 
-            own = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
             config = Config(
                 connect_timeout=5,
                 read_timeout=30,
                 retries={"mode": "standard", "max_attempts": 3},
                 response_checksum_validation="when_required",
             )
-            endpoint = own or Settings().s3_endpoint or None
+            endpoint = given or Settings().s3_endpoint or None
             # A session of its own: the default one keeps the credentials it saw first.
             session = boto3.session.Session()
             self._client = session.client("s3", endpoint_url=endpoint, config=config)
@@ -88,17 +88,17 @@ class Bucket:
 
     def listed(self) -> dict[str, tuple[int, str]]:
         """Size and ETag of each object under the prefix; names that leave it are not taken."""
-        found = {}
+        objects = {}
         try:
             pages = self.client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.name, Prefix=self.prefix):
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self.prefix)
                     if key and not key.endswith("/") and posixpath.normpath(f"/{key}") == f"/{key}":
-                        found[key] = (item["Size"], item["ETag"].strip('"'))
+                        objects[key] = (item["Size"], item["ETag"].strip('"'))
         except Exception as error:
-            raise self.told(error) from error
-        return found
+            raise self.explained(error) from error
+        return objects
 
     def has(self, name: str) -> bool:
         return name in self.objects
@@ -135,11 +135,11 @@ class Bucket:
                 try:
                     self.read_range(name, etag, have, min(have + RANGE, size), file)
                 except Exception as error:
-                    told = self.told(error)
+                    failure = self.explained(error)
                     file.flush()
                     idle = idle + 1 if file.tell() == have else 0
-                    if isinstance(told, UserError) or idle >= ATTEMPTS:
-                        raise told from error
+                    if isinstance(failure, UserError) or idle >= ATTEMPTS:
+                        raise failure from error
         try:
             self.verify(name, part)
         except UserError:
@@ -164,30 +164,30 @@ class Bucket:
                 Bucket=self.name, Key=self.prefix + name, ChecksumMode="ENABLED"
             )
         except Exception as error:
-            raise self.told(error) from error
+            raise self.explained(error) from error
         etag = self.objects[name][1]
         whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
         if whole and "ChecksumSHA256" in head and "-" not in head["ChecksumSHA256"]:
             with path.open("rb") as file:
-                found = base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
+                checksum = base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
             wanted = head["ChecksumSHA256"]
         elif whole and "ChecksumCRC32" in head and "-" not in head["ChecksumCRC32"]:
-            found, wanted = (
+            checksum, wanted = (
                 base64.b64encode(crc32(path).to_bytes(4, "big")).decode(),
                 head["ChecksumCRC32"],
             )
         elif len(etag) == 32 and "-" not in etag and "SSEKMSKeyId" not in head:
             with path.open("rb") as file:
-                found, wanted = hashlib.file_digest(file, "md5").hexdigest(), etag
+                checksum, wanted = hashlib.file_digest(file, "md5").hexdigest(), etag
         else:
-            found, wanted = str(path.stat().st_size), str(self.objects[name][0])
-        if found != wanted:
+            checksum, wanted = str(path.stat().st_size), str(self.objects[name][0])
+        if checksum != wanted:
             raise UserError(
-                f"s3://{self.name}/{self.prefix}{name} arrived with checksum {found}, "
+                f"s3://{self.name}/{self.prefix}{name} arrived with checksum {checksum}, "
                 f"expected {wanted}"
             )
 
-    def told(self, error: Exception) -> UserError | TryAgain:
+    def explained(self, error: Exception) -> UserError | TryAgain:
         """What an error of boto3 means for the user."""
         from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
 

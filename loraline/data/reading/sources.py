@@ -148,7 +148,7 @@ def local(entry: Entry, path: Path) -> Source:
     else:
         raise UserError(f"--data {entry.uri!r} is not a folder or a file")
     stats = [(name, (root / name).stat()) for name in names]
-    listed = [(name, found.st_size, str(found.st_mtime_ns)) for name, found in stats]
+    listed = [(name, status.st_size, str(status.st_mtime_ns)) for name, status in stats]
     return Source(entry, root, chosen(entry, listed), media=media_folder(entry, root))
 
 
@@ -275,9 +275,9 @@ def hugging_face(entry: Entry, rest: str) -> Source:
         if part._indices is not None or not part.cache_files:
             raise UserError(f"{entry.uri} is a selection; write it with save_to_disk first")
         for cached in part.cache_files:
-            found = Path(cached["filename"])
+            file = Path(cached["filename"])
             files.append(
-                DataFile(str(found), entry.split or given, found.stat().st_size, part._fingerprint)
+                DataFile(str(file), entry.split or given, file.stat().st_size, part._fingerprint)
             )
     # The cached files lie anywhere; a row may name what belongs to its dataset, and nothing else.
     owned = Path(path) if Path(path).is_dir() else cache_of(path)
@@ -329,7 +329,7 @@ def earlier(entry: Entry, rest: str, cache: Path) -> Source:
     run = runs.upstream_run(client, rest, "prepare_data", flag="--data mlflow://")
     cache.mkdir(parents=True, exist_ok=True)
     folder = runs.download_dataset(client, run, cache)
-    found = local(entry, folder)
+    source = local(entry, folder)
     return replace(
-        found, files=tuple(file for file in found.files if file.name.endswith(".parquet"))
+        source, files=tuple(file for file in source.files if file.name.endswith(".parquet"))
     )

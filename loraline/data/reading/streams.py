@@ -156,7 +156,7 @@ def needs_translation(path: Path, encoding: str) -> tuple[str, bool]:
     """
     with unpacked(path) as file:
         head = file.read(HEAD)
-    other = next((told for begin, told in BEGINS.items() if head.startswith(begin)), None)
+    other = next((remedy for begin, remedy in BEGINS.items() if head.startswith(begin)), None)
     if other:
         raise UserError(f"{path} is no text but {other}")
     mark = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)

@@ -97,10 +97,10 @@ def unpack(content: bytes, packing: str | None, name: str, most: int) -> bytes |
         return content
     try:
         with pa.CompressedInputStream(pa.BufferReader(content), packing) as stream:
-            found: bytes = stream.read(most + 1)
+            unpacked: bytes = stream.read(most + 1)
     except (pa.ArrowException, OSError):
         return BadRow("unreadable", f"member {name[:80]!r} is not a whole {packing} file")
-    return too_large(name) if len(found) > most else found
+    return too_large(name) if len(unpacked) > most else unpacked
 
 
 def sample(members: dict[str, bytes | BadRow]) -> Any:
@@ -136,10 +136,10 @@ def sample(members: dict[str, bytes | BadRow]) -> Any:
             row.setdefault(ending.lstrip(".") or "member", "a member of the archive")
         else:
             (pictures if ending.endswith(IMAGE_MEMBERS) else videos).append(content)
-    for names, found in (
+    for names, media in (
         (("images", "image", "file_name"), pictures),
         (("videos", "video"), videos),
     ):
-        if found:
-            row = {key: value for key, value in row.items() if key not in names} | {names[0]: found}
+        if media:
+            row = {key: value for key, value in row.items() if key not in names} | {names[0]: media}
     return row

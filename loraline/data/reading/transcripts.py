@@ -57,7 +57,7 @@ def turn(role: str, said: str) -> dict[str, Any]:
             raise BadRow("format", "a <functioncall> is not followed by an object")
         return {"role": role, "content": said}
     call = ARGUMENTS.sub(
-        lambda found: found[1] + json.dumps(found["arguments"]) + found[3], match["call"]
+        lambda quoted: quoted[1] + json.dumps(quoted["arguments"]) + quoted[3], match["call"]
     )
     try:
         parsed = json.loads(call)

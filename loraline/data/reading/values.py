@@ -85,25 +85,25 @@ def objects(value: Any, name: str) -> list[dict[str, Any]]:
     """A list of objects, also as JSON text, one alone, or one after the other in a text."""
     if isinstance(value, str):
         value = several(value, name)
-    found = value if isinstance(value, list) else [value]
-    found = [unpacked(item) for item in found]
-    if not all(isinstance(item, dict) for item in found):
+    items = value if isinstance(value, list) else [value]
+    items = [unpacked(item) for item in items]
+    if not all(isinstance(item, dict) for item in items):
         raise BadRow("format", f"{name} is not a list of objects")
-    return found
+    return items
 
 
 def several(text: str, name: str) -> Any:
     """JSON documents that follow each other in a text: one as it is, several as a list."""
-    decoder, found, place = json.JSONDecoder(), [], 0
+    decoder, documents, place = json.JSONDecoder(), [], 0
     text = text.strip()
     try:
         while place < len(text):
             document, end = decoder.raw_decode(text, place)
-            found.append(document)
+            documents.append(document)
             place = end + len(text[end:]) - len(text[end:].lstrip(" \r\n\t,"))
     except (ValueError, RecursionError):
         raise BadRow("format", f"{name} is no JSON") from None
-    return found[0] if len(found) == 1 else found
+    return documents[0] if len(documents) == 1 else documents
 
 
 def python_value(value: Any) -> Any:
