@@ -972,9 +972,34 @@ FORMS = [
     Form(
         "any",
         "a whole number of thirty digits in an array",
-        [{"question": Q, "answer": LARGE}],
-        told="holds a whole number of more than 64 bits",
+        f'[{{"question": "{Q}", "answer": {LARGE}}}]',
+        [("user", Q), ("assistant", str(LARGE))],
         ending=".json",
+    ),
+    Form(
+        "any",
+        "a price with its last zero",
+        '{"question": "How much?", "answer": 12.50}',
+        [("user", "How much?"), ("assistant", "12.50")],
+    ),
+    Form(
+        "any",
+        "a price with its last zero in an array",
+        '[{"question": "How much?", "answer": 12.50}]',
+        [("user", "How much?"), ("assistant", "12.50")],
+        ending=".json",
+    ),
+    Form(
+        "any",
+        "an output that is in the question",
+        {"question": "Is it 5 or 6?", "answer": "It is 6.", "output": "5"},
+        told=TOLD,
+    ),
+    Form(
+        "MetaMath",
+        "an answer that ends the response",
+        {"query": "2 + 3?", "response": "2 + 3 = 5. The answer is 5.", "answer": "5"},
+        [("user", "2 + 3?"), ("assistant", "2 + 3 = 5. The answer is 5.")],
     ),
     Form(
         "the Cauldron",

@@ -201,6 +201,14 @@ REPEATS = frozenset(
 )
 """Keys of other formats. They often repeat what the row says already, and else say more."""
 
+OF_ANSWERS = frozenset(
+    ["completion", "output", "response", "answer", "answers", "solution", "target", "targets"]
+)
+"""Those of them that hold an answer."""
+
+ENDS = " \t\r\n.!}$"
+"""What may stand after a result at the end of an answer."""
+
 SWITCHES = re.compile(
     rf"((is|do|compute|sample|loss)_)?(weight|loss|loss_scale|train|training|trainable|learn)|{GOOD}"
 )
@@ -250,18 +258,25 @@ def left_over(
             remedy = MEDIA
         if remedy is not None:
             raise unused(name, remedy.format(key=name, asked=[*asked, "question"][0]))
-        if name in REPEATS and not repeats(value, [text for _, text in turns]):
+        if name in REPEATS and not repeats(name, value, turns):
             raise unused(name, f"columns: {{answer: {name}}} or so says what it is")
     return listed
 
 
-def repeats(value: Any, texts: Sequence[str]) -> bool:
-    """Whether a text says nothing that the turns do not say, or is all of them written out."""
-    turns = [text.strip() for text in texts]
+def repeats(name: str, value: Any, turns: Sequence[tuple[str, str]]) -> bool:
+    """Whether a text says nothing that the turns do not say, or is all of them written out.
+
+    What is called an answer has to end one.
+    """
     if not isinstance(value, str):
         return not turns
     text = value.strip()
-    return any(text in turn for turn in turns) or all(turn in text for turn in turns[-2:])
+    if all(said.strip() in text for _, said in turns[-2:]):
+        return True
+    if name in OF_ANSWERS:
+        answers = [said.rstrip(ENDS) for role, said in turns if role == "assistant"]
+        return any(said.endswith(text.rstrip(ENDS)) for said in answers)
+    return any(text in said.strip() for _, said in turns)
 
 
 def says_nothing(name: str, value: Any) -> bool:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import tokenize
+from decimal import Decimal
 from typing import Any
 
 from loraline.data.checks import BadRow
@@ -20,10 +21,23 @@ NOTHING = NOT_A_NUMBER | {"null", "NULL", "None", "<noinput>", "<nooutput>"}
 TYPES = {dict: "an object", list: "a list", bytes: "bytes", int: "a number", float: "a number"}
 
 
+class Spelt(float):
+    """A number that is not whole, with its digits as they were written: 12.50 is no 12.5."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str | Decimal) -> Spelt:
+        made = super().__new__(cls, text)
+        made.text = str(text)
+        return made
+
+
 def written(value: Any) -> str | None:
-    """A text, number or truth value as JSON writes it, a text without quotes; else None."""
+    """A text, or a number or truth value as JSON writes it; else None."""
     if isinstance(value, str):
         return value
+    if isinstance(value, Spelt):
+        return value.text if math.isfinite(value) else None
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
     return None
