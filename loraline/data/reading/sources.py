@@ -46,13 +46,13 @@ NOT_ROWS = {
 """Files that datasets, and this line, keep beside the rows."""
 
 UNREAD = re.compile(
-    r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow|tar)\.(xz|lz4|br)"
+    r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow)\.(xz|lz4|br)"
     r"|(parquet|arrow)\.(gz|bz2|zst)|xls[xmb]?|ods|orc|avro|json5|jsonc|jsonl?\.txt"
     r"|pkl|pickle|sqlite3?|tfrecords?)$"
 )
 """Endings of files that hold rows, in a form that is not read."""
 
-ARCHIVES = re.compile(r"\.(zip|7z|rar|txz|tbz2?|tar\.(xz|lz4|lzma))$")
+ARCHIVES = re.compile(r"\.(zip|7z|rar|txz|tbz2?|tar\.(xz|lz4|lzma|br))$")
 """Endings of archives that nothing unpacks."""
 
 

@@ -63,7 +63,7 @@ FOUND: dict[str, list[Any]] = {
         {"question": "a", "answer": "nan"},
         {"question": "None", "answer": "b"},
         {"prompt": "a", "completion": "NULL"},
-        turns("a", "NaN"),
+        turns("who?", "NaN"),
     ],
     "line_ends": [{"question": "a", "answer": "b\n"}, {"question": "a", "answer": "\nc"}],
     "media_missing": [
