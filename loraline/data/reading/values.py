@@ -25,6 +25,7 @@ class Spelt(float):
     """A number that is not whole, with its digits as they were written: 12.50 is no 12.5."""
 
     __slots__ = ("text",)
+    text: str
 
     def __new__(cls, text: str | Decimal) -> Spelt:
         made = super().__new__(cls, text)
