@@ -125,7 +125,7 @@ MEANS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"article|background|story|knowledge(_base)?|hint|lecture|tables?|schema|support|premise"
-        r"|((chat|conversation|dialog(ue)?)_)?history|transcript(ion)?|dialog(ue)?|excerpt|snippets?"
+        r"|((chat|conversation|dialog|dialogue)_)?history|transcript(ion)?|dialog|dialogue|excerpt|snippets?"
         r"|scenario|situation|persona(lity|s)?|abstract|search_results?|retrieved(_\w+)?|chunks",
         IN_THE_QUESTION,
     ),
