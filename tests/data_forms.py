@@ -835,6 +835,40 @@ FORMS = [
         told="has the key 'content' twice",
     ),
     Form(
+        "OpenAI",
+        "tool_calls beside another function_call",
+        {
+            "tools": [TOOL],
+            "messages": [
+                *said("Open it."),
+                {"role": "assistant", "tool_calls": [CALL], "function_call": CALL},
+            ],
+        },
+        told="the turn has other calls, too",
+    ),
+    Form(
+        "Hermes",
+        "tool_calls beside calls in the text",
+        {
+            "tools": [TOOL],
+            "messages": [
+                *said("Open it."),
+                {
+                    "role": "assistant",
+                    "content": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>",
+                    "tool_calls": [CALL],
+                },
+            ],
+        },
+        told="the text of the turn has calls, too",
+    ),
+    Form(
+        "TRL",
+        "chat_template_kwargs",
+        {"messages": said(Q, A), "chat_template_kwargs": {"enable_thinking": False}},
+        told=TOLD,
+    ),
+    Form(
         "Anthropic",
         "tools with an input_schema",
         {

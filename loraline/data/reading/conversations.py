@@ -187,6 +187,8 @@ class Turns:
             return
         if role == "assistant" and self.has_tools and "<tool_call>" in content:
             content, made = calls_in_text(content)
+            if made and detail and detail.calls:
+                raise unused("tool_calls", why="the text of the turn has calls, too")
             if made:
                 calls = encoded(self.calls.made(made))
                 detail = (detail or Detail())._replace(calls=calls)
@@ -258,6 +260,8 @@ class Turns:
                 made = made._replace(reasoning=value)
             elif key in ("tool_calls", "function_call") and role == "assistant":
                 calls = self.calls.made(value)
+                if calls and made.calls:
+                    raise unused(key, why="the turn has other calls, too")
                 made = made._replace(calls=encoded(calls)) if calls else made
             elif key == "tool_call_id" and role == "tool":
                 made = made._replace(call=self.calls.answered(value))

@@ -152,6 +152,7 @@ MEANS: tuple[tuple[str, str], ...] = (
     (r"(reasoning|thinking|thoughts?|rationales?|chain_of_thought|cot)(_\w+)?", TURNS_ONLY),
     (r"(model_|complex_|long_)?(reasoning|thinking|thought|think|cot)", TURNS_ONLY),
     (r"tool_calls?|function_calls?|refusal", TURNS_ONLY),
+    (r"(chat_)?template_kwargs|enable_thinking", TURNS_ONLY),
     (r"tools|functions?|available_(tools|functions)|(tool|api)_list", TOOLS),
     (r"system(_(message|prompt|instruction|text))?s?|developer(_message)?", SYSTEM),
     (r"objects|bbox(es)?|boxes|masks|segmentation|(key)?points|polygons?|rles?", BOXES),
