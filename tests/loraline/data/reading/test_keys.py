@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import formats
-from loraline.data.reading.conversations import REASONING
+from loraline.data.reading.conversations import LEARNT, REASONING
 from loraline.data.reading.formats import Reading
 from loraline.data.reading.keys import HARMLESS, REPEATS, filled
 from loraline.records import Detail, Record
@@ -196,9 +196,8 @@ def test_every_filled_key_of_a_row_is_used_or_listed_or_the_row_is_refused(
         assert all(repr(text.strip())[1:-1] in held for text in texts)
 
 
-WEIGHTS = ("weight", "loss", "loss_weight", "train")
 turn_keys = st.dictionaries(
-    st.sampled_from([*KNOWN, *WEIGHTS, "name", "reasoning_content"])
+    st.sampled_from([*KNOWN, *LEARNT, "name", "reasoning_content"])
     | st.text("abcxyz_", min_size=1, max_size=6),
     st.sampled_from([None, 0, 1, False, True, 0.5, "", "x", [], ["x"]]),
     max_size=3,
@@ -229,7 +228,7 @@ def test_every_filled_key_of_a_turn_is_used_or_listed_or_the_row_is_refused(
             value = turn[key]
             if not filled(value) or number in left_out:
                 continue
-            if key in WEIGHTS:
+            if key in LEARNT:
                 assert detail.learnt == bool(value) or turn["role"] != "assistant"
             elif key == "name":
                 assert (turn["role"], detail.name) == ("tool", value)
@@ -238,7 +237,7 @@ def test_every_filled_key_of_a_turn_is_used_or_listed_or_the_row_is_refused(
                 assert detail.reasoning == value
     answers = [number for number, (role, _) in enumerate(given_turns) if role == "assistant"]
     assert Record(tuple(made.turns), details=made.details).learnt() == [
-        number for number in answers if not any(turns[number].get(key) == 0 for key in WEIGHTS)
+        number for number in answers if not any(turns[number].get(key) == 0 for key in LEARNT)
     ]
 
 
