@@ -7,7 +7,7 @@ the printed table says. Memory is the proportional set size of the process and i
 
     python bench/prepare_data.py --rows 1000000 --images 20000
     python bench/prepare_data.py --rows 100000 --images 2000 --llamafactory other/venv/bin/python
-    python bench/prepare_data.py --rows 300000 --images 4000 --baseline v1.2.0
+    python bench/prepare_data.py --rows 300000 --images 4000 --baseline HEAD~20
 
 `--baseline` measures an older commit beside the tree as it is: both read the same files in turn, in
 several rounds, in one Python environment. Exit code 1 tells that a median is more than 5% above the
