@@ -939,6 +939,13 @@ FORMS = [
     ),
     Form(
         "any",
+        "a CSV whose cells begin with spaces",
+        f'question,answer,"a, b"\n{Q},    return n,\n',
+        [("user", Q), ("assistant", "    return n")],
+        ending=".csv",
+    ),
+    Form(
+        "any",
         "a CSV with a space before quotes alone",
         f'question,answer\n{Q}, "{A}"\n',
         told="has a space before a quoted field",

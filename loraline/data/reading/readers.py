@@ -84,7 +84,7 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
             delimiter=delimiter,
             restkey="(no header)",
             strict=True,
-            skipinitialspace=f"{delimiter} " in first,
+            skipinitialspace=has_spaces(first, delimiter),
         )
         names = header(path, reader)
         while True:
@@ -128,6 +128,15 @@ def delimiter_of(line: str, expected: str) -> str:
     if fields(expected) > 1:
         return expected
     return max((mark for mark in DELIMITERS), key=fields) if fields(expected) == 1 else expected
+
+
+def has_spaces(line: str, delimiter: str) -> bool:
+    """Whether a header has a space after each delimiter, as its rows will."""
+    try:
+        names = next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return False
+    return len(names) > 1 and all(name.startswith(" ") for name in names[1:])
 
 
 def plain(error: csv.Error) -> str:
