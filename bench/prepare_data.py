@@ -10,7 +10,7 @@ the printed table says. Memory is the proportional set size of the process and i
     python bench/prepare_data.py --rows 300000 --images 4000 --baseline HEAD~20
 
 `--baseline` measures an older commit beside the tree as it is: both read the same files in turn, in
-several rounds, in one Python environment. Exit code 1 tells that a median is more than 5% above the
+several rounds, in one Python environment. Exit code 1 says that a median is more than 5% above the
 baseline's.
 """
 
