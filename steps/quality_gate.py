@@ -251,15 +251,17 @@ def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool)
 
 
 def still_holds(client: MlflowClient, done: Run, train_run: Run) -> bool:
-    """Whether an earlier verdict is still the last one, and what the registry says."""
+    """Whether an earlier verdict is still the last one, and its version candidate or champion."""
     from loraline.tracking import registry
 
     if train_run.data.tags.get(GATE_RUN) != done.info.run_id:
         return False
     if done.data.tags[RESULT] == "failed":
         return True
-    found = registry.version_of(client, done.data.tags[MODEL_NAME], registry.CANDIDATE)
-    return found is not None and str(found.version) == done.data.tags[MODEL_VERSION]
+    name, version = done.data.tags[MODEL_NAME], done.data.tags[MODEL_VERSION]
+    aliases = (registry.CANDIDATE, registry.CHAMPION)
+    now = [registry.version_of(client, name, alias) for alias in aliases]
+    return any(found is not None and str(found.version) == version for found in now)
 
 
 if __name__ == "__main__":

@@ -302,6 +302,9 @@ def test_a_file_that_is_no_policy_is_refused_in_one_sentence(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+GAIN = {"gain_over_champion_levenshtein_low": 0.5}
+
+
 def promote(version: str = "1") -> None:
     mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", version)
 
@@ -381,6 +384,19 @@ def test_the_champion_itself_is_not_compared_with_itself(step, workplace: Path, 
     promote()
     step("quality_gate", "--run-id", run_id, "--force")
     assert (workplace / "outputs" / "result").read_text() == "passed"
+
+
+def test_a_verdict_on_the_champion_trained_again_is_reused(
+    step, workplace: Path, candidate
+) -> None:
+    step("quality_gate", "--run-id", candidate())
+    promote()
+    step("quality_gate", "--run-id", candidate(name="two", **GAIN, tags=against("1")))
+    assert alias() == "2"
+    again = candidate(name="three", tags=against("1", **{tags.CHAMPION_AGAIN: "1"}))
+    for told in ("verdict: passed", "(reused): passed"):
+        assert told in step("quality_gate", "--run-id", again).stdout
+    assert (versions(), alias()) == (["1", "2"], "2")
 
 
 def test_previous_is_the_candidate_before_until_there_is_a_champion(step, candidate) -> None:
