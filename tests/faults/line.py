@@ -15,6 +15,10 @@ from stage import LINE, Ended, Stage, furnish
 
 STEPS = (*LINE, "promote")
 
+SERVED = ("prepare_data", "deploy_vllm")
+"""Steps that are repeated over a server when they met their fault over one: the experiment that
+prepare_data makes is the server's, and the manifest of deploy_vllm names the server's address."""
+
 
 class Line:
     """A line that met no fault, kept to be put back and to be compared with."""
@@ -45,6 +49,15 @@ class Line:
                 self.results[f"s3 {step}"] = after.whole(self.stage, step)
         return self.storage
 
+    def served(self, step: str) -> dict[str, Any]:
+        """What a step makes undisturbed over MLflow's server, on first use."""
+        if f"served {step}" not in self.results:
+            self.stage.restore(f"before {step}")
+            ended = self.stage.served_step(step)
+            assert ended.code == 0, ended.stderr
+            self.results[f"served {step}"] = after.whole(self.stage, step)
+        return self.results[f"served {step}"]
+
     def play(self, cell: Cell) -> None:
         """Let a step meet a fault, run it again, and hold both against the table."""
         stage = self.stage
@@ -52,11 +65,11 @@ class Line:
         storage = self.with_storage() if cell.fault == table.S3 else None
         where = "s3 " if storage else ""
         again: Callable[[str], Ended] = stage.step
+        undisturbed = self.results[where + cell.step]
         if storage:
             again = storage.step
-        elif cell.step == "prepare_data" and cell.moment in table.REQUESTS[cell.step]:
-            # The experiment is the server's, and so are the artifacts behind it.
-            again = stage.served_step
+        elif cell.step in SERVED and cell.moment in table.REQUESTS[cell.step]:
+            again, undisturbed = stage.served_step, self.served(cell.step)
         stage.restore(f"{where}before {cell.step}")
         before = after.rows(stage)
         ended = storage.provoke(cell) if storage else FAULTS[cell.fault](stage, cell)
@@ -65,7 +78,7 @@ class Line:
         unswept = after.unswept(stage, cell.step) if rerun.code == 0 else set()
         result = after.whole(stage, cell.step) if rerun.code == 0 else None
         secrets = after.shown_secrets(stage, ended, rerun, storage=storage)
-        same = result == self.results[where + cell.step]
+        same = result == undisturbed
         after.record(
             fault=cell.fault,
             step=cell.step,
@@ -93,6 +106,4 @@ class Line:
             assert not unswept
 
     def close(self) -> None:
-        if self.storage:
-            self.storage.close()
         self.stage.close()

@@ -15,7 +15,7 @@ from typing import Any
 import changes
 import harm
 from cells import Cell
-from stage import Ended, Process, Server, Stage, reserved_port
+from stage import Ended, Process, Server, Stage
 
 Provoke = Callable[[Stage, Cell], Ended]
 
@@ -168,18 +168,12 @@ class Storage:
 
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
-        # A manifest names the address of MLflow: it is the same one for each step.
-        self.reserved = reserved_port()
         self.s3 = Server(stage, "s3")
         bucket = urllib.request.Request(f"{self.s3.address}/artifacts", method="PUT")
         urllib.request.urlopen(bucket).close()
 
-    def close(self) -> None:
-        self.s3.stop()
-        self.reserved.close()
-
     def step(self, step: str, *more: str, **environment: str) -> Ended:
-        server = self.stage.server("s3://artifacts/", self.reserved)
+        server = self.stage.server("s3://artifacts/")
         places = {"MLFLOW_TRACKING_URI": server.address, "MLFLOW_S3_ENDPOINT_URL": self.s3.address}
         places |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "3"}
         try:

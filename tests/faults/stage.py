@@ -115,11 +115,13 @@ class Stage:
         )
         self.answer()
         self.started = 0
+        self.reserved = reserved_port()
         self.servers: list[Server] = []
 
     def close(self) -> None:
         for server in [*self.servers]:
             server.stop()
+        self.reserved.close()
         if self.warm.stdin:
             self.warm.stdin.close()
         self.warm.wait(600)
@@ -205,9 +207,12 @@ class Stage:
         with closing(sqlite3.connect(self.place / "mlruns" / "mlflow.db")) as database:
             return database.execute(statement, values).fetchall()
 
-    def server(self, artifacts: str = "", reserved: socket.socket | None = None) -> Server:
-        """A real MLflow server over the place's store, at a new address or a reserved one."""
-        return Server(self, "mlflow", self.store, artifacts, reserved=reserved)
+    def server(self, artifacts: str = "") -> Server:
+        """A real MLflow server over the place's store, at the same address each time.
+
+        A manifest and the fingerprint of its run name the address.
+        """
+        return Server(self, "mlflow", self.store, artifacts, reserved=self.reserved)
 
 
 @dataclass
