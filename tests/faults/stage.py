@@ -261,6 +261,7 @@ class Server:
         self.port: int = self.reserved.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         self.control = stage.states / f"{program}-{self.port}.json"
+        self.behave()
         self.process = stage.start(program, str(self.port), str(self.control), *arguments)
         for _ in range(6000):
             with suppress(OSError):
