@@ -90,7 +90,8 @@ def download(model: str, folder: Path) -> Path:
     try:
         client.get_model_version(name, version)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        # A name that MLflow takes for none is an invalid parameter.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         raise UserError(
             f"--model {model!r} is not a registered version of MLflow at {store.uri()}"

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import limits_option, not_empty, recipes_option, step
-from loraline.tracking import description, fingerprints, identity, runs, store
+from loraline.tracking import description, fingerprints, runs, store
 from loraline.tracking.tags import (
     ADAPTER_DIGEST,
     CHAMPION,
     CHAMPION_AGAIN,
-    DATASET_DIGEST,
     GATE_RUN,
     MODEL_ID,
     MODEL_NAME,
@@ -67,7 +66,7 @@ def quality_gate(
     """
     import mlflow
 
-    from loraline.evaluation import rules
+    from loraline.evaluation import evidence, rules
     from loraline.tracking import lock
 
     client = store.connect()
@@ -92,15 +91,17 @@ def quality_gate(
         return
 
     data_run = runs.ancestor(client, train_run, "prepare_data")
-    same_dataset(eval_run, data_run)
+    evidence.same_dataset(eval_run, train_run, data_run)
     with runs.adapter(train_run, eval_run) as adapter:
         served = servable(adapter, train_run.info.run_id)
+        evidence.champion_again(eval_run, name, adapter)
     # Under the lock, since no champion may be promoted between the verdict and what follows from
     # it; the training run's tags are shared by all its gates, so they too are the lock's.
     with lock.locked(client, name):
         champion = other_champion(client, name, model_id)
         metrics, tags = eval_run.data.metrics, eval_run.data.tags
         verdicts = [*rules.judge(metrics, tags, limits, champion), served]
+        evidence.logged_once(client, eval_run, [verdict.metric for verdict in verdicts])
         result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
         with runs.open_run(
             "quality_gate",
@@ -125,12 +126,6 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None
 
     found = registry.other_champion(client, name, model_id)
     return str(found.version) if found else None
-
-
-def same_dataset(eval_run: Run, data_run: Run) -> None:
-    """Raise a UserError if the evaluation's rows are not those of the dataset as it is now."""
-    digest = data_run.data.tags.get(DATASET_DIGEST, "none")
-    identity.expect(eval_run, DATASET_DIGEST, digest, "the dataset")
 
 
 def servable(adapter: Path, run_id: str) -> Verdict:

@@ -212,6 +212,7 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
     mlflow.log_params(
         {
             "profile": profile,
+            "registered_model": recipe.registered_model,
             "base_revision": base.revision,
             "data_version": version,
             "target_modules": ",".join(recipe.projections) or "none",

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 from loraline.errors import UserError
 from loraline.tracking import store
 from loraline.tracking.lock import HOLDER
-from loraline.tracking.tags import AUDIT, GATE_RUN, REASON, RESULT, STEP
+from loraline.tracking.tags import (
+    ADAPTER_DIGEST,
+    AUDIT,
+    GATE_RUN,
+    MODEL_NAME,
+    MODEL_VERSION,
+    REASON,
+    RESULT,
+    STEP,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -153,7 +162,7 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersi
 def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
     """The gate run that passed a version; a UserError if none did, or a later one rejected it.
 
-    The tags of a version say which gate run it was, and that run has to say the same.
+    The tags of a version say which gate run it was, and that run has to say the same: see `passed`.
     """
     label = f"version {version.version} of {version.name!r}"
     if version.tags.get(RESULT) == "failed":
@@ -162,11 +171,27 @@ def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
         raise UserError(f"{label} did not come through quality_gate: its alias was set by hand")
     if rejected := rejection(client, version):
         raise UserError(f"{label} was rejected: {rejected}")
-    gate_run = version.tags[GATE_RUN]
-    if judgement(client, gate_run, version.run_id) is None:
+    return passed(client, version, version.tags[GATE_RUN])
+
+
+def passed(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
+    """The gate run that a version's tags name, once it says the same; UserError otherwise.
+
+    It judged what the version's training run made, registered that as this version, and kept the
+    digest that the version has.
+    """
+    run = judgement(client, gate_run, version.run_id)
+    kept = run.data.tags if run is not None else {}
+    expected = {
+        RESULT: "passed",
+        MODEL_NAME: version.name,
+        MODEL_VERSION: str(version.version),
+        ADAPTER_DIGEST: version.tags.get(ADAPTER_DIGEST),
+    }
+    if any(kept.get(tag) != value for tag, value in expected.items()):
         raise UserError(
-            f"{label} has tags that no gate wrote: its gate run {gate_run} did not judge it; run "
-            "quality_gate again with --force"
+            f"version {version.version} of {version.name!r} has tags that no gate wrote: its gate "
+            f"run {gate_run} did not judge it; run quality_gate again with --force"
         )
     return gate_run
 
@@ -235,7 +260,9 @@ def promoting_gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
     successor, which says nothing against going back to it. A version whose alias was set by hand
     was promoted by nothing and is held to its last verdict, as by `gate_run_of`.
     """
-    return version.tags.get(PROMOTED_GATE) or gate_run_of(client, version)
+    if PROMOTED_GATE in version.tags:
+        return passed(client, version, version.tags[PROMOTED_GATE])
+    return gate_run_of(client, version)
 
 
 def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> str:

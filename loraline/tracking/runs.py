@@ -302,9 +302,17 @@ def model_id(train_run: Run) -> str:
 def adapter(train_run: Run, *later: Run) -> Iterator[Path]:
     """The adapter folder of a training run's logged model, gone after use.
 
-    It is held against the digest that the training run and each later run keeps of it.
+    It is held against the digest that the training run and each later run keeps of it, and has to
+    be this run's: a logged model says which run made it, and nobody can change that.
     """
-    with logged_adapter(model_id(train_run)) as folder:
+    import mlflow
+
+    model = model_id(train_run)
+    with logged_adapter(model) as folder:
+        maker = mlflow.MlflowClient().get_logged_model(model).source_run_id
+        if maker != train_run.info.run_id:
+            told = f"logged model {model} was made by run {maker}"
+            raise UserError(identity.changed("train_qlora", told))
         digest = folder_digest(folder)
         for run in (train_run, *later):
             identity.expect(run, ADAPTER_DIGEST, digest, "the adapter")
@@ -345,11 +353,17 @@ def profile(client: MlflowClient, train_run: Run) -> Profile:
     try:
         values = json.loads(text)
         identity.expect(train_run, PROFILE_DIGEST, identity.of_values(values), "profile.json")
-        return Profile.model_validate(values)
+        recipe = Profile.model_validate(values)
     except (ValueError, ValidationError) as error:
         raise UserError(
             identity.changed("train_qlora", f"profile.json is no profile: {str(error)[:200]}")
         ) from error
+    name = train_run.data.params.get("registered_model", recipe.registered_model)
+    if recipe.registered_model != name:
+        here = f"registered model {recipe.registered_model!r}"
+        told = f"profile.json says {here}, its parameter {name!r}"
+        raise UserError(identity.changed("train_qlora", told))
+    return recipe
 
 
 def todays_profile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import mlflow
 
 from loraline import contract
 from loraline.serving import adapter_config, preflight
-from loraline.tracking import runs, store, tags
+from loraline.tracking import identity, runs, store, tags
 
 DEEP = "[" * 200_000
 
@@ -46,6 +47,37 @@ class Candidate:
         model = mlflow.get_run(self.train_run).data.tags[tags.MODEL_ID]
         stored = store.connect().get_logged_model(model).artifact_location
         return Path(stored.removeprefix("file://"), "artifacts", "adapter")
+
+    def other(self) -> str:
+        """The logged model of another training, with the same adapter."""
+        with runs.open_run("train_qlora", name="other", fingerprint="other"):
+            model = mlflow.initialize_logged_model(name="adapter")
+            mlflow.finalize_logged_model(model.model_id, "READY")
+            artifacts = Path(model.artifact_location.removeprefix("file://"), "artifacts")
+            shutil.copytree(self.adapter, artifacts / "adapter")
+            shutil.copy(self.adapter.parents[1] / "MLmodel", artifacts.parent)
+        return str(model.model_id)
+
+    def hand_over(self, model: str) -> None:
+        """Say that the training made another logged model."""
+        store.connect().set_tag(self.train_run, tags.MODEL_ID, model)
+
+    def prepare_again(self) -> None:
+        """Say that the training, and what it was measured on, came from another preparation."""
+        with runs.open_run("prepare_data", name="easy", fingerprint="easy") as data:
+            mlflow.log_param("version", "easy")
+            mlflow.set_tag(tags.DATASET_DIGEST, "e" * 64)
+        store.connect().set_tag(self.train_run, tags.UPSTREAM, data.info.run_id)
+        store.connect().set_tag(self.eval_run, tags.DATASET_DIGEST, "e" * 64)
+
+    def rename(self) -> None:
+        """Name somebody else's registered model in the profile, with its digest."""
+        run = mlflow.get_run(self.train_run)
+        store.connect().log_param(self.train_run, "registered_model", "mistral-7b-lora")
+        file = Path(run.info.artifact_uri.removeprefix("file://"), "profile.json")
+        rewrite(file, registered_model="victim")
+        digest = identity.of_values(json.loads(file.read_text()))
+        store.connect().set_tag(self.train_run, tags.PROFILE_DIGEST, digest)
 
     def agree(self) -> None:
         """Set the digests of the adapter's weights and of its folder to what is there now."""
@@ -165,6 +197,26 @@ STORE: dict[str, tuple[Attack, str]] = {
     "another profile": (tag(tags.PROFILE, "smoke-text"), "its parameter 'standard'"),
     "adapter of nobody": (tag(tags.MODEL_ID, "../../evil"), "is not in MLflow"),
     "evaluation of itself": (tag(tags.UPSTREAM, "", "evaluate"), "came from run"),
+    "adapter of another training": (
+        lambda place: place.hand_over(place.other()),
+        "was made by run",
+    ),
+    "other numbers": (
+        lambda place: store.connect().log_metric(place.eval_run, "tuned_perplexity", 1.1),
+        "its metric tuned_perplexity was logged as 1.5 and as 1.1",
+    ),
+    "numbers that were better once": (
+        lambda place: store.connect().log_metric(place.eval_run, "tuned_perplexity", 9.0, step=-1),
+        "its metric tuned_perplexity was logged as",
+    ),
+    "easier dataset": (
+        lambda place: place.prepare_again(),
+        "it was trained on the dataset None, and comes from a run with easy",
+    ),
+    "another registered model": (
+        lambda place: place.rename(),
+        "profile.json says registered model 'victim', its parameter 'mistral-7b-lora'",
+    ),
     "evaluation of another step": (
         tag(tags.STEP, "prepare_data", "evaluate"),
         "is a run of prepare_data, expected one of evaluate",

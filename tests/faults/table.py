@@ -97,7 +97,7 @@ CHECKPOINT_HARMS = (
         f"{harm} {file}"
         for harm in ("cut", "lost")
         for file in (
-            "adapter_model.safetensors",
+            "weights.safetensors",
             "optimizer.safetensors",
             "optimizer.json",
             "scheduler.json",

@@ -14,6 +14,8 @@ from loraline import contract
 from loraline.serving import expressions
 from loraline.tracking import store, tags
 
+MODEL = "mistral-7b-lora"
+
 
 def refused(result, sentence: str) -> None:
     assert result.exit_code == 2, result.output
@@ -45,6 +47,38 @@ def test_a_run_whose_tags_were_tampered_with_passes_no_gate(
     attack(place)
     refused(step("quality_gate", "--run-id", place.eval_run), sentence)
     assert store.connect().search_registered_models() == []
+
+
+POLICIES = {
+    "no number": "min_bleu: .nan\n",
+    "endless": "max_perplexity: .inf\nmin_bleu: .nan\n",
+    "of another type": "min_bleu: [0]\n",
+    "code": "min_bleu: !!python/object/apply:os.system ['id']\n",
+    "aliases without end": "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmin_bleu: *c\n",
+    "key twice": "min_bleu: 60\nmin_bleu: 0\n",
+    "rule of nobody": "passes: true\n",
+}
+"""Policies that somebody may hand to the gate: each is refused, and none lets anything pass."""
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_malicious_policy_lets_nothing_pass(step, candidate, workplace: Path, name: str) -> None:
+    (workplace / "policy.yaml").write_text(POLICIES[name])
+    result = step("quality_gate", "--run-id", candidate(), "--policy", "policy.yaml")
+    refused(result, "policy policy.yaml")
+    assert store.connect().search_registered_models() == []
+
+
+def test_who_is_called_the_champion_without_being_it_passes_no_gate(
+    step, candidate, workplace: Path
+) -> None:
+    step("quality_gate", "--run-id", candidate())
+    client = store.connect()
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    called = {tags.CHAMPION: "1", tags.CHAMPION_AGAIN: "1"}
+    result = step("quality_gate", "--run-id", candidate(name="two", weight=2.0, tags=called))
+    refused(result, "it is not served as version 1 of 'mistral-7b-lora'")
+    assert [str(found.version) for found in client.search_model_versions("")] == ["1"]
 
 
 @pytest.mark.slow

@@ -9,11 +9,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import changes
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from loraline.tracking import store
+from loraline import contract
+from loraline.tracking import registry, store, tags
 
 MODEL = "mistral-7b-lora"
 
@@ -91,6 +93,40 @@ def test_an_alias_that_was_set_by_hand_serves_nothing(
     assert result.exit_code == 2
     assert "did not come through quality_gate" in result.stderr
     assert vllm.adapters == {}
+
+
+@pytest.mark.parametrize("attack", ["digest", "gate run", "promotion"])
+def test_a_version_with_tags_of_nobody_is_not_served(
+    step, candidate, vllm: Vllm, workplace: Path, attack: str
+) -> None:
+    """Other files with their digest in the version's tags, or another run named as its gate."""
+    step("quality_gate", "--run-id", candidate(name="one"))
+    client = store.connect()
+    version = client.get_model_version(MODEL, "1")
+    if attack == "digest":
+        stored = client.get_logged_model(version.source.removeprefix("models:/"))
+        adapter = Path(stored.artifact_location.removeprefix("file://"), "artifacts", "adapter")
+        changes.louder(adapter)
+        digest = contract.folder_digest(adapter)
+        client.set_model_version_tag(MODEL, "1", tags.ADAPTER_DIGEST, digest)
+    elif attack == "gate run":
+        client.set_model_version_tag(MODEL, "1", tags.GATE_RUN, version.run_id)
+    else:
+        client.set_model_version_tag(MODEL, "1", registry.PROMOTED_GATE, version.run_id)
+    result = follow(step, vllm, workplace, "--once")
+    assert result.exit_code == 2
+    assert "has tags that no gate wrote" in result.stderr
+    assert vllm.adapters == {}
+
+
+@pytest.mark.parametrize("uri", ["1", "../1", "1/../1", "candidate", "-1", "1;id", "\u0661"])
+def test_what_is_no_version_is_not_fetched(step, candidate, workplace: Path, uri: str) -> None:
+    step("quality_gate", "--run-id", candidate(name="one"))
+    model = f"models:/{MODEL}/{uri}" if uri != "1" else MODEL
+    result = step("fetch_adapter", "--model", model, "--sha256", "0" * 64, "--out-dir", "fetched")
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    assert not (workplace / "fetched").exists()
 
 
 def test_a_rejected_version_is_not_served(step, candidate, vllm: Vllm, workplace: Path) -> None:

@@ -314,6 +314,60 @@ def test_tags_of_another_version_promote_nothing(step, candidate) -> None:
     assert f"its gate run {passed[names.GATE_RUN]} did not judge it" in result.stderr
 
 
+Fake = Callable[[Any, str, dict[str, str]], None]
+
+
+def of_the_judged_run(client: Any, evil: str, passed: dict[str, str]) -> None:
+    """Other weights, registered as if the training that was judged had made them."""
+    judged = client.get_model_version(MODEL, "1")
+    client.create_model_version(MODEL, evil, judged.run_id)
+    for key, value in passed.items():
+        client.set_model_version_tag(MODEL, "2", key, value)
+
+
+def with_another_digest(client: Any, evil: str, passed: dict[str, str]) -> None:
+    """The judged version, whose digest is now that of other files."""
+    client.set_model_version_tag(MODEL, "1", names.ADAPTER_DIGEST, "e" * 64)
+
+
+def promoted_by_a_tag(client: Any, evil: str, passed: dict[str, str]) -> None:
+    of_the_judged_run(client, evil, passed)
+    client.set_model_version_tag(MODEL, "2", registry.PROMOTED_GATE, passed[names.GATE_RUN])
+
+
+def promoted_by_nobody(client: Any, evil: str, passed: dict[str, str]) -> None:
+    client.create_model_version(MODEL, evil)
+    client.set_model_version_tag(MODEL, "2", registry.PROMOTED_GATE, "0" * 32)
+
+
+FAKES = {
+    of_the_judged_run: "2",
+    with_another_digest: "1",
+    promoted_by_a_tag: "2",
+    promoted_by_nobody: "2",
+}
+
+
+@pytest.mark.parametrize("fake", FAKES, ids=lambda fake: fake.__name__)
+def test_a_version_that_was_made_to_look_judged_is_not_served(
+    step, candidate, workplace: Path, fake: Fake
+) -> None:
+    """Whichever alias somebody gives it: no promotion, no rollback, no pod that follows."""
+    step("quality_gate", "--run-id", candidate())
+    client = mlflow.MlflowClient()
+    other = client.get_run(candidate(name="evil")).data.tags[names.UPSTREAM]
+    evil = client.get_run(other).data.tags[names.MODEL_ID]
+    fake(client, f"models:/{evil}", dict(client.get_model_version(MODEL, "1").tags))
+    for alias in ("candidate", "previous", "champion"):
+        client.set_registered_model_alias(MODEL, alias, FAKES[fake])
+    with pytest.raises(UserError):
+        registry.promoting_gate_run_of(client, client.get_model_version(MODEL, FAKES[fake]))
+    assert step("promote", "--model", MODEL, "--rollback").exit_code == 2
+    client.delete_registered_model_alias(MODEL, "champion")
+    assert step("promote", "--model", MODEL).exit_code == 2
+    assert registry.version_of(client, MODEL, "champion") is None
+
+
 def test_a_rejection_in_another_experiment_counts(
     step, candidate, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

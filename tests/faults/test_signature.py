@@ -55,6 +55,27 @@ def test_what_the_gate_signed_is_fetched_and_nothing_else(
     assert not (workplace / "rejected").exists()
 
 
+def test_a_signature_of_another_version_is_none(
+    step, candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings of the same adapter: what was signed for one is no word for the other."""
+    private, public = pair()
+    monkeypatch.setenv(signature.SIGNING_KEY, private)
+    for name in ("one", "two"):
+        assert step("quality_gate", "--run-id", candidate(name=name)).exit_code == 0
+    client = store.connect()
+    signed = client.get_model_version(MODEL, "1").tags
+    client.set_model_version_tag(MODEL, "2", signature.SIGNATURE, signed[signature.SIGNATURE])
+    monkeypatch.setenv(signature.VERIFY_KEY, public)
+    digest = client.get_model_version(MODEL, "2").tags[tags.ADAPTER_DIGEST]
+    result = step(
+        *("fetch_adapter", "--model", f"models:/{MODEL}/2", "--sha256", digest),
+        *("--out-dir", "fetched"),
+    )
+    assert result.exit_code == 2
+    assert "the signature of version 2 of 'mistral-7b-lora' is not that of" in result.stderr
+
+
 @pytest.mark.parametrize("signed", ["", "AAAA", "no base64!"])
 def test_a_signature_of_other_form_is_none(monkeypatch: pytest.MonkeyPatch, signed: str) -> None:
     from mlflow.entities.model_registry import ModelVersion, ModelVersionTag

@@ -117,7 +117,8 @@ def sentence(outcome: Outcome) -> str:
     if outcome["exit_code"] in (0, -9):
         return ""
     said = str(outcome["sentence"]).partition(": ")[2]
-    said = re.sub(r"\b[0-9a-f]{32,64}\b", "…", said)
+    said = re.sub(r"(?<![0-9a-f])[0-9a-f]{32,64}(?![0-9a-f])", "…", said)
+    said = re.sub(r"\btmp/tmp\w{8}\b", "tmp/…", said)
     said = re.sub(r"(sqlite:///|/)[\w./-]*/place/", "", said)
     said = re.sub(r"127\.0\.0\.1:\d+", "HOST", said)
     said = re.sub(r"process \d+", "process N", said)

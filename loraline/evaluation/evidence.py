@@ -1,0 +1,53 @@
+"""What the gate asks of an evaluation before it judges: whether its numbers are what was measured.
+
+Who may write to MLflow can log a metric again, name another dataset, or call any adapter the
+champion. What nobody can change there, parameters and old values of metrics, says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraline import contract
+from loraline.errors import UserError
+from loraline.tracking import identity, runs
+from loraline.tracking.tags import CHAMPION_AGAIN, DATASET_DIGEST
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def same_dataset(eval_run: Run, train_run: Run, data_run: Run) -> None:
+    """Raise a UserError if the evaluation's rows are not those of the dataset as it is now, or the
+    dataset is not that of the training."""
+    digest = data_run.data.tags.get(DATASET_DIGEST, "none")
+    identity.expect(eval_run, DATASET_DIGEST, digest, "the dataset")
+    version, here = train_run.data.params.get("data_version"), data_run.data.params.get("version")
+    if version != here:
+        told = f"it was trained on the dataset {version}, and comes from a run with {here}"
+        raise UserError(identity.changed("train_qlora", told))
+
+
+def logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> None:
+    """Raise a UserError for a metric with several values: an evaluation logs each one once."""
+    for name in names:
+        if name in eval_run.data.metrics:
+            history = client.get_metric_history(eval_run.info.run_id, name)
+            values = list(dict.fromkeys(str(entry.value) for entry in history))
+            if len(values) > 1:
+                told = f"its metric {name} was logged as {' and as '.join(values)}"
+                raise UserError(identity.changed("evaluate", told))
+
+
+def champion_again(eval_run: Run, name: str, adapter: Path) -> None:
+    """Raise a UserError if the evaluation calls an adapter the champion's own and it is not."""
+    version = eval_run.data.tags.get(CHAMPION_AGAIN)
+    if version is None:
+        return
+    with runs.logged_adapter(f"{name}/{version}") as champion:
+        if not contract.read(champion).is_served_as(contract.read(adapter)):
+            told = f"it is not served as version {version} of {name!r}, as its tag says"
+            raise UserError(identity.changed("evaluate", told))
