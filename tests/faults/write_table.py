@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def sentence(outcome: Outcome) -> str:
     said = re.sub(r"(sqlite:///|/)[\w./-]*/place/", "", said)
     said = re.sub(r"127\.0\.0\.1:\d+", "HOST", said)
     said = re.sub(r"process \d+", "process N", said)
-    return said[:120]
+    return textwrap.shorten(said, 120, placeholder=" …")
 
 
 def main(arguments: Sequence[str]) -> None:
