@@ -190,7 +190,7 @@ def compare(
 
     Exits with 1 where a median of this tree is more than SLOWER times that of the older one.
     """
-    places = {commit: (place / "baseline", tree), "now": (place, ROOT)}
+    places = {commit: (place / "of-baseline", tree), "now": (place, ROOT)}
     if not places[commit][0].is_dir():
         places[commit][0].mkdir()
         (places[commit][0] / "base").symlink_to(place / "base")
