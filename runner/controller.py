@@ -16,9 +16,14 @@ class Controller(Record, ABC):
     """A run that can run templates."""
 
     stop: Stop
+    lock: int
+    """File descriptor of the lock on the run's folder, once it is locked; -1 before."""
     answers: Answers
     only: str
     """The only task of the entrypoint that runs; empty if all run."""
+
+    jobs: set[str]
+    """Names of the Jobs that the run has made."""
 
     interrupted: bool
     waits_for: list[str]

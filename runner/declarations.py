@@ -16,6 +16,7 @@ from runner.language import (
     Retry,
     listed,
 )
+from runner.manifests import check_json_path
 from runner.references import handed_on
 from runner.shapes import (
     Backoff,
@@ -34,7 +35,13 @@ from runner.shapes import (
 )
 from runner.values import parameter_text
 
-SOURCES = {"container": "path", "dag": "parameter", "steps": "parameter", "suspend": "supplied"}
+SOURCES = {
+    "container": "path",
+    "dag": "parameter",
+    "resource": "jsonPath",
+    "steps": "parameter",
+    "suspend": "supplied",
+}
 """The source of an output, by the type of its template."""
 
 POLICIES = {
@@ -83,6 +90,8 @@ def read_outputs(where: str, raw: Object, template_type: str) -> dict[str, Outpu
         path = source.path if source.path is not None else f"{OUT_DIR}/"
         if not path.startswith(f"{OUT_DIR}/") or ".." in path:
             raise Refused(f"{at}: path {path!r} has to be a file in {OUT_DIR}")
+        if source.jsonPath is not None:
+            check_json_path(at, source.jsonPath)
         if not re.fullmatch(r"[-\w]*", re.sub(r"\{\{.*?\}\}", "", output.globalName)):
             raise Refused(f"{at}: globalName {output.globalName!r} is no plain name")
         read[name] = Output(
@@ -91,6 +100,7 @@ def read_outputs(where: str, raw: Object, template_type: str) -> dict[str, Outpu
             supplied=source.supplied is not None,
             default=None if source.default is None else parameter_text(source.default),
             global_name=output.globalName,
+            json_path=source.jsonPath or "",
         )
     return read
 

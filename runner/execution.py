@@ -19,11 +19,21 @@ from runner.containers import LATE, Stop, attempt
 from runner.controller import Controller
 from runner.dags import run_dag
 from runner.frames import Frame, Invocation, semaphore
-from runner.language import Container, Dag, Steps, Suspend, Template, Values, Workflow
+from runner.language import (
+    Container,
+    Dag,
+    Resource,
+    Steps,
+    Suspend,
+    Template,
+    Values,
+    Workflow,
+)
 from runner.lists import run_steps
 from runner.nodes import DONE, TOO_LATE, Node, failures
 from runner.record import progress_of
 from runner.references import NodeError, substitute
+from runner.resources import run_resource
 from runner.retries import run_attempts
 from runner.suspension import run_suspend
 
@@ -54,6 +64,7 @@ class Run(Controller):
         self.given, self.only = answers, only
         self.locks: dict[str, asyncio.Lock] = {}
         self.waits_for: list[str] = []
+        self.jobs: set[str] = set()
         self.interrupted = False
         self.lock = -1
         """File descriptor of the lock on the run's folder, once it is locked."""
@@ -186,6 +197,8 @@ class Run(Controller):
         match invocation.template.definition:
             case Container() as container:
                 return await self.run_container(node, container, invocation)
+            case Resource() as resource:
+                return await run_resource(self, node, resource, invocation)
             case Dag() as dag:
                 return await run_dag(self, node, dag, invocation)
             case Steps(groups):

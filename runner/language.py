@@ -62,6 +62,8 @@ class Output(NamedTuple):
     supplied: bool
     default: str | None
     global_name: str
+    json_path: str = ""
+    """Paths into the object of a resource template."""
 
 
 class Retry(NamedTuple):
@@ -87,6 +89,19 @@ class Container:
     environment: Values
     inherited: list[str]
     """Variables from Secrets and ConfigMaps; here they come from this process's environment."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Resource:
+    """An object of a cluster; its texts hold their `{{references}}` still."""
+
+    node_type: ClassVar[str] = "Pod"
+    action: str
+    manifest: str
+    flags: list[str]
+    success: str
+    """The condition that the object fulfils at its end."""
     seconds: float
 
 
@@ -138,7 +153,7 @@ class Template:
     name: str
     inputs: dict[str, Parameter]
     outputs: dict[str, Output]
-    definition: Container | Dag | Steps | Suspend
+    definition: Container | Dag | Resource | Steps | Suspend
     retry: Retry | None
     seconds: float
     parallelism: float

@@ -30,6 +30,7 @@ from runner.language import (
     Output,
     Parameter,
     Refused,
+    Resource,
     Retry,
     Steps,
     Suspend,
@@ -39,6 +40,7 @@ from runner.language import (
     listed,
     references,
 )
+from runner.manifests import read_resource, without_expressions
 from runner.references import OF_A_WORKFLOW, handed_on
 from runner.schedules import check_times
 from runner.shapes import (
@@ -57,7 +59,7 @@ from runner.shapes import (
 )
 from runner.tasks import TaskReader, check_references
 
-TEMPLATE_TYPES = ("container", "dag", "steps", "suspend")
+TEMPLATE_TYPES = ("container", "dag", "resource", "steps", "suspend")
 ANY_GLOBAL = "workflow.outputs.parameters.*"
 """Stands for the global outputs whose names hold references: they are known in the run alone."""
 
@@ -195,9 +197,15 @@ class Reader:
         retry = read_retry(where, shape.retryStrategy) if shape.retryStrategy is not None else None
         reader = TaskReader(self.inputs, self.outputs)
         inside = set[str]()
-        definition: Container | Dag | Steps | Suspend
+        definition: Container | Dag | Resource | Steps | Suspend
         if shape.container is not None:
             definition = self.container(where, shape, known, retry)
+        elif shape.resource is not None:
+            limit = or_unbounded(shape.activeDeadlineSeconds)
+            definition = read_resource(where, shape.resource, self.inputs[name], limit)
+            plain = without_expressions(where, definition.manifest, self.inputs[name])
+            for text in [plain, *definition.flags]:
+                check_references(where, text, known)
         elif shape.dag is not None:
             dag = checked(where, "dag", DagShape, shape.dag)
             tasks, inside = reader.dag(where, dag, known)
@@ -266,7 +274,7 @@ class Reader:
 
 def check_limits(where: str, template: TemplateShape) -> None:
     """Refuse limits that Argo does not have for a template of this type."""
-    if template.container is not None:
+    if template.container is not None or template.resource is not None:
         if template.parallelism is not None:
             raise Refused(f"{where}: parallelism is for dags and steps; Argo refuses it here")
         if template.timeout and not seconds(f"{where}: timeout", template.timeout, digits=False):

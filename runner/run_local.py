@@ -34,6 +34,7 @@ from runner.language import (
     Container,
     Dag,
     Refused,
+    Resource,
     Steps,
     Suspend,
     Task,
@@ -41,6 +42,7 @@ from runner.language import (
     Workflow,
     listed,
 )
+from runner.manifests import AS_JSON, read_job
 from runner.nodes import Node, as_values, from_status
 from runner.reader import parameter_values, read
 
@@ -338,6 +340,8 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
                 values = known | inputs
                 command, _ = command_line(container, str(folder), filler(values))
                 click.echo(f"{path or template_name}: {shlex.join(command)}")
+            case Resource() as resource:
+                click.echo(f"{path}: {resource_line(resource, known | inputs)}")
             case Dag() | Steps():
                 walk_tasks(template.tasks, path, inputs, folder)
             case _:
@@ -369,6 +373,15 @@ def refuse_no_list(task: Task, fill: Callable[[str], str]) -> None:
         wrong = True
     if wrong:
         raise Refused(f"{task.name} runs once for each of {items!r}, which is no JSON list")
+
+
+def resource_line(resource: Resource, values: Values) -> str:
+    """What a resource template does, in a line."""
+    if resource.action == "patch":
+        return f"suspends {' '.join(filler(values)(word) for word in resource.flags)}"
+    manifest = AS_JSON.sub(r"'{{inputs.parameters.\1}}'", resource.manifest)
+    job = read_job(resource.action, filler(values)(manifest))
+    return f"{job.pods} processes of {shlex.join(job.container.command)}"
 
 
 def filler(values: Values) -> Callable[[str], str]:

@@ -137,6 +137,7 @@ class TemplateShape(Placement):
     name: Text = ""
     outputs: Mapping = {}
     parallelism: Whole | None = None
+    resource: Mapping | None = None
     retryStrategy: Mapping | None = None
     steps: List | None = None
     suspend: Mapping | None = None
@@ -185,6 +186,7 @@ class OutputShape(Shape):
 
 class ValueFrom(Shape):
     default: Anything = None
+    jsonPath: Text | None = None
     parameter: Text | None = None
     path: Text | None = None
     supplied: Mapping | None = None
@@ -246,6 +248,55 @@ class ConfigMapKey(Shape):
     key: Text = ""
     name: Text = ""
     optional: KubernetesAny = None
+
+
+class ResourceShape(Shape):
+    action: Text = ""
+    flags: Texts = []
+    manifest: Text = ""
+    successCondition: Text = ""
+    mergeStrategy: KubernetesText = None
+    setOwnerReference: KubernetesAny = None
+
+
+class ManifestShape(Shape):
+    apiVersion: Text = ""
+    kind: Text = ""
+    metadata: KubernetesMapping = None
+    spec: Mapping = {}
+
+
+class JobShape(Shape):
+    activeDeadlineSeconds: Whole | None = None
+    backoffLimit: Whole = 6
+    completionMode: Text = ""
+    completions: Whole = 1
+    parallelism: Whole = 1
+    podFailurePolicy: Mapping = {}
+    successPolicy: Mapping = {}
+    suspend: Truth = False
+    template: Mapping = {}
+    ttlSecondsAfterFinished: KubernetesAny = None
+
+
+class RulesShape(Shape):
+    rules: Objects = []
+
+
+class FailureRule(Shape):
+    action: Text = ""
+    onExitCodes: Mapping | None = None
+    onPodConditions: KubernetesAny = None
+
+
+class ExitCodes(Shape):
+    containerName: Text = ""
+    operator: Text = ""
+    values: List = []
+
+
+class SuccessRule(Shape):
+    succeededIndexes: Text = ""
 
 
 S = TypeVar("S", bound=Shape)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.errors import UserError
+from loraline.errors import TryAgain, UserError
 from loraline.step import not_empty, overrides_option, recipes_option, step
 from loraline.tracking import datasets, fingerprints, identity, prompts, runs, store, tags
 from loraline.training import allocator, group, launch
@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Time between checkpoints: what a lost machine costs at most.",
 )
+@click.option(
+    "--ended",
+    metavar="HOW",
+    help="How a group of machines ended that was to train this; its run is handed over.",
+)
 @group.described_by_flags
 @overrides_option
 @recipes_option
@@ -54,19 +59,23 @@ def train_qlora(
     recipes: dict[str, Any],
     resumed: str | None,
     checkpoint_minutes: float,
+    ended: str | None,
     out_dir: Path,
     force: bool,
     **machines: Any,
 ) -> None:
     """Train a LoRA adapter on a frozen base, or the base; log it and hand over the run ID."""
     from loraline import profiles
+    from loraline.base import quantized
     from loraline.base.locate import locate
     from loraline.serving import preflight
 
+    if ended is not None:
+        group.leave_as_ended(ended)
     allocator.follow_allocated()
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     given = group.Group(**machines)
-    given.check()
+    given.check(recipe.train)
     assert launch.world() in (1, given.size), f"{given}, and {launch.world()} processes"
     if launch.rank():
         follow(recipe, run_id, checkpoint_minutes)
@@ -80,6 +89,7 @@ def train_qlora(
     refuse_few(recipe, data_run)
     base = locate(recipe.base, recipe.base_revision)
     preflight.check_base(recipe, base.config)
+    quantized.check_trainable(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate", "prepare", "metrics"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
     inputs = {
@@ -97,6 +107,11 @@ def train_qlora(
         click.echo(f"adapter of run {done.info.run_id} (reused)")
         runs.hand_over(out_dir, done.info.run_id)
         return
+    if ended is not None:
+        raise UserError(
+            "a group of machines has ended well, and MLflow has no finished training of these "
+            "inputs: they were given other inputs, another image, or another MLflow"
+        )
     if given.size > 1 and not launch.launched():
         launch.on_gpus(given)
         return
@@ -169,7 +184,8 @@ def refuse_few(recipe: Profile, data_run: Run) -> None:
 def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
     """The part of every process but the first: the same training, and no word to MLflow.
 
-    What ends the training ends it in all processes, and the first one says so.
+    What ends the training ends it in all processes, and the first one says so. A machine beside the
+    first says it, too, where all have to be started again: nobody there hears the first one.
     """
     from loraline.base.locate import locate
     from loraline.training import checkpoint, other_nodes, sharding
@@ -179,6 +195,8 @@ def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
         other_nodes.fill(run_id)
     scratch = launch.follow()
     if scratch is None:
+        if not launch.on_first_node():
+            raise TryAgain("the first machine has ended without a training, and says why")
         return
     base = locate(recipe.base, recipe.base_revision)
     encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
@@ -188,7 +206,10 @@ def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
         train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
     except sharding.OutOfMemory:
         raise  # Of this process alone, and the others wait for it.
-    except (UserError, checkpoint.StoppedWithCheckpoint):
+    except checkpoint.StoppedWithCheckpoint:
+        if not launch.on_first_node():
+            raise
+    except UserError:
         return
 
 

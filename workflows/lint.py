@@ -75,6 +75,10 @@ def findings(file: Path) -> list[str]:
         if "container" in template:
             messages = production.of_template(template, workflow.templates[template["name"]])
             lines += [f"{where}: {message}" for message in messages]
+        if "resource" in template:
+            messages = production.of_resource(template, workflow.templates[template["name"]])
+            lines += [f"{where}: {message}" for message in of_resource(template, spec)]
+            lines += [f"{where}: {message}" for message in messages]
     for name, read_template in workflow.templates.items():
         if isinstance(read_template.definition, Dag):
             messages = of_dag(workflow, read_template.definition.tasks)
@@ -143,6 +147,32 @@ def of_template(template: Object, spec: Object) -> Iterator[str]:
     if "container" in template:
         yield from of_container(template, template["container"], spec)
         yield from of_pod(template, template["container"], spec)
+
+
+def of_resource(template: Object, spec: Object) -> Iterator[str]:
+    """Rules for what Argo makes: that it goes with the workflow, and that its pods are in order."""
+    yield from of_pod(template, {}, spec)
+    resource = template["resource"]
+    if resource["action"] not in ("apply", "create"):
+        return
+    if resource.get("setOwnerReference") is not True:
+        yield "resource: setOwnerReference is not true, so that it outlives the workflow"
+    if resource["action"] == "create":
+        yield "resource: create makes another one when Argo's pod is lost; use apply"
+    made = production.made_by(resource)
+    pod = within(made, "spec", "template", "spec")
+    if not within(made, "spec", "activeDeadlineSeconds"):
+        yield "manifest: no activeDeadlineSeconds, so it can run for ever"
+    if "container" not in template and pod:
+        (container,) = pod["containers"]
+        at = {"outputs": template.get("outputs"), "volumes": pod.get("volumes", [])}
+        messages = of_container(at, container, {})
+        yield from (f"manifest: {message}" for message in messages)
+        if within(pod, "securityContext", "runAsNonRoot") is not True:
+            yield "manifest: securityContext.runAsNonRoot is not true"
+        asked = container.get("resources", {})
+        if "memory" not in asked.get("requests", {}).keys() & asked.get("limits", {}).keys():
+            yield "manifest: it does not request and limit memory"
 
 
 def of_container(template: Object, container: Object, spec: Object) -> Iterator[str]:
@@ -223,7 +253,7 @@ def of_command_line(words: list[str]) -> Iterator[str]:
             given = values.get(parameter.name or "")
             if parameter.required and parameter.name not in values:
                 yield f"{words[1]} needs {parameter.opts[0]}"
-            elif isinstance(given, str) and "{{" not in given:
+            elif isinstance(given, str) and "{{" not in given and "$(" not in given:
                 parameter.type_cast_value(context, given)
     except click.UsageError as error:
         yield f"{words[1]}: {error.format_message()}"

@@ -3,6 +3,7 @@
     python workflows/pipeline.py
     python workflows/pipeline.py --check
     python workflows/pipeline.py --kind WorkflowTemplate --out outputs/templates
+    python workflows/pipeline.py --resources gpu-large-2x4 --out outputs/workflows
 
 Renders each to its .yaml file beside this one; Argo and `runner` execute those files.
 """
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import machines
 import resources
 import templates
 from templates import DAY, Settings
+from trainers import TRAINERS
 
 if TYPE_CHECKING:
-    from hera.workflows import Container, Workflow
+    from hera.workflows import Container, Resource, Workflow
 
 HERE = Path(__file__).parent
 ENTRYPOINT = "main"
@@ -78,13 +81,39 @@ SCHEDULE = "0 3 * * 0"
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file with resource classes of this cluster; docs/cluster.md says what it holds.",
 )
-def pipeline(check: bool, kind: str | None, out: Path, classes: Path | None) -> None:
+@click.option(
+    "--resources",
+    "several",
+    default="",
+    metavar="CLASS",
+    help="Train on this class of several machines: pipeline and retrain, which name it.",
+)
+@click.option(
+    "--trainer",
+    type=click.Choice(list(TRAINERS)),
+    default="job",
+    show_default=True,
+    help="What makes the group of machines: Kubernetes, Kubeflow Trainer or KubeRay.",
+)
+def pipeline(
+    check: bool, kind: str | None, out: Path, classes: Path | None, several: str, trainer: str
+) -> None:
     """Render the workflows to YAML."""
-    if (kind or classes) and out == HERE:
-        option = "--kind" if kind else "--classes"
+    if trainer != "job" and not several:
+        raise click.UsageError(
+            f"--trainer {trainer} needs --resources, a class of several machines"
+        )
+    if (kind or classes or several) and out == HERE:
+        option = "--kind" if kind else "--classes" if classes else "--resources"
         raise click.UsageError(f"{option} needs --out: here are the files that make and CI submit")
-    settings = Settings(classes=resources.load(classes))
-    for name in DAGS:
+    known = resources.load(classes)
+    groups = [name for name, wanted in known.items() if wanted.machines > 1]
+    if several and several not in groups:
+        raise click.UsageError(
+            f"--resources {several} is no class of several machines; there are {', '.join(groups)}"
+        )
+    settings = Settings(classes=known, machines=several, trainer=trainer)
+    for name in ON_SEVERAL_MACHINES if several else DAGS:
         file, rendered = out / f"{name}.yaml", render(build(name, kind, settings))
         if not check:
             out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +157,7 @@ def build(name: str, kind: str | None = None, settings: Settings | None = None) 
             )
     with workflow:
         DAGS[name](settings)
-        finish()
+        finish(settings)
     return workflow
 
 
@@ -228,9 +257,9 @@ def where(settings: Settings) -> list[Any]:
     return [
         parameter(
             "resources",
-            "cpu",
+            settings.machines or "cpu",
             "Class of what training and evaluation run on; see docs/cluster.md.",
-            list(settings.classes),
+            list(settings.offered),
         ),
         parameter("image", settings.image, "Image of the steps that need no GPU."),
         parameter("gpu-image", settings.gpu_image, "Image of training and evaluation."),
@@ -248,19 +277,25 @@ def line(settings: Settings) -> None:
     from hera.workflows import DAG
 
     model = templates.model_of_profile(settings)
+    group = machines.train_group(settings, alone(settings)) if settings.machines else None
     prepare, train, measure = (
         templates.prepare_data(),
-        templates.train_qlora(settings),
+        templates.handed_over() if group else templates.train_qlora(settings),
         templates.evaluate(settings),
     )
     gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)
     with DAG(name=ENTRYPOINT):
         prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})
-        trained = task(train, {"run-id": run_id(prepared), "profile": PROFILE, **RECIPE})
+        given = {"run-id": run_id(prepared), "profile": PROFILE, **RECIPE}
+        if group:
+            grouped = task(group, given)
+            given = {**given, "ended": grouped.get_parameter("ended")}
+            prepared >> grouped
+        trained = task(train, given)
         measured = task(measure, {"run-id": run_id(trained), "recipes": RECIPE["recipes"]})
         judged = task(gate, {"run-id": run_id(measured), **RECIPE})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
-        prepared >> trained >> measured >> judged >> deployed
+        (grouped if group else prepared) >> trained >> measured >> judged >> deployed
 
 
 def sweep(settings: Settings) -> None:
@@ -326,12 +361,23 @@ def promote(_: Settings) -> None:
         task(deploy, {"run-id": run_id(promoted)}, depends="promote.Succeeded")
 
 
-def finish() -> None:
+def alone(settings: Settings) -> dict[str, Any]:
+    """The spec of a workflow that has only the training step, for one machine."""
+    from hera.workflows import Workflow
+
+    with Workflow(generate_name="alone-", **spec(settings)) as workflow:
+        templates.train_qlora(settings)
+    rendered: dict[str, Any] = workflow.to_dict()["spec"]
+    return rendered
+
+
+def finish(settings: Settings) -> None:
     """What a workflow does at its end, however it ended."""
     from hera.workflows import Steps
 
     tell = templates.notify()
-    with Steps(name="finish"):
+    stop = machines.stop_group(settings) if settings.machines else None
+    with Steps(name="finish") as steps, steps.parallel():
         tell(
             name="notify",
             arguments={
@@ -341,6 +387,8 @@ def finish() -> None:
             },
             when="{{workflow.parameters.notify}} == yes",
         )
+        if stop:
+            stop(name="stop-group", when="{{workflow.status}} != Succeeded")
 
 
 DAGS: dict[str, Callable[[Settings], None]] = {
@@ -349,6 +397,9 @@ DAGS: dict[str, Callable[[Settings], None]] = {
     "promote": promote,
     "retrain": line,
 }
+ON_SEVERAL_MACHINES = ("pipeline", "retrain")
+"""A sweep trains its members side by side, each on one machine."""
+
 PARAMETERS: dict[str, Callable[[Settings], list[Any]]] = {
     "pipeline": one_profile,
     "sweep": many_profiles,
@@ -357,7 +408,7 @@ PARAMETERS: dict[str, Callable[[Settings], list[Any]]] = {
 }
 
 
-def task(template: Container, arguments: dict[str, str], **fields: Any) -> Any:
+def task(template: Container | Resource, arguments: dict[str, str], **fields: Any) -> Any:
     """A task of the surrounding DAG, named like its template."""
     return template(name=template.name, arguments=arguments, **fields)
 

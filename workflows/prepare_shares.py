@@ -74,7 +74,7 @@ def build() -> Workflow:
             runs = "{{tasks.share.outputs.parameters.run-id}}"
             merged: Any = all_(name="merge", arguments=same | {"merge": runs})
             shared >> merged
-        finish()
+        finish(settings)
     return workflow
 
 

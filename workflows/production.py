@@ -16,6 +16,7 @@ import yaml
 
 from runner.expressions import EvaluationError
 from runner.language import Object, Retry, Template
+from runner.manifests import AS_JSON
 
 ROOT = Path(__file__).parents[1]
 SHELLS = {"sh", "bash", "ash", "dash", "zsh"}
@@ -73,11 +74,7 @@ def of_template(template: Object, read: Template) -> Iterator[str]:
     yield from given_away({field: template[field] for field in fields if field in template}, "")
     yield from given_away(container.get("securityContext"), "securityContext")
     yield from of_words(words)
-    for variable in container.get("env", []):
-        source = variable.get("valueFrom", {})
-        given = variable.get("value") or (source and "secretKeyRef" not in source)
-        if given and SECRET_NAME.search(variable["name"]):
-            yield f"env {variable['name']} holds a secret; take it from one with secretKeyRef"
+    yield from of_variables(container.get("env", []))
     patch = template.get("podSpecPatch", "")
     yield from of_patch(patch)
     yield from of_quantities(container.get("resources"))
@@ -93,6 +90,41 @@ def of_template(template: Object, read: Template) -> Iterator[str]:
     if REGISTRY_STEPS & set(words) and "mutex " not in locks:
         yield "it changes what is registered and holds no mutex of the model"
     yield from of_outputs(words, template)
+
+
+def of_resource(template: Object, read: Template) -> Iterator[str]:
+    """Rules for a template that makes an object, and for the pods of a Job."""
+    yield from of_patch(template.get("podSpecPatch", ""))
+    if read.retry:
+        yield from of_retry(read.retry)
+    made = made_by(template["resource"])
+    pod = made.get("spec", {}).get("template", {}).get("spec", {})
+    yield from (f"manifest: {fault}" for fault in [*given_away(pod, ""), *of_quantities(pod)])
+    for container in pod.get("containers", []):
+        faults = [*of_words([*container.get("command", []), *container.get("args", [])])]
+        faults += of_variables(container.get("env", []))
+        asked = json.dumps(container.get("resources", {}))
+        mounts = [mount.get("mountPath") for mount in container.get("volumeMounts", [])]
+        if DEVICE.search(asked) and "semaphore " not in " ".join(read.locks):
+            faults.append("it may ask for a GPU and stands in no semaphore's queue")
+        if "/dev/shm" not in mounts:
+            faults.append("no volume is mounted at /dev/shm, whose 64 MiB are too few")
+        yield from (f"manifest: {fault}" for fault in faults)
+
+
+def made_by(resource: Object) -> Object:
+    """The object of a manifest, in which texts stand for its expressions."""
+    manifest = AS_JSON.sub(r"'{{inputs.parameters.\1}}'", resource["manifest"])
+    found = yaml.safe_load(manifest)
+    return found if isinstance(found, dict) else {}
+
+
+def of_variables(variables: list[Object]) -> Iterator[str]:
+    for variable in variables:
+        source = variable.get("valueFrom", {})
+        given = variable.get("value") or (source and "secretKeyRef" not in source)
+        if given and SECRET_NAME.search(variable["name"]):
+            yield f"env {variable['name']} holds a secret; take it from one with secretKeyRef"
 
 
 def given_away(part: Any, where: str) -> Iterator[str]:

@@ -31,7 +31,10 @@ class Class(BaseModel):
     memory_limit: str
     device: str = ""
     gpus: PositiveInt = 1
-    """How many of the device; training runs in as many processes."""
+    """How many of the device; training runs in as many processes on each machine."""
+
+    machines: PositiveInt = 1
+    """How many train together; more than one are a Job of as many pods."""
 
     gpu_memory_above: NonNegativeInt = 0
     """MiB that a card of the node has more than, by the label GPU_MEMORY; 0 takes any card."""
@@ -55,6 +58,17 @@ CLASSES: Mapping[str, Class] = {
         gpus=4,
         gpu_memory_above=60000,
     ),
+    # The same on two machines; `cpu-2` is for trying out what several machines do.
+    "gpu-large-2x4": Class(
+        cpu="32",
+        memory="256Gi",
+        memory_limit="768Gi",
+        device=GPU,
+        gpus=4,
+        machines=2,
+        gpu_memory_above=60000,
+    ),
+    "cpu-2": Class(cpu="500m", memory="2Gi", memory_limit="32Gi", machines=2),
     # A part of a card: `nvidia.com/gpu.shared` with time slicing or MPS, `nvidia.com/mig-3g.40gb`
     # and the like with MIG.
     "gpu-shared": Class(cpu="2", memory="8Gi", memory_limit="32Gi", device=f"{GPU}.shared"),
@@ -99,6 +113,13 @@ SMALL = Class(cpu="250m", memory="512Mi", memory_limit="4Gi")
 
 def patch(wanted: Class, grace_seconds: int | None = None) -> str:
     """The strategic merge patch that gives a pod's main container what a class stands for."""
+    # Two braces side by side would end the expression that the patch stands in.
+    text = json.dumps(pod_fields(wanted, grace_seconds), separators=(",", ":"))
+    return text.replace("}}", "} }").replace("}}", "} }")
+
+
+def pod_fields(wanted: Class, grace_seconds: int | None = None) -> dict[str, Any]:
+    """The fields of a pod's spec that a class stands for."""
     limits = {"memory": wanted.memory_limit}
     spec: dict[str, Any] = {"containers": [{"name": "main", "resources": {"limits": limits}}]}
     spec["containers"][0]["resources"]["requests"] = {"cpu": wanted.cpu, "memory": wanted.memory}
@@ -118,8 +139,7 @@ def patch(wanted: Class, grace_seconds: int | None = None) -> str:
         spec["affinity"] = {
             "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}
         }
-    # Two braces side by side would end the expression that the patch stands in.
-    return json.dumps(spec, separators=(",", ":")).replace("}}", "} }").replace("}}", "} }")
+    return spec
 
 
 def chosen(table: dict[str, str], parameter: str) -> str:

@@ -104,8 +104,10 @@ def with_recipes(
     """
     workflow = read(file)
     values = dict(parameter.partition("=")[::2] for parameter in given)
+    machines = several_machines(values.get("resources", ""), file.stem, classes)
     if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
-        return rendered(file.stem, {}, classes) if classes else file, list(given)
+        own = classes or machines
+        return rendered(file.stem, {}, classes, machines) if own else file, list(given)
     known = profile_files.files()
     values["profile"] = named(values["profile"], known)
     members = listed(values["profiles"]) if "profiles" in values else []
@@ -115,12 +117,15 @@ def with_recipes(
         overrides = shlex.split(values.get("set", ""))
     except ValueError as error:
         raise UserError(f"-p set={values['set']} cannot be read: {error}") from error
-    models = {
-        name: profiles.load(name, overrides=overrides, recipes=recipes).registered_model
-        for name in asked
-    }
-    if classes or values["profile"] not in (workflow.parameters["profile"].enum or ()):
-        file = rendered(file.stem, models, classes)
+    loaded = {name: profiles.load(name, overrides=overrides, recipes=recipes) for name in asked}
+    models = {name: profile.registered_model for name, profile in loaded.items()}
+    if machines and loaded[values["profile"]].train == "full":
+        raise UserError(
+            f"-p resources={machines}: train: full takes one machine, which may have several cards"
+        )
+    listed_profiles = workflow.parameters["profile"].enum or ()
+    if classes or machines or values["profile"] not in listed_profiles:
+        file = rendered(file.stem, models, classes, machines)
     values["recipes"] = yaml.safe_dump(recipes, sort_keys=False, allow_unicode=True)
     return file, [f"{name}={value}" for name, value in values.items()]
 
@@ -147,19 +152,37 @@ def listed(members: str) -> list[str]:
     return names
 
 
-def rendered(name: str, models: Mapping[str, str], classes: Path | None = None) -> Path:
-    """A workflow with these profiles, their registered models and these classes beside ours."""
+def several_machines(asked: str, workflow: str, classes: Path | None) -> str:
+    """A class of several machines; empty where one machine trains. UserError where one has to."""
+    import pipeline
+    import resources
+
+    wanted = resources.load(classes).get(asked)
+    if wanted is None or wanted.machines == 1:
+        return ""
+    if workflow not in pipeline.ON_SEVERAL_MACHINES:
+        raise UserError(
+            f"-p resources={asked}: {workflow} trains on one machine; "
+            f"{' and '.join(pipeline.ON_SEVERAL_MACHINES)} train on several"
+        )
+    return asked
+
+
+def rendered(
+    name: str, models: Mapping[str, str], classes: Path | None = None, machines: str = ""
+) -> Path:
+    """A workflow with these profiles, their registered models and these classes beside ours.
+
+    It trains on the class `machines`, if that is not empty.
+    """
     import pipeline
     import resources
     from templates import Settings
 
     RENDERED.mkdir(parents=True, exist_ok=True)
     file = RENDERED / f"{name}.yaml"
-    file.write_text(
-        pipeline.render(
-            pipeline.build(name, settings=Settings(own=models, classes=resources.load(classes)))
-        )
-    )
+    settings = Settings(own=models, classes=resources.load(classes), machines=machines)
+    file.write_text(pipeline.render(pipeline.build(name, settings=settings)))
     return file
 
 

@@ -60,7 +60,17 @@ class Settings:
     own: Mapping[str, str] = field(default_factory=dict)
     """Registered model of each profile that is sent with the workflow and no file of ours."""
     classes: Mapping[str, Class] = field(default_factory=lambda: CLASSES)
-    """What the parameter `resources` may name."""
+    machines: str = ""
+    """Class of several machines that training runs on; empty for the classes of one machine."""
+    trainer: str = "job"
+    """What makes the group of machines: an entry of `trainers.TRAINERS`."""
+
+    @property
+    def offered(self) -> Mapping[str, Class]:
+        """The classes that the workflow's parameter `resources` may name."""
+        if self.machines:
+            return {self.machines: self.classes[self.machines]}
+        return {name: wanted for name, wanted in self.classes.items() if wanted.machines == 1}
 
 
 def prepare_data() -> Container:
@@ -72,15 +82,24 @@ def train_qlora(settings: Settings) -> Container:
         "train-qlora",
         inputs=["run-id", "profile", "set", "recipes"],
         deadline=DAY,
-        classes=settings.classes,
+        classes=settings.offered,
         several_cards=True,
         grace_seconds=GRACE_SECONDS,
     )
 
 
+def handed_over() -> Container:
+    """What follows a group of machines: the training's run ID, or the exit code of the group.
+
+    The same step in the same image, which finds the finished training by what went into it.
+    """
+    inputs = ["run-id", "profile", "set", "recipes", "ended"]
+    return step("train-qlora", inputs=inputs, deadline=HOUR, gpu_image=True)
+
+
 def evaluate(settings: Settings) -> Container:
     inputs = ["run-id", "recipes"]
-    return step("evaluate", inputs=inputs, deadline=8 * HOUR, classes=settings.classes)
+    return step("evaluate", inputs=inputs, deadline=8 * HOUR, classes=settings.offered)
 
 
 def select_best() -> Container:
@@ -140,6 +159,7 @@ def step(
     grace_seconds: int | None = None,
     outputs: dict[str, str] | None = None,
     classes: Mapping[str, Class] | None = None,
+    gpu_image: bool = False,
     registry: str = "",
     hands_over: bool = True,
 ) -> Container:
@@ -153,7 +173,7 @@ def step(
 
     large = classes is not None
     words = [word for flag in inputs for word in (f"--{flag}", f"{{{{inputs.parameters.{flag}}}}}")]
-    image = f"{{{{workflow.parameters.{'gpu-image' if large else 'image'}}}}}"
+    image = f"{{{{workflow.parameters.{'gpu-image' if large or gpu_image else 'image'}}}}}"
     volumes: list[Any] = [EmptyDirVolume(name="tmp", mount_path="/tmp")]
     if large:
         # Workers of a data loader hand tensors over in /dev/shm, and a pod's own has 64 MiB.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -35,8 +37,8 @@ class Group:
         """Processes on all machines together."""
         return self.gpus * self.nodes
 
-    def check(self) -> None:
-        """Raise UserError where the machines could not find each other."""
+    def check(self, train: str) -> None:
+        """Raise UserError where the machines could not find each other, or not train so."""
         if self.node >= self.nodes:
             raise UserError(
                 f"--node {self.node}: --nodes {self.nodes} are numbered from 0 to {self.nodes - 1}"
@@ -47,6 +49,32 @@ class Group:
                 f"--first-node {self.first_node!r}: --nodes {self.nodes} meet at HOST:PORT of the "
                 "first of them"
             )
+        if self.nodes > 1 and train == "full":
+            raise UserError(
+                f"--nodes {self.nodes}: with train: full the weights are shared out, over the "
+                "GPUs of one machine and no further; take one machine, or train: lora"
+            )
+
+
+WELL = ("Complete", "SUCCEEDED")
+"""First word of how a group of machines ended whose training is logged."""
+
+
+def leave_as_ended(how: str) -> None:
+    """Exit with the code that ended a group of machines; return where the group ended well.
+
+    `how` is what its Job says: `Complete: …`, or `Failed: Container main for pod … failed with exit
+    code 2 …` (the message of Kubernetes' podFailurePolicy). Where it names no code, it is 1.
+    """
+    if how.partition(":")[0] in WELL:
+        return
+    code = re.search(r"exit code (\d+)", how)
+    click.echo(
+        f"train_qlora: the machines that trained together have ended: {how or 'nobody knows how'}; "
+        "their logs say why",
+        err=True,
+    )
+    sys.exit(int(code[1]) if code else 1)
 
 
 FLAGS = (

@@ -4,7 +4,8 @@ elastic launcher on every machine.
 The first process talks to MLflow and fetches what all need into a shared folder; the others of its
 machine wait for it there and take part in the training alone. What the first one says is what the
 step ends with: another that ends in order, told to stop or out of memory like all, ends with 0.
-On the other machines `other_nodes` fills the folder.
+On the other machines `other_nodes` fills the folder; there, what has to be started again ends with
+75, as on the first.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ READY = "ready"
 LEFT = "left"
 """File in the shared folder that says that the first process ended without a training."""
 
+START = "start"
+"""Key of the launcher's store with the checkpoint that all machines go on from."""
+
+ONE_TRY = timedelta(seconds=20)
+"""How long a machine that does not answer is waited for before its name is looked up again."""
+
 PATIENCE = timedelta(days=7)
 """How long processes wait for each other and the launcher for them. Whoever stops the training has
 a deadline of its own, a pod its grace period; the launcher's 30 seconds would cut an upload short,
@@ -67,6 +74,11 @@ def nodes() -> int:
 def leads_node() -> bool:
     """Whether this process is the first of its machine, and the machine is not the first."""
     return rank() > 0 and os.environ.get("LOCAL_RANK") == "0"
+
+
+def on_first_node() -> bool:
+    """Whether this process is on the first machine of its training."""
+    return os.environ.get("GROUP_RANK", "0") == "0"
 
 
 def launched() -> bool:
@@ -128,6 +140,8 @@ def run(group: Group, *command: str) -> None:
         shutdown_timeout=int(PATIENCE.total_seconds()),
     )
     try:
+        # Kept, since the machines' store would end with it.
+        _place = meet(group) if group.nodes > 1 else None
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
         sys.exit(exit_code(error.failures))
@@ -138,6 +152,56 @@ def run(group: Group, *command: str) -> None:
             f"the {group.nodes} machines of this training did not meet at {group.first_node}; "
             "start all of them again"
         ) from error
+
+
+def meet(group: Group) -> Any:
+    """Wait until all machines of a group are there; the launcher's store, served by the first.
+
+    Torch's launcher would wait for them where no signal reaches it. Raises DistNetworkError or
+    DistStoreError where one does not come.
+    """
+    from torch.distributed import DistStoreError, TCPStore
+
+    host, _, port = group.first_node.rpartition(":")
+    last = time.monotonic() + MEETING
+    if group.node:
+        place = find_first_node(host, int(port), last)
+    else:
+        # The launcher of the same process, and it alone, can take it over.
+        shared = {"wait_for_workers": False, "multi_tenant": True}
+        wait = timedelta(seconds=MEETING)
+        place = TCPStore(host, int(port), group.nodes, True, wait, **shared)
+    place.set(f"here/{group.node}", "1")
+    while not place.check([f"here/{node}" for node in range(group.nodes)]):
+        if time.monotonic() > last:
+            raise DistStoreError("not all machines came")
+        time.sleep(0.2)
+    return place
+
+
+def find_first_node(host: str, port: int, last: float) -> Any:
+    """The store of the first machine of a group, once it can be reached.
+
+    A name in the DNS may lead to a machine that is gone, so it is looked up again and again, until
+    the time `last`. Raises TryAgain where the first machine is at work in a training that this
+    machine is not part of: it was, and was lost, and the others have not ended yet.
+    """
+    from torch.distributed import DistNetworkError, DistStoreError, TCPStore
+
+    while True:
+        try:
+            place = TCPStore(host, port, is_master=False, timeout=ONE_TRY)
+            break
+        except (DistNetworkError, DistStoreError):
+            if time.monotonic() > last:
+                raise
+            time.sleep(1)
+    if place.check([START]):
+        raise TryAgain(
+            f"the training at {host}:{port} has begun without this machine; start it again when "
+            "the others have ended"
+        )
+    return place
 
 
 def exit_code(failures: Mapping[int, ProcessFailure]) -> int:

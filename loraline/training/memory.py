@@ -364,7 +364,8 @@ def weight_bytes(folder: Path, plan: Plan, quantization: str = "nf4") -> int:
 
     In NF4, projections of the language model take four bits a weight and, after double
     quantization, 0.127 bits for its scales (QLoRA, arXiv 2305.14314, section 3); in FP8 eight, for
-    each layout that is kept. The rest is bfloat16.
+    each layout that is kept. The packed words of a GPTQ base stay as they are, and the rest is in
+    16 bits.
     """
     unpacked = 2.0  # In FP8 that is two layouts.
     packed = {"nf4": 4.127 / 8, "fp8": 1.0}.get(quantization, unpacked)
@@ -376,7 +377,9 @@ def weight_bytes(folder: Path, plan: Plan, quantization: str = "nf4") -> int:
     for file in weight_files(folder):
         with safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118 - not a dict
-                count = math.prod(weights.get_slice(name).get_shape())
+                stored = weights.get_slice(name)
+                count = math.prod(stored.get_shape())
                 projection = name.endswith("_proj.weight") and "visual" not in name
-                total += count * (packed if projection and not plan.dequantized else unpacked)
+                whole = 4.0 if stored.get_dtype() == "I32" else unpacked
+                total += count * (packed if projection and not plan.dequantized else whole)
     return int(total)

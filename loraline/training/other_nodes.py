@@ -20,15 +20,15 @@ from loraline.training import checkpoint, exchange, launch
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-START = "start"
-"""Key of the store with the checkpoint to go on from: JSON of its run and name, or null."""
-
 
 def let_follow(start: Path | None, run: Run | None) -> None:
-    """Tell the other machines which checkpoint of a run all go on from; None begins anew."""
+    """Tell the other machines which checkpoint of a run all go on from; None begins anew.
+
+    The word is JSON of the run's ID and the checkpoint's name, or null.
+    """
     if launch.nodes() > 1:
         word = [run.info.run_id, start.name] if start and run else None
-        launch.meeting_place().set(START, json.dumps(word))
+        launch.meeting_place().set(launch.START, json.dumps(word))
 
 
 def fill(run_id: str) -> None:
@@ -57,10 +57,10 @@ def wait_for_first() -> Any:
     """What the first process says of a checkpoint; None if it has left without a training."""
     try:
         place = launch.meeting_place()
-        while not place.check([START]):
+        while not place.check([launch.START]):
             if place.check([launch.LEFT]):
                 return None
             time.sleep(0.2)
-        return place.get(START)
+        return place.get(launch.START)
     except RuntimeError as error:
         raise exchange.left() from error

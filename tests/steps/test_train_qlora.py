@@ -222,6 +222,31 @@ def test_a_recipe_that_comes_with_the_workflow_is_trained_logged_and_fingerprint
     assert "reused" not in step("train_qlora", *words, other).stdout
 
 
+def test_after_a_group_of_machines_the_step_hands_over_its_run_or_its_exit_code(
+    step, train, workplace: Path, data_run: str, quick
+) -> None:
+    name = quick("own")
+    words = ("--run-id", data_run, "--profile", name, "--ended")
+    (workplace / "outputs" / "run-id").unlink()
+    for how, code, told in (
+        (
+            "Complete: Matched rules at index 0",
+            2,
+            "MLflow has no finished training of these inputs",
+        ),
+        ("Failed: Container main for pod a/b failed with exit code 137 matching", 137, "a/b"),
+        ("Failed: Job has reached the specified backoff limit", 1, "their logs say why"),
+        ("", 1, "nobody knows how"),
+    ):
+        ended = step("train_qlora", *words, how)
+        assert ended.exit_code == code
+        assert told in ended.stderr
+        assert not (workplace / "outputs" / "run-id").exists()
+    trained = train(data_run, name)
+    assert step("train_qlora", *words, "Complete: Matched rules at index 0").exit_code == 0
+    assert (workplace / "outputs" / "run-id").read_text() == trained
+
+
 def test_a_reused_training_is_tagged_with_what_was_set_last(train, data_run: str, quick) -> None:
     name = quick("own")
     first = train(data_run, name)

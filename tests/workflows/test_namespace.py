@@ -34,7 +34,7 @@ def objects(folder: str) -> dict[tuple[str, str], Object]:
 
 BASE = objects("base")
 SERVER = objects("mlflow")
-FOLDERS = ("base", "existing", "laptop", "mlflow")
+FOLDERS = ("base", "existing", "laptop", "mlflow", "trainers")
 
 
 def test_every_file_is_listed_or_patched_in() -> None:
@@ -45,13 +45,14 @@ def test_every_file_is_listed_or_patched_in() -> None:
             assert file.stem == "kustomization" or file.name in text
 
 
-def test_the_executor_may_report_results_and_nothing_else() -> None:
+def test_the_executor_may_report_results_make_a_job_and_nothing_else() -> None:
     assert BASE["Role", "loraline"]["rules"] == [
         {
             "apiGroups": ["argoproj.io"],
             "resources": ["workflowtaskresults"],
             "verbs": ["create", "patch"],
-        }
+        },
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create", "get", "patch"]},
     ]
     assert BASE["ServiceAccount", "loraline"]["automountServiceAccountToken"] is False
     assert not [kind for kind, _ in BASE if kind.startswith("ClusterRole")]
@@ -87,6 +88,21 @@ def test_mlflow_answers_to_the_name_that_the_steps_call_it() -> None:
 
     assert {host, host.partition(":")[0]} <= set(allowed.split(","))
     assert SERVER["Service", "mlflow"]["spec"]["ports"][0]["port"] == int(host.partition(":")[2])
+
+
+def test_other_namespaces_reach_mlflow_only_with_a_label() -> None:
+    policy = SERVER["NetworkPolicy", "mlflow"]["spec"]
+    pod = SERVER["Deployment", "mlflow"]["spec"]["template"]
+    (port,) = pod["spec"]["containers"][0]["ports"]
+
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert policy["policyTypes"] == ["Ingress"]
+    (rule,) = policy["ingress"]
+    assert rule["from"] == [
+        {"podSelector": {}},
+        {"namespaceSelector": {"matchLabels": {"loraline/mlflow": "yes"}}},
+    ]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port["name"]}]
 
 
 def test_no_secret_has_a_value_here() -> None:

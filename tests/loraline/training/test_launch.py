@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from loraline.errors import TryAgain, UserError
+from loraline.errors import Stopped, TryAgain, UserError
 from loraline.training import launch, other_nodes, trainer
 from loraline.training.group import Group
 
@@ -97,8 +99,16 @@ def test_what_stops_a_training_does_not_reach_its_loaders() -> None:
 )
 def test_machines_that_could_not_meet_are_refused(given: Group, complaint: str) -> None:
     with pytest.raises(UserError) as refused:
-        given.check()
+        given.check("lora")
     assert complaint in str(refused.value)
+
+
+def test_a_whole_model_is_trained_on_one_machine() -> None:
+    Group(gpus=8).check("full")
+    several = Group(nodes=2, first_node="a:29500")
+    several.check("lora")
+    with pytest.raises(UserError, match="with train: full the weights are shared out"):
+        several.check("full")
 
 
 def test_machines_meet_at_the_first_under_the_numbers_that_they_were_given(
@@ -108,6 +118,7 @@ def test_machines_meet_at_the_first_under_the_numbers_that_they_were_given(
 
     configs = []
     monkeypatch.setattr(api, "elastic_launch", lambda config, _: lambda *_: configs.append(config))
+    monkeypatch.setattr(launch, "meet", lambda group: None)
     launch.run(Group(4, nodes=2, node=1, first_node="train-0.train:29500"), "script.py")
     (config,) = configs
     assert (config.min_nodes, config.max_nodes, config.nproc_per_node) == (2, 2, 4)
@@ -124,9 +135,55 @@ def test_machines_that_did_not_meet_are_to_be_started_again(
     def unreachable(*_: object) -> None:
         raise DistNetworkError("The client socket has timed out")
 
+    monkeypatch.setattr(launch, "meet", lambda group: None)
     monkeypatch.setattr(api, "elastic_launch", lambda *_: unreachable)
     with pytest.raises(TryAgain, match="2 machines of this training did not meet at first:29500"):
-        launch.run(Group(1, nodes=2, node=1, first_node="first:29500"), "script.py")
+        launch.run(Group(1, nodes=2, node=0, first_node="first:29500"), "script.py")
+
+
+def test_a_first_machine_that_never_comes_is_waited_for_only_so_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "MEETING", 0)
+    monkeypatch.setattr(launch, "ONE_TRY", timedelta(seconds=0.1))
+    with pytest.raises(
+        TryAgain, match=r"2 machines of this training did not meet at 127\.0\.0\.1:9"
+    ):
+        launch.run(Group(1, nodes=2, node=1, first_node="127.0.0.1:9"), "script.py")
+
+
+def test_a_first_machine_that_waits_for_the_others_can_be_told_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def told(seconds: float) -> None:
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(launch.time, "sleep", told)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(Stopped):
+        launch.run(Group(1, nodes=2, node=0, first_node=address), "script.py")
+
+
+def test_a_machine_that_was_lost_does_not_join_the_others_before_they_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.distributed import TCPStore
+    from torch.distributed.launcher import api
+
+    started: list[tuple[object, ...]] = []
+    monkeypatch.setattr(api, "elastic_launch", lambda *_: lambda *words: started.append(words))
+    first = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    first.set("here/0", "1")
+    second = Group(1, nodes=2, node=1, first_node=f"127.0.0.1:{first.port}")
+    launch.run(second, "script.py")
+    assert len(started) == 1
+
+    first.set(launch.START, "null")
+    with pytest.raises(TryAgain, match="has begun without this machine"):
+        launch.run(second, "script.py")
+    assert len(started) == 1
 
 
 def test_another_machine_ends_with_a_first_process_that_found_nothing_to_do(

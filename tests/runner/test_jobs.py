@@ -1,0 +1,320 @@
+"""A Job of a resource template is as many processes; any other object is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conformance as c
+import pytest
+
+from runner import jobs
+from runner.containers import Stop
+from runner.language import Refused
+from runner.manifests import holds, json_path, read_condition, read_job
+from runner.reader import understood
+
+Object = dict[str, Any]
+
+PROGRAM = """
+import os, pathlib, sys, time
+index = os.environ["JOB_COMPLETION_INDEX"]
+with open(f"pod-{index}", "a") as file:
+    print(*sys.argv[2:], file=file)
+codes = sys.argv[1].split(",")[int(index)].split("-")
+time.sleep(0.02)
+begun = len(pathlib.Path(f"pod-{index}").read_text().splitlines())
+code = codes[min(begun, len(codes)) - 1]
+if code == "wait":
+    time.sleep(60)
+sys.exit(int(code))
+"""
+"""Ends a pod with the first of its codes at first, then with the second, and so on."""
+
+FAILED = (
+    "Failed: Container main for pod w-train-1 failed with exit code 2 matching FailJob rule at "
+    "index 2"
+)
+REACHED = "Failed: Job has reached the specified backoff limit"
+LATE = "Failed: Job was active longer than specified deadline"
+WELL = "Complete: Matched rules at index 0"
+
+
+def manifest(codes: str, **spec: Any) -> Object:
+    seventy_five = {"containerName": "main", "values": [75]}
+    container = {
+        "name": "main",
+        "image": c.IMAGE,
+        "command": ["python", "-c", PROGRAM],
+        "args": [codes, "$(JOB_COMPLETION_INDEX)", "w-train-0.meet:29500", "w-train-1.meet"],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "w-train"},
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": 2,
+            "parallelism": 2,
+            "backoffLimit": 3,
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]},
+                    {"action": "Count", "onExitCodes": {**seventy_five, "operator": "In"}},
+                    {"action": "FailJob", "onExitCodes": {**seventy_five, "operator": "NotIn"}},
+                ]
+            },
+            "template": {
+                "spec": {"restartPolicy": "Never", "subdomain": "meet", "containers": [container]}
+            },
+            **spec,
+        },
+    }
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run a Job here; how it ended, as the step after it is told."""
+    monkeypatch.setattr(jobs, "PAUSE", 0.01)
+
+    def run(codes: str, **spec: Any) -> str:
+        async def job() -> jobs.End | None:
+            made = read_job("job", json.dumps(manifest(codes, **spec)))
+            return await jobs.RunningJob(tmp_path, made, Path("pods"), Stop(), -1).run()
+
+        end = asyncio.run(job())
+        assert end is not None
+        return json_path(
+            "{.status.conditions[1].type}: {.status.conditions[1].message}", end.status()
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("codes", "spec", "how"),
+    [
+        ("0,0", {}, WELL),
+        # Whoever is left when the first one is done is ended.
+        ("0,wait", {}, WELL),
+        ("0,0", {"successPolicy": {}}, "Complete: Reached expected number of succeeded pods"),
+        # The whole group is begun again.
+        ("75-0,75-0", {}, WELL),
+        ("75-75-75-75-0,0", {}, REACHED),
+        ("75-75-0,0", {"backoffLimit": 1}, REACHED),
+        ("wait,2", {}, FAILED),
+        ("wait,wait", {"activeDeadlineSeconds": 1}, LATE),
+    ],
+)
+def test_a_job_ends_as_its_policies_say(
+    ended: Callable[..., str], codes: str, spec: Object, how: str
+) -> None:
+    assert ended(codes, **spec) == how
+
+
+def test_the_pods_know_their_number_and_find_each_other(
+    ended: Callable[..., str], tmp_path: Path
+) -> None:
+    ended("75-0,75-0", successPolicy={})
+    told = [(tmp_path / f"pod-{index}").read_text().splitlines() for index in (0, 1)]
+    assert [line.split()[0] for line in told[0] + told[1]] == ["0", "0", "1", "1"]
+    (meeting,) = {line.split()[1] for line in told[0] + told[1]}
+    host, _, port = meeting.partition(":")
+    assert host == "127.0.0.1" and port not in ("", "29500")
+    assert {line.split()[2] for line in told[0] + told[1]} == {"127.0.0.1"}
+
+
+def workflow(text: str, codes: str = "0,0", fail: str = "no") -> Object:
+    """Prepare nothing, run a group, tell what came of it; at the end suspend what is left."""
+    made = manifest(codes)
+    made["metadata"]["name"] = "{{workflow.name}}-train"
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    container["args"].append("TEXT")
+    written = json.dumps(made).replace('"TEXT"', "{{=toJson(inputs.parameters['a-text'])}}")
+    how = "{.status.conditions[1].type}: {.status.conditions[1].message}"
+    group = {
+        "name": "group",
+        "inputs": c.inputs("a-text"),
+        "outputs": c.outputs({"name": "ended", "valueFrom": {"jsonPath": how, "default": ""}}),
+        "resource": {
+            "action": "apply",
+            "setOwnerReference": True,
+            "successCondition": "status.conditions.1.type in (Complete, Failed)",
+            "manifest": written,
+        },
+    }
+    stop = {
+        "name": "stop",
+        "resource": {
+            "action": "patch",
+            "mergeStrategy": "merge",
+            "flags": ["job", "{{workflow.name}}-train"],
+            "manifest": "spec: {suspend: true}",
+        },
+    }
+    ended = "{{tasks.group.outputs.parameters.ended}}"
+    main = c.dag(
+        c.task("first", "leave", arguments=c.named(code="1" if fail == "first" else "0")),
+        c.task("group", "group", depends="first", arguments=c.named(a_text=text)),
+        c.say("told", ended, depends="group"),
+        c.task(
+            "last", "leave", depends="told", arguments=c.named(code="1" if fail == "last" else "0")
+        ),
+    )
+    leave = c.template(
+        "leave", c.program(code="{{inputs.parameters.code}}"), inputs=c.inputs("code")
+    )
+    say = c.template(
+        "say", c.program("{{inputs.parameters.word}}"), c.file(), inputs=c.inputs("word")
+    )
+    finish = c.steps(
+        [c.task("stop", "stop", when="{{workflow.status}} != Succeeded")], name="finish"
+    )
+    return {
+        "apiVersion": "argoproj.io/v1alpha1",
+        "kind": "Workflow",
+        "metadata": {"generateName": "w-"},
+        "spec": {
+            "entrypoint": "main",
+            "onExit": "finish",
+            "templates": [main, leave, say, group, stop, finish],
+        },
+    }
+
+
+def run(place: Path, document: Object) -> Object:
+    (place / "w.yaml").write_text(json.dumps(document))
+    command = [sys.executable, "-m", "runner.run_local", "w.yaml"]
+    subprocess.run(command, cwd=place, capture_output=True, check=False, timeout=60)
+    found = json.loads((place / "outputs/latest/status.json").read_text())
+    return c.facts(found["status"], found["metadata"]["name"])
+
+
+def test_a_group_is_a_task_that_tells_how_it_ended(tmp_path: Path) -> None:
+    text = """a: 'b'\n- "c" {d}\n"""
+    found = run(tmp_path, workflow(text))
+
+    assert found["phase"] == "Succeeded"
+    assert found["nodes"][".told"]["outputs"] == {"out": WELL}
+    assert text.split() == (tmp_path / "pod-1").read_text().split()[3:]
+
+
+@pytest.mark.parametrize(("fail", "phase"), [("first", "Failed"), ("last", "Succeeded")])
+def test_only_a_job_that_was_made_can_be_suspended(tmp_path: Path, fail: str, phase: str) -> None:
+    found = run(tmp_path, workflow("", fail=fail))
+
+    assert found["phase"] == "Failed"
+    stopped = [node for path, node in found["nodes"].items() if path.endswith(".stop")]
+    assert [node["phase"] for node in stopped] == [phase]
+
+
+def changed(*path: Any, to: Any) -> Callable[[Object], None]:
+    def change(found: Object) -> None:
+        for key in path[:-1]:
+            found = found[key]
+        found[path[-1]] = to
+
+    return change
+
+
+POD = ("spec", "template", "spec")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            changed("kind", to="TrainJob"),
+            "a resource of kind TrainJob (batch/v1) does not run here",
+        ),
+        (changed("apiVersion", to="v1"), "a resource of kind Job (v1) does not run here"),
+        (changed("spec", "completionMode", to="NonIndexed"), "a Job runs here that is Indexed"),
+        (changed("spec", "parallelism", to=1), "all pods at once"),
+        (changed("spec", "suspend", to=True), "not suspended"),
+        (changed("spec", "maxFailedIndexes", to=1), "maxFailedIndexes does not run here"),
+        (changed("metadata", to={"generateName": "w-"}), "the Job needs a name"),
+        (
+            changed(*POD, "restartPolicy", to="OnFailure"),
+            "with one container and restartPolicy Never",
+        ),
+        (changed(*POD, "initContainers", to=[{}]), "with one container"),
+        (changed(*POD, "containers", 0, "command", to=[]), "the container needs a command"),
+        (
+            changed("spec", "podFailurePolicy", "rules", 1, "action", to="FailIndex"),
+            "podFailurePolicy: FailIndex does not run here",
+        ),
+        (
+            changed("spec", "successPolicy", "rules", 0, "succeededIndexes", to="0-1"),
+            "successPolicy runs here with one rule",
+        ),
+    ],
+)
+def test_a_job_that_would_not_run_as_on_a_cluster_is_refused(
+    change: Callable[[Object], None], told: str
+) -> None:
+    found = manifest("0,0")
+    change(found)
+    with pytest.raises(Refused) as refused:
+        read_job("template group", json.dumps(found))
+    assert refused.value.message.startswith("template group: ")
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("template", "field", "value", "told"),
+    [
+        ("group", "action", "delete", "action delete does not run here, only apply, create, patch"),
+        ("group", "successCondition", "", "a Job is waited for by a successCondition"),
+        ("group", "successCondition", "status.failed > 1", "'status.failed > 1' does not run here"),
+        ("group", "failureCondition", "status.failed == 1", "failureCondition does not run here"),
+        ("group", "manifest", "{", "manifest is no YAML"),
+        ("group", "manifest", "a: {{=asInt(inputs.parameters['a-text'])}}", "manifest is no YAML"),
+        (
+            "group",
+            "manifest",
+            "{{=toJson(inputs.parameters['x'])}}",
+            "toJson of x, which is no input",
+        ),
+        ("group", "manifest", "kind: '{{tasks.x.y}}'", "does not run here"),
+        ("stop", "manifest", "spec: {suspend: false}", "a patch runs here that suspends a job"),
+        ("stop", "flags", ["pod", "x"], "a patch runs here that suspends a job"),
+    ],
+)
+def test_a_resource_that_would_not_do_as_on_a_cluster_is_refused(
+    template: str, field: str, value: Any, told: str
+) -> None:
+    document = copy.deepcopy(workflow(""))
+    found = next(t for t in document["spec"]["templates"] if t["name"] == template)
+    found["resource"][field] = value
+    with pytest.raises(Refused) as refused:
+        understood(document)
+    assert f"template {template}" in refused.value.message
+    assert told in refused.value.message
+
+
+@pytest.mark.parametrize("how", ["{.a", "{.a[*]}", "a", "{range .a}", "{.a} {"])
+def test_an_output_is_made_of_plain_paths(how: str) -> None:
+    document = workflow("")
+    group = next(t for t in document["spec"]["templates"] if t["name"] == "group")
+    group["outputs"]["parameters"][0]["valueFrom"]["jsonPath"] = how
+    with pytest.raises(Refused, match=r"jsonPath .* does not run here"):
+        understood(document)
+
+
+def test_a_condition_holds_where_every_path_has_one_of_its_values() -> None:
+    found = {"status": {"conditions": [{"type": "A"}, {"type": "B"}], "ready": 2}}
+    for text, expected in {
+        "status.conditions.1.type in (B, C)": True,
+        "status.conditions.1.type == B, status.ready = 2": True,
+        "status.conditions.1.type == B, status.ready = 1": False,
+        "status.conditions.2.type == B": False,
+        "status.conditions.type == B": False,
+    }.items():
+        assert holds(read_condition("", text), found) is expected, text

@@ -1,0 +1,241 @@
+"""What can make a group of machines: Kubernetes' own Job, Kubeflow's TrainJob, KubeRay's RayJob.
+
+A trainer is the manifest of an object, and how Argo sees that the object's work has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from resources import GRACE_SECONDS, Class, pod_fields
+from templates import DAY
+
+Object = dict[str, Any]
+
+NAME = "{{workflow.name}}-train"
+"""The object. A pod of Argo's that is lost and tried again finds it by its name."""
+
+SERVICE = "loraline-training"
+"""The namespace's headless Service, by which the pods of a Job have names in the DNS."""
+
+PORT = 29500
+"""Where the first pod waits for the others."""
+
+TRY_AGAIN = 75
+RESTARTS = 3
+"""How often each pod may end with 75; pods that the cluster takes away are not counted."""
+
+LABELS = {
+    "app.kubernetes.io/name": "loraline",
+    "app.kubernetes.io/component": "train-group",
+    # `argo logs` shows the pods that have it.
+    "workflows.argoproj.io/workflow": "{{workflow.name}}",
+}
+
+
+class Trainer(NamedTuple):
+    """An object that trains on several machines."""
+
+    resource: str
+    """What kubectl calls it."""
+
+    manifest: Callable[[Class, Object, Object], Object]
+    """From a class, the template of the step and the spec of a workflow that has it alone."""
+
+    ended: str
+    """Argo's condition for its end, however it ended."""
+
+    how: str
+    """What the step after the group is told, as paths of kubectl."""
+
+
+def job(wanted: Class, step: Object, alone: Object) -> Object:
+    """An Indexed Job with a pod for each machine of a class."""
+    first = f"{NAME}-0.{SERVICE}:{PORT}"
+    main = container(wanted, step, told(wanted, "$(JOB_COMPLETION_INDEX)", first))
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": NAME, "labels": LABELS},
+        "spec": {
+            # Said, so that a retried workflow goes on with a Job that was suspended.
+            "suspend": False,
+            "completionMode": "Indexed",
+            "completions": wanted.machines,
+            "parallelism": wanted.machines,
+            "activeDeadlineSeconds": DAY,
+            "backoffLimit": RESTARTS * wanted.machines,
+            # The first machine ends with 0 only when the adapter is logged.
+            "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
+            "podFailurePolicy": {"rules": failure_rules()},
+            "template": {
+                "metadata": {"labels": LABELS},
+                "spec": {
+                    "restartPolicy": "Never",
+                    "subdomain": SERVICE,
+                    "automountServiceAccountToken": False,
+                    **pod(wanted, step, alone),
+                    "containers": [{**main, "name": "main"}],
+                },
+            },
+        },
+    }
+
+
+def failure_rules() -> list[Object]:
+    """A pod that the cluster takes away is replaced, and one that says "try again" some times.
+
+    Any other exit code ends the group, and is the step's.
+    """
+    codes = {"containerName": "main", "values": [TRY_AGAIN]}
+    return [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "Count", "onExitCodes": {**codes, "operator": "In"}},
+        {"action": "FailJob", "onExitCodes": {**codes, "operator": "NotIn"}},
+    ]
+
+
+def train_job(wanted: Class, step: Object, alone: Object) -> Object:
+    """A TrainJob of Kubeflow Trainer 2.2, on its runtime `torch-distributed`.
+
+    Its torch plugin gives each pod a number and the first one's address, in variables named PET_….
+    What a TrainJob has no field for is a patch of the runtime.
+    """
+    first = "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)"
+    main = container(wanted, step, told(wanted, "$(PET_NODE_RANK)", first))
+    patched = {key: main[key] for key in ("securityContext", "volumeMounts")}
+    spec = {**pod(wanted, step, alone), "containers": [{"name": "node", **patched}]}
+    node = {"template": {"metadata": {"labels": LABELS}, "spec": spec}}
+    jobs = {"replicatedJobs": [{"name": "node", "template": {"spec": node}}]}
+    return {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": NAME, "labels": LABELS},
+        "spec": {
+            "suspend": False,
+            "activeDeadlineSeconds": DAY,
+            "runtimeRef": {"name": "torch-distributed"},
+            "trainer": {
+                **{key: main[key] for key in ("image", "command", "args", "env")},
+                "numNodes": wanted.machines,
+                "numProcPerNode": wanted.gpus,
+                "resourcesPerNode": main["resources"],
+            },
+            "runtimePatches": [
+                {"manager": "loraline", "trainingRuntimeSpec": {"template": {"spec": jobs}}}
+            ],
+        },
+    }
+
+
+def ray_job(wanted: Class, step: Object, alone: Object) -> Object:
+    """A RayJob of KubeRay: a Ray cluster with a worker for each machine, gone with the training.
+
+    The entrypoint goes through a shell, so the step's words are variables and not part of it.
+    """
+    main = container(wanted, step, [])
+    words = [*main.pop("command"), *main.pop("args")]
+    variables = {f"LORALINE_WORD_{n:02}": word for n, word in enumerate(words)}
+    variables |= {"LORALINE_NODES": str(wanted.machines), "LORALINE_GPUS": str(wanted.gpus)}
+    known = [each for each in main["env"] if each["name"] not in variables]
+    asked = [{"name": name, "value": value} for name, value in variables.items()]
+    head = {**main, "name": "ray-head", "env": [*known, *asked], "resources": HEAD}
+    worker = {**main, "name": "ray-worker", "env": known}
+    common = {"serviceAccountName": alone["serviceAccountName"]}
+    common |= {key: alone[key] for key in ("securityContext",)}
+    common |= {"automountServiceAccountToken": False, "volumes": volumes(step, alone)}
+    size = dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), wanted.machines)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": NAME, "labels": LABELS},
+        "spec": {
+            "suspend": False,
+            "activeDeadlineSeconds": DAY,
+            "backoffLimit": 0,
+            "shutdownAfterJobFinishes": True,
+            "entrypoint": "python -m loraline.training.on_ray",
+            "rayClusterSpec": {
+                "headGroupSpec": {
+                    # The head trains nothing.
+                    "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+                    "template": templated({**common, "containers": [head]}),
+                },
+                "workerGroupSpecs": [
+                    {
+                        "groupName": "machines",
+                        **size,
+                        "rayStartParams": {},
+                        "template": templated(
+                            {**common, **pod(wanted, step, alone), "containers": [worker]}
+                        ),
+                    }
+                ],
+            },
+        },
+    }
+
+
+HEAD = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "4Gi"}}
+
+
+def templated(spec: Object) -> Object:
+    return {"metadata": {"labels": LABELS}, "spec": spec}
+
+
+def told(wanted: Class, number: str, first: str) -> list[str]:
+    """The flags by which the step knows its group."""
+    return ["--nodes", str(wanted.machines), "--node", number, "--first-node", first]
+
+
+def container(wanted: Class, step: Object, others: list[str]) -> Object:
+    """The container of the step on one of several machines, with what a class gives."""
+    (given,) = pod_fields(wanted)["containers"]
+    alone = step["container"]
+    return {
+        **alone,
+        "args": [*alone["args"], *others],
+        "env": [*alone["env"], *given.get("env", [])],
+        "resources": given["resources"],
+    }
+
+
+def pod(wanted: Class, step: Object, alone: Object) -> Object:
+    """What the pod of a machine has beside its container."""
+    fields = pod_fields(wanted, GRACE_SECONDS)
+    del fields["containers"]
+    return {
+        "serviceAccountName": alone["serviceAccountName"],
+        "securityContext": alone["securityContext"],
+        "volumes": volumes(step, alone),
+        **fields,
+    }
+
+
+def volumes(step: Object, alone: Object) -> list[Object]:
+    return [*alone["volumes"], *step["volumes"]]
+
+
+TRAINERS = {
+    # A Job that ended well has the conditions SuccessCriteriaMet and Complete, any other one
+    # FailureTarget and Failed; the second ones are there once the last pod has ended.
+    "job": Trainer(
+        "job",
+        job,
+        "status.conditions.1.type in (Complete, Failed)",
+        "{.status.conditions[1].type}: {.status.conditions[1].message}",
+    ),
+    "trainjob": Trainer(
+        "trainjob",
+        train_job,
+        "status.conditions.0.type in (Complete, Failed)",
+        "{.status.conditions[0].type}: {.status.conditions[0].message}",
+    ),
+    "rayjob": Trainer(
+        "rayjob",
+        ray_job,
+        "status.jobDeploymentStatus in (Complete, Failed, ValidationFailed)",
+        "{.status.jobStatus}: {.status.message}",
+    ),
+}
