@@ -436,7 +436,7 @@ def test_examples_name_the_row_that_is_repeated(step, workplace: Path) -> None:
     assert "also stands in a later split, or its image does: data/test.jsonl line 1 " in report
 
 
-@pytest.mark.parametrize("after", [0.2, 3.0])
+@pytest.mark.parametrize("after", [0.2, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("kill", "number", "code", "told"),
     [
