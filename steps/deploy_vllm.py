@@ -17,7 +17,7 @@ import click
 
 from loraline.delivery.options import CPU, Options, described_by_flags
 from loraline.step import step
-from loraline.tracking import fingerprints, runs, store
+from loraline.tracking import fingerprints, run_profile, runs, store
 from loraline.tracking.tags import ADAPTER_DIGEST, MODEL_NAME, MODEL_VERSION
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def placed(client: MlflowClient, train_run: Run, options: Options) -> Options:
 
     if options.gpu is not None:
         return options
-    recipe = runs.profile(client, train_run)
+    recipe = run_profile.of_training(client, train_run)
     merged = options.merged or recipe.export == "merged"
     on_cpu = versions.needs_cpu(recipe.serve_dtype, merged=merged)
     return replace(options, gpu=CPU) if on_cpu else options

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import recipes_option, step
-from loraline.tracking import datasets, description, fingerprints, prompts, runs, store, tags
+from loraline.tracking import (
+    datasets,
+    description,
+    fingerprints,
+    prompts,
+    run_profile,
+    runs,
+    store,
+    tags,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,11 +57,11 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
     client = store.connect()
     train_run = runs.upstream_run(client, run_id, "train_qlora")
     data_run = runs.ancestor(client, train_run, "prepare_data")
-    recipe = runs.profile(client, train_run)
+    recipe = run_profile.of_training(client, train_run)
     model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
     engine = measurement.chosen_engine(engine, recipe.serve_dtype)
-    own = plugins.load(runs.todays_profile(train_run, recipes=recipes).metrics)
+    own = plugins.load(run_profile.as_today(train_run, recipes=recipes).metrics)
     inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
     if own:
         inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in own]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import limits_option, not_empty, recipes_option, step
-from loraline.tracking import description, fingerprints, runs, store
+from loraline.tracking import description, fingerprints, run_profile, runs, store
 from loraline.tracking.tags import (
     ADAPTER_DIGEST,
     CHAMPION,
@@ -72,9 +72,9 @@ def quality_gate(
     client = store.connect()
     eval_run = runs.upstream_run(client, run_id, "evaluate")
     train_run = runs.ancestor(client, eval_run, "train_qlora")
-    todays = runs.todays_profile(train_run, overrides, recipes)
+    todays = run_profile.as_today(train_run, overrides, recipes)
     limits = rules.load(Path(policy) if policy else None, todays.gate, todays.metrics)
-    name = runs.profile(client, train_run).registered_model
+    name = run_profile.of_training(client, train_run).registered_model
     model_id = runs.model_id(train_run)
 
     def fingerprint(champion: str | None) -> str:

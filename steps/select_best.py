@@ -21,7 +21,7 @@ import click
 
 from loraline.errors import UserError
 from loraline.step import limits_option, recipes_option, step
-from loraline.tracking import fingerprints, store
+from loraline.tracking import fingerprints, run_profile, store
 from loraline.tracking import runs as tracking_runs
 from loraline.tracking.tags import MEASURED, MODEL_ID, SELECTED
 
@@ -162,8 +162,8 @@ def entry(
     from loraline.tracking import registry
 
     train_run = tracking_runs.ancestor(client, run, "train_qlora")
-    limits = tracking_runs.todays_profile(train_run, overrides, recipes).gate
-    name = tracking_runs.profile(client, train_run).registered_model
+    limits = run_profile.as_today(train_run, overrides, recipes).gate
+    name = run_profile.of_training(client, train_run).registered_model
     model_id = train_run.data.tags[MODEL_ID]
     champion = registry.version_of(client, name, registry.CHAMPION)
     itself = champion is not None and champion.source == f"models:/{model_id}"

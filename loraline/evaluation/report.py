@@ -217,9 +217,9 @@ def canonical_pair(evaluation: Evaluation, index: int) -> tuple[str, str]:
     """Reference and tuned answer of a row as they are compared."""
     record = evaluation.held_out[index]
     answer = calls.answered(evaluation.measured["tuned"].answers[index].text, record)
-    texts = calls.reference(record), answer
-    reference, answer = (metrics.canonical(text, evaluation.answer_format) for text in texts)
-    return reference, answer
+    answer_format = evaluation.answer_format
+    reference = metrics.canonical(calls.reference(record), answer_format)
+    return reference, metrics.canonical(answer, answer_format)
 
 
 def distance(evaluation: Evaluation, index: int) -> float:
@@ -344,10 +344,7 @@ def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
 
 
 def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, int]]:
-    """The tuned model's most frequent confusions: the reference's word, and the answer's.
-
-    In words, or LaTeX commands and characters.
-    """
+    """Most frequent confusions of words or LaTeX tokens: the reference's, the answer's, a count."""
     from rapidfuzz.distance import Levenshtein
 
     replaced: Counter[tuple[str, str]] = Counter()

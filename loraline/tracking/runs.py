@@ -6,16 +6,15 @@ step's inputs and settings make a fingerprint, so that finished work is found in
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraline.contract import folder_digest
 from loraline.errors import Stopped, TryAgain, UserError
@@ -28,11 +27,8 @@ from loraline.tracking.tags import (
     GIT_SHA,
     IMAGE,
     MODEL_ID,
-    OVERRIDES,
     PIPELINE,
     PROCESS,
-    PROFILE,
-    PROFILE_DIGEST,
     STEP,
     UPSTREAM,
     WORKFLOW_NAME,
@@ -42,8 +38,6 @@ from loraline.tracking.tags import (
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-    from loraline.profiles import Profile
 
 
 ADAPTER = Path("artifacts", "adapter")
@@ -340,73 +334,6 @@ def logged_adapter(model: str) -> Iterator[Path]:
         if not (Path(downloaded) / ADAPTER).is_dir():
             raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
         yield Path(downloaded) / ADAPTER
-
-
-def profile(client: MlflowClient, train_run: Run) -> Profile:
-    """The resolved profile that a training run was made with."""
-    from pydantic import ValidationError
-
-    from loraline.profiles import Profile
-
-    with artifacts(client, train_run.info.run_id, "profile.json") as file:
-        text = file.read_bytes()
-    try:
-        values = json.loads(text)
-        identity.expect(train_run, PROFILE_DIGEST, identity.of_values(values), "profile.json")
-        recipe = Profile.model_validate(values)
-    except (ValueError, ValidationError) as error:
-        raise UserError(
-            identity.changed("train_qlora", f"profile.json is no profile: {str(error)[:200]}")
-        ) from error
-    name = train_run.data.params.get("registered_model", recipe.registered_model)
-    if recipe.registered_model != name:
-        here = f"registered model {recipe.registered_model!r}"
-        told = f"profile.json says {here}, its parameter {name!r}"
-        raise UserError(identity.changed("train_qlora", told))
-    return recipe
-
-
-def todays_profile(
-    train_run: Run,
-    overrides: Sequence[str] | None = None,
-    recipes: Mapping[str, dict[str, Any]] | None = None,
-) -> Profile:
-    """The profile of a training run as it is today, with `overrides`; None where none are given.
-
-    Limits are today's policy, so they come from the file, the workflow or the step's own options,
-    and never from the run, whose tags others can write. Raises UserError where the training was
-    given other limits by --set and this step was given nothing. Which profile it is, the run's
-    parameter says, which nobody can change; UserError where its tag says something else.
-    """
-    from loraline import profiles
-
-    name = train_run.data.tags.get(PROFILE, "")
-    trained_with = train_run.data.params.get("profile", name)
-    if name != trained_with:
-        change = f"its tag {PROFILE} says {name!r}, its parameter {trained_with!r}"
-        raise UserError(identity.changed("train_qlora", change))
-    if overrides is None and (limits := tagged_limits(train_run)):
-        raise UserError(
-            f"run {train_run.info.run_id} was trained with the limits {', '.join(limits)[:200]}, "
-            "which whoever may tag it can change: give this step those that are to count as "
-            "--set, or --set '' for the profile's own"
-        )
-    return profiles.load(name, overrides=overrides or (), recipes=recipes)
-
-
-def tagged_limits(train_run: Run) -> list[str]:
-    """The limits among what was set for a training last, by its tag.
-
-    UserError where the tag is of another form.
-    """
-    change = f"its tag {OVERRIDES} is no list of KEY=VALUE"
-    try:
-        overrides = json.loads(train_run.data.tags.get(OVERRIDES, "[]"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(identity.changed("train_qlora", change)) from error
-    if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
-        raise UserError(identity.changed("train_qlora", change))
-    return [each for each in overrides if re.match(r"gate\b", each)]
 
 
 def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:

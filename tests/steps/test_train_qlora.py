@@ -13,7 +13,7 @@ from loraline.base.encoding import Encoder
 from loraline.base.locate import locate
 from loraline.records import from_prompt
 from loraline.serving import preflight
-from loraline.tracking import runs, store, tags
+from loraline.tracking import run_profile, runs, store, tags
 from loraline.training import memory, trainer
 
 
@@ -216,7 +216,7 @@ def test_a_recipe_that_comes_with_the_workflow_is_trained_logged_and_fingerprint
     assert step("train_qlora", *words, recipe).exit_code == 0
     run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     assert (run.data.params["r"], run.data.tags[tags.PROFILE]) == ("4", "mine")
-    assert runs.profile(mlflow.MlflowClient(), run).r == 4
+    assert run_profile.of_training(mlflow.MlflowClient(), run).r == 4
     assert "reused" in step("train_qlora", *words, recipe).stdout
     other = yaml.safe_dump({"mine": content | {"r": 2}})
     assert "reused" not in step("train_qlora", *words, other).stdout
