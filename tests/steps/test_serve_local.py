@@ -281,6 +281,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 def test_text_adapter_is_served_as_measured_with_the_gateway_until_sigterm(text):
     port, gateway_port = free_port(), free_port()
     command = [sys.executable, ROOT / "steps/serve_local.py", text.manifest, "--port", port]
@@ -483,6 +484,7 @@ def test_what_a_gpu_cannot_apply_is_refused_before_anything_starts(text, monkeyp
         pass
 
 
+@pytest.mark.slow
 def test_server_that_dies_at_the_start_leaves_its_cause_in_one_sentence(text, tmp_path):
     copy = edited(text, tmp_path, "- '8'\n", "- '4'\n")
     started = time.monotonic()
