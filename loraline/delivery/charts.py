@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from loraline.delivery import containers, objects
-from loraline.delivery.kube import Object, environment, secret, unprivileged
+from loraline.delivery.kube import Object, environment, run_as, secret, unprivileged
 from loraline.delivery.pod import Pod
 from loraline.errors import UserError
 from loraline.serving.arguments import CONFIG, PORT
@@ -102,7 +102,7 @@ def helm_values(pod: Pod) -> Object:
     return {
         "servingEngineSpec": {
             "vllmApiKey": key,
-            "securityContext": containers.security(),
+            "securityContext": run_as(containers.SERVER_UID),
             "containerSecurityContext": unprivileged(),
             "strategy": objects.deployment(pod)["spec"]["strategy"],
             "startupProbe": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraline.delivery.kube import Object, environment, literal, secret, unprivileged
+from loraline.delivery.kube import Object, environment, literal, run_as, secret, unprivileged
 from loraline.delivery.pod import Pod
 from loraline.serving.arguments import ADAPTERS, CACHE, CONFIG, PORT, SHUTDOWN_SECONDS
 from loraline.serving.cards import GPUS, PRODUCT
@@ -163,16 +163,6 @@ def volumes(pod: Pod) -> list[Object]:
     return entries
 
 
-def security() -> Object:
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": SERVER_UID,
-        "runAsGroup": SERVER_UID,
-        "fsGroup": SERVER_UID,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-
-
 def node_terms(pod: Pod) -> Object:
     """Nodes whose label names the card, and nodes of clusters that do not label them."""
     if not (pod.where.on_card and pod.plan):
@@ -188,7 +178,7 @@ def spec(pod: Pod) -> Object:
     pod_spec: Object = {
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
-        "securityContext": security(),
+        "securityContext": run_as(SERVER_UID),
         "terminationGracePeriodSeconds": DRAIN_SECONDS + SHUTDOWN_SECONDS + 20,
     }
     if not pod.where.cpu:

@@ -17,7 +17,7 @@ from loraline.delivery.gateway import (
     GatewayPod,
     Model,
 )
-from loraline.delivery.kube import Object, environment, secret, unprivileged
+from loraline.delivery.kube import Object, environment, run_as, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, disruption_budget, port_of, tcp
 from loraline.delivery.pod import Pod
 from loraline.delivery.ways_in import way_in
@@ -122,13 +122,7 @@ def pod_spec(pod: GatewayPod) -> Object:
     return {
         "enableServiceLinks": False,
         "automountServiceAccountToken": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": UID,
-            "runAsGroup": UID,
-            "fsGroup": UID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": run_as(UID),
         "terminationGracePeriodSeconds": DRAIN_SECONDS + drain + 20,
         "topologySpreadConstraints": [
             {

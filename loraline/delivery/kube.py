@@ -74,3 +74,27 @@ def to_yaml(objects: list[Object]) -> str:
     return yaml.dump_all(
         objects, Dumper=Dumper, sort_keys=False, explicit_start=True, allow_unicode=True, width=100
     )
+
+
+def run_as(uid: int) -> Object:
+    """A pod's security context: one user without rights, and its group for what is mounted."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": uid,
+        "runAsGroup": uid,
+        "fsGroup": uid,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def http_service(metadata: Object, selector: Object, port: int) -> Object:
+    """A Service in front of the pods' port `http`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {
+            "selector": selector,
+            "ports": [{"name": "http", "port": port, "targetPort": "http"}],
+        },
+    }

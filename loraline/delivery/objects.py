@@ -6,7 +6,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from loraline.delivery import containers
-from loraline.delivery.kube import Object
+from loraline.delivery.kube import Object, http_service
 from loraline.delivery.pod import NAME, Pod
 from loraline.serving.arguments import PORT
 
@@ -88,15 +88,7 @@ def deployment(pod: Pod) -> Object:
 
 
 def service(pod: Pod) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": pod.metadata(),
-        "spec": {
-            "selector": pod.selector,
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
-        },
-    }
+    return http_service(pod.metadata(), pod.selector, PORT)
 
 
 class Labelled(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from loraline.delivery import gateway
 from loraline.delivery.gateway import GatewayPod
-from loraline.delivery.kube import Object, environment, secret, unprivileged
+from loraline.delivery.kube import Object, environment, http_service, run_as, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, port_of, tcp
 from loraline.delivery.page import Page
 from loraline.delivery.pod import NAME
@@ -136,13 +136,7 @@ def deployment(pod: PagePod) -> Object:
                 "spec": {
                     "enableServiceLinks": False,
                     "automountServiceAccountToken": False,
-                    "securityContext": {
-                        "runAsNonRoot": True,
-                        "runAsUser": UID,
-                        "runAsGroup": UID,
-                        "fsGroup": UID,
-                        "seccompProfile": {"type": "RuntimeDefault"},
-                    },
+                    "securityContext": run_as(UID),
                     "containers": [container(pod)],
                     "volumes": [
                         {"name": "uploads", "emptyDir": {"sizeLimit": "2Gi"}},
@@ -155,15 +149,7 @@ def deployment(pod: PagePod) -> Object:
 
 
 def service(pod: PagePod) -> Object:
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": pod.metadata(),
-        "spec": {
-            "selector": pod.selector,
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
-        },
-    }
+    return http_service(pod.metadata(), pod.selector, PORT)
 
 
 def network_policy(pod: PagePod) -> Object:
