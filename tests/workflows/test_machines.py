@@ -15,17 +15,6 @@ ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def source(script: Any) -> Any:
-    return script("workflows/pipeline.py")
-
-
-@pytest.fixture(scope="module")
-def classes(script: Any) -> Any:
-    known = script("workflows/resources.py").CLASSES
-    return {name: wanted for name, wanted in known.items() if wanted.machines > 1}
-
-
 def spec(source: Any, machines: str, name: str = "pipeline") -> Object:
     document = source.build(name, settings=source.Settings(machines=machines)).to_dict()
     return document["spec"].get("workflowSpec", document["spec"])

@@ -58,11 +58,6 @@ def run_pipeline(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def source(script: Any) -> Any:
-    return script("workflows/pipeline.py")
-
-
 @each_workflow
 def test_the_committed_yaml_is_what_the_source_renders(source: Any, name: str) -> None:
     committed = (ROOT / f"workflows/{name}.yaml").read_text()

@@ -42,17 +42,6 @@ def schema_of(name: str) -> Object:
     return schema
 
 
-@pytest.fixture(scope="module")
-def source(script: Any) -> Any:
-    return script("workflows/pipeline.py")
-
-
-@pytest.fixture(scope="module")
-def classes(script: Any) -> Any:
-    known = script("workflows/resources.py").CLASSES
-    return {name: wanted for name, wanted in known.items() if wanted.machines > 1}
-
-
 def group(source: Any, trainer: str, machines: str = "gpu-large-2x4") -> Object:
     settings = source.Settings(machines=machines, trainer=trainer)
     spec = source.build("pipeline", settings=settings).to_dict()["spec"]
