@@ -37,6 +37,9 @@ REQUIREMENT = re.compile(r"([\w.]+)\s*(?:==?\s*([\w-]+)|in\s*\(([^)]*)\))")
 STEP_OF_A_PATH = r"(?:\.\w+|\[\d+\])"
 JSON_PATH = re.compile(rf"\{{({STEP_OF_A_PATH}+)\}}")
 
+KNOWN = re.compile(r"status conditions [01] (type|status|reason|message)")
+"""What is known here of a Job that has ended."""
+
 Condition = list[tuple[str, list[str]]]
 """Paths into an object, each with the values that it may have; all of them have to hold."""
 
@@ -182,6 +185,7 @@ def read_condition(where: str, text: str) -> Condition:
             raise Refused(f"{where}: {part.strip()!r} does not run here, only PATH == VALUE and "
                           "PATH in (VALUE, VALUE)")  # fmt: skip
         path, value, several = match.groups()
+        check_path(where, path.split("."))
         condition.append((path, [v.strip() for v in several.split(",")] if several else [value]))
     return condition
 
@@ -195,6 +199,17 @@ def check_json_path(where: str, text: str) -> None:
     if not JSON_PATH.search(text) or "{" in rest or "}" in rest:
         raise Refused(
             f"{where}: jsonPath {text!r} does not run here, only paths such as {{.a.b[0]}}"
+        )
+
+    for path in JSON_PATH.findall(text):
+        check_path(where, re.findall(r"\w+", path))
+
+
+def check_path(where: str, steps: list[str]) -> None:
+    if not KNOWN.fullmatch(" ".join(steps)):
+        raise Refused(
+            f"{where}: {'.'.join(steps)} of a Job is not known here, only the type, status, reason "
+            "and message of status.conditions 0 and 1"
         )
 
 

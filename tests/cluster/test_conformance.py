@@ -27,6 +27,9 @@ rules:
   - apiGroups: [argoproj.io]
     resources: [workflowtaskresults]
     verbs: [create, patch]
+  - apiGroups: [batch]
+    resources: [jobs]
+    verbs: [create, get, list, patch, watch]
 ---
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding

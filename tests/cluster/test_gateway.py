@@ -12,6 +12,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from loraline.delivery import kube, manifest
 from loraline.delivery.gateway import Gateway, Model
 from loraline.delivery.placement import Placement
 from loraline.errors import UserError
+from tests.cluster import policies
 from tests.cluster.conftest import script, until
 from tests.gateway.conftest import TEXT
 
@@ -262,28 +264,36 @@ def test_the_server_goes_and_clients_are_told_when_to_come_back(
 
 
 @pytest.fixture(scope="module")
-def enforced(deployed: list[str]) -> None:
-    """Whether the cluster's network holds to policies: not all do, and say nothing."""
-    apply(client("closed", {"app": "closed"}))
-    kubectl("wait", "--for=condition=Ready", "pod/closed", "--timeout=120s")
-    address = kubectl("get", "pod", "closed", "-o", "jsonpath={.status.podIP}")
-    try:
-        assert reaches("client", address, 8000)
-        policy = {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": "closed"},
-            "spec": {"podSelector": {"matchLabels": {"app": "closed"}}, "policyTypes": ["Ingress"]},
-        }
-        apply(policy)
-        last = time.monotonic() + 20
-        while reaches("client", address, 8000):
-            if time.monotonic() > last:
-                pytest.skip("this cluster's network does not enforce NetworkPolicies")
-            time.sleep(1)
-    finally:
-        kubectl("delete", "networkpolicy", "closed", "--ignore-not-found")
-        kubectl("delete", "pod", "closed", "--wait=false")
+def enforced(cluster: Any, deployed: list[str]) -> Iterator[None]:
+    """Whether the cluster's network holds to policies: not all do, and say nothing.
+
+    That of the script's cluster does not by itself.
+    """
+    with policies.enforced() if cluster.builds_images else nullcontext():
+        apply(client("closed", {"app": "closed"}))
+        kubectl("wait", "--for=condition=Ready", "pod/closed", "--timeout=120s")
+        address = kubectl("get", "pod", "closed", "-o", "jsonpath={.status.podIP}")
+        try:
+            assert reaches("client", address, 8000)
+            policy = {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": "closed"},
+                "spec": {
+                    "podSelector": {"matchLabels": {"app": "closed"}},
+                    "policyTypes": ["Ingress"],
+                },
+            }
+            apply(policy)
+            last = time.monotonic() + 20
+            while reaches("client", address, 8000):
+                if time.monotonic() > last:
+                    pytest.skip("this cluster's network does not enforce NetworkPolicies")
+                time.sleep(1)
+        finally:
+            kubectl("delete", "networkpolicy", "closed", "--ignore-not-found")
+            kubectl("delete", "pod", "closed", "--wait=false")
+        yield
 
 
 def test_a_pod_without_the_label_does_not_reach_the_server(enforced: None, key: Any) -> None:

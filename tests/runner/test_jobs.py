@@ -299,7 +299,9 @@ def test_a_resource_that_would_not_do_as_on_a_cluster_is_refused(
     assert told in refused.value.message
 
 
-@pytest.mark.parametrize("how", ["{.a", "{.a[*]}", "a", "{range .a}", "{.a} {"])
+@pytest.mark.parametrize(
+    "how", ["{.a", "{.a[*]}", "a", "{range .a}", "{.status.conditions[0].type} {"]
+)
 def test_an_output_is_made_of_plain_paths(how: str) -> None:
     document = workflow("")
     group = next(t for t in document["spec"]["templates"] if t["name"] == "group")
@@ -309,12 +311,31 @@ def test_an_output_is_made_of_plain_paths(how: str) -> None:
 
 
 def test_a_condition_holds_where_every_path_has_one_of_its_values() -> None:
-    found = {"status": {"conditions": [{"type": "A"}, {"type": "B"}], "ready": 2}}
+    found = {"status": {"conditions": [{"type": "A"}, {"type": "B", "status": "True"}]}}
     for text, expected in {
         "status.conditions.1.type in (B, C)": True,
-        "status.conditions.1.type == B, status.ready = 2": True,
-        "status.conditions.1.type == B, status.ready = 1": False,
-        "status.conditions.2.type == B": False,
-        "status.conditions.type == B": False,
+        "status.conditions.1.type == B, status.conditions.1.status = True": True,
+        "status.conditions.1.type == B, status.conditions.1.status = False": False,
+        "status.conditions.0.status == True": False,
     }.items():
         assert holds(read_condition("", text), found) is expected, text
+
+
+UNKNOWN = [
+    "status.succeeded",
+    "status.conditions.2.type",
+    "status.conditions.type",
+    "spec.completions",
+]
+
+
+@pytest.mark.parametrize("path", UNKNOWN)
+def test_what_is_not_known_of_a_job_is_refused(path: str) -> None:
+    told = f"{path} of a Job is not known here, only the type, status, reason and message"
+    document = workflow("")
+    group = next(t for t in document["spec"]["templates"] if t["name"] == "group")
+    with pytest.raises(Refused, match=told):
+        read_condition("", f"{path} == 2")
+    group["outputs"]["parameters"][0]["valueFrom"]["jsonPath"] = f"{{.{path}}}"
+    with pytest.raises(Refused, match=told):
+        understood(document)
