@@ -104,7 +104,7 @@ def memory(
 def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
     """Print the lines of one task and mode."""
     import torch
-    from train import encoder_for, recipe_for, rows_for
+    from train_rows import encoder_for, recipe_for, rows_for
     from transformers.trainer_utils import IntervalStrategy
 
     from loraline.base.locate import locate
