@@ -17,7 +17,7 @@ from runner.manifests import (
 from runner.nodes import TOO_LATE, Node
 from runner.references import NEVER_ENDS, NodeError, substitute
 
-NOT_DONE = 1
+NOT_DONE = 64
 """Exit code of Argo's executor where kubectl refuses."""
 
 
@@ -62,5 +62,8 @@ def suspend(run: Controller, node: Node, name: str) -> None:
         run.end(node, "Succeeded")
     else:
         node.exit_code = NOT_DONE
-        message = f'main: Error (exit code {NOT_DONE}): jobs.batch "{name}" not found'
+        message = (
+            f"main: Error (exit code {NOT_DONE}): no more retries Error from server (NotFound): "
+            f'jobs.batch "{name}" not found'
+        )
         run.end(node, "Failed", message)

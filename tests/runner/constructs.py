@@ -33,6 +33,7 @@ CONSTRUCTS = {
     "`onExit`, `workflow.failures`": r'"onExit":',
     "`suspend`": r'"suspend":',
     "`synchronization`, `parallelism`": r'"(synchronization|parallelism)":',
+    "`resource`: a Job": r'"resource":',
     "workflow parameters": r"workflow\.parameters\.",
     "`{{references}}` and values of any spelling": r"\.outputs\.parameters\.",
 }
