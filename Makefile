@@ -147,7 +147,7 @@ test-slow: install  ## Run the tests that take minutes each
 
 .PHONY: test-cluster
 test-cluster: install  ## Run the workflows on the cluster of KUBECONFIG, or on one started for it
-	$(BIN)/pytest -m cluster tests/cluster
+	$(BIN)/pytest -m 'cluster and not slow' tests/cluster
 
 .PHONY: mutants
 mutants: install  ## Break the code in many places and say which breakages no test notices: an hour

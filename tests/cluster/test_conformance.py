@@ -101,7 +101,15 @@ def asked_again(cluster: Any, request: pytest.FixtureRequest) -> dict[str, Objec
         return dict(zip(names, pool.map(ask, names), strict=True))
 
 
-@pytest.mark.parametrize("name", recorded.CASES)
+def asked() -> list[Any]:
+    """All cases; what is slow in a run here is slow there, or is about what another case is."""
+    return [
+        pytest.param(name, marks=pytest.mark.slow if case.get("slow") else (), id=name)
+        for name, case in recorded.CASES.items()
+    ]
+
+
+@pytest.mark.parametrize("name", asked())
 def test_the_controller_does_what_its_record_says(
     asked_again: dict[str, Object], name: str
 ) -> None:
