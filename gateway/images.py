@@ -8,6 +8,7 @@ import hashlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,12 +104,24 @@ def look(content: bytes, settings: Settings) -> Picture:
             "other.",
         )
     try:
-        turned = image.getexif().get(ORIENTATION, 1) in TURNED
+        turned = exif_of(image, image_format, content).get(ORIENTATION, 1) in TURNED
         decode(image, image_format)
     except Exception:
         raise broken() from None
     size = (height, width) if turned else (width, height)
     return Picture(content, hashlib.sha256(content).hexdigest(), MIME[image_format], *size)
+
+
+def exif_of(image: Any, image_format: str, content: bytes) -> Any:
+    """The EXIF of an image that is not decoded yet. Pillow decodes a PNG whole to look behind its
+    pixels as well; here its chunks are walked."""
+    from PIL import Image
+
+    if image_format == "PNG" and "exif" not in image.info:
+        for name, start, stop in png_chunks(content):
+            if name == b"eXIf":
+                image.info["exif"] = b"Exif\0\0" + content[start:stop]
+    return Image.Image.getexif(image)
 
 
 def decode(image: Any, image_format: str) -> None:
@@ -149,13 +162,19 @@ def holds_archive(content: bytes) -> bool:
 
 def png_end(content: bytes) -> int:
     """Where the chunk IEND ends; the length of the file when it has none."""
+    for name, _, stop in png_chunks(content):
+        if name == b"IEND":
+            return min(stop + 4, len(content))
+    return len(content)
+
+
+def png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name of each chunk, and where its data begin and end; a checksum of four bytes follows."""
     place = 8
     while place + 12 <= len(content):
         length, name = struct.unpack(">I4s", content[place : place + 8])
+        yield name, place + 8, place + 8 + length
         place += 12 + length
-        if name == b"IEND":
-            return min(place, len(content))
-    return len(content)
 
 
 def from_uri(url: str) -> tuple[str, bytes]:

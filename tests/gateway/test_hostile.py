@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from tests.gateway import hostile
 from tests.gateway.conftest import started
 
 CORPUS = hostile.corpus()
+VLLMS_KEY = "the-servers-own-key"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,11 @@ def guarded(settings_for, tmp_path_factory):
     key, entry = keys.new_key("alice")
     (folder / "keys.json").write_text(json.dumps([entry.model_dump(exclude_none=True)]))
     settings = settings_for(
-        api_keys_file=folder / "keys.json", rate="100000/second", max_json_mb=8, max_body_mb=8
+        api_keys_file=folder / "keys.json",
+        vllm_api_key=VLLMS_KEY,
+        rate="100000/second",
+        max_json_mb=8,
+        max_body_mb=8,
     )
     with started(settings) as gateway:
         spans = InMemorySpanExporter()
@@ -64,24 +70,42 @@ def test_it_is_refused_and_told_nothing(guarded, stub, request_) -> None:
     assert not stub.requests
     document = answer.json()
     document = document.get("error", document)
-    assert document["code"]
+    assert document["code"] == request_.code, answer.text
     said = answer.text + str(answer.headers)
     for word in (hostile.SECRET, guarded.key, "Traceback", "site-packages", "/etc", "0x7f"):
         assert word not in said, said
 
 
-def test_afterwards_nothing_of_it_is_anywhere(guarded, stub, png) -> None:
+def test_afterwards_nothing_of_it_is_anywhere(guarded, stub, stub_url, png) -> None:
     """Also nothing of a right request, and of those that vLLM fails at."""
     secret = hostile.SECRET
     ask = {"model": "tiny-lora", "messages": [{"role": "user", "content": secret}]}
+    answers = []
     for fault in ("", "status 400", "status 500", "garbage", "reset", "cut", "garbage json"):
         stub.fault = fault
         stub.tokens = [secret, secret]
         for stream in (False, True):
-            guarded.client.post("/v1/chat/completions", json=ask | {"stream": stream})
             files = {"files": (f"{secret}.png", png)}
-            guarded.client.post("/predict", files=files, data={"stream": str(stream).lower()})
-            guarded.client.post("/tasks/recognition", files=files, data={"text": secret})
+            data = {"stream": str(stream).lower()}
+            answers += [
+                guarded.client.post("/v1/chat/completions", json=ask | {"stream": stream}),
+                guarded.client.post("/predict", files=files, data=data),
+                guarded.client.post("/tasks/recognition", files=files, data={"text": secret}),
+            ]
+
+    async def fails(*_: object) -> None:
+        raise ValueError(f"{secret} in /root/vllm")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guarded.gateway.upstreams, "complete", fails)
+        answers.append(guarded.client.post("/v1/chat/completions", json=ask))
+    assert answers[-1].json()["error"]["code"] == "internal"
+    assert secret not in answers[-1].text
+    address = stub_url.removeprefix("http://")
+    for answer in answers:
+        said = answer.text + str(answer.headers)
+        for word in (guarded.key, address, "at 0x", "/root", "Traceback", "site-packages"):
+            assert word not in said, said
     guarded.client.get("/info", headers={"Authorization": f"Bearer {secret}"})
     guarded.client.get(f"/{secret}", headers={"X-Request-Id": secret, "traceparent": secret})
     log = guarded.log.read_text()
@@ -90,11 +114,12 @@ def test_afterwards_nothing_of_it_is_anywhere(guarded, stub, png) -> None:
     assert 'loraline_gateway_requests_total{model="tiny-lora"' in metrics
     spans = "".join(span.to_json() for span in guarded.spans.get_finished_spans())
     assert "gen_ai.request.model" in spans
-    for word in (secret, guarded.key, hostile.picture.__module__ + "x", "image0.png", "/etc"):
-        assert word not in log
-        assert word not in metrics
-        assert word not in spans
-    assert "vllms-own" not in log + metrics + spans
+    words = [secret, guarded.key, VLLMS_KEY, address, str(guarded.settings.data_dir)]
+    words += ["image0.png", "/etc", "/root", "at 0x", "Traceback", "site-packages"]
+    for word in words:
+        assert word not in log, word
+        assert word not in metrics, word
+        assert word not in spans, word
 
 
 def test_no_file_is_left(guarded) -> None:
@@ -112,6 +137,28 @@ def test_a_name_is_shown_back_without_its_folders_and_controls(guarded, stub, pn
     answer = guarded.client.post("/predict", files=files)
     assert answer.status_code == 200, answer.text
     assert answer.json()["predictions"][0]["filename"] == "abc%07.png"
+
+
+def test_a_task_that_fails_is_logged_without_its_words(caplog) -> None:
+    loop = asyncio.new_event_loop()
+    logs.silence_tasks(loop)
+    loop.call_exception_handler(
+        {"message": hostile.SECRET, "exception": ValueError(hostile.SECRET)}
+    )
+    loop.close()
+    (record,) = caplog.records
+    line = logs.Json().format(record)
+    assert "ValueError" in line
+    assert hostile.SECRET not in line
+
+
+def test_files_that_a_killed_process_left_are_swept(settings_for) -> None:
+    settings = settings_for()
+    left = settings.data_dir / "uploads" / "left"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"x")
+    with started(settings):
+        assert not left.exists()
 
 
 def test_exceptions_are_logged_by_type_and_place(tmp_path: Path) -> None:

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import asyncio
+import base64
 import io
 import json
+import os
+import resource
+import signal
+import subprocess
+import sys
 from itertools import chain, repeat
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from gateway import frames, images, video
+from gateway.errors import Problem
+from gateway.settings import Settings
 from tests.gateway.conftest import picture
 from tests.gateway.test_predict import ask
 
@@ -19,8 +30,6 @@ def test_every_type_is_taken_and_goes_on_as_it_came(vision, stub, kind, size) ->
     content = picture(kind, size)
     answer = ask(vision, content)
     assert answer.status_code == 200, answer.text
-    import base64
-
     sent = stub.requests[0]["messages"][0]["content"][0]["image_url"]["url"]
     assert base64.b64decode(sent.partition(",")[2]) == content
 
@@ -58,6 +67,11 @@ def test_limits_are_told_with_their_number(start, stub) -> None:
             headers={"content-type": "multipart/form-data; boundary=x"},
         )
         assert (unsaid.status_code, unsaid.json()["code"]) == (413, "body_too_large")
+        uri = "data:image/png;base64," + base64.b64encode(picture("PNG", (200, 200))).decode()
+        part = {"type": "image_url", "image_url": {"url": uri}}
+        body = {"model": "base", "messages": [{"role": "user", "content": [part]}]}
+        inside = gateway.client.post("/v1/chat/completions", json=body)
+        assert (inside.status_code, inside.json()["error"]["code"]) == (413, "image_too_large")
         pixels = ask(gateway, picture("JPEG", (200, 100), quality=5))
         assert (pixels.status_code, pixels.json()["limit"]) == (422, 10_000)
 
@@ -65,7 +79,7 @@ def test_limits_are_told_with_their_number(start, stub) -> None:
 def film(seconds: float = 3, rate: int = 10, size: tuple[int, int] = (96, 64), form: str = "mp4"):
     """A video whose frames grow brighter."""
     file = io.BytesIO()
-    codec = {"mp4": "mpeg4", "matroska": "mpeg4", "avi": "mpeg4"}[form]
+    codec = "mpeg2video" if form == "mpegts" else "mpeg4"
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
@@ -88,8 +102,6 @@ def show(gateway, content: bytes, **fields: str):
 
 @pytest.mark.parametrize("form", ["mp4", "matroska", "avi"])
 def test_a_video_is_sent_as_frames_with_their_places(vision, stub, form) -> None:
-    import base64
-
     answer = show(vision, film(form=form))
     assert answer.status_code == 200, answer.text
     (request,) = stub.requests
@@ -127,11 +139,6 @@ def test_a_video_that_takes_too_long_is_given_up(start, stub) -> None:
 
 def test_the_decoder_sees_no_secret_and_no_file(monkeypatch, tmp_path) -> None:
     """Its environment has two variables, and it is given a descriptor, never a path."""
-    import asyncio
-
-    from gateway import video
-    from gateway.settings import Settings
-
     seen: dict = {}
     real = asyncio.create_subprocess_exec
 
@@ -154,9 +161,140 @@ def test_the_decoder_sees_no_secret_and_no_file(monkeypatch, tmp_path) -> None:
     assert json.loads(seen["args"][3])["format"] == "mp4"
 
 
-def test_a_video_may_come_in_a_chat(vision, stub) -> None:
-    import base64
+def asked_of_the_decoder(**limits: float) -> dict:
+    return {
+        "format": "mp4",
+        "max_pixels": 64_000_000,
+        "max_seconds": 60,
+        "max_frames": 4,
+        "cell": 28,
+        "seconds_cpu": 30,
+    } | limits
 
+
+@pytest.mark.parametrize(
+    ("size", "limits", "most", "code"),
+    [
+        ((4112, 16), {}, 20_000, "media_pixels"),
+        ((96, 64), {"max_pixels": 96 * 64 - 1}, 20_000, "media_pixels"),
+        ((96, 64), {}, 29, "media_frames"),
+        ((96, 64), {"max_seconds": 2}, 20_000, "media_seconds"),
+    ],
+)
+def test_the_decoder_has_limits(monkeypatch, size, limits, most, code) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAMES", most)
+    content = io.BytesIO(film(3, size=size))
+    with pytest.raises(frames.Refused, match=code):
+        frames.sampled(frames.Nameless(content), asked_of_the_decoder(**limits))
+
+
+def test_the_decoder_follows_no_playlist(tmp_path, monkeypatch) -> None:
+    """Its format is given. FFmpeg would open what a playlist names, wherever that lies."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "film.ts").write_bytes(film(3, form="mpegts"))
+    playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nfilm.ts\n#EXT-X-ENDLIST\n"
+    (tmp_path / "film.m3u8").write_bytes(playlist)
+    with av.open(str(tmp_path / "film.m3u8")) as container:
+        assert container.streams.video, "the playlist is no trap"
+    with pytest.raises(av.error.FFmpegError):
+        frames.sampled(frames.Nameless(io.BytesIO(playlist)), asked_of_the_decoder())
+
+
+def test_the_decoder_gives_up_memory_time_and_dumps(monkeypatch) -> None:
+    set_to: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "setrlimit", set_to.__setitem__)
+    out = io.BytesIO()
+    out.close = lambda: None  # type: ignore[method-assign]
+    files = {0: io.BytesIO(film(1)), 1: out}
+    monkeypatch.setattr(os, "fdopen", lambda number, *_, **__: files[number])
+    monkeypatch.setattr(sys, "argv", ["frames", json.dumps(asked_of_the_decoder())])
+    frames.main()
+    assert b'"width": 96' in out.getvalue()
+    assert set_to == {
+        resource.RLIMIT_AS: (2 * 2**30, 2 * 2**30),
+        resource.RLIMIT_CPU: (30, 31),
+        resource.RLIMIT_CORE: (0, 0),
+    }
+
+
+def test_a_decoder_that_hangs_is_killed(monkeypatch, tmp_path) -> None:
+    real, processes = asyncio.create_subprocess_exec, []
+
+    async def hangs(*_, **options):
+        command = (sys.executable, "-c", "import time; time.sleep(60)")
+        processes.append(await real(*command, **options))
+        return processes[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", hangs)
+    path = tmp_path / "film"
+    path.write_bytes(b"x")
+    limits = {"max_frames": 4, "max_seconds": 60, "cell": 28}
+    with path.open("rb") as file:
+        decoding = video.decode(file, "mp4", Settings(video_timeout_s=0.05), **limits)
+        with pytest.raises(Problem, match="media_broken"):
+            asyncio.run(decoding)
+    assert processes[0].returncode == -signal.SIGKILL
+
+
+def test_frames_beyond_their_room_are_not_kept(monkeypatch) -> None:
+    monkeypatch.setattr(video, "MAX_FRAMES_BYTES", 10)
+
+    async def read() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(b'{"indices": [0, 1]}\n' + 2 * (b"\0\0\0\6" + b"frames"))
+        await video.read(SimpleNamespace(stdout=reader))  # type: ignore[arg-type]
+
+    with pytest.raises(ValueError, match="too large"):
+        asyncio.run(read())
+
+
+@pytest.mark.parametrize("size", [(64, 48), (6000, 3000)])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_is_turned_by_its_exif_wherever_that_stands(size, behind) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6
+    file = io.BytesIO()
+    Image.new("L", size).save(file, "PNG", exif=exif)
+    content = file.getvalue()
+    if behind:
+        chunks = {name: (start, stop) for name, start, stop in images.png_chunks(content)}
+        start, stop = chunks[b"eXIf"]
+        chunk = content[start - 8 : stop + 4]
+        content = content.replace(chunk, b"")
+        content = content[:-12] + chunk + content[-12:]
+    seen = images.look(content, Settings())
+    assert (seen.width, seen.height) == size[::-1]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_looking_at_a_large_image_takes_little_memory(kind, tmp_path) -> None:
+    """64 megapixels of grey are 64 MB; of an image beyond 16 megapixels they are never made."""
+    Image.new("L", (8000, 7900)).save(tmp_path / "large", kind)
+    looked = subprocess.run(
+        [sys.executable, "-c", LOOK, str(tmp_path / "large")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(looked.stdout) < 30
+
+
+LOOK = """
+import resource, sys
+from pathlib import Path
+from PIL import Image
+from gateway import images
+from gateway.settings import Settings
+Image.init()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+content, before = Path(sys.argv[1]).read_bytes(), peak()
+images.look(content, Settings())
+print(peak() - before)
+"""
+
+
+def test_a_video_may_come_in_a_chat(vision, stub) -> None:
     url = "data:video/mp4;base64," + base64.b64encode(film(1)).decode()
     body = {
         "model": "base",
