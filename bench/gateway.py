@@ -1,11 +1,10 @@
 """What the gateway adds to vLLM: to a chunk, to a first token, to an upload, in time and memory.
 
 Direct and through the gateway in one run, before a stub that streams 25 tokens a second a stream,
-and LiteLLM's proxy beside both with --litellm. Keys, metrics and audit lines are on.
+and LiteLLM's proxy beside both with --litellm; where there are several they take turns. Keys,
+metrics and audit lines are on.
 
 python bench/gateway.py --only chunks --only first-token
-
-One script, since a bench is read and run alone.
 """
 
 from __future__ import annotations
@@ -13,28 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import json
-import os
 import random
 import re
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import click
+from gateway_arms import RATE, Arms, arms, cpu, facts, memory, sockets
 
-ROOT = Path(__file__).parents[1]
-RATE = 25
-"""Tokens a second of each stream."""
+IDLE_S = 40
+"""Seconds after which the gateway has closed connections to the server that nobody uses."""
 
-KEY_NAME = "bench"
 PARTS = ("chunks", "first-token", "images", "video", "soak")
 
 
@@ -63,113 +56,12 @@ class Bar:
 @click.option("--requests", default=20_000, show_default=True, help="Requests of the soak.")
 def gateway(only: tuple[str, ...], seconds: float, requests: int, litellm: Path | None) -> None:
     """Measure the gateway against its bars on this machine."""
+    for line in facts(litellm):
+        click.echo(line)
     with tempfile.TemporaryDirectory() as folder, arms(Path(folder), litellm) as places:
         for part in only or PARTS:
             click.echo(f"\n{part}")
             asyncio.run(RUNS[part](places, seconds, requests))
-
-
-class Arms(dict[str, str]):
-    """Addresses by arm: direct, gateway, and litellm where it is there."""
-
-    key = ""
-    pid = 0
-    data = Path()
-
-
-@contextlib.contextmanager
-def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
-    """The stub, the gateway before it and the proxy beside it, each a process."""
-    key, entry = new_key()
-    limits = {"rate": "1000000/second", "tokens_per_minute": 10**9, "streams": 10_000}
-    (folder / "keys.json").write_text(json.dumps([entry | limits]))
-    contract = json.loads(CONTRACT)
-    (folder / "contract.json").write_text(json.dumps(contract))
-    stub, door, proxy = (free_port() for _ in range(3))
-    upstream = {"url": f"http://127.0.0.1:{stub}", "contract": str(folder / "contract.json")}
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "GATEWAY_UPSTREAMS": json.dumps([upstream]),
-        "GATEWAY_PORT": str(door),
-        "GATEWAY_API_KEYS_FILE": str(folder / "keys.json"),
-        "GATEWAY_DATA_DIR": str(folder / "data"),
-        "GATEWAY_AUDIT_FILE": str(folder / "audit.jsonl"),
-        "GATEWAY_MAX_RUNNING": "1024",
-    }
-    commands = {
-        "direct": [str(ROOT / "tests/gateway/stub.py"), str(stub), str(RATE), "100"],
-        "gateway": ["-m", "gateway", "serve"],
-    }
-    ports = {"direct": stub, "gateway": door}
-    if litellm:
-        (folder / "litellm.json").write_text(json.dumps(proxied(stub, key)))
-        commands["litellm"] = [str(litellm), "--config", str(folder / "litellm.json")]
-        commands["litellm"] += ["--host", "127.0.0.1", "--port", str(proxy)]
-        ports["litellm"] = proxy
-    found = Arms()
-    found.key, found.data = key, folder / "data"
-    running = []
-    try:
-        for name, command in commands.items():
-            log = (folder / f"{name}.log").open("w")
-            program = [] if name == "litellm" else [sys.executable]
-            process = subprocess.Popen(
-                [*program, *command],
-                env=os.environ if name == "litellm" else environment,
-                stdout=log,
-                stderr=log,
-            )
-            running.append(process)
-            if name == "gateway":
-                found.pid = process.pid
-            wait_for(ports[name], process, folder / f"{name}.log")
-            found[name] = f"http://127.0.0.1:{ports[name]}"
-        yield found
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait(40)
-
-
-def new_key() -> tuple[str, dict[str, Any]]:
-    """A key and its entry. This file is called as the package is, and cannot import it."""
-    command = [sys.executable, "-m", "gateway", "new-key", KEY_NAME]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    key, entry = (line.partition(": ")[2] for line in made.splitlines())
-    return key, json.loads(entry)
-
-
-def proxied(port: int, key: str) -> dict[str, Any]:
-    """LiteLLM's settings: one model, the same key, no log."""
-    parameters = {
-        "model": "openai/base",
-        "api_base": f"http://127.0.0.1:{port}/v1",
-        "api_key": "none",
-    }
-    return {
-        "model_list": [{"model_name": "base", "litellm_params": parameters}],
-        "general_settings": {"master_key": key},
-    }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise click.ClickException(log.read_text()[-2000:])
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.1)
-    raise click.ClickException(f"nothing listens on port {port}")
 
 
 def session(places: Arms) -> aiohttp.ClientSession:
@@ -311,20 +203,6 @@ async def images(places: Arms, seconds: float, _: int) -> None:
     click.echo(Bar("one-megabyte images a second through /predict", least=60).line(done / took))
 
 
-def cpu(pid: int) -> float:
-    """Seconds of a processor that a process has used; they say the same on a busy machine."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def memory(pid: int) -> float:
-    """Resident memory of a process in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise click.ClickException(f"process {pid} has ended")
-
-
 async def video(places: Arms, _: float, __: int) -> None:
     """Memory while a file of 100 MB comes in; it is no video, so that nothing is decoded."""
     async with session(places) as client:
@@ -398,7 +276,9 @@ async def soak(places: Arms, _: float, requests: int) -> None:
         began = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(64)))
         took = time.perf_counter() - began
-    await asyncio.sleep(2)
+    idle = time.perf_counter() + IDLE_S
+    while sockets(places) > 1 and time.perf_counter() < idle:
+        await asyncio.sleep(0.5)
     click.echo(
         f"  {requests} requests in {took:.0f} s; memory {marks[0]:.0f} to {marks[-1]:.0f} MB"
     )
@@ -407,7 +287,8 @@ async def soak(places: Arms, _: float, requests: int) -> None:
     click.echo(Bar("growth of memory a thousand requests, MB", most=1).line(growth))
     files = sum(1 for path in (places.data / "uploads").iterdir())
     click.echo(Bar("files that are left", most=0).line(files))
-    click.echo(Bar("sockets to the server that are open", most=64).line(sockets(places)))
+    # One asks the server for its models every few seconds.
+    click.echo(Bar(f"sockets that are open {IDLE_S} s later", most=1).line(sockets(places)))
 
 
 def slope(values: list[float]) -> float:
@@ -417,30 +298,6 @@ def slope(values: list[float]) -> float:
     spread = sum((at - middle) ** 2 for at in range(len(values)))
     return sum((at - middle) * (value - mean) for at, value in enumerate(values)) / spread
 
-
-def sockets(places: Arms) -> int:
-    """Connections of the gateway that are established towards the stub, those kept for the next
-    request included."""
-    port = f"{int(places['direct'].rpartition(':')[2]):04X}"
-    inodes = {
-        os.readlink(path) for path in Path(f"/proc/{places.pid}/fd").iterdir() if path.is_symlink()
-    }
-    found = 0
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[2].endswith(f":{port}") and f"socket:[{fields[9]}]" in inodes:
-            found += 1
-    return found
-
-
-CONTRACT = """{
-  "base": "base", "base_revision": "0000000000000000000000000000000000000000",
-  "modality": "vision", "architecture": "Qwen3VLForConditionalGeneration",
-  "prompt": "Write the formula as LaTeX.", "chat_template": "-",
-  "min_pixels": 4704, "max_pixels": 1003520, "max_length": 256, "max_new_tokens": 64,
-  "dtype": "bfloat16", "r": 16, "lora_alpha": 32, "target_modules": ["q_proj"],
-  "trains_vision": false, "adapter_sha256": "-"
-}"""
 
 RUNS: dict[str, Callable[[Arms, float, int], Coroutine[Any, Any, None]]] = {
     "chunks": chunks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import resource
 import socket
 from typing import Any
@@ -71,6 +72,9 @@ def run(settings: Settings) -> None:
     if settings.metrics_port:
         serve_metrics(settings, app.state.gateway.metrics.registry)
     server = uvicorn.Server(config(settings, app))
+    # A walk of the collector through all that was loaded takes 45 ms, in which no stream goes on.
+    gc.collect()
+    gc.freeze()
     logs.log.info("listening", extra={"address": "{}:{}".format(*listening.getsockname()[:2])})
     server.run(sockets=[listening])
 

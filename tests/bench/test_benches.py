@@ -134,6 +134,24 @@ def test_the_learning_rate_rises_and_falls(script) -> None:
     assert values[-1] < 0.01
 
 
+@pytest.mark.slow
+def test_the_gateway_is_measured_beside_the_server_that_it_stands_before() -> None:
+    command = ("bench/gateway.py", "--seconds", "1", "--requests", "300")
+    printed = run(*command)
+    assert f"python {' '.join(command)}" in printed.splitlines()[0]
+    assert re.search(r"Python 3.*, fastapi .*, aiohttp ", printed)
+    for part in ("chunks", "first-token", "images", "video", "soak"):
+        assert f"\n{part}\n" in printed
+    assert printed.count("  direct ") == printed.count("  gateway ") == 2
+    bars = re.findall(
+        r"^(\S.*?)  +[-0-9.]+ +[<>]= [0-9.]+   (?:holds|MISSED)$", printed, re.MULTILINE
+    )
+    assert len(bars) == 8, printed
+    # What a small run on a busy machine holds as well.
+    for name in ("files that are left", "sockets that are open", "memory that a 100 MB video"):
+        assert re.search(rf"^{name}.* holds$", printed, re.MULTILINE), printed
+
+
 QUICK = """
 install pipeline:
 \t@true
