@@ -18,6 +18,10 @@ from typing import Any
 DEEPEST = 64
 """Levels of nesting that are read; no answer in the known forms has more than six."""
 
+WINDOW, NEAR = 4096, 16
+"""Characters of a block that are tried first, and how far from their end an error may come from
+their being cut: a word or an escape is shorter."""
+
 LONGEST_INTEGER = 18
 LONGEST_NUMBER = 64
 """Characters of a number."""
@@ -90,13 +94,24 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def strict(text: str, start: int) -> Block | None:
-    """The value at `start` where it is valid JSON, which is ten times as fast."""
-    try:
-        value, end = STRICT.raw_decode(text, start)
-    except (ValueError, RecursionError):
-        return None
-    typed = with_lists(value)
-    return None if typed is None else Block(typed, start, end)
+    """The value at `start` where it is valid JSON, which is ten times as fast.
+
+    Its beginning is tried first: an error of Python's decoder counts the lines before it, so that a
+    text with many blocks would take time by the square of its length.
+    """
+    for piece in (text[start : start + WINDOW], text[start:]):
+        try:
+            value, length = STRICT.raw_decode(piece)
+        except json.JSONDecodeError as error:
+            of_the_cut = error.pos > WINDOW - NEAR or error.msg.startswith("Unterminated string")
+            if of_the_cut and len(piece) == WINDOW:
+                continue
+            return None
+        except (ValueError, RecursionError):
+            return None
+        typed = with_lists(value)
+        return None if typed is None else Block(typed, start, start + length)
+    return None
 
 
 def with_lists(value: Any) -> Object | List | None:

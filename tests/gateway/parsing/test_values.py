@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from gateway import tasks
-from gateway.parsing import Parsed, parse
+from gateway.parsing import Parsed, lenient, parse
 
 TASK = tasks.load(None)["key-facts"]
 
@@ -57,3 +60,43 @@ def test_what_the_end_cut_is_left_out(text: str, value: Any) -> None:
         parsed = read(text, reason)
         assert parsed.value == value
         assert parsed.problems[0].startswith("cut:")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(VALUES, max_size=4) | st.dictionaries(st.text(max_size=5), VALUES),
+    st.booleans(),
+    st.integers(0, 200),
+    st.sampled_from(["", '"', "]", "x", "\\"]),
+)
+@example(["a string that is longer than that"], True, 200, "")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_block_is_read_the_same_wherever_its_beginning_ends(
+    monkeypatch: pytest.MonkeyPatch, value: Any, ascii_only: bool, at: int, damage: str
+) -> None:
+    """Only its first characters are tried at first; a longer one, whole or damaged, is the same."""
+    text = json.dumps(value, ensure_ascii=ascii_only) + " and more than that"
+    text = text[:at] + damage + text[at:] if at < len(text) else text
+    read_at_once = lenient.strict(text, 0) if text[0] in "[{" else None
+    with monkeypatch.context() as patch:
+        patch.setattr(lenient, "WINDOW", 24)
+        assert read_at_once == (lenient.strict(text, 0) if text[0] in "[{" else None)
+
+
+def test_many_blocks_that_are_no_json_take_time_by_their_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The decoder counts the lines before an error: no more than it was given."""
+    given_to_it = []
+    decode = lenient.STRICT.raw_decode
+    monkeypatch.setattr(
+        lenient.STRICT, "raw_decode", lambda text: given_to_it.append(len(text)) or decode(text)
+    )
+    assert len(list(lenient.blocks("![a](x)" * 20_000))) == 20_000
+    assert max(given_to_it) <= lenient.WINDOW
