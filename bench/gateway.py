@@ -14,6 +14,7 @@ import contextlib
 import io
 import random
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine
@@ -23,6 +24,10 @@ from typing import Any
 
 import aiohttp
 import click
+
+# Last: this file is called as the package of the gateway is.
+sys.path.append(str(Path(__file__).parent))
+
 from gateway_arms import RATE, Arms, arms, cpu, facts, memory, sockets
 
 IDLE_S = 40
