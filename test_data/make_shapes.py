@@ -17,12 +17,16 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import tiny_bases
 
 from gateway import tasks
 from loraline.records import IMAGE, Record
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 FOLDER = Path(__file__).parent / "shapes"
 STEP = 14
@@ -33,6 +37,13 @@ COLUMNS, LINES = 8, 6
 
 SCALES = (1.0, 1.5, 2.0, 3.0)
 """A picture is stored this much larger than the model sees it."""
+
+LARGEST = 2.5
+"""Largest scale of a base's pictures."""
+
+FILTERS = ("BOX", "BILINEAR", "HAMMING", "BICUBIC", "LANCZOS")
+"""How pictures are made smaller before they are sent, by their names in Pillow: each leaves edges
+of its own, and a base has to see the same box behind all of them."""
 
 MIN_PIXELS, MAX_PIXELS = 9_000, 9_600
 """Limits between which a picture of any scale becomes 112 x 84 pixels."""
@@ -69,6 +80,13 @@ ROWS = {"test": 200, "validation": 40, "train": 1200}
 """Scenes of one shape run out, so the held-out rows come first."""
 
 BASE_ROWS = 3200
+RESIZED = ("qwen2.5-vl",)
+"""Bases that see each scene resized in many ways: this one took edges of another sharpness for
+another place, in eight of 120 pictures."""
+
+LOOKS = 2
+"""Times that they see a scene, each in another size and with another filter."""
+
 BASE_STEPS = 1000
 VISION_HIDDEN = 64
 
@@ -155,8 +173,7 @@ def base(architecture: str, steps: int) -> None:
     from loraline.base.encoding import Encoder
 
     folder = FOLDER / f"base-{architecture}"
-    seen = list(itertools.islice(scenes(2), BASE_ROWS))
-    records = [record(scene, architecture) for scene in seen]
+    records = seen(architecture)
     words = [text for row in records for _, text in row.messages]
     words += [f"the {colour} {form}" for colour in (*COLOURS, *SPARE_COLOURS) for form in FORMS]
     tokenizer = tiny_bases.chat_tokenizer(words, BOX_TOKENS)
@@ -166,8 +183,24 @@ def base(architecture: str, steps: int) -> None:
     tiny_bases.train(folder, "vision", encoder, rows, steps=steps, keep=True)
 
 
-def record(scene: Scene, architecture: str) -> Record:
-    """A scene as a training row, its box in the coordinates of the architecture."""
+def seen(architecture: str) -> list[Record]:
+    """What a base is trained on: scenes as they are drawn, or in many sizes and sharpnesses."""
+    pick = random.Random(3)
+    rows = itertools.islice(scenes(2), BASE_ROWS)
+    if architecture not in RESIZED:
+        return [record(scene, architecture, draw(scene), scene.size) for scene in rows]
+    records = [
+        record(scene, architecture, *resized(scene, pick)) for scene in rows for _ in range(LOOKS)
+    ]
+    pick.shuffle(records)
+    return records
+
+
+def record(scene: Scene, architecture: str, picture: bytes, size: tuple[int, int]) -> Record:
+    """A scene as a training row, its box in the coordinates of the architecture.
+
+    `size` is the picture's height and width.
+    """
     from loraline.data import boxes
     from loraline.profiles import Profile
 
@@ -182,11 +215,25 @@ def record(scene: Scene, architecture: str) -> Record:
     )
     asked = scene.shapes[0]
     unit = boxes.to_unit(asked.box(scene.scale), scene.size, "pixels")
-    box = boxes.from_unit(unit, scene.size, convention, limits)
+    box = boxes.from_unit(unit, size, convention, limits)
     (turn,) = TASK.messages(architecture, [{"type": "image", "text": IMAGE}], text=asked.name)
     content = "".join(part["text"] for part in turn["content"])
     answer = ("assistant", boxes.written(box, convention))
-    return Record((("user", content), answer), (draw(scene),))
+    return Record((("user", content), answer), (picture,))
+
+
+def resized(scene: Scene, pick: random.Random) -> tuple[bytes, tuple[int, int]]:
+    """A PNG of the scene, made smaller in one of many ways; its height and width."""
+    from PIL import Image
+
+    width = pick.choice(
+        [COLUMNS * STEP, pick.randint(COLUMNS * STEP, round(COLUMNS * STEP * LARGEST))]
+    )
+    height = round(width * LINES / COLUMNS)
+    page = drawn(scene, LARGEST)
+    png = io.BytesIO()
+    page.resize((width, height), Image.Resampling[pick.choice(FILTERS)]).save(png, "PNG")
+    return png.getvalue(), (height, width)
 
 
 def scenes(seed: int) -> Iterator[Scene]:
@@ -212,14 +259,26 @@ def scenes(seed: int) -> Iterator[Scene]:
 
 
 def draw(scene: Scene) -> bytes:
-    """A PNG of the scene on white, drawn four times as large and made smaller for soft edges."""
-    from PIL import Image, ImageDraw
+    """A PNG of the scene on white, drawn larger and made smaller for soft edges."""
+    from PIL import Image
 
     height, width = scene.size
-    page = Image.new("RGB", (4 * width, 4 * height), "white")
+    png = io.BytesIO()
+    page = drawn(scene, scene.scale)
+    page.resize((width, height), Image.Resampling.BOX).save(png, "PNG", optimize=True)
+    return png.getvalue()
+
+
+def drawn(scene: Scene, scale: float) -> Picture:
+    """The scene with hard edges, four times as large as a picture of this scale."""
+    from PIL import Image, ImageDraw
+
+    page = Image.new(
+        "RGB", (round(4 * COLUMNS * STEP * scale), round(4 * LINES * STEP * scale)), "white"
+    )
     pen = ImageDraw.Draw(page)
     for shape in scene.shapes:
-        left, top, right, bottom = (4 * edge for edge in shape.box(scene.scale))
+        left, top, right, bottom = (4 * edge for edge in shape.box(scale))
         colour = COLOURS[shape.colour]
         if shape.form == "circle":
             pen.ellipse((left, top, right - 1, bottom - 1), fill=colour)
@@ -228,9 +287,7 @@ def draw(scene: Scene) -> bytes:
         else:
             middle = (left + right) / 2
             pen.polygon([(middle, top), (right - 1, bottom - 1), (left, bottom - 1)], fill=colour)
-    png = io.BytesIO()
-    page.resize((width, height), Image.Resampling.BOX).save(png, "PNG", optimize=True)
-    return png.getvalue()
+    return page
 
 
 if __name__ == "__main__":
