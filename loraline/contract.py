@@ -60,6 +60,9 @@ class Contract(BaseModel):
     max_images: int = 1
     """Most images of a row; a server takes no more in a request."""
 
+    max_videos: int = 0
+    """Most videos of a row."""
+
     max_length: int
     """Longest training row in tokens, answer included."""
 

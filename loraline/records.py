@@ -82,11 +82,12 @@ class Record:
         return "\n".join(f"[{role}] {content}" for role, content in before)
 
     def until(self, turn: int) -> Record:
-        """The conversation as it was when a turn was its answer; not for records with videos."""
+        """The conversation as it was when a turn was its answer."""
         messages = self.messages[: turn + 1]
         shown = sum(text.count(IMAGE) for _, text in messages) if self.images else 0
+        moving = sum(text.count(VIDEO) for _, text in messages) if self.videos else 0
         details = {number: detail for number, detail in self.details.items() if number <= turn}
-        return Record(messages, self.images[:shown], tools=self.tools, details=details)
+        return Record(messages, self.images[:shown], self.videos[:moving], self.tools, details)
 
     def prompt(self) -> list[dict[str, Any]]:
         """Turns before the answer, in the form that chat templates take."""

@@ -60,9 +60,9 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
     recipe = run_profile.of_training(client, train_run)
     model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
-    engine = measurement.chosen_engine(engine, recipe.serve_dtype)
+    used = measurement.chosen_engine(engine, recipe.serve_dtype)
     own = plugins.load(run_profile.as_today(train_run, recipes=recipes).metrics)
-    inputs = {"upstream": run_id, "engine": engine, "champion": champion and champion.source}
+    inputs = {"upstream": run_id, "engine": used, "champion": champion and champion.source}
     if own:
         inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in own]
     fingerprint = fingerprints.fingerprint(__file__, inputs)
@@ -93,6 +93,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         runs.adapter(train_run) as adapter,
     ):
         agreed = contract.read(adapter)
+        used = measurement.chosen_engine(engine, recipe.serve_dtype, agreed.max_videos)
         base = locate.locate_measured(agreed)
         held_out = records.read(dataset / "test.parquet")
         encoder = Encoder.of(agreed, base)
@@ -102,13 +103,13 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
         datasets.log_dataset(data_run, run, "evaluation")
         prompts.link(client, data_run, run)
-        mlflow.log_params({"engine": engine, "dtype": agreed.dtype})
+        mlflow.log_params({"engine": used, "dtype": agreed.dtype})
         mlflow.log_param("quantization", agreed.quantization)
         mlflow.set_tag(tags.METRICS, plugins.as_tag(own))
         compared = comparable_champion(champion, held_out, agreed, prints)
         with compared as (other, champion_story):
             adapters = {"base": None, "tuned": adapter, **other}
-            measured = measurement.measure(engine, agreed, base, adapters, encoder, held_out)
+            measured = measurement.measure(used, agreed, base, adapters, encoder, held_out)
         mlflow.log_table(predictions(held_out, measured), "predictions.json")
         comparison = measurement.compare(
             {
@@ -118,8 +119,8 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         )
         headline = (*measurement.HEADLINE, *(plugin.name for plugin in own))
         log_numbers(comparison, measured, headline, run, train_run)
-        log_details(comparison, prints, engine, recipe.answer_format)
-        engine_took = f"{engine}, {time.monotonic() - started:,.1f} s"
+        log_details(comparison, prints, used, recipe.answer_format)
+        engine_took = f"{used}, {time.monotonic() - started:,.1f} s"
         evaluation = report.Evaluation(
             train_run.info.run_name,
             report.facts(agreed, train_run, data_run, champion_story),

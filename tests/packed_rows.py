@@ -8,7 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from loraline.base.encoding import Encoder, Row, opened
+from loraline.base.encoding import Encoder, Row
+from loraline.base.media import films, opened
+from loraline.records import Video
 
 ARCHITECTURES = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 
@@ -45,3 +47,33 @@ def rows_for(encoder: Encoder, vision: bool) -> list[Row]:
 def encoder_for(base: Path, vision: bool) -> Encoder:
     limits = {"min_pixels": 784, "max_pixels": 7840} if vision else {}
     return Encoder(base, "vision" if vision else "text", **limits)
+
+
+def film(frames: int, width: int, height: int, fps: float, seed: int) -> Video:
+    pictures = (picture(width, height, seed=100 * seed + number) for number in range(frames))
+    return Video(tuple(pictures), fps)
+
+
+def rows_with_videos(encoder: Encoder) -> list[Row]:
+    """Rows of text, of a video, of an image and a video, and of two videos of other speeds."""
+    rng = random.Random(1)
+    rows = []
+    for number, (images, videos, words) in enumerate(
+        [
+            ([], [], 3),
+            ([], [(4, 56, 28, 2.0)], 2),
+            ([(28, 84)], [(6, 28, 56, 1.0)], 6),
+            ([], [(2, 56, 56, 4.0), (4, 28, 28, 0.5)], 1),
+        ]
+    ):
+        pictures = tuple(picture(*size, seed=number) for size in images)
+        moving = tuple(film(*each, seed=number) for each in videos)
+        text = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
+        text += "".join("<|vision_start|><|video_pad|><|vision_end|>" for _ in videos)
+        text += "What is the capital of France? " * words
+        shown = ({"images": opened(pictures)} if images else {}) | (films(moving) if videos else {})
+        encoded = encoder.processor(text=[text], **shown) if shown else encoder.tokenizer([text])
+        answer = [rng.randrange(10, 300) for _ in range(words + 1)]
+        prompt = list(encoded["input_ids"][0])
+        rows.append(Row(prompt, [*answer, encoder.end], pictures, videos=moving))
+    return rows

@@ -74,6 +74,8 @@ def job(wanted: Class, step: Object, alone: Object) -> Object:
                 "spec": {
                     "restartPolicy": "Never",
                     "subdomain": SERVICE,
+                    # A container's first process ignores a SIGTERM that it does not yet listen to.
+                    "shareProcessNamespace": True,
                     "automountServiceAccountToken": False,
                     **pod(wanted, step, alone),
                     "containers": [{**main, "name": "main"}],

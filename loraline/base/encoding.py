@@ -7,7 +7,6 @@ and pixel limits, so what was trained is what is measured.
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
 from loraline.base.locate import without_its_code
+from loraline.base.media import films, opened
 from loraline.errors import UserError
-from loraline.records import Detail, Record
+from loraline.records import Detail, Record, Video
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Tensor
 
     from loraline.base.locate import Base
@@ -60,6 +59,8 @@ class Row:
 
     earlier: tuple[slice, ...] = ()
     """Answers within the prompt that are learnt as well, each with its end token."""
+
+    videos: tuple[Video, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -162,13 +163,18 @@ class Encoder:
         end it with the end-of-sequence token.
         """
         prompt, answer = self._prompt_and_answer(record)
-        if not record.images:
+        if not (record.images or record.videos):
             return Row(self.tokenizer(prompt, add_special_tokens=False).input_ids, answer)
+        if prompt.count(getattr(self.processor, "video_token", "\0")) != len(record.videos):
+            raise UserError(
+                f"the chat template has no place for videos; it rendered {prompt[:400]!r}"
+            )
+        shown: dict[str, Any] = {"images": opened(record.images)} if record.images else {}
+        shown |= films(record.videos) if record.videos else {}
         # The call of the server: special tokens are already in the text.
-        encoded = self.processor(
-            text=[prompt], images=opened(record.images), add_special_tokens=False
-        )
-        return Row(list(encoded["input_ids"][0]), answer, record.images)
+        encoded = self.processor(text=[prompt], **shown, add_special_tokens=False)
+        tokens = list(encoded["input_ids"][0])
+        return Row(tokens, answer, record.images, videos=record.videos)
 
     def conversation(self, record: Record) -> list[Row]:
         """Rows that learn every answer of a conversation, after exactly what a server would see.
@@ -181,6 +187,9 @@ class Encoder:
         turns = record.learnt()[:-1]
         if not turns:
             return [row]
+        if record.videos:
+            # A video's tokens have times between them, so that history is not found again in them.
+            return [*(self.encode(record.until(turn)) for turn in turns), row]
         # An image is one token before the processor repeats it.
         image = self.processor.image_token_id if record.images else None
         firsts = [
@@ -228,8 +237,6 @@ class Encoder:
 
     def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
         """The prompt as text, and the answer's tokens with the end token."""
-        if record.videos:
-            raise UserError("rows with videos can be prepared, but not yet trained or evaluated")
         prompt, tail = self.render(record)
         if (record.tools or record.details) and (name := left_out(record, prompt, tail)):
             raise UserError(f"the base's chat template does not print {name}")
@@ -267,7 +274,7 @@ class Encoder:
         """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
 
         `answers` appends the answers and gives labels; `side` is where the padding goes. Images
-        become pixel_values of shape (patches, features) and image_grid_thw of shape (images, 3).
+        and videos become what `pixels` and `moving` give.
         """
         import torch
 
@@ -291,17 +298,39 @@ class Encoder:
         if answers:
             batch["labels"] = pad(labels, IGNORED)
         if self.processor is not None:
-            # Marks image tokens; the model derives its three-axis positions from it.
-            image = self.processor.image_token_id
-            batch["mm_token_type_ids"] = (batch["input_ids"] == image).to(torch.int)
-            images = [image for row in rows for image in row.images]
-            if images:
+            batch["mm_token_type_ids"] = self.kinds(batch["input_ids"])
+            if images := [image for row in rows for image in row.images]:
                 batch |= self.pixels(images)
+            if videos := [video for row in rows for video in row.videos]:
+                batch |= self.moving(videos)
         return batch
+
+    def kinds(self, tokens: Tensor) -> Tensor:
+        """1 for an image's tokens, 2 for a video's, 0 for text; int, of the tokens' shape.
+
+        The model derives its three-axis positions from it.
+        """
+        import torch
+
+        image, video = self.processor.image_token_id, self.processor.video_token_id
+        return ((tokens == image) + 2 * (tokens == video)).to(torch.int)
 
     def pixels(self, images: Iterable[bytes]) -> dict[str, Tensor]:
         """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
         return dict(self.processor.image_processor(opened(images), return_tensors="pt"))
+
+    def moving(self, videos: Sequence[Video]) -> dict[str, Tensor]:
+        """pixel_values_videos (patches, features) and video_grid_thw (videos, 3); for a base whose
+        positions count seconds, second_per_grid_ts (videos), the seconds of a step in time."""
+        import torch
+
+        processor = self.processor.video_processor
+        made = processor(**films(videos), return_tensors="pt")
+        found = {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        if "second_per_grid_ts" in self.processor.model_input_names:
+            seconds = [processor.temporal_patch_size / video.fps for video in videos]
+            found["second_per_grid_ts"] = torch.tensor(seconds)
+        return found
 
 
 def left_out(record: Record, prompt: str, tail: str) -> str | None:
@@ -346,10 +375,3 @@ def check_tokens(encoder: Encoder, base: Base, rows: Iterable[Row]) -> None:
             "tokenizer, which the rows use: take a tokenizer without them, or resize the base's "
             "embeddings and train those first"
         )
-
-
-def opened(images: Iterable[bytes]) -> list[Image]:
-    """Encoded images as RGB pictures."""
-    from PIL import Image
-
-    return [Image.open(io.BytesIO(image)).convert("RGB") for image in images]

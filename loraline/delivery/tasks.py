@@ -79,7 +79,7 @@ def differences(contract: Contract, wide: Contract, videos: int) -> str:
     """
     was = {
         "images a request": (contract.max_images, wide.max_images),
-        "videos a request": (0, videos),
+        "videos a request": (contract.max_videos, max(contract.max_videos, videos)),
         "min_pixels": (contract.min_pixels, wide.min_pixels),
         "max_pixels": (contract.max_pixels, wide.max_pixels),
         "tokens": (contract.max_model_len, wide.max_model_len),

@@ -46,19 +46,23 @@ class Measurement:
     """Target tokens, the end token included."""
 
 
-def chosen_engine(asked: str, serve_dtype: str) -> str:
+def chosen_engine(asked: str, serve_dtype: str, videos: int = 0) -> str:
     """`hf` or `vllm`; `auto` takes vLLM where it is installed, has a GPU and the precision.
+
+    Rows that show up to so many `videos` are measured by `hf` alone.
 
     Raises UserError if vLLM is asked for and cannot be had.
     """
     installed = find_spec("vllm") is not None
     if asked == "vllm" and not installed:
         raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
+    if asked == "vllm" and videos:
+        raise UserError("--engine vllm: rows with videos are not measured with it; use --engine hf")
     from loraline.serving import versions
 
     # A champion beside a merged candidate may not be merged.
     whole = versions.needs_cpu(serve_dtype, merged=False)
-    if asked == "hf" or not installed or (asked == "auto" and whole):
+    if asked == "hf" or not installed or videos or (asked == "auto" and whole):
         return "hf"
     import torch
 
@@ -101,8 +105,8 @@ def measure(
 def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> dict[int, Row]:
     """The rows that a server under this contract would accept, encoded, by their index.
 
-    An image that cannot be decoded, more images than any training row has, or a prompt that leaves
-    no room for the longest answer, is refused by the server, too.
+    An image that cannot be decoded, more images or videos than any training row has, or a prompt
+    that leaves no room for the longest answer, is refused by the server, too.
     """
     rows = {}
     for index, record in enumerate(held_out):
@@ -111,7 +115,8 @@ def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> d
         except (OSError, ValueError, SyntaxError):
             continue
         fits = len(row.prompt) + agreed.max_new_tokens <= agreed.max_model_len
-        if fits and len(row.images) <= agreed.max_images:
+        shows = len(row.images) <= agreed.max_images and len(row.videos) <= agreed.max_videos
+        if fits and shows:
             rows[index] = row
     return rows
 

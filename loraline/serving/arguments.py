@@ -128,6 +128,7 @@ def arguments(
     if contract.tools:
         args += ["--enable-auto-tool-choice", "--tool-call-parser", call_parser(contract)]
     if vision:
+        videos = max(videos, contract.max_videos)
         counts = {"image": contract.max_images, "video": videos}
         args += ["--limit-mm-per-prompt", compact(counts)]
         if videos:
@@ -202,7 +203,7 @@ def demand(
         max_loras=len(ranks),
         tower=contract.trains_vision,
         # A video is as large as the largest image that the base takes.
-        max_pixels=None if videos else contract.max_pixels,
+        max_pixels=None if videos or contract.max_videos else contract.max_pixels,
         max_num_batched_tokens=batched_tokens(contract),
     )
 

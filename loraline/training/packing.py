@@ -9,7 +9,7 @@ packed after, so packing changes neither what a step learns from nor what the le
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -92,23 +92,26 @@ class Steps:
             yield order[start : start + self.rows_per_step]
 
 
-def positions(row: Row, grids: Tensor | None, image_token: int | None, rope_index: Any) -> Tensor:
+def positions(
+    row: Row, shown: Mapping[str, Tensor], kinds: Callable[..., Tensor] | None, rope_index: Any
+) -> Tensor:
     """Positions of one row, (1, tokens) for text models and (4, tokens) for Qwen-VL.
 
     The first of the four is the place in the row, the other three are multimodal RoPE's time,
     height and width (Qwen2-VL, arXiv 2409.12191, section 2.1), as the base's own `rope_index`
-    gives them; `grids` has the (time, height, width) patches of the row's images.
+    gives them. `shown` has the grids of the row's images and videos, (time, height, width) in
+    patches, and the seconds of a step in time, by the names of `rope_index`; `kinds` tells the
+    tokens of images and videos.
     """
     import torch
 
     places = torch.arange(len(row))[None]
     if rope_index is None:
         return places
-    if grids is None:
+    if kinds is None or not shown:
         return places.expand(4, -1)
     tokens = torch.tensor([row.prompt + row.answer])
-    kinds = (tokens == image_token).to(torch.int)
-    axes, _ = rope_index(tokens, mm_token_type_ids=kinds, image_grid_thw=grids)
+    axes, _ = rope_index(tokens, mm_token_type_ids=kinds(tokens), **shown)
     return torch.cat([places, axes[:, 0]])
 
 
@@ -120,25 +123,25 @@ def pack(
     input_ids (1, tokens); position_ids (1, tokens) or (4, 1, tokens); row_bounds (rows + 1), int32,
     where each row begins and the last ends; labels (targets), the answers' tokens; predicting
     (targets), the places whose outputs predict them, never across rows; pixel_values and
-    image_grid_thw if the rows have images.
+    image_grid_thw if the rows have images, pixel_values_videos and video_grid_thw if videos.
     """
     import torch
 
     batch: MicroBatch = {}
-    images = [image for row in rows for image in row.images]
-    grids: list[Tensor | None] = [None] * len(rows)
-    image_token = None
-    if images:
-        batch |= encoder.pixels(images)
-        image_token = encoder.processor.image_token_id
+    shown: list[dict[str, Tensor]] = [{} for _ in rows]
+    if any(row.images for row in rows):
+        batch |= encoder.pixels([image for row in rows for image in row.images])
         counts = [len(row.images) for row in rows]
-        split = batch["image_grid_thw"].split(counts)
-        grids = [grid if count else None for grid, count in zip(split, counts, strict=True)]
+        divide(shown, "image_grid_thw", batch["image_grid_thw"], counts)
+    if any(row.videos for row in rows):
+        moving = encoder.moving([video for row in rows for video in row.videos])
+        batch |= {name: moving[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        counts = [len(row.videos) for row in rows]
+        for name in moving.keys() - {"pixel_values_videos"}:
+            divide(shown, name, moving[name], counts)
+    kinds = encoder.kinds if any(shown) else None
     places = torch.cat(
-        [
-            positions(row, grid, image_token, rope_index)
-            for row, grid in zip(rows, grids, strict=True)
-        ],
+        [positions(row, own, kinds, rope_index) for row, own in zip(rows, shown, strict=True)],
         dim=1,
     )
     bounds = [0]
@@ -156,3 +159,12 @@ def pack(
         "labels": tokens[1:][predicting],
         "predicting": torch.tensor(predicting),
     }
+
+
+def divide(
+    shown: Sequence[dict[str, Tensor]], name: str, values: Tensor, counts: Sequence[int]
+) -> None:
+    """Give each row its part of a tensor of all rows' media, where it has any."""
+    for own, part, count in zip(shown, values.split(list(counts)), counts, strict=True):
+        if count:
+            own[name] = part

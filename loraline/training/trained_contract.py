@@ -38,6 +38,7 @@ def write(
         min_pixels=recipe.min_pixels,
         max_pixels=recipe.max_pixels,
         max_images=max(1, *(len(row.images) for split in rows.values() for row in split)),
+        max_videos=max(len(row.videos) for split in rows.values() for row in split),
         max_length=max(len(row) for split in rows.values() for row in split),
         max_new_tokens=recipe.max_new_tokens,
         max_positions=architectures.positions(base.config),

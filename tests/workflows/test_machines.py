@@ -83,6 +83,7 @@ def test_a_pod_of_the_group_is_the_pod_of_the_step_on_one_machine(source: Any) -
     pod = job(found)["spec"]["template"]["spec"]
     assert pod["securityContext"] == alone["securityContext"]
     assert pod["automountServiceAccountToken"] is False
+    assert pod["shareProcessNamespace"] is True
     assert pod["volumes"] == [*alone["volumes"], *template(alone, "train-qlora")["volumes"]]
 
 

@@ -197,26 +197,16 @@ class Exact:
 
     def with_videos(self, prompt: str, row: Record) -> int:
         """Tokens of a prompt that shows videos, by the processor itself: it also writes times."""
-        from loraline.base.encoding import opened
+        from loraline.base.media import films, opened
 
         if prompt.count(self.encoder.processor.video_token) != len(row.videos):
             raise UserError(
                 f"the chat template has no place for videos; it rendered {prompt[:400]!r}"
             )
-        metadata = [
-            {
-                "fps": video.fps,
-                "total_num_frames": len(video.frames),
-                "frames_indices": list(range(len(video.frames))),
-            }
-            for video in row.videos
-        ]
         encoded = self.encoder.processor(
             text=[prompt],
             images=opened(row.images) or None,
-            videos=[opened(video.frames) for video in row.videos],
-            video_metadata=metadata,
-            do_sample_frames=False,
+            **films(row.videos),
             add_special_tokens=False,
         )
         return len(encoded["input_ids"][0])

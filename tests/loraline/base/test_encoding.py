@@ -17,7 +17,7 @@ from loraline.base.encoding import IGNORED, Encoder, Row
 from loraline.base.load import load
 from loraline.base.locate import locate
 from loraline.errors import UserError
-from loraline.records import IMAGE, Record, Video, from_prompt
+from loraline.records import IMAGE, VIDEO, Record, Video, from_prompt
 from loraline.training.rows import load_rows
 
 VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
@@ -335,11 +335,59 @@ def test_special_tokens_are_the_templates_alone(tiny_base, architecture: str) ->
     assert some_rows(encoder, architecture) == before
 
 
-def test_a_video_is_not_yet_encoded(tiny_base) -> None:
+VIDEO_PLACE = "{% elif part.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+
+
+def of_videos(folder, architecture: str) -> Encoder:
+    """An encoder with a chat template that has a place for videos."""
+    own = encoder_of(folder, architecture)
+    text = "{% else %}{{ part.text }}"
+    template = own.chat_template.replace(text, VIDEO_PLACE + text)
+    limits = {"min_pixels": 28 * 28, "max_pixels": PIXELS}
+    return Encoder(folder, "vision", chat_template=template, **limits)
+
+
+def test_a_video_needs_a_place_in_the_chat_template(tiny_base) -> None:
     encoder = encoder_of(tiny_base("qwen3-vl"), "qwen3-vl")
-    shown = Record((("user", "q"), ("assistant", "a")), videos=(Video((drawing(28, 28),), 1.0),))
-    with pytest.raises(UserError, match="rows with videos can be prepared, but not yet trained"):
+    film = Video((drawing(28, 28),) * 4, 1.0)
+    shown = Record((("user", VIDEO + "q"), ("assistant", "a")), videos=(film,))
+    with pytest.raises(UserError, match="the chat template has no place for videos"):
         encoder.encode(shown)
+
+
+@pytest.mark.parametrize("architecture", VISION)
+def test_images_and_videos_of_a_row_are_told_apart(tiny_base, architecture: str) -> None:
+    encoder = of_videos(tiny_base(architecture), architecture)
+    film = Video((drawing(56, 56),) * 4, 2.0)
+    messages = (("user", f"{VIDEO}{IMAGE}What moves?"), ("assistant", "it"))
+    row = encoder.encode(Record(messages, (drawing(56, 28),), (film,)))
+    other = encoder.encode(from_prompt("q", "", "a", drawing(28, 28)))
+    batch = encoder.collate([row, other], answers=True, side="right")
+    images, videos = batch["image_grid_thw"], batch["video_grid_thw"]
+    assert len(images) == 2 and videos[:, 0].tolist() == [2]
+    merged = [int(grid.prod()) // 4 for grid in (images[0], videos[0])]
+    kinds = batch["mm_token_type_ids"][0]
+    assert [int((kinds == kind).sum()) for kind in (1, 2)] == merged
+    assert len(batch["pixel_values_videos"]) == int(videos.prod())
+    seconds = batch.get("second_per_grid_ts")
+    assert seconds is None or seconds.tolist() == [1.0]
+    assert (seconds is None) == (architecture != "qwen2.5-vl")
+
+
+def test_each_answer_about_a_video_has_a_row_with_what_was_shown_before(tiny_base) -> None:
+    encoder = of_videos(tiny_base("qwen3-vl"), "qwen3-vl")
+    films = tuple(Video((drawing(28 * n, 28),) * 4, 1.0) for n in (1, 2))
+    messages = (
+        ("user", f"{VIDEO}one"),
+        ("assistant", "a"),
+        ("user", f"{VIDEO}two"),
+        ("assistant", "b"),
+    )
+    record = Record(messages, videos=films)
+    first, last = encoder.conversation(record)
+    assert first == encoder.encode(record.until(1)) and first.videos == films[:1]
+    assert last == encoder.encode(record) and last.videos == films
+    assert not first.earlier and not last.earlier
 
 
 def test_images_keep_their_colours(tiny_base) -> None:

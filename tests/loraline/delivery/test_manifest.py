@@ -406,6 +406,14 @@ def test_a_server_takes_as_many_images_a_request_as_the_rows_have():
     several = VISION.model_copy(update={"max_images": 3})
     args = server_args(rendered(several))
     assert args[args.index("--limit-mm-per-prompt") + 1] == '{"image":3,"video":0}'
+    assert "--media-io-kwargs" not in args
+
+
+def test_a_server_takes_as_many_videos_a_request_as_the_rows_have_with_all_their_frames():
+    moving = VISION.model_copy(update={"max_videos": 2})
+    args = server_args(rendered(moving))
+    assert args[args.index("--limit-mm-per-prompt") + 1] == '{"image":1,"video":2}'
+    assert args[args.index("--media-io-kwargs") + 1] == '{"video":{"num_frames":-1}}'
 
 
 def test_keda_asks_for_the_requests_of_this_namespace_alone():

@@ -136,5 +136,8 @@ def test_on_a_gpu_vllm_takes_what_it_can_apply_there(monkeypatch) -> None:
     chosen = measurement.chosen_engine
     assert chosen("auto", "bfloat16") == chosen("vllm", "bfloat16") == "vllm"
     assert chosen("auto", "float32") == chosen("hf", "float32") == "hf"
+    assert chosen("auto", "bfloat16", 1) == "hf"
+    with pytest.raises(UserError, match="rows with videos are not measured with it"):
+        chosen("vllm", "bfloat16", 1)
     with pytest.raises(UserError, match="adapters on GPUs in bfloat16 or float16 only; use"):
         chosen("vllm", "float32")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from loraline.errors import TryAgain, UserError
-from loraline.records import Record, from_prompt
+from loraline.records import Record, Video, from_prompt
 from loraline.serving import client
 from loraline.serving.client import Refused, Server
 
@@ -73,6 +73,12 @@ def test_images_are_sent_in_the_request_with_their_type(kind: str) -> None:
     head, _, data = content[1]["image_url"]["url"].partition(",")
     assert head == f"data:image/{kind.lower()};base64"
     assert base64.b64decode(data) == image
+
+
+def test_a_video_is_not_left_out_in_silence() -> None:
+    moving = Record((("user", "<video>q"), ("assistant", "a")), videos=(Video((b"",), 1.0),))
+    with pytest.raises(UserError, match="rows with videos are not yet asked of a server"):
+        client.Server("http://127.0.0.1:1").ask("tiny-lora", moving, 5)
 
 
 def test_a_server_that_is_no_address_or_not_there_is_said() -> None:

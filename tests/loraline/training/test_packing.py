@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_rows import ARCHITECTURES, encoder_for, rows_for
+from packed_rows import ARCHITECTURES, encoder_for, film, rows_for, rows_with_videos
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from loraline.base.encoding import Encoder, Row
+from loraline.base.media import films
 from loraline.base.targets import target_modules
 from loraline.training import attention, lora, loss, packing
 
@@ -114,6 +115,57 @@ def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
         assert any(f"visual.blocks.{block}.mlp" in name for name in found)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+def test_packed_rows_with_videos_learn_what_each_learns_alone(
+    architecture: str, tiny_base: Callable[[str], Path]
+) -> None:
+    base = tiny_base(architecture)
+    encoder = encoder_for(base, True)
+    rows = rows_with_videos(encoder)
+    model = tuned(base, True)
+    separate = [alone(model, encoder, row) for row in rows]
+    torch.cat(separate).sum().backward()
+    expected = gradients(model)
+
+    causal = model.get_base_model()
+    lora.add_in_place(model)
+    attention.use(causal)
+    loss.give_losses(causal)
+    packed = model(**packing.pack(encoder, rows, causal.model.get_rope_index))
+    packed.sum().backward()
+
+    torch.testing.assert_close(packed, torch.cat(separate), atol=1e-4, rtol=0)
+    found = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_time_in_a_video_counts_for_each_family_in_its_own_way(
+    tiny_base: Callable[[str], Path],
+) -> None:
+    """Qwen2.5-VL's positions follow the seconds, Qwen3-VL's prompt has them as text."""
+    slow, fast = (film(4, 56, 28, fps, seed=1) for fps in (0.5, 4.0))
+    placed, written = {}, {}
+    for architecture in ARCHITECTURES[1:]:
+        base = tiny_base(architecture)
+        encoder = encoder_for(base, True)
+        auto = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
+        text = "<|vision_start|><|video_pad|><|vision_end|>Who?"
+        rows = []
+        for video in (slow, fast):
+            encoded = encoder.processor(text=[text], **films([video]))
+            rows.append(Row(list(encoded["input_ids"][0]), [encoder.end], videos=(video,)))
+        packed = [packing.pack(encoder, [row], auto.model.get_rope_index) for row in rows]
+        written[architecture] = rows[0].prompt != rows[1].prompt
+        placed[architecture] = not all(
+            torch.equal(one, other)
+            for one, other in zip(*(each["position_ids"] for each in packed), strict=False)
+        )
+    assert written == {"qwen2-vl": False, "qwen2.5-vl": False, "qwen3-vl": True}
+    assert placed["qwen2-vl"] is False and placed["qwen2.5-vl"] is True
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -71,7 +71,8 @@ def test_places_of_a_row_with_images_stand_before_its_three_axes() -> None:
         return axes, None
 
     row = Row(prompt=[5, 9], answer=[7], images=(b"image",))
-    found = packing.positions(row, torch.tensor([[1, 2, 2]]), 9, rope_index)
+    shown = {"image_grid_thw": torch.tensor([[1, 2, 2]])}
+    found = packing.positions(row, shown, lambda tokens: (tokens == 9).int(), rope_index)
 
     assert found.tolist() == [[0, 1, 2], *axes[:, 0].tolist()]
 
@@ -79,8 +80,8 @@ def test_places_of_a_row_with_images_stand_before_its_three_axes() -> None:
 def test_a_row_without_images_has_one_place_on_each_axis() -> None:
     row = Row(prompt=[5], answer=[7])
 
-    assert packing.positions(row, None, None, None).tolist() == [[0, 1]]
-    assert packing.positions(row, None, 9, lambda: None).tolist() == [[0, 1]] * 4
+    assert packing.positions(row, {}, None, None).tolist() == [[0, 1]]
+    assert packing.positions(row, {}, lambda: None, lambda: None).tolist() == [[0, 1]] * 4
 
 
 def test_a_pack_says_where_rows_begin_and_what_is_predicted_from_where() -> None:
