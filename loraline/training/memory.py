@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import architectures
-from loraline.base.architectures import decoder_layer, linears
-from loraline.base.targets import MERGERS, targets_of
+from loraline.base.architectures import linears
+from loraline.base.targets import targets_of
 from loraline.errors import UserError
 from loraline.training.activations import kept_by_layer, tower_activations
+from loraline.training.gathering import layers_gathered, learned_parameters, rest_gathered
 from loraline.training.machine import HEADROOM, Machine
 
 if TYPE_CHECKING:
@@ -234,10 +235,16 @@ def estimate(
     """Bytes at the peak of the worst optimizer step that these rows can make, in one process."""
     text = base.config.get("text_config") or base.config
     lengths = sorted(map(len, rows), reverse=True)
-    tokens = max(lengths[0], min(plan.token_budget, sum(lengths[: recipe.rows_per_step])))
+    step = sum(lengths[: recipe.rows_per_step])
+    # Rows go to the card with the fewest tokens: none has more than a row beyond its part.
+    share = min(step, -(-step // cards) + lengths[0])
+    tokens = max(lengths[0], min(plan.token_budget, share))
     layers = text["num_hidden_layers"]
     kept = kept_by_layer(text, recipe, fused=plan.fused)
     width = text["hidden_size"]
+    fixed = spent(recipe, base, plan, cards)
+    # While logits are there, no layer is gathered.
+    logits = LOSS - layers_gathered(recipe, base, cards) if plan.sharded else LOSS
     tower, tower_again = tower_activations(
         recipe, base, rows, tokens, checkpointing=plan.checkpointing, fused=plan.fused
     )
@@ -248,10 +255,10 @@ def estimate(
         activations = tokens * layers * 2 * width
         again = tokens * (kept + 4 * text["intermediate_size"] + 2 * width)
         product = for_a_product(recipe, text, plan, tokens)
-        working = max(again + product, LOSS, tower_again - activations)
+        working = max(again + product, logits, tower_again - activations)
     else:
         activations = tokens * layers * kept
-        working = max(for_a_product(recipe, text, plan, tokens), LOSS // 2)
+        working = max(for_a_product(recipe, text, plan, tokens), logits - LOSS // 2)
     activations += tower
     copies, dora = dora_weights(recipe, base)
     activations += 0 if plan.checkpointing else copies
@@ -262,7 +269,6 @@ def estimate(
         merged = vision.get("spatial_merge_size", 2) ** 2
         patch = 3 * vision.get("temporal_patch_size", 2) * vision.get("patch_size", 14) ** 2
         inputs = tokens * merged * patch * 4
-    fixed = spent(recipe, base, plan, cards)
     return replace(fixed, activations=activations, working=working, inputs=inputs)
 
 
@@ -277,7 +283,7 @@ def spent(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
         learning = 16 * adapter_parameters(recipe, base)
     if not plan.sharded:
         return Estimate(weights, learning, activations=0, working=0, inputs=0)
-    gathered = gathered_bytes(recipe, base)
+    gathered = layers_gathered(recipe, base, cards) + rest_gathered(recipe, base)
     if plan.offloaded:
         # The base is read by each process before it keeps its part.
         read = 2 * sum(architectures.parameters(base.config)) * cards
@@ -285,40 +291,6 @@ def spent(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
         return Estimate(0, 0, activations=0, working=0, inputs=0, gathered=gathered, host=host)
     parts = (-(-weights // cards), -(-learning // cards))
     return Estimate(*parts, activations=0, working=0, inputs=0, gathered=gathered)
-
-
-def gathered_bytes(recipe: Profile, base: Base) -> int:
-    """Bytes of gathered weights: two layers, of which one is on its way, and all but the layers.
-
-    A layer that learns has its gradients beside it, in bfloat16 and once more in float32 as they
-    are summed; those of all but the layers are there through the whole backward pass.
-    """
-    text = architectures.text_config(base.config)
-    layer = sum(inputs * outputs for inputs, outputs in decoder_layer(text).values())
-    total = sum(architectures.parameters(base.config))
-    rest = total - layer * int(text["num_hidden_layers"])
-    if recipe.train == "full":
-        language = recipe.tune.language
-        learned_rest = learned_parameters(recipe, base)[0]
-        learned_rest -= layer * int(text["num_hidden_layers"]) if language else 0
-        return 2 * (2 * layer) + (6 * layer if language else 0) + 2 * rest + 6 * learned_rest
-    bytes_a_weight = 4.127 / 8 if recipe.quantization == "nf4" else 2
-    return int(2 * layer * bytes_a_weight) + 2 * rest
-
-
-def learned_parameters(recipe: Profile, base: Base) -> tuple[int, int]:
-    """Parameters of the base that learn under `train: full`, and those that do not."""
-    total = sum(architectures.parameters(base.config))
-    vision = architectures.vision_parameters(base.config) if recipe.modality == "vision" else 0
-    merger = sum(
-        (inputs + 1) * outputs
-        for name, (inputs, outputs) in linears(base.config).items()
-        if name.startswith(MERGERS)
-    )
-    learned = total - vision if recipe.tune.language else 0
-    learned += merger if recipe.trains_merger else 0
-    learned += vision - merger if recipe.trains_tower else 0
-    return learned, total - learned
 
 
 def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
@@ -338,12 +310,13 @@ def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
 
 def for_a_product(recipe: Profile, text: Mapping[str, Any], plan: Plan, tokens: int) -> int:
     """Bytes that the widest product of a decoder layer has for a moment: its weight unpacked, or
-    in FP8 its rounded operand, and the weight transposed where no such copy is kept."""
+    in FP8 its rounded operand, and the weight transposed where no such copy is kept. Weights in 16
+    bits are read as they are."""
     inner = int(text["intermediate_size"])
     weight = int(text["hidden_size"]) * inner
     if recipe.quantization == "fp8":
         return tokens * inner + (0 if plan.dequantized else weight)
-    return 2 * weight
+    return 2 * weight if recipe.quantization == "nf4" else 0
 
 
 def adapter_parameters(recipe: Profile, base: Base) -> int:

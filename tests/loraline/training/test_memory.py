@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from loraline.base import architectures
 from loraline.base.encoding import Row
 from loraline.base.locate import Base, locate
 from loraline.errors import UserError
-from loraline.training import activations, memory
+from loraline.training import activations, gathering, memory
 from loraline.training.adapted import for_training
 from loraline.training.machine import Machine
 
@@ -82,6 +83,48 @@ def test_recomputed_activations_take_what_was_measured(
     plan = memory.Plan(tokens, checkpointing=True, dequantized=False, fused=True)
     found = memory.estimate(STANDARD, mistral, rows(tokens), plan).total / GIB
     assert found == pytest.approx(peak, rel=0.15)
+
+
+LOADED = memory.Plan(2048, checkpointing=True, dequantized=False, fused=True, sharded=True)
+WAITING = replace(LOADED, offloaded=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan", "cards", "tokens", "peak"),
+    [
+        # Weights in host memory, on an H100; the others on two H200.
+        ({"quantization": "none"}, WAITING, 1, 2038, 1.80),
+        ({"quantization": "none"}, WAITING, 1, 8175, 4.33),
+        ({"quantization": "none"}, LOADED, 2, 2080, 9.04),
+        ({"quantization": "none"}, LOADED, 2, 4132, 9.85),
+        ({"train": "full"}, LOADED, 2, 2080, 55.64),
+        ({"train": "full"}, LOADED, 2, 4132, 58.10),
+    ],
+)
+def test_weights_that_are_shared_out_take_what_was_measured(
+    changes: dict[str, Any],
+    plan: memory.Plan,
+    cards: int,
+    tokens: int,
+    peak: float,
+    mistral: Base,
+) -> None:
+    recipe = STANDARD.model_copy(update=changes)
+    base = replace(mistral, config=MISTRAL_7B | {"vocab_size": 32000})
+    planned = replace(plan, token_budget=tokens)
+    needed = memory.estimate(recipe, base, rows(tokens), planned, cards).total / GIB
+    assert needed == pytest.approx(peak, rel=0.1)
+
+
+def test_a_step_of_several_cards_is_each_cards_part_of_it(mistral: Base) -> None:
+    """Rows go to the card with the fewest tokens, so none has more than a row beyond its part."""
+    recipe = STANDARD.model_copy(update={"rows_per_step": 32})
+    plan = memory.Plan(16384, checkpointing=False, dequantized=True, fused=True)
+    alone, shared = (
+        memory.estimate(recipe, mistral, rows(400, 64), plan, cards) for cards in (1, 2)
+    )
+    as_wide = memory.estimate(recipe, mistral, rows(400, 64), replace(plan, token_budget=6800))
+    assert alone.activations > shared.activations == as_wide.activations
 
 
 def test_a_large_card_gets_the_fastest_plan(mistral: Base) -> None:
@@ -470,4 +513,4 @@ def test_every_parameter_that_learns_of_a_whole_model_is_counted(
         if "merger" in n and ("norm" in n or "ln_q" in n)
     )
     # The mergers' norms, some thousands, are counted with the tower.
-    assert abs(memory.learned_parameters(recipe, base)[0] - learning) <= norms
+    assert abs(gathering.learned_parameters(recipe, base)[0] - learning) <= norms
