@@ -14,7 +14,7 @@ from typing import Any
 from loraline import web
 from loraline.addresses import shown
 from loraline.errors import TryAgain, UserError
-from loraline.records import IMAGE, Record
+from loraline.records import IMAGE, TAGS, VIDEO, Record
 
 TIMEOUT = 300
 """Seconds for one whole answer."""
@@ -131,12 +131,14 @@ class Server:
 
 
 def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
-    """Body of a greedy chat completion for a row's prompt, its images as data URIs."""
-    if record.videos:
-        raise UserError("rows with videos are not yet asked of a server; take rows without")
-    images = iter(record.images)
+    """Body of a greedy chat completion for a row's prompt, its images and videos as data URIs.
+
+    Raises UserError for videos of several rates: vLLM takes one for a request.
+    """
+    shown = {IMAGE: iter(record.images), VIDEO: iter(record.videos)}
+    in_parts = bool(record.images or record.videos)
     messages = [
-        {"role": role, "content": content if not record.images else parts(content, images)}
+        {"role": role, "content": parts(content, shown) if in_parts else content}
         for role, content in record.messages[:-1]
     ]
     for message, turn in zip(messages, record.prompt(), strict=True):
@@ -149,6 +151,15 @@ def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
     if record.tools:
         # With tool_choice none the answer comes as it was written, and the prompt shows the tools.
         body |= {"tools": record.tool_list(), "tool_choice": "none"}
+    if record.videos:
+        rates = sorted({video.fps for video in record.videos})
+        if len(rates) > 1:
+            listed = " and ".join(map(str, rates))
+            raise UserError(
+                f"a row shows videos of {listed} frames a second, and vLLM takes one rate a request"
+            )
+        # Every frame: what came is already a sample.
+        body["media_io_kwargs"] = {"video": {"num_frames": -1, "fps": rates[0]}}
     return body
 
 
@@ -159,16 +170,21 @@ def as_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def parts(content: str, images: Any) -> list[dict[str, Any]]:
-    """A turn as the interface's list of parts; image tags become the next images."""
+def parts(content: str, shown: dict[str, Iterator[Any]]) -> list[dict[str, Any]]:
+    """A turn as the interface's list of parts; tags become the next images and videos."""
     listed: list[dict[str, Any]] = []
-    for index, text in enumerate(content.split(IMAGE)):
-        if index:
-            data = base64.b64encode(next(images)).decode()
+    for piece in TAGS.split(content):
+        if piece == IMAGE:
+            data = base64.b64encode(next(shown[IMAGE])).decode()
             url = {"url": f"data:image/{image_type(data)};base64,{data}"}
             listed.append({"type": "image_url", "image_url": url})
-        if text:
-            listed.append({"type": "text", "text": text})
+        elif piece == VIDEO:
+            frames = (base64.b64encode(frame).decode() for frame in next(shown[VIDEO]).frames)
+            # vLLM's name for frames that were sampled, whatever their format.
+            url = {"url": f"data:video/jpeg;base64,{','.join(frames)}"}
+            listed.append({"type": "video_url", "video_url": url})
+        elif piece:
+            listed.append({"type": "text", "text": piece})
     return listed
 
 

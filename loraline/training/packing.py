@@ -100,8 +100,8 @@ def positions(
     The first of the four is the place in the row, the other three are multimodal RoPE's time,
     height and width (Qwen2-VL, arXiv 2409.12191, section 2.1), as the base's own `rope_index`
     gives them. `shown` has the grids of the row's images and videos, (time, height, width) in
-    patches, and the seconds of a step in time, by the names of `rope_index`; `kinds` tells the
-    tokens of images and videos.
+    patches, and the seconds of a step in time, by the names of `rope_index`; `kinds` gives the type
+    of each token: text, image or video.
     """
     import torch
 

@@ -75,10 +75,31 @@ def test_images_are_sent_in_the_request_with_their_type(kind: str) -> None:
     assert base64.b64decode(data) == image
 
 
-def test_a_video_is_not_left_out_in_silence() -> None:
-    moving = Record((("user", "<video>q"), ("assistant", "a")), videos=(Video((b"",), 1.0),))
-    with pytest.raises(UserError, match="rows with videos are not yet asked of a server"):
-        client.Server("http://127.0.0.1:1").ask("tiny-lora", moving, 5)
+def test_a_video_is_sent_as_the_frames_that_were_sampled_with_their_rate() -> None:
+    frames = tuple(picture("JPEG") for _ in range(4))
+    row = Record((("user", "a <video> b"), ("assistant", "")), (), (Video(frames, 2.0),))
+    body = client.request("tiny-lora", row, 5)
+    content = body["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["text", "video_url", "text"]
+    head, _, data = content[1]["video_url"]["url"].partition(",")
+    assert head == "data:video/jpeg;base64"
+    assert tuple(map(base64.b64decode, data.split(","))) == frames
+    # All frames, not vLLM's thirty-two, and their times.
+    assert body["media_io_kwargs"] == {"video": {"num_frames": -1, "fps": 2.0}}
+
+
+def test_images_and_videos_stand_where_their_tags_do() -> None:
+    image, film = picture("PNG"), Video((picture("JPEG"),), 1.0)
+    row = Record((("user", "<video><image>?"), ("assistant", "")), (image,), (film,))
+    content = client.request("tiny-lora", row, 5)["messages"][0]["content"]
+    assert [part["type"] for part in content] == ["video_url", "image_url", "text"]
+
+
+def test_videos_of_two_rates_cannot_be_asked_at_once() -> None:
+    films = tuple(Video((picture("JPEG"),), fps) for fps in (1.0, 2.0))
+    row = Record((("user", "<video><video>?"), ("assistant", "")), (), films)
+    with pytest.raises(UserError, match=r"videos of 1\.0 and 2\.0 frames a second"):
+        client.request("tiny-lora", row, 5)
 
 
 def test_a_server_that_is_no_address_or_not_there_is_said() -> None:
