@@ -114,6 +114,15 @@ images:  ## Build the images: make images [BUILDER=buildah] [TAG=dev]
 	$(BUILDER) build -t localhost/loraline-gateway:$(TAG) -f images/gateway.Dockerfile .
 	$(BUILDER) build -t localhost/loraline-page:$(TAG) -f images/page.Dockerfile .
 
+# A Secret that an earlier cluster-apply made gets the keys that are new: $(call with_key,SECRET,KEY,VALUE).
+with_key = kubectl -n $(NAMESPACE) get secret $(1) -o "jsonpath={.data.$(2)}" | grep -q . \
+	|| kubectl -n $(NAMESPACE) patch secret $(1) --type merge -p "{\"stringData\":{\"$(2)\":\"$(3)\"}}"
+
+# MLflow in the namespace does not start without its users' database and an administrator.
+asked_of_mlflow = for key in mlflow/auth-store-uri mlflow/flask-secret-key loraline/MLFLOW_TRACKING_USERNAME loraline/MLFLOW_TRACKING_PASSWORD; do \
+	kubectl -n $(NAMESPACE) get secret $${key%/*} -o "jsonpath={.data.$${key\#*/}}" | grep -q . \
+	|| { echo "cluster-apply: the Secret $${key%/*} has no key $${key\#*/}, without which MLflow does not start; docs/cluster.md says how to make it"; exit 2; }; done
+
 .PHONY: cluster-apply
 cluster-apply:  ## Set up the namespace: make cluster-apply [OVERLAY=laptop, or a folder of your own]
 	@test "$(NAMESPACE)" = loraline || test -d "$(OVERLAY)" || { echo "cluster-apply: workflows/cluster/ is about the namespace loraline; for $(NAMESPACE) write an overlay"; exit 2; }
@@ -123,9 +132,14 @@ ifeq ($(OVERLAY),laptop)
 		--from-literal=AWS_ACCESS_KEY_ID=loraline --from-literal=AWS_SECRET_ACCESS_KEY=$$(openssl rand -hex 16)
 	@kubectl -n $(NAMESPACE) get secret mlflow >/dev/null 2>&1 || kubectl -n $(NAMESPACE) create secret generic mlflow \
 		--from-literal=backend-store-uri=sqlite:////data/mlflow/mlflow.db
+	@$(call with_key,mlflow,auth-store-uri,sqlite:////data/mlflow/auth.db)
+	@$(call with_key,mlflow,flask-secret-key,$$(openssl rand -hex 32))
+	@$(call with_key,loraline,MLFLOW_TRACKING_USERNAME,loraline)
+	@$(call with_key,loraline,MLFLOW_TRACKING_PASSWORD,$$(openssl rand -hex 16))
 	kubectl -n $(NAMESPACE) rollout status deployment/mlflow --timeout=10m
 else
 	@kubectl -n $(NAMESPACE) get secret loraline >/dev/null || { echo "cluster-apply: make the Secret loraline with S3's keys; docs/cluster.md says how"; exit 2; }
+	@! kubectl -n $(NAMESPACE) get deployment mlflow >/dev/null 2>&1 || { $(asked_of_mlflow); }
 endif
 
 .PHONY: submit

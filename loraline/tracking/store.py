@@ -224,6 +224,18 @@ def refusal(error: BaseException) -> str | None:
             f"MLflow at {uri()} cannot be written (attempt to write a readonly database): let "
             "this user write the file and its folder"
         )
+    if any("failed with error code 401" in str(cause) for cause in causes(error)):
+        return (
+            f"MLflow at {uri()} asks who is there: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to those of a user (for steps in a cluster they are keys of "
+            "the Secret loraline)"
+        )
+    if any("failed with error code 403" in str(cause) for cause in causes(error)):
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "this user")
+        return (
+            f"MLflow at {uri()} does not let {user} do that: ask its administrator. Where it "
+            "refuses the name that it is called by, its --allowed-hosts has to list that"
+        )
     if any("an mlflow-artifacts URI was supplied" in str(cause) for cause in causes(error)):
         return (
             f"the experiment in {uri()} was made by an MLflow server, which keeps its files: set "

@@ -90,6 +90,68 @@ def test_mlflow_answers_to_the_name_that_the_steps_call_it() -> None:
     assert SERVER["Service", "mlflow"]["spec"]["ports"][0]["port"] == int(host.partition(":")[2])
 
 
+def test_mlflow_asks_who_is_there_and_lets_others_only_read() -> None:
+    """Whoever moves an alias decides what is served."""
+    (container,) = SERVER["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
+    variables = {variable.pop("name"): variable for variable in map(dict, container["env"])}
+    settings = SERVER["ConfigMap", "mlflow-auth"]["data"]["basic-auth.ini"]
+
+    assert "--app-name=basic-auth" in container["args"]
+    assert "default_permission = READ" in settings.splitlines()
+    for name in ("USERNAME", "PASSWORD"):
+        key = f"MLFLOW_TRACKING_{name}"
+        # Without `optional`: a server without credentials does not start.
+        assert variables[key] == {"valueFrom": {"secretKeyRef": {"name": "loraline", "key": key}}}
+        assert variables[f"MLFLOW_AUTH_ADMIN_{name}"] == {"value": f"$({key})"}
+    for name, key in (
+        ("MLFLOW_FLASK_SERVER_SECRET_KEY", "flask-secret-key"),
+        ("AUTH_STORE_URI", "auth-store-uri"),
+    ):
+        assert variables[name] == {"valueFrom": {"secretKeyRef": {"name": "mlflow", "key": key}}}
+
+
+def test_the_steps_ask_mlflow_with_the_credentials_of_the_same_secret() -> None:
+    asking = [
+        {variable["name"]: variable.get("valueFrom") for variable in template["container"]["env"]}
+        for spec in SPECS
+        for template in spec["templates"]
+        if "MLFLOW_TRACKING_URI" in str(template.get("container", {}).get("env"))
+    ]
+    assert asking
+    for variables in asking:
+        for key in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            # Optional, since a server outside may not ask.
+            source = {"name": "loraline", "key": key, "optional": True}
+            assert variables[key] == {"secretKeyRef": source}
+
+
+def test_mlflows_users_are_kept_where_the_secret_says(tmp_path: Path) -> None:
+    """The command writes the file that MLflow reads, a % in the password included."""
+    import configparser
+
+    (container,) = SERVER["Deployment", "mlflow"]["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "basic-auth.ini").write_text(
+        SERVER["ConfigMap", "mlflow-auth"]["data"]["basic-auth.ini"]
+    )
+    mlflow = tmp_path / "bin/mlflow"
+    mlflow.parent.mkdir()
+    mlflow.write_text('#!/bin/sh\necho "$@"\n')
+    mlflow.chmod(0o755)
+    shell, flag, program, name = container["command"]
+    written = tmp_path / "written.ini"
+    program = program.replace("/etc/mlflow", str(tmp_path))
+    program = program.replace("/tmp/basic-auth.ini", str(written))
+    uri = "postgresql://mlflow:a%40b@postgres/auth"
+    environment = {"PATH": f"{mlflow.parent}:/usr/bin:/bin", "AUTH_STORE_URI": uri}
+    command = [shell, flag, program, name, *container["args"]]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["server", *container["args"]]
+    read = configparser.ConfigParser()
+    read.read(written)
+    assert read["mlflow"]["database_uri"] == uri
+    assert written.stat().st_mode & 0o077 == 0
+
+
 def test_other_namespaces_reach_mlflow_only_with_a_label() -> None:
     policy = SERVER["NetworkPolicy", "mlflow"]["spec"]
     pod = SERVER["Deployment", "mlflow"]["spec"]["template"]

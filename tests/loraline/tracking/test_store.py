@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from loraline.errors import UserError
 from loraline.tracking import store
 
 
@@ -50,6 +52,26 @@ def test_an_artifact_store_that_refuses_is_said(workplace: Path, code: str) -> N
     assert told is not None
     assert told.startswith("the artifact store of MLflow at sqlite:///")
     assert f"refused ListObjectsV2 ({code or 'without a reason'}): look at its bucket" in told
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (401, "asks who is there: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (403, "does not let reader do that: ask its administrator"),
+    ],
+)
+def test_a_server_that_wants_other_credentials_is_said(
+    code: int,
+    sentence: str,
+    answering: Callable[[int, str], str],
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", answering(code, "no"))
+    with pytest.raises(UserError, match=sentence):
+        store.connect()
 
 
 def test_other_errors_are_none_of_it() -> None:
