@@ -1,11 +1,13 @@
-# train_qlora and evaluate on NVIDIA GPUs; torch comes with the base, built for its CUDA.
+# train_qlora and evaluate on NVIDIA GPUs, with the fused kernels and vLLM, which evaluates faster than
+# Hugging Face; torch comes with the base, built for its CUDA.
 ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime
 
 # What has to be installed, on its own: other changes to pyproject.toml leave the large layer alone.
 FROM ${BASE} AS requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*p['dependencies'], *p['optional-dependencies']['gpu'], sep='\n')" > /requirements.txt
+    extras = p['optional-dependencies']; \
+    print(*p['dependencies'], *extras['gpu'], *extras['serve-gpu'], sep='\n')" > /requirements.txt
 
 FROM ${BASE}
 
