@@ -138,7 +138,9 @@ def run_unsloth(python: Path | None, arm: str, base: Path, steps: int, rows: int
         # It writes the code that it compiles into the folder that it runs in.
         script = str(ROOT / "bench/train_unsloth.py")
         lines = call(script, *given, python=str(python), env=environment, cwd=place)
-    return dict(json.loads(lines.splitlines()[-1]))
+    # It may say more when it ends.
+    measured = [line for line in lines.splitlines() if line.startswith("{")]
+    return dict(json.loads(measured[-1]))
 
 
 def launcher(gpus: int) -> list[str]:
