@@ -66,7 +66,7 @@ TASKS = ("text", "vision")
 )
 @click.option(
     "--unsloth",
-    type=click.Path(exists=True, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Python of an environment with unsloth, for its arms; they train text.",
 )
 def train(
@@ -85,7 +85,7 @@ def train(
 
     What each arm has measured is printed as a line of JSON as well.
     """
-    if unsloth is None and CHECKPOINTING.keys() & set(arms):
+    if CHECKPOINTING.keys() & set(arms) and not (unsloth and unsloth.exists()):
         raise click.UsageError("the arms of unsloth need --unsloth, the Python of its environment")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         environment()
