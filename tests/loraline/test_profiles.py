@@ -21,6 +21,7 @@ def test_the_folder_holds_the_promised_profiles() -> None:
         "radiology",
         "smoke-grounding",
         "smoke-text",
+        "smoke-video",
         "smoke-vision",
         "standard",
     ]
