@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -82,16 +83,34 @@ def submit(
     if no_watch:
         click.echo(name)
         return
-    subprocess.run(["argo", "watch", "--namespace", namespace, name], check=False)
+    # A picture that is drawn anew each second is for a terminal.
+    watch = "watch" if sys.stdout.isatty() else "wait"
+    subprocess.run(["argo", watch, "--namespace", namespace, name], check=False)
     told = subprocess.run(
         ["argo", "get", "--namespace", namespace, "--output", "json", name],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    phase = json.loads(told.stdout)["status"].get("phase", "Pending")
+    status = json.loads(told.stdout)["status"]
+    phase = status.get("phase", "Pending")
+    for line in run_ids(status):
+        click.echo(line)
     click.echo(f"{name}  {phase}")
     sys.exit(0 if phase == "Succeeded" else NOT_DONE)
+
+
+def run_ids(status: Mapping[str, Any]) -> list[str]:
+    """A line for each step that handed over a run ID, in the order in which they ended."""
+    steps = [node for node in status.get("nodes", {}).values() if node["type"] == "Retry"]
+    lines = []
+    for node in sorted(steps, key=lambda node: node.get("finishedAt") or ""):
+        listed_outputs = (node.get("outputs") or {}).get("parameters", [])
+        outputs = {each["name"]: each.get("value", "") for each in listed_outputs}
+        if outputs.get("run-id"):
+            words = (node["displayName"], "run", outputs["run-id"], outputs.get("result", ""))
+            lines.append("  ".join(words).rstrip())
+    return lines
 
 
 def with_recipes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -45,6 +46,42 @@ def test_without_argo_it_says_so(tmp_path: Path) -> None:
     ended = submit("workflows/pipeline.yaml", "-p", "profile=smoke-text", PATH=str(tmp_path))
     assert ended.returncode == 2
     assert "argo, the command line of Argo Workflows, is not installed" in ended.stderr
+
+
+ARGO = """#!/bin/sh
+case $1 in
+submit) echo workflow.argoproj.io/pipeline-1 ;;
+watch) echo drawn anew ;;
+get) cat ended.json ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("phase", "code"), [("Succeeded", 0), ("Failed", 1)])
+def test_it_ends_with_the_runs_and_the_verdict(tmp_path: Path, phase: str, code: int) -> None:
+    (tmp_path / "argo").write_text(ARGO.replace("ended.json", str(tmp_path / "ended.json")))
+    (tmp_path / "argo").chmod(0o755)
+    nodes = [
+        {"displayName": "quality-gate", "type": "Retry", "finishedAt": "2026-11-26T15:00:02Z",
+         "outputs": {"parameters": [{"name": "run-id", "value": "ab" * 16},
+                                    {"name": "result", "value": "passed"}]}},
+        {"displayName": "quality-gate(0)", "type": "Pod",
+         "outputs": {"parameters": [{"name": "run-id", "value": "ab" * 16}]}},
+        {"displayName": "evaluate", "type": "Retry", "finishedAt": "2026-11-26T15:00:01Z",
+         "outputs": {"parameters": [{"name": "run-id", "value": "cd" * 16}]}},
+        {"displayName": "deploy-vllm", "type": "Retry", "finishedAt": None},
+    ]  # fmt: skip
+    status = {"phase": phase, "nodes": {str(i): node for i, node in enumerate(nodes)}}
+    (tmp_path / "ended.json").write_text(json.dumps({"status": status}))
+    place = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    ended = submit("workflows/pipeline.yaml", "-p", "profile=smoke-text", PATH=place)
+
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.splitlines() == [
+        f"evaluate  run  {'cd' * 16}",
+        f"quality-gate  run  {'ab' * 16}  passed",
+        f"pipeline-1  {phase}",
+    ]
 
 
 @pytest.fixture
