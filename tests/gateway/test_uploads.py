@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from itertools import chain, repeat
@@ -74,6 +75,18 @@ def test_limits_are_told_with_their_number(start, stub) -> None:
         assert (inside.status_code, inside.json()["error"]["code"]) == (413, "image_too_large")
         pixels = ask(gateway, picture("JPEG", (200, 100), quality=5))
         assert (pixels.status_code, pixels.json()["limit"]) == (422, 10_000)
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(vision, stub) -> None:
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        f"Content-Length: {10**12}\r\n\r\n"
+    )
+    host, port = vision.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 10) as client:
+        client.sendall(head.encode())
+        answer = client.recv(2**16)
+    assert b" 413 " in answer.partition(b"\r\n")[0], answer
 
 
 def film(seconds: float = 3, rate: int = 10, size: tuple[int, int] = (96, 64), form: str = "mp4"):
