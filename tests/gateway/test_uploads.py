@@ -202,7 +202,7 @@ def test_the_decoder_has_limits(monkeypatch, size, limits, most, code) -> None:
 
 
 def test_the_decoder_follows_no_playlist(tmp_path, monkeypatch) -> None:
-    """Its format is given. FFmpeg would open what a playlist names, though it has no name itself."""
+    """Its format is given. FFmpeg opens what a playlist names, though that has no name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "film.ts").write_bytes(film(3, form="mpegts"))
     playlist = b"ffconcat version 1.0\nfile film.ts\n"
