@@ -30,8 +30,9 @@ sys.path.append(str(Path(__file__).parent))
 
 from gateway_arms import RATE, Arms, arms, cpu, facts, memory, sockets
 
-IDLE_S = 40
-"""Seconds after which the gateway has closed connections to the server that nobody uses."""
+IDLE_S = 75
+"""Seconds after which the gateway has closed connections that nobody uses: it looks every 30 s for
+those that were idle for 30 s."""
 
 PARTS = ("chunks", "first-token", "images", "video", "soak")
 

@@ -132,8 +132,9 @@ def test_no_file_is_left(guarded) -> None:
             assert not os.readlink(descriptor).startswith(str(uploads))
 
 
-def test_a_name_is_shown_back_without_its_folders_and_controls(guarded, stub, png) -> None:
-    files = {"files": ("C:\\fakepath\\ab\u202ec\x07.png", png)}
+@pytest.mark.parametrize("folder", ["C:\\fakepath\\", "../../etc/"])
+def test_a_name_is_shown_back_without_its_folders_and_controls(guarded, stub, png, folder) -> None:
+    files = {"files": (f"{folder}ab\u202ec\x07.png", png)}
     answer = guarded.client.post("/predict", files=files)
     assert answer.status_code == 200, answer.text
     assert answer.json()["predictions"][0]["filename"] == "abc%07.png"
