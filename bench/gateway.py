@@ -35,7 +35,7 @@ IDLE_S = 75
 those that were idle for 30 s."""
 
 KEPT = 6
-"""Connections to the server that stay: every 5 s the one that rested longest asks it for its models,
+"""Connections to the server that stay: every 5 s the one that rested longest asks for its models,
 so that six never rest for the 30 s."""
 
 PARTS = ("chunks", "first-token", "images", "video", "soak")
