@@ -268,6 +268,19 @@ def test_a_head_that_never_ends_is_closed(vision, monkeypatch) -> None:
             assert time.perf_counter() - began < 2
 
 
+def test_a_second_head_that_never_ends_is_closed_too(vision, monkeypatch) -> None:
+    monkeypatch.setattr(server, "HEADER_S", 0.5)
+    host, port = vision.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(5)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while b"\r\n\r\n{" not in answer:
+            answer += client.recv(4096)
+        client.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert client.recv(100) == b""
+
+
 def test_a_head_without_bounds_is_refused(vision) -> None:
     host, port = vision.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as client:
