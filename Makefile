@@ -37,6 +37,9 @@ quoted = '$(subst ','\'',$(1))'
 KNOWN := $(shell grep -qx -- '      - $(PROFILE)' workflows/pipeline.yaml && echo yes)
 RENDERED := $(if $(KNOWN),workflows,outputs/workflows)
 
+# MLflow is imported once for all steps of a run.
+RUN := $(BIN)/python -m runner.run_local --preload loraline_cli.preload
+
 # The summary is of this run, and not of another one that was started meanwhile.
 named = name="$(1)-$$(date +%Y%m%d-%H%M%S)-$$$$"
 
@@ -66,7 +69,7 @@ endif
 
 .PHONY: pipeline
 pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smoke-vision] [DATA=folder] [SET=r=16]
-	@$(call named,loraline-pipeline); $(BIN)/python -m runner.run_local $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
+	@$(call named,loraline-pipeline); $(RUN) $(RENDERED)/pipeline.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \
 		&& $(BIN)/python workflows/summary.py "outputs/$$name"
 
@@ -74,7 +77,7 @@ pipeline: install rendered  ## Run the pipeline here: make pipeline [PROFILE=smo
 sweep: install rendered  ## Compare profiles: make sweep PROFILES='["smoke-text", "mine"]' [PROFILE=smoke-text] [DATA=folder]
 	@$(BIN)/python workflows/submit.py workflows/sweep.yaml --check -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) -p $(call quoted,set=$(SET))
-	@$(call named,loraline-sweep); $(BIN)/python -m runner.run_local $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
+	@$(call named,loraline-sweep); $(RUN) $(RENDERED)/sweep.yaml -p $(call quoted,profile=$(PROFILE)) \
 		-p $(call quoted,profiles=$(or $(PROFILES),["$(PROFILE)"])) \
 		-p $(call quoted,data=$(DATA)) -p $(call quoted,set=$(SET)) --name "$$name" \
 		&& $(BIN)/python workflows/summary.py "outputs/$$name"

@@ -22,7 +22,8 @@ def run(workflow: str, options: tuple[str, ...]) -> None:
     """
     from runner.run_local import run_local
 
-    run_local.main([str(file_of(workflow)), *options], prog_name="loraline run")
+    preload = ("--preload", "loraline_cli.preload")
+    run_local.main([str(file_of(workflow)), *preload, *options], prog_name="loraline run")
 
 
 def file_of(workflow: str) -> Path:

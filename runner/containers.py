@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.language import OUT_DIR, Container, Output, Values
+from runner.programs import Program, Programs
 from runner.references import NodeError, substitute
 from runner.values import decoded
 
@@ -139,12 +140,9 @@ async def attempt(
     values: Mapping[str, str],
     timeout: float,
     stop: Stop,
-    lock: int,
+    programs: Programs,
 ) -> Attempt:
-    """Run a container's process in the root; `folder` is relative to it.
-
-    The process inherits the file descriptor `lock`, so the run stays locked while a process lives.
-    """
+    """Run a container's process in the root; `folder` is relative to it."""
     # A file of an earlier attempt must not pass for a result of this attempt.
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / folder).mkdir(parents=True)
@@ -155,14 +153,7 @@ async def attempt(
     files = {name: filled(output, values) for name, output in outputs.items()}
     environment |= {"ARGO_PROGRESS_FILE": str(root / folder / PROGRESS)}
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=root,
-            env=os.environ | environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            pass_fds=[lock] if lock >= 0 else (),
-        )
+        process = await programs.start(command, root, environment)
     except (OSError, ValueError) as error:
         message = f"main: Error (exit code {NOT_STARTED}): {not_started(command[0], error)}"
         return Attempt("Failed", message, NOT_STARTED, read_outputs(root / folder, files)[0])
@@ -242,7 +233,7 @@ def unreadable(folder: Path, outputs: dict[str, Output]) -> str:
     return ""
 
 
-async def ended(process: asyncio.subprocess.Process, until: float, stop: Stop) -> str:
+async def ended(process: Program, until: float, stop: Stop) -> str:
     """Wait for a process and end the processes it leaves; returns why it was stopped, if it was."""
     gone = asyncio.ensure_future(process.wait())
     asked = asyncio.ensure_future(stop.event.wait())

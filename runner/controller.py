@@ -9,6 +9,7 @@ from runner.containers import Stop
 from runner.frames import Frame, Invocation
 from runner.language import Values
 from runner.nodes import Node
+from runner.programs import Programs
 from runner.record import Record
 
 
@@ -16,8 +17,7 @@ class Controller(Record, ABC):
     """A run that can run templates."""
 
     stop: Stop
-    lock: int
-    """File descriptor of the lock on the run's folder, once it is locked; -1 before."""
+    programs: Programs
     answers: Answers
     only: str
     """The only task of the entrypoint that runs; empty if all run."""

@@ -31,6 +31,7 @@ from runner.language import (
 )
 from runner.lists import run_steps
 from runner.nodes import DONE, TOO_LATE, Node, failures
+from runner.programs import Programs
 from runner.record import progress_of
 from runner.references import NodeError, substitute
 from runner.resources import run_resource
@@ -66,11 +67,17 @@ class Run(Controller):
         self.waits_for: list[str] = []
         self.jobs: set[str] = set()
         self.interrupted = False
-        self.lock = -1
-        """File descriptor of the lock on the run's folder, once it is locked."""
+        self.programs = Programs()
 
     async def execute(self) -> None:
         """Run the entrypoint and the exit handler."""
+        await self.programs.warm(self.root)
+        try:
+            await self.all_nodes()
+        finally:
+            await self.programs.end()
+
+    async def all_nodes(self) -> None:
         self.stop = Stop()
         self.pods = semaphore(min(self.workflow.parallelism, AT_ONCE))
         self.answers = Answers(self.given, self.stop)
@@ -227,7 +234,7 @@ class Run(Controller):
                     self.values | invocation.values,
                     invocation.template.seconds,
                     self.stop,
-                    self.lock,
+                    self.programs,
                 )
             except NodeError as error:
                 self.end(node, "Error", str(error), raised=True)

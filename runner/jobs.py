@@ -16,6 +16,7 @@ from typing import Any
 from runner.containers import LATE, Attempt, Stop, attempt
 from runner.language import Object
 from runner.manifests import Job
+from runner.programs import Programs
 
 PAUSE = 10.0
 """Seconds before a pod that failed is made anew, doubled with each failure, as in Kubernetes."""
@@ -44,8 +45,9 @@ class End:
 class RunningJob:
     """A Job at work; `stop` is the whole run's, whose end is the Job's."""
 
-    def __init__(self, root: Path, job: Job, folder: Path, stop: Stop, lock: int) -> None:
-        self.root, self.folder, self.run_stop, self.lock = root, folder, stop, lock
+    def __init__(self, root: Path, job: Job, folder: Path, stop: Stop, programs: Programs) -> None:
+        self.root, self.folder, self.run_stop = root, folder, stop
+        self.programs = programs
         self.job = here(job)
         self.stop = Stop()
         """Asked when the pods that are left have to end."""
@@ -97,7 +99,7 @@ class RunningJob:
             {},
             float("inf"),
             self.stop,
-            self.lock,
+            self.programs,
         )
 
     def succeed(self, index: int) -> None:

@@ -39,7 +39,7 @@ async def run_resource(
         run.end(node, "Error", getattr(error, "message", str(error)), raised=True)
         return True
     run.jobs.add(job.name)
-    end = await RunningJob(run.root, job, run.place(node), run.stop, run.lock).run()
+    end = await RunningJob(run.root, job, run.place(node), run.stop, run.programs).run()
     if end is None:
         node.end("Failed", "interrupted" if run.interrupted else TOO_LATE)
         return not run.interrupted

@@ -78,6 +78,12 @@ class Unwritable(click.ClickException):
 @click.option("--only", metavar="TASK", help="Run TASK of the last run, and nothing else.")
 @click.option("--name", "named", help="Name of the new run, and of its folder under outputs/.")
 @click.option("--run", "before", help="A run under outputs/ instead of the workflow's last.")
+@click.option(
+    "--preload",
+    metavar="MODULE",
+    multiple=True,
+    help="What Python scripts import: once, by a process of which they begin as forks.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the commands; run nothing.")
 def run_local(
     file: Path,
@@ -88,6 +94,7 @@ def run_local(
     only: str | None,
     named: str | None,
     before: str | None,
+    preload: tuple[str, ...],
     dry_run: bool,
 ) -> None:
     """Run the Argo workflow in FILE on this machine.
@@ -121,6 +128,7 @@ def run_local(
         parameters = parameter_values(workflow, given, {})
         run = Run(Path.cwd(), workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
+    run.programs.preload = preload
     try:
         point_latest_at(run, file)
         with locked(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
@@ -172,7 +180,7 @@ def locked(run: Run) -> Iterator[None]:
             raise StillRunning(
                 f"{run.name} is still at work (processes {at_work}); let them end, or end them"
             ) from error
-        run.lock = file.fileno()
+        run.programs.lock = file.fileno()
         yield
 
 

@@ -23,6 +23,8 @@ from loraline_cli import run as workflow_files
 from loraline_cli.desk import progress
 
 OUTPUTS = Path("outputs")
+RUNNER = ("runner.run_local", "--preload", "loraline_cli.preload")
+
 LOG = "desk.log"
 MOST_BYTES = 256 * 1024
 """Bytes at the end of a log that are shown."""
@@ -93,7 +95,7 @@ class Trainings:
             log = OUTPUTS / f".desk-{time.time_ns()}.log"
             with log.open("wb") as file:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "runner.run_local", *words],
+                    [sys.executable, "-m", *RUNNER, *words],
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,

@@ -1,0 +1,123 @@
+"""A process that has imported slow modules once, and of which Python programs begin as forks.
+
+    python -m runner.fork_server REPLIES MODULE…
+
+Standard input brings a JSON line for each program; REPLIES is the file descriptor for the answers,
+a JSON line each: `{"ready": true}`, `{"began": pid}` in the order of the requests, and
+`{"ended": pid, "code": exit code}`. It ends with its input. A program begins as the interpreter
+would begin it: with its own arguments, folder, variables, session and `__main__`.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import types
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NOT_FORKED = 3
+"""Exit code where modules cannot be imported, or began threads, which no fork would have."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A program to begin."""
+
+    arguments: list[str]
+    """The script and its arguments."""
+    folder: str
+    environment: dict[str, str]
+
+
+def main() -> None:
+    replies, *modules = sys.argv[1:]
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    except ImportError as error:
+        print(f"programs are started one by one: {error}", file=sys.stderr)
+        sys.exit(NOT_FORKED)
+    if threading.active_count() > 1:
+        sys.exit(NOT_FORKED)
+    # Threads of linear algebra, which Python 3.12 warns of, are stopped by their library at a fork.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+    # The programs share what is imported; a collection would copy it page by page.
+    gc.freeze()
+    if request := serve(int(replies)):
+        run(request)
+
+
+def serve(replies: int) -> Request | None:
+    """Fork for each request; the request in the fork, None in the server when its input ends."""
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.set_wakeup_fd(waker)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    say(replies, ready=True)
+    lines = b""
+    while True:
+        readable, _, _ = select.select([0, woken], [], [])
+        if woken in readable:
+            os.read(woken, 512)
+            reap(replies)
+        if 0 not in readable:
+            continue
+        if not (read := os.read(0, 2**16)):
+            return None
+        *requests, lines = (lines + read).split(b"\n")
+        for request in requests:
+            if pid := os.fork():
+                say(replies, began=pid)
+                continue
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for own in (replies, woken, waker):
+                os.close(own)
+            return Request(**json.loads(request))
+
+
+def reap(replies: int) -> None:
+    """Say how the programs ended that have ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        say(replies, ended=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def say(replies: int, **answer: Any) -> None:
+    os.write(replies, json.dumps(answer).encode() + b"\n")
+
+
+def run(request: Request) -> None:
+    """Be the program, as `python SCRIPT ARGUMENTS` would be."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.chdir(request.folder)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    script = request.arguments[0]
+    sys.argv[:] = request.arguments
+    sys.path[0] = str(Path(script).resolve().parent)
+    program = types.ModuleType("__main__")
+    program.__file__ = str(Path(script).absolute())
+    sys.modules["__main__"] = program
+    exec(compile(Path(script).read_bytes(), program.__file__, "exec"), vars(program))  # noqa: S102
+
+
+if __name__ == "__main__":
+    main()

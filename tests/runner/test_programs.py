@@ -1,0 +1,126 @@
+"""A script that is forked with its imports done is the script that the interpreter starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import atexit, json, os, pathlib, signal, sys
+atexit.register(lambda: pathlib.Path(sys.argv[1], "ended").write_text("well"))
+print("a word of the script", flush=True)
+pathlib.Path(sys.argv[1], "seen").write_text(json.dumps({
+    "arguments": sys.argv[2:],
+    "folder": os.getcwd(),
+    "path": sys.path[0],
+    "leads": os.getsid(0) == os.getpid(),
+    "name": __name__,
+    "file": __file__,
+    "main": vars(sys.modules["__main__"]) is globals(),
+    "word": os.environ.get("WORD"),
+    "input": sys.stdin.read(),
+    "imported": "colorsys" in sys.modules,
+    "parent": os.getppid(),
+}))
+match sys.argv[2]:
+    case "exit":
+        sys.exit(7)
+    case "raise":
+        raise ValueError("as it happens")
+    case "die":
+        os.kill(os.getpid(), signal.SIGTERM)
+    case "orphan":
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    case "sleep":
+        signal.pause()
+"""
+
+WORKFLOW = """
+apiVersion: argoproj.io/v1alpha1
+kind: Workflow
+metadata: {{generateName: forked-}}
+spec:
+  entrypoint: script
+  templates:
+  - name: script
+    activeDeadlineSeconds: {seconds}
+    container:
+      image: none
+      command: [python, steps/script.py]
+      args: [/tmp/outputs, {does}]
+      env: [{{name: {variable}, value: "1"}}]
+"""
+
+
+def run(
+    place: Path, does: str, *preload: str, variable: str = "WORD", seconds: int = 60
+) -> tuple[int, dict[str, Any], str]:
+    """The exit code of a run, what its script saw, and what was written to the terminal."""
+    (place / "steps").mkdir(exist_ok=True)
+    (place / "steps" / "script.py").write_text(SCRIPT)
+    text = WORKFLOW.format(does=does, variable=variable, seconds=seconds)
+    (place / "workflow.yaml").write_text(text)
+    words = [word for module in preload for word in ("--preload", module)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "runner.run_local", "workflow.yaml", *words],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (seen,) = place.glob("outputs/forked-*/**/seen")
+    return ended.returncode, json.loads(seen.read_text()), ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("does", ["end", "exit", "raise", "die"])
+def test_a_forked_script_is_and_ends_as_one_that_was_started(does: str, tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "forked").mkdir()
+    alone, seen_alone, said_alone = run(tmp_path / "alone", does)
+    forked, seen, said = run(tmp_path / "forked", does, "colorsys")
+
+    assert forked == alone
+    assert seen.pop("imported") and not seen_alone.pop("imported")
+    assert seen.pop("parent") != seen_alone.pop("parent")
+    for key in ("folder", "path", "file"):
+        seen[key] = seen[key].replace(str(tmp_path / "forked"), str(tmp_path / "alone"))
+    assert seen == seen_alone
+    assert "a word of the script" in said
+    assert ("as it happens" in said) == ("as it happens" in said_alone) == (does == "raise")
+    ends = {folder: list((tmp_path / folder).rglob("ended")) for folder in ("alone", "forked")}
+    assert len(ends["alone"]) == len(ends["forked"]) == (does != "die")
+
+
+def test_a_forked_script_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    code, _, said = run(tmp_path, "sleep", "colorsys", seconds=1)
+
+    assert code == 128 + signal.SIGTERM
+    assert "longer than the specified deadline" in said
+
+
+def test_where_the_modules_are_missing_the_scripts_run_all_the_same(tmp_path: Path) -> None:
+    code, seen, said = run(tmp_path, "end", "no_such_module")
+
+    assert (code, seen["imported"]) == (0, False)
+    assert "No module named 'no_such_module'" in said
+
+
+def test_a_variable_for_the_interpreter_starts_one(tmp_path: Path) -> None:
+    code, seen, _ = run(tmp_path, "end", "colorsys", variable="PYTHONUNBUFFERED")
+
+    assert (code, seen["imported"]) == (0, False)
+
+
+def test_when_the_server_is_killed_its_scripts_have_failed(tmp_path: Path) -> None:
+    code, _, _ = run(tmp_path, "orphan", "colorsys")
+
+    assert code == 128 + signal.SIGKILL
