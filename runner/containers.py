@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.language import OUT_DIR, Container, Output, Values
+from runner.logs import logged
 from runner.programs import Program, Programs
 from runner.references import NodeError, substitute
 from runner.values import decoded
@@ -142,7 +143,7 @@ async def attempt(
     stop: Stop,
     programs: Programs,
 ) -> Attempt:
-    """Run a container's process in the root; `folder` is relative to it."""
+    """Run a container's process in the root; `folder` is relative to it, its log is beside it."""
     # A file of an earlier attempt must not pass for a result of this attempt.
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / folder).mkdir(parents=True)
@@ -152,19 +153,21 @@ async def attempt(
     check_sizes(command, environment)
     files = {name: filled(output, values) for name, output in outputs.items()}
     environment |= {"ARGO_PROGRESS_FILE": str(root / folder / PROGRESS)}
-    try:
-        process = await programs.start(command, root, environment)
-    except (OSError, ValueError) as error:
-        message = f"main: Error (exit code {NOT_STARTED}): {not_started(command[0], error)}"
-        return Attempt("Failed", message, NOT_STARTED, read_outputs(root / folder, files)[0])
-    deadline = time.monotonic() + min(container.seconds, timeout)
-    stopped = await ended(process, deadline, stop)
+    place = root / folder
+    with logged(place.with_name(f"{place.name}.log")) as writers:
+        try:
+            process = await programs.start(command, root, environment, writers)
+        except (OSError, ValueError) as error:
+            message = f"main: Error (exit code {NOT_STARTED}): {not_started(command[0], error)}"
+            return Attempt("Failed", message, NOT_STARTED, read_outputs(place, files)[0])
+        deadline = time.monotonic() + min(container.seconds, timeout)
+        stopped = await ended(process, deadline, stop)
     # A death by a signal is reported as shells and Kubernetes do: 128 plus the signal.
     code = process.returncode or 0
     code = 128 - code if code < 0 else code
     if stopped:
         return Attempt("Failed", stopped, code, {}, limit_of(container, timeout, stopped))
-    return finished(root / folder, files, code)
+    return finished(place, files, code)
 
 
 def not_started(program: str, error: OSError | ValueError) -> str:

@@ -2,7 +2,8 @@
 
     python -m runner.fork_server REPLIES MODULE…
 
-Standard input brings a JSON line for each program; REPLIES is the file descriptor for the answers,
+Standard input is a socket, which brings a JSON line for each program and with it the two file
+descriptors that are to be its output and its error. REPLIES is the file descriptor for the answers,
 a JSON line each: `{"ready": true}`, `{"began": pid}` in the order of the requests, and
 `{"ended": pid, "code": exit code}`. It ends with its input. A program begins as the interpreter
 would begin it: with its own arguments, folder, variables, session and `__main__`.
@@ -16,6 +17,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import types
@@ -63,7 +65,8 @@ def serve(replies: int) -> Request | None:
     signal.set_wakeup_fd(waker)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     say(replies, ready=True)
-    lines = b""
+    asking = socket.socket(fileno=0)
+    lines, written_to = b"", list[int]()
     while True:
         readable, _, _ = select.select([0, woken], [], [])
         if woken in readable:
@@ -71,17 +74,26 @@ def serve(replies: int) -> Request | None:
             reap(replies)
         if 0 not in readable:
             continue
-        if not (read := os.read(0, 2**16)):
+        read, descriptors, _, _ = socket.recv_fds(asking, 2**16, 16)
+        if not read:
             return None
+        written_to += descriptors
         *requests, lines = (lines + read).split(b"\n")
         for request in requests:
+            output, error, *written_to = written_to
             if pid := os.fork():
                 say(replies, began=pid)
+                os.close(output)
+                os.close(error)
                 continue
+            for number, end in ((1, output), (2, error)):
+                os.dup2(end, number)
+                os.close(end)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for own in (replies, woken, waker):
+            for own in (*written_to, replies, woken, waker):
                 os.close(own)
+            asking.detach()
             return Request(**json.loads(request))
 
 

@@ -6,12 +6,15 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
+
+from runner.logs import Writers, terminal
 
 
 class Program(Protocol):
@@ -56,19 +59,29 @@ class Programs:
             await self.server.start(root)
 
     async def start(
-        self, command: list[str], root: Path, environment: Mapping[str, str]
+        self, command: list[str], root: Path, environment: Mapping[str, str], writers: Writers
     ) -> Program:
         """Start a program in the root; OSError or ValueError if it cannot be."""
-        variables = {**os.environ, **environment}
-        if self.server and is_script(command, root, environment):
-            forked = await self.server.fork(command[1:], root, variables)
-            if forked is not None:
-                return forked
+        variables = {**os.environ, **terminal(), **environment}
+        try:
+            if self.server and is_script(command, root, environment):
+                forked = await self.server.fork(command[1:], root, variables, writers)
+                if forked is not None:
+                    return forked
+            return await self.spawn(command, root, variables, writers)
+        finally:
+            writers.close()
+
+    async def spawn(
+        self, command: list[str], root: Path, variables: Mapping[str, str], writers: Writers
+    ) -> Program:
         return await asyncio.create_subprocess_exec(
             *command,
             cwd=root,
             env=variables,
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=writers.output,
+            stderr=writers.error,
             start_new_session=True,
             pass_fds=self.inherited,
         )
@@ -106,13 +119,15 @@ class ForkServer:
         loop = asyncio.get_running_loop()
         answers, replies = os.pipe()
         self.ready: asyncio.Future[bool] = loop.create_future()
+        self.requests, theirs = socket.socketpair()
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "runner.fork_server", str(replies), *self.modules),
             cwd=root,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=theirs.fileno(),
             start_new_session=True,
             pass_fds=(*self.inherited, replies),
         )
+        theirs.close()
         os.close(replies)
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(
@@ -142,23 +157,24 @@ class ForkServer:
             fork.ended.set_result(-signal.SIGKILL)
 
     async def fork(
-        self, arguments: list[str], root: Path, environment: Mapping[str, str]
+        self, arguments: list[str], root: Path, variables: Mapping[str, str], writers: Writers
     ) -> Fork | None:
         """Begin a script as a fork; None if there is no server to do it."""
         if not await asyncio.shield(self.ready) or self.listening.done():
             return None
-        assert self.process.stdin is not None
-        request = {"arguments": arguments, "folder": str(root), "environment": dict(environment)}
+        request = {"arguments": arguments, "folder": str(root), "environment": dict(variables)}
+        line = json.dumps(request).encode() + b"\n"
         asked = asyncio.get_running_loop().create_future()
         self.waiting.append(asked)
         with suppress(ConnectionError):
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            # The server does nothing but read, so that this waits for a moment at most.
+            ends = [writers.output, writers.error]
+            self.requests.sendall(line[socket.send_fds(self.requests, [line], ends) :])
         forked: Fork | None = await asked
         return forked
 
     async def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        self.requests.close()
         # One that still imports does not read its input.
         if not self.ready.done():
             with suppress(ProcessLookupError):

@@ -61,11 +61,16 @@ spec:
 
 
 def run(
-    place: Path, does: str, *preload: str, variable: str = "WORD", seconds: int = 60
+    place: Path,
+    does: str,
+    *preload: str,
+    variable: str = "WORD",
+    seconds: int = 60,
+    script: str = SCRIPT,
 ) -> tuple[int, dict[str, Any], str]:
     """The exit code of a run, what its script saw, and what was written to the terminal."""
     (place / "steps").mkdir(exist_ok=True)
-    (place / "steps" / "script.py").write_text(SCRIPT)
+    (place / "steps" / "script.py").write_text(script)
     text = WORKFLOW.format(does=does, variable=variable, seconds=seconds)
     (place / "workflow.yaml").write_text(text)
     words = [word for module in preload for word in ("--preload", module)]
@@ -77,8 +82,9 @@ def run(
         text=True,
         timeout=60,
     )
-    (seen,) = place.glob("outputs/forked-*/**/seen")
-    return ended.returncode, json.loads(seen.read_text()), ended.stdout + ended.stderr
+    seen = next(place.glob("outputs/forked-*/**/seen"), None)
+    facts = json.loads(seen.read_text()) if seen else {}
+    return ended.returncode, facts, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("does", ["end", "exit", "raise", "die"])
@@ -124,3 +130,33 @@ def test_when_the_server_is_killed_its_scripts_have_failed(tmp_path: Path) -> No
     code, _, _ = run(tmp_path, "orphan", "colorsys")
 
     assert code == 128 + signal.SIGKILL
+
+
+BARS = """
+import sys
+print("first", flush=True)
+sys.stderr.write("\\r\\x1b[2Kbar 1/2\\r\\x1b[2Kbar 2/2\\r\\x1b[2K")
+sys.stderr.write("\\x1b[31mred\\x1b[0m\\nlast")
+"""
+
+
+@pytest.mark.parametrize("preload", [(), ("colorsys",)], ids=["started", "forked"])
+def test_what_a_script_writes_is_shown_and_kept_beside_its_outputs(
+    preload: tuple[str, ...], tmp_path: Path
+) -> None:
+    def said(place: Path) -> str:
+        (log,) = place.glob("outputs/*.log")
+        assert log.with_suffix("").is_dir()
+        return log.read_text()
+
+    _, _, shown = run(tmp_path, "raise", *preload)
+
+    assert said(tmp_path).splitlines()[0] == "a word of the script"
+    assert said(tmp_path).splitlines()[-1] == "ValueError: as it happens"
+    assert all(line in shown for line in said(tmp_path).splitlines())
+
+
+def test_of_a_bar_the_log_keeps_its_end(tmp_path: Path) -> None:
+    run(tmp_path, "end", script=BARS)
+    (log,) = tmp_path.glob("outputs/*.log")
+    assert sorted(log.read_text().splitlines()) == ["first", "last", "red"]

@@ -48,8 +48,8 @@ def desk_page(
     thread.join(10)
 
 
-def signed_in(opened: Any, url: str, key: str) -> Any:
-    page = opened(url)
+def signed_in(opened: Any, url: str, key: str, **options: Any) -> Any:
+    page = opened(url, **options)
     page.fill("#key", key)
     page.get_by_role("button", name="Sign in").click()
     page.wait_for_function("document.querySelector('#ask-task input')?.value")
@@ -90,23 +90,27 @@ def test_a_reviewer_promotes_what_they_saw_and_a_guest_sees_nothing(
     assert champion is not None and str(champion.version) == "1"
 
 
-def test_a_trainer_fills_the_form_and_sees_what_the_data_are_like(
-    desk_page: Any, opened: Any
-) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    url, keys = desk_page
-    page = signed_in(opened, url, keys["rita"])
+def training_form(page: Any, setting: str, preset: str, value: str) -> None:
+    """Open the Train screen with smoke-text, and set one key of the profile that has this preset."""
     page.get_by_role("tab", name="Train").click()
     page.wait_for_function("document.querySelector('#train-profile input')?.value")
     page.click("#train-profile input")
     page.get_by_role("option", name="smoke-text", exact=True).click()
     page.get_by_role("button", name="Settings of the profile").click()
-    rank = page.get_by_label("r", exact=True)
+    field = page.get_by_label(setting, exact=True)
     # The form of the profile that was chosen before is replaced.
-    sync_api.expect(rank).to_have_value("8")
-    rank.fill("4")
-    rank.press("Tab")
-    says(page, "#train-overrides", "r=4")
+    pytest.importorskip("playwright.sync_api").expect(field).to_have_value(preset)
+    field.fill(value)
+    field.press("Tab")
+    says(page, "#train-overrides", f"{setting}={value}")
+
+
+def test_a_trainer_fills_the_form_and_sees_what_the_data_are_like(
+    desk_page: Any, opened: Any
+) -> None:
+    url, keys = desk_page
+    page = signed_in(opened, url, keys["rita"])
+    training_form(page, "r", "8", "4")
 
     page.set_default_timeout(90_000)
     page.click("#train-check")
@@ -119,16 +123,7 @@ def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
 ) -> None:
     url, keys = desk_page
     page = signed_in(opened, url, keys["rita"])
-    page.get_by_role("tab", name="Train").click()
-    page.wait_for_function("document.querySelector('#train-profile input')?.value")
-    page.click("#train-profile input")
-    page.get_by_role("option", name="smoke-text", exact=True).click()
-    page.get_by_role("button", name="Settings of the profile").click()
-    epochs = page.get_by_label("num_train_epochs", exact=True)
-    pytest.importorskip("playwright.sync_api").expect(epochs).to_have_value("8")
-    epochs.fill("1")
-    epochs.press("Tab")
-    says(page, "#train-overrides", "num_train_epochs=1")
+    training_form(page, "num_train_epochs", "8", "1")
 
     # The desk was started without a cluster.
     page.click("#train-submit")
@@ -150,3 +145,28 @@ def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
         "tags.`loraline.step` = 'train_qlora'",
     )
     assert run.info.status == "FINISHED" and float(run.data.params["num_train_epochs"]) == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault_in_review_and_train_and_both_fit_a_phone(
+    scheme: str, desk_page: Any, opened: Any, candidate: Any, step: Any
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    url, keys = desk_page
+    step("quality_gate", "--run-id", candidate(name="one"))
+    page = signed_in(opened, url, keys["rita"], color_scheme=scheme)
+    for name, field, words in (
+        ("Review", "#review-cards", "candidate · 1"),
+        ("Train", "#train-profile", "Profile"),
+    ):
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.get_by_role("tab", name=name).click()
+        says(page, field, words)
+        serious = [
+            (each["id"], [node["html"][:160] for node in each["nodes"][:4]])
+            for each in axe.Axe().run(page).response["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], name
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, name

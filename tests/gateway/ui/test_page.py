@@ -330,6 +330,28 @@ def test_no_file_of_the_machine_is_served(locked: Any) -> None:
         assert visitor.get(f"/gradio_api/file={path}").status_code in (403, 404), path
 
 
+def test_a_visitor_who_tries_addresses_sees_no_file_of_another(locked: Any) -> None:
+    url, (alice, bob) = locked
+    content = b"what only alice has"
+    sent = signed_in(url, alice).post("/gradio_api/upload", files={"files": ("a.txt", content)})
+    (path,) = sent.json()
+    # The folder's name has 256 bits that depend on the content.
+    assert len(Path(path).parent.name) >= 64
+    visitor = signed_in(url, bob)
+    folder = Path(path).parent
+    for guess in (
+        folder.parent,
+        folder.parent / "a.txt",
+        folder.parent / "*" / "a.txt",
+        folder.with_name("0" * 64) / "a.txt",
+        folder.with_name("..") / folder.parent.name / "a.txt",
+    ):
+        for name in (f"/gradio_api/file={guess}", f"/file={guess}"):
+            answer = visitor.get(name)
+            assert content not in answer.content, guess
+            assert answer.status_code in (403, 404), guess
+
+
 def test_a_gateway_that_is_down_is_said(open_page: Any) -> None:
     with open_page("http://127.0.0.1:9") as url:
         answer = httpx.get(url)
