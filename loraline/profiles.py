@@ -23,7 +23,11 @@ from loraline.limits import Gate, Strict, check_metrics, metric_name
 from loraline.preparation import Entry, Prepare, Split
 from loraline.profile_files import files, resolve
 
-Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Projection = Literal[
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("qkv_proj", "gate_up_proj"),
+]
+"""Linear layers of a decoder layer; the last two are Phi's, which joins the others."""
 
 
 class Tune(Strict):
@@ -94,7 +98,8 @@ class Profile(Strict):
     """Dropout before the LoRA matrices."""
 
     target_modules: Annotated[tuple[Projection, ...], Field(min_length=1)] | None = None
-    """Projections of the language model that get an adapter; required where it learns."""
+    """Projections of the language model that get an adapter; required where it learns. Of a Phi,
+    `qkv_proj` stands for the first three and `gate_up_proj` for gate and up."""
 
     tune: Tune = Tune()
     """Which parts of a vision model learn; by itself the language model alone."""

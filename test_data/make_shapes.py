@@ -166,7 +166,7 @@ def data() -> None:
 
 
 @make_shapes.command()
-@click.argument("architecture", type=click.Choice(tiny_bases.ARCHITECTURES[1:]))
+@click.argument("architecture", type=click.Choice(tiny_bases.VISION))
 @click.option("--steps", default=BASE_STEPS, show_default=True, help="Optimizer steps.")
 def base(architecture: str, steps: int) -> None:
     """Train a base on shapes that it is asked for by their plain names."""

@@ -33,10 +33,12 @@ INSTRUCT = (
 )
 PATCH = 14
 HIDDEN, LAYERS, VISION_HIDDEN, VISION_DEPTH = 128, 3, 96, 2
-"""Widths and depths of all four: head dimension 32, which vLLM serves on a CPU, and layer sizes
+"""Widths and depths of all: head dimension 32, which vLLM serves on a CPU, and layer sizes
 that bitsandbytes takes whole (inputs by 64, outputs by 32)."""
 
-ARCHITECTURES = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+TEXT = ("mistral", "llama3", "qwen3", "gemma3", "phi3")
+VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+ARCHITECTURES = (*TEXT, *VISION)
 
 
 def build(architecture: str, folder: Path, corpus: Iterable[str], seed: int = 0) -> None:
@@ -44,8 +46,8 @@ def build(architecture: str, folder: Path, corpus: Iterable[str], seed: int = 0)
     import torch
 
     torch.manual_seed(seed)
-    if architecture == "mistral":
-        mistral(folder, corpus)
+    if architecture in TEXT:
+        build_text(architecture, folder, corpus)
     else:
         build_vision(architecture, folder, chat_tokenizer(corpus))
 
@@ -81,15 +83,41 @@ def tokenizer(corpus: Iterable[str], special: list[str], size: int, **options: A
     return PreTrainedTokenizerFast(tokenizer_object=made, **options)
 
 
-def mistral(folder: Path, corpus: Iterable[str]) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
+def build_text(architecture: str, folder: Path, corpus: Iterable[str]) -> None:
+    """Write a random base of one of TEXT."""
+    import transformers
 
     words = tokenizer(corpus, ["<s>", "</s>"], 400, bos_token="<s>", eos_token="</s>")
     words.chat_template = INSTRUCT
-    config = MistralConfig(
-        **text_config(words), sliding_window=None, num_key_value_heads=2, tie_word_embeddings=False
-    )
-    MistralForCausalLM(config).save_pretrained(folder)
+    names = {"llama3": "Llama", "gemma3": "Gemma3", "phi3": "Phi3"}
+    name = names.get(architecture, architecture.title())
+    sizes = text_config(words) | {"num_key_value_heads": 2, "tie_word_embeddings": False}
+    of_it: dict[str, dict[str, Any]] = {
+        "mistral": {"sliding_window": None},
+        # Three times the positions that it was trained on, as Llama 3.1 has eight times.
+        "llama3": {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 1e4,
+                "factor": 3.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 128,
+            }
+        },
+        "qwen3": {},
+        # Every third layer sees the whole row, the others a window.
+        "gemma3": {
+            "tie_word_embeddings": True,
+            "sliding_window": 32,
+            "query_pre_attn_scalar": 32,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+        "phi3": {"sliding_window": None},
+    }
+    config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
+    config = config_class(**sizes | of_it[architecture])
+    getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
     words.save_pretrained(folder)
 
 

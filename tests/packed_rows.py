@@ -12,7 +12,9 @@ from loraline.base.encoding import Encoder, Row
 from loraline.base.media import films, opened
 from loraline.records import Video
 
-ARCHITECTURES = ("mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+TEXT = ("mistral", "llama3", "qwen3", "gemma3", "phi3")
+VISION = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+ARCHITECTURES = (*TEXT, *VISION)
 
 
 def picture(width: int, height: int, seed: int) -> bytes:

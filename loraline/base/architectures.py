@@ -41,21 +41,29 @@ def parameters(config: Mapping[str, Any]) -> Parameters:
     layers = int(text["num_hidden_layers"])
     layer = decoder_layer(text)
     linear = layers * sum(inputs * outputs for inputs, outputs in layer.values())
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    architecture = config["architectures"][0]
+    # What Gemma's config says nothing of is tied.
+    by_itself = architecture.startswith("Gemma")
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", by_itself))
     rest = words * hidden * (1 if tied else 2) + hidden
-    rest += layers * (2 * hidden + attention_extras(config["architectures"][0], layer, text))
-    if config["architectures"][0] in VISION:
+    rest += layers * (norms(architecture) * hidden + attention_extras(architecture, layer, text))
+    if architecture in VISION:
         rest += vision_parameters(config)
     return Parameters(linear, rest)
+
+
+def norms(architecture: str) -> int:
+    """Norms of a layer as wide as the model: Gemma has one before and one after each part."""
+    return 4 if architecture.startswith("Gemma3") else 2
 
 
 def attention_extras(
     architecture: str, layer: Mapping[str, tuple[int, int]], text: Mapping[str, Any]
 ) -> int:
-    """Biases (Qwen2) or norms (Qwen3) of queries, keys and values in one layer."""
+    """Biases (Qwen2) or norms (Qwen3, Gemma 3) of queries, keys and values in one layer."""
     if architecture.startswith("Qwen2"):
         return sum(layer[f"self_attn.{name}_proj"][1] for name in "qkv")
-    return 2 * head_dim(text) if architecture.startswith("Qwen3") else 0
+    return 2 * head_dim(text) if architecture.startswith(("Qwen3", "Gemma3")) else 0
 
 
 def vision_parameters(config: Mapping[str, Any]) -> int:
@@ -78,7 +86,14 @@ def vision_parameters(config: Mapping[str, Any]) -> int:
     return int(total)
 
 
-TEXT = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+TEXT = {
+    "Gemma3ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+}
 VISION = {
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
@@ -86,8 +101,10 @@ VISION = {
 }
 
 MODELS = {
+    "Gemma3ForCausalLM": "Gemma 3, text: 270M and 1B",
     "LlamaForCausalLM": "Llama 2 and 3, and what is shaped as they are",
     "MistralForCausalLM": "Mistral 7B, Ministral",
+    "Phi3ForCausalLM": "Phi-4, and Phi-3 for 4,000 tokens",
     "Qwen2ForCausalLM": "Qwen2, Qwen2.5",
     "Qwen3ForCausalLM": "Qwen3, dense",
     "Qwen2VLForConditionalGeneration": "Qwen2-VL",
@@ -97,12 +114,10 @@ MODELS = {
 """Models of each class that can be trained."""
 
 NOT_TRAINED = {
-    "Gemma3ForCausalLM": "Gemma 3, text: its layers and their memory are not known here",
     "Gemma3ForConditionalGeneration": "Gemma 3 with images: not tried",
     "InternVLForConditionalGeneration": "InternVL: not tried",
     "Llama4ForConditionalGeneration": "Llama 4: not tried",
     "MixtralForCausalLM": "Mixtral: vLLM's kernels for experts were not tried",
-    "Phi3ForCausalLM": "Phi-3, Phi-4: their projections are fused, and profiles name unfused ones",
     "Phi4MultimodalForCausalLM": "Phi-4-multimodal: not tried",
     "Qwen3MoeForCausalLM": "Qwen3-MoE: vLLM's kernels for experts were not tried",
     "SmolVLMForConditionalGeneration": "SmolVLM: not tried",
@@ -145,14 +160,16 @@ def linears(config: Mapping[str, Any]) -> Linears:
     prefix = "model.language_model" if architecture in VISION else "model"
     layers: Linears = {}
     for layer in range(layer_count(text, "num_hidden_layers")):
-        layer_sizes = (
-            fused_layer(text) if architecture == "Phi3ForCausalLM" else decoder_layer(text)
-        )
-        for name, size in layer_sizes.items():
+        for name, size in layer_of(architecture, text).items():
             layers[f"{prefix}.layers.{layer}.{name}"] = size
     if architecture in VISION:
         layers |= vision_tower(architecture, config["vision_config"])
     return layers
+
+
+def layer_of(architecture: str, text: Mapping[str, Any]) -> Linears:
+    """Linear layers of one decoder layer by their names there."""
+    return fused_layer(text) if architecture == "Phi3ForCausalLM" else decoder_layer(text)
 
 
 def layer_count(config: Mapping[str, Any], key: str) -> int:

@@ -18,8 +18,10 @@ from loraline.base.architectures import (
     TEXT,
     VISION,
     architecture_of,
+    layer_of,
     linears,
     tables,
+    text_config,
 )
 from loraline.contract import BASE_CONFIG, WEIGHTS, Contract
 from loraline.errors import UserError
@@ -182,6 +184,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
             f"because its training and the size of its server are not known here{known}; it is for "
             f"{', '.join(sorted(fitting))}"
         )
+    check_projections(recipe, config)
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method == "bitsandbytes":
         raise UserError(
@@ -197,6 +200,23 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
         raise UserError(
             f"export: merged needs an unquantized base, and {recipe.base} is quantized; name the "
             "model that it was made from, or set export: adapter"
+        )
+
+
+def check_projections(recipe: Profile, config: Mapping[str, Any]) -> None:
+    """Refuse layers that the base does not have, and a way to place tokens that depends on rows."""
+    architecture = config["architectures"][0]
+    names = [name.rpartition(".")[2] for name in layer_of(architecture, text_config(config))]
+    if unknown := [name for name in recipe.projections if name not in names]:
+        raise UserError(
+            f"target_modules: a base of class {architecture} has no {unknown[0]}; it has "
+            f"{', '.join(names)}"
+        )
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        raise UserError(
+            f"{recipe.base} places tokens by the length of a row (longrope), which its server does "
+            "by its own limit: their numbers would differ; name the model for short contexts"
         )
 
 

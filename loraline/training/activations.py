@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraline.base.architectures import decoder_layer, tower_block
+from loraline.base.architectures import decoder_layer, fused_layer, tower_block
 
 if TYPE_CHECKING:
     from loraline.base.encoding import Row
@@ -20,19 +20,23 @@ def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> i
     heads, kv = text["num_attention_heads"], text["num_key_value_heads"]
     head = text.get("head_dim") or width // heads
     queries, keys = heads * head, kv * head
-    norms = 2 * 2 * width
-    if "Qwen3" in str(text.get("model_type", "")).title():
+    model = str(text.get("model_type", ""))
+    each = 4 if model.startswith("gemma3") else 2
+    norms = each * 2 * width
+    if model.startswith(("qwen3", "gemma3")):
         norms += 2 * (queries + keys)
     # Queries, keys, values, output, and the softmax's normalizer in float32.
     attention = 2 * (2 * queries + 2 * keys) + 4 * heads
     gated = 2 * 2 * inner
     if not fused:
         # Norms widen to float32 and keep the normalized input too; the activation keeps its result.
-        norms += 2 * 6 * width
+        norms += each * 6 * width
         gated += 2 * inner
     read = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
     read |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}
-    sizes = {name.rpartition(".")[2]: size for name, size in decoder_layer(text).items()}
+    read |= {"qkv_proj": "attention", "gate_up_proj": "mlp"}
+    layer = fused_layer(text) if model == "phi3" else decoder_layer(text)
+    sizes = {name.rpartition(".")[2]: size for name, size in layer.items()}
     learning = sizes if recipe.train == "full" and recipe.tune.language else recipe.projections
     adapted = {name: sizes[name] for name in learning}
     # Layers that read the same tensor keep it once; attention keeps its output anyway.

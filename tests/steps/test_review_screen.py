@@ -91,7 +91,7 @@ def test_a_reviewer_promotes_what_they_saw_and_a_guest_sees_nothing(
 
 
 def training_form(page: Any, setting: str, preset: str, value: str) -> None:
-    """Open the Train screen with smoke-text, and set one key of the profile that has this preset."""
+    """Open the Train screen with smoke-text, and set a key of it that has this preset."""
     page.get_by_role("tab", name="Train").click()
     page.wait_for_function("document.querySelector('#train-profile input')?.value")
     page.click("#train-profile input")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed_rows import ARCHITECTURES
 
 from loraline.base import architectures
 from loraline.errors import UserError
@@ -21,7 +22,7 @@ SEED = Demand(QWEN3_VL_8B, "bfloat16", 262144)
 """Images and videos without limits and no adapter: a demo's first start on a 32 GB card."""
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_parameters_from_the_config_are_the_models_own(tiny_base, architecture: str) -> None:
     from safetensors import safe_open
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_rows import ARCHITECTURES, encoder_for, rows_for
+from packed_rows import ARCHITECTURES, VISION, encoder_for, rows_for
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.integrations.neftune import activate_neftune
 
@@ -42,7 +42,7 @@ def embeddings_of(model: Any, batch: packing.MicroBatch) -> torch.Tensor:
 def test_each_row_of_a_pack_gets_noise_by_its_own_length(
     architecture: str, tiny_base: Callable[[str], Path]
 ) -> None:
-    vision = architecture != "mistral"
+    vision = architecture in VISION
     base = tiny_base(architecture)
     encoder = encoder_for(base, vision)
     model = prepared(base, vision)

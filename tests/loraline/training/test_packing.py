@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from packed_rows import ARCHITECTURES, encoder_for, film, rows_for, rows_with_videos
+from packed_rows import (
+    ARCHITECTURES,
+    VISION,
+    encoder_for,
+    film,
+    rows_for,
+    rows_with_videos,
+)
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -64,7 +72,8 @@ def tuned(base: Path, vision: bool) -> Any:
     auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     torch.manual_seed(0)
     modality = "vision" if vision else "text"
-    projections = ["q_proj", "v_proj", "down_proj"]
+    joined = json.loads((base / "config.json").read_text())["model_type"] == "phi3"
+    projections = ["qkv_proj", "down_proj"] if joined else ["q_proj", "v_proj", "down_proj"]
     targets = target_modules(modality, projections, merger=vision, tower=vision)
     config = LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
     return get_peft_model(auto.from_pretrained(base, dtype=torch.float32), config)
@@ -89,7 +98,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
     architecture: str, tiny_base: Callable[[str], Path]
 ) -> None:
-    vision = architecture != "mistral"
+    vision = architecture in VISION
     base = tiny_base(architecture)
     encoder = encoder_for(base, vision)
     rows = rows_for(encoder, vision)
@@ -117,7 +126,7 @@ def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
         torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", VISION)
 def test_packed_rows_with_videos_learn_what_each_learns_alone(
     architecture: str, tiny_base: Callable[[str], Path]
 ) -> None:
@@ -149,7 +158,7 @@ def test_time_in_a_video_counts_for_each_family_in_its_own_way(
     """Qwen2.5-VL's positions follow the seconds, Qwen3-VL's prompt has them as text."""
     slow, fast = (film(4, 56, 28, fps, seed=1) for fps in (0.5, 4.0))
     placed, written = {}, {}
-    for architecture in ARCHITECTURES[1:]:
+    for architecture in VISION:
         base = tiny_base(architecture)
         encoder = encoder_for(base, True)
         auto = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
@@ -170,7 +179,7 @@ def test_time_in_a_video_counts_for_each_family_in_its_own_way(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_row_sees_another(architecture: str, tiny_base: Callable[[str], Path]) -> None:
-    vision = architecture != "mistral"
+    vision = architecture in VISION
     base = tiny_base(architecture)
     encoder = encoder_for(base, vision)
     first, second, third, *_ = rows_for(encoder, vision)
@@ -216,7 +225,7 @@ def test_sliced_losses_and_gradients_equal_cross_entropy(monkeypatch: pytest.Mon
     torch.testing.assert_close(hidden.grad, gradient)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
+@pytest.mark.parametrize("architecture", VISION)
 def test_recomputed_activations_give_a_tower_the_same_gradients(
     architecture: str, tiny_base: Callable[[str], Path]
 ) -> None:
