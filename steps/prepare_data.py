@@ -100,6 +100,7 @@ def prepare_data(
     """Read, check and split datasets; log them as one and hand over the run ID."""
     from loraline import profiles
     from loraline.data import dataset, pool, workplace
+    from loraline.serving import preflight
 
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):
@@ -110,6 +111,9 @@ def prepare_data(
     client = store.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
+        preflight.check_found(recipe, work.tokenizer)
+        if work.tokenizer is None:
+            click.echo(f"base {recipe.base} is out of reach, so lengths are estimated", err=True)
         state = None if part or check_only else workplace.state(work)
         if part:
             run_id = log_part(workplace.share(work, part), part, workers)

@@ -145,6 +145,15 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return str(named[0]) if isinstance(named, list) and named else "none"
 
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+JOINED = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+
+
+def projections(architecture: str) -> tuple[str, ...]:
+    """Names of a decoder layer's linear layers."""
+    return JOINED if architecture == "Phi3ForCausalLM" else PROJECTIONS
+
+
 Linears = dict[str, tuple[int, int]]
 """Input and output size of each linear layer that can carry an adapter, by module path."""
 

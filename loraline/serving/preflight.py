@@ -18,10 +18,9 @@ from loraline.base.architectures import (
     TEXT,
     VISION,
     architecture_of,
-    layer_of,
     linears,
+    projections,
     tables,
-    text_config,
 )
 from loraline.contract import BASE_CONFIG, WEIGHTS, Contract
 from loraline.errors import UserError
@@ -203,10 +202,23 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
         )
 
 
+def check_found(recipe: Profile, folder: Path | None) -> None:
+    """The same in the first step, as far as the base is there: in this folder, or nowhere.
+
+    A base that is meant to be a folder and is none is refused; one that the hub did not give is not.
+    """
+    base = Path(recipe.base)
+    config = (folder or base) / "config.json"
+    if config.is_file():
+        check_base(recipe, read_json(config) or {})
+    elif folder is None and len(base.parts) > 1 and base.parent.is_dir() and not base.is_dir():
+        raise UserError(f"base {recipe.base!r} is no folder here, and the hub did not give it")
+
+
 def check_projections(recipe: Profile, config: Mapping[str, Any]) -> None:
     """Refuse layers that the base does not have, and a way to place tokens that depends on rows."""
     architecture = config["architectures"][0]
-    names = [name.rpartition(".")[2] for name in layer_of(architecture, text_config(config))]
+    names = projections(architecture)
     if unknown := [name for name in recipe.projections if name not in names]:
         raise UserError(
             f"target_modules: a base of class {architecture} has no {unknown[0]}; it has "
