@@ -205,7 +205,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
 def check_found(recipe: Profile, folder: Path | None) -> None:
     """The same in the first step, as far as the base is there: in this folder, or nowhere.
 
-    A base that is meant to be a folder and is none is refused; one that the hub did not give is not.
+    What is meant to be a folder and is none is refused; what the hub did not give is not.
     """
     base = Path(recipe.base)
     config = (folder or base) / "config.json"

@@ -1,6 +1,7 @@
 """Measures a tiny base and two adapters with both engines; vLLM wants a process of its own.
 
 python tests/loraline/answering/both_engines.py vision adapter tower FOLDER
+python tests/loraline/answering/both_engines.py text adapter "language model" FOLDER gemma3
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from loraline import contract
 from loraline.answering import hf, vllm_engine
 from loraline.base import targets
+from loraline.base.architectures import projections
 from loraline.base.encoding import Encoder
 from loraline.base.load import load
 from loraline.base.locate import Base, locate
@@ -20,7 +22,6 @@ from loraline.records import from_prompt
 
 DATA = Path(__file__).parents[3] / "test_data"
 RANK = 8
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def make_adapter(
@@ -37,7 +38,7 @@ def make_adapter(
 
     torch.manual_seed(seed)
     model = load(base, modality, quantization="none", dtype="float32")
-    pattern = targets.target_modules(modality, PROJECTIONS, tower, tower)
+    pattern = targets.target_modules(modality, projections(base.architecture), tower, tower)
     settings = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=pattern, init_lora_weights=False, bias="none"
     )
@@ -63,7 +64,7 @@ def agreed(
         dtype="float32",
         r=RANK,
         lora_alpha=RANK,
-        target_modules=PROJECTIONS,
+        target_modules=projections(base.architecture),
         trains_vision=tower,
         adapter_sha256=contract.sha256(adapter / contract.WEIGHTS),
     )
@@ -84,9 +85,21 @@ def rows_of(modality: str, encoder: Encoder, count: int) -> list:
     return [encoder.encode(record) for record in records]
 
 
-def main(modality: str, export: str, part: str, folder: Path) -> None:
-    tower = part == "tower"
-    base = locate(str(DATA / modality / "base"), None)
+def base_of(modality: str, architecture: str, folder: Path) -> Path:
+    """The trained base of test_data, or a random one of an architecture."""
+    if not architecture:
+        return DATA / modality / "base"
+    sys.path.insert(0, str(DATA))
+    import tiny_bases
+
+    corpus = (DATA / "text" / "train.jsonl").read_text().splitlines()
+    tiny_bases.build(architecture, folder / "base", corpus)
+    return folder / "base"
+
+
+def main(modality: str, export: str, part: str, place: str, architecture: str = "") -> None:
+    folder, tower = Path(place), part == "tower"
+    base = locate(str(base_of(modality, architecture, folder)), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
     one = make_adapter(base, modality, folder / "one", 1, tower=tower)
@@ -108,4 +121,4 @@ def main(modality: str, export: str, part: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], Path(sys.argv[4]))
+    main(*sys.argv[1:])

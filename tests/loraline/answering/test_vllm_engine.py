@@ -22,12 +22,22 @@ from loraline.answering import vllm_engine
 def test_both_engines_give_the_same_tokens_and_likelihoods(
     modality: str, champion: str, part: str, tmp_path: Path
 ) -> None:
+    compare(tmp_path, modality, champion, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama3", "qwen3", "gemma3", "phi3"])
+def test_both_engines_agree_on_every_family_of_text(architecture: str, tmp_path: Path) -> None:
+    compare(tmp_path, "text", "adapter", "language model", architecture)
+
+
+def compare(folder: Path, modality: str, champion: str, part: str, *architecture: str) -> None:
+    """Measure with both engines in a process of their own, and hold the results together."""
     script = Path(__file__).with_name("both_engines.py")
-    ended = subprocess.run(
-        [sys.executable, script, modality, champion, part, tmp_path], capture_output=True, text=True
-    )
+    command = [sys.executable, script, modality, champion, part, folder, *architecture]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((folder / "found.json").read_text())
     ours, vllm = found["generation"], found["vllm_offline"]
     for name in ("base", "tuned", "champion"):
         assert vllm[name]["answers"] == ours[name]["answers"]
