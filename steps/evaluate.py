@@ -134,7 +134,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
             report.costs(train_run, engine_took),
             {plugin.name: plugin.higher_is_better for plugin in own},
         )
-        log_report(client, evaluation, train_run)
+        log_report(client, evaluation, run, train_run)
     print_headline(comparison, headline)
     runs.hand_over(out_dir, run.info.run_id)
 
@@ -209,7 +209,7 @@ def log_details(
     )
 
 
-def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> None:
+def log_report(client: MlflowClient, evaluation: Evaluation, run: Run, train_run: Run) -> None:
     """Log the page, the images' sheet, and the model card as the training run's description."""
     import mlflow
 
@@ -219,7 +219,7 @@ def log_report(client: MlflowClient, evaluation: Evaluation, train_run: Run) -> 
     mlflow.log_text(report.render(evaluation), "report.html")
     if sheet := contact_sheet(evaluation):
         mlflow.log_figure(sheet, "contact_sheet.png")
-    card = report.model_card(evaluation)
+    card = report.model_card(evaluation, runs.page(run, "report.html"))
     mlflow.log_text(card, "model_card.md")
     # The tags still say what the gate has said, and so does the description.
     note = client.get_run(train_run.info.run_id).data.tags.get(tags.NOTE, "")

@@ -377,11 +377,11 @@ def curve_lines(curves: Curves) -> dict[str, Any]:
     }
 
 
-def model_card(evaluation: Evaluation) -> str:
-    """The run's description in Markdown: the adapter, its metrics, its cost."""
+def model_card(evaluation: Evaluation, page: str) -> str:
+    """The run's description in Markdown: the adapter, a link to the report's page, metrics, cost."""
     comparison = evaluation.comparison
     models = list(comparison.values)
-    lines = [f"# {evaluation.title}", ""]
+    lines = [f"# {evaluation.title}", "", f"[The report, with every row]({page})", ""]
     lines += [f"- {label}: {value}" for label, value in evaluation.facts.items()]
     columns = ["metric", *models, *(f"gain over {other}" for other in comparison.gains)]
     lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

@@ -336,6 +336,11 @@ def logged_adapter(model: str) -> Iterator[Path]:
         yield Path(downloaded) / ADAPTER
 
 
+def page(run: Run, artifact: str) -> str:
+    """Address of an artifact in MLflow's page, from wherever a reader has opened that page."""
+    return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{artifact}"
+
+
 def hand_over(out_dir: Path, run_id: str, **outputs: str) -> None:
     """Write a step's outputs, one file each, the run ID last: the step's final act."""
     out_dir.mkdir(parents=True, exist_ok=True)

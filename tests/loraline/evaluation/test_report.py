@@ -197,7 +197,8 @@ def test_the_contact_sheet_has_the_images_and_text_has_none(tmp_path: Path) -> N
 
 
 def test_the_model_card_names_numbers_prompt_and_cost() -> None:
-    card = report.model_card(ordinary())
+    card = report.model_card(ordinary(), "#/the/page")
+    assert "[The report, with every row](#/the/page)" in card.splitlines()[2]
     assert "| metric | base | tuned | gain over base |" in card
     assert "| perplexity | " in card
     assert "    Answer. {question}" in card

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loraline.tracking import store, views
+from loraline.tracking import runs, store, tags, views
 from tests.gateway.ui.conftest import browser
 
 __all__ = ["browser"]
@@ -20,9 +20,9 @@ def experiment() -> Any:
 
 def test_a_new_experiment_has_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    tags = experiment().tags
-    assert tags["mlflow.experimentKind"] == "custom_model_development"
-    view = json.loads(tags["mlflow.sharedViewState.trainings"])
+    found = experiment().tags
+    assert found["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(found["mlflow.sharedViewState.trainings"])
     assert view["name"] == "Trainings"
     state = json.loads(view["state"])
     assert {"metrics.`tuned_bleu`", "attributes.`Dataset`", "params.`r`"} <= set(
@@ -45,6 +45,9 @@ def test_mlflows_page_shows_the_trainings_with_these_columns(
         client.set_tag(run.info.run_id, "loraline.step", step)
         client.log_metric(run.info.run_id, "tuned_bleu", 71.25)
         client.log_param(run.info.run_id, "r", 8)
+        client.log_text(run.info.run_id, "<h1>Verdict of the page</h1>", "report.html")
+        place = runs.page(run, "report.html")
+        client.set_tag(run.info.run_id, tags.NOTE, f"# Card\n\n[The report]({place})")
         client.set_terminated(run.info.run_id)
 
     page = browser.new_context(locale="en-GB", viewport={"width": 2400, "height": 900}).new_page()
@@ -56,3 +59,8 @@ def test_mlflows_page_shows_the_trainings_with_these_columns(
         page.locator(f"[role=columnheader][col-id='{column}']").wait_for(state="attached")
     assert page.get_by_text("71.25").count()
     assert page.get_by_text("an-evaluation").count() == 0
+
+    # A run's description leads to its report.
+    page.goto(f"{address}/{run.info.run_id}")
+    page.get_by_role("link", name="The report").click()
+    page.frame_locator("iframe").get_by_text("Verdict of the page").wait_for()
