@@ -378,7 +378,7 @@ def curve_lines(curves: Curves) -> dict[str, Any]:
 
 
 def model_card(evaluation: Evaluation, page: str) -> str:
-    """The run's description in Markdown: the adapter, a link to the report's page, metrics, cost."""
+    """The run's description in Markdown: the adapter, a link to the report, metrics, cost."""
     comparison = evaluation.comparison
     models = list(comparison.values)
     lines = [f"# {evaluation.title}", "", f"[The report, with every row]({page})", ""]
