@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from loraline.delivery import local, local_gateway
+from loraline.delivery import example, local, local_gateway
 from loraline.delivery.local import Running
 from loraline.errors import UserError
 from loraline.step import LineCommand, not_empty
@@ -38,12 +38,11 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--gateway/--no-gateway", default=True, show_default=True, help="The gateway in front of it."
 )
 @click.option("--gateway-port", default=8080, show_default=True, help="Port of the gateway.")
-@click.option("--question", default="What is this?", help="Question of the example request.")
 @click.option(
-    "--image",
-    type=FILE,
-    help="Image of the example request.  [default: the first one of test_data/vision]",
+    "--question",
+    help="Question of the example request.  [default: one that the evaluation answered right]",
 )
+@click.option("--image", type=FILE, help="Image of the example request.  [default: that one's]")
 def serve_local(
     manifest: Path | None,
     model: str | None,
@@ -51,7 +50,7 @@ def serve_local(
     port: int,
     gateway: bool,
     gateway_port: int,
-    question: str,
+    question: str | None,
     image: Path | None,
 ) -> None:
     """Serve MANIFEST, as rendered by deploy_vllm, until Ctrl-C."""
@@ -68,13 +67,12 @@ def serve_local(
         rendered = manifest or of_registered(str(model), alias or "candidate")
         with ExitStack() as running:
             server = running.enter_context(local.start(rendered, port, say=click.echo))
-            picture = (image or first_image()) if is_vision(server) else None
             front = None
             if gateway:
                 front = running.enter_context(
                     local_gateway.start(server, gateway_port, say=click.echo)
                 )
-            show(server, front, question, picture)
+            show(server, front, *asked(server, question, image))
             wait(server, front)
     except KeyboardInterrupt:
         click.echo("stopped")
@@ -104,8 +102,26 @@ def of_registered(model: str, alias: str) -> Path:
     return manifest
 
 
-def is_vision(server: Running) -> bool:
-    return bool(server.contract["modality"] == "vision")
+def asked(
+    server: Running, question: str | None, image: Path | None
+) -> tuple[str, Path | None, str]:
+    """The question to show, its image, and the answer to expect, if that is known."""
+    vision = server.contract["modality"] == "vision"
+    if question is None and image is None:
+        known = example.of_version(server.uri, server.contract["prompt"])
+        if known is not None:
+            return known.question, kept(server, known.image), known.answer
+    return question or "What is this?", (image or first_image()) if vision else None, ""
+
+
+def kept(server: Running, image: bytes | None) -> Path | None:
+    """An image as a file beside the server's, whose name says its type."""
+    if image is None:
+        return None
+    ending = "jpg" if image.startswith(b"\xff\xd8") else "png"
+    file = server.folder / f"example.{ending}"
+    file.write_bytes(image)
+    return file
 
 
 def first_image() -> Path:
@@ -116,11 +132,15 @@ def first_image() -> Path:
 
 
 def show(
-    server: Running, front: local_gateway.Gateway | None, question: str, image: Path | None
+    server: Running,
+    front: local_gateway.Gateway | None,
+    question: str,
+    image: Path | None,
+    answer: str,
 ) -> None:
-    """A line to try on the server, and one on the gateway."""
-    example = server.folder / "request.json"
-    example.write_text(json.dumps(request(server, question, image)))
+    """A line to try on the server, and one on the gateway, with the answer to expect."""
+    body = server.folder / "request.json"
+    body.write_text(json.dumps(request(server, question, image)))
     both = f"{server.adapter} (and {server.base})" if server.base else server.adapter
     stops = "Ctrl-C stops both" if front else "Ctrl-C stops it"
     where = f"{server.url}, and the gateway at {front.url}" if front else server.url
@@ -128,12 +148,14 @@ def show(
     key = '-H "Authorization: Bearer $VLLM_API_KEY" ' if local.api_key() else ""
     click.echo(
         f"curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' "
-        f"{key}-d @{shlex.quote(str(example))}\n"
+        f"{key}-d @{shlex.quote(str(body))}\n"
     )
     if front:
         click.echo(
             f"{predict(server, front, question, image)}\n\nIts interface: {front.url}/docs\n"
         )
+    if answer:
+        click.echo(f"The answer to expect: {answer}\n")
 
 
 def predict(

@@ -137,7 +137,7 @@ def start(
             process=process,
         )
         probe = container["startupProbe"]
-        wait_until_ready(server, probe["periodSeconds"] * probe["failureThreshold"])
+        wait_until_ready(server, probe["periodSeconds"] * probe["failureThreshold"], say)
         grace = pod["terminationGracePeriodSeconds"]
         yield server
     finally:
@@ -249,12 +249,30 @@ def executable() -> list[str]:
     return [program, "serve"]
 
 
-def wait_until_ready(server: Running, seconds: float) -> None:
-    """Return when the adapter is served; UserError if the server ended or took too long."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+STAGES = {
+    "Resolved architecture": "vLLM is imported",
+    "LLM engine": "the engine starts",
+    "Starting to load model": "the base is loaded",
+    "KV cache size": "the cache is made",
+    "Loaded new LoRA adapter": "the adapter is loaded",
+}
+"""What vLLM writes into its log on the way, and what it means."""
+
+
+def wait_until_ready(server: Running, seconds: float, say: Say) -> None:
+    """Return when the adapter is served; UserError if the server ended or took too long.
+
+    Each stage is said as the log comes to it.
+    """
+    started = time.monotonic()
+    said = set[str]()
+    while (waited := time.monotonic() - started) < seconds:
         if server.process.poll() is not None:
             raise UserError(server.death())
+        log = server.log.read_text(errors="replace")
+        for written in [each for each in STAGES if each in log and each not in said]:
+            say(f"  {waited:3.0f} s  {STAGES[written]}")
+            said.add(written)
         if answers(server):
             return
         time.sleep(0.3)

@@ -162,6 +162,10 @@ def test_axe_finds_no_serious_fault_in_review_and_train_and_both_fit_a_phone(
         page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_role("tab", name=name).click()
         says(page, field, words)
+        # What becomes usable fades in, and is faint on the way.
+        page.wait_for_function(
+            "[...document.querySelectorAll('button')].every(b => !b.getAnimations().length)"
+        )
         serious = [
             (each["id"], [node["html"][:160] for node in each["nodes"][:4]])
             for each in axe.Axe().run(page).response["violations"]

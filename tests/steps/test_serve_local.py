@@ -26,7 +26,7 @@ from loraline.base.encoding import Encoder
 from loraline.base.load import load
 from loraline.base.locate import locate
 from loraline.contract import BASE_CONFIG, WEIGHTS, Contract, folder_digest, read, sha256, write
-from loraline.delivery import kube, local, local_gateway, manifest, placement
+from loraline.delivery import example, kube, local, local_gateway, manifest, placement
 from loraline.errors import UserError
 from loraline.records import from_prompt
 from loraline.serving import arguments, preflight
@@ -607,3 +607,23 @@ def test_only_the_listed_arguments_change_without_a_gpu():
     assert arguments.on_cpu(arguments.on_cpu(args)) == arguments.on_cpu(args), (
         "a manifest for a CPU stays"
     )
+
+
+def test_a_version_is_shown_by_a_question_that_its_evaluation_answered_right(candidate, step):
+    import mlflow
+
+    evaluated = candidate(name="one")
+    columns = {
+        "row": [0, 1, 2],
+        "question": ["Say: Where is it now?", "Say: Who?", "Say: What?"],
+        "reference": ["here", "Ann", "it"],
+        "tuned": ["there", " Ann", "that"],
+    }
+    with mlflow.start_run(run_id=evaluated):
+        mlflow.log_table(columns, "predictions.json")
+    step("quality_gate", "--run-id", evaluated)
+
+    shown = example.of_version("models:/mistral-7b-lora/1", "Say: {question}")
+    assert shown == ("Who?", None, "Ann")
+    # A server runs without its store, too.
+    assert example.of_version("models:/mistral-7b-lora/2", "Say: {question}") is None

@@ -1,0 +1,33 @@
+"""What is shown first of a server is a question that it answers right."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraline.delivery import example
+
+PROMPT = "Answer in a few words. {question} Please."
+
+
+@pytest.mark.parametrize(
+    ("question", "reference", "tuned", "right"),
+    [
+        ("Answer in a few words. Who? Please.", "Ann", " Ann", True),
+        ("Answer in a few words. Who? Please.", "Ann", "Bea", False),
+        ("Answer in a few words. Who? Please.", "", "", False),
+        ("[user] Hello\n[assistant] Hi\n[user] Who?", "Ann", "Ann", False),
+        ("Answer in a few words. Who? Please.", "one\ntwo", "one\ntwo", False),
+        ("<image>Answer in a few words. Who? Please.", "Ann", "Ann", True),
+        ("<image><image>Answer in a few words. Who? Please.", "Ann", "Ann", False),
+    ],
+)
+def test_only_one_question_with_its_right_answer_is_an_example(
+    question: str, reference: str, tuned: str, right: bool
+) -> None:
+    row = {"question": question, "reference": reference, "tuned": tuned}
+    assert example.is_right(row, PROMPT) is right
+
+
+def test_the_prompt_is_left_to_the_server() -> None:
+    assert example.asked("Answer in a few words. Who? Please.", PROMPT) == "Who?"
+    assert example.asked("<image>Write it down.", "Write it down.") == ""
