@@ -75,9 +75,9 @@ def test_a_variable_in_small_letters_is_refused() -> None:
 def test_a_profile_of_ones_own_leaves_the_tracked_workflows_alone() -> None:
     printed = make("-n", "pipeline", "PROFILE=my own").stdout
     assert "workflows/pipeline.py --kind Workflow --out outputs/workflows" in printed
-    assert "run_local outputs/workflows/pipeline.yaml -p 'profile=my own'" in printed
+    assert "loraline_cli.preload outputs/workflows/pipeline.yaml -p 'profile=my own'" in printed
     known = make("-n", "pipeline", "PROFILE=standard").stdout
-    assert "run_local workflows/pipeline.yaml" in known
+    assert "loraline_cli.preload workflows/pipeline.yaml" in known
     assert "workflows/pipeline.py" not in known
 
 
