@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from loraline.evaluation.rules import Verdict
 
 
+COST = ("train_seconds", "train_tokens_per_second", "peak_memory_gib")
+"""What the closing table says of a training's cost; there is no peak without a GPU."""
+
+
 @step
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
 @click.option(
@@ -87,7 +91,7 @@ def quality_gate(
         lock.clear_dead(client, name)
         result = done.data.tags[RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
-        hand_over(out_dir, eval_run, done, fail_on_reject)
+        hand_over(out_dir, train_run, eval_run, done, fail_on_reject)
         return
 
     data_run = runs.ancestor(client, train_run, "prepare_data")
@@ -117,7 +121,8 @@ def quality_gate(
             register(client, name, verdicts, result, run, train_run, again)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
-    hand_over(out_dir, eval_run, client.get_run(run.info.run_id), fail_on_reject)
+    judged_run = client.get_run(run.info.run_id)
+    hand_over(out_dir, train_run, eval_run, judged_run, fail_on_reject)
 
 
 def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None:
@@ -207,7 +212,9 @@ def register(
     registry.move_candidate(client, name, versions[0])
 
 
-def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool) -> None:
+def hand_over(
+    out_dir: Path, train_run: Run, eval_run: Run, gate_run: Run, fail_on_reject: bool
+) -> None:
     """Write the scorecard, the result and the run ID; end with 1 if a rejection is to fail."""
     from loraline.evaluation import plugins
     from loraline.tracking.registry import CANDIDATE
@@ -226,6 +233,7 @@ def hand_over(out_dir: Path, eval_run: Run, gate_run: Run, fail_on_reject: bool)
         "better": {name: "higher" if higher else "lower" for name, higher in own.items()},
         "champion": eval_run.data.tags.get(CHAMPION),
         "rows": numbers.get("rows"),
+        "cost": {name: train_run.data.metrics.get(name) for name in COST},
         "evaluate": eval_run.info.run_id,
         "train": eval_run.data.tags[UPSTREAM],
         "experiment": eval_run.info.experiment_id,

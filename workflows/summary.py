@@ -31,7 +31,7 @@ def summary(run: Path) -> None:
     card = json.loads(scorecard.read_text())
     console = Console()
     console.print(table(card))
-    for name, text in [("verdict", verdict(card)), *links(card, run)]:
+    for name, text in [("verdict", verdict(card)), *cost(card), *links(card, run)]:
         console.print(f"{name.ljust(12)}{text}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -74,6 +74,18 @@ def verdict(card: dict[str, Any]) -> str:
             reason = f"not surely better than the base ({reason})"
         reasons.append(reason)
     return f"FAILED: {'; '.join(reasons)}"
+
+
+def cost(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the training took."""
+    spent = card.get("cost") or {}
+    words = {
+        "train_seconds": "trained in {:,.0f} s",
+        "train_tokens_per_second": "{:,.0f} tokens/s",
+        "peak_memory_gib": "{:.1f} GiB",
+    }
+    told = [text.format(spent[name]) for name, text in words.items() if spent.get(name)]
+    return [("cost", ", ".join(told))] if told else []
 
 
 def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:

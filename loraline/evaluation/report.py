@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.evaluation import calls, measurement, metrics
+from loraline.evaluation import calls, conclusion, measurement, metrics
 from loraline.tracking import tags
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def render(evaluation: Evaluation) -> str:
         evaluation=evaluation,
         models=list(evaluation.comparison.values),
         headline=headline(evaluation),
+        conclusion=conclusion.sentences(evaluation.comparison, evaluation.headline),
         others=[
             name
             for name in evaluation.comparison.values["tuned"]

@@ -18,6 +18,7 @@ from runner import jobs
 from runner.containers import Stop
 from runner.language import Refused
 from runner.manifests import holds, json_path, read_condition, read_job
+from runner.programs import Programs
 from runner.reader import understood
 
 Object = dict[str, Any]
@@ -87,7 +88,7 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
     def run(codes: str, **spec: Any) -> str:
         async def job() -> jobs.End | None:
             made = read_job("job", json.dumps(manifest(codes, **spec)))
-            return await jobs.RunningJob(tmp_path, made, Path("pods"), Stop(), -1).run()
+            return await jobs.RunningJob(tmp_path, made, Path("pods"), Stop(), Programs()).run()
 
         end = asyncio.run(job())
         assert end is not None

@@ -73,6 +73,12 @@ def test_a_candidate_that_passed_is_served_and_promoted_by_printed_commands(
     assert "python steps/promote.py --model tiny-mistral-lora --version 3" in printed
 
 
+def test_the_table_says_what_it_cost(summary) -> None:
+    cost = {"train_seconds": 39.2, "train_tokens_per_second": 8004.0, "peak_memory_gib": None}
+    assert "cost        trained in 39 s, 8,004 tokens/s\n" in summary(cost=cost).stdout
+    assert "cost" not in summary().stdout
+
+
 def test_a_rejection_is_said_in_words(summary) -> None:
     reason = "gain_over_champion_levenshtein_low -0.03947 is not above 0; rows 3 is not at least 20"
     printed = summary(result="failed", reason=reason, champion="1", version=None).stdout

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from loraline.answering.hf import Answer
-from loraline.evaluation import measurement, report
+from loraline.evaluation import conclusion, measurement, report
 from loraline.evaluation.contact_sheet import contact_sheet
-from loraline.evaluation.measurement import Measurement
+from loraline.evaluation.measurement import Comparison, Interval, Measurement
 from loraline.evaluation.report import Evaluation
 from loraline.records import Record, from_prompt
 
@@ -96,6 +96,31 @@ def test_the_page_shows_each_model_its_intervals_and_gains() -> None:
         assert told in page
     assert "lora &lt;of&gt; today" in page and "tiny &amp; small" in page
     assert len(re.findall(r"<article", page)) == 16
+
+
+def test_the_page_begins_with_what_came_out() -> None:
+    evaluation = ordinary(champion=True)
+    said = conclusion.sentences(evaluation.comparison, evaluation.headline)
+    assert [sentence.split(",")[0] for sentence in said] == [
+        "Against the base",
+        "Against the champion",
+    ]
+    page = report.render(evaluation)
+    assert page.index(said[0]) < page.index(said[1]) < page.index("held-out rows")
+
+
+def test_a_gain_is_sure_where_its_interval_does_not_hold_zero() -> None:
+    gains = {
+        "bleu": Interval(1.0, 0.5, 1.5),
+        "levenshtein": Interval(0.1, 0.05, 0.2),
+        "exact_match": Interval(0.0, -0.1, 0.1),
+        "perplexity": Interval(-1.0, -1.5, -0.5),
+    }
+    (said,) = conclusion.sentences(Comparison({}, {"base": gains}), tuple(gains))
+    assert said == (
+        "Against the base, tuned is surely better in bleu and levenshtein, surely worse in "
+        "perplexity, not surely either in exact match."
+    )
 
 
 def test_the_worst_row_comes_first() -> None:
