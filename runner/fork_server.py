@@ -81,11 +81,19 @@ def serve(replies: int) -> Request | None:
         *requests, lines = (lines + read).split(b"\n")
         for request in requests:
             output, error, *written_to = written_to
+            leads, led = os.pipe()
             if pid := os.fork():
+                os.close(led)
+                # Until it leads a session of its own, nobody could end what it starts.
+                os.read(leads, 1)
+                os.close(leads)
                 say(replies, began=pid)
                 os.close(output)
                 os.close(error)
                 continue
+            os.setsid()
+            os.close(leads)
+            os.close(led)
             for number, end in ((1, output), (2, error)):
                 os.dup2(end, number)
                 os.close(end)
@@ -115,7 +123,6 @@ def say(replies: int, **answer: Any) -> None:
 
 def run(request: Request) -> None:
     """Be the program, as `python SCRIPT ARGUMENTS` would be."""
-    os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

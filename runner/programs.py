@@ -54,7 +54,8 @@ class Programs:
 
     async def warm(self, root: Path) -> None:
         """Begin to import what is to be preloaded; programs wait for it when they begin."""
-        if self.preload:
+        # Libraries of macOS do not survive a fork.
+        if self.preload and sys.platform == "linux":
             self.server = ForkServer(self.preload, self.inherited)
             await self.server.start(root)
 

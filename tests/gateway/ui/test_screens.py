@@ -372,8 +372,8 @@ def reach(page: Any, name: str) -> None:
     """Open a tab, which a narrow page may keep in a menu."""
     tab = page.get_by_role("tab", name=name, exact=True)
     if not tab.is_visible():
-        page.locator(".overflow-menu > button").click()
-        page.locator(".overflow-dropdown button", has_text=name).click()
+        page.locator(".overflow-menu > button").first.click()
+        page.locator(".overflow-dropdown button", has_text=name).first.click()
     else:
         tab.click()
     page.wait_for_timeout(200)

@@ -38,7 +38,7 @@ def compare(folder: Path, modality: str, champion: str, part: str, *architecture
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
     found = json.loads((folder / "found.json").read_text())
-    ours, vllm = found["generation"], found["vllm_offline"]
+    ours, vllm = found["hf"], found["vllm_engine"]
     for name in ("base", "tuned", "champion"):
         assert vllm[name]["answers"] == ours[name]["answers"]
         assert vllm[name]["nll"] == pytest.approx(ours[name]["nll"], rel=1e-3, abs=1e-3)
