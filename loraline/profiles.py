@@ -23,17 +23,8 @@ from loraline.limits import Gate, Strict, check_metrics, metric_name
 from loraline.preparation import Entry, Prepare, Split
 from loraline.profile_files import files, resolve
 
-Projection = Literal[
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-    "qkv_proj",
-    "gate_up_proj",
-]
+Apart = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+Projection = Literal[Apart, "qkv_proj", "gate_up_proj"]
 """Linear layers of a decoder layer; the last two are Phi's, which joins the others."""
 
 
