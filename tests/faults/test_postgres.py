@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import after
 import pytest
 import table
 from cells import Cell
 from line import Line
 from postgres import PostgresStage, program
 from provoke import seen
+from stage import MODEL
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,4 +57,4 @@ def test_a_postgresql_that_dies_is_try_again(moment: str, line: Line) -> None:
     assert ended.code == 75, ended.stderr
     assert "Traceback" not in ended.stderr
     assert stage.step("quality_gate").code == 0
-    assert stage.query("SELECT count(*) FROM model_versions") == [(1,)]
+    assert after.rows(stage)["version"] == {(MODEL, 1)}
