@@ -18,7 +18,10 @@ SECRETS = (
 )
 """Variables of the environment whose values nobody may read."""
 
-ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
+ADDRESSES = (
+    *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+)
 """Variables that hold addresses, which may hold credentials."""
 
 WEBHOOK = "LORALINE_WEBHOOK_URL"

@@ -19,7 +19,7 @@ from loraline.errors import UserError
 from loraline.serving import preflight
 from loraline.serving.preflight import LORA_RANKS
 from loraline.step import LineCommand
-from loraline.tracking import identity
+from loraline.tracking import identity, signature
 
 DONE = ".loraline-adapter"
 """Holds, in a folder that is whole, what it was asked for and the digest of its own files."""
@@ -41,7 +41,7 @@ def fetch_adapter(
 ) -> None:
     """Download a registered adapter, hold it against its digest and look for what vLLM would
     refuse or not apply."""
-    expected = f"{digest} {base or ''}".strip()
+    expected = " ".join(filter(None, (digest, base, signature.key_digest())))
     if is_whole(out_dir, expected):
         click.echo(f"{model} is already in {out_dir}")
         return
@@ -68,8 +68,11 @@ def fetch_adapter(
 
 
 def is_whole(folder: Path, expected: str) -> bool:
-    """Whether an earlier start of the pod has left what is asked for, unchanged: the adapter's
-    digest, and the base where it is merged into one."""
+    """Whether an earlier start of the pod has left what is asked for, unchanged.
+
+    That is the adapter's digest, the base where it is merged into one, and the key that its
+    signature was held against.
+    """
     done = folder / DONE
     if not done.is_file():
         return False
@@ -125,7 +128,7 @@ def check_digest(adapter: Path, model: str, digest: str) -> None:
 
 
 def check_signature(model: str, digest: str) -> None:
-    from loraline.tracking import signature, store
+    from loraline.tracking import store
 
     name, _, version = model.removeprefix("models:/").rpartition("/")
     signature.check(store.connect().get_model_version(name, version), digest)

@@ -303,7 +303,7 @@ def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
         code_paths=[str(Path(loraline.__file__).parent)],
         signature=pyfunc.signature(contract.max_new_tokens),
         model_config=pyfunc.CONFIG,
-        pip_requirements=["torch", "transformers", "peft", "pillow", "safetensors", "pydantic"],
+        pip_requirements=pyfunc.requirements(contract.modality),
         metadata={"base": contract.base, "base_revision": contract.base_revision, "r": contract.r},
         tags={tags.PROFILE: profile},
         model_type="lora-adapter" if contract.train == "lora" else "merged-model",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,15 @@ def signature(max_new_tokens: int) -> ModelSignature:
     text = Schema([ColSpec("string")])
     longest = ParamSpec("max_new_tokens", "long", max_new_tokens)
     return ModelSignature(inputs=text, outputs=text, params=ParamSchema([longest]))
+
+
+def requirements(modality: str) -> list[str]:
+    """What loading the model needs from PyPI, in the versions that it was trained with."""
+    names = ["torch", "transformers", "peft", "pillow", "safetensors", "pydantic"]
+    if modality == "vision":
+        names.append("torchvision")
+    # PyPI knows no builds such as 2.9.0+cpu.
+    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in names]
 
 
 class AdapterModel(PythonModel):

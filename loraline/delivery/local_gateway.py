@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraline import web
 from loraline.delivery.local import (
     ROOT,
     Running,
@@ -25,7 +24,7 @@ from loraline.delivery.local import (
     guarded,
     stop,
 )
-from loraline.errors import UserError
+from loraline.errors import TryAgain, UserError
 
 LOG = "gateway.log"
 START_SECONDS = 60
@@ -109,7 +108,6 @@ def wait_until_ready(gateway: Gateway) -> None:
 
 def is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        return web.ask(f"{url}/ready", seconds=5).status == 200
+    except (UserError, TryAgain):
         return False

@@ -29,7 +29,8 @@ class Order:
     name: str
     version: str
     digest: str
-    """Digest of the adapter's files that the gate judged."""
+    """Digest of the version's files: those that the gate judged, or the champion's that are served
+    as they are."""
 
     alias: str | None
     beside: str | None
@@ -85,7 +86,7 @@ class Order:
         return cls(
             name=name,
             version=version,
-            digest=tags.get(ADAPTER_DIGEST, ""),
+            digest=judged_digest(client, gate_run),
             alias=alias,
             beside=str(model.aliases[alias]) if alias else None,
             where=options.placement(),
@@ -115,6 +116,24 @@ def registered(client: MlflowClient, name: str, version: str) -> RegisteredModel
             f"version {version} of registered model {name!r}, which the gate registered, was "
             "deleted: run quality_gate again with --force"
         ) from error
+
+
+def judged_digest(client: MlflowClient, gate_run: Run) -> str:
+    """The digest of the version that a gate run names; UserError unless a gate has judged it.
+
+    The gate run itself has, or it found the champion's adapter trained once more: then the version
+    has a gate run of its own, and files of its own in the registry.
+    """
+    from loraline.tracking import registry
+
+    version = client.get_model_version(
+        gate_run.data.tags[MODEL_NAME], gate_run.data.tags[MODEL_VERSION]
+    )
+    if version.run_id == gate_run.data.tags.get(registry.PARENT):
+        registry.passed(client, version, gate_run.info.run_id)
+    else:
+        registry.promoting_gate_run_of(client, version)
+    return version.tags.get(ADAPTER_DIGEST, "")
 
 
 def refuse_rejected(

@@ -65,8 +65,15 @@ def comparable_champion(
 
 
 def expect_judged(champion: ModelVersion, digest: str) -> None:
-    """Raise a UserError if the champion's files are not those that its gate judged."""
-    kept = champion.tags.get(tags.ADAPTER_DIGEST, digest)
+    """Raise a UserError if the champion's files are not those that its gate judged.
+
+    Where its version keeps no digest, they have to be those that its training logged.
+    """
+    import mlflow
+
+    kept = champion.tags.get(tags.ADAPTER_DIGEST)
+    if kept is None and champion.run_id:
+        kept = mlflow.get_run(champion.run_id).data.tags.get(tags.ADAPTER_DIGEST)
     if kept != digest:
         change = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
         raise UserError(identity.changed("quality_gate", change))

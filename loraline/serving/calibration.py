@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -46,8 +47,11 @@ def plan(
     the base. Without `gpu` the smallest card that fits. Raises UserError where none fits, and says
     where the activations were learned.
     """
-    words = {card: text.split() for card, text in remembered.items()}
-    learned = {card: float(gib) for card, (seen, gib) in words.items() if seen == revision}
+    learned = {}
+    for card, text in remembered.items():
+        gib = learned_gib(text, revision, f"tag {TAG}.{card} of registered model {model}")
+        if gib is not None:
+            learned[card] = gib
     if gpu is None:
         return sizing.smallest(wanted, learned)
     if gpu not in GPUS:
@@ -63,6 +67,21 @@ def plan(
     except UserError as error:
         known = f" (activations learned from {source})" if gpu in learned else ""
         raise UserError(f"{error}{known}") from error
+
+
+def learned_gib(text: str, revision: str, source: str) -> float | None:
+    """The activations in GiB that a tag says of this revision of the base; None of another one.
+
+    Raises UserError for what `remember` has not written.
+    """
+    words = text.split()
+    try:
+        gib = float(words[1])
+    except (IndexError, ValueError):
+        gib = math.nan
+    if len(words) != 2 or not (math.isfinite(gib) and gib > 0):
+        raise UserError(f"{source} is {text[:80]!r}, expected a revision and GiB; delete it")
+    return gib if words[0] == revision else None
 
 
 def remember(client: MlflowClient, model: str, revision: str, learned: Plan) -> None:

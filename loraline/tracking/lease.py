@@ -66,10 +66,19 @@ def holder(run: Run) -> str:
     host, _, process = run.data.tags.get(PROCESS, "").partition(":")
     pid, _, since = process.partition(":")
     if host == socket.gethostname() and Path("/proc/self").exists():
-        alive = pid.isdigit() and pid != str(os.getpid()) and since == begun(int(pid))
+        alive = pid.isdecimal() and pid != str(os.getpid()) and since == begun(int(pid))
         return f"process {pid}" if alive and since else ""
-    silent = time.time() - float(run.data.tags.get(LEASE, "0"))
-    return f"process {pid} on {host}" if abs(silent) < SECONDS else ""
+    if not (host and pid.isdecimal()):
+        return ""
+    return f"process {pid} on {host}" if abs(time.time() - heard(run)) < SECONDS else ""
+
+
+def heard(run: Run) -> float:
+    """When a run's process last said that it lives; 0 where its tag says no time."""
+    try:
+        return float(run.data.tags.get(LEASE, "0"))
+    except ValueError:
+        return 0.0
 
 
 def is_dead(run: Run) -> bool:

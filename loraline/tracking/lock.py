@@ -230,13 +230,16 @@ def place() -> str:
 
 
 def is_dead(holder: str) -> bool:
-    """Whether the holder was a process of this machine or container that has ended."""
-    host, pid, _ = holder.rsplit(":", 2)
-    if host != place():
+    """Whether the holder was a process of this machine or container that has ended.
+
+    Of a holder that no step has written nothing is known: it is waited for.
+    """
+    host, _, process = holder.rpartition(":")[0].rpartition(":")
+    if host != place() or not re.fullmatch(r"[1-9][0-9]{0,9}", process):
         return False
     try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
         return False

@@ -178,7 +178,8 @@ def passed(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
     """The gate run that a version's tags name, once it says the same; UserError otherwise.
 
     It judged what the version's training run made, registered that as this version, and kept the
-    digest that the version has.
+    digest that the version has. The numbers of versions begin anew with a registered model that
+    was deleted and made again, so that the version's files have to be those of its run, too.
     """
     run = judgement(client, gate_run, version.run_id)
     kept = run.data.tags if run is not None else {}
@@ -188,12 +189,31 @@ def passed(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
         MODEL_VERSION: str(version.version),
         ADAPTER_DIGEST: version.tags.get(ADAPTER_DIGEST),
     }
-    if any(kept.get(tag) != value for tag, value in expected.items()):
+    same = all(kept.get(tag) == value for tag, value in expected.items())
+    if not same or not made_by_its_run(client, version):
         raise UserError(
             f"version {version.version} of {version.name!r} has tags that no gate wrote: its gate "
             f"run {gate_run} did not judge it; run quality_gate again with --force"
         )
     return gate_run
+
+
+def made_by_its_run(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether the logged model that a version was made of is one of the version's run.
+
+    A logged model says which run made it, and nobody can change that.
+    """
+    from mlflow.exceptions import MlflowException
+
+    scheme, _, model_id = str(version.source).partition("models:/")
+    if scheme or not model_id:
+        return False
+    try:
+        return bool(client.get_logged_model(model_id).source_run_id == version.run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return False
 
 
 def rejection(client: MlflowClient, version: ModelVersion) -> str | None:

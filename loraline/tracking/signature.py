@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,12 @@ def sign(model: str, version: str, digest: str) -> str | None:
         # From None: the library's own words may quote the key.
         raise UserError(f"{SIGNING_KEY} holds no private Ed25519 key in PEM") from None
     return base64.b64encode(key.sign(message(model, version, digest))).decode()
+
+
+def key_digest() -> str:
+    """A digest of the environment's public key; empty if it has none."""
+    text = os.environ.get(VERIFY_KEY, "")
+    return hashlib.sha256(text.encode()).hexdigest() if text else ""
 
 
 def check(version: ModelVersion, digest: str) -> None:

@@ -53,6 +53,8 @@ def connect() -> MlflowClient:
     settings = Settings()
     # MLflow's own defaults retry for many minutes, which hides an absent server from its user.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    # Its password is for the server that was named, and a POST would arrive as a GET.
+    os.environ.setdefault("MLFLOW_ALLOW_HTTP_REDIRECTS", "false")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -82,6 +84,11 @@ def connect() -> MlflowClient:
             raise
         if sentence := refusal(error):
             raise UserError(sentence) from error
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError(
+                f"MLflow at {uri()} needs the package {error.name!r}, which is not installed; "
+                "postgresql:// and sqlite:/// need none"
+            ) from error
         if is_outage(error):
             raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
         if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):
@@ -210,7 +217,8 @@ def is_locked(error: BaseException) -> bool:
 
 def refusal(error: BaseException) -> str | None:
     """What to say of a store that may be read and not written, of an artifact store that refuses,
-    or of one that only a server reaches; None if that is not the trouble."""
+    of a server that redirects, or of a store that only a server reaches; None if that is not the
+    trouble."""
     for cause in causes(error):
         answer = STORAGE_ANSWER.search(str(cause))
         if answer and answer["code"] not in STORAGE_PASSING:
@@ -236,6 +244,12 @@ def refusal(error: BaseException) -> str | None:
             f"MLflow at {uri()} does not let {user} do that: ask its administrator. Where it "
             "refuses the name that it is called by, its --allowed-hosts has to list that"
         )
+    redirects = [REDIRECT.search(str(cause)) for cause in causes(error)]
+    if answered := next(filter(None, redirects), None):
+        return (
+            f"MLflow at {uri()} answers {answered['code']}, a redirect; it is not followed: set "
+            "MLFLOW_TRACKING_URI to the server itself"
+        )
     if any("an mlflow-artifacts URI was supplied" in str(cause) for cause in causes(error)):
         return (
             f"the experiment in {uri()} was made by an MLflow server, which keeps its files: set "
@@ -243,6 +257,9 @@ def refusal(error: BaseException) -> str | None:
         )
     return None
 
+
+REDIRECT = re.compile(r"failed with error code (?P<code>30[12378])\b")
+"""What MLflow's client says of a redirect that it does not follow."""
 
 UNFIT = re.compile(r"outside the artifact directory|is a named pipe")
 """What MLflow says of files in a folder of artifacts that are links or no plain files."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 STEP = "loraline.step"
 UPSTREAM = "loraline.upstream"
 PIPELINE = "loraline.pipeline"
@@ -48,3 +52,15 @@ ADAPTER_DIGEST = "loraline.adapter.sha256"
 DATASET_DIGEST = "loraline.dataset.sha256"
 """Digest of a dataset's manifest, which lists those of its shards."""
 PROFILE_DIGEST = "loraline.profile.sha256"
+
+
+def json_object(tags: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A tag that holds a JSON object; an empty one where it is missing or holds something else.
+
+    Whoever may write to MLflow may write anything there.
+    """
+    try:
+        content = json.loads(tags.get(name, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

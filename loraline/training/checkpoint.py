@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 import time
@@ -29,7 +30,7 @@ from loraline.process import signals
 from loraline.process.full_disk import sentence
 from loraline.tracking import runs
 from loraline.tracking.store import is_outage, uri
-from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE
+from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE, json_object
 from loraline.training import exchange, sharding
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 """Artifact folder of a run with its last two checkpoints; gone when the training is finished."""
+
+NAME = re.compile(r"step-[0-9]{1,18}")
+"""The name of a checkpoint, after the optimizer step that it was made at."""
 
 UPLOAD = 50 * 2**20
 """Bytes a second that an upload is estimated with: an object store beside the cluster, used by
@@ -237,7 +241,7 @@ def upload(client: MlflowClient, run_id: str, folder: Path, name: str) -> None:
 def stored(client: MlflowClient, run_id: str) -> list[str]:
     """Names of the checkpoints in a run's artifacts, whole or not, the latest first."""
     names = [Path(entry.path).name for entry in client.list_artifacts(run_id, FOLDER)]
-    steps = [name for name in names if name.removeprefix("step-").isdigit()]
+    steps = [name for name in names if NAME.fullmatch(name)]
     return sorted(steps, key=lambda name: int(name.removeprefix("step-")), reverse=True)
 
 
@@ -265,9 +269,10 @@ def fetch(client: MlflowClient, run: Run, folder: Path) -> Path | None:
     """
     run_id, place = run.info.run_id, folder / FOLDER
     place.mkdir(parents=True, exist_ok=True)
-    aside = json.loads(run.data.tags.get(CHECKPOINTS_ASIDE, "{}"))
+    aside = json_object(run.data.tags, CHECKPOINTS_ASIDE)
     for name in dict.fromkeys([run.data.tags.get(CHECKPOINT), *stored(client, run_id)]):
-        if name is None or name in aside:
+        # A tag may hold anything, a path out of the folder included.
+        if name is None or not NAME.fullmatch(name) or name in aside:
             continue
         try:
             start = runs.download(client, run_id, f"{FOLDER}/{name}", place)

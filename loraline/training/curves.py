@@ -14,7 +14,7 @@ from mlflow.entities import Metric
 from transformers import TrainerCallback
 
 from loraline.process import progress
-from loraline.tracking.tags import SPENT
+from loraline.tracking.tags import SPENT, json_object
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -127,21 +127,31 @@ class Cost:
 
     def __init__(self, sft: PackedTrainer, earlier: Run | None) -> None:
         self.sft = sft
-        self.before = json.loads(earlier.data.tags.get(SPENT, "{}")) if earlier else {}
+        self.before = spent(earlier) if earlier else {}
 
     def total(self) -> dict[str, float]:
         """Seconds of training, tokens in all processes, and seconds times processes."""
         seconds = self.sft.seconds()
-        spent = {
+        attempt = {
             "seconds": seconds,
             "tokens": self.sft.tokens_seen,
             "process_seconds": seconds * self.sft.args.world_size,
         }
-        return {name: value + self.before.get(name, 0) for name, value in spent.items()}
+        return {name: value + self.before.get(name, 0) for name, value in attempt.items()}
 
     def tags(self) -> dict[str, str]:
         """For an attempt that comes after this one."""
         return {SPENT: json.dumps(self.total())}
+
+
+def spent(run: Run) -> dict[str, float]:
+    """What the attempts at a run have cost so far, by its tag; nothing that is no number."""
+    kept = json_object(run.data.tags, SPENT)
+    return {
+        name: value
+        for name, value in kept.items()
+        if isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    }
 
 
 def utilization(sft: PackedTrainer) -> dict[str, float]:
@@ -169,16 +179,16 @@ def log_results(sft: PackedTrainer, cost: Cost) -> None:
     from loraline.training import allocator
 
     lowest = float(sft.best["eval_loss"])
-    spent = cost.total()
+    total = cost.total()
     figures = {
         "final_eval_loss": lowest,
         "final_perplexity": math.exp(min(lowest, 700)),
-        "train_seconds": spent["seconds"],
-        "train_tokens_per_second": spent["tokens"] / max(spent["seconds"], 1e-9),
+        "train_seconds": total["seconds"],
+        "train_tokens_per_second": total["tokens"] / max(total["seconds"], 1e-9),
         "peak_memory_gib": allocator.peak() / 2**30,
     }
     if torch.cuda.is_available():
-        figures["gpu_seconds"] = spent["process_seconds"]
+        figures["gpu_seconds"] = total["process_seconds"]
         figures["peak_reserved_gib"] = allocator.reserved() / 2**30
     mlflow.log_metrics(figures | utilization(sft))
 

@@ -13,7 +13,7 @@ import click
 from loraline.errors import TryAgain, UserError
 from loraline.tracking import lease, lock, runs
 from loraline.tracking.store import is_outage, uri
-from loraline.tracking.tags import CHECKPOINT, INPUTS, LEASE, PROFILE
+from loraline.tracking.tags import CHECKPOINT, INPUTS, LEASE, PROFILE, json_object
 from loraline.training import checkpoint
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
 
 def changes(run: Run, inputs: dict[str, str]) -> str:
     """Which inputs of an earlier run differ from these, in words; empty if none does."""
-    before = json.loads(run.data.tags.get(INPUTS, "{}"))
+    before = json_object(run.data.tags, INPUTS)
     now = json.loads(identity(inputs)[INPUTS])
     return ", ".join(f"the {name}" for name in now if before.get(name) != now[name])
 

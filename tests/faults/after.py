@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from provoke import Storage
-from stage import CANARY, MODEL, Ended, Stage
+from stage import MODEL, SEARCHED, Ended, Stage
 
 RUN_OF = {
     "prepare_data": "prepare_data",
@@ -117,14 +117,18 @@ def shown_secrets(stage: Stage, *ended: Ended, storage: Storage | None = None) -
         name
         for each in ended
         for name, text in (("stdout", each.stdout), ("stderr", each.stderr))
-        if CANARY.decode() in text
+        if has_secret(text.encode())
     ]
     for file in stage.place.rglob("*"):
-        if file.is_file() and not file.is_symlink() and CANARY in file.read_bytes():
+        if file.is_file() and not file.is_symlink() and has_secret(file.read_bytes()):
             found.append(str(file.relative_to(stage.place)))
     if storage:
-        found += [f"s3://{name}" for name, content in storage.objects() if CANARY in content]
+        found += [f"s3://{name}" for name, content in storage.objects() if has_secret(content)]
     return found
+
+
+def has_secret(content: bytes) -> bool:
+    return any(secret in content for secret in SEARCHED)
 
 
 def record(**entry: Any) -> None:

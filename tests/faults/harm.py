@@ -161,11 +161,50 @@ def largest_file(size: int, moment: str) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
 
-def memory(size: int) -> None:
-    """This process gets no address space beyond so many bytes more than it has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + size
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+MEMORY = 32 * 2**20
+"""Bytes that a process may still take in a control group of `memory_group`."""
+
+
+def out_of_memory(moment: str, group: str) -> None:
+    """Enter a control group with next to no memory at a moment, and take more: the kernel kills."""
+
+    def take() -> None:
+        Path(group, "cgroup.procs").write_text(str(os.getpid()))
+        taken = [b"x" * 2**20 for _ in range(MEMORY // 2**20 * 8)]
+        raise AssertionError(f"the control group let this process take {len(taken)} MiB")
+
+    at(moment, take)
+
+
+def memory_group(name: str) -> Path | None:
+    """A new control group with MEMORY bytes and no swap; None where this user can make none."""
+    root = Path("/sys/fs/cgroup")
+    for parent, limits in (
+        (root / "memory", {"memory.limit_in_bytes": MEMORY, "memory.swappiness": 0}),
+        (root, {"memory.max": MEMORY, "memory.swap.max": 0}),
+    ):
+        group = parent / name
+        try:
+            group.mkdir()
+            for file, limit in limits.items():
+                # An ordinary folder would take any file.
+                if not (group / file).exists():
+                    raise FileNotFoundError(group / file)
+                (group / file).write_text(str(limit))
+        except OSError:
+            with suppress(OSError):
+                group.rmdir()
+            continue
+        return group
+    return None
+
+
+@functools.cache
+def memory_can_be_limited() -> bool:
+    group = memory_group(f"loraline-probe-{os.getpid()}")
+    if group is not None:
+        group.rmdir()
+    return group is not None
 
 
 NEW_USER, NEW_MOUNTS = 0x10000000, 0x00020000

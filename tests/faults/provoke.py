@@ -210,6 +210,16 @@ class Storage:
             self.s3.behave()
 
 
+def out_of_memory(stage: Stage, cell: Cell) -> Ended:
+    group = harm.memory_group(f"loraline-{os.getpid()}")
+    assert group is not None
+    try:
+        exhausted = {"moment": cell.moment, "group": str(group)}
+        return stage.step(cell.step, faults=[("out_of_memory", exhausted)])
+    finally:
+        group.rmdir()
+
+
 FAULTS: dict[str, Provoke] = {
     "SIGKILL": armed("stopped", number=signal.SIGKILL),
     "SIGTERM": armed("stopped", number=signal.SIGTERM),
@@ -224,6 +234,7 @@ FAULTS: dict[str, Provoke] = {
     "database read-only": armed("database", pragma="query_only = ON"),
     "disk of the store full": store_full,
     "database held by another program": locked,
+    "out of memory": out_of_memory,
     "clock an hour ahead": armed("clock", seconds=3600),
     "clock a day back": armed("clock", seconds=-86400),
     "no file over 64 KiB": armed("largest_file", size=2**16),

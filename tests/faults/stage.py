@@ -20,6 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from loraline import addresses
+from loraline.tracking import signature
 
 ROOT = Path(__file__).parents[2]
 MODEL = "fault-lora"
@@ -49,13 +54,27 @@ ROWS = {"train": 16, "validation": 6, "test": 24}
 
 LINE = ("prepare_data", "train_qlora", "evaluate", "quality_gate", "deploy_vllm")
 
+
+def signing_key() -> str:
+    """A private key of nobody, as the gate takes it."""
+    encoded = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return encoded.decode()
+
+
 CANARIES = {
     "AWS_ACCESS_KEY_ID": "canary0access",
     "AWS_SECRET_ACCESS_KEY": "canary1secret",
     "VLLM_API_KEY": "canary2vllm",
     "HF_TOKEN": "canary3hub",
-    "WEBHOOK_URL": "http://127.0.0.1:9/services/canary4webhook",
+    addresses.WEBHOOK: "http://127.0.0.1:9/services/canary4webhook",
     "MLFLOW_TRACKING_PASSWORD": "canary5password",
+    "MLFLOW_TRACKING_TOKEN": "canary6token",
+    "AWS_SESSION_TOKEN": "canary7session",
+    signature.SIGNING_KEY: signing_key(),
 }
 """A secret in each variable that may hold one; none may be seen anywhere afterwards.
 
@@ -63,6 +82,9 @@ MLFLOW_TRACKING_USERNAME is none: MLflow names its runs' user by it.
 """
 
 CANARY = b"canary"
+
+SEARCHED = (CANARY, CANARIES[signature.SIGNING_KEY].splitlines()[1].encode())
+"""What is looked for: a key is in no form that could hold a word."""
 
 
 @dataclass(frozen=True)

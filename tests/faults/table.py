@@ -211,6 +211,7 @@ CELLS: list[Cell] = [
         more="lock",
     ),
     *rows("database held by another program", STARTS, 75, "locked", runs=WRITELESS, more="lock"),
+    *rows("out of memory", STARTS, -9, runs=("RUNNING", "FINISHED"), more="lock, temporary files"),
     *rows("clock an hour ahead", STARTS, 0),
     *rows("clock a day back", STARTS, 0),
     *rows("no file over 64 KiB", STARTS, 75, "ulimit -f", runs=WRITELESS, more="lock"),

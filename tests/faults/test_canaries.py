@@ -18,7 +18,8 @@ import after
 import pytest
 import yaml
 from line import Line
-from stage import CANARIES, CANARY, ROOT
+from stage import CANARIES, MODEL, ROOT
+from table import MOMENTS
 
 pytestmark = pytest.mark.slow
 
@@ -78,8 +79,69 @@ def test_applying_shows_no_secret(line: Line, refusing: tuple[str, list[bytes]])
     assert ended.code == 2, ended.stderr
     assert "forbidden" in ended.sentence
     assert bodies
-    assert not [body for body in bodies if CANARY in body]
+    assert not [body for body in bodies if after.has_secret(body)]
     assert not after.shown_secrets(stage, ended)
+
+
+@pytest.fixture
+def echoing() -> Iterator[str]:
+    """The address of a server that refuses each request, and repeats its key."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = f"no: {self.headers.get('Authorization')} {self.path}".encode()
+            self.send_response(200 if self.path.endswith("/health") else 400)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+BESIDE = {
+    "notify": (75, "--workflow w --status Failed"),
+    "select_best": (2, "--run-ids [] --metric bleu"),
+    "verify_serving": (2, "--run-id {deploy_vllm} --url {url}"),
+    "benchmark_serving": (2, "--run-id {deploy_vllm} --url {url}"),
+    "follow_alias": (
+        2,
+        "--model {model} --alias candidate --once --url {url} --contract {contract} --adapters a",
+    ),
+    "fetch_adapter": (2, "--model models:/{model}/1 --sha256 wrong --out-dir fetched"),
+    "serve_local": (2, "--model {model} --alias nobody"),
+}
+"""How each step beside the line is run here, and how it ends."""
+
+
+@pytest.mark.parametrize("step", BESIDE)
+def test_a_step_beside_the_line_shows_no_secret(line: Line, echoing: str, step: str) -> None:
+    stage = line.stage
+    stage.restore("before promote")
+    (folder,) = (stage.place / "mlruns").rglob("artifacts/artifacts/adapter")
+    code, options = BESIDE[step]
+    arguments = options.format(
+        url=echoing.replace("//", "//somebody:canary8inaddress@"),
+        model=MODEL,
+        deploy_vllm=stage.run_id("deploy_vllm"),
+        contract=folder / "contract.json",
+    )
+    ended = stage.run(step, *arguments.split())
+    assert ended.code == code, ended.stderr
+    assert not after.shown_secrets(stage, ended)
+
+
+def test_every_step_is_run_with_secrets() -> None:
+    steps = {file.stem for file in (ROOT / "steps").glob("*.py")}
+    assert steps == {*BESIDE, *MOMENTS}
 
 
 ARGO = """#!/bin/sh
@@ -110,7 +172,7 @@ def test_a_workflow_is_submitted_without_a_secret(tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert b"set=r=4" in argo.with_name("argo.asked").read_bytes()
-    assert CANARY not in ended.stdout + ended.stderr
+    assert not after.has_secret(ended.stdout + ended.stderr)
     assert with_a_secret(tmp_path) == []
 
 
@@ -128,7 +190,7 @@ def test_the_runner_writes_no_secret(tmp_path: Path) -> None:
         check=False,
     )
     assert (tmp_path / "outputs" / "latest" / "deploy-vllm" / "vllm.yaml").is_file(), ended.stderr
-    assert CANARY not in ended.stdout + ended.stderr
+    assert not after.has_secret(ended.stdout + ended.stderr)
     assert with_a_secret(tmp_path) == []
 
 
@@ -137,5 +199,5 @@ def with_a_secret(folder: Path) -> list[str]:
     return [
         file.relative_to(folder).as_posix()
         for file in folder.rglob("*")
-        if file.is_file() and CANARY in file.read_bytes()
+        if file.is_file() and after.has_secret(file.read_bytes())
     ]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
@@ -16,10 +17,11 @@ from cells import Cell
 from click.testing import CliRunner
 
 from loraline import web
-from loraline.delivery import local
+from loraline.delivery import local, local_gateway, ready
 from loraline.errors import TryAgain, UserError
 from loraline.records import from_prompt
-from loraline.serving.client import Server
+from loraline.serving.client import Refused, Server
+from loraline.tracking import store
 
 ROW = from_prompt("{question}", "Who?", "")
 KEY = "canary-key-2718"
@@ -99,6 +101,53 @@ def test_a_key_follows_no_redirect(
         ask()
     assert f"answers {code}, a redirect to {target}; it is not followed" in str(error.value)
     assert "secret" not in str(error.value)
+    assert seen == []
+
+
+def redirecting(target: str) -> Callable[[socket.socket], None]:
+    head = f"HTTP/1.1 302 Found\r\nLocation: {target}/x\r\nContent-Length: 0\r\n\r\n"
+    return lambda connection: connection.sendall(head.encode())
+
+
+def test_a_key_that_a_server_repeats_is_not_shown(
+    raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    text = f"{'x' * 290} {KEY}"
+    head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+    with pytest.raises(Refused) as error:
+        Server(raw(lambda connection: connection.sendall(head.encode()))).models()
+    assert KEY[:8] not in str(error.value)
+
+
+def test_the_probe_of_a_pod_follows_no_redirect(
+    raw: Raw, elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", KEY)
+    target, seen = elsewhere
+    with pytest.raises(OSError, match="302"):
+        ready.served(f"{raw(redirecting(target))}/v1/models")
+    assert seen == []
+
+
+def test_a_gateway_that_redirects_is_not_ready(raw: Raw, elsewhere) -> None:
+    target, seen = elsewhere
+    assert not local_gateway.is_ready(raw(redirecting(target)))
+    assert seen == []
+
+
+def test_the_password_of_mlflow_follows_no_redirect(
+    raw: Raw, elsewhere, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_ALLOW_HTTP_REDIRECTS", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", KEY)
+    target, seen = elsewhere
+    address = raw(redirecting(target))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(UserError) as error:
+        store.connect()
+    assert f"MLflow at {address} answers 302, a redirect; it is not followed" in str(error.value)
     assert seen == []
 
 
@@ -250,15 +299,17 @@ def test_a_server_of_this_machine_is_asked_without_a_proxy(
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
-    assert Server(raw(body(b'{"data": []}'))).models() == {}
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    address = raw(body(b'{"data": []}'))
+    assert Server(address).models() == {}
+    assert ready.served(f"{address}/v1/models") == set()
+    assert local_gateway.is_ready(address)
 
 
 def test_a_tracking_server_behind_a_proxy_is_not_looked_for_here(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from loraline.tracking import store
-
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.invalid:5000")
     with pytest.raises(TryAgain):
         store.expect_answer("http://mlflow.invalid:5000")

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import attacks
 import changes
 import mlflow
 import pytest
@@ -174,6 +175,25 @@ def test_a_champion_that_was_promoted_by_its_gate_run_is_deployed_with_a_warning
     result = step("deploy_vllm", "--run-id", gate_run, "--gpu", "cpu")
     assert result.exit_code == 0, result.output
     assert "was rejected by a later gate" in result.stderr
+
+
+def test_a_champion_trained_once_more_is_deployed_with_its_own_files(
+    step, candidate, workplace: Path
+) -> None:
+    """Both are served alike, and differ in the name that the prompt is kept under."""
+    step("quality_gate", "--run-id", candidate())
+    step("promote", "--model", MODEL)
+    champion = store.connect().get_model_version(MODEL, "1").tags[tags.ADAPTER_DIGEST]
+    called = {tags.CHAMPION: "1", tags.CHAMPION_AGAIN: "1"}
+    again = attacks.Candidate(workplace, candidate(name="two", tags=called))
+    changes.agreed(again.adapter, prompt_uri="prompts:/other/2")
+    again.agree()
+    assert step("quality_gate", "--run-id", again.eval_run).exit_code == 0
+    gate_run = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    assert gate_run.data.tags[tags.ADAPTER_DIGEST] != champion
+    result = step("deploy_vllm", "--run-id", gate_run.info.run_id, "--gpu", "cpu")
+    assert result.exit_code == 0, result.output
+    assert champion in (workplace / "outputs" / "vllm.yaml").read_text()
 
 
 @pytest.mark.parametrize("gone", ["version", "model"])

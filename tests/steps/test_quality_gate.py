@@ -1,12 +1,14 @@
 import json
 import math
 import re
+from importlib import metadata
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
+from loraline.answering import pyfunc
 from loraline.tracking import lock, registry, runs, tags
 from loraline.tracking.tags import CHAMPION, CHAMPION_REFUSED, MEASURED, REASON, RESULT, UPSTREAM
 
@@ -39,6 +41,16 @@ def tracking_run(workplace: Path, step_name: str):
 
 
 @pytest.mark.parametrize("value", [2.1, math.nan])
+def test_a_logged_model_pins_what_loading_it_needs(candidate) -> None:
+    evaluated = mlflow.get_run(candidate())
+    model = mlflow.get_run(evaluated.data.tags[tags.UPSTREAM]).data.tags[tags.MODEL_ID]
+    pinned = mlflow.artifacts.load_text(f"models:/{model}/requirements.txt").splitlines()
+    versions = dict(line.split("==") for line in pinned)
+    assert {"torch", "transformers", "peft", "safetensors"} <= versions.keys()
+    assert metadata.version("torch").startswith(versions["torch"])
+    assert "torchvision" in {line.split("==")[0] for line in pyfunc.requirements("vision")}
+
+
 def test_a_bad_candidate_is_a_result_and_not_an_error(
     step, workplace: Path, candidate, value: float
 ) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraline.addresses import scrubbed, shown
 from loraline.data.checks import BadRow
 from loraline.errors import TryAgain, UserError
 
@@ -92,6 +93,8 @@ class Bucket:
         try:
             pages = self.client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.name, Prefix=self.prefix):
+                if not page.keys() & {"Name", "KeyCount", "Contents"}:
+                    raise UserError(f"{self.place} does not speak S3: it answers with no list")
                 for item in page.get("Contents", []):
                     key = item["Key"].removeprefix(self.prefix)
                     if key and not key.endswith("/") and posixpath.normpath(f"/{key}") == f"/{key}":
@@ -123,8 +126,11 @@ class Bucket:
                 self.download(name, target)
         return target
 
-    def download(self, name: str, target: Path) -> None:
-        """Bring one object in ranges; a part that an interrupted run left is continued."""
+    def download(self, name: str, target: Path, *, again: bool = False) -> None:
+        """Bring one object in ranges; a part that an interrupted run left is continued.
+
+        One that arrives with another checksum is fetched `again`, once.
+        """
         size, etag = self.objects[name]
         part = target.with_name(
             f".{target.name}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part"
@@ -144,8 +150,12 @@ class Bucket:
             self.verify(name, part)
         except UserError:
             part.unlink()
-            raise
-        part.replace(target)
+            if again:
+                raise
+            # It may have been changed on its way here; what was stored so comes so again.
+            self.download(name, target, again=True)
+        else:
+            part.replace(target)
 
     def read_range(self, name: str, etag: str, start: int, stop: int, file: Any) -> None:
         answer = self.client.get_object(
@@ -187,11 +197,18 @@ class Bucket:
                 f"expected {wanted}"
             )
 
+    @property
+    def place(self) -> str:
+        """The prefix and its service, for messages."""
+        return (
+            f"{self.uri} at {shown(self._client.meta.endpoint_url)}" if self._client else self.uri
+        )
+
     def explained(self, error: Exception) -> UserError | TryAgain:
         """What an error of boto3 means for the user."""
         from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
 
-        place = f"{self.uri} at {self.client.meta.endpoint_url}" if self._client else self.uri
+        place = self.place
         if isinstance(error, UserError | TryAgain):
             return error
         if isinstance(error, NoCredentialsError):
@@ -207,9 +224,16 @@ class Bucket:
                 return TryAgain(f"{place}: an object was changed while it was read")
             if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
                 return TryAgain(f"{place} does not answer ({code or status}); run it again")
+            if 300 <= status < 400:
+                return UserError(
+                    f"{place} answers with a redirect ({code or status}), which is not followed: "
+                    "set AWS_REGION or AWS_ENDPOINT_URL_S3 to where the bucket is"
+                )
             if status in (401, 403) or code in STRANGERS:
                 return UserError(f"{place} refuses these credentials ({code or status})")
             return UserError(f"{place}: {code or status}, no such bucket or object")
+        if isinstance(error, ValueError) and self._client is None:
+            return UserError(f"{place}: AWS_ENDPOINT_URL_S3 is no address ({scrubbed(str(error))})")
         if isinstance(error, OSError) and error.errno is not None and error.filename:
             raise error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

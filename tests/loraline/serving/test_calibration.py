@@ -46,6 +46,14 @@ def test_a_card_that_is_too_small_by_what_was_learned_says_where(log: str, sourc
     assert str(error.value).endswith(f"(activations learned from {source})")
 
 
+@pytest.mark.parametrize(
+    "told", ["", "x", "abc d", "abc 1 2", "abc nan", "abc inf", "abc -1", "abc 0"]
+)
+def test_what_nobody_has_learned_is_refused_with_the_tag_that_says_it(told: str) -> None:
+    with pytest.raises(UserError, match=r"tag loraline.activation.L4 of registered model my-lora"):
+        calibration.plan(DEMAND, "L4", remembered={"L4": told}, **KNOWN)
+
+
 def test_a_card_that_is_not_known_is_told_with_those_that_are() -> None:
     with pytest.raises(UserError, match="--gpu 'GTX-1080' is not known; accepted: cpu, T4,"):
         calibration.plan(DEMAND, "GTX-1080", remembered={}, **KNOWN)

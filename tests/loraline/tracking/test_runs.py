@@ -183,6 +183,16 @@ def test_an_absent_server_is_try_again_within_seconds(
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("scheme", ["mysql", "mysql+pymysql", "postgresql+psycopg2"])
+def test_a_store_whose_driver_is_not_installed_is_refused(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://user:canary@127.0.0.1:9/mlflow")
+    with pytest.raises(UserError, match=r"needs the package '.*', which is not installed") as error:
+        store.connect()
+    assert "canary" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "uri",
     [

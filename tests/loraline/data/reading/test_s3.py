@@ -253,6 +253,55 @@ def test_what_arrives_otherwise_than_it_was_stored_is_refused(tmp_path: Path, mo
     assert [file.name for file in tmp_path.iterdir()] == [".locks"]
 
 
+def test_what_was_changed_on_its_way_is_fetched_again(tmp_path: Path, monkeypatch) -> None:
+    bucket = s3.Bucket.connect("s3://data/big", tmp_path)
+    read_range = s3.Bucket.read_range
+    flips = iter([True])
+
+    def flip_once(self, name, etag, start, stop, file) -> None:
+        read_range(self, name, etag, start, stop, file)
+        if next(flips, False):
+            file.truncate(file.tell() - 1)
+            file.write(b"x")
+
+    monkeypatch.setattr(s3.Bucket, "read_range", flip_once)
+    assert bucket.fetch("big.bin").stat().st_size == bucket.objects["big.bin"][0]
+
+
+PAGE = "<html><body>Welcome</body></html>"
+
+
+def test_a_server_that_is_no_s3_is_the_users_mistake(
+    tmp_path: Path, monkeypatch, answering
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", answering(200, PAGE))
+    with pytest.raises(UserError, match="does not speak S3"):
+        s3.Bucket.connect("s3://data/text", tmp_path)
+
+
+def test_a_redirect_is_the_users_to_mend(tmp_path: Path, monkeypatch, answering) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", answering(301, ""))
+    with pytest.raises(UserError, match=r"answers with a redirect .*, which is not followed"):
+        s3.Bucket.connect("s3://data/text", tmp_path)
+
+
+@pytest.mark.parametrize("address", ["not a url", "http://somebody:canary@[x"])
+def test_an_endpoint_that_is_no_address_is_the_users_mistake(
+    tmp_path: Path, monkeypatch, address: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", address)
+    with pytest.raises(UserError) as error:
+        s3.Bucket.connect("s3://data/text", tmp_path)
+    assert "canary" not in str(error.value)
+
+
+def test_an_endpoint_is_shown_without_its_password(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://somebody:canary@127.0.0.1:9")
+    with pytest.raises(TryAgain) as error:
+        s3.Bucket.connect("s3://data/text", tmp_path)
+    assert "canary" not in str(error.value).partition(" does not answer")[0]
+
+
 def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path) -> None:
     client = boto3.session.Session().client("s3")
     client.put_object(Bucket="data", Key="changing/a.jsonl", Body="old")
