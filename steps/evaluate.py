@@ -23,6 +23,7 @@ from loraline.tracking import (
     datasets,
     description,
     fingerprints,
+    identity,
     prompts,
     run_profile,
     runs,
@@ -100,7 +101,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         prints = measurement.fingerprints(encoder, agreed, held_out)
         mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
         mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
-        mlflow.set_tag(tags.DATASET_DIGEST, data_run.data.tags[tags.DATASET_DIGEST])
+        mlflow.set_tag(tags.DATASET_DIGEST, identity.recorded(data_run, tags.DATASET_DIGEST))
         datasets.log_dataset(data_run, run, "evaluation")
         prompts.link(client, data_run, run)
         mlflow.log_params({"engine": used, "dtype": agreed.dtype})

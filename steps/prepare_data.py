@@ -236,7 +236,9 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             "shards": listed,
         }
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        mlflow.set_tag(tags.DATASET_DIGEST, contract.sha256(folder / dataset.MANIFEST))
+        written = contract.sha256(folder / dataset.MANIFEST)
+        mlflow.set_tag(tags.DATASET_DIGEST, written)
+        mlflow.log_param(tags.DATASET_DIGEST, written)
         bench_rows.write(merged, Path(scratch, "benchmark"))
         report.result()
         for artifacts in ("dataset", "benchmark", "report"):

@@ -145,6 +145,7 @@ def train_qlora(
         datasets.log_dataset(data_run, run, "training")
         prompts.link(client, data_run, run)
         runs.download_dataset(client, data_run, scratch)
+        mlflow.set_tag(tags.DATASET_DIGEST, identity.recorded(data_run, tags.DATASET_DIGEST))
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
         launch.let_follow(scratch)
         other_nodes.let_follow(start, earlier)

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def same_dataset(eval_run: Run, train_run: Run, data_run: Run) -> None:
     """Raise a UserError if the evaluation's rows are not those of the dataset as it is now, or the
     dataset is not that of the training."""
-    digest = data_run.data.tags.get(DATASET_DIGEST, "none")
-    identity.expect(eval_run, DATASET_DIGEST, digest, "the dataset")
+    digest = identity.recorded(data_run, DATASET_DIGEST) or "none"
+    for run in (train_run, eval_run):
+        identity.expect(run, DATASET_DIGEST, digest, "the dataset")
     version, here = train_run.data.params.get("data_version"), data_run.data.params.get("version")
     if version != here:
         told = f"it was trained on the dataset {version}, and comes from a run with {here}"

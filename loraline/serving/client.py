@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraline import web
-from loraline.addresses import shown
+from loraline.addresses import scrubbed, shown
 from loraline.errors import TryAgain, UserError
 from loraline.records import IMAGE, TAGS, VIDEO, Record
 
@@ -122,7 +122,8 @@ class Server:
             return answer.body
         if answer.status in (401, 403):
             raise UserError(f"{self.name} wants another key than VLLM_API_KEY's")
-        reason = " ".join(answer.body.decode(errors="replace").split())[:300]
+        # It may repeat the key that it was sent.
+        reason = scrubbed(" ".join(answer.body.decode(errors="replace").split()))[:300]
         said = f"{self.name}{path} answers {answer.status}: {reason or 'nothing more'}"
         # 408 and 429 are temporary, too.
         if answer.status >= 500 or answer.status in (408, 429):

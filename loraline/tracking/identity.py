@@ -32,16 +32,20 @@ DID = {
 def expect(run: Run, tag: str, digest: str, name: str) -> None:
     """Hold a digest of what is here against a run's tag; raises UserError if they differ."""
     step = run.data.tags.get(STEP, "")
-    recorded = run.data.tags.get(tag)
-    if recorded is None:
+    kept = recorded(run, tag)
+    if kept is None:
         raise UserError(
             f"run {run.info.run_id} of {step} keeps no digest of {name}: it is of an earlier "
             f"version, or its tag {tag} was removed; run {step} again with --force"
         )
-    if recorded != digest:
-        raise UserError(
-            changed(step, f"{name} has digest {digest}, run {run.info.run_id} {recorded}")
-        )
+    if kept != digest:
+        raise UserError(changed(step, f"{name} has digest {digest}, run {run.info.run_id} {kept}"))
+
+
+def recorded(run: Run, tag: str) -> str | None:
+    """A digest that a run keeps: as a parameter, which nobody can change, or else as a tag."""
+    kept: str | None = run.data.params.get(tag, run.data.tags.get(tag))
+    return kept
 
 
 def changed(step: str, difference: str) -> str:

@@ -68,7 +68,15 @@ class Candidate:
             mlflow.log_param("version", "easy")
             mlflow.set_tag(tags.DATASET_DIGEST, "e" * 64)
         store.connect().set_tag(self.train_run, tags.UPSTREAM, data.info.run_id)
-        store.connect().set_tag(self.eval_run, tags.DATASET_DIGEST, "e" * 64)
+        for run in (self.train_run, self.eval_run):
+            store.connect().set_tag(run, tags.DATASET_DIGEST, "e" * 64)
+
+    def replace_rows(self) -> None:
+        """Put other rows into the place of the dataset, and their digest into each tag."""
+        client = store.connect()
+        data_run = client.get_run(self.train_run).data.tags[tags.UPSTREAM]
+        for run in (data_run, self.train_run, self.eval_run):
+            client.set_tag(run, tags.DATASET_DIGEST, "e" * 64)
 
     def rename(self) -> None:
         """Name somebody else's registered model in the profile, with its digest."""
@@ -212,6 +220,10 @@ STORE: dict[str, tuple[Attack, str]] = {
     "easier dataset": (
         lambda place: place.prepare_again(),
         "it was trained on the dataset None, and comes from a run with easy",
+    ),
+    "easier rows in the place of the dataset": (
+        lambda place: place.replace_rows(),
+        "what train_qlora trained is not what is here: the dataset has digest",
     ),
     "another registered model": (
         lambda place: place.rename(),

@@ -109,6 +109,7 @@ def candidate(workplace: Path, script) -> Candidate:
         client = store.connect()
         with runs.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
             mlflow.set_tag(tracking_tags.DATASET_DIGEST, "d" * 64)
+            mlflow.log_param(tracking_tags.DATASET_DIGEST, "d" * 64)
         with runs.open_run(
             "train_qlora",
             name=f"lora-{name}",
@@ -116,6 +117,7 @@ def candidate(workplace: Path, script) -> Candidate:
             upstream=client.get_run(data.info.run_id),
             tags={tracking_tags.PROFILE: profile},
         ) as train:
+            mlflow.set_tag(tracking_tags.DATASET_DIGEST, "d" * 64)
             recipe = profiles.load(profile)
             resolved = recipe.model_dump(mode="json")
             mlflow.log_dict(resolved, "profile.json")
