@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.serving.agreement import agreements, differences, other_answers, refusals
+from loraline.serving.agreement import (
+    agreements,
+    differences,
+    measured_rows,
+    other_answers,
+    refusals,
+)
 from loraline.step import step
 from loraline.tracking import fingerprints, runs, store, tags
 
@@ -108,8 +114,7 @@ def measured(client: MlflowClient, deploy_run: Run) -> list[dict[str, Any]]:
     table = mlflow.artifacts.load_dict(f"runs:/{eval_run.info.run_id}/predictions.json")
     with runs.dataset(client, data_run, "test") as dataset:
         held_out = records.read(dataset / "test.parquet")
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    return [{**row, "record": held_out[row["row"]]} for row in rows]
+    return measured_rows(table, held_out)
 
 
 def ask(

@@ -9,8 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraline.errors import UserError
+from loraline.tracking import identity
+
 if TYPE_CHECKING:
+    from loraline.records import Record
     from loraline.serving.client import Served
+
+
+def measured_rows(table: Any, held_out: Sequence[Record]) -> list[dict[str, Any]]:
+    """The rows of a predictions table, each with its record.
+
+    UserError for a table that is not one of all held-out rows: a server would be verified by what
+    somebody has left in it.
+    """
+    try:
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        columns = {column for row in rows for column in row if column.endswith("_tokens")}
+        whole = [row["row"] for row in rows] == list(range(len(held_out)))
+        tokens = all(isinstance(row[column], list) for row in rows for column in columns)
+        answers = {"tuned_tokens", "base_tokens"} <= columns
+    except (LookupError, TypeError, ValueError):
+        whole = tokens = answers = False
+    if not (whole and tokens and answers):
+        change = f"predictions.json holds no answers to the {len(held_out)} held-out rows"
+        raise UserError(identity.changed("evaluate", change))
+    return [row | {"record": record} for row, record in zip(rows, held_out, strict=True)]
 
 
 def refusals(rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]) -> list[str]:

@@ -1,5 +1,7 @@
 import pytest
 
+from loraline.errors import UserError
+from loraline.records import from_prompt
 from loraline.serving import agreement
 from loraline.serving.client import Served
 
@@ -13,6 +15,39 @@ BASE = [[9], [8, 7]]
 
 def served(*answers: list[int]) -> list[Served]:
     return [Served(tokens, str(tokens), [], 0.1) for tokens in answers]
+
+
+TABLE = {
+    "columns": ["row", "tuned", "tuned_tokens", "base", "base_tokens"],
+    "data": [list(row.values()) for row in ROWS],
+}
+
+
+def test_a_table_of_all_held_out_rows_is_what_was_measured() -> None:
+    records = [from_prompt("{question}", text, "") for text in "ab"]
+    expected = [row | {"record": record} for row, record in zip(ROWS, records, strict=True)]
+    assert agreement.measured_rows(TABLE, records) == expected
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {},
+        [],
+        None,
+        TABLE | {"data": []},
+        TABLE | {"data": TABLE["data"][:1]},
+        TABLE | {"data": TABLE["data"][::-1]},
+        TABLE | {"data": TABLE["data"] * 2},
+        TABLE | {"data": [[0], [1]]},
+        TABLE | {"columns": ["row", "tuned", "x", "base", "base_tokens"]},
+        TABLE | {"data": [[0, "b", "1 2", "a", [9]], [1, "d", [3], "c", [8, 7]]]},
+    ],
+)
+def test_a_table_of_less_or_other_rows_verifies_nothing(table: object) -> None:
+    records = [from_prompt("{question}", text, "") for text in "ab"]
+    with pytest.raises(UserError, match=r"what evaluate measured is not what is here"):
+        agreement.measured_rows(table, records)
 
 
 def test_the_measured_answers_leave_nothing_to_say() -> None:
