@@ -58,7 +58,7 @@ def failed(failures: str) -> list[dict[str, str]]:
     try:
         listed = json.loads(failures or "[]")
         listed = json.loads(listed) if isinstance(listed, str) else listed
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"--failures is not JSON: {error}") from error
     if not isinstance(listed, list | None):
         raise UserError(f"--failures is no JSON list: {failures[:200]}")

@@ -191,7 +191,7 @@ def test_a_webhook_that_is_no_address_is_a_mistake_without_its_path(
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("failures", ["5", "true", '"5"', '{"a": 1}'])
+@pytest.mark.parametrize("failures", ["5", "true", '"5"', '{"a": 1}', "[" * 200_000], ids=range(5))
 def test_failures_that_are_no_list_are_a_mistake(
     script, monkeypatch: pytest.MonkeyPatch, failures: str
 ) -> None:
