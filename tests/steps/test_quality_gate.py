@@ -43,7 +43,8 @@ def tracking_run(workplace: Path, step_name: str):
 def test_a_logged_model_pins_what_loading_it_needs(candidate) -> None:
     evaluated = mlflow.get_run(candidate())
     model = mlflow.get_run(evaluated.data.tags[tags.UPSTREAM]).data.tags[tags.MODEL_ID]
-    pinned = mlflow.artifacts.load_text(f"models:/{model}/requirements.txt").splitlines()
+    stored = mlflow.MlflowClient().get_logged_model(model).artifact_location
+    pinned = Path(stored.removeprefix("file://"), "requirements.txt").read_text().splitlines()
     versions = dict(line.split("==") for line in pinned)
     assert {"torch", "transformers", "peft", "safetensors"} <= versions.keys()
     assert metadata.version("torch").startswith(versions["torch"])
