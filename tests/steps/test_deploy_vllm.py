@@ -311,8 +311,10 @@ def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
     settings = adapter / adapter_config.CONFIG
     settings.write_text(settings.read_text().replace('"r": 8', '"r": 8, "use_dora": true'))
     assert contract.read(adapter)
+    digest = contract.folder_digest(adapter)
     for run_id in (train.info.run_id, gate_run):
-        client.set_tag(run_id, tags.ADAPTER_DIGEST, contract.folder_digest(adapter))
+        client.set_tag(run_id, tags.ADAPTER_DIGEST, digest)
+    client.set_model_version_tag("mistral-7b-lora", "1", tags.ADAPTER_DIGEST, digest)
     result = step("deploy_vllm", "--run-id", gate_run)
     assert result.exit_code == 2
     told = "mistral-7b-lora version 1 cannot be served: use_dora: is True, which vLLM refuses"
