@@ -75,9 +75,9 @@ def metric_name(entry: str) -> str:
     return Path(entry).stem if entry.endswith(".py") else entry
 
 
-def check_metrics(gate: Gate, own: Collection[str]) -> None:
+def check_metrics(gate: Gate, plugged: Collection[str]) -> None:
     """Raise a ValueError if a limit or the gains are of a metric that is not measured."""
-    names = [metric_name(entry) for entry in own]
+    names = [metric_name(entry) for entry in plugged]
     accepted = (*COMPARED, *names)
     if gate.compare_on not in accepted:
         raise ValueError(

@@ -108,8 +108,8 @@ def chat(url: str, model: str, max_tokens: int | None) -> None:
     card = choose(cards(server), model, server.name)
     prompt = card.get("prompt") or PLAIN
     talk = Conversation(card["id"], prompt, max_tokens or card.get("max_new_tokens") or 256)
-    told = "asked as it is" if prompt == PLAIN else f"asked as in training: {prompt}"
-    click.echo(f"{talk.model} at {server.name}, {told}", err=True)
+    how = "asked as it is" if prompt == PLAIN else f"asked as in training: {prompt}"
+    click.echo(f"{talk.model} at {server.name}, {how}", err=True)
     while (line := read()) is not None:
         command, _, rest = line.partition(" ")
         try:

@@ -38,8 +38,8 @@ class End:
         words = (
             ("SuccessCriteriaMet", "Complete") if self.succeeded else ("FailureTarget", "Failed")
         )
-        told = {"status": "True", "reason": self.reason, "message": self.message}
-        return {"status": {"conditions": [{"type": word, **told} for word in words]}}
+        condition = {"status": "True", "reason": self.reason, "message": self.message}
+        return {"status": {"conditions": [{"type": word, **condition} for word in words]}}
 
 
 class RunningJob:

@@ -98,19 +98,19 @@ def read_object(where: str, text: str) -> ManifestShape:
 
 def read_job(where: str, text: str) -> Job:
     """The Job of a manifest; Refused for another object, or a Job that would not run here."""
-    found = read_object(where, text)
-    if (found.apiVersion, found.kind) != ("batch/v1", "Job"):
+    manifest = read_object(where, text)
+    if (manifest.apiVersion, manifest.kind) != ("batch/v1", "Job"):
         raise Refused(
-            f"{where}: a resource of kind {found.kind or 'nothing'} ({found.apiVersion}) does not "
-            "run here, only a Job of batch/v1: what makes it is a cluster's own"
+            f"{where}: a resource of kind {manifest.kind or 'nothing'} ({manifest.apiVersion}) "
+            "does not run here, only a Job of batch/v1: what makes it is a cluster's own"
         )
-    spec = checked(where, "spec", JobShape, found.spec)
+    spec = checked(where, "spec", JobShape, manifest.spec)
     if spec.completionMode != "Indexed" or spec.completions != spec.parallelism or spec.suspend:
         raise Refused(
             f"{where}: a Job runs here that is Indexed, all pods at once, and not suspended"
         )
     pod = spec.template.get("spec") or {}
-    name = (found.metadata or {}).get("name")
+    name = (manifest.metadata or {}).get("name")
     if not isinstance(name, str):
         raise Refused(f"{where}: the Job needs a name: with one made up its pods do not find it")
     return Job(
@@ -190,8 +190,8 @@ def read_condition(where: str, text: str) -> Condition:
     return condition
 
 
-def holds(condition: Condition, found: Object) -> bool:
-    return all(at(found, path.split(".")) in values for path, values in condition)
+def holds(condition: Condition, value: Object) -> bool:
+    return all(at(value, path.split(".")) in values for path, values in condition)
 
 
 def check_json_path(where: str, text: str) -> None:
@@ -213,23 +213,23 @@ def check_path(where: str, steps: list[str]) -> None:
         )
 
 
-def json_path(text: str, found: Object) -> str:
+def json_path(text: str, value: Object) -> str:
     """A text in which kubectl's `{.a.b[0]}` stand for values of an object."""
 
     def value_of(match: re.Match[str]) -> str:
-        return at(found, re.findall(r"\w+", match[1])) or ""
+        return at(value, re.findall(r"\w+", match[1])) or ""
 
     return JSON_PATH.sub(value_of, text)
 
 
-def at(found: Any, path: list[str]) -> str | None:
+def at(value: Any, path: list[str]) -> str | None:
     """The text at a path of fields and positions; None where there is none."""
     for step in path:
-        if isinstance(found, list):
-            found = found[int(step)] if step.isdigit() and int(step) < len(found) else None
+        if isinstance(value, list):
+            value = value[int(step)] if step.isdigit() and int(step) < len(value) else None
         else:
-            found = found.get(step) if isinstance(found, dict) else None
-    return None if found is None else str(found)
+            value = value.get(step) if isinstance(value, dict) else None
+    return None if value is None else str(value)
 
 
 def without_expressions(where: str, manifest: str, inputs: Mapping[str, object]) -> str:

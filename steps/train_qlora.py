@@ -15,20 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.errors import TryAgain, UserError
+from loraline.errors import UserError
 from loraline.step import not_empty, overrides_option, recipes_option, step
 from loraline.tracking import datasets, fingerprints, identity, prompts, runs, store, tags
-from loraline.training import allocator, group, launch
+from loraline.training import allocator, group, launch, processes
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from torch import Tensor
 
-    from loraline.base.encoding import Encoder, Row
     from loraline.base.locate import Base
-    from loraline.contract import Contract
     from loraline.profiles import Profile
-    from loraline.training.trainer import PackedTrainer
 
 
 @step
@@ -78,7 +74,7 @@ def train_qlora(
     given.check(recipe.train)
     assert launch.world() in (1, given.size), f"{given}, and {launch.world()} processes"
     if launch.rank():
-        follow(recipe, run_id, checkpoint_minutes)
+        processes.follow(recipe, run_id, checkpoint_minutes)
         return
     if given.node and not launch.launched():
         launch.on_gpus(given)
@@ -118,6 +114,7 @@ def train_qlora(
 
     import mlflow
 
+    from loraline.answering import logged_model
     from loraline.training import (
         checkpoint,
         curves,
@@ -151,19 +148,19 @@ def train_qlora(
         other_nodes.let_follow(start, earlier)
         encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
         mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
-        sft = prepare(recipe, base, encoder, rows, scratch)
+        sft = processes.prepare(recipe, base, encoder, rows, scratch)
         cost = curves.Cost(sft, earlier)
         held.report = cost.tags
         sft.add_callback(curves.CurvesToMlflow(held, curves.logged_to(client, earlier)))
         keeper = checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes)
-        learned = train(sft, start, keeper)
+        learned = processes.train(sft, start, keeper)
         curves.log_results(sft, cost)
         adapter = trained_model.write(sft, recipe, base, learned, scratch / "adapter")
         contract = trained_contract.write(
             adapter, recipe, base, encoder, prompt, rows, data_run.data.params
         )
         preflight.check(adapter, contract, f"the adapter of run {run.info.run_id}")
-        log_adapter(adapter, contract, profile)
+        logged_model.log(adapter, contract, profile)
         mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
         checkpoint.drop(client, run.info.run_id)
     what = f"rank {recipe.rank}" if recipe.rank else "the whole model"
@@ -180,38 +177,6 @@ def refuse_few(recipe: Profile, data_run: Run) -> None:
             "(gate.min_rows): add rows, hold out more (prepare_data --set "
             f"split.test={wanted}), or judge by fewer (--set gate.min_rows={rows:.0f})"
         )
-
-
-def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
-    """The part of every process but the first: the same training, and no word to MLflow.
-
-    What ends the training ends it in all processes, and the first one says so. A machine beside the
-    first says it, too, where all have to be started again: nobody there hears the first one.
-    """
-    from loraline.base.locate import locate
-    from loraline.training import checkpoint, other_nodes, sharding
-    from loraline.training.rows import load_rows
-
-    if launch.leads_node():
-        other_nodes.fill(run_id)
-    scratch = launch.follow()
-    if scratch is None:
-        if not launch.on_first_node():
-            raise TryAgain("the first machine has ended without a training, and says why")
-        return
-    base = locate(recipe.base, recipe.base_revision)
-    encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
-    start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
-    try:
-        sft = prepare(recipe, base, encoder, rows, scratch)
-        train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
-    except sharding.OutOfMemory:
-        raise  # Of this process alone, and the others wait for it.
-    except checkpoint.StoppedWithCheckpoint:
-        if not launch.on_first_node():
-            raise
-    except UserError:
-        return
 
 
 def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
@@ -240,80 +205,6 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
             "target_modules": ",".join(recipe.projections) or "none",
         }
     )
-
-
-def prepare(
-    recipe: Profile, base: Base, encoder: Encoder, rows: dict[str, list[Row]], scratch: Path
-) -> PackedTrainer:
-    """Plan the memory before the base is loaded, then build the trainer."""
-    from transformers import set_seed
-
-    from loraline.training import checkpoint, memory, trainer
-    from loraline.training.machine import Machine
-
-    launch.join()
-    set_seed(recipe.seed)
-    every = [*rows["train"], *rows["validation"]]
-    plan, table = memory.choose(recipe, base, every, Machine.here())
-    if plan.sharded and launch.nodes() > 1:
-        raise UserError(
-            "the weights would have to be shared out over several machines, whose checkpoints "
-            "nobody gathers; train on one machine with more GPUs, or what fits a card"
-        )
-    sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
-    if launch.rank() == 0:
-        written = checkpoint.described(sft.learning())
-        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {written}", err=True)
-    return sft
-
-
-def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> dict[str, Tensor]:
-    """Train from the beginning or from a checkpoint, to the end or until told to stop.
-
-    Returns what has learned, as it was with the lowest validation loss; only to the first process.
-    """
-    from loraline.training.checkpoint import StoppedWithCheckpoint
-
-    sft.add_callback(keeper)
-    keeper.listen()
-    sft.train(resume_from_checkpoint=str(start) if start else None)
-    if keeper.stopped_early(sft.state):
-        launch.leave()
-        raise StoppedWithCheckpoint(
-            f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "
-            "checkpoint; start it again to go on from there"
-        )
-    sft.restore_best()
-    learned = sft.gather()
-    launch.leave()
-    return learned
-
-
-def log_adapter(adapter: Path, contract: Contract, profile: str) -> None:
-    """Log the adapter as a model that the registry takes, and its readable files beside the run."""
-    import mlflow
-
-    import loraline
-    from loraline.answering import pyfunc
-    from loraline.contract import folder_digest
-
-    logged = mlflow.pyfunc.log_model(
-        name="adapter",
-        python_model=pyfunc.__file__,
-        artifacts={"adapter": str(adapter)},
-        code_paths=[str(Path(loraline.__file__).parent)],
-        signature=pyfunc.signature(contract.max_new_tokens),
-        model_config=pyfunc.CONFIG,
-        pip_requirements=pyfunc.requirements(contract.modality),
-        metadata={"base": contract.base, "base_revision": contract.base_revision, "r": contract.r},
-        tags={tags.PROFILE: profile},
-        model_type="lora-adapter" if contract.train == "lora" else "merged-model",
-    )
-    digest = folder_digest(adapter)
-    mlflow.set_tags({tags.MODEL_ID: logged.model_id, tags.ADAPTER_DIGEST: digest})
-    config = "adapter_config.json" if contract.train == "lora" else "config.json"
-    for name in (config, "contract.json"):
-        mlflow.log_artifact(str(adapter / name), "adapter")
 
 
 if __name__ == "__main__":

@@ -61,18 +61,18 @@ def build() -> Workflow:
         **spec(settings),
         arguments=[profile, data, parts, *rest],
     ) as workflow:
-        one = step("prepare-data", inputs=[*given, "part"], deadline=8 * HOUR)
-        one.name = "share"
-        all_ = step("prepare-data", inputs=[*given, "merge"], deadline=8 * HOUR)
-        all_.name = "merge"
+        share = step("prepare-data", inputs=[*given, "part"], deadline=8 * HOUR)
+        share.name = "share"
+        merge = step("prepare-data", inputs=[*given, "merge"], deadline=8 * HOUR)
+        merge.name = "merge"
         same = {name: asked[name] for name in given}
         with DAG(name=ENTRYPOINT):
-            shared: Any = one(
+            shared: Any = share(
                 name="share", arguments=same | {"part": "{{item}}"}, with_param=asked["parts"]
             )
             # Argo gives the shares' outputs as one JSON list.
             runs = "{{tasks.share.outputs.parameters.run-id}}"
-            merged: Any = all_(name="merge", arguments=same | {"merge": runs})
+            merged: Any = merge(name="merge", arguments=same | {"merge": runs})
             shared >> merged
         finish(settings)
     return workflow

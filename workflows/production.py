@@ -115,8 +115,8 @@ def of_resource(template: Object, read: Template) -> Iterator[str]:
 def made_by(resource: Object) -> Object:
     """The object of a manifest, in which texts stand for its expressions."""
     manifest = AS_JSON.sub(r"'{{inputs.parameters.\1}}'", resource["manifest"])
-    found = yaml.safe_load(manifest)
-    return found if isinstance(found, dict) else {}
+    content = yaml.safe_load(manifest)
+    return content if isinstance(content, dict) else {}
 
 
 def of_variables(variables: list[Object]) -> Iterator[str]:

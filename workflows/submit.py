@@ -86,13 +86,13 @@ def submit(
     # A picture that is drawn anew each second is for a terminal.
     watch = "watch" if sys.stdout.isatty() else "wait"
     subprocess.run(["argo", watch, "--namespace", namespace, name], check=False)
-    told = subprocess.run(
+    got = subprocess.run(
         ["argo", "get", "--namespace", namespace, "--output", "json", name],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    status = json.loads(told.stdout)["status"]
+    status = json.loads(got.stdout)["status"]
     phase = status.get("phase", "Pending")
     for line in run_ids(status):
         click.echo(line)
@@ -125,8 +125,9 @@ def with_recipes(
     values = dict(parameter.partition("=")[::2] for parameter in given)
     machines = several_machines(values.get("resources", ""), file.stem, classes)
     if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
-        own = classes or machines
-        return rendered(file.stem, {}, classes, machines) if own else file, list(given)
+        if classes or machines:
+            file = rendered(file.stem, {}, classes, machines)
+        return file, list(given)
     known = profile_files.files()
     values["profile"] = named(values["profile"], known)
     members = listed(values["profiles"]) if "profiles" in values else []
@@ -200,7 +201,7 @@ def rendered(
 
     RENDERED.mkdir(parents=True, exist_ok=True)
     file = RENDERED / f"{name}.yaml"
-    settings = Settings(own=models, classes=resources.load(classes), machines=machines)
+    settings = Settings(sent_models=models, classes=resources.load(classes), machines=machines)
     file.write_text(pipeline.render(pipeline.build(name, settings=settings)))
     return file
 

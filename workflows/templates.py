@@ -57,7 +57,7 @@ class Settings:
     """User of the images; a number, since Kubernetes cannot tell that a name is not root."""
     model_cache: str = "loraline-models"
     """PersistentVolumeClaim of the model cache."""
-    own: Mapping[str, str] = field(default_factory=dict)
+    sent_models: Mapping[str, str] = field(default_factory=dict)
     """Registered model of each profile that is sent with the workflow and no file of ours."""
     classes: Mapping[str, Class] = field(default_factory=lambda: CLASSES)
     machines: str = ""
@@ -245,7 +245,9 @@ def registered_models(settings: Settings) -> dict[str, str]:
     from loraline.profiles import load
 
     ours = sorted(file.stem for file in PROFILES.glob("*.yaml"))
-    models = {name: load(name, PROFILES).registered_model for name in ours} | dict(settings.own)
+    models = {name: load(name, PROFILES).registered_model for name in ours} | dict(
+        settings.sent_models
+    )
     return dict(sorted(models.items()))
 
 

@@ -53,7 +53,7 @@ class Trainer(NamedTuple):
 def job(wanted: Class, step: Object, alone: Object) -> Object:
     """An Indexed Job with a pod for each machine of a class."""
     first = f"{NAME}-0.{SERVICE}:{PORT}"
-    main = container(wanted, step, told(wanted, "$(JOB_COMPLETION_INDEX)", first))
+    main = container(wanted, step, group_flags(wanted, "$(JOB_COMPLETION_INDEX)", first))
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -105,7 +105,7 @@ def train_job(wanted: Class, step: Object, alone: Object) -> Object:
     What a TrainJob has no field for is a patch of the runtime.
     """
     first = "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)"
-    main = container(wanted, step, told(wanted, "$(PET_NODE_RANK)", first))
+    main = container(wanted, step, group_flags(wanted, "$(PET_NODE_RANK)", first))
     patched = {key: main[key] for key in ("securityContext", "volumeMounts")}
     spec = {**pod(wanted, step, alone), "containers": [{"name": "node", **patched}]}
     node = {"template": {"metadata": {"labels": LABELS}, "spec": spec}}
@@ -186,7 +186,7 @@ def templated(spec: Object) -> Object:
     return {"metadata": {"labels": LABELS}, "spec": spec}
 
 
-def told(wanted: Class, number: str, first: str) -> list[str]:
+def group_flags(wanted: Class, number: str, first: str) -> list[str]:
     """The flags by which the step knows its group."""
     return ["--nodes", str(wanted.machines), "--node", number, "--first-node", first]
 

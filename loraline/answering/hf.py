@@ -71,9 +71,9 @@ def measure(
             loaded = load(
                 base, agreed.modality, quantization=agreed.quantization, dtype=agreed.dtype
             )
-        own = served is None or served.train == "full"
-        model = loaded.eval() if own or adapter is None else attach(loaded, adapter)
-        if served and served.export == "merged" and not own:
+        is_whole = served is None or served.train == "full"
+        model = loaded.eval() if is_whole or adapter is None else attach(loaded, adapter)
+        if served and served.export == "merged" and not is_whole:
             model = merging.merge(model)
         with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
             nll = negative_log_likelihoods(model, encoder, rows, advance)

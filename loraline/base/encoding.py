@@ -109,9 +109,9 @@ class Encoder:
             self.tokenizer = self.processor.tokenizer
         else:
             self.tokenizer = loaded
-        own = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         self.chat_template = templates.pinned(
-            chat_template or templates.default(own) or DEFAULT_CHAT_TEMPLATE
+            chat_template or templates.default(template) or DEFAULT_CHAT_TEMPLATE
         )
         if self.tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {base} has no end-of-sequence token")

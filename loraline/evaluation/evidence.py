@@ -28,8 +28,8 @@ def same_dataset(eval_run: Run, train_run: Run, data_run: Run) -> None:
         identity.expect(run, DATASET_DIGEST, digest, "the dataset")
     version, here = train_run.data.params.get("data_version"), data_run.data.params.get("version")
     if version != here:
-        told = f"it was trained on the dataset {version}, and comes from a run with {here}"
-        raise UserError(identity.changed("train_qlora", told))
+        difference = f"it was trained on the dataset {version}, and comes from a run with {here}"
+        raise UserError(identity.changed("train_qlora", difference))
 
 
 def logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> None:
@@ -39,8 +39,8 @@ def logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> No
             history = client.get_metric_history(eval_run.info.run_id, name)
             values = list(dict.fromkeys(str(entry.value) for entry in history))
             if len(values) > 1:
-                told = f"its metric {name} was logged as {' and as '.join(values)}"
-                raise UserError(identity.changed("evaluate", told))
+                difference = f"its metric {name} was logged as {' and as '.join(values)}"
+                raise UserError(identity.changed("evaluate", difference))
 
 
 def champion_again(eval_run: Run, name: str, adapter: Path) -> None:
@@ -54,5 +54,5 @@ def same_adapter(step: str, name: str, version: str, adapter: Path) -> None:
     of `step` says."""
     with runs.logged_adapter(f"{name}/{version}") as registered:
         if not contract.read(registered).is_served_as(contract.read(adapter)):
-            told = f"it is not served as version {version} of {name!r}, as its tag says"
-            raise UserError(identity.changed(step, told))
+            difference = f"it is not served as version {version} of {name!r}, as its tag says"
+            raise UserError(identity.changed(step, difference))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraline.answering.hf import Answer
 from loraline.base.encoding import check_tokens
@@ -125,10 +125,12 @@ def scores(
     measured: Measurement,
     held_out: Sequence[Record],
     answer_format: str,
-    own: Sequence[Plugin] = (),
+    plugged: Sequence[Plugin] = (),
 ) -> dict[str, Metric]:
-    """All metrics of one model, the profile's `own` ones last; empty, cut and failed answers are
-    scored as they are."""
+    """All metrics of one model, those that the profile has plugged in last.
+
+    Empty, cut and failed answers are scored as they are.
+    """
     answers = zip(measured.answers, held_out, strict=True)
     texts = [calls.answered(answer.text, record) for answer, record in answers]
     wanted = [calls.reference(record) for record in held_out]
@@ -150,7 +152,7 @@ def scores(
         scored["json_field_f1"] = metrics.json_field_f1(texts, wanted)
     if answer_format == "boxes":
         scored["grounding_f1"] = metrics.grounding_f1(texts, wanted)
-    return scored | {plugin.name: plugin.measure(texts, wanted) for plugin in own}
+    return scored | {plugin.name: plugin.measure(texts, wanted) for plugin in plugged}
 
 
 def counts(answers: Iterable[Answer]) -> dict[str, int]:
@@ -238,3 +240,19 @@ def fingerprints(encoder: Encoder, agreed: Contract, held_out: Sequence[Record])
 
 def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def predictions(
+    held_out: Sequence[Record], measured: Mapping[str, Measurement]
+) -> dict[str, list[Any]]:
+    """Columns of the predictions table, one entry a held-out row."""
+    table: dict[str, list[Any]] = {
+        "row": list(range(len(held_out))),
+        "question": [record.asked for record in held_out],
+        "reference": [calls.reference(record) for record in held_out],
+    }
+    for model, answered in measured.items():
+        table[model] = [answer.text for answer in answered.answers]
+        table[f"{model}_tokens"] = [answer.tokens for answer in answered.answers]
+        table[f"{model}_nll"] = list(answered.nll)
+    return table

@@ -35,7 +35,7 @@ def of(config: Mapping[str, Any]) -> list[str]:
     whole = [config.get("target_modules"), config.get("exclude_modules")]
     ends = [key for name in ("rank_pattern", "alpha_pattern") for key in config.get(name) or ()]
     layers = config.get("layers_pattern") or []
-    told = {
+    patterns = {
         **{text: text for text in whole if isinstance(text, str)},
         **{text: PATH_END.format(text) for text in ends},
         **{
@@ -43,7 +43,9 @@ def of(config: Mapping[str, Any]) -> list[str]:
             for text in ([layers] if isinstance(layers, str) else layers)
         },
     }
-    return [compared for text, compared in told.items() if any(sign in text for sign in REPEATS)]
+    return [
+        compared for text, compared in patterns.items() if any(sign in text for sign in REPEATS)
+    ]
 
 
 def come_to_an_end(config: Mapping[str, Any], paths: Iterable[str]) -> bool:

@@ -305,8 +305,8 @@ def adapter(train_run: Run, *later: Run) -> Iterator[Path]:
     with logged_adapter(model) as folder:
         maker = mlflow.MlflowClient().get_logged_model(model).source_run_id
         if maker != train_run.info.run_id:
-            told = f"logged model {model} was made by run {maker}"
-            raise UserError(identity.changed("train_qlora", told))
+            difference = f"logged model {model} was made by run {maker}"
+            raise UserError(identity.changed("train_qlora", difference))
         digest = folder_digest(folder)
         for run in (train_run, *later):
             identity.expect(run, ADAPTER_DIGEST, digest, "the adapter")

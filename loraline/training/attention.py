@@ -134,7 +134,7 @@ def padded(
     places = torch.arange(longest, device=q.device)
     filled = places < lengths[:, None]
 
-    def spread(states: Tensor) -> Tensor:
+    def padded(states: Tensor) -> Tensor:
         rows = states.new_zeros(*filled.shape, *states.shape[1:])
         rows[filled] = states
         return rows.transpose(1, 2)
@@ -145,7 +145,7 @@ def padded(
         distance = places[:, None] - places
         mask = (distance >= 0) & (distance < window)
     out = scaled_dot_product_attention(
-        *map(spread, (q, k, v)),
+        *map(padded, (q, k, v)),
         attn_mask=mask,
         is_causal=causal and mask is None,
         scale=scaling,

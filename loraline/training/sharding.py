@@ -66,11 +66,11 @@ def shard(model: nn.Module, causal: Any, *, offloaded: bool) -> None:
 
 def join() -> DeviceMesh:
     """All processes of the training in a row; a process that is alone becomes a group of one."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not distributed.is_initialized():
         store = distributed.HashStore()
         distributed.init_process_group(exchange.backend(), store=store, rank=0, world_size=1)
-    return distributed.device_mesh.init_device_mesh(kind, (distributed.get_world_size(),))
+    return distributed.device_mesh.init_device_mesh(device, (distributed.get_world_size(),))
 
 
 def layers(causal: Any) -> list[nn.Module]:

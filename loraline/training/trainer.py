@@ -343,10 +343,10 @@ class PackedTrainer(AdapterTrainer):
         rows = self.rows["validation"]
         lengths = [len(row) for row in rows]
         share = packing.share(lengths, self.args.process_index, self.args.world_size)
-        own = [rows[i] for i in share]
-        longest = min(self.budget, sum(map(len, own)))
+        here = [rows[i] for i in share]
+        longest = min(self.budget, sum(map(len, here)))
         self.model.eval()
-        summed = self.within_memory(lambda: self.sum_of_losses(own), longest)
+        summed = self.within_memory(lambda: self.sum_of_losses(here), longest)
         self.check_room(summed is not None)
         assert summed is not None, "check_room ends what has no result"
         return exchange.total(summed) / sum(row.targets for row in rows)

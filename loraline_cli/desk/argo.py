@@ -58,8 +58,10 @@ class Argo:
 
     def listed(self) -> list[str]:
         """Names of the pipelines in the namespace, the latest first."""
-        found = json.loads(self.ask("list", "-l", f"{COMPONENT}=pipeline", "-o", "json") or "[]")
-        latest = sorted(found or [], key=lambda each: each["metadata"]["creationTimestamp"])
+        workflows = json.loads(
+            self.ask("list", "-l", f"{COMPONENT}=pipeline", "-o", "json") or "[]"
+        )
+        latest = sorted(workflows or [], key=lambda each: each["metadata"]["creationTimestamp"])
         return [each["metadata"]["name"] for each in reversed(latest)]
 
     def status(self, name: str) -> dict[str, Any]:

@@ -129,6 +129,7 @@ def register(place: Path, script, seed: int) -> Registered:
     import torch
 
     from loraline import contract
+    from loraline.answering import logged_model
     from loraline.answering.hf import answers
     from loraline.base.encoding import Encoder
     from loraline.base.load import load
@@ -192,7 +193,7 @@ def register(place: Path, script, seed: int) -> Registered:
     with runs.open_run(
         "train_qlora", name="lora", fingerprint=f"t{seed}", upstream=upstream, tags=tags
     ) as train:
-        script("steps/train_qlora.py").log_adapter(adapter, agreed, "smoke-text")
+        logged_model.log(adapter, agreed, "smoke-text")
     upstream = client.get_run(train.info.run_id)
     version = registry.register(client, MODEL, upstream.data.tags[MODEL_ID])
     tags = {

@@ -89,11 +89,12 @@ def make_adapter(
 
 
 @pytest.fixture
-def candidate(workplace: Path, script) -> Candidate:
+def candidate(workplace: Path) -> Candidate:
     """Log a training run with its adapter and an evaluate run; return the latter's ID."""
     import mlflow
 
     from loraline import contract, profiles
+    from loraline.answering import logged_model
     from loraline.tracking import identity, runs, store
     from loraline.tracking import tags as tracking_tags
 
@@ -105,7 +106,6 @@ def candidate(workplace: Path, script) -> Candidate:
         without: str = "",
         **metrics: float,
     ) -> str:
-        train_step = script("steps/train_qlora.py")
         client = store.connect()
         with runs.open_run("prepare_data", name="data", fingerprint=f"p{name}") as data:
             mlflow.set_tag(tracking_tags.DATASET_DIGEST, "d" * 64)
@@ -124,7 +124,7 @@ def candidate(workplace: Path, script) -> Candidate:
             mlflow.set_tag(tracking_tags.PROFILE_DIGEST, identity.of_values(resolved))
             folder = workplace / name / "adapter"
             adapter = make_adapter(folder, weight=weight, dtype=recipe.serve_dtype)
-            train_step.log_adapter(adapter, contract.read(adapter), profile)
+            logged_model.log(adapter, contract.read(adapter), profile)
         train_run = client.get_run(train.info.run_id)
         with runs.open_run(
             "evaluate", name="evaluate", fingerprint=f"e{name}", upstream=train_run

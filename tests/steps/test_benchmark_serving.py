@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from loraline.errors import UserError
+from loraline.serving import vllm_bench
 
 NAME = "tiny-lora"
 
@@ -32,7 +33,7 @@ def test_targets_are_met_or_not_or_not_measured(benchmark) -> None:
 
 
 def test_headline_is_the_adapters_at_the_highest_rate(benchmark) -> None:
-    unknown = dict.fromkeys(benchmark.KEPT.values())
+    unknown = dict.fromkeys(vllm_bench.FIELDS.values())
     table = [row(NAME, 1), row(NAME, 8, tokens_per_second=300.0), row("base", 16)]
     table = [unknown | each for each in table]
     assert benchmark.headline(table, NAME)["tokens_per_second"] == 300.0
@@ -46,13 +47,11 @@ def test_figures_have_a_line_for_each_model(benchmark) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["custom", "custom_image"])
-def test_the_requests_are_those_that_prepare_data_wrote(
-    benchmark, dataset: str, tmp_path: Path
-) -> None:
+def test_the_requests_are_those_that_prepare_data_wrote(dataset: str, tmp_path: Path) -> None:
     file = tmp_path / f"{dataset}.jsonl"
     file.write_text('{"prompt": "who?", "output_tokens": 3}\n')
 
-    arguments = benchmark.rows_arguments(tmp_path, 64)
+    arguments = vllm_bench.of_rows(tmp_path, 64)
 
     assert arguments == (
         *("--dataset-name", dataset, "--dataset-path", str(file)),
@@ -60,11 +59,11 @@ def test_the_requests_are_those_that_prepare_data_wrote(
     )
 
 
-def test_a_dataset_without_held_out_rows_is_refused(benchmark, tmp_path: Path) -> None:
+def test_a_dataset_without_held_out_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "custom.jsonl").touch()
 
     with pytest.raises(UserError, match="no held-out rows"):
-        benchmark.rows_arguments(tmp_path, 64)
+        vllm_bench.of_rows(tmp_path, 64)
 
 
 def test_a_benchmark_without_requests_is_refused(step, workplace) -> None:

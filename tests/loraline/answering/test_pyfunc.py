@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 
 from loraline import contract
-from loraline.answering import hf
+from loraline.answering import hf, logged_model
 from loraline.base.encoding import Encoder
 from loraline.base.load import attach, load
 from loraline.base.locate import locate
@@ -69,10 +69,7 @@ def logged(
 ) -> Logged:
     modality = request.param
     place = tmp_path_factory.mktemp(modality)
-    engines, train = (
-        script("tests/loraline/answering/both_engines.py"),
-        script("steps/train_qlora.py"),
-    )
+    engines = script("tests/loraline/answering/both_engines.py")
     base = locate(str(DATA / modality / "base"), None)
     limits = {"min_pixels": 4704, "max_pixels": 4704} if modality == "vision" else {}
     encoder = Encoder(base.path, modality, **limits)
@@ -86,7 +83,7 @@ def logged(
     mlflow.set_tracking_uri(f"sqlite:///{place}/mlruns/mlflow.db")
     experiment = mlflow.create_experiment("adapters", artifact_location=(place / "a").as_uri())
     with mlflow.start_run(experiment_id=experiment) as run:
-        train.log_adapter(adapter, agreed, "standard")
+        logged_model.log(adapter, agreed, "standard")
     model_id = mlflow.get_run(run.info.run_id).data.tags["loraline.model_id"]
     version = mlflow.register_model(f"models:/{model_id}", "tiny-mistral-lora").version
     mlflow.MlflowClient().set_registered_model_alias("tiny-mistral-lora", "candidate", version)

@@ -1,0 +1,98 @@
+"""A training in each of its processes: the first, which the step leads, and those that follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loraline.errors import TryAgain, UserError
+from loraline.training import launch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraline.base.encoding import Encoder, Row
+    from loraline.base.locate import Base
+    from loraline.profiles import Profile
+    from loraline.training.trainer import PackedTrainer
+
+
+def prepare(
+    recipe: Profile, base: Base, encoder: Encoder, rows: dict[str, list[Row]], scratch: Path
+) -> PackedTrainer:
+    """Plan the memory before the base is loaded, then build the trainer."""
+    from transformers import set_seed
+
+    from loraline.training import checkpoint, memory, trainer
+    from loraline.training.machine import Machine
+
+    launch.join()
+    set_seed(recipe.seed)
+    every = [*rows["train"], *rows["validation"]]
+    plan, table = memory.choose(recipe, base, every, Machine.here())
+    if plan.sharded and launch.nodes() > 1:
+        raise UserError(
+            "the weights would have to be shared out over several machines, whose checkpoints "
+            "nobody gathers; train on one machine with more GPUs, or what fits a card"
+        )
+    sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
+    if launch.rank() == 0:
+        written = checkpoint.described(sft.learning())
+        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {written}", err=True)
+    return sft
+
+
+def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> dict[str, Tensor]:
+    """Train from the beginning or from a checkpoint, to the end or until told to stop.
+
+    Returns what has learned, as it was with the lowest validation loss; only to the first process.
+    """
+    from loraline.training.checkpoint import StoppedWithCheckpoint
+
+    sft.add_callback(keeper)
+    keeper.listen()
+    sft.train(resume_from_checkpoint=str(start) if start else None)
+    if keeper.stopped_early(sft.state):
+        launch.leave()
+        raise StoppedWithCheckpoint(
+            f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "
+            "checkpoint; start it again to go on from there"
+        )
+    sft.restore_best()
+    learned = sft.gather()
+    launch.leave()
+    return learned
+
+
+def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
+    """The part of every process but the first: the same training, and no word to MLflow.
+
+    What ends the training ends it in all processes, and the first one says so. A machine beside the
+    first says it, too, where all have to be started again: nobody there hears the first one.
+    """
+    from loraline.base.locate import locate
+    from loraline.training import checkpoint, other_nodes, sharding
+    from loraline.training.rows import load_rows
+
+    if launch.leads_node():
+        other_nodes.fill(run_id)
+    scratch = launch.follow()
+    if scratch is None:
+        if not launch.on_first_node():
+            raise TryAgain("the first machine has ended without a training, and says why")
+        return
+    base = locate(recipe.base, recipe.base_revision)
+    encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
+    start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
+    try:
+        sft = prepare(recipe, base, encoder, rows, scratch)
+        train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
+    except sharding.OutOfMemory:
+        raise  # Of this process alone, and the others wait for it.
+    except checkpoint.StoppedWithCheckpoint:
+        if not launch.on_first_node():
+            raise
+    except UserError:
+        return
