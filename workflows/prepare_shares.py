@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from pipeline import ENTRYPOINT, finish, one_profile, parameter, spec
+from parameters import one_profile, parameter
+from pipeline import ENTRYPOINT, finish, spec
 from templates import HOUR, Settings, step
 
 if TYPE_CHECKING:
