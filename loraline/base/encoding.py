@@ -228,12 +228,7 @@ class Encoder:
         messages, tools = record.prompt(), record.tool_list()
         prompt = self.render_turns(messages, add_generation_prompt=True, tools=tools)
         whole = self.render_turns([*messages, record.answer_turn()], tools=tools)
-        if not whole.startswith(prompt):
-            raise UserError(
-                "the chat template must render the answer right after the prompt; "
-                f"it rendered {whole[:400]!r}"
-            )
-        return prompt, whole[len(prompt) :]
+        return parted(prompt, whole)
 
     def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
         """The prompt as text, and the answer's tokens with the end token."""
@@ -331,6 +326,19 @@ class Encoder:
             seconds = [processor.temporal_patch_size / video.fps for video in videos]
             found["second_per_grid_ts"] = torch.tensor(seconds)
         return found
+
+
+def parted(prompt: str, whole: str) -> tuple[str, str]:
+    """A prompt, and what the chat template renders after it in the whole row.
+
+    Raises UserError where the whole does not begin with the prompt.
+    """
+    if not whole.startswith(prompt):
+        raise UserError(
+            "the chat template must render the answer right after the prompt; "
+            f"it rendered {whole[:400]!r}"
+        )
+    return prompt, whole[len(prompt) :]
 
 
 def left_out(record: Record, prompt: str, tail: str) -> str | None:

@@ -94,6 +94,7 @@ class Exact:
 
     def __init__(self, folder: Path, recipe: Profile) -> None:
         from loraline.base.encoding import Encoder
+        from loraline.base.rendering import Renderer
         from loraline.data.lengths.counting import counter
 
         try:
@@ -105,6 +106,7 @@ class Exact:
             raise UserError(
                 f"the tokenizer of {recipe.base!r} cannot be loaded: {reason}"
             ) from error
+        self.renderer = Renderer(self.encoder)
         self.image = functools.lru_cache(maxsize=4096)(self._image)
         tokenizer = self.encoder.tokenizer
         self.counter = counter(tokenizer.backend_tokenizer)
@@ -136,7 +138,7 @@ class Exact:
         """(tokens of the row, tokens of its answer) for each row."""
         if not rows:
             return []
-        pairs = [self.encoder.render(row) for row in rows]
+        pairs = self.renderer.render(rows)
         prompts = [prompt for prompt, _ in pairs]
         leads, answers = zip(*(self.to_the_end(tail) for _, tail in pairs), strict=True)
         counts = self.counts([*prompts, *map("".join, zip(leads, answers, strict=True))])

@@ -1,0 +1,115 @@
+"""Many rows rendered by one run of a chat template.
+
+`apply_chat_template` sets a template up for each conversation, which takes several times as long as
+printing it. Here the template stands in a loop over conversations, so that it is set up once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraline.base import templates
+from loraline.base.encoding import parted
+from loraline.errors import UserError
+from loraline.records import Record
+
+if TYPE_CHECKING:
+    from loraline.base.encoding import Encoder
+
+CONVERSATIONS = "loraline_conversations"
+"""The name of what the loop goes over, that no template uses."""
+
+MARK = "\0end of a conversation\0"
+"""What the loop prints after each conversation."""
+
+AT_ONCE = 256
+"""Rows in one run of the template: of more, none is quicker, and all are in memory twice."""
+
+Turns = list[dict[str, Any]]
+
+
+def in_a_loop(template: str) -> str | None:
+    """The template in a loop over conversations and their tools, None if it is another one there.
+
+    It is another one where it asks for a `loop` outside of its own, and it may be where it holds
+    more than plain Jinja. The newline behind the loop's tag is left out by transformers' setting
+    trim_blocks, so that the template begins a line as it did; Jinja leaves out its last newline.
+    """
+    from jinja2 import Environment, TemplateError, meta
+
+    try:
+        parsed = Environment(autoescape=True, extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except TemplateError:
+        return None
+    if meta.find_undeclared_variables(parsed) & {"loop", CONVERSATIONS} or MARK in template:
+        return None
+    body = template.removesuffix("\n")
+    return f"{{% for messages, tools in {CONVERSATIONS} %}}\n{body}{MARK}{{% endfor %}}"
+
+
+class Renderer:
+    """Renders rows as `Encoder.render` does, many at once.
+
+    The first row of each order of roles is rendered by itself, too. Should a template print it in
+    another way in the loop, then all rows are rendered by themselves.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.looped = in_a_loop(encoder.chat_template)
+        self.checked: set[tuple[str, ...]] = set()
+
+    def render(self, rows: Sequence[Record]) -> list[tuple[str, str]]:
+        """Prompts, and answers with all that stands around them; UserError as `Encoder.render`."""
+        pairs: list[tuple[str, str]] = []
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            pairs += self.at_once(some) or map(self.encoder.render, some)
+        return pairs
+
+    def at_once(self, rows: Sequence[Record]) -> list[tuple[str, str]] | None:
+        """The pairs of some rows; None where each has to be rendered by itself."""
+        asked = [(row.prompt(), row.tool_list()) for row in rows]
+        prompts = self.run(asked, add_generation_prompt=True)
+        wholes = self.run(
+            [
+                ([*messages, row.answer_turn()], tools)
+                for row, (messages, tools) in zip(rows, asked, strict=True)
+            ]
+        )
+        if prompts is None or wholes is None:
+            return None
+        try:
+            pairs = list(map(parted, prompts, wholes))
+        except UserError:
+            return None
+        for row, pair in zip(rows, pairs, strict=True):
+            roles = tuple([role for role, _ in row.messages])
+            if roles not in self.checked:
+                if pair != self.encoder.render(row):
+                    self.looped = None
+                    return None
+                self.checked.add(roles)
+        return pairs
+
+    def run(
+        self, conversations: Sequence[tuple[Turns, Turns | None]], **options: bool
+    ) -> list[str] | None:
+        """What one run of the template prints for each; None if it refuses any, or prints MARK."""
+        if self.looped is None:
+            return None
+        try:
+            with templates.refusals([]):
+                text = self.encoder.tokenizer.apply_chat_template(
+                    # The loop puts each conversation in the place of this one.
+                    conversations[0][0],
+                    chat_template=self.looped,
+                    tokenize=False,
+                    **{CONVERSATIONS: conversations},
+                    **options,
+                )
+        except UserError:
+            return None
+        printed = str(text).split(MARK)[:-1]
+        return printed if len(printed) == len(conversations) else None
