@@ -39,7 +39,9 @@ def in_a_loop(template: str) -> str | None:
     from jinja2 import Environment, TemplateError, meta
 
     try:
-        parsed = Environment(autoescape=True, extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        parsed = Environment(autoescape=True, extensions=["jinja2.ext.loopcontrols"]).parse(
+            template
+        )
     except TemplateError:
         return None
     if meta.find_undeclared_variables(parsed) & {"loop", CONVERSATIONS} or MARK in template:

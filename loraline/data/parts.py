@@ -268,7 +268,7 @@ def checked(
         turns = boxes.convert(
             turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
         )
-    else:
+    elif shown or drafted.objects:
         boxes.refuse_places(turns if shown else [], drafted.objects)
     record = Record(
         tuple(turns), tuple(shown), tuple(clips), drafted.tools, details=drafted.details

@@ -48,6 +48,8 @@ LISTS = (*CONVERSATIONS, "history")
 
 LONGEST_NOTHING = max(map(len, NOTHING))
 
+NUMBERS = (bool, int, float)
+
 LISTS_OF_ANSWERS = ("answers", "targets")
 """Columns that list answers, whose text may be a list."""
 
@@ -86,7 +88,9 @@ def draft(raw: Any, how: Reading) -> Draft:
     """
     if not isinstance(raw, dict):
         raise BadRow("format", f"expected an object with named fields, found {type_name(raw)}")
-    row, sources, replaced = raw, set[str](), list[str]()
+    row = raw
+    sources: set[str] = set()
+    replaced: list[str] = []
     if how.columns:
         row, sources, replaced = columns.renamed(raw, how.columns)
     if how.ignore:
@@ -94,7 +98,7 @@ def draft(raw: Any, how: Reading) -> Draft:
         row = {key: value for key, value in row.items() if key not in how.ignore}
     has = layout(tuple(row))
     sides = [(key, row[key]) for key in has.sides] if has.sides else ()
-    if absent := [key for key, said in sides if type(said) is str and said in NOTHING]:
+    if absent := [key for key, said in sides if says_nothing(said)]:
         replaced += absent
         row = {key: value for key, value in row.items() if key not in absent}
         has = layout(tuple(row))
@@ -162,6 +166,8 @@ def is_structure(key: str, parsed: Any) -> bool:
 
 def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
     """A row that holds its turns as a list."""
+    if not has.conversations and "prompt" not in row:
+        return None
     lists = {key: value for key in has.conversations if type(value := listed(row[key])) is list}
     for key, turns in lists.items():
         if not turns and key == next(reversed(lists)):
@@ -221,10 +227,10 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     if asked is None or answer is None or not (key or shows):
         raise expected(row, made.format if key or shows else None, key, answered)
     made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
-    if answered and isinstance(row[answered], bool | int | float):
+    if answered and isinstance(row[answered], NUMBERS):
         made.number = f"{answered} is {type_name(row[answered])}, expected text"
     for column in filter(None, (key, answered)):
-        if isinstance(row[column], str) and row[column] in NOTHING:
+        if says_nothing(row[column]):
             made.missing = missing(column, row[column])
     if filled(row.get("input")) and made.format in ("alpaca", "prompt_completion"):
         if (more := written(row["input"])) is None:
@@ -248,6 +254,11 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     return made
 
 
+def says_nothing(value: Any) -> bool:
+    """Whether a value is a text with which tables write a cell that holds nothing."""
+    return isinstance(value, str) and len(value) <= LONGEST_NOTHING and value in NOTHING
+
+
 def missing(where: str, text: str) -> str:
     return (
         f"{where} is {text!r}, as tables write a missing value; --on missing=drop leaves such rows "
@@ -259,6 +270,8 @@ def only_text(value: Any, name: str) -> str | None:
     """An answer as it is written, be it alone in a list, or in SQuAD's `answers`."""
     if name in LISTS_OF_ANSWERS:
         value = structure(value)
+    if isinstance(value, str):
+        return value
     listed = value
     if isinstance(value, dict) and "answer_start" in value:
         listed = value.get("text")

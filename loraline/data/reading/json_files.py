@@ -28,6 +28,9 @@ LARGE = re.compile(rb"[:\[,\s]-?\d{19}")
 DIGITS, NINETEEN = bytes(ord("0") if chr(n).isdecimal() else 0 for n in range(256)), b"0" * 19
 """A table that makes one digit of all, and what a large number is in it: found in less time."""
 
+NO_NUMBERS = {str, bool, type(None)}
+"""Types of values that neither are numbers nor hold any."""
+
 ROW_KEYS = frozenset(
     [
         "messages",
@@ -113,11 +116,9 @@ def parse(line: bytes) -> Any:
     if line.isspace():
         return None
     try:
-        if NINETEEN not in line.translate(DIGITS) or not LARGE.search(line):
-            parsed = orjson.loads(line)
-            spelt_anew = type(parsed) is dict and float in map(type, parsed.values())
-            if not spelt_anew and not may_repeat_a_key(line, parsed):
-                return parsed
+        parsed = orjson.loads(line)
+        if not (spells_anew(line, parsed) or may_repeat_a_key(line, parsed)):
+            return parsed
     except orjson.JSONDecodeError:
         pass
     try:
@@ -135,17 +136,31 @@ def parse(line: bytes) -> Any:
         return BadRow("unreadable", f"is not JSON that can be read: {str(error)[:80]}")
 
 
+def spells_anew(line: bytes, parsed: Any) -> bool:
+    """Whether a row's line may hold a number that a parser does not keep as it is written."""
+    if type(parsed) is dict:
+        types = set(map(type, parsed.values()))
+        if types <= NO_NUMBERS:
+            return False
+        if float in types:
+            return True
+    return NINETEEN in line.translate(DIGITS) and LARGE.search(line) is not None
+
+
 def may_repeat_a_key(line: bytes, parsed: Any) -> bool:
     """Whether a row's line may say a key twice, of which a parser keeps the last one only.
 
     A line with as many `":` as the row that was read of it says none twice; escaped quotes and
-    spaces before a colon leave that open.
+    spaces before a colon leave that open. In a flat row there are as many as keys, or more.
     """
     import orjson
 
     if b'" :' in line or b"\\u0022" in line:
         return True
-    return line.count(b'":') != orjson.dumps(parsed).count(b'":')
+    count = line.count(b'":')
+    if type(parsed) is dict and count == len(parsed):
+        return False
+    return count != orjson.dumps(parsed).count(b'":')
 
 
 class Remembering(dict[str, Any]):

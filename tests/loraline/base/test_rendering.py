@@ -36,7 +36,8 @@ WRITTEN = {
     "a loop in a loop": "{% for m in messages %}{{ loop.index }}{% for c in m.content %}"
     "{% if loop.index > 3 %}{% break %}{% endif %}{{ c }}{% endfor %}{{ eos_token }}{% endfor %}",
     "a loop of its own alone": "{{ loop is defined }}" + TURNS,
-    "contents looked at": "{% for m in messages %}{% if 'a' in m.content %}A{% endif %}" + TURN
+    "contents looked at": "{% for m in messages %}{% if 'a' in m.content %}A{% endif %}"
+    + TURN
     + "{% endfor %}",
     "windows' line ends": "{% for m in messages %}\r\n" + TURN + "{% endfor %}\r\n",
 }
