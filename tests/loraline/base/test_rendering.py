@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from loraline.errors import UserError
 from loraline.records import IMAGE, Detail, Record
 
 BASE = Path(__file__).parents[3] / "test_data/text/base"
-TRL = Path(next(iter(find_spec("trl").submodule_search_locations)), "chat_templates")
+TRL = Path(str(distribution("trl").locate_file("trl/chat_templates")))
 
 TURN = "{{ m.role }}: {{ m.content }}{{ eos_token }}"
 TURNS = "{% for m in messages %}" + TURN + "{% endfor %}"
@@ -101,13 +102,14 @@ def test_many_rows_are_rendered_by_few_runs(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of a usual template; a row by itself is rendered for its order of roles alone."""
-    runs = []
+    runs: list[Any] = []
     apply = encoder.tokenizer.apply_chat_template
-    monkeypatch.setattr(
-        encoder.tokenizer,
-        "apply_chat_template",
-        lambda *given, **options: runs.append(options) or apply(*given, **options),
-    )
+
+    def counted(*given: Any, **options: Any) -> Any:
+        runs.append(options)
+        return apply(*given, **options)
+
+    monkeypatch.setattr(encoder.tokenizer, "apply_chat_template", counted)
     rows = [Record((("user", str(n)), ("assistant", "b"))) for n in range(2 * AT_ONCE + 1)]
     renderer = Renderer(encoder)
     assert renderer.render(rows)[-1] == encoder.render(rows[-1])
@@ -118,7 +120,7 @@ def test_a_template_that_prints_another_thing_in_the_loop_renders_rows_by_themse
     encoder: Encoder,
 ) -> None:
     renderer = Renderer(encoder)
-    renderer.looped = renderer.looped.replace("[INST]", "[ASK]")
+    renderer.looped = str(renderer.looped).replace("[INST]", "[ASK]")
     assert renderer.render(ROWS[:3]) == apart(encoder, ROWS[:3])
     assert renderer.looped is None
 
