@@ -153,6 +153,18 @@ def test_a_deep_picture_is_white_where_it_is_transparent() -> None:
     assert np.asarray(images.as_shown(image)).tolist() == [[255, 255], [255, 255]]
 
 
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_a_picture_of_one_transparent_color_is_white_where_it_has_it(mode: str) -> None:
+    """As GIF and PNG keep it: a color's number, or the color, that is not to be seen."""
+    image = Image.new(mode, (2, 1), 0)
+    image.putpixel((1, 0), {"P": 1, "RGB": (7, 7, 7), "L": 7}[mode])
+    if mode == "P":
+        image.putpalette([0, 0, 0, 7, 7, 7])
+    image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
+    shown = images.as_shown(image).convert("RGB")
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (7, 7, 7)]
+
+
 @pytest.mark.parametrize("tags", [{50706: b"\1\4\0\0"}, {254: 1}])
 def test_the_preview_in_a_cameras_raw_file_is_no_picture(
     tags: dict[int, Any], tmp_path: Path, prepare
