@@ -99,8 +99,8 @@ def serve(replies: int) -> Request | None:
                 os.close(end)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for own in (*written_to, replies, woken, waker):
-                os.close(own)
+            for descriptor in (*written_to, replies, woken, waker):
+                os.close(descriptor)
             asking.detach()
             return Request(**json.loads(request))
 

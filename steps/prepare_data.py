@@ -21,7 +21,7 @@ import click
 
 from loraline.errors import UserError
 from loraline.step import not_empty, overrides_option, recipes_option, step
-from loraline.tracking import runs, store, tags
+from loraline.tracking import datasets, runs, store, tags
 
 if TYPE_CHECKING:
     from loraline.data.merged import Dataset
@@ -99,7 +99,7 @@ def prepare_data(
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
     from loraline import profiles
-    from loraline.data import dataset, pool, workplace
+    from loraline.data import dataset, outcome, pool, workplace
     from loraline.serving import preflight
 
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
@@ -136,57 +136,26 @@ def prepare_data(
             run_id = done.info.run_id if done else log(merged, instruction, digest)
             if state and client:
                 client.set_tag(run_id, tags.SOURCES, state)
-            click.echo(f"dataset {digest[:8]} {counts(merged)} ({'reused' if done else 'logged'})")
-            warn_of_loss(merged)
-            warn_of_few(merged)
+            counts = outcome.counts(merged)
+            click.echo(f"dataset {digest[:8]} {counts} ({'reused' if done else 'logged'})")
+            warn(outcome.loss(merged), outcome.shortage(merged))
     runs.hand_over(out_dir, run_id)
 
 
-def counts(merged: Dataset) -> str:
-    """Sources, rows by split, and rows dropped by check, in one line."""
-    from loraline.data import dataset
-
-    uris = ", ".join(source.entry.uri for source in merged.work.sources)
-    kept = ", ".join(f"{count} {split}" for split, count in merged.rows.items())
-    out = ", ".join(f"{count} {check}" for check, count in dataset.dropped(merged.counts).items())
-    return f"of {uris}: {kept} rows" + (f"; dropped: {out}" if out else "")
-
-
-def warn_of_loss(merged: Dataset) -> None:
-    """Say so when over a tenth of the data is gone: the rest alone would look like a success."""
-    from loraline.data import dataset
-
-    out = dataset.dropped(merged.counts)
-    asked = ("sample", "weight", "preference")
-    by_check = [f"{count} {check}" for check, count in out.items() if check not in asked]
-    lost = sum(count for check, count in out.items() if check not in asked)
-    if 10 * lost > merged.read:
-        click.echo(
-            f"warning: checks dropped {lost} of {merged.read} rows ({', '.join(by_check)})",
-            err=True,
-        )
-
-
-def warn_of_few(merged: Dataset) -> None:
-    """Say so when the gate will reject whatever is trained on these rows."""
-    rows, wanted = merged.rows["test"], merged.work.recipe.gate.min_rows
-    if rows < wanted:
-        click.echo(
-            f"warning: {rows} test rows, and the gate asks for {wanted} (gate.min_rows), so that "
-            f"training is refused: add rows, hold out {wanted} with --set split.test={wanted}, "
-            f"or judge by fewer with --set gate.min_rows={rows} (with make, SET=…)",
-            err=True,
-        )
+def warn(*sentences: str) -> None:
+    """Say on standard error what is not empty."""
+    for sentence in filter(None, sentences):
+        click.echo(f"warning: {sentence}", err=True)
 
 
 def check(merged: Dataset, out_dir: Path) -> None:
     """Write the report, and end with what a check that is set to fail has found."""
-    from loraline.data import dataset
+    from loraline.data import dataset, outcome
     from loraline.data.report import write
 
     report = write(merged, out_dir)
-    click.echo(f"checked {counts(merged)}; report in {report}")
-    warn_of_loss(merged)
+    click.echo(f"checked {outcome.counts(merged)}; report in {report}")
+    warn(outcome.loss(merged))
     dataset.refuse(merged.examples, report=str(report))
     dataset.refuse_empty(merged)
 
@@ -194,8 +163,6 @@ def check(merged: Dataset, out_dir: Path) -> None:
 def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
     """Log the dataset in a run of its own and return the run's ID."""
     import mlflow
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
 
     from loraline import contract
     from loraline.data import bench_rows, dataset, shards
@@ -219,22 +186,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         # Both wait for others most of the time: for the disk, and for the base's tokenizer.
         report = aside.submit(write, merged, Path(scratch, "report"))
         listed = shards.write(merged, folder)
-        manifest = {
-            "digest": digest,
-            "version": version,
-            "sources": [source.entry.model_dump() for source in merged.work.sources],
-            "prompt": {
-                "name": instruction.name,
-                "version": instruction.version,
-                "template": template,
-            },
-            "settings": dataset.settings(merged.work),
-            "rows": merged.rows,
-            "formats": merged.formats,
-            "counts": merged.counts,
-            "unused": merged.unused,
-            "shards": listed,
-        }
+        manifest = dataset.manifest(merged, instruction, template, digest, listed)
         (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         written = contract.sha256(folder / dataset.MANIFEST)
         mlflow.set_tag(tags.DATASET_DIGEST, written)
@@ -250,11 +202,8 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
             | ({"tools": "yes"} if merged.tools else {})
         )
         mlflow.log_metrics(dataset.metrics(merged))
-        source = CodeDatasetSource(tags={"mlflow.source.name": uris[0]})
-        mlflow.log_input(
-            MetaDataset(source, name=name, digest=version),
-            tags={"sha256": digest, "prompt": instruction.uri, "boxes": merged.work.boxes or ""},
-        )
+        known = {"sha256": digest, "prompt": instruction.uri, "boxes": merged.work.boxes or ""}
+        datasets.log_made(name, version, uris[0], known)
     return str(run.info.run_id)
 
 

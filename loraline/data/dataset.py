@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraline.data import selection
 from loraline.data.checks import CHECKS, DROP, FAIL
@@ -18,6 +18,9 @@ from loraline.data.sentences import MOST, brief, refusal, short_path, shortened
 from loraline.data.work import EXAMPLES, Part, Work
 from loraline.errors import UserError
 from loraline.process import progress
+
+if TYPE_CHECKING:
+    from loraline.tracking.prompts import Prompt
 
 FORMAT = 1
 """Of the shards; another one makes every dataset a new one."""
@@ -143,7 +146,7 @@ def where_they_went(merged: Dataset) -> str:
     if merged.work.group_by == "answer" and 2 * groups < merged.read:
         return (
             f": they have {groups} different answers, and rows with equal answers stay together; "
-            "--set prepare.group_by=row splits them row by row"
+            "--set prepare.group_by=row (with make, SET=…) splits them row by row"
         )
     return "; add rows, files named after splits, or split by something else (--group-by)"
 
@@ -193,6 +196,24 @@ def by_check(counts: Mapping[str, int]) -> Sequence[tuple[str, str, int]]:
     order = [*CHECKS, "preference", "sample", "weight"]
     rows = [(key.split()[0], key.split()[1], count) for key, count in counts.items() if count]
     return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def manifest(
+    merged: Dataset, prompt: Prompt, template: str, digest: str, shards: Sequence[Any]
+) -> dict[str, Any]:
+    """What the file MANIFEST says of a dataset: its sources, prompt, settings, rows and shards."""
+    return {
+        "digest": digest,
+        "version": digest[:8],
+        "sources": [source.entry.model_dump() for source in merged.work.sources],
+        "prompt": {"name": prompt.name, "version": prompt.version, "template": template},
+        "settings": settings(merged.work),
+        "rows": merged.rows,
+        "formats": merged.formats,
+        "counts": merged.counts,
+        "unused": merged.unused,
+        "shards": shards,
+    }
 
 
 def metrics(merged: Dataset) -> dict[str, float]:

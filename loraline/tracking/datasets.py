@@ -1,4 +1,4 @@
-"""Which dataset a run has used, where MLflow's own pages and search look for it."""
+"""Which dataset a run has made or used, where MLflow's own pages and search look for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+
+def log_made(name: str, version: str, source: str, tags: dict[str, str]) -> None:
+    """Name a dataset as the current run's, with the first of the addresses that it came from."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    made = MetaDataset(
+        CodeDatasetSource(tags={"mlflow.source.name": source}), name=name, digest=version
+    )
+    mlflow.log_input(made, tags=tags)
 
 
 def log_dataset(data_run: Run, run: Run, use: str) -> None:
