@@ -40,7 +40,7 @@ from runner.language import (
     listed,
     references,
 )
-from runner.manifests import read_resource, without_expressions
+from runner.manifests import check_json_path, read_resource, without_expressions
 from runner.references import OF_A_WORKFLOW, handed_on
 from runner.schedules import check_times
 from runner.shapes import (
@@ -203,6 +203,8 @@ class Reader:
         elif shape.resource is not None:
             limit = or_unbounded(shape.activeDeadlineSeconds)
             definition = read_resource(where, shape.resource, self.inputs[name], limit)
+            for declared, wanted in self.outputs[name].items():
+                check_json_path(f"{where}: output {declared}", wanted.json_path)
             plain = without_expressions(where, definition.manifest, self.inputs[name])
             for text in [plain, *definition.flags]:
                 check_references(where, text, known)

@@ -108,7 +108,6 @@ def render(
     import mlflow
 
     from loraline.delivery import rendering
-    from loraline.evaluation import evidence
 
     with runs.open_run(
         "deploy_vllm",
@@ -124,7 +123,7 @@ def render(
     ) as run:
         with runs.adapter(train_run, gate_run) as adapter:
             if order.digest != gate_run.data.tags.get(ADAPTER_DIGEST, ""):
-                evidence.same_adapter("quality_gate", order.name, order.version, adapter)
+                runs.same_adapter("quality_gate", order.name, order.version, adapter)
             text, plan = rendering.rendered(client, adapter, order, click.echo)
         mlflow.log_text(text, MANIFEST)
         mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})

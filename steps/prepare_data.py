@@ -99,8 +99,8 @@ def prepare_data(
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
     from loraline import profiles
+    from loraline.base import trainable
     from loraline.data import dataset, outcome, pool, workplace
-    from loraline.serving import preflight
 
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):
@@ -111,7 +111,7 @@ def prepare_data(
     client = store.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)
-        preflight.check_found(recipe, work.tokenizer)
+        trainable.check_located(recipe, work.tokenizer)
         if work.tokenizer is None:
             click.echo(f"base {recipe.base} is out of reach, so lengths are estimated", err=True)
         state = None if part or check_only else workplace.state(work)

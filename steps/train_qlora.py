@@ -62,7 +62,7 @@ def train_qlora(
 ) -> None:
     """Train a LoRA adapter on a frozen base, or the base; log it and hand over the run ID."""
     from loraline import profiles
-    from loraline.base import quantized
+    from loraline.base import quantized, trainable
     from loraline.base.locate import locate
     from loraline.serving import preflight
 
@@ -84,7 +84,7 @@ def train_qlora(
     data_run = runs.upstream_run(client, run_id, "prepare_data")
     refuse_few(recipe, data_run)
     base = locate(recipe.base, recipe.base_revision)
-    preflight.check_base(recipe, base.config)
+    trainable.check_base(recipe, base.config)
     quantized.check_trainable(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate", "prepare", "metrics"})
     # The name counts too: the gate judges by the limits of the profile that a run is tagged with.

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraline import contract
 from loraline.errors import UserError
 from loraline.tracking import identity, runs
 from loraline.tracking.tags import CHAMPION_AGAIN, DATASET_DIGEST
@@ -46,13 +45,4 @@ def logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> No
 def champion_again(eval_run: Run, name: str, adapter: Path) -> None:
     """Raise a UserError if the evaluation calls an adapter the champion's own and it is not."""
     if version := eval_run.data.tags.get(CHAMPION_AGAIN):
-        same_adapter("evaluate", name, version, adapter)
-
-
-def same_adapter(step: str, name: str, version: str, adapter: Path) -> None:
-    """Raise a UserError if an adapter is not the registered version's trained once more, as a run
-    of `step` says."""
-    with runs.logged_adapter(f"{name}/{version}") as registered:
-        if not contract.read(registered).is_served_as(contract.read(adapter)):
-            difference = f"it is not served as version {version} of {name!r}, as its tag says"
-            raise UserError(identity.changed(step, difference))
+        runs.same_adapter("evaluate", name, version, adapter)

@@ -13,13 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base.architectures import (
-    NOT_TRAINED,
     SERVED,
-    TEXT,
-    VISION,
     architecture_of,
     linears,
-    projections,
     tables,
 )
 from loraline.contract import BASE_CONFIG, WEIGHTS, Contract
@@ -38,7 +34,7 @@ from loraline.serving.adapter_weights import Layers, weight_findings, without_ma
 from loraline.serving.weights_file import read_tensors
 
 if TYPE_CHECKING:
-    from loraline.profiles import Profile
+    pass
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
@@ -167,69 +163,6 @@ def check(
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{name} cannot be served: {'; '.join(map(str, problems[:3]))}{more}")
-
-
-def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
-    """Refuse, before training, a base whose adapters the server is not known to apply.
-
-    Towers and mergers of all VISION are applied, with the server's flag for them.
-    """
-    architecture = (config.get("architectures") or ["none"])[0]
-    fitting = VISION if recipe.modality == "vision" else TEXT
-    if architecture not in fitting:
-        known = f" ({NOT_TRAINED[architecture]})" if architecture in NOT_TRAINED else ""
-        raise UserError(
-            f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
-            f"because its training and the size of its server are not known here{known}; it is for "
-            f"{', '.join(sorted(fitting))}"
-        )
-    check_projections(recipe, config)
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    if method == "bitsandbytes":
-        raise UserError(
-            f"{recipe.base} is stored in the 4 or 8 bits of bitsandbytes, which the server cannot "
-            "load: name the model that it was made from; quantization: nf4 rounds it in training"
-        )
-    if recipe.quantization == "fp8" and config.get("quantization_config"):
-        raise UserError(
-            f"quantization: fp8 rounds an unquantized base, and {recipe.base} is quantized; name "
-            "the model that it was made from"
-        )
-    if recipe.export == "merged" and config.get("quantization_config"):
-        raise UserError(
-            f"export: merged needs an unquantized base, and {recipe.base} is quantized; name the "
-            "model that it was made from, or set export: adapter"
-        )
-
-
-def check_found(recipe: Profile, folder: Path | None) -> None:
-    """The same in the first step, as far as the base is there: in this folder, or nowhere.
-
-    What is meant to be a folder and is none is refused; what the hub did not give is not.
-    """
-    base = Path(recipe.base)
-    config = (folder or base) / "config.json"
-    if config.is_file():
-        check_base(recipe, read_json(config) or {})
-    elif folder is None and len(base.parts) > 1 and base.parent.is_dir() and not base.is_dir():
-        raise UserError(f"base {recipe.base!r} is no folder here, and the hub did not give it")
-
-
-def check_projections(recipe: Profile, config: Mapping[str, Any]) -> None:
-    """Refuse layers that the base does not have, and a way to place tokens that depends on rows."""
-    architecture = config["architectures"][0]
-    names = projections(architecture)
-    if unknown := [name for name in recipe.projections if name not in names]:
-        raise UserError(
-            f"target_modules: a base of class {architecture} has no {unknown[0]}; it has "
-            f"{', '.join(names)}"
-        )
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if "longrope" in (rope.get("rope_type"), rope.get("type")):
-        raise UserError(
-            f"{recipe.base} places tokens by the length of a row (longrope), which its server does "
-            "by its own limit: their numbers would differ; name the model for short contexts"
-        )
 
 
 def max_lora_rank(rank: int) -> int:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraline import contract
 from loraline.contract import folder_digest
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.process import signals
@@ -334,6 +335,15 @@ def logged_adapter(model: str) -> Iterator[Path]:
         if not (Path(downloaded) / ADAPTER).is_dir():
             raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
         yield Path(downloaded) / ADAPTER
+
+
+def same_adapter(step: str, name: str, version: str, adapter: Path) -> None:
+    """Raise a UserError if an adapter is not the registered version's trained once more, as a run
+    of `step` says."""
+    with logged_adapter(f"{name}/{version}") as registered:
+        if not contract.read(registered).is_served_as(contract.read(adapter)):
+            difference = f"it is not served as version {version} of {name!r}, as its tag says"
+            raise UserError(identity.changed(step, difference))
 
 
 def page(run: Run, artifact: str) -> str:

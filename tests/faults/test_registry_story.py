@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from loraline.errors import UserError
+from loraline.evaluation import rules
 from loraline.evaluation.rules import Verdict
 from loraline.tracking import lock, registry, runs, store
 from loraline.tracking import tags as names
@@ -159,8 +160,14 @@ class Registry(RuleBasedStateMachine):
                     "quality_gate", name="g", fingerprint="g", upstream=train, parent=train
                 ) as run,
             ):
-                self.gate.tag_runs(self.client, verdicts, result, run, train)
-                self.gate.register(self.client, MODEL, verdicts, result, run, train, None)
+                outcome = {
+                    names.RESULT: result,
+                    names.REASON: rules.reasons(verdicts),
+                    names.GATE_RUN: run.info.run_id,
+                    names.ADAPTER_DIGEST: train.data.tags[names.ADAPTER_DIGEST],
+                }
+                self.gate.tag_runs(self.client, outcome, rules.markdown(verdicts), run, train)
+                self.gate.register(self.client, MODEL, outcome, run, train, None)
         except AnswerLost:
             pass
         finally:

@@ -34,6 +34,8 @@ def spoil_logged(run_id: str) -> str:
     digest = contract.folder_digest(adapter)
     for known in (train.info.run_id, run_id):
         client.set_tag(known, tags.ADAPTER_DIGEST, digest)
+    for version in client.search_model_versions(f"name = '{MODEL}'"):
+        client.set_model_version_tag(MODEL, version.version, tags.ADAPTER_DIGEST, digest)
     return digest
 
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from loraline import profiles
-from loraline.base import locate, quantized, targets
+from loraline.base import locate, quantized, targets, trainable
 from loraline.errors import UserError
-from loraline.serving import preflight, sizing
+from loraline.serving import sizing
 from loraline.training import memory
 
 ROOT = Path(__file__).parents[3]
@@ -61,7 +61,7 @@ def test_the_same_layers_are_adapted_and_the_server_takes_it(base: Path) -> None
         if adapted.fullmatch(name.rpartition(".")[0])
     }
     assert len(names) == 3 * 7
-    preflight.check_base(recipe(), found.config)
+    trainable.check_base(recipe(), found.config)
     four = sizing.weight_bytes(found.config, "float16")
     assert four < sizing.weight_bytes(whole.config, "float16")
 
