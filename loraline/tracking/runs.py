@@ -225,10 +225,20 @@ def checkout_sha() -> str:
 
 
 @contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder for a download.
+
+    When one file fails, MLflow's threads may still write others: what they leave is no error.
+    """
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
 def artifacts(client: MlflowClient, run_id: str, path: str) -> Iterator[Path]:
     """A run's artifact folder as local files, gone after use."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield download(client, run_id, path, Path(folder))
+    with scratch() as folder:
+        yield download(client, run_id, path, folder)
 
 
 def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
@@ -256,8 +266,8 @@ MISSING = re.compile(r"No such (artifact|file)|NoSuchKey|Not Found|does not exis
 @contextmanager
 def dataset(client: MlflowClient, data_run: Run, split: str | None = None) -> Iterator[Path]:
     """The dataset of a prepare_data run, or one split and the manifest, gone after use."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield download_dataset(client, data_run, Path(folder), split)
+    with scratch() as folder:
+        yield download_dataset(client, data_run, folder, split)
 
 
 def download_dataset(
@@ -321,9 +331,11 @@ def logged_adapter(model: str) -> Iterator[Path]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         try:
-            downloaded = mlflow.artifacts.download_artifacts(f"models:/{model}", dst_path=folder)
+            downloaded = mlflow.artifacts.download_artifacts(
+                f"models:/{model}", dst_path=str(folder)
+            )
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or model.startswith((".", "/")):
                 raise UserError(f"models:/{model} is not in MLflow at {uri()}") from error

@@ -39,7 +39,7 @@ def test_two_pipelines_in_one_checkout_both_end_well(tmp_path: Path, rank: str) 
     assert [process.returncode for process in both] == [0, 0], said
     assert not any("Traceback" in text for text in said), said
     folders = [path for path in (tmp_path / "outputs").iterdir() if not path.is_symlink()]
-    assert len([path for path in folders if path.name.startswith("pipeline-")]) == 2
+    assert len([path for path in folders if path.name.startswith("loraline-pipeline-")]) == 2
     with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database:
         unfinished = database.execute("SELECT * FROM runs WHERE status = 'RUNNING'").fetchall()
         trained = database.execute(

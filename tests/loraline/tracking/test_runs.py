@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import time
@@ -293,3 +294,29 @@ def test_the_documented_postgresql_address_finds_the_pinned_driver() -> None:
     pins = (ROOT / "constraints.txt").read_text()
     driver = make_url("postgresql://mlflow:x@postgres/mlflow").get_dialect().driver
     assert f"\n{driver}==" in pins and f"\n{driver}-binary==" in pins
+
+
+def test_what_a_failed_download_left_behind_hides_no_sentence(
+    monkeypatch: pytest.MonkeyPatch, workplace: Path
+) -> None:
+    """MLflow's threads may write other files while the folder is taken away."""
+    import mlflow
+
+    removed = os.rmdir
+
+    def busy(path: str, **options: int) -> None:
+        if Path(path).name == "adapter":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        removed(path, **options)
+
+    def fails(_: str, dst_path: str) -> str:
+        Path(dst_path, "adapter").mkdir()
+        raise FileNotFoundError("contract.json")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fails)
+    monkeypatch.setattr(os, "rmdir", busy)
+    with (
+        pytest.raises(UserError, match=r"models:/name/1 cannot be downloaded: contract.json"),
+        runs.logged_adapter("name/1"),
+    ):
+        pass
