@@ -14,8 +14,10 @@ NEEDED = [
     "transformers.models.auto.tokenization_auto",
 ]
 
-# What is imported stays: the collector would walk through it in vain.
+# What is imported stays: the collector would walk through it in vain, and each worker that does so
+# gets pages of its own in the place of shared ones.
 gc.disable()
 for name in NEEDED:
     importlib.import_module(name)
+gc.freeze()
 gc.enable()

@@ -36,7 +36,7 @@ match sys.argv[2]:
         raise ValueError("as it happens")
     case "die":
         os.kill(os.getpid(), signal.SIGTERM)
-    case "orphan":
+    case "orphan" if "colorsys" in sys.modules:
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
     case "sleep":
@@ -127,8 +127,9 @@ def test_a_variable_for_the_interpreter_starts_one(tmp_path: Path) -> None:
 
 
 def test_when_the_server_is_killed_its_scripts_have_failed(tmp_path: Path) -> None:
-    code, _, _ = run(tmp_path, "orphan", "colorsys")
+    code, seen, said = run(tmp_path, "orphan", "colorsys")
 
+    assert seen["imported"], said
     assert code == 128 + signal.SIGKILL
 
 
