@@ -1,5 +1,6 @@
 """What every worker of prepare_data needs; imported once, before the workers are forked."""
 
+import atexit
 import gc
 import importlib
 
@@ -21,3 +22,5 @@ for name in NEEDED:
     importlib.import_module(name)
 gc.freeze()
 gc.enable()
+# At the end libraries look for what they still hold, and would report it as leaked.
+atexit.register(gc.unfreeze)
