@@ -92,3 +92,17 @@ def test_a_text_that_is_json_stays_a_text_where_no_choices_are_meant() -> None:
     row = {"question": "Sum it up.", "context": '["west", "east"]', "answer": "Both."}
     columns = {"question": "{question}\n{context}"}
     assert turns(row, columns)[0] == 'Sum it up.\n["west", "east"]'
+
+
+def test_a_column_that_stands_for_another_is_no_longer_itself() -> None:
+    how = Reading(None, columns={"question": "image"})
+    made = formats.draft({"image": "Where?", "answer": "Here."}, how)
+    assert made.turns == [("user", "Where?"), ("assistant", "Here.")]
+    assert made.images == []
+
+
+def test_a_column_that_another_replaces_is_listed() -> None:
+    how = Reading(None, columns={"question": "asked"})
+    made = formats.draft({"asked": "Where?", "question": "When?", "answer": "Here."}, how)
+    assert made.turns[0] == ("user", "Where?")
+    assert "question" in made.listed

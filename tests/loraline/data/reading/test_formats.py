@@ -359,3 +359,65 @@ def test_a_table_with_two_columns_of_one_name_is_refused(ending: str, tmp_path: 
             writer.write_table(table)
     with pytest.raises(UserError, match="has two columns named 'answer'; rename one"):
         list(readers.rows(file, 0, None, 2**20))
+
+
+SAID = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]
+
+
+def test_a_longer_history_keeps_its_order() -> None:
+    row = {"query": "C?", "response": "c", "history": [["A?", "a"], ["B?", "b"]]}
+    texts = [text for _, text in formats.draft(row, Reading(None)).turns]
+    assert texts == ["A?", "a", "B?", "b", "C?", "c"]
+
+
+def test_a_number_for_an_answer_is_noted() -> None:
+    made = formats.draft({"question": "How many?", "answer": 3}, Reading(None))
+    assert (made.turns[-1], made.number) == (
+        ("assistant", "3"),
+        "answer is a number, expected text",
+    )
+
+
+@pytest.mark.parametrize("weight", [0.5, 2, "yes"])
+def test_a_weight_between_none_and_all_is_refused(weight: object) -> None:
+    row = {"messages": [SAID[0], {**SAID[1], "weight": weight}]}
+    with pytest.raises(BadRow, match="is neither 0 nor 1"):
+        formats.draft(row, Reading(None))
+
+
+def test_a_turn_that_nothing_learns_cannot_have_weight() -> None:
+    row = {"messages": [{**SAID[0], "weight": 1}, SAID[1]]}
+    with pytest.raises(BadRow, match="nothing learns a user turn"):
+        formats.draft(row, Reading(None))
+
+
+def test_what_follows_the_last_learnt_answer_is_left_out() -> None:
+    row = {"messages": [*SAID, SAID[0], {**SAID[1], "content": "There.", "weight": 0}]}
+    assert formats.draft(row, Reading(None)).turns == ASKED
+
+
+def test_an_empty_system_turn_of_a_conversation_is_none() -> None:
+    system = {"from": "system", "value": ""}
+    row = {"conversations": [system, *TEXT_ROWS["conversations"]["conversations"]]}
+    assert formats.draft(row, Reading(None)).turns == ASKED
+
+
+def test_calls_in_a_turn_of_their_own_join_those_before_them() -> None:
+    call = {"from": "function_call"}
+    turns = [
+        {"from": "human", "value": "Where?"},
+        {**call, "value": '{"name": "first", "arguments": {}}'},
+        {**call, "value": '{"name": "second", "arguments": {}}'},
+        {"from": "observation", "value": "Here."},
+        {"from": "gpt", "value": "Here."},
+    ]
+    tools = json.dumps([{"name": name, "parameters": {}} for name in ("first", "second")])
+    made = formats.draft({"conversations": turns, "tools": tools}, Reading(None))
+    names = [each["function"]["name"] for each in json.loads(made.details[1].calls)]
+    assert names == ["first", "second"]
+
+
+def test_a_picture_that_a_turn_names_stands_where_it_was_named() -> None:
+    turns = [{**SAID[0], "content": "<img>a.png</img>\nWhere?"}, SAID[1]]
+    made = formats.draft({"messages": turns}, Reading(None, vision=True))
+    assert (made.images, made.turns[0]) == (["a.png"], ("user", f"{IMAGE}\nWhere?"))

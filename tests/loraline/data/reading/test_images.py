@@ -174,3 +174,19 @@ def test_the_preview_in_a_cameras_raw_file_is_no_picture(
     folder = write(tmp_path / "data", "a.tif", buffer.getvalue())
     with pytest.raises(UserError, match=r"'a\.tif' is a camera's raw file, of which a preview"):
         dataset.refuse(prepare(folder, modality="vision").examples)
+
+
+def test_of_a_phones_two_pictures_the_first_is_the_picture(tmp_path: Path, prepare) -> None:
+    """MPO holds the picture and, behind it, a preview or a second lens's."""
+    buffer = io.BytesIO()
+    first, second = (Image.new("RGB", (80, 60), colour) for colour in ("white", "black"))
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    folder = write(tmp_path / "data", "a.jpg", buffer.getvalue())
+    ((content,),) = (record.images for record in kept(prepare(folder, modality="vision")))
+    assert Image.open(io.BytesIO(content)).convert("L").getpixel((40, 30)) == 255
+
+
+def test_a_file_whose_name_could_be_base64_is_a_file(tmp_path: Path, prepare) -> None:
+    folder = write(tmp_path / "data", "pictures", picture(1))
+    (record,) = kept(prepare(folder, modality="vision"))
+    assert record.images == (picture(1),)

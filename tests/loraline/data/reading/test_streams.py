@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from made_data import kept
 
+from loraline.data.checks import BadRow
+from loraline.data.reading import json_files, readers
 from loraline.errors import UserError
 
 ROWS = [{"question": f"Où est {n} ?", "answer": f"Près de l'étang {n}."} for n in range(40)]
@@ -118,3 +120,19 @@ def test_the_line_that_excel_reads_before_a_header_names_the_delimiter(
     lines = "".join(f"{row['question']}|{row['answer']}\r\n" for row in ROWS)
     (tmp_path / "a.csv").write_bytes(f"sep=|\r\nquestion|answer\r\n{lines}".encode())
     assert [record.messages for record in kept(prepare(tmp_path))] == EXPECTED
+
+
+def test_a_row_with_more_fields_than_the_header_is_unreadable(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\nWhere?,Here.,There.\nWhen?,Now.\n")
+    first, second = readers.rows(file, 0, None, 2**20)
+    assert isinstance(first, BadRow)
+    assert "has more fields than the header" in str(first)
+    assert second == {"question": "When?", "answer": "Now."}
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**25])
+def test_a_number_beyond_64_bits_is_kept_in_a_list_too(number: int) -> None:
+    parsed = json_files.parse(b'{"counts": [%d]}' % number)
+    assert parsed == {"counts": [number]}
+    assert type(parsed["counts"][0]) is int
