@@ -157,6 +157,17 @@ def test_measured_again_the_description_keeps_the_verdict(
     assert description.card(after).startswith("# ")
 
 
+def test_limits_that_were_set_for_a_training_are_for_the_gate_alone(
+    step, workplace: Path, data_run, quick, train
+) -> None:
+    train_id = train(data_run, quick("one"), "--set", "gate.min_rows=1")
+    evaluated = step("evaluate", "--run-id", train_id)
+    assert evaluated.exit_code == 0, evaluated.stderr
+    judged = ("--run-id", (workplace / "outputs" / "run-id").read_text())
+    assert step("quality_gate", *judged).exit_code == 2
+    assert step("quality_gate", *judged, "--set", "gate.min_rows=1").exit_code == 0
+
+
 @pytest.mark.slow
 def test_a_base_in_fp8_is_measured_as_it_was_trained_and_not_beside_another_one(
     step, workplace: Path, data_run, quick, train, champion: str
