@@ -84,8 +84,8 @@ def cost(card: dict[str, Any]) -> list[tuple[str, str]]:
         "train_tokens_per_second": "{:,.0f} tokens/s",
         "peak_memory_gib": "{:.1f} GiB",
     }
-    told = [text.format(spent[name]) for name, text in words.items() if spent.get(name)]
-    return [("cost", ", ".join(told))] if told else []
+    parts = [text.format(spent[name]) for name, text in words.items() if spent.get(name)]
+    return [("cost", ", ".join(parts))] if parts else []
 
 
 def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:

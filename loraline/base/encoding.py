@@ -321,11 +321,11 @@ class Encoder:
 
         processor = self.processor.video_processor
         made = processor(**films(videos), return_tensors="pt")
-        found = {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        pixels = {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
         if "second_per_grid_ts" in self.processor.model_input_names:
             seconds = [processor.temporal_patch_size / video.fps for video in videos]
-            found["second_per_grid_ts"] = torch.tensor(seconds)
-        return found
+            pixels["second_per_grid_ts"] = torch.tensor(seconds)
+        return pixels
 
 
 def parted(prompt: str, whole: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ def sentences(comparison: Comparison, headline: Sequence[str]) -> list[str]:
 
     A gain is sure where its 95% interval does not hold zero.
     """
-    told = []
+    said = []
     for other, gains in comparison.gains.items():
         better = [name for name in headline if gains[name].low > 0]
         worse = [name for name in headline if gains[name].high < 0]
@@ -26,8 +26,8 @@ def sentences(comparison: Comparison, headline: Sequence[str]) -> list[str]:
             )
             if names
         ]
-        told.append(f"Against the {other}, tuned is {', '.join(parts)}.")
-    return told
+        said.append(f"Against the {other}, tuned is {', '.join(parts)}.")
+    return said
 
 
 def listed(names: Sequence[str]) -> str:

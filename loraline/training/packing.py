@@ -141,7 +141,7 @@ def pack(
             divide(shown, name, moving[name], counts)
     kinds = encoder.kinds if any(shown) else None
     places = torch.cat(
-        [positions(row, own, kinds, rope_index) for row, own in zip(rows, shown, strict=True)],
+        [positions(row, media, kinds, rope_index) for row, media in zip(rows, shown, strict=True)],
         dim=1,
     )
     bounds = [0]
@@ -165,6 +165,6 @@ def divide(
     shown: Sequence[dict[str, Tensor]], name: str, values: Tensor, counts: Sequence[int]
 ) -> None:
     """Give each row its part of a tensor of all rows' media, where it has any."""
-    for own, part, count in zip(shown, values.split(list(counts)), counts, strict=True):
+    for media, part, count in zip(shown, values.split(list(counts)), counts, strict=True):
         if count:
-            own[name] = part
+            media[name] = part

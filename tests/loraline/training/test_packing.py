@@ -94,15 +94,11 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
-    architecture: str, tiny_base: Callable[[str], Path]
-) -> None:
-    vision = architecture in VISION
-    base = tiny_base(architecture)
-    encoder = encoder_for(base, vision)
-    rows = rows_for(encoder, vision)
-    model = tuned(base, vision)
+def learn_packed_as_alone(
+    model: Any, encoder: Encoder, rows: list[Row], vision: bool
+) -> tuple[Any, Any]:
+    """Assert that packed rows have the losses and gradients of each alone; the causal model, and
+    those gradients by name."""
     separate = [alone(model, encoder, row) for row in rows]
     torch.cat(separate).sum().backward()
     expected = gradients(model)
@@ -116,14 +112,27 @@ def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
     packed.sum().backward()
 
     torch.testing.assert_close(packed, torch.cat(separate), atol=1e-4, rtol=0)
-    found = gradients(model)
-    assert found.keys() == expected.keys()
+    learned = gradients(model)
+    assert learned.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(learned[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+    return causal, learned
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_losses_and_gradients_equal_those_of_each_row_alone(
+    architecture: str, tiny_base: Callable[[str], Path]
+) -> None:
+    vision = architecture in VISION
+    base = tiny_base(architecture)
+    encoder = encoder_for(base, vision)
+    rows = rows_for(encoder, vision)
+    model = tuned(base, vision)
+    causal, names = learn_packed_as_alone(model, encoder, rows, vision)
     blocks = len(causal.model.visual.blocks) if vision else 0
     for block in range(blocks):
-        assert any(f"visual.blocks.{block}.attn.qkv" in name for name in found)
-        assert any(f"visual.blocks.{block}.mlp" in name for name in found)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+        assert any(f"visual.blocks.{block}.attn.qkv" in name for name in names)
+        assert any(f"visual.blocks.{block}.mlp" in name for name in names)
 
 
 @pytest.mark.parametrize("architecture", VISION)
@@ -134,22 +143,7 @@ def test_packed_rows_with_videos_learn_what_each_learns_alone(
     encoder = encoder_for(base, True)
     rows = rows_with_videos(encoder)
     model = tuned(base, True)
-    separate = [alone(model, encoder, row) for row in rows]
-    torch.cat(separate).sum().backward()
-    expected = gradients(model)
-
-    causal = model.get_base_model()
-    lora.add_in_place(model)
-    attention.use(causal)
-    loss.give_losses(causal)
-    packed = model(**packing.pack(encoder, rows, causal.model.get_rope_index))
-    packed.sum().backward()
-
-    torch.testing.assert_close(packed, torch.cat(separate), atol=1e-4, rtol=0)
-    found = gradients(model)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-4, rtol=1e-4, msg=name)
+    learn_packed_as_alone(model, encoder, rows, True)
 
 
 def test_time_in_a_video_counts_for_each_family_in_its_own_way(
