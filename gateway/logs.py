@@ -27,7 +27,9 @@ def places(error: BaseException) -> list[str]:
     lines = []
     for frame in traceback.extract_tb(error.__traceback__)[-8:]:
         path = Path(frame.filename)
-        name = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-2:])
+        # A virtual environment often lies in the folder of the gateway.
+        of_gateway = path.is_relative_to(ROOT) and "site-packages" not in path.parts
+        name = path.relative_to(ROOT) if of_gateway else Path(*path.parts[-2:])
         lines.append(f"{name}:{frame.lineno} {frame.name}")
     return lines
 

@@ -26,6 +26,7 @@ OUTPUTS = Path("outputs")
 RUNNER = ("runner.run_local", "--preload", "loraline_cli.preload")
 
 LOG = "desk.log"
+STATUS = "status.json"
 MOST_BYTES = 256 * 1024
 """Bytes at the end of a log that are shown."""
 
@@ -117,7 +118,7 @@ class Trainings:
                     os.link(going.log, kept)
                     going.log.unlink()
                     going.log = kept
-                if kept.exists():
+                if kept.exists() and (OUTPUTS / name / STATUS).is_file():
                     return name
             if going.process.poll() is not None:
                 last = tail(going.log)[-1:] or ["it wrote nothing"]
@@ -140,7 +141,7 @@ class Trainings:
 
     def listed(self) -> list[dict[str, Any]]:
         """Runs of this folder, the latest first."""
-        files = sorted(OUTPUTS.glob("*/status.json"), key=lambda file: -file.stat().st_mtime)
+        files = sorted(OUTPUTS.glob(f"*/{STATUS}"), key=lambda file: -file.stat().st_mtime)
         return [self.status(file.parent.name) for file in files if not file.parent.is_symlink()]
 
     def status(self, name: str) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class Trainings:
         if "/" in name or name.startswith("."):
             raise UserError(f"there is no run {name!r} here")
         try:
-            status = json.loads((OUTPUTS / name / "status.json").read_text())["status"]
+            status = json.loads((OUTPUTS / name / STATUS).read_text())["status"]
         except (OSError, ValueError) as error:
             raise UserError(f"there is no run {name!r} here") from error
         here = self.is_going() and os.readlink(OUTPUTS / "latest") == name
@@ -157,7 +158,7 @@ class Trainings:
         return progress.described(name, status, running=here, log=tail(OUTPUTS / name / LOG))
 
     def profile_of(self, name: str) -> str:
-        document = json.loads((OUTPUTS / name / "status.json").read_text())
+        document = json.loads((OUTPUTS / name / STATUS).read_text())
         given = document["spec"]["arguments"]["parameters"]
         return str(next((each["value"] for each in given if each["name"] == "profile"), ""))
 

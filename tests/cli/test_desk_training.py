@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from loraline import profiles
 from loraline.errors import TryAgain, UserError
 from loraline_cli.desk import forms
-from loraline_cli.desk.training import Trainings
+from loraline_cli.desk.training import Going, Trainings
 
 WORKFLOW = """
 apiVersion: argoproj.io/v1alpha1
@@ -105,6 +107,30 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     assert found["phase"] == "Succeeded"
     assert phases(found) == {"first": "Succeeded", "last": "Succeeded"}
     assert [each["name"] for each in trainings.listed()] == [name]
+
+
+def test_a_started_training_has_a_status(
+    trainings: Small, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner makes the folder of a run a moment before its status."""
+    folder = workplace / "outputs" / "small-1"
+    folder.mkdir(parents=True)
+    (folder.parent / "latest").symlink_to("small-1")
+    log = folder.parent / ".desk.log"
+    log.touch()
+    waits = 0
+
+    def write_status(_: float) -> None:
+        nonlocal waits
+        waits += 1
+        (folder / "status.json").write_text('{"status": {"phase": "Running", "nodes": {}}}')
+
+    monkeypatch.setattr(time, "sleep", write_status)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert trainings.named(Going(process, log, time.time())) == "small-1"
+        assert process.stdin is not None
+        process.stdin.close()
+    assert waits == 1
 
 
 @pytest.mark.parametrize("name", ["none", "../x", ".desk", "latest/.."])

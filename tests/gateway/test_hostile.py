@@ -173,3 +173,13 @@ def test_exceptions_are_logged_by_type_and_place(tmp_path: Path) -> None:
         line = formatter.format(record)
         assert "ValueError" in line and "test_hostile.py" in line
         assert hostile.SECRET not in line
+
+
+def test_places_do_not_say_where_libraries_lie() -> None:
+    """A virtual environment often lies in the folder of the gateway."""
+    library = logs.ROOT / ".venv/lib/python3/site-packages/fastapi/routing.py"
+    code = compile("def ask():\n    raise ValueError\nask()", str(library), "exec")
+    with pytest.raises(ValueError) as raised:
+        exec(code, {})
+    assert logs.places(raised.value)[-1] == "fastapi/routing.py:2 ask"
+    assert logs.places(raised.value)[0].startswith("tests/gateway/test_hostile.py:")
