@@ -30,6 +30,7 @@ from runner.language import (
     Workflow,
 )
 from runner.lists import run_steps
+from runner.mutexes import Mutexes, refuse_deadlock
 from runner.nodes import DONE, TOO_LATE, Node, failures
 from runner.programs import Programs
 from runner.record import progress_of
@@ -63,7 +64,7 @@ class Run(Controller):
     ) -> None:
         super().__init__(root, workflow, name, uid, parameters, kept, report)
         self.given, self.only = answers, only
-        self.locks: dict[str, asyncio.Lock] = {}
+        self.mutexes = Mutexes()
         self.waits_for: list[str] = []
         self.jobs: set[str] = set()
         self.interrupted = False
@@ -167,7 +168,7 @@ class Run(Controller):
                 refuse_deadlock(locks, frame.locks)
             except NodeError as error:
                 return self.end(node, "Error", str(error), raised=True)
-            if not await self.acquire_locks(stack, locks, template):
+            if not await self.mutexes.acquire(stack, locks, self.stop, template.seconds):
                 if self.interrupted:
                     return None
                 return self.end(node, "Failed", TOO_LATE if self.stop.asked else "timeout")
@@ -177,18 +178,6 @@ class Run(Controller):
             else:
                 ended = await self.run_once(node, invocation)
         return node if ended else None
-
-    async def acquire_locks(
-        self, stack: AsyncExitStack, locks: list[str], template: Template
-    ) -> bool:
-        """Acquire locks in sorted order; False if the run stops or the template's time is up."""
-        seconds = None if math.isinf(template.seconds) else template.seconds
-        for name in sorted(locks):
-            lock = self.locks.setdefault(name, asyncio.Lock())
-            if not await self.stop.unless_asked(lock.acquire(), seconds):
-                return False
-            stack.callback(lock.release)
-        return True
 
     def inputs(self, template: Template, arguments: Values) -> Values:
         """Values of a template's inputs; Argo checks enums only for the workflow's parameters."""
@@ -245,11 +234,3 @@ class Run(Controller):
         # Argo publishes what a pod wrote, even if the pod failed.
         self.publish(node)
         return True
-
-
-def refuse_deadlock(locks: list[str], locked: frozenset[str]) -> None:
-    """Refuse a lock that a caller of this node holds: it would never be released."""
-    for lock in locks:
-        if lock in locked:
-            raise NodeError(f"{lock} is held by a template that waits for this one; on Argo, too, "
-                            "neither could ever go on")  # fmt: skip
