@@ -11,12 +11,14 @@ import hashlib
 import os
 import posixpath
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraline.addresses import scrubbed, shown
+from loraline.addresses import shown
 from loraline.data.checks import BadRow
+from loraline.data.reading import s3_errors
 from loraline.errors import TryAgain, UserError
 
 RANGE = 16 * 2**20
@@ -26,9 +28,6 @@ ATTEMPTS = 5
 """Reads of one object in a row that bring nothing before the service counts as gone."""
 
 BUFFER = 2**20
-
-STRANGERS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
-"""Error codes of servers that do not know the key, whatever their status says (Versity: 404)."""
 
 
 @dataclass
@@ -175,22 +174,8 @@ class Bucket:
             )
         except Exception as error:
             raise self.explained(error) from error
-        etag = self.objects[name][1]
-        whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
-        if whole and "ChecksumSHA256" in head and "-" not in head["ChecksumSHA256"]:
-            with path.open("rb") as file:
-                checksum = base64.b64encode(hashlib.file_digest(file, "sha256").digest()).decode()
-            wanted = head["ChecksumSHA256"]
-        elif whole and "ChecksumCRC32" in head and "-" not in head["ChecksumCRC32"]:
-            checksum, wanted = (
-                base64.b64encode(crc32(path).to_bytes(4, "big")).decode(),
-                head["ChecksumCRC32"],
-            )
-        elif len(etag) == 32 and "-" not in etag and "SSEKMSKeyId" not in head:
-            with path.open("rb") as file:
-                checksum, wanted = hashlib.file_digest(file, "md5").hexdigest(), etag
-        else:
-            checksum, wanted = str(path.stat().st_size), str(self.objects[name][0])
+        size, etag = self.objects[name]
+        checksum, wanted = checksums(path, head, etag, size)
         if checksum != wanted:
             raise UserError(
                 f"s3://{self.name}/{self.prefix}{name} arrived with checksum {checksum}, "
@@ -206,38 +191,28 @@ class Bucket:
 
     def explained(self, error: Exception) -> UserError | TryAgain:
         """What an error of boto3 means for the user."""
-        from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError
+        return s3_errors.explained(error, self.place, connected=self._client is not None)
 
-        place = self.place
-        if isinstance(error, UserError | TryAgain):
-            return error
-        if isinstance(error, NoCredentialsError):
-            return UserError(
-                f"{place}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        if isinstance(error, ParamValidationError):
-            return UserError(f"{place}: {' '.join(str(error).split())}")
-        if isinstance(error, ClientError):
-            code = error.response.get("Error", {}).get("Code", "")
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            if code in ("PreconditionFailed", "412") or status == 412:
-                return TryAgain(f"{place}: an object was changed while it was read")
-            if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
-                return TryAgain(f"{place} does not answer ({code or status}); run it again")
-            if 300 <= status < 400:
-                return UserError(
-                    f"{place} answers with a redirect ({code or status}), which is not followed: "
-                    "set AWS_REGION or AWS_ENDPOINT_URL_S3 to where the bucket is"
-                )
-            if status in (401, 403) or code in STRANGERS:
-                return UserError(f"{place} refuses these credentials ({code or status})")
-            return UserError(f"{place}: {code or status}, no such bucket or object")
-        if isinstance(error, ValueError) and self._client is None:
-            return UserError(f"{place}: AWS_ENDPOINT_URL_S3 is no address ({scrubbed(str(error))})")
-        if isinstance(error, OSError) and error.errno is not None and error.filename:
-            raise error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return TryAgain(f"{place} does not answer ({reason}); run it again")
+
+def checksums(path: Path, head: Mapping[str, Any], etag: str, size: int) -> tuple[str, str]:
+    """A file's checksum and the one that it should have, by the strongest that `head` offers.
+
+    `head` is S3's answer to HeadObject. Without a checksum of the whole object, and with an ETag
+    that is no MD5 (of an upload in parts, or encrypted by KMS), sizes in bytes are all there is.
+    """
+    whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    if whole and "-" not in (wanted := head.get("ChecksumSHA256", "-")):
+        return base64.b64encode(digest(path, "sha256")).decode(), wanted
+    if whole and "-" not in (wanted := head.get("ChecksumCRC32", "-")):
+        return base64.b64encode(crc32(path).to_bytes(4, "big")).decode(), wanted
+    if len(etag) == 32 and "-" not in etag and "SSEKMSKeyId" not in head:
+        return digest(path, "md5").hex(), etag
+    return str(path.stat().st_size), str(size)
+
+
+def digest(path: Path, algorithm: str) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).digest()
 
 
 def crc32(path: Path) -> int:
