@@ -24,6 +24,9 @@ from gateway.traces import Tracer
 
 PATH = "/v1/chat/completions"
 CONNECT_S = 5
+IDLE_S = 30
+"""Seconds that a connection may rest before it is closed."""
+
 MAX_ANSWER = 32 * MIB
 """Bytes of one answer; a server that never ends is cut here."""
 
@@ -61,7 +64,7 @@ class Upstreams:
     async def start(self) -> None:
         # The gate bounds the connections. No cookies, no proxies of the environment, no redirects.
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(
                 total=self.settings.upstream_timeout_s,
@@ -85,7 +88,10 @@ class Upstreams:
                 await self.refresh()
 
     async def refresh(self) -> None:
-        """Ask every server for its models."""
+        """Ask every server for its models.
+
+        A connection that rests is used for that and closed, or it would never be idle for long.
+        """
         await asyncio.gather(*map(self.look, self.entries))
 
     async def look(self, url: str) -> None:
@@ -94,7 +100,7 @@ class Upstreams:
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
             async with self.session.get(
                 f"{url}/v1/models",
-                headers=self.headers,
+                headers=self.headers | {"Connection": "close"},
                 timeout=timeout,
                 allow_redirects=False,
             ) as answer:

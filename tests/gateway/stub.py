@@ -37,6 +37,7 @@ class Stub:
             },
         ]
         self.key: str | None = None
+        self.transports: set[asyncio.BaseTransport | None] = set()
         self.reset()
 
     def reset(self) -> None:
@@ -63,12 +64,21 @@ class Stub:
     def running(self) -> int:
         return len(self.active)
 
+    @property
+    def connections(self) -> int:
+        """Connections that are open, in use or at rest."""
+        return sum(each is not None and not each.is_closing() for each in list(self.transports))
+
     def app(self) -> web.Application:
         app = web.Application(client_max_size=2**28)
+        app.on_response_prepare.append(self.connected)
         app.router.add_get("/v1/models", self.list)
         app.router.add_get("/health", self.health)
         app.router.add_post("/v1/chat/completions", self.chat)
         return app
+
+    async def connected(self, request: web.Request, _: web.StreamResponse) -> None:
+        self.transports.add(request.transport)
 
     async def health(self, _: web.Request) -> web.StreamResponse:
         return web.Response()

@@ -8,13 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
 import httpx
 import pytest
 
-from gateway import server
+from gateway import server, upstream
 from tests.gateway.conftest import CONTRACT, ask_chat
+from tests.gateway.stub import Stub, served
 
 
 def until(condition, seconds: float = 2) -> float:
@@ -125,6 +127,19 @@ def test_a_stream_that_is_no_stream_is_a_problem(vision, stub) -> None:
     stub.fault = "garbage stream"
     answer = ask_chat(vision, stream=True)
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_garbage")
+
+
+def test_no_connection_to_the_server_rests_for_ever(start, monkeypatch) -> None:
+    """The questions for its models, every 0.2 s, keep none of them awake."""
+    monkeypatch.setattr(upstream, "IDLE_S", 1)
+    stub = Stub()
+    stub.delay = 0.1
+    with served(stub.app()) as url, start(server={"url": url}) as gateway:
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda _: ask_chat(gateway), range(8)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert stub.connections > 1
+        until(lambda: stub.connections == 0, seconds=10)
 
 
 @pytest.mark.parametrize("fault", ["endless", "endless event"])
