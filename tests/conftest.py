@@ -6,20 +6,15 @@ import functools
 import importlib.util
 import os
 import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
 
+import mlflow_program
 import pytest
 from click.testing import CliRunner, Result
 
@@ -131,26 +126,8 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -
     """The address of a real MLflow server on 127.0.0.1, with a store of its own."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store, folder / "mlflow.db")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "2"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(600):
-            if server.poll() is not None:
-                pytest.fail((folder / "log").read_text())
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+    with mlflow_program.serving(folder, "--workers=2") as address:
+        yield address
 
 
 Answering = Callable[[int, str], str]

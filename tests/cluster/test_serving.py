@@ -13,7 +13,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow_program
 import pytest
 import yaml
 
@@ -58,9 +58,9 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
     return ended.stdout
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
@@ -85,24 +85,8 @@ def serving(cluster: Any, images: None) -> Iterator[str]:
 def mlflow_server(serving: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An MLflow server on this machine that pods reach."""
     folder = tmp_path_factory.mktemp("mlflow")
-    port = free_port(HOST)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--allowed-hosts", "*"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=2).close()
-                break
-            except OSError:
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.5)
-        yield f"http://{HOST}:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    with mlflow_program.serving(folder, "--allowed-hosts=*", "--workers=1", host=HOST) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

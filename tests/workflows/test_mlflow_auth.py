@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
+import mlflow_program
 import pytest
+import requests
 import yaml
 
 from loraline.errors import UserError
@@ -33,46 +29,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings, _, deployment = yaml.safe_load_all(SERVER.read_text())
     (folder / "basic-auth.ini").write_text(settings["data"]["basic-auth.ini"])
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shell, flag, program, name = container["command"]
     written = folder / "written.ini"
     program = program.replace("/etc/mlflow", str(folder)).replace(
         "/tmp/basic-auth.ini", str(written)
     )
-    changed = {"--host": "127.0.0.1", "--port": str(port), "--artifacts-destination": str(folder)}
-    args = [
-        f"{option}={changed.get(option, value)}"
-        for option, _, value in (each.partition("=") for each in container["args"])
-        if option != "--allowed-hosts"
-    ]
+    placed = ("--host=", "--port=", "--artifacts-destination=", "--allowed-hosts=")
+    options = [option for option in container["args"] if not option.startswith(placed)]
     environment = {
-        **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "AUTH_STORE_URI": f"sqlite:///{folder}/auth.db",
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db",
         "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN[0],
         "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-a-test",
         "MLFLOW_AUTH_CONFIG_PATH": str(written),
     }
-    command = [shell, flag, program, name, *args]
-    with (folder / "log").open("w") as log:
-        started = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        for _ in range(600):
-            if started.poll() is not None:
-                pytest.fail((folder / "log").read_text())
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(started.pid, signal.SIGTERM)
-        started.wait(30)
+    with mlflow_program.serving(
+        folder, *options, command=(shell, flag, program, name), environment=environment
+    ) as address:
+        yield address
 
 
 def become(user: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +63,6 @@ def test_only_the_administrator_moves_an_alias(
     server: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.exceptions import MlflowException
-    from mlflow.server import get_app_client
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     become(None, monkeypatch)
@@ -105,7 +79,9 @@ def test_only_the_administrator_moves_an_alias(
     client.create_registered_model("shop")
     client.create_model_version("shop", run.info.artifact_uri, run.info.run_id)
     client.set_registered_model_alias("shop", "champion", "1")
-    get_app_client("basic-auth", tracking_uri=server).create_user(*READER)
+    new = dict(zip(("username", "password"), READER, strict=True))
+    users = f"{server}/api/2.0/mlflow/users/create"
+    requests.post(users, json=new, auth=ADMIN, timeout=60).raise_for_status()
 
     become(READER, monkeypatch)
     assert client.get_model_version_by_alias("shop", "champion").version == "1"

@@ -60,7 +60,10 @@ def test_mlflows_page_shows_the_trainings_with_these_columns(
     assert page.get_by_text("71.25").count()
     assert page.get_by_text("an-evaluation").count() == 0
 
-    # A run's description leads to its report.
+    # A run's description leads to its report, which MLflow opens in a tab of its own.
     page.goto(f"{address}/{run.info.run_id}")
-    page.get_by_role("link", name="The report").click()
-    page.frame_locator("iframe").get_by_text("Verdict of the page").wait_for()
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="The report").click()
+    report = opened.value.frame_locator("iframe").get_by_text("Verdict of the page")
+    report.wait_for(timeout=60_000)
+    page.context.close()
