@@ -3,7 +3,6 @@ on the desk's machine or on a cluster."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -13,6 +12,7 @@ import gradio as gr
 from gateway.ui import drawing
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.door import Door
+from gateway.ui.profile_form import ProfileForm, overrides
 
 TRAINER = "trainer"
 EVERY_S = 2.0
@@ -33,11 +33,7 @@ class TrainScreen:
                 label=_("Data: folder or address; the profile's own if empty"),
                 elem_id="train-data", min_width=160,
             )  # fmt: skip
-        self.form = gr.State({})
-        self.changed = gr.State({})
-        with gr.Accordion(_("Settings of the profile"), open=False):
-            self.keys = gr.Column()
-        self.overrides = gr.HTML(elem_id="train-overrides")
+        self.form = ProfileForm(_)
         with gr.Row():
             self.check = gr.Button(_("Check the data"), elem_id="train-check")
             self.start = gr.Button(_("Start"), variant="primary", elem_id="train-start")
@@ -62,14 +58,10 @@ class TrainScreen:
     def wire(self) -> None:
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         self.profile.change(
-            self.on_profile, [self.profile], [self.form, self.changed, self.overrides, self.line],
-            **quick,
-        )  # fmt: skip
-        with self.keys:
-            gr.render(inputs=[self.form], triggers=[self.form.change], show_progress="hidden")(
-                self.draw_form
-            )
-        recipe = [self.profile, self.data, self.changed]
+            self.on_profile, [self.profile], [*self.form.outputs, self.line], **quick
+        )
+        self.form.wire()
+        recipe = [self.profile, self.data, self.form.changed]
         self.check.click(
             self.on_check, recipe, [self.line, self.checked],
             api_visibility="private",
@@ -86,34 +78,6 @@ class TrainScreen:
         tab.select(self.on_profiles, [self.profile], [self.profile, self.line], **quick)
         tab.select(self.on_list, [self.run], self.shown, **quick)
 
-    def draw_form(self, form: Mapping[str, Any]) -> None:
-        """A field for each key of the profile, with its bounds and what it means."""
-        for entry in form.get("fields", ()):
-            field = field_of(entry)
-            field.change(
-                self.changer(entry),
-                [field, self.changed],
-                [self.changed, self.overrides],
-                queue=False,
-                show_progress="hidden",
-                api_visibility="private",
-            )
-
-    def changer(self, entry: Mapping[str, Any]) -> Callable[..., Any]:
-        def change(value: Any, changed: dict[str, Any]) -> tuple[dict[str, Any], str]:
-            """Remember a value that differs from the profile's; forget it if it is equal again."""
-            rest = {name: each for name, each in changed.items() if name != entry["name"]}
-            value = None if value == "" and entry["optional"] else value
-            if value != entry["value"]:
-                rest[entry["name"]] = value
-            return rest, self.describe_changes(rest)
-
-        return change
-
-    def describe_changes(self, changed: Mapping[str, Any]) -> str:
-        words = " ".join(overrides(changed))
-        return drawing.sentence(f"{self.text('Changed:')} {words}") if words else ""
-
     async def on_profiles(self, chosen: str | None, request: gr.Request) -> dict[Any, Any]:
         try:
             names = (await self.door.desk(request).json("GET", "/profiles"))["profiles"]
@@ -126,10 +90,10 @@ class TrainScreen:
         if not profile:
             return {self.line: ""}
         try:
-            form = await self.door.desk(request).json("GET", f"/profiles/{profile}")
+            fields = await self.door.desk(request).json("GET", f"/profiles/{profile}")
         except Refusal as error:
             return self.wrong(error)
-        return {self.form: form, self.changed: {}, self.overrides: "", self.line: ""}
+        return {**self.form.filled(fields), self.line: ""}
 
     async def on_check(
         self, profile: str | None, data: str, changed: dict[str, Any], request: gr.Request
@@ -228,36 +192,6 @@ class TrainScreen:
 
     def wrong(self, error: Refusal) -> dict[Any, Any]:
         return {self.line: drawing.sentence(error.sentence, wrong=True)}
-
-
-def field_of(entry: Mapping[str, Any]) -> Any:
-    """The field that holds values of an entry's type."""
-    shared: dict[str, Any] = {
-        "label": entry["name"],
-        "info": escape(entry["doc"]),
-        "value": entry["value"],
-        "interactive": True,
-    }
-    if entry["choices"]:
-        empty = [("", None)] if entry["optional"] else []
-        return gr.Dropdown(choices=[*empty, *((each, each) for each in entry["choices"])], **shared)
-    if entry["type"] == "boolean" and not entry["optional"]:
-        return gr.Checkbox(**shared)
-    if entry["type"] in ("integer", "number"):
-        # The desk holds values against their bounds; a field that moved them would change what was
-        # typed.
-        precision = 0 if entry["type"] == "integer" else None
-        bounds = [str(entry[name]) for name in ("minimum", "maximum") if entry[name] is not None]
-        if bounds:
-            shared["info"] += f" ({' to '.join(bounds)})"
-        return gr.Number(precision=precision, **shared)
-    shared["value"] = "" if entry["value"] is None else str(entry["value"])
-    return gr.Textbox(**shared)
-
-
-def overrides(changed: Mapping[str, Any]) -> list[str]:
-    """KEY=VALUE texts as --set takes them."""
-    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in changed.items()]
 
 
 def recipe(profile: str, data: str, changed: Mapping[str, Any]) -> dict[str, Any]:
