@@ -31,10 +31,15 @@ class BatchScreen:
         self.text = _
         self.chosen = ask.choices(_, "batch")
         self.question = gr.Textbox(label=_("Question, for all of them"), elem_id="batch-question")
-        self.files = gr.File(
-            label=_("Pictures, or one JSONL file with a line for each question"),
-            file_count="multiple", type="filepath", elem_id="batch-files",
-        )  # fmt: skip
+        with gr.Row():
+            self.files = gr.File(
+                label=_("Pictures, or one JSONL file with a line for each question"),
+                file_count="multiple", type="filepath", elem_id="batch-files", min_width=160,
+            )  # fmt: skip
+            self.folder = gr.File(
+                label=_("Or a folder of pictures"),
+                file_count="directory", type="filepath", elem_id="batch-folder", min_width=160,
+            )  # fmt: skip
         with gr.Row():
             self.start = gr.Button(_("Start"), variant="primary", elem_id="batch-start")
             self.delete = gr.Button(_("Stop and delete"), elem_id="batch-delete")
@@ -64,7 +69,7 @@ class BatchScreen:
         ]  # fmt: skip
         self.start.click(
             self.on_start,
-            [self.files, self.question, chosen.model, chosen.way, chosen.options],
+            [self.files, self.folder, self.question, chosen.model, chosen.way, chosen.options],
             outputs, **quick,
         )  # fmt: skip
         gr.on(
@@ -83,6 +88,7 @@ class BatchScreen:
     async def on_start(
         self,
         files: list[str] | None,
+        folder: list[str] | None,
         text: str,
         model: str | None,
         way: str | None,
@@ -90,7 +96,7 @@ class BatchScreen:
         request: gr.Request,
     ) -> dict[Any, Any]:
         """Submit the batch."""
-        paths = [Path(path) for path in files or ()]
+        paths = [Path(path) for path in files or ()] + seen_in(folder or ())
         if not paths or not model or not way:
             sentence = self.text("Choose files, a model and a task first.")
             return {self.line: drawing.sentence(sentence, wrong=True)}
@@ -176,6 +182,12 @@ class BatchScreen:
                 self.csv: str(await to_thread.run_sync(write, f"{name}.csv", cells)),
             }
         return update
+
+
+def seen_in(folder: Sequence[str]) -> list[Path]:
+    """A folder's files by name, without those that a file manager hides."""
+    paths = sorted((Path(path) for path in folder), key=lambda path: path.name)
+    return [path for path in paths if not path.name.startswith(".")]
 
 
 async def listed(gateway: Gateway) -> list[tuple[str, str]]:

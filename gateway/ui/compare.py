@@ -205,7 +205,7 @@ def agreement(comparisons: Sequence[dict[str, Any]], *, hidden: bool) -> str:
 def side_by_side(
     answers: Sequence[dict[str, Any]], picture: pictures.Picture | None, *, hidden: bool
 ) -> str:
-    """A column for each model; words that the first answer lacks are marked in the others."""
+    """A column for each model; where the others differ from the first answer is marked."""
     first = next((text_of(each) for each in answers if "problem" not in each), "")
     columns = []
     for letter, answer in zip(LETTERS, answers, strict=False):
@@ -230,14 +230,15 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def marked(first: str, other: str) -> str:
-    """An answer with the words marked that the first answer lacks at that place."""
+    """An answer against the first one: <del> is missing, <ins> is superfluous, as in the report."""
     old, new = WORD.findall(first), WORD.findall(other)
     if first == other or max(len(old), len(new)) > MOST_WORDS:
         return escape(other)
     parts = []
-    for operation, _, _, start, end in difflib.SequenceMatcher(a=old, b=new).get_opcodes():
-        words = escape("".join(new[start:end]))
-        parts.append(
-            words if operation == "equal" or not words.strip() else f"<mark>{words}</mark>"
-        )
+    for operation, i, j, k, m in difflib.SequenceMatcher(a=old, b=new).get_opcodes():
+        if operation == "equal":
+            parts.append(escape("".join(new[k:m])))
+            continue
+        parts += [f"<del>{escape(''.join(old[i:j]))}</del>"] if j > i else []
+        parts += [f"<ins>{escape(''.join(new[k:m]))}</ins>"] if m > k else []
     return "".join(parts)

@@ -34,8 +34,13 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run | Refused]:
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run | Refused]:
-    cases = {name: CASES[name] for name in sorted(SLOW)}
+def slow(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run | Refused]:
+    """The slow cases that this session selects: with `-k`, no others are run."""
+    functions = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    names = [item.callspec.params["name"] for item in functions if "slow" in item.fixturenames]
+    cases = {name: CASES[name] for name in names}
     return asyncio.run(run_all(cases, tmp_path_factory.mktemp("slow")))
 
 

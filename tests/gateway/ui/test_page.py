@@ -61,7 +61,7 @@ class Tags(HTMLParser):
 
 
 OURS = {
-    "circle", "div", "g", "h3", "iframe", "img", "input", "label", "li", "line", "mark", "p",
+    "circle", "del", "div", "g", "h3", "iframe", "img", "input", "ins", "label", "li", "line", "p",
     "polygon", "rect", "section", "span", "svg", "table", "tbody", "td", "text", "th", "thead",
     "title", "tr", "ul", "details", "summary",
 }  # fmt: skip
@@ -218,9 +218,17 @@ def test_an_answers_end_is_told_in_words() -> None:
     )
 
 
-def test_words_that_the_first_answer_has_not_are_marked() -> None:
-    assert compare.marked("a cat sits", "a <dog> sits") == "a <mark>&lt;dog&gt;</mark> sits"
-    assert compare.marked("same", "same") == "same"
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [
+        ("a <dog> sits", "a <del>cat</del><ins>&lt;dog&gt;</ins> sits"),
+        ("a cat", "a cat<del> sits</del>"),
+        ("a cat sits down", "a cat sits<ins> down</ins>"),
+        ("a cat sits", "a cat sits"),
+    ],
+)
+def test_an_answer_is_marked_against_the_first_as_a_report_does(other: str, shown: str) -> None:
+    assert compare.marked("a cat sits", other) == shown
 
 
 def test_a_batch_as_a_table_for_spreadsheets_computes_nothing() -> None:

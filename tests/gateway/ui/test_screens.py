@@ -227,6 +227,29 @@ def test_twenty_files_are_a_batch_whose_results_come_as_a_table_and_as_files(
     assert Path(download.value.path()).read_text().count(",'=1+1,") == 19
 
 
+def test_a_folder_is_a_batch_of_its_files_in_the_order_of_their_names(
+    page_url: str, opened: Any, stub: Any, tmp_path: Path
+) -> None:
+    stub.tokens = ["seen"]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("b.png", "a.png", ".hidden.png"):
+        (folder / name).write_bytes(picture())
+    page = opened(page_url)
+    ready(page)
+    page.get_by_role("tab", name="Batch").click()
+    page.wait_for_function("document.querySelector('#batch-task input')?.value")
+    page.set_input_files("#batch-folder input[type=file]", str(folder))
+    page.wait_for_function("document.querySelector('#batch-folder').textContent.includes('b')")
+    page.click("#batch-start")
+
+    page.wait_for_function(
+        "document.querySelector('#batch-line').textContent.includes('2 of 2 are done, 0 failed')"
+    )
+    rows = page.locator("#batch-result tbody tr").all_inner_texts()
+    assert ["a.png" in rows[0], "b.png" in rows[1], "seen" in rows[1]] == [True] * 3
+
+
 def text_of_pdf(content: bytes) -> str:
     from pypdf import PdfReader
 
