@@ -52,7 +52,7 @@ def server(
     where = placement or Placement()
     name = served_name(model_name) if name is None else checked_name(name)
     adapter = Adapter.of(name, model_name, version, digest, rank or contract.r)
-    check(contract, where, base_config or {}, beside)
+    check(contract, where, base_config or {}, beside, videos)
     # A Service named vllm would give every pod of the namespace a VLLM_PORT that vLLM cannot read,
     # and one that starts with a digit is refused.
     resource = f"lora-{name}"
@@ -84,7 +84,7 @@ def tasks_server(
     does.
     """
     where = replace(first.where, merged=False, follow=None)
-    check(contract, where, base_config or {}, ())
+    check(contract, where, base_config or {}, (), videos)
     resource = f"{first.resource[:45].strip('-')}-tasks"
     return Pod(contract, (), resource, first.secret, first.image, {}, where, plan, videos)
 
@@ -123,6 +123,7 @@ def check(
     where: Placement,
     base_config: Mapping[str, Any],
     beside: Sequence[Adapter],
+    videos: int,
 ) -> None:
     """Raise a UserError for what cannot be combined or would be refused later."""
     if where.namespace is not None:
@@ -152,4 +153,6 @@ def check(
     if where.replicas < 1:
         raise UserError(f"{where.replicas} replicas serve nothing; give at least one")
     versions.check_image(where.serving_image, base_config, contract.quantization)
+    if videos or contract.max_videos:
+        versions.check_videos(where.serving_image)
     versions.check_precision(contract, base_config, cpu=where.cpu, merged=where.merged)

@@ -134,6 +134,9 @@ def arguments(
         if videos:
             # All frames of a request: by default vLLM silently takes only 32.
             args += ["--media-io-kwargs", compact({"video": {"num_frames": -1}})]
+            # A request says how many of its frames make a second; vLLM refuses that from clients it
+            # does not trust. Ours have the key, and the gateway takes no such field from anybody.
+            args += ["--trust-request-mm-kwargs"]
         size = compact({"images_kwargs": {"size": image_size(contract)}})
         args += ["--mm-processor-kwargs", size]
         # A domain that cannot exist: images come in the request, the server fetches none.

@@ -21,6 +21,9 @@ HALF_ON_GPUS = "vLLM applies adapters on GPUs in bfloat16 or float16 only"
 FP8_SINCE = (0, 32)
 """The release whose `fp8_per_channel` was read; earlier ones are not known to have it."""
 
+RATES_SINCE = (0, 32)
+"""The release whose `--trust-request-mm-kwargs` was read; earlier ones are not known to have it."""
+
 PLUGIN_SINCE = (0, 28)
 """vLLM from here on reads bitsandbytes bases only with vllm-bnb-plugin in its image."""
 
@@ -55,6 +58,16 @@ def check_image(image: str, base_config: Mapping[str, Any], quantization: str = 
         raise UserError(
             f"the base is quantized by bitsandbytes, which {image} cannot read; build an image "
             "from it with vllm-bnb-plugin and name that with --server-image"
+        )
+
+
+def check_videos(image: str) -> None:
+    """Refuse an image whose vLLM may not start with what a server of videos is started with."""
+    version = version_of(image)
+    if version is not None and version < RATES_SINCE:
+        raise UserError(
+            f"requests bring videos with their rate, which {image} is not known to take; use "
+            f"vllm/vllm-openai:{TESTED}"
         )
 
 

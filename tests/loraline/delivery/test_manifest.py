@@ -45,6 +45,7 @@ VISION = TEXT.model_copy(
     }
 )
 FP8 = {"quantization": "fp8"}
+FILMS = {"modality": "vision", "max_videos": 1}
 
 
 def rendered(contract=TEXT, **options):
@@ -349,6 +350,7 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
         ({"dtype": "float32"}, Placement(), {}, "adapters on GPUs in bfloat16 or float16 only"),
         (FP8, Placement(merged=True), {}, "merged weights would be rounded anew"),
         (FP8, Placement(server_image="vllm/vllm-openai:v0.31.0"), {}, "not known to serve"),
+        (FILMS, Placement(server_image="vllm/vllm-openai:v0.31.0"), {}, "not known to take"),
     ],
 )
 def test_what_would_not_start_is_refused(changes, placement, base_config, told):
@@ -407,6 +409,7 @@ def test_a_server_takes_as_many_images_a_request_as_the_rows_have():
     args = server_args(rendered(several))
     assert args[args.index("--limit-mm-per-prompt") + 1] == '{"image":3,"video":0}'
     assert "--media-io-kwargs" not in args
+    assert "--trust-request-mm-kwargs" not in args
 
 
 def test_a_server_takes_as_many_videos_a_request_as_the_rows_have_with_all_their_frames():
@@ -414,6 +417,8 @@ def test_a_server_takes_as_many_videos_a_request_as_the_rows_have_with_all_their
     args = server_args(rendered(moving))
     assert args[args.index("--limit-mm-per-prompt") + 1] == '{"image":1,"video":2}'
     assert args[args.index("--media-io-kwargs") + 1] == '{"video":{"num_frames":-1}}'
+    # A request says how many of its frames make a second, which vLLM refuses otherwise.
+    assert "--trust-request-mm-kwargs" in args
 
 
 def test_keda_asks_for_the_requests_of_this_namespace_alone():
