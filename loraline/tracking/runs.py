@@ -328,14 +328,16 @@ def adapter(train_run: Run, *later: Run) -> Iterator[Path]:
 def logged_adapter(model: str) -> Iterator[Path]:
     """The adapter folder of a logged model (its ID) or of a registered one (NAME/VERSION), gone
     after use."""
-    import mlflow
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     with scratch() as folder:
         try:
-            downloaded = mlflow.artifacts.download_artifacts(
-                f"models:/{model}", dst_path=str(folder)
-            )
+            # Without the code that is logged beside the adapter: some two hundred files.
+            repository = get_artifact_repository(f"models:/{model}")
+            if not repository.list_artifacts(ADAPTER.as_posix()):
+                raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
+            adapter = Path(repository.download_artifacts(ADAPTER.as_posix(), str(folder)))
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST" or model.startswith((".", "/")):
                 raise UserError(f"models:/{model} is not in MLflow at {uri()}") from error
@@ -344,9 +346,7 @@ def logged_adapter(model: str) -> Iterator[Path]:
             raise
         except FileNotFoundError as error:
             raise UserError(f"models:/{model} cannot be downloaded: {error}") from error
-        if not (Path(downloaded) / ADAPTER).is_dir():
-            raise UserError(f"models:/{model} holds no adapter in {ADAPTER}")
-        yield Path(downloaded) / ADAPTER
+        yield adapter
 
 
 def same_adapter(step: str, name: str, version: str, adapter: Path) -> None:

@@ -296,11 +296,48 @@ def test_the_documented_postgresql_address_finds_the_pinned_driver() -> None:
     assert f"\n{driver}==" in pins and f"\n{driver}-binary==" in pins
 
 
+def logged(folder: Path, *files: str) -> str:
+    """The ID of a logged model with these files, which hold their names."""
+    import mlflow
+
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    client = store.connect()
+    model = mlflow.initialize_logged_model("adapter")
+    client.log_model_artifacts(model.model_id, str(folder))
+    return str(model.model_id)
+
+
+def test_of_a_logged_model_the_adapter_alone_is_downloaded(workplace: Path) -> None:
+    model = logged(workplace / "model", "MLmodel", "code/a.py", "artifacts/adapter/contract.json")
+    with runs.logged_adapter(model) as adapter:
+        assert [file.name for file in adapter.iterdir()] == ["contract.json"]
+        fetched = [file for file in adapter.parents[1].rglob("*") if file.is_file()]
+        assert fetched == [adapter / "contract.json"]
+
+
+@pytest.mark.parametrize("at", ["file", pytest.param("server", marks=pytest.mark.slow)])
+def test_a_logged_model_without_an_adapter_is_named(
+    at: str, workplace: Path, request: pytest.FixtureRequest
+) -> None:
+    import mlflow
+
+    if at == "server":
+        mlflow.set_tracking_uri(request.getfixturevalue("mlflow_server"))
+    model = logged(workplace / "model", "MLmodel")
+    with (
+        pytest.raises(UserError, match=f"models:/{model} holds no adapter in artifacts/adapter"),
+        runs.logged_adapter(model),
+    ):
+        pass
+
+
 def test_what_a_failed_download_left_behind_hides_no_sentence(
     monkeypatch: pytest.MonkeyPatch, workplace: Path
 ) -> None:
     """MLflow's threads may write other files while the folder is taken away."""
-    import mlflow
+    from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
     removed = os.rmdir
 
@@ -309,14 +346,15 @@ def test_what_a_failed_download_left_behind_hides_no_sentence(
             raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
         removed(path, **options)
 
-    def fails(_: str, dst_path: str) -> str:
-        Path(dst_path, "adapter").mkdir()
+    def fails(_: ModelsArtifactRepository, path: str, dst_path: str) -> str:
+        Path(dst_path, path).mkdir(parents=True)
         raise FileNotFoundError("contract.json")
 
-    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", fails)
+    model = logged(workplace / "model", "artifacts/adapter/contract.json")
+    monkeypatch.setattr(ModelsArtifactRepository, "download_artifacts", fails)
     monkeypatch.setattr(os, "rmdir", busy)
     with (
-        pytest.raises(UserError, match=r"models:/name/1 cannot be downloaded: contract.json"),
-        runs.logged_adapter("name/1"),
+        pytest.raises(UserError, match=rf"models:/{model} cannot be downloaded: contract.json"),
+        runs.logged_adapter(model),
     ):
         pass
