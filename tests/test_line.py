@@ -70,7 +70,7 @@ PROFILES = [
     pytest.param(profile, marks=() if profile == "smoke-text" else pytest.mark.slow)
     for profile in MODELS
 ]
-"""The line of texts runs in every `make test`; that of pictures, and what is slow here, in CI."""
+"""The line of texts runs in every `make test`; CI also runs that of pictures, and asks the servers."""
 
 
 @pytest.fixture(scope="module", params=PROFILES)
@@ -159,6 +159,7 @@ def running(line: Line, script) -> Iterator[Any]:
             yield server
 
 
+@pytest.mark.slow
 def test_the_server_answers_what_was_measured(
     line: Line, client: Any, script, running: Any
 ) -> None:
