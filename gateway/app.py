@@ -55,7 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.gateway = gateway
     app.state.jobs = kept_jobs
-    for part in (state, predict, tasks, compare, chat, jobs, sessions):
+    # Addresses are tried in this order: first the one that is asked for most.
+    for part in (chat, state, predict, tasks, compare, jobs, sessions):
         app.include_router(part.router)
     if settings.docs:
         app.include_router(docs.router)

@@ -105,9 +105,7 @@ class Gateway:
 
 def used(usage: Any) -> int:
     """Tokens of an answer and its prompt."""
-    counter = Exchange()
-    counter.count(usage)
-    return counter.prompt_tokens + counter.completion_tokens
+    return sum(exchanges.tokens(usage))
 
 
 def finish_reason(data: bytes) -> str:
@@ -127,8 +125,9 @@ async def caller(request: Request) -> Caller:
     return known
 
 
-async def counted(request: Request, known: Annotated[Caller, Depends(caller)]) -> Caller:
+async def counted(request: Request) -> Caller:
     """Who asks, with this request counted in their rate."""
+    known = await caller(request)
     await of(request).rates.check(known)
     return known
 

@@ -52,13 +52,21 @@ class Exchange:
         return time.perf_counter() - self.started
 
     def count(self, usage: object) -> None:
-        """Add the tokens that a server says it used; ignore anything else."""
-        if isinstance(usage, dict):
-            prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-            self.prompt_tokens += prompt if isinstance(prompt, int) and prompt > 0 else 0
-            self.completion_tokens += (
-                completion if isinstance(completion, int) and completion > 0 else 0
-            )
+        """Add the tokens that a server says it used."""
+        prompt, completion = tokens(usage)
+        self.prompt_tokens += prompt
+        self.completion_tokens += completion
+
+
+def tokens(usage: object) -> tuple[int, int]:
+    """Tokens of prompt and answer in what a server says it used; 0 for anything else."""
+    if not isinstance(usage, dict):
+        return 0, 0
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return (
+        prompt if isinstance(prompt, int) and prompt > 0 else 0,
+        completion if isinstance(completion, int) and completion > 0 else 0,
+    )
 
 
 def of(request: Request) -> Exchange:

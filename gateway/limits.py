@@ -36,6 +36,10 @@ class Rates:
     def __init__(self, settings: Settings) -> None:
         self.fallback = MemoryStorage()
         self.storage = self.fallback if settings.redis_url is None else redis(settings)
+        self.requests = {
+            each: SlidingWindowCounterRateLimiter(each) for each in (self.storage, self.fallback)
+        }
+        self.tokens = {each: FixedWindowRateLimiter(each) for each in (self.storage, self.fallback)}
         self.items: dict[str, RateLimitItem] = {}
         self.warned = 0.0
 
@@ -53,7 +57,7 @@ class Rates:
         if caller.rate not in self.items:
             self.items[caller.rate] = parse(caller.rate)
         item = self.items[caller.rate]
-        requests = SlidingWindowCounterRateLimiter(storage)
+        requests, window = self.requests[storage], self.tokens[storage]
         if not await requests.hit(item, "requests", caller.name):
             reset, _ = await requests.get_window_stats(item, "requests", caller.name)
             raise Problem(
@@ -64,7 +68,6 @@ class Rates:
                 retry_after=reset - time.time(),
             )
         tokens = RateLimitItemPerMinute(caller.tokens_per_minute)
-        window = FixedWindowRateLimiter(storage)
         if not await window.test(tokens, "tokens", caller.name):
             reset, _ = await window.get_window_stats(tokens, "tokens", caller.name)
             raise Problem(
@@ -80,9 +83,8 @@ class Rates:
             return
         item = RateLimitItemPerMinute(caller.tokens_per_minute)
         for storage in (self.storage, self.fallback):
-            window = FixedWindowRateLimiter(storage)
             try:
-                await window.hit(item, "tokens", caller.name, cost=used)
+                await self.tokens[storage].hit(item, "tokens", caller.name, cost=used)
                 return
             except Exception as error:
                 self.warn(error)

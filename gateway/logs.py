@@ -49,6 +49,8 @@ class Json(JsonFormatter):
         return log_data
 
     def format(self, record: logging.LogRecord) -> str:
+        if not record.exc_info and not record.exc_text:
+            return str(super().format(record))
         silenced = logging.makeLogRecord(record.__dict__)
         silenced.exc_text = None
         if record.exc_info and record.exc_info[1]:

@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway import logs
@@ -21,6 +22,17 @@ HEADER_BYTES = 64 * 1024
 """Bytes of a request's line and headers; uvicorn has no limit with httptools."""
 
 HEADER_S = 15
+
+
+class Loop(uvloop.Loop):
+    """Connects to an address in figures without asking a thread for it.
+
+    uvloop looks up every address that it connects to, and knows one in figures only where it is
+    told the type of socket; else a thread asks the resolver, and waits for a processor to do so.
+    """
+
+    async def getaddrinfo(self, host: Any, port: Any, *, type: int = 0, **more: Any) -> list[Any]:
+        return await super().getaddrinfo(host, port, type=type or socket.SOCK_STREAM, **more)
 
 
 class Protocol(HttpToolsProtocol):
@@ -84,7 +96,7 @@ def config(settings: Settings, app: Any) -> uvicorn.Config:
         app,
         http=Protocol,
         ws="none",
-        loop="uvloop",
+        loop=f"{__name__}:{Loop.__name__}",
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -1,10 +1,13 @@
 """The gateway's image has no model libraries: tasks, parsers and overlays import none."""
 
+import contextlib
 import gc
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import uvicorn
@@ -40,3 +43,26 @@ def test_the_collector_leaves_what_was_loaded_alone(
     finally:
         gc.unfreeze()
     assert frozen[0] > 10_000
+
+
+def test_no_thread_is_asked_for_an_address_in_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread waits for a processor, and with it each new connection to a server."""
+    answers = []
+    known = server.Loop.getaddrinfo
+
+    async def at_once(*args: Any, **more: Any) -> list[Any]:
+        with pytest.raises(StopIteration) as answer:
+            known(*args, **more).send(None)
+        answers.append(answer.value.value)
+        return await known(*args, **more)
+
+    monkeypatch.setattr(server.Loop, "getaddrinfo", at_once)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.socket() as client,
+        contextlib.closing(server.Loop()) as loop,
+    ):
+        client.setblocking(False)
+        address = listening.getsockname()
+        loop.run_until_complete(loop.sock_connect(client, address))
+    assert [found[4] for (found,) in answers] == [address]
