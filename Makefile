@@ -109,7 +109,7 @@ serve: install  ## Serve the last run's candidate, or a registered model, and th
 
 .PHONY: ui
 ui: install  ## Open the page in front of the local gateway: make ui [PORT=7860]
-	@$(BIN)/python -m gateway.ui --port $(or $(PORT),7860)
+	@UI_EXAMPLES_DIR="$${UI_EXAMPLES_DIR:-outputs/examples}" $(BIN)/python -m gateway.ui --port $(or $(PORT),7860)
 
 .PHONY: test
 test: install  ## Run the tests: nothing is fetched

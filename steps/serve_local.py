@@ -12,6 +12,7 @@ import mimetypes
 import shlex
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,13 @@ from typing import Any
 import click
 
 from loraline.delivery import example, local, local_gateway
+from loraline.delivery.example import Example
 from loraline.delivery.local import Running
 from loraline.errors import UserError
 from loraline.step import LineCommand, not_empty
+
+EXAMPLES = Path("outputs/examples")
+"""Where the page looks for questions to offer; see `make ui`."""
 
 IMAGES = local.ROOT / "test_data/vision/images"
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -72,7 +77,9 @@ def serve_local(
                 front = running.enter_context(
                     local_gateway.start(server, gateway_port, say=click.echo)
                 )
-            show(server, front, *asked(server, question, image))
+            examples = example.of_version(server.uri, server.contract["prompt"])
+            example.write(examples, EXAMPLES)
+            show(server, front, *asked(server, examples, question, image))
             wait(server, front)
     except KeyboardInterrupt:
         click.echo("stopped")
@@ -103,25 +110,15 @@ def of_registered(model: str, alias: str) -> Path:
 
 
 def asked(
-    server: Running, question: str | None, image: Path | None
+    server: Running, examples: Sequence[Example], question: str | None, image: Path | None
 ) -> tuple[str, Path | None, str]:
     """The question to show, its image, and the answer to expect, if that is known."""
     vision = server.contract["modality"] == "vision"
-    if question is None and image is None:
-        known = example.of_version(server.uri, server.contract["prompt"])
-        if known is not None:
-            return known.question, kept(server, known.image), known.answer
+    if question is None and image is None and examples:
+        first = examples[0]
+        shown = first.image and example.file_of(first.image, server.folder, "example")
+        return first.question, shown or None, first.answer
     return question or "What is this?", (image or first_image()) if vision else None, ""
-
-
-def kept(server: Running, image: bytes | None) -> Path | None:
-    """An image as a file beside the server's, whose name says its type."""
-    if image is None:
-        return None
-    ending = "jpg" if image.startswith(b"\xff\xd8") else "png"
-    file = server.folder / f"example.{ending}"
-    file.write_bytes(image)
-    return file
 
 
 def first_image() -> Path:

@@ -19,6 +19,7 @@ from gateway.ui.door import Door, Preferences
 from gateway.ui.questions import CHAT, Question
 
 LONGEST_TITLE = 80
+MOST_EXAMPLES = 8
 Texts = Callable[[str], str]
 
 
@@ -93,6 +94,19 @@ def options_update(catalogue: dict[str, Any], way: str | None) -> Any:
     return gr.update(visible=bool(rest), value=json.dumps(rest) if rest else "")
 
 
+def examples_of(folder: Path) -> list[dict[str, Any]]:
+    """Questions and files to offer: what `examples.jsonl` lists, or else the folder's pictures."""
+    listed = folder / "examples.jsonl"
+    if listed.is_file():
+        lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+        return [
+            {"text": each["text"], "files": [str(folder / name) for name in each["files"]]}
+            for each in lines[:MOST_EXAMPLES]
+        ]
+    found = [path for path in sorted(folder.iterdir()) if pictures.is_picture(path)]
+    return [{"text": "", "files": [str(path)]} for path in found[:MOST_EXAMPLES]]
+
+
 class AskScreen:
     """The screen's fields, and what happens when they are used."""
 
@@ -147,13 +161,8 @@ class AskScreen:
         folder = self.door.settings.examples_dir
         if folder is None or not folder.is_dir():
             return
-        files = [path for path in sorted(folder.iterdir()) if pictures.is_picture(path)][:8]
-        if files:
-            gr.Examples(
-                [[{"text": "", "files": [str(path)]}] for path in files],
-                [self.box],
-                label=self.text("Examples"),
-            )
+        if offered := examples_of(folder):
+            gr.Examples([[each] for each in offered], [self.box], label=self.text("Examples"))
 
     def wire(self) -> None:
         chosen = self.chosen

@@ -1,12 +1,20 @@
-"""A held-out row that the evaluation answered right: what to ask a server first."""
+"""Held-out rows that the evaluation answered right: what to ask a server first."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+LIST = "examples.jsonl"
+"""A line for each example: `text` and `files`, as the page's first screen offers them."""
+
+MOST = 8
 
 LONGEST = 300
 """Characters of a question or an answer that is shown in a line."""
@@ -20,11 +28,11 @@ class Example(NamedTuple):
     answer: str
 
 
-def of_version(uri: str, prompt: str) -> Example | None:
-    """An example of a registered version, `models:/name/version`, asked with this prompt.
+def of_version(uri: str, prompt: str) -> list[Example]:
+    """Examples of a registered version, `models:/name/version`, asked with this prompt.
 
-    None where no answer was right, or where the version's evaluation is not to be had here: a
-    server runs without it.
+    None at all where no answer was right, or where the version's evaluation is not to be had here:
+    a server runs without it.
     """
     from mlflow.exceptions import MlflowException
 
@@ -38,11 +46,11 @@ def of_version(uri: str, prompt: str) -> Example | None:
         gate_run = client.get_run(registry.promoting_gate_run_of(client, made))
         return of_evaluation(client, runs.ancestor(client, gate_run, "evaluate"), prompt)
     except (UserError, TryAgain, MlflowException, OSError):
-        return None
+        return []
 
 
-def of_evaluation(client: MlflowClient, eval_run: Run, prompt: str) -> Example | None:
-    """The shortest question that the evaluation's adapter answered right."""
+def of_evaluation(client: MlflowClient, eval_run: Run, prompt: str) -> list[Example]:
+    """The shortest questions that the evaluation's adapter answered right, the shortest first."""
     import mlflow
 
     from loraline import records
@@ -51,16 +59,38 @@ def of_evaluation(client: MlflowClient, eval_run: Run, prompt: str) -> Example |
     table = mlflow.artifacts.load_dict(f"runs:/{eval_run.info.run_id}/predictions.json")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     right = [row for row in rows if is_right(row, prompt)]
-    if not right:
-        return None
-    row = min(right, key=lambda row: len(row["question"]))
-    question, answer = asked(row["question"], prompt), row["reference"].strip()
-    if records.IMAGE not in row["question"]:
-        return Example(question, None, answer)
-    data_run = runs.ancestor(client, eval_run, "prepare_data")
-    with runs.dataset(client, data_run, "test") as dataset:
-        held_out = records.read(dataset / "test.parquet")
-    return Example(question, held_out[int(row["row"])].images[0], answer)
+    right = sorted(right, key=lambda row: len(row["question"]))[:MOST]
+    held_out: list[records.Record] = []
+    if any(records.IMAGE in row["question"] for row in right):
+        data_run = runs.ancestor(client, eval_run, "prepare_data")
+        with runs.dataset(client, data_run, "test") as dataset:
+            held_out = records.read(dataset / "test.parquet")
+    return [
+        Example(
+            asked(row["question"], prompt),
+            held_out[int(row["row"])].images[0] if records.IMAGE in row["question"] else None,
+            row["reference"].strip(),
+        )
+        for row in right
+    ]
+
+
+def write(examples: Sequence[Example], folder: Path) -> None:
+    """Write examples with their images, in the place of an earlier server's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for at, each in enumerate(examples):
+        files = [] if each.image is None else [file_of(each.image, folder, str(at)).name]
+        lines.append(json.dumps({"text": each.question, "files": files}) + "\n")
+    (folder / LIST).write_text("".join(lines), encoding="utf-8")
+
+
+def file_of(image: bytes, folder: Path, stem: str) -> Path:
+    """An image as a file, whose name says its type."""
+    ending = "jpg" if image.startswith(b"\xff\xd8") else "png"
+    file = folder / f"{stem}.{ending}"
+    file.write_bytes(image)
+    return file
 
 
 def is_right(row: dict[str, Any], prompt: str) -> bool:

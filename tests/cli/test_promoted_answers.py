@@ -139,7 +139,9 @@ def asked(page: Any, name: str, version: str, question: str) -> str:
     page.get_by_role("option", name=f"{name} · models:/{MODEL}/{version}", exact=True).first.click()
     page.fill("#ask-box textarea", question)
     page.press("#ask-box textarea", "Enter")
-    page.wait_for_function("document.querySelector('#ask-line')?.textContent.includes('s in all')")
+    page.wait_for_selector("#ask-line .ll-line")
+    said = page.inner_text("#ask-line .ll-line")
+    assert "s in all" in said, said
     return str(page.input_value("#ask-answer textarea"))
 
 
@@ -150,7 +152,7 @@ def test_what_a_reviewer_promotes_is_what_answers_from_then_on(
     gateway, url = served
     first = until(lambda: adapters(gateway).get(f"models:/{MODEL}/1"), 60, "version 1")
     page = opened(url)
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     assert asked(page, first, "1", row["asked"]) == row["1"]
 
     page.get_by_role("tab", name="Review").click()

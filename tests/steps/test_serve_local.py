@@ -624,6 +624,6 @@ def test_a_version_is_shown_by_a_question_that_its_evaluation_answered_right(can
     step("quality_gate", "--run-id", evaluated)
 
     shown = example.of_version("models:/mistral-7b-lora/1", "Say: {question}")
-    assert shown == ("Who?", None, "Ann")
+    assert shown == [("Who?", None, "Ann")]
     # A server runs without its store, too.
-    assert example.of_version("models:/mistral-7b-lora/2", "Say: {question}") is None
+    assert example.of_version("models:/mistral-7b-lora/2", "Say: {question}") == []

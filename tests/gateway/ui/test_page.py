@@ -24,6 +24,7 @@ from gateway.keys import entry, new_key
 pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
 
 from gateway.ui import (
+    ask,
     batch,
     client,
     compare,
@@ -229,6 +230,19 @@ def test_an_answers_end_is_told_in_words() -> None:
 )
 def test_an_answer_is_marked_against_the_first_as_a_report_does(other: str, shown: str) -> None:
     assert compare.marked("a cat sits", other) == shown
+
+
+def test_examples_are_those_of_a_list_or_the_pictures_of_a_folder(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert ask.examples_of(tmp_path) == [{"text": "", "files": [str(tmp_path / "a.png")]}]
+
+    listed = [{"text": "Who?", "files": []}, {"text": "What?", "files": ["a.png"]}]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in listed))
+    assert ask.examples_of(tmp_path) == [
+        {"text": "Who?", "files": []},
+        {"text": "What?", "files": [str(tmp_path / "a.png")]},
+    ]
 
 
 def test_a_batch_as_a_table_for_spreadsheets_computes_nothing() -> None:

@@ -44,7 +44,8 @@ def ask(page: Any, task: str | None, text: str, file: Path | None = None) -> Non
 
 
 def answered(page: Any) -> str:
-    page.wait_for_function("document.querySelector('#ask-line')?.textContent.includes('s in all')")
+    page.wait_for_selector("#ask-line .ll-line")
+    assert "s in all" in page.inner_text("#ask-line .ll-line")
     return str(page.input_value("#ask-answer textarea"))
 
 
@@ -163,6 +164,27 @@ def test_another_model_is_asked_and_a_follow_up_keeps_the_conversation(
     roles = [message["role"] for message in stub.requests[-1]["messages"]]
     assert roles == ["user", "assistant", "user"]
     assert stub.requests[-1]["messages"][0]["content"][0]["type"] == "image_url"
+
+
+def test_an_example_of_the_test_split_is_asked_with_a_click(
+    open_page: Any, vision: Any, opened: Any, stub: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes(picture())
+    (tmp_path / "examples.jsonl").write_text('{"text": "Who is it?", "files": ["0.png"]}\n')
+    stub.tokens = ["Ann"]
+    with open_page(vision.url, examples_dir=tmp_path) as url:
+        page = opened(url)
+        ready(page)
+        choose(page, "ask-task", "Free question")
+        page.get_by_text("Who is it?").first.click()
+        page.wait_for_selector("#ask-box img")
+        page.wait_for_function("document.querySelector('#ask-box textarea').value")
+        page.press("#ask-box textarea", "Enter")
+        assert answered(page) == "Ann"
+    (message,) = stub.requests[-1]["messages"]
+    image, text = message["content"]
+    assert image["type"] == "image_url"
+    assert "Who is it?" in text["text"]
 
 
 def test_two_models_side_by_side_with_a_blind_vote(

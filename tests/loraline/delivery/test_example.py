@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from loraline.delivery import example
@@ -31,3 +34,16 @@ def test_only_one_question_with_its_right_answer_is_an_example(
 def test_the_prompt_is_left_to_the_server() -> None:
     assert example.asked("Answer in a few words. Who? Please.", PROMPT) == "Who?"
     assert example.asked("<image>Write it down.", "Write it down.") == ""
+
+
+def test_examples_are_left_for_the_page_with_their_images(tmp_path: Path) -> None:
+    images = (None, b"\xff\xd8 a photo", b"\x89PNG")
+    made = [example.Example("Who is it?", image, "Ann") for image in images]
+    example.write(made, tmp_path / "examples")
+
+    lines = (tmp_path / "examples" / example.LIST).read_text().splitlines()
+    assert [json.loads(line)["files"] for line in lines] == [[], ["1.jpg"], ["2.png"]]
+    assert json.loads(lines[0])["text"] == "Who is it?"
+    assert (tmp_path / "examples" / "2.png").read_bytes() == b"\x89PNG"
+    example.write([], tmp_path / "examples")
+    assert (tmp_path / "examples" / example.LIST).read_text() == ""
