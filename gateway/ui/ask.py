@@ -13,7 +13,7 @@ import gradio as gr
 from anyio import to_thread
 
 from gateway.ui import asking, drawing, pictures, questions
-from gateway.ui.asking import Progress
+from gateway.ui.answer_panel import AnswerPanel
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.door import Door, Preferences
 from gateway.ui.questions import CHAT, Question
@@ -119,7 +119,6 @@ class AskScreen:
     def build(self, _: Texts) -> None:
         self.chosen = choices(_, "ask")
         self.session = gr.State("")
-        self.history = gr.State([])
         most = self.door.settings.max_file_mb
         self.box = gr.MultimodalTextbox(
             label=_("Question and files"),
@@ -135,27 +134,7 @@ class AskScreen:
                 sources=["webcam"], type="filepath", format="jpeg", label=_("Picture of the camera")
             )
         self.examples()
-        with gr.Row():
-            self.stop = gr.Button(_("Stop"), interactive=False, elem_id="ask-stop")
-            self.fresh = gr.Button(_("New conversation"), elem_id="ask-new")
-        self.line = gr.HTML(elem_id="ask-line")
-        self.answer = gr.Textbox(
-            label=_("Answer"), lines=4, max_lines=24, interactive=False, buttons=["copy"],
-            elem_id="ask-answer",
-        )  # fmt: skip
-        with gr.Tabs():
-            with gr.Tab(_("Result")):
-                self.result = gr.HTML(elem_id="ask-result")
-            with gr.Tab("JSON"):
-                self.document = gr.Code(language="json", label=_("The gateway's answer"))
-            with gr.Tab(_("The same by program")):
-                self.curl = gr.Code(language="shell", label="curl")
-                self.python = gr.Code(language="python", label="Python")
-        self.talk = gr.HTML(elem_id="ask-talk")
-        self.follow = gr.Textbox(
-            label=_("Ask on"), placeholder=_("A question about the answer"), interactive=False,
-            submit_btn=True, elem_id="ask-follow",
-        )  # fmt: skip
+        self.panel = AnswerPanel(_, self.door.shown_gateway)
 
     def examples(self) -> None:
         folder = self.door.settings.examples_dir
@@ -183,26 +162,24 @@ class AskScreen:
             self.box, self.camera, chosen.model, chosen.way, chosen.options, chosen.catalogue,
             self.preferences, self.session,
         ]  # fmt: skip
-        outputs = [
-            self.answer, self.line, self.result, self.document, self.curl, self.python, self.talk,
-            self.follow, self.stop, self.history, self.session,
-        ]  # fmt: skip
+        panel = self.panel
+        outputs = [*panel.outputs, self.session]
         asked = self.box.submit(
             self.on_ask, inputs, outputs,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        followed = self.follow.submit(
+        followed = panel.follow.submit(
             self.on_follow,
-            [self.follow, chosen.model, self.history, self.preferences, self.session],
+            [panel.follow, chosen.model, panel.history, self.preferences, self.session],
             outputs,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        self.stop.click(
-            self.on_stop, None, [self.line, self.stop],
+        panel.stop.click(
+            self.on_stop, None, [panel.line, panel.stop],
             cancels=[asked, followed], queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
-        self.fresh.click(
+        panel.fresh.click(
             self.on_fresh, None, [*outputs, self.box, self.camera],
             cancels=[asked, followed], queue=False, show_progress="hidden",
             api_visibility="private",
@@ -224,9 +201,9 @@ class AskScreen:
         text = (box or {}).get("text") or ""
         files = [Path(path) for path in (box or {}).get("files") or ()]
         files += [Path(camera)] if camera else []
-        yield self.emptied() | {self.stop: gr.update(interactive=True)}
+        yield self.panel.emptied() | {self.panel.stop: gr.update(interactive=True)}
         if not model or not way:
-            yield self.failed(self.text("Choose a model first; the gateway lists none yet."))
+            yield self.panel.failed(self.text("Choose a model first; the gateway lists none yet."))
             return
         gateway, preferences = self.door.gateway(request), Preferences.of(kept)
         question = Question(model, way, text, options, files)
@@ -245,10 +222,10 @@ class AskScreen:
             async with aclosing(asking.ask(gateway, question, preferences)) as growing:
                 async for progress in growing:
                     if not progress.document:
-                        yield {self.answer: progress.text}
-            yield self.whole(progress, question, picture, [turn])
+                        yield {self.panel.answer: progress.text}
+            yield self.panel.whole(progress, question, picture, [turn])
         except Refusal as error:
-            yield self.failed(error.sentence)
+            yield self.panel.failed(error.sentence)
 
     async def on_follow(
         self,
@@ -261,16 +238,20 @@ class AskScreen:
     ) -> AsyncIterator[dict[Any, Any]]:
         """Ask a follow-up: the model gets the conversation so far; the page adds the new part."""
         if not text.strip():
-            yield self.failed(self.text("Write a question first."))
+            yield self.panel.failed(self.text("Write a question first."))
             return
         gateway = self.door.gateway(request)
         turns = [*history, {"role": "user", "text": text, "files": []}]
-        yield {self.stop: gr.update(interactive=True), self.follow: "", self.line: ""}
+        yield {
+            self.panel.stop: gr.update(interactive=True),
+            self.panel.follow: "",
+            self.panel.line: "",
+        }
         try:
             async for update in self.chat(gateway, model, turns, Preferences.of(kept), session):
                 yield update
         except Refusal as error:
-            yield self.failed(error.sentence) | {self.follow: text}
+            yield self.panel.failed(error.sentence) | {self.panel.follow: text}
 
     async def chat(
         self,
@@ -283,86 +264,27 @@ class AskScreen:
         async with aclosing(asking.chat(gateway, model, turns, preferences)) as growing:
             async for progress in growing:
                 if not progress.document:
-                    yield {self.answer: progress.text}
+                    yield {self.panel.answer: progress.text}
         turn = {"question": turns[-1]["text"], "answer": progress.text, "model": model}
         await gateway.json("POST", f"/sessions/{session}/turns", json=turn)
         chat_request = await to_thread.run_sync(asking.chat_body, model, turns, preferences)
-        yield self.ended(progress, turns) | {
-            self.curl: questions.chat_as_curl(self.door.shown_gateway, chat_request),
-            self.python: questions.chat_as_python(self.door.shown_gateway, chat_request),
-        }
-
-    def whole(
-        self,
-        progress: Progress,
-        question: Question,
-        picture: pictures.Picture | None,
-        turns: list[dict[str, Any]],
-    ) -> dict[Any, Any]:
-        """What is shown of a whole answer."""
-        address = self.door.shown_gateway
-        return self.ended(progress, turns) | {
-            self.result: result(progress.document, picture),
-            self.curl: questions.as_curl(address, question),
-            self.python: questions.as_python(address, question),
-        }
-
-    def ended(self, progress: Progress, turns: list[dict[str, Any]]) -> dict[Any, Any]:
-        history = [*turns, {"role": "assistant", "text": progress.text}]
-        return {
-            self.answer: progress.text,
-            self.line: drawing.sentence(progress.line),
-            self.document: json.dumps(progress.document, ensure_ascii=False, indent=2),
-            self.history: history,
-            self.talk: drawing.conversation(history),
-            self.follow: gr.update(interactive=True),
-            self.stop: gr.update(interactive=False),
-        }
-
-    def emptied(self) -> dict[Any, Any]:
-        shown_texts = (self.answer, self.line, self.result, self.document)
-        more = (self.curl, self.python, self.talk)
-        return {
-            **dict.fromkeys((*shown_texts, *more), ""),
-            self.history: [],
-            self.follow: gr.update(value="", interactive=False),
-        }
-
-    def failed(self, sentence: str) -> dict[Any, Any]:
-        return {
-            self.line: drawing.sentence(sentence, wrong=True),
-            self.stop: gr.update(interactive=False),
-        }
+        yield self.panel.ended_chat(progress, turns, chat_request)
 
     def on_stop(self) -> dict[Any, Any]:
         return {
-            self.line: drawing.sentence(self.text("Stopped. What came of the answer is shown.")),
-            self.stop: gr.update(interactive=False),
+            self.panel.line: drawing.sentence(
+                self.text("Stopped. What came of the answer is shown.")
+            ),
+            self.panel.stop: gr.update(interactive=False),
         }
 
     def on_fresh(self) -> dict[Any, Any]:
-        return self.emptied() | {
+        return self.panel.emptied() | {
             self.session: "",
-            self.stop: gr.update(interactive=False),
+            self.panel.stop: gr.update(interactive=False),
             self.box: {"text": "", "files": []},
             self.camera: None,
         }
-
-
-def result(document: dict[str, Any], picture: pictures.Picture | None) -> str:
-    """An answer of /predict or of a task as HTML."""
-    if "predictions" not in document:
-        return drawing.result(document, picture)
-    rows = [
-        {"file": each.get("filename"), "answer": each.get("caption")}
-        for each in document["predictions"]
-    ]
-    several = drawing.facts(rows) if len(rows) > 1 else ""
-    cut = [note for each in document["predictions"] for note in each.get("notes", ())]
-    seen = drawing.overlay(picture, []) if picture else ""
-    return (
-        drawing.notes(cut) + f'<div class="ll-result"><div>{seen}</div><div>{several}</div></div>'
-    )
 
 
 async def shown(files: list[Path]) -> pictures.Picture | None:
