@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
 from loraline.base.locate import without_its_code
-from loraline.base.media import films, opened
+from loraline.base.media import films, image_pixels, opened, token_types, video_pixels
 from loraline.errors import UserError
 from loraline.records import Detail, Record, Video
 
@@ -192,11 +192,7 @@ class Encoder:
             return [*(self.encode(record.until(turn)) for turn in turns), row]
         # An image is one token before the processor repeats it.
         image = self.processor.image_token_id if record.images else None
-        firsts = [
-            place
-            for place, token in enumerate(row.prompt)
-            if token != image or place == 0 or row.prompt[place - 1] != image
-        ]
+        firsts = without_repeats(row.prompt, image)
         history = [row.prompt[place] for place in firsts]
         earlier, apart = [], []
         for turn in turns:
@@ -269,63 +265,46 @@ class Encoder:
         """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
 
         `answers` appends the answers and gives labels; `side` is where the padding goes. Images
-        and videos become what `pixels` and `moving` give.
+        and videos become what `image_pixels` and `video_pixels` give.
         """
-        import torch
-
         sequences = [row.prompt + row.answer if answers else row.prompt for row in rows]
         labels = [row.labels() for row in rows] if answers else []
-        width = max(map(len, sequences))
-
-        def pad(lists: list[list[int]], value: int) -> Tensor:
-            filler = ([value] * (width - len(entries)) for entries in lists)
-            return torch.tensor(
-                [
-                    fill + entries if side == "left" else entries + fill
-                    for entries, fill in zip(lists, filler, strict=True)
-                ]
-            )
-
         batch = {
-            "input_ids": pad(sequences, self.pad),
-            "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0),
+            "input_ids": padded(sequences, self.pad, side),
+            "attention_mask": padded([[1] * len(sequence) for sequence in sequences], 0, side),
         }
         if answers:
-            batch["labels"] = pad(labels, IGNORED)
+            batch["labels"] = padded(labels, IGNORED, side)
         if self.processor is not None:
-            batch["mm_token_type_ids"] = self.kinds(batch["input_ids"])
+            batch["mm_token_type_ids"] = token_types(self.processor, batch["input_ids"])
             if images := [image for row in rows for image in row.images]:
-                batch |= self.pixels(images)
+                batch |= image_pixels(self.processor, images)
             if videos := [video for row in rows for video in row.videos]:
-                batch |= self.moving(videos)
+                batch |= video_pixels(self.processor, videos)
         return batch
 
-    def kinds(self, tokens: Tensor) -> Tensor:
-        """1 for an image's tokens, 2 for a video's, 0 for text; int, of the tokens' shape.
 
-        The model derives its three-axis positions from it.
-        """
-        import torch
+def without_repeats(tokens: Sequence[int], repeated: int | None) -> list[int]:
+    """Places of the tokens, of a run of `repeated` the first alone."""
+    return [
+        place
+        for place, token in enumerate(tokens)
+        if token != repeated or place == 0 or tokens[place - 1] != repeated
+    ]
 
-        image, video = self.processor.image_token_id, self.processor.video_token_id
-        return ((tokens == image) + 2 * (tokens == video)).to(torch.int)
 
-    def pixels(self, images: Iterable[bytes]) -> dict[str, Tensor]:
-        """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
-        return dict(self.processor.image_processor(opened(images), return_tensors="pt"))
+def padded(sequences: Sequence[list[int]], value: int, side: str) -> Tensor:
+    """(sequences, longest) tensor, filled up with `value` on the `side` left or right."""
+    import torch
 
-    def moving(self, videos: Sequence[Video]) -> dict[str, Tensor]:
-        """pixel_values_videos (patches, features) and video_grid_thw (videos, 3); for a base whose
-        positions count seconds, second_per_grid_ts (videos), the seconds of a step in time."""
-        import torch
-
-        processor = self.processor.video_processor
-        made = processor(**films(videos), return_tensors="pt")
-        pixels = {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
-        if "second_per_grid_ts" in self.processor.model_input_names:
-            seconds = [processor.temporal_patch_size / video.fps for video in videos]
-            pixels["second_per_grid_ts"] = torch.tensor(seconds)
-        return pixels
+    longest = max(map(len, sequences))
+    fillers = [[value] * (longest - len(sequence)) for sequence in sequences]
+    return torch.tensor(
+        [
+            filler + sequence if side == "left" else sequence + filler
+            for sequence, filler in zip(sequences, fillers, strict=True)
+        ]
+    )
 
 
 def parted(prompt: str, whole: str) -> tuple[str, str]:

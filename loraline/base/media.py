@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from loraline.records import Video
 
@@ -38,3 +39,32 @@ def films(videos: Sequence[Video]) -> dict[str, Any]:
         "video_metadata": metadata,
         "do_sample_frames": False,
     }
+
+
+def token_types(processor: Any, tokens: Tensor) -> Tensor:
+    """1 for an image's tokens, 2 for a video's, 0 for text; int, of the tokens' shape.
+
+    The model derives its three-axis positions from it.
+    """
+    import torch
+
+    image, video = processor.image_token_id, processor.video_token_id
+    return ((tokens == image) + 2 * (tokens == video)).to(torch.int)
+
+
+def image_pixels(processor: Any, images: Iterable[bytes]) -> dict[str, Tensor]:
+    """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
+    return dict(processor.image_processor(opened(images), return_tensors="pt"))
+
+
+def video_pixels(processor: Any, videos: Sequence[Video]) -> dict[str, Tensor]:
+    """pixel_values_videos (patches, features) and video_grid_thw (videos, 3); for a base whose
+    positions count seconds, second_per_grid_ts (videos), the seconds of a step in time."""
+    import torch
+
+    made = processor.video_processor(**films(videos), return_tensors="pt")
+    pixels = {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
+    if "second_per_grid_ts" in processor.model_input_names:
+        patch = processor.video_processor.temporal_patch_size
+        pixels["second_per_grid_ts"] = torch.tensor([patch / video.fps for video in videos])
+    return pixels

@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraline.base.media import image_pixels, token_types, video_pixels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -92,26 +94,23 @@ class Steps:
             yield order[start : start + self.rows_per_step]
 
 
-def positions(
-    row: Row, shown: Mapping[str, Tensor], kinds: Callable[..., Tensor] | None, rope_index: Any
-) -> Tensor:
+def positions(encoder: Encoder, row: Row, shown: Mapping[str, Tensor], rope_index: Any) -> Tensor:
     """Positions of one row, (1, tokens) for text models and (4, tokens) for Qwen-VL.
 
     The first of the four is the place in the row, the other three are multimodal RoPE's time,
     height and width (Qwen2-VL, arXiv 2409.12191, section 2.1), as the base's own `rope_index`
     gives them. `shown` has the grids of the row's images and videos, (time, height, width) in
-    patches, and the seconds of a step in time, by the names of `rope_index`; `kinds` gives the type
-    of each token: text, image or video.
+    patches, and the seconds of a step in time, by the names of `rope_index`.
     """
     import torch
 
     places = torch.arange(len(row))[None]
     if rope_index is None:
         return places
-    if kinds is None or not shown:
+    if not shown:
         return places.expand(4, -1)
     tokens = torch.tensor([row.prompt + row.answer])
-    axes, _ = rope_index(tokens, mm_token_type_ids=kinds(tokens), **shown)
+    axes, _ = rope_index(tokens, mm_token_type_ids=token_types(encoder.processor, tokens), **shown)
     return torch.cat([places, axes[:, 0]])
 
 
@@ -130,18 +129,21 @@ def pack(
     batch: MicroBatch = {}
     shown: list[dict[str, Tensor]] = [{} for _ in rows]
     if any(row.images for row in rows):
-        batch |= encoder.pixels([image for row in rows for image in row.images])
+        batch |= image_pixels(encoder.processor, [image for row in rows for image in row.images])
         counts = [len(row.images) for row in rows]
         divide(shown, "image_grid_thw", batch["image_grid_thw"], counts)
     if any(row.videos for row in rows):
-        moving = encoder.moving([video for row in rows for video in row.videos])
-        batch |= {name: moving[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        videos = [video for row in rows for video in row.videos]
+        made = video_pixels(encoder.processor, videos)
+        batch |= {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
         counts = [len(row.videos) for row in rows]
-        for name in moving.keys() - {"pixel_values_videos"}:
-            divide(shown, name, moving[name], counts)
-    kinds = encoder.kinds if any(shown) else None
+        for name in made.keys() - {"pixel_values_videos"}:
+            divide(shown, name, made[name], counts)
     places = torch.cat(
-        [positions(row, media, kinds, rope_index) for row, media in zip(rows, shown, strict=True)],
+        [
+            positions(encoder, row, media, rope_index)
+            for row, media in zip(rows, shown, strict=True)
+        ],
         dim=1,
     )
     bounds = [0]

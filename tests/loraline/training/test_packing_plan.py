@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -72,16 +75,18 @@ def test_places_of_a_row_with_images_stand_before_its_three_axes() -> None:
 
     row = Row(prompt=[5, 9], answer=[7], images=(b"image",))
     shown = {"image_grid_thw": torch.tensor([[1, 2, 2]])}
-    found = packing.positions(row, shown, lambda tokens: (tokens == 9).int(), rope_index)
+    encoder: Any = SimpleNamespace(processor=SimpleNamespace(image_token_id=9, video_token_id=8))
+    found = packing.positions(encoder, row, shown, rope_index)
 
     assert found.tolist() == [[0, 1, 2], *axes[:, 0].tolist()]
 
 
 def test_a_row_without_images_has_one_place_on_each_axis() -> None:
     row = Row(prompt=[5], answer=[7])
+    encoder: Any = SimpleNamespace(processor=None)
 
-    assert packing.positions(row, {}, None, None).tolist() == [[0, 1]]
-    assert packing.positions(row, {}, lambda: None, lambda: None).tolist() == [[0, 1]] * 4
+    assert packing.positions(encoder, row, {}, None).tolist() == [[0, 1]]
+    assert packing.positions(encoder, row, {}, lambda: None).tolist() == [[0, 1]] * 4
 
 
 def test_a_pack_says_where_rows_begin_and_what_is_predicted_from_where() -> None:
