@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.values import unpacked
+from loraline.data.reading.keys import Leftover, is_a_sound, unused
+from loraline.data.reading.values import type_name, unpacked
+from loraline.records import IMAGE, VIDEO
 
 PART_KEYS = {
     "type",
@@ -54,3 +56,63 @@ def medium(item: Any) -> Media:
     if isinstance(item, list | tuple) and item and all(isinstance(name, str) for name in item):
         return list(item)
     raise BadRow("format", "an image or video is neither a path nor its content")
+
+
+class Parts:
+    """Reads contents that are lists of parts; media that they name go to the draft's lists."""
+
+    def __init__(self, images: list[Media], videos: list[Media], leftover: Leftover) -> None:
+        self.images, self.videos, self.leftover = images, videos, leftover
+        self.seen = {True: 0, False: 0}
+        """Images (True) and videos (False) of the parts so far."""
+
+        self.shows = False
+        """Whether a part shows an image or a video."""
+
+    def text(self, content: list[Any]) -> str:
+        """Text with tags of a turn written as a list of parts."""
+        text = ""
+        for part in content:
+            if isinstance(part, str):
+                text += part
+                continue
+            if not isinstance(part, dict):
+                raise BadRow("format", f"a part is {type_name(part)}, not an object")
+            part_type = part.get("type") or next(
+                (key for key in ("text", "image", "video") if part.get(key) is not None), None
+            )
+            if part_type == "text":
+                said = part.get("text", part.get("value"))
+                if not isinstance(said, str):
+                    raise BadRow("format", "a part of type 'text' has no text")
+                text += said
+            elif part_type in ("image", "image_url", "video", "video_url"):
+                text += self.tag(part_type, part)
+            elif isinstance(part_type, str) and is_a_sound(part_type):
+                raise BadRow(
+                    "modality", f"a part of type {part_type!r} is a sound, and no base here hears"
+                )
+            else:
+                raise BadRow(
+                    "format", f"a part of type {str(part_type)[:40]!r} is not text, image or video"
+                )
+            for key in part.keys() - PART_KEYS:
+                self.leftover.add(str(key), part[key])
+        return text
+
+    def tag(self, part_type: str, part: Mapping[str, Any]) -> str:
+        """The tag of a part that shows an image or a video; its medium is noted if named."""
+        named = next(
+            (part[key] for key in (part_type, "url", "path", "value") if part.get(key) is not None),
+            None,
+        )
+        named = named.get("url") if isinstance(named, dict) and "url" in named else named
+        is_image = part_type.startswith("image")
+        self.shows = True
+        shown = self.images if is_image else self.videos
+        if isinstance(part.get("index"), int) and part["index"] != self.seen[is_image]:
+            raise unused("index", why="parts are shown in their own order")
+        self.seen[is_image] += 1
+        if named is not None:
+            shown.append(medium(named))
+        return IMAGE if is_image else VIDEO

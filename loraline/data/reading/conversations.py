@@ -9,18 +9,10 @@ from typing import Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading.calls import Calls, calls_in_text, results_in_text
-from loraline.data.reading.contents import PART_KEYS, Media, medium, parts_of
-from loraline.data.reading.keys import (
-    REPEATS,
-    filled,
-    is_a_sound,
-    meaning,
-    names_media,
-    says_nothing,
-    unused,
-)
+from loraline.data.reading.contents import Media, Parts, parts_of
+from loraline.data.reading.keys import Leftover, unused
 from loraline.data.reading.values import type_name, unpacked
-from loraline.records import IMAGE, VIDEO, Detail
+from loraline.records import Detail
 
 ROLES = {
     "human": "user",
@@ -81,7 +73,8 @@ class Turns:
         images: list[Media],
         videos: list[Media],
     ) -> None:
-        self.images, self.videos, self.ignore = images, videos, ignore
+        self.leftover = Leftover(ignore)
+        self.parts = Parts(images, videos, self.leftover)
         self.role = self.content = None
         self.roles, self.plain = ROLES, PLAIN
         if names:
@@ -93,15 +86,8 @@ class Turns:
         self.format = "messages"
         self.turns: list[tuple[str, str]] = []
         self.details: dict[int, Detail] = {}
-        self.listed: set[str] = set()
         self.has_tools = False
         """Whether calls that are written in a text are calls of the row's tools."""
-
-        self.seen = {True: 0, False: 0}
-        """Images (True) and videos (False) of the parts so far."""
-
-        self.shows = False
-        """Whether a part shows an image or a video."""
 
     def read(self, turns: Sequence[Any]) -> None:
         """Read turns; raises BadRow. Those of nothing but role and text are the most, by far."""
@@ -175,7 +161,7 @@ class Turns:
         if isinstance(content, str) and content.startswith("[{") and role != "tool":
             content = parts_of(content)
         if isinstance(content, list):
-            content = self.parts(content)
+            content = self.parts.text(content)
         if content is None and (detail and detail.calls):
             content = ""
         if not isinstance(content, str):
@@ -225,7 +211,7 @@ class Turns:
                 raise BadRow("format", f"{key} of a turn is {type_name(content)}, not text")
             self.append(role, content, detail if role == "assistant" else None)
         for key in left - set(learnt):
-            self.leave(str(key), turn[key])
+            self.leftover.add(str(key), turn[key])
 
     def add_calls(self, content: Any, detail: Detail | None) -> None:
         """A turn that is nothing but calls; it goes on an answer before it."""
@@ -247,8 +233,8 @@ class Turns:
         for key, value in turn.items():
             if key in self.plain or value is None or value == [] or value == "":
                 continue
-            if key in self.ignore:
-                self.listed.add(str(key))
+            if key in self.leftover.ignore:
+                self.leftover.names.add(str(key))
             elif key in LEARNT:
                 learnt = is_learnt(key, value)
                 if learnt and not answers:
@@ -268,94 +254,34 @@ class Turns:
             elif key == "name" and role == "tool" and isinstance(value, str):
                 made = made._replace(name=value)
             else:
-                self.leave(str(key), value)
+                self.leftover.add(str(key), value)
         return made
 
-    def leave(self, key: str, value: Any) -> None:
-        """Note a key of a turn that is not used; BadRow where it carries meaning elsewhere."""
-        if not filled(value):
-            return
-        if key in self.ignore:
-            self.listed.add(key)
-            return
-        if is_a_sound(key):
-            raise BadRow("modality", f"a turn holds {key}, and no base here hears")
-        if not says_nothing(key, value) and (
-            meaning(key) is not None or names_media(key) or key in REPEATS
-        ):
-            raise unused(key, why="nothing reads it in such a turn")
-        self.listed.add(key)
 
-    def parts(self, content: list[Any]) -> str:
-        """Text with tags of a turn written as a list of parts."""
-        text = ""
-        for part in content:
-            if isinstance(part, str):
-                text += part
-                continue
-            if not isinstance(part, dict):
-                raise BadRow("format", f"a part is {type_name(part)}, not an object")
-            kind = part.get("type") or next(
-                (key for key in ("text", "image", "video") if part.get(key) is not None), None
-            )
-            if kind == "text":
-                said = part.get("text", part.get("value"))
-                if not isinstance(said, str):
-                    raise BadRow("format", "a part of type 'text' has no text")
-                text += said
-            elif kind in ("image", "image_url", "video", "video_url"):
-                text += self.shown(kind, part)
-            elif isinstance(kind, str) and is_a_sound(kind):
-                raise BadRow(
-                    "modality", f"a part of type {kind!r} is a sound, and no base here hears"
-                )
-            else:
-                raise BadRow(
-                    "format", f"a part of type {str(kind)[:40]!r} is not text, image or video"
-                )
-            for key in part.keys() - PART_KEYS:
-                self.leave(str(key), part[key])
-        return text
+def learn_last(turns: Sequence[tuple[str, str]], details: dict[int, Detail]) -> None:
+    """Learn the last answer alone."""
+    last = max((n for n, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
+    for number, (role, _) in enumerate(turns):
+        if role == "assistant" and number != last:
+            before = details.get(number, Detail())
+            details[number] = before._replace(learnt=False)
 
-    def shown(self, kind: str, part: Mapping[str, Any]) -> str:
-        """The tag of a part that shows an image or a video; its medium is noted if named."""
-        named = next(
-            (part[key] for key in (kind, "url", "path", "value") if part.get(key) is not None), None
-        )
-        named = named.get("url") if isinstance(named, dict) and "url" in named else named
-        is_image = kind.startswith("image")
-        self.shows = True
-        shown = self.images if is_image else self.videos
-        if isinstance(part.get("index"), int) and part["index"] != self.seen[is_image]:
-            raise unused("index", why="parts are shown in their own order")
-        self.seen[is_image] += 1
-        if named is not None:
-            shown.append(medium(named))
-        return IMAGE if is_image else VIDEO
 
-    def learn_last(self) -> None:
-        """Learn the last answer alone."""
-        last = max((n for n, (role, _) in enumerate(self.turns) if role == "assistant"), default=-1)
-        for number, (role, _) in enumerate(self.turns):
-            if role == "assistant" and number != last:
-                before = self.details.get(number, Detail())
-                self.details[number] = before._replace(learnt=False)
-
-    def end_with_the_last_learnt(self) -> None:
-        """Leave out what follows the last answer that is learnt: nothing learns from it."""
-        if all(detail.learnt for detail in self.details.values()):
-            return
-        learnt = [
-            number
-            for number, (role, _) in enumerate(self.turns)
-            if role == "assistant" and self.details.get(number, Detail()).learnt
-        ]
-        if not learnt:
-            raise BadRow("roles", "no answer is to be learnt, all have weight 0")
-        if self.turns[-1][0] == "assistant":
-            del self.turns[learnt[-1] + 1 :]
-            for number in [number for number in self.details if number > learnt[-1]]:
-                del self.details[number]
+def end_with_the_last_learnt(turns: list[tuple[str, str]], details: dict[int, Detail]) -> None:
+    """Leave out what follows the last answer that is learnt: nothing learns from it."""
+    if all(detail.learnt for detail in details.values()):
+        return
+    learnt = [
+        number
+        for number, (role, _) in enumerate(turns)
+        if role == "assistant" and details.get(number, Detail()).learnt
+    ]
+    if not learnt:
+        raise BadRow("roles", "no answer is to be learnt, all have weight 0")
+    if turns[-1][0] == "assistant":
+        del turns[learnt[-1] + 1 :]
+        for number in [number for number in details if number > learnt[-1]]:
+            del details[number]
 
 
 def is_learnt(key: str, value: Any) -> bool:

@@ -189,13 +189,13 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
     read.has_tools = any(filled(row[name]) for name in has.tools)
     read.read(turns)
     made.format, made.turns, made.details = read.format, read.turns, read.details
-    made.shows = read.shows
-    if read.listed:
-        made.listed += [f"{named}[].{key}" for key in sorted(read.listed)]
+    made.shows = read.parts.shows
+    if read.leftover.names:
+        made.listed += [f"{named}[].{key}" for key in sorted(read.leftover.names)]
     if how.learn == "last":
-        read.learn_last()
+        conversations.learn_last(made.turns, made.details)
     if made.details:
-        read.end_with_the_last_learnt()
+        conversations.end_with_the_last_learnt(made.turns, made.details)
     if not made.turns:
         raise BadRow("format", "messages holds no turns with text")
     for role, text in made.turns:

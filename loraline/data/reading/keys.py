@@ -316,3 +316,27 @@ def unused(key: str, remedy: str = "", why: str = "") -> BadRow:
         f"{key[:40]!r} would not be used; in datasets.yaml, {remedy}ignore: [{key[:40]}] "
         f"leaves it out{because}",
     )
+
+
+class Leftover:
+    """Keys of a conversation's turns that nothing reads; `ignore` are those that nothing has to."""
+
+    def __init__(self, ignore: Sequence[str]) -> None:
+        self.ignore = ignore
+        self.names: set[str] = set()
+        """Those that are filled; the report lists them."""
+
+    def add(self, key: str, value: Any) -> None:
+        """Note a key of a turn that is not used; BadRow where it carries meaning elsewhere."""
+        if not filled(value):
+            return
+        if key in self.ignore:
+            self.names.add(key)
+            return
+        if is_a_sound(key):
+            raise BadRow("modality", f"a turn holds {key}, and no base here hears")
+        if not says_nothing(key, value) and (
+            meaning(key) is not None or names_media(key) or key in REPEATS
+        ):
+            raise unused(key, why="nothing reads it in such a turn")
+        self.names.add(key)
