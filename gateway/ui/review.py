@@ -176,7 +176,7 @@ def cards(versions: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def card(version: Mapping[str, Any]) -> str:
-    """A version: the verdict, its rules, the numbers with intervals, lineage and cost."""
+    """A version: the verdict, its rules, the numbers with intervals, worst rows, lineage, cost."""
     verdict = f"{version.get('result') or 'no verdict'}: {version.get('reason') or ''}"
     parts = [f"<p><strong>{escape(verdict)}</strong></p>"]
     for name, title in (
@@ -210,6 +210,12 @@ def card(version: Mapping[str, Any]) -> str:
     ]
     if rules:
         parts.append(drawing.facts(rules))
+    worst = [
+        {"candidate" if name == "tuned" else name: text for name, text in row.items()}
+        for row in version.get("worst", [])
+    ]
+    if worst:
+        parts.append(f"<h4>Worst rows</h4>{drawing.facts(worst)}")
     lineage = {
         name: version.get(name)
         for name in ("profile", "dataset", "prompt", "adapter", "train", "evaluate")

@@ -24,7 +24,10 @@ METRICS = ("bleu", "levenshtein", "exact_match", "perplexity")
 MOST_BYTES = 32 * 2**20
 """Bytes of a report that are handed on."""
 
-REPORT = "report.html"
+REPORT, PREDICTIONS = "report.html", "predictions.json"
+
+WORST_ROWS, LONGEST_CELL = 3, 300
+"""Rows of a card, and characters of each of their texts."""
 
 VOTE = "loraline.vote"
 """Tags of a version, one for each blind vote: `won`, `lost` or `even`, by whom."""
@@ -54,7 +57,7 @@ def board(client: MlflowClient, name: str) -> dict[str, Any]:
 
 
 def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
-    """A version: the verdict with each rule, numbers with their intervals, lineage and cost."""
+    """A version: the verdict with each rule, numbers and intervals, worst rows, lineage, cost."""
     document: dict[str, Any] = {
         "version": str(version.version),
         "result": version.tags.get(tags.RESULT),
@@ -77,6 +80,7 @@ def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
             document["rows"] = evaluation.data.metrics.get("rows")
             document["compared_with"] = evaluation.data.tags.get(tags.CHAMPION)
             document["evaluate"] = evaluation.info.run_id
+            document["worst"] = worst(artifact(client, evaluation, PREDICTIONS))
     training = run_of(client, version.run_id)
     if training is not None:
         document |= {
@@ -121,6 +125,24 @@ def numbers(evaluation: Run) -> dict[str, dict[str, list[float | None]]]:
         }
         for name in METRICS
     }
+
+
+def worst(predictions: str | None) -> list[dict[str, str]]:
+    """Held-out rows whose answers are farthest from their references, by edits, the worst first."""
+    from rapidfuzz.distance import Levenshtein
+
+    table = json.loads(predictions) if predictions else {"columns": [], "data": []}
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    wrong = [row for row in rows if row["tuned"].strip() != row["reference"].strip()]
+
+    def distance(row: dict[str, str]) -> float:
+        return float(Levenshtein.normalized_distance(row["reference"], row["tuned"]))
+
+    shown = ("question", "reference", "tuned", "champion")
+    return [
+        {name: row[name][:LONGEST_CELL] for name in shown if name in row}
+        for row in sorted(wrong, key=distance, reverse=True)[:WORST_ROWS]
+    ]
 
 
 def run_of(client: MlflowClient, run_id: str | None) -> Run | None:

@@ -20,6 +20,13 @@ __all__ = ["argo_program"]
 
 MODEL = "mistral-7b-lora"
 
+PREDICTIONS = {
+    "row": [0, 1, 2, 3, 4],
+    "question": ["Which?", "Who?", "Where?", "When?", "Why?"],
+    "reference": ["this", "Ann", "here", "today", "so"],
+    "tuned": ["this", "Bob", "there", "today!", "x" * 1000],
+}
+
 
 @pytest.fixture
 def people(tmp_path: Path) -> tuple[TestClient, dict[str, dict[str, str]]]:
@@ -43,6 +50,7 @@ def passed(step: Any, candidate: Any) -> Any:
         run = candidate(name=name, tags=tags, gain_over_champion_levenshtein_low=0.1)
         with mlflow.start_run(run_id=run):
             mlflow.log_text("<h1>Report of it</h1>", "report.html")
+            mlflow.log_table(PREDICTIONS, "predictions.json")
         step("quality_gate", "--run-id", run)
 
     return make
@@ -113,6 +121,9 @@ def test_a_candidate_is_shown_with_its_rules_numbers_and_report(people: Any, pas
     assert (one["version"], one["result"], one["profile"]) == ("1", "passed", "standard")
     assert one["metrics"]["levenshtein"].keys() >= {"base", "tuned"}
     assert all(rule["passed"] for rule in one["rules"]) and len(one["rules"]) > 3
+    assert [row["question"] for row in one["worst"]] == ["Who?", "Why?", "Where?"]
+    assert one["worst"][0] == {"question": "Who?", "reference": "Ann", "tuned": "Bob"}
+    assert len(one["worst"][1]["tuned"]) == 300
     version = mlflow.MlflowClient().get_model_version(MODEL, "1")
     assert version.tags[GATE_RUN]
     report = desk.get(f"/models/{MODEL}/versions/1/report", headers=headers["rita"])

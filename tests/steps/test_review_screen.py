@@ -70,6 +70,8 @@ def test_a_reviewer_promotes_what_they_saw_and_a_guest_sees_nothing(
     run = candidate(name="one")
     with mlflow.start_run(run_id=run):
         mlflow.log_text("<h1>Report of it</h1>", "report.html")
+        worst = {"row": [0], "question": ["Who?"], "reference": ["Ann"], "tuned": ["<b>Bob</b>"]}
+        mlflow.log_table(worst, "predictions.json")
     step("quality_gate", "--run-id", run)
 
     guest = signed_in(opened, url, keys["gus"])
@@ -77,6 +79,7 @@ def test_a_reviewer_promotes_what_they_saw_and_a_guest_sees_nothing(
     page = signed_in(opened, url, keys["rita"])
     page.get_by_role("tab", name="Review").click()
     says(page, "#review-cards", "candidate · 1")
+    says(page, "#review-cards", "<b>Bob</b>")
     page.click("#review-open-report")
     frame = page.frame_locator("#review-report iframe")
     assert frame.locator("h1").inner_text() == "Report of it"
