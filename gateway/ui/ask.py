@@ -131,8 +131,9 @@ class AskScreen:
         )
         with gr.Accordion(_("Camera"), open=False):
             self.camera = gr.Image(
-                sources=["webcam"], type="filepath", format="jpeg", label=_("Picture of the camera")
-            )
+                sources=["webcam"], type="filepath", format="jpeg",
+                label=_("Picture of the camera"), elem_id="ask-camera",
+            )  # fmt: skip
         self.examples()
         self.panel = AnswerPanel(_, self.door.shown_gateway)
 

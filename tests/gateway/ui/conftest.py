@@ -27,6 +27,8 @@ ARGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A camera that films a test pattern.
+    "--use-fake-device-for-media-stream",
 ]
 
 

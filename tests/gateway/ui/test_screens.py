@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -185,6 +186,51 @@ def test_an_example_of_the_test_split_is_asked_with_a_click(
     image, text = message["content"]
     assert image["type"] == "image_url"
     assert "Who is it?" in text["text"]
+
+
+DROPPED = """
+async ([event, name, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], name, { type: "image/png" }));
+  const made = event === "paste"
+    ? new ClipboardEvent(event, { clipboardData: data, bubbles: true, cancelable: true })
+    : new DragEvent(event, { dataTransfer: data, bubbles: true, cancelable: true });
+  document.querySelector("#ask-box textarea").dispatchEvent(made);
+}
+"""
+
+
+@pytest.mark.parametrize("event", ["paste", "drop"])
+def test_a_picture_is_pasted_or_dropped_into_the_question(
+    event: str, page_url: str, opened: Any, stub: Any
+) -> None:
+    stub.tokens = ["seen"]
+    page = opened(page_url)
+    ready(page)
+    choose(page, "ask-task", "Free question")
+    page.evaluate(DROPPED, [event, "one.png", base64.b64encode(picture()).decode()])
+    page.wait_for_selector("#ask-box img")
+    page.fill("#ask-box textarea", "What is it?")
+    page.press("#ask-box textarea", "Enter")
+    assert answered(page) == "seen"
+    assert stub.requests[-1]["messages"][0]["content"][0]["type"] == "image_url"
+
+
+def test_a_picture_of_the_camera_is_asked_about(page_url: str, opened: Any, stub: Any) -> None:
+    stub.tokens = ["seen"]
+    page = opened(page_url, permissions=["camera"])
+    ready(page)
+    choose(page, "ask-task", "Free question")
+    page.get_by_role("button", name="Camera").click()
+    page.get_by_role("button", name="Click to Access Webcam").click()
+    page.get_by_role("button", name="capture photo").click()
+    page.wait_for_selector("#ask-camera img")
+    page.fill("#ask-box textarea", "What is it?")
+    page.press("#ask-box textarea", "Enter")
+    assert answered(page) == "seen"
+    image = stub.requests[-1]["messages"][0]["content"][0]["image_url"]["url"]
+    assert image.startswith("data:image/")
 
 
 def test_two_models_side_by_side_with_a_blind_vote(
