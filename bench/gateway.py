@@ -70,9 +70,9 @@ def gateway(only: tuple[str, ...], seconds: float, requests: int, litellm: Path 
             asyncio.run(RUNS[part](places, seconds, requests))
 
 
-def session(places: Arms) -> aiohttp.ClientSession:
+def session(places: Arms, *, force_close: bool = False) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=force_close),
         headers={"Authorization": f"Bearer {places.key}"},
         timeout=aiohttp.ClientTimeout(total=120),
     )
@@ -87,12 +87,13 @@ STAMP = re.compile(rb'"content": ?" ?(\d+\.\d+)"')
 
 
 async def stream(
-    client: aiohttp.ClientSession, url: str, seconds: float, delays: list[float]
+    client: aiohttp.ClientSession, url: str, seconds: float, delays: list[float], **more: Any
 ) -> float:
     """Read one stream for so long; seconds to its first token. Each chunk tells its own delay."""
     began = time.perf_counter()
     first = 0.0
-    async with client.post(url + "/v1/chat/completions", json=chat(stream=True)) as answer:
+    body = chat(stream=True, **more)
+    async with client.post(url + "/v1/chat/completions", json=body) as answer:
         if answer.status != 200:
             raise click.ClickException(f"{url} answers {answer.status}: {await answer.text()}")
         async for data in answer.content.iter_any():
@@ -152,11 +153,37 @@ async def chunks(places: Arms, seconds: float, __: int) -> None:
 
 
 async def first_token(places: Arms, seconds: float, __: int) -> None:
-    """Time that is added to the first token at 32 streams; arms take turns."""
+    """Time that is added to the first token at 32 streams that begin within 40 ms, and beside 32
+    that run; arms take turns."""
     found: dict[str, list[float]] = {name: [] for name in places}
     for _round in range(max(3, int(seconds))):
         for name, url in places.items():
             found[name] += (await streams(places, url, 32, 0.3))[1]
+    first_tokens_added(found, "32 streams")
+    found = {name: [] for name in places}
+    for _round in range(max(1, round(seconds / 3))):
+        for name, url in places.items():
+            found[name] += await beside_others(places, url, 32)
+    first_tokens_added(found, "beside 32 streams")
+
+
+async def beside_others(places: Arms, url: str, count: int) -> list[float]:
+    """Times to first tokens, in milliseconds, where so many streams run and a new one begins on a
+    new connection whenever one has ended after a second."""
+    firsts: list[float] = []
+    async with session(places, force_close=True) as client:
+
+        async def one(at: int) -> None:
+            await asyncio.sleep(at / count)
+            await stream(client, url, 60, [], max_tokens=RATE)
+            for _ in range(3):
+                firsts.append(await stream(client, url, 60, [], max_tokens=RATE))
+
+        await asyncio.gather(*(one(at) for at in range(count)))
+    return [1000 * each for each in firsts]
+
+
+def first_tokens_added(found: dict[str, list[float]], where: str) -> None:
     for name, values in found.items():
         click.echo(
             f"  {name:10} p50 {percentile(values, 0.5):7.2f} ms   p99 "
@@ -164,9 +191,7 @@ async def first_token(places: Arms, seconds: float, __: int) -> None:
         )
     for name in [name for name in found if name != "direct"]:
         value = percentile(found[name], 0.5) - percentile(found["direct"], 0.5)
-        click.echo(
-            Bar(f"{name}: added to the first token, 32 streams, p50, ms", most=3).line(value)
-        )
+        click.echo(Bar(f"{name}: added to the first token, {where}, p50, ms", most=3).line(value))
 
 
 def photo(size: int) -> bytes:
