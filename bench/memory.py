@@ -142,7 +142,7 @@ def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
             shares = [packing.share(lengths, rank, cards) for rank in range(cards)]
             longest = max(sum(lengths[i] for i in share) for share in shares)
             # A pass for each process, whose shares are not quite the same.
-            sft.budget = longest
+            sft.budget.tokens = longest
             planned = replace(plan, token_budget=longest)
             estimated = memory.estimate(one_step, located, chosen, planned, cards).total
             sft.rows["train"] = chosen

@@ -87,3 +87,12 @@ def sizes(model: Any) -> Iterator[tuple[str, int]]:
     for name, parameter in model.named_parameters():
         shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
         yield name, math.prod(shape) if shape else parameter.numel()
+
+
+def recompute_activations(model: Any) -> None:
+    """Checkpoint every layer that has something to learn before it."""
+    whole = causal(model)
+    whole.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers lets embeddings demand gradients, for checkpointing of the old kind; it sends the
+    # backward pass through a frozen vision tower.
+    whole.disable_input_require_grads()

@@ -131,7 +131,7 @@ class Cost:
 
     def total(self) -> dict[str, float]:
         """Seconds of training, tokens in all processes, and seconds times processes."""
-        seconds = self.sft.seconds()
+        seconds = self.sft.clock.seconds()
         attempt = {
             "seconds": seconds,
             "tokens": self.sft.tokens_seen,
@@ -168,7 +168,7 @@ def utilization(sft: PackedTrainer) -> dict[str, float]:
     for name, peak in PEAK_FLOPS.items():
         if name in card:
             flops = sft.flops * sft.tokens_seen
-            return {"mfu": flops / max(sft.seconds(), 1e-9) / peak / sft.args.world_size}
+            return {"mfu": flops / max(sft.clock.seconds(), 1e-9) / peak / sft.args.world_size}
     return {}
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
 from loraline.base import locate
 from loraline.errors import UserError
-from loraline.process import share
 from loraline.training import (
     adapted,
     arguments,
@@ -33,6 +28,9 @@ from loraline.training import (
     sharding,
 )
 from loraline.training.adapter_trainer import AdapterTrainer
+from loraline.training.clock import Clock
+from loraline.training.loading import loader, on_device
+from loraline.training.token_budget import TokenBudget
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,29 +139,19 @@ class PackedTrainer(AdapterTrainer):
         # Wrapped by nobody: gradients are summed here (`exchange`), once a step is whole.
         self.is_distributed_loading_by_transformers = True
         self.encoder, self.rows, self.steps = encoder, rows, steps
-        self.budget, self.sharded = plan.token_budget, plan.sharded
+        self.budget, self.sharded = TokenBudget(plan.token_budget), plan.sharded
         self.rates, self.ratio, self.flops = rates, ratio, flops
         causal = adapted.causal(model)
         self.rope_index = getattr(causal.model, "get_rope_index", None)
         self.attention = attention.use(causal, self.args.device)
         loss.give_losses(causal)
         if plan.checkpointing:
-            self.recompute_activations()
+            adapted.recompute_activations(model)
         self.tokens_seen = 0
-        self.ran_out = False
         self.patience, self.initial = patience, initial
         self.best = {}
-        self.began = self.ended = self.paused = 0.0
-        self.paced = (time.monotonic(), 0)
+        self.clock = Clock()
         self.add_callback(EpochOrder(steps))
-
-    def recompute_activations(self) -> None:
-        """Checkpoint every layer that has something to learn before it."""
-        causal = adapted.causal(self.model)
-        causal.gradient_checkpointing_enable({"use_reentrant": False})
-        # transformers lets embeddings demand gradients, for checkpointing of the old kind; it sends
-        # the backward pass through a frozen vision tower.
-        causal.disable_input_require_grads()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         return [next(epoch_iterator)], None
@@ -175,20 +163,7 @@ class PackedTrainer(AdapterTrainer):
         """Nothing: the trainer would ask all processes for zeros, step by step."""
 
     def get_train_dataloader(self) -> Any:
-        return self.loader(range(len(self.rows["train"])), self.steps, self.step_of)
-
-    def loader(self, indices: Sequence[int], batches: Any, collate: Any) -> Any:
-        on_gpu = self.args.device.type == "cuda"
-        return DataLoader(
-            indices,
-            batch_sampler=batches,
-            collate_fn=collate,
-            # Images are decoded while the GPU works; without one there is no core to spare.
-            num_workers=workers() if on_gpu else 0,
-            worker_init_fn=out_of_reach,
-            # Of its own, so that loading does not move the state that dropout draws from.
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
+        return loader(range(len(self.rows["train"])), self.steps, self.step_of, self.args)
 
     def step_of(self, indices: Sequence[int]) -> Step:
         """This process' share of a step's rows, packed."""
@@ -196,123 +171,75 @@ class PackedTrainer(AdapterTrainer):
         share = packing.share(
             [len(row) for row in rows], self.args.process_index, self.args.world_size
         )
-        batches = self.packs([rows[i] for i in share], self.budget)
+        batches = self.packs([rows[i] for i in share], self.budget.tokens)
         tokens, targets = sum(map(len, rows)), sum(row.targets for row in rows)
-        return Step([indices[i] for i in share], batches, tokens, targets, self.budget)
+        return Step([indices[i] for i in share], batches, tokens, targets, self.budget.tokens)
 
     def packs(self, rows: Sequence[Row], budget: int) -> list[packing.MicroBatch]:
         groups = packing.plan([len(row) for row in rows], budget)
         return [packing.pack(self.encoder, [rows[i] for i in g], self.rope_index) for g in groups]
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        self.began = time.monotonic()
-        try:
+        with self.clock.running():
             return super().train(*arguments, **options)
-        finally:
-            self.ended = time.monotonic()
-
-    def seconds(self) -> float:
-        """How long it has trained so far, without its evaluations."""
-        return (self.ended or time.monotonic()) - self.began - self.paused if self.began else 0.0
 
     def pace(self) -> float:
-        now = (time.monotonic() - self.paused, self.tokens_seen)
-        elapsed, tokens = (after - before for after, before in zip(now, self.paced, strict=True))
-        self.paced = now
-        return tokens / max(elapsed, 1e-9)
+        return self.clock.pace(self.tokens_seen)
 
     def log(self, logs: dict[str, float], *rest: Any) -> None:
-        self.check_finite(logs)
+        check_finite(logs, self.state.global_step)
         super().log(logs, *rest)
-
-    def check_finite(self, logs: Mapping[str, float]) -> None:
-        """Raise UserError, in all processes, where a loss is no number: nothing comes after it."""
-        named = {"loss": "loss", "grad_norm": "loss", "eval_loss": "validation loss"}
-        for key, name in named.items():
-            if not math.isfinite(logs.get(key, 0.0)):
-                raise UserError(
-                    f"the {name} is not a number at step {self.state.global_step}; lower "
-                    "learning_rate, or look for broken rows around there"
-                )
 
     def training_step(self, model: Any, inputs: Step, num_items_in_batch: Any = None) -> Tensor:
         """Gradients of one optimizer step; returns this process' part of its mean loss.
 
-        Raises UserError, in all processes, when it does not fit the GPU of one for the second time.
+        Raises UserError as `within_memory` does.
         """
         model.train()
         longest = max((batch["input_ids"].numel() for batch in inputs.batches), default=0)
         summed = self.within_memory(lambda: self.accumulate(model, inputs), longest)
-        self.check_room(summed is not None)
         if not self.sharded:
             exchange.sum_gradients(self.learning())
         self.tokens_seen += inputs.tokens
-        assert summed is not None, "check_room ends what has no result"
         # The trainer logs the mean of the processes' losses.
         return summed * self.args.world_size
 
-    def within_memory(self, work: Callable[[], Tensor], longest: int) -> Tensor | None:
-        """What `work` gives, once more in smaller passes where it runs out of memory.
+    def within_memory(self, work: Callable[[], Tensor], longest: int) -> Tensor:
+        """What `work` gives, in smaller passes where it runs out of memory for the first time.
 
-        `longest` is the tokens of its longest pass. None where it runs out of memory again: other
-        processes wait for this one and have to know.
+        `longest` is the tokens of its longest pass. Raises UserError, in all processes, where it
+        does not fit the GPU of one.
         """
         if self.sharded:
-            return sharding.together(work)
-        for _ in range(2):
-            try:
-                return work()
-            except torch.OutOfMemoryError:
-                if self.ran_out:
-                    return None
-            # Smaller packs of the same rows: slower, but the same step. Passes are often far from
-            # full; half of the budget could be as long as before.
-            self.ran_out = True
-            self.budget = max(1, min(self.budget, longest) // 2)
-            self.recompute_activations()
-            torch.cuda.empty_cache()
-            self.model.zero_grad()
-        return None
+            result = sharding.together(work)
+        else:
+            result = self.budget.attempt(work, longest, self.make_room)
+        self.budget.check(result is not None, self.args.process_index, self.args.world_size)
+        assert result is not None, "`check` ends what has no result"
+        return result
 
-    def check_room(self, fits: bool) -> None:
-        """End all processes where the work of one does not fit its GPU; `fits` is about its own."""
-        rank = self.args.process_index
-        short, budget = exchange.highest([0 if fits else rank + 1, -self.budget])
-        if short:
-            where = f" of process {short - 1}" if self.args.world_size > 1 else ""
-            raise UserError(
-                f"a step does not fit the GPU{where}, not even {-budget} tokens a pass; lower "
-                "max_length, set memory: small, or use a larger card"
-            )
+    def make_room(self) -> None:
+        """Before a step is done again in smaller passes."""
+        adapted.recompute_activations(self.model)
+        torch.cuda.empty_cache()
+        self.model.zero_grad()
 
     def accumulate(self, model: Any, step: Step) -> Tensor:
-        if step.budget > self.budget:
-            packs = self.packs([self.rows["train"][i] for i in step.rows], self.budget)
+        if step.budget > self.budget.tokens:
+            packs = self.packs([self.rows["train"][i] for i in step.rows], self.budget.tokens)
         else:
             packs = step.batches
         total = torch.zeros((), device=self.args.device)
         for pack, counts in self.passes(packs, self.spare):
-            part = counts * model(**self.on_device(pack)).sum() / step.targets
+            part = counts * model(**on_device(pack, self.args.device)).sum() / step.targets
             self.accelerator.backward(part)
             total += part.detach()
         return total
 
-    def on_device(self, pack: packing.MicroBatch) -> packing.MicroBatch:
-        """A pass's input where the model is; the GPU goes on with the pass before it meanwhile."""
-        device = self.args.device
-        if device.type != "cuda":
-            return pack
-        return {
-            name: value.pin_memory().to(device, non_blocking=True)
-            if isinstance(value, torch.Tensor)
-            else value
-            for name, value in pack.items()
-        }
-
     @cached_property
     def spare(self) -> packing.MicroBatch:
         """The shortest row, for passes that count nothing."""
-        return self.packs([min(self.rows["train"], key=len)], self.budget)[0]
+        return self.packs([min(self.rows["train"], key=len)], self.budget.tokens)[0]
 
     def passes(self, passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
         """Passes of this process, each with whether it counts; see `sharding.level`."""
@@ -324,10 +251,9 @@ class PackedTrainer(AdapterTrainer):
         """Mean loss of a validation answer token in nats; the same for any packing."""
         if self.told_to_stop():
             return {}
-        started = time.monotonic()
-        mean = self.validation_loss()
+        with self.clock.paused():
+            mean = self.validation_loss()
         metrics = {"eval_loss": mean, "eval_perplexity": math.exp(min(mean, 700))}
-        self.paused += time.monotonic() - started
         self.log(dict(metrics))
         self.remember(mean)
         self.control = self.callback_handler.on_evaluate(
@@ -338,22 +264,20 @@ class PackedTrainer(AdapterTrainer):
     def validation_loss(self) -> float:
         """Mean loss of the validation rows' answer tokens; each process has its share of rows.
 
-        Raises UserError as `training_step` does.
+        Raises UserError as `within_memory` does.
         """
         rows = self.rows["validation"]
         lengths = [len(row) for row in rows]
         share = packing.share(lengths, self.args.process_index, self.args.world_size)
         here = [rows[i] for i in share]
-        longest = min(self.budget, sum(map(len, here)))
+        longest = min(self.budget.tokens, sum(map(len, here)))
         self.model.eval()
         summed = self.within_memory(lambda: self.sum_of_losses(here), longest)
-        self.check_room(summed is not None)
-        assert summed is not None, "check_room ends what has no result"
         return exchange.total(summed) / sum(row.targets for row in rows)
 
     def sum_of_losses(self, rows: Sequence[Row]) -> Tensor:
         """Losses of all answer tokens of some rows, added up in float64."""
-        planned = packing.plan([len(row) for row in rows], self.budget)
+        planned = packing.plan([len(row) for row in rows], self.budget.tokens)
         rows = [*rows, min(self.rows["validation"], key=len)]
         leveled = list(self.passes(planned, [len(rows) - 1]))
         packs = [indices for indices, _ in leveled]
@@ -363,9 +287,9 @@ class PackedTrainer(AdapterTrainer):
 
         total = torch.zeros((), device=self.args.device, dtype=torch.float64)
         with torch.no_grad(), self.accelerator.autocast():
-            batches = self.loader(range(len(rows)), packs, pack)
+            batches = loader(range(len(rows)), packs, pack, self.args)
             for batch, (_, counts) in zip(batches, leveled, strict=True):
-                total += counts * self.model(**self.on_device(batch)).sum()
+                total += counts * self.model(**on_device(batch, self.args.device)).sum()
         return total
 
     def told_to_stop(self) -> bool:
@@ -375,17 +299,12 @@ class PackedTrainer(AdapterTrainer):
         return within and bool(self.control.should_training_stop)
 
 
-def workers() -> int:
-    """Processes that decode images for this one: its share of the machine's cores, but for one."""
-    return max(1, min(8, share.cpus() // launch.local_world() - 1))
-
-
-def out_of_reach(worker: int) -> None:
-    """Take a loader's process out of the group that is told to stop.
-
-    Its training decides when it stops, after the step at hand; a loader that had gone before would
-    end the training with an error instead of a checkpoint. The loader of a training that is no
-    more notices by itself.
-    """
-    os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def check_finite(logs: Mapping[str, float], step: int) -> None:
+    """Raise UserError, in all processes, where a loss is no number: nothing comes after it."""
+    named = {"loss": "loss", "grad_norm": "loss", "eval_loss": "validation loss"}
+    for key, name in named.items():
+        if not math.isfinite(logs.get(key, 0.0)):
+            raise UserError(
+                f"the {name} is not a number at step {step}; lower "
+                "learning_rate, or look for broken rows around there"
+            )

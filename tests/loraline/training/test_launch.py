@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from loraline.errors import Stopped, TryAgain, UserError
-from loraline.training import launch, other_nodes, trainer
+from loraline.training import launch, loading, other_nodes
 from loraline.training.group import Group
 
 ROOT = Path(__file__).parents[3]
@@ -73,7 +73,7 @@ def test_what_stops_a_training_does_not_reach_its_loaders() -> None:
         worker = os.fork()
         if worker == 0:
             signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
-            trainer.out_of_reach(0)
+            loading.out_of_reach(0)
             time.sleep(0.5)
             os._exit(0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,41 @@
+"""How long a training has taken, without its evaluations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Counts seconds from the beginning of a training, and none while it is paused."""
+
+    def __init__(self) -> None:
+        self.began = self.ended = self.away = 0.0
+        self.last = time.monotonic(), 0
+        """When the pace was asked for, and the tokens until then."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.ended = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.away += time.monotonic() - began
+
+    def seconds(self) -> float:
+        """How long it has trained so far."""
+        return (self.ended or time.monotonic()) - self.began - self.away if self.began else 0.0
+
+    def pace(self, tokens: int) -> float:
+        """Tokens a second since the last time that it was asked; `tokens` are all so far."""
+        now = (time.monotonic() - self.away, tokens)
+        seconds, passed = (after - before for after, before in zip(now, self.last, strict=True))
+        self.last = now
+        return passed / max(seconds, 1e-9)
