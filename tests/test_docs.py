@@ -16,6 +16,7 @@ from loraline import layered_yaml, limits, profile_files, profiles
 from loraline.base import architectures
 from loraline.evaluation import plugins
 from loraline.preparation import Prepare, Split
+from loraline.profile_keys import Tune
 from loraline_cli import main as cli
 
 ROOT = Path(__file__).parents[1]
@@ -235,7 +236,7 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
     keys |= {f"prepare.{key}" for key in Prepare.model_fields}
     keys |= {f"gate.{key}" for key in limits.Gate.model_fields}
     keys |= {f"split.{key}" for key in Split.model_fields}
-    keys |= {f"tune.{key}" for key in profiles.Tune.model_fields}
+    keys |= {f"tune.{key}" for key in Tune.model_fields}
     assert keys <= listed
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from loraline import limits, preparation, profiles
+from loraline import limits, preparation, profile_keys, profiles
 from loraline.profiles import Profile
 
 SCALARS = ("string", "integer", "number", "boolean")
@@ -18,7 +18,7 @@ SCALARS = ("string", "integer", "number", "boolean")
 def documented() -> dict[str, dict[str, str]]:
     """The docstring under each key, by class and key; pydantic leaves it in the source."""
     by_class: dict[str, dict[str, str]] = {}
-    for module in (limits, preparation, profiles):
+    for module in (limits, preparation, profile_keys, profiles):
         for definition in ast.parse(inspect.getsource(module)).body:
             if not isinstance(definition, ast.ClassDef):
                 continue
