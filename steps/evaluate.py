@@ -9,7 +9,6 @@ Writes: `predictions.json` (with token IDs), `measurements.json` (intervals, fin
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -152,18 +151,13 @@ def log_numbers(
 
     from loraline.evaluation import measurement
 
-    numbers = comparison.flat()
-    for model, answered in measured.items():
-        for name, count in measurement.counts(answered.answers).items():
-            numbers[f"{model}_{name}"] = count
-    # MLflow stores infinity as the largest float, which would look like a number.
-    finite = {key: value if math.isfinite(value) else math.nan for key, value in numbers.items()}
+    numbers = measurement.numbers(comparison, measured)
     tuned = measured["tuned"]
     sizes = {"rows": len(tuned.answers), "target_tokens": sum(tuned.tokens)}
-    mlflow.log_metrics({**finite, **sizes}, run_id=run.info.run_id)
+    mlflow.log_metrics({**numbers, **sizes}, run_id=run.info.run_id)
     mlflow.log_metrics(
         {
-            f"{model}_{name}": finite[f"{model}_{name}"]
+            f"{model}_{name}": numbers[f"{model}_{name}"]
             for model in comparison.values
             for name in headline
         },

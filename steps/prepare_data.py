@@ -11,7 +11,6 @@ report.html and report.md among the output files.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,14 +179,10 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         registered = f"{merged.work.recipe.registered_model}-prompt"
         instruction = prompts.register(client, instruction, registered)
         folder = Path(scratch, "dataset")
-        folder.mkdir()
-        template = instruction.template or prompts.OURS
-        (folder / "prompt.txt").write_text(template, encoding="utf-8")
         # Both wait for others most of the time: for the disk, and for the base's tokenizer.
         report = aside.submit(write, merged, Path(scratch, "report"))
-        listed = shards.write(merged, folder)
-        manifest = dataset.manifest(merged, instruction, template, digest, listed)
-        (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        template = instruction.template or prompts.OURS
+        shards.write_dataset(merged, instruction, template, digest, folder)
         written = contract.sha256(folder / dataset.MANIFEST)
         mlflow.set_tag(tags.DATASET_DIGEST, written)
         mlflow.log_param(tags.DATASET_DIGEST, written)
@@ -195,12 +190,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         report.result()
         for artifacts in ("dataset", "benchmark", "report"):
             mlflow.log_artifacts(str(Path(scratch, artifacts)), artifacts)
-        mlflow.log_params(
-            {"source": ", ".join(uris)[:6000], "digest": digest, "version": version}
-            | ({"prompt_uri": instruction.uri} if instruction.uri else {})
-            | ({"boxes": merged.work.boxes} if merged.work.boxes else {})
-            | ({"tools": "yes"} if merged.tools else {})
-        )
+        mlflow.log_params(dataset.parameters(merged, instruction, digest))
         mlflow.log_metrics(dataset.metrics(merged))
         known = {"sha256": digest, "prompt": instruction.uri, "boxes": merged.work.boxes or ""}
         datasets.log_made(name, version, uris[0], known)

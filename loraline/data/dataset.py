@@ -216,6 +216,19 @@ def manifest(
     }
 
 
+def parameters(merged: Dataset, prompt: Prompt, digest: str) -> dict[str, str]:
+    """Where a dataset comes from and what is in it, as the run's parameters."""
+    uris = ", ".join(source.entry.uri for source in merged.work.sources)
+    values = {"source": uris[:6000], "digest": digest, "version": digest[:8]}
+    if prompt.uri:
+        values["prompt_uri"] = prompt.uri
+    if merged.work.boxes:
+        values["boxes"] = merged.work.boxes
+    if merged.tools:
+        values["tools"] = "yes"
+    return values
+
+
 def metrics(merged: Dataset) -> dict[str, float]:
     """Rows by split and by check, and lengths, as the run's metrics."""
     tokens = merged.facts["tokens"]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraline.data import dataset
 from loraline.data.merged import Dataset, batches
 from loraline.records import SPLITS, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from loraline.tracking.prompts import Prompt
 
 GROUP, SHARD = 32 * 2**20, 512 * 2**20
 """Bytes of a row group and of a shard, before compression."""
@@ -63,6 +67,16 @@ class Shards:
         if self.writer is not None:
             self.writer.close()
         self.writer, self.filled = None, 0
+
+
+def write_dataset(
+    merged: Dataset, prompt: Prompt, template: str, digest: str, folder: Path
+) -> None:
+    """Write a dataset into a new folder: the prompt's text, the shards, the manifest last."""
+    folder.mkdir()
+    (folder / "prompt.txt").write_text(template, encoding="utf-8")
+    manifest = dataset.manifest(merged, prompt, template, digest, write(merged, folder))
+    (folder / dataset.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def write(merged: Dataset, folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -189,6 +190,18 @@ class Comparison:
                 ("_high", interval.high),
             )
         }
+
+
+def numbers(comparison: Comparison, measured: Mapping[str, Measurement]) -> dict[str, float]:
+    """Metrics and counts of every model by name, as the run's metrics.
+
+    NaN stands for infinity, which MLflow stores as the largest float: it would look like a number.
+    """
+    values = comparison.flat()
+    for model, answered in measured.items():
+        for name, count in counts(answered.answers).items():
+            values[f"{model}_{name}"] = count
+    return {key: value if math.isfinite(value) else math.nan for key, value in values.items()}
 
 
 def entries(
