@@ -1,9 +1,8 @@
-"""The vLLM servers: their models, and requests to them. Their own words stay in this module."""
+"""The vLLM servers: their models, and requests to them."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -12,7 +11,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from gateway import sse
+from gateway import sse, upstream_errors
 from gateway.errors import Problem
 from gateway.exchange import Exchange
 from gateway.keys import Caller
@@ -29,13 +28,6 @@ IDLE_S = 30
 
 MAX_ANSWER = 32 * MIB
 """Bytes of one answer; a server that never ends is cut here."""
-
-LENGTHS = (
-    re.compile(r"maximum context length is (?P<limit>\d+).*?contains (?:at least )?(?P<asked>\d+)"),
-    re.compile(r"\(length (?P<asked>\d+)\).*?maximum model length of (?P<limit>\d+)"),
-    re.compile(r"maximum context length is (?P<limit>\d+).*?requested (?P<asked>\d+)"),
-)
-"""How vLLM says that a request is too long (renderers/params.py, v1/engine/input_processor.py)."""
 
 
 class Upstreams:
@@ -129,7 +121,7 @@ class Upstreams:
         """
         models = self.models
         if not models:
-            raise unavailable(self.settings.refresh_s)
+            raise upstream_errors.unavailable(self.settings.refresh_s)
         if name:
             named = [model for model in models if model.name == name]
             named = named or [model for model in models if model.role == name]
@@ -215,52 +207,24 @@ class Upstreams:
             raise self.garbage(model)
         if not ended:
             self.metrics.upstream_errors.labels(model.name, "cut").inc()
-            raise cut()
+            raise upstream_errors.cut()
 
     def failed(self, model: Model, error: BaseException) -> Problem:
         """The problem behind a failed connection."""
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            self.metrics.upstream_errors.labels(model.name, "connect").inc()
-            return unavailable(self.settings.refresh_s)
-        if isinstance(error, TimeoutError):
-            self.metrics.upstream_errors.labels(model.name, "timeout").inc()
-            return Problem(
-                504, "upstream_timeout", "The model's server took too long and was given up."
-            )
-        if isinstance(error, aiohttp.ClientPayloadError):
-            self.metrics.upstream_errors.labels(model.name, "cut").inc()
-            return cut()
-        self.metrics.upstream_errors.labels(model.name, "reset").inc()
-        return Problem(
-            503,
-            "upstream_reset",
-            "The model's server closed the connection; try again.",
-            retry_after=self.settings.refresh_s,
-        )
+        reason, problem = upstream_errors.broken(error, self.settings.refresh_s)
+        self.metrics.upstream_errors.labels(model.name, reason).inc()
+        return problem
 
     def garbage(self, model: Model) -> Problem:
         self.metrics.upstream_errors.labels(model.name, "garbage").inc()
         return sse.garbage()
 
     async def refused(self, model: Model, answer: aiohttp.ClientResponse) -> Problem:
-        """The problem behind a status, in our words: vLLM's message may quote the request."""
+        """The problem behind a status other than 200."""
         text = (await answer.content.read(2**16)).decode(errors="replace")
-        status = answer.status
-        self.metrics.upstream_errors.labels(model.name, f"status_{status // 100}xx").inc()
-        if status in (400, 413, 422):
-            return too_long(text) or Problem(
-                422,
-                "refused",
-                "The model's server refuses this request: a part of it is beyond what the model "
-                "takes.",
-            )
-        if status in (401, 403):
-            return Problem(
-                502, "upstream_key", "The model's server does not take the gateway's key."
-            )
-        if status in (404, 408, 429, 503):
-            return unavailable(self.settings.refresh_s)
-        return Problem(502, "upstream_error", f"The model's server failed with {status}.")
+        reason = f"status_{answer.status // 100}xx"
+        self.metrics.upstream_errors.labels(model.name, reason).inc()
+        return upstream_errors.refused(answer.status, text, self.settings.refresh_s)
 
 
 async def read(answer: aiohttp.ClientResponse) -> bytes:
@@ -271,30 +235,3 @@ async def read(answer: aiohttp.ClientResponse) -> bytes:
             raise sse.garbage()
         pieces.append(data)
     return b"".join(pieces)
-
-
-def too_long(text: str) -> Problem | None:
-    """The problem of a request beyond the context, with both numbers, if it is that."""
-    for pattern in LENGTHS:
-        if match := pattern.search(text):
-            limit, asked = int(match["limit"]), int(match["asked"])
-            unit = "characters" if f"{asked} characters" in text else "tokens"
-            return Problem(
-                422,
-                "context",
-                f"The request is {asked:,} {unit} long, and the model takes {limit:,} tokens with "
-                "its answer.",
-                limit=limit,
-                asked=asked,
-            )
-    return None
-
-
-def cut() -> Problem:
-    return Problem(502, "upstream_cut", "The model's server ended before its answer was complete.")
-
-
-def unavailable(seconds: float) -> Problem:
-    return Problem(
-        503, "model_unavailable", "The model's server is not up; try again.", retry_after=seconds
-    )
