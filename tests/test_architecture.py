@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -57,3 +58,45 @@ def test_where_something_is_asked_the_answer_is_there(question: str, answer: str
 
 def test_twenty_questions_are_answered() -> None:
     assert len(QUESTIONS) >= 20
+
+
+LONGEST = {"module": 400, "class": 200, "step": 220}
+"""Lines. What is longer is split where there is a seam, or says why not in its docstring."""
+
+REASON = "It is long because"
+"""How such a docstring begins that sentence."""
+
+
+def too_long(source: str, *, is_step: bool = False) -> list[str]:
+    """A module and its classes with their lines, where they are too many without a reason."""
+    module = ast.parse(source)
+    size = "step" if is_step else "module"
+    measured = [(size, len(source.splitlines()), size, ast.get_docstring(module))]
+    for node in ast.walk(module):
+        if isinstance(node, ast.ClassDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            measured.append((node.name, lines, "class", ast.get_docstring(node)))
+    return [
+        f"{name}: {lines} lines"
+        for name, lines, size, docstring in measured
+        if lines > LONGEST[size] and REASON not in (docstring or "")
+    ]
+
+
+def test_nothing_is_too_long_to_be_read_at_once() -> None:
+    modules = [path for package in set(MAP) - {"bench"} for path in (ROOT / package).glob("*.py")]
+    lengths = {
+        str(path.relative_to(ROOT)): too_long(path.read_text(), is_step=path.parent.name == "steps")
+        for path in modules
+    }
+
+    assert {path: names for path, names in lengths.items() if names} == {}
+
+
+def test_what_is_too_long_is_named_unless_it_says_why() -> None:
+    grown = "class Grown:\n" + "    x = 1\n" * 200
+
+    assert too_long(grown) == ["Grown: 201 lines"]
+    assert too_long(grown.replace("    x = 1\n", f'    """{REASON} of its table."""\n', 1)) == []
+    assert too_long("x = 1\n" * 221, is_step=True) == ["step: 221 lines"]
+    assert too_long("x = 1\n" * 401) == ["module: 401 lines"]
