@@ -13,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -286,12 +287,18 @@ class Server:
         self.behave()
         self.process = stage.start(program, str(self.port), str(self.control), *arguments)
         for _ in range(6000):
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), 5).close()
+            if self.listens():
                 return
             if self.process.wait(0.02) is not None:
                 break
         raise AssertionError(self.process.stderr.read_text())
+
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5).close()
+        except OSError:
+            return False
+        return True
 
     def misbehave(self, **fault: Any) -> None:
         """Tell the server what to do with which request; see `unruly.Fault`."""
@@ -306,6 +313,10 @@ class Server:
         if self in self.stage.servers:
             self.stage.servers.remove(self)
             self.process.kill()
+            # The fork that serves dies a moment after the process that was waited for. The next
+            # server would take that one's port for its own.
+            while self.listens():
+                time.sleep(0.01)
             self.reserved.close()
 
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import harm
 import pytest
 import table
 from cells import Cell
 from line import Line
+from stage import Server, Stage
 
 pytestmark = pytest.mark.slow
+
+
+def test_a_server_that_was_stopped_leaves_its_port(tmp_path: Path) -> None:
+    """Or the next one would meet it there, and the step after that nobody."""
+    stage = Stage(tmp_path)
+    try:
+        for _ in range(10):
+            server = Server(stage, "s3", reserved=stage.reserved)
+            server.stop()
+            assert not server.listens()
+    finally:
+        stage.close()
 
 
 LONGEST = (
