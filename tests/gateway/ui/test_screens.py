@@ -224,8 +224,10 @@ def test_a_picture_of_the_camera_is_asked_about(page_url: str, opened: Any, stub
     choose(page, "ask-task", "Free question")
     page.get_by_role("button", name="Camera").click()
     page.get_by_role("button", name="Click to Access Webcam").click()
+    # Before there is a film, the button takes nothing.
+    page.wait_for_function("document.querySelector('#ask-camera video')?.videoWidth > 0")
     page.get_by_role("button", name="capture photo").click()
-    page.wait_for_selector("#ask-camera img")
+    page.wait_for_selector("#ask-camera img:not(.hide)")
     page.fill("#ask-box textarea", "What is it?")
     page.press("#ask-box textarea", "Enter")
     assert answered(page) == "seen"
