@@ -389,10 +389,11 @@ def held_out(line: Line, client: Any) -> list[dict[str, Any]]:
     run_id = line.output("prepare-data")
     file = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/dataset/test.parquet")
     prompt = mlflow.artifacts.load_text(f"runs:/{run_id}/dataset/prompt.txt")
-    before = prompt.partition("{question}")[0]
+    before, _, after = prompt.partition("{question}")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     for row, record in zip(rows, records.read(Path(file)), strict=True):
-        row["asked"] = record.question.removeprefix(before)
+        asked = record.question.removeprefix(records.IMAGE)
+        row["asked"] = asked.removeprefix(before).removesuffix(after)
         row["image"] = base64.b64encode(record.images[0]).decode() if record.images else None
     return rows
 

@@ -21,7 +21,7 @@ from gateway.served import Model
 from gateway.sessions import Keeper
 from gateway.uploads import Form
 from loraline.contract import Contract
-from loraline.records import from_prompt
+from loraline.records import TAGS, from_prompt
 from loraline.serving.client import request as measured_request
 
 router = APIRouter(tags=["Adapter"])
@@ -150,6 +150,12 @@ def check(contract: Contract, question: str, files: bool) -> None:
             "question",
             "This model was trained with one prompt that has no place for a question; leave the "
             "question out.",
+        )
+    if files and (tag := TAGS.search(question)):
+        raise Problem(
+            422,
+            "question",
+            f"A question has no {tag[0]} in it: what is uploaded stands before it.",
         )
     if (contract.modality == "vision") != files:
         wanted = "takes an image" if contract.modality == "vision" else "takes no files"

@@ -127,6 +127,15 @@ def test_a_text_model_takes_no_files_and_needs_a_question(text, png) -> None:
     assert ask(text, model="tiny-lora").json()["code"] == "question"
 
 
+@pytest.mark.parametrize("tag", ["<image>", "<video>"])
+def test_a_question_with_the_tag_of_a_file_is_refused(start, stub, png, tag) -> None:
+    with start(CONTRACT | {"prompt": "Where is {question}?"}) as gateway:
+        assert ask(gateway, png, question="the block").status_code == 200
+        refused = ask(gateway, png, question=f"the block {tag}")
+    assert (refused.status_code, refused.json()["code"]) == (422, "question")
+    assert tag in refused.json()["detail"]
+
+
 def test_a_model_is_named_by_its_role_too(vision, stub, png) -> None:
     assert ask(vision, png, model="base").status_code == 200
     assert stub.requests[0]["model"] == "base"
