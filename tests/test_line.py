@@ -62,6 +62,22 @@ class Line:
     def output(self, task: str, name: str = "run-id") -> str:
         return (self.latest / task / name).read_text()
 
+    @contextmanager
+    def served(self, manifest: Path | None = None, **environment: str) -> Iterator[Any]:
+        """A server of the line's manifest, or of another one, started here on a free port."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        with pytest.MonkeyPatch.context() as patch:
+            # The contract names the base relative to where the line runs.
+            patch.chdir(self.place)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            rendered = self.latest / "deploy-vllm" / "vllm.yaml"
+            with local.start(manifest or rendered, port) as server:
+                patch.undo()
+                yield server
+
     def scorecard(self) -> dict[str, Any]:
         return json.loads(self.output("quality-gate", "scorecard.json"))
 
@@ -147,16 +163,8 @@ def test_the_registered_model_answers_as_it_was_measured(line: Line, client: Any
 @pytest.fixture(scope="module")
 def running(line: Line, script) -> Iterator[Any]:
     """The manifest's server, with leave to change its adapters for the tests that spoil it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        # The contract names the base relative to where the line runs.
-        patch.chdir(line.place)
-        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
-        with local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
-            patch.undo()
-            yield server
+    with line.served(VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as server:
+        yield server
 
 
 @pytest.mark.slow
@@ -368,13 +376,8 @@ def test_verification_fails_on_another_template(line: Line, script) -> None:
     assert "[INST]" in rendered
     copy = line.place / "other-template.yaml"
     copy.write_text(rendered.replace("[INST]", "[ASK]"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(line.place)
-        with local.start(copy, port, line.place / "other") as server:
-            ended = verified(line, server.url)
+    with line.served(copy) as server:
+        ended = verified(line, server.url)
     assert ended.returncode == 1
     assert "another chat template, prompt or pixel limit" in ended.stderr
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import mlflow
 import pytest
 import yaml
 
-from loraline.delivery import local
 from tests.test_line import Line
 
 pytestmark = pytest.mark.slow
@@ -49,14 +47,8 @@ def test_the_gate_passes_and_the_server_takes_a_video_a_request(line: Line) -> N
 @pytest.fixture(scope="module")
 def running(line: Line) -> Iterator[Any]:
     """The manifest's server, started here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(line.place)
-        with local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
-            patch.undo()
-            yield server
+    with line.served() as server:
+        yield server
 
 
 def test_the_server_answers_the_films_as_was_measured(line: Line, running: Any) -> None:

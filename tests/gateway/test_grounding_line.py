@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,6 @@ import mlflow
 import pytest
 import yaml
 
-from loraline.delivery import local
 from loraline.evaluation.metrics import iou
 from tests.gateway.test_pointing import box_of, stored
 from tests.test_line import Line, held_out, verified
@@ -54,19 +52,11 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def served(line: Line, start: Any) -> Iterator[tuple[Any, Any]]:
     """The manifest's server, and a gateway before it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        # The contract names the base relative to where the line runs.
-        patch.chdir(line.place)
-        # What an earlier line's test has set is another store.
-        patch.setenv("MLFLOW_TRACKING_URI", line.store)
-        with local.start(line.latest / "deploy-vllm" / "vllm.yaml", port) as server:
-            patch.undo()
-            entry = {"url": server.url, "name": server.adapter}
-            with start(server.contract, entry, refresh_s=1) as gateway:
-                yield server, gateway
+    # What an earlier line's test has set is another store.
+    with line.served(MLFLOW_TRACKING_URI=line.store) as server:
+        entry = {"url": server.url, "name": server.adapter}
+        with start(server.contract, entry, refresh_s=1) as gateway:
+            yield server, gateway
 
 
 def test_predict_gets_the_measured_tokens_of_all_held_out_rows(
