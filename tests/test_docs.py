@@ -26,14 +26,14 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MUL
 
 def commands() -> list[tuple[str, str]]:
     """(page, command line) of every code block and table that calls a script of ours."""
-    found = []
+    result = []
     for page in PAGES:
         text = page.read_text()
         for line in re.findall(
             r"(?:\.venv/bin/)?python (?:bench|docs|steps|workflows|test_data)/[^`|\n]+", text
         ):
-            found.append((page.name, line.partition("   #")[0].strip()))
-    return found
+            result.append((page.name, line.partition("   #")[0].strip()))
+    return result
 
 
 def subcommands() -> list[str]:
@@ -263,15 +263,15 @@ def test_gateway_page_lists_every_setting_with_its_default() -> None:
     from gateway.settings import Settings
 
     page = (ROOT / "docs" / "gateway.md").read_text()
-    told = dict(re.findall(r"^\| `(GATEWAY_\w+)` \| ([^|]*) \|", page, re.MULTILINE))
+    message = dict(re.findall(r"^\| `(GATEWAY_\w+)` \| ([^|]*) \|", page, re.MULTILINE))
     fields = {
         str(field.validation_alias or f"GATEWAY_{name.upper()}"): field.default
         for name, field in Settings.model_fields.items()
     }
-    assert told.keys() == fields.keys()
+    assert message.keys() == fields.keys()
     for name, default in fields.items():
         if isinstance(default, int | float) and not isinstance(default, bool):
-            assert float(told[name]) == default, name
+            assert float(message[name]) == default, name
 
 
 def test_gateway_page_lists_every_address() -> None:

@@ -156,8 +156,8 @@ def test_the_registered_model_answers_as_it_was_measured(line: Line, client: Any
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(line.place)
         model = mlflow.pyfunc.load_model(f"models:/{MODELS[line.profile]}@candidate")
-        found = model.predict([row["image"] or row["asked"] for row in rows])
-    assert found == [row["tuned"] for row in rows]
+        result = model.predict([row["image"] or row["asked"] for row in rows])
+    assert result == [row["tuned"] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +226,9 @@ def test_the_gateway_answers_what_was_measured(line: Line, client: Any, running:
                     fields["question"] = row["asked"]
                 answer = door.post("/predict", data=fields, files=files)
                 assert answer.status_code == 200, answer.text
-                (found,) = answer.json()["predictions"]
-                ended = found["finish_reason"] == "stop"
-                return found["token_ids"][:-1] if ended else found["token_ids"]
+                (result,) = answer.json()["predictions"]
+                ended = result["finish_reason"] == "stop"
+                return result["token_ids"][:-1] if ended else result["token_ids"]
 
             rows = held_out(line, client)
             for model, column in ((running.adapter, "tuned_tokens"), ("base", "base_tokens")):
@@ -324,8 +324,8 @@ def test_an_alias_is_followed_without_a_restart(line: Line, client: Any, running
     assert (ended.returncode, ended.stdout) == (0, f"loaded {name}\n"), ended.stderr
     assert follow(line, running).stdout == "", "nothing to do the second time"
     row = held_out(line, client)[0]
-    found = measured_answer(line, Server(running.url), name)
-    assert found == row["tuned_tokens"]
+    result = measured_answer(line, Server(running.url), name)
+    assert result == row["tuned_tokens"]
     # A version that the server was not made for, or that the alias no longer names.
     Server(running.url).post(
         "/v1/load_lora_adapter",

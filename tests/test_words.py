@@ -19,10 +19,10 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 def slips(text: str) -> list[str]:
     """The lines of a text that hold one of the words, each with what to write instead."""
     return [
-        f"{number}: {found[0]!r}, write: {better}"
+        f"{number}: {result[0]!r}, write: {better}"
         for number, line in enumerate(text.splitlines(), 1)
         for pattern, better in WORDS.items()
-        if (found := re.search(pattern, line))
+        if (result := re.search(pattern, line))
     ]
 
 
@@ -41,9 +41,9 @@ def test_a_page_is_in_plain_words(page: Path) -> None:
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_docstrings_are_in_plain_words(folder: str) -> None:
     wrong = {
-        str(file.relative_to(ROOT)): found
+        str(file.relative_to(ROOT)): result
         for file in sorted((ROOT / folder).rglob("*.py"))
-        if (found := [slip for text in docstrings(file.read_text()) for slip in slips(text)])
+        if (result := [slip for text in docstrings(file.read_text()) for slip in slips(text)])
     }
     assert wrong == {}
 

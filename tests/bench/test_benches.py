@@ -77,7 +77,7 @@ def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--sizes", "abc"), "'abc' is not accepted: use numbers from 1, such as 18,72"),
         (("--sizes", "0"), "'0' is not accepted"),
@@ -90,13 +90,13 @@ def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
     ],
 )
 def test_a_learning_curve_that_cannot_be_is_refused_before_training(
-    script, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+    script, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     bench = script("bench/learning_curve.py")
     monkeypatch.setattr(bench, "trained", lambda *given: pytest.fail("it trained"))
     result = CliRunner().invoke(bench.learning_curve, arguments)
     assert result.exit_code == 2, result.output
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 def test_the_bench_asks_with_the_prompt_that_prepare_data_makes(script) -> None:

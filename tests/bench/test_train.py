@@ -52,11 +52,11 @@ def test_unsloth_is_asked_in_its_own_environment_for_what_the_profile_says(
     )
     python.chmod(0o755)
     monkeypatch.setenv("PYTHONPATH", "ours")
-    told = bench.run_unsloth(python, "unsloth-small", tmp_path / "text", 18, 16)
-    named, arm, base, steps, settings = told["asked"]
+    message = bench.run_unsloth(python, "unsloth-small", tmp_path / "text", 18, 16)
+    named, arm, base, steps, settings = message["asked"]
     assert Path(named) == ROOT / "bench/train_unsloth.py"
     assert (arm, base, steps) == ("unsloth-small", str(tmp_path / "text"), "18")
-    assert told["path"] is None
+    assert message["path"] is None
     profile = json.loads(settings)
     assert profile["r"] == 8 and profile["lora_dropout"] == 0.05
     assert profile["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj"]

@@ -63,20 +63,20 @@ class Small(Trainings):
 @pytest.fixture
 def trainings(workplace: Path) -> Iterator[Small]:
     (workplace / "small.yaml").write_text(WORKFLOW)
-    found = Small()
-    yield found
-    if found.is_going():
-        assert found.going is not None
-        found.going.process.kill()
-        found.going.process.wait()
+    result = Small()
+    yield result
+    if result.is_going():
+        assert result.going is not None
+        result.going.process.kill()
+        result.going.process.wait()
 
 
 def until(there: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 60
-    while not (found := there()):
+    while not (result := there()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return found
+    return result
 
 
 def phases(found: dict[str, Any]) -> dict[str, str]:
@@ -89,9 +89,9 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     name = trainings.start("smoke-text", "", ["r=16", "base=a b"])
 
     until(lambda: phases(trainings.status(name)).get("last") == "Running")
-    found = trainings.status(name)
-    assert found["phase"] == "Running" and found["running"]
-    assert any("said" in line and "r=16" in line for line in found["log"])
+    result = trainings.status(name)
+    assert result["phase"] == "Running" and result["running"]
+    assert any("said" in line and "r=16" in line for line in result["log"])
     with pytest.raises(TryAgain, match="runs here already"):
         trainings.start("smoke-text", "", [])
 
@@ -103,9 +103,9 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     (workplace / "go").touch()
     assert trainings.resume(name) == name
     until(lambda: not trainings.is_going())
-    found = trainings.status(name)
-    assert found["phase"] == "Succeeded"
-    assert phases(found) == {"first": "Succeeded", "last": "Succeeded"}
+    result = trainings.status(name)
+    assert result["phase"] == "Succeeded"
+    assert phases(result) == {"first": "Succeeded", "last": "Succeeded"}
     assert [each["name"] for each in trainings.listed()] == [name]
 
 
@@ -159,23 +159,23 @@ def test_a_workflow_that_cannot_start_says_why(trainings: Small, workplace: Path
 
 
 def test_the_form_has_every_key_with_one_value_its_bounds_and_its_words(workplace: Path) -> None:
-    found = {each["name"]: each for each in forms.form("smoke-text")["fields"]}
+    result = {each["name"]: each for each in forms.form("smoke-text")["fields"]}
 
     for name, field in profiles.Profile.model_fields.items():
         if field.annotation in (int, float, bool, str):
-            assert name in found, name
-    assert (found["r"]["minimum"], found["r"]["maximum"]) == (1, 512)
-    assert found["modality"]["choices"] == ["text", "vision"]
-    assert found["gate.min_rows"]["type"] == "integer"
-    assert [name for name, each in found.items() if not each["doc"]] == []
-    assert found["r"]["value"] == profiles.load("smoke-text").r
+            assert name in result, name
+    assert (result["r"]["minimum"], result["r"]["maximum"]) == (1, 512)
+    assert result["modality"]["choices"] == ["text", "vision"]
+    assert result["gate.min_rows"]["type"] == "integer"
+    assert [name for name, each in result.items() if not each["doc"]] == []
+    assert result["r"]["value"] == profiles.load("smoke-text").r
 
 
 def test_the_data_are_checked_before_anything_starts(trainings: Small, workplace: Path) -> None:
     (workplace / "broken").mkdir()
-    found = trainings.check("smoke-text", "broken", [])
-    assert not found["well"]
-    assert any("broken" in line for line in found["lines"])
-    assert "128 tokens" in found["plan"][0]
-    peaks = [line.split()[1] for line in found["plan"] if "peak" in line]
+    result = trainings.check("smoke-text", "broken", [])
+    assert not result["well"]
+    assert any("broken" in line for line in result["lines"])
+    assert "128 tokens" in result["plan"][0]
+    peaks = [line.split()[1] for line in result["plan"] if "peak" in line]
     assert len(peaks) == 2 and float(peaks[1]) <= float(peaks[0])

@@ -40,10 +40,10 @@ def free_port() -> int:
 
 def until(there: Callable[[], Any], seconds: float, what: str) -> Any:
     deadline = time.monotonic() + seconds
-    while not (found := there()):
+    while not (result := there()):
         assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
         time.sleep(0.2)
-    return found
+    return result
 
 
 @contextmanager

@@ -64,10 +64,10 @@ class Cluster:
     def pods(self, workflow: str, step: str, phase: str = "Running") -> list[str]:
         """Names of a workflow's pods of a step that are in a phase."""
         selector = f"workflows.argoproj.io/workflow={workflow}"
-        found = json.loads(self.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+        result = json.loads(self.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
         return [
             pod["metadata"]["name"]
-            for pod in found
+            for pod in result
             if f"-{step}-" in pod["metadata"]["name"] and pod["status"]["phase"] == phase
         ]
 
@@ -115,16 +115,16 @@ def until_fixture() -> Any:
 def until(condition: Any, seconds: float, what: str) -> Any:
     """What the condition gives, as soon as it gives something."""
     last = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (result := condition()):
         assert time.monotonic() < last, f"waited {seconds:g} s for {what}"
         time.sleep(2)
-    return found
+    return result
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
-        found = Cluster("default")
+        result = Cluster("default")
         if not os.environ.get("KUBECONFIG"):
             if not SCRIPT.is_file():
                 pytest.skip(f"KUBECONFIG is not set and there is no {SCRIPT} to start a cluster")
@@ -133,18 +133,18 @@ def cluster() -> Iterator[Cluster]:
             up = script("up", seconds=600)
             if up.returncode:
                 pytest.skip(f"{SCRIPT} could not start a cluster: {up.stderr[-500:]}")
-            shell = f'{found.run(SCRIPT, "env")}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"'
-            words = found.run("sh", "-c", shell).split("\n")
+            shell = f'{result.run(SCRIPT, "env")}\nprintf "%s\\n%s" "$KUBECONFIG" "$PATH"'
+            words = result.run("sh", "-c", shell).split("\n")
             for name, value in zip(("KUBECONFIG", "PATH"), words, strict=True):
                 patch.setenv(name, value)
-            found.builds_images = True
-            if not found.run("buildah", "images", "-q", PYTHON, check=False):
-                found.run(SCRIPT, "base-image")
+            result.builds_images = True
+            if not result.run("buildah", "images", "-q", PYTHON, check=False):
+                result.run(SCRIPT, "base-image")
             load(PYTHON)
         for program in ("kubectl", "argo"):
             if not shutil.which(program):
                 pytest.skip(f"{program} is not installed")
-        yield found
+        yield result
 
 
 @pytest.fixture(scope="session")
@@ -175,8 +175,8 @@ def namespace(cluster: Cluster, images: None) -> Cluster:
     """
     made = Cluster("loraline")
     path = f"jsonpath={{.metadata.name}}{{.metadata.labels.{LABEL.replace('.', chr(92) + '.')}}}"
-    found = cluster.kubectl("get", "namespace", "loraline", "--ignore-not-found", "-o", path)
-    assert found in ("", "loralineyes"), (
+    result = cluster.kubectl("get", "namespace", "loraline", "--ignore-not-found", "-o", path)
+    assert result in ("", "loralineyes"), (
         f"namespace loraline was not made by these tests (it has no label {LABEL}=yes), "
         "and they would empty its registry: use another cluster, or delete the namespace"
     )

@@ -60,9 +60,9 @@ def on_argo(cluster: Any) -> Iterator[dict[str, Object]]:
         document["spec"]["serviceAccountName"] = "conformance"
         made = cluster.kubectl("create", "-o", "name", "-f", "-", stdin=json.dumps(document))
         name = made.strip().rpartition("/")[2]
-        found = cluster.finished(name, 300)
+        result = cluster.finished(name, 300)
         cluster.kubectl("delete", "workflow", name, "--wait=false")
-        return case, facts(found["status"], name)
+        return case, facts(result["status"], name)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield dict(pool.map(run, CASES))

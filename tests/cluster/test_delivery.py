@@ -62,13 +62,13 @@ def objects(version: str, *, image: str = IMAGE, ready: bool = True) -> list[dic
         "selector": {"matchLabels": labels},
         "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec},
     }
-    found: list[dict[str, Any]] = [
+    result: list[dict[str, Any]] = [
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": claim},
         {"apiVersion": "v1", "kind": "ConfigMap", "data": {"version": version}},
         {"apiVersion": "apps/v1", "kind": "Deployment", "spec": deployment},
     ]
     metadata = {"name": NAME, "namespace": NAMESPACE, "annotations": annotations}
-    return [entry | {"metadata": metadata} for entry in found]
+    return [entry | {"metadata": metadata} for entry in result]
 
 
 def write(place: Path, entries: list[dict[str, Any]]) -> Path:
@@ -105,14 +105,14 @@ def test_an_image_that_is_not_there_is_told_and_ends_the_first_deployment(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery_cluster, "PULL_SECONDS", 5)
-    told: list[str] = []
+    message: list[str] = []
     with pytest.raises(
         UserError, match=r"vllm: (ErrImagePull|ImagePullBackOff): .*nope:v1"
     ) as error:
         delivery_cluster.apply(
-            write(tmp_path, objects("1", image="127.0.0.1:9/nope:v1")), told.append
+            write(tmp_path, objects("1", image="127.0.0.1:9/nope:v1")), message.append
         )
-    assert any("waiting: vllm: ErrImagePull" in line for line in told)
+    assert any("waiting: vllm: ErrImagePull" in line for line in message)
     assert str(error.value).endswith(
         "; what was made is deleted, the claim with what was downloaded is kept"
     )

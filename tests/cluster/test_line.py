@@ -101,8 +101,8 @@ def test_the_vision_pipeline_comes_to_the_same_here_and_there(
     namespace: Any, tmp_path: Path
 ) -> None:
     given = {"profile": "smoke-vision"}
-    found = namespace.finished(namespace.submit(PIPELINE, given), 1800)
-    there = facts(found["status"], found["metadata"]["name"])
+    result = namespace.finished(namespace.submit(PIPELINE, given), 1800)
+    there = facts(result["status"], result["metadata"]["name"])
 
     assert there["phase"] == "Succeeded"
     assert without_chance(there) == without_chance(run_here(tmp_path, PIPELINE, given))
@@ -111,11 +111,11 @@ def test_the_vision_pipeline_comes_to_the_same_here_and_there(
 def test_the_sweep_comes_to_the_same_with_a_member_that_failed(
     namespace: Any, undisturbed: Object, tmp_path: Path
 ) -> None:
-    found = namespace.finished(namespace.submit(SWEEP, MIXED))
-    there = facts(found["status"], found["metadata"]["name"])
+    result = namespace.finished(namespace.submit(SWEEP, MIXED))
+    there = facts(result["status"], result["metadata"]["name"])
 
     assert there["phase"] == "Succeeded"
-    assert node(found, "candidate(1:smoke-vision)")["phase"] == "Failed"
+    assert node(result, "candidate(1:smoke-vision)")["phase"] == "Failed"
     assert without_chance(there) == without_chance(run_here(tmp_path, SWEEP, MIXED))
 
 
@@ -156,11 +156,11 @@ def test_a_rejected_candidate_is_not_deployed_and_is_no_failure(namespace: Any) 
     namespace.kubectl("delete", "pod", "unlearnable", "--ignore-not-found")
     namespace.kubectl("apply", "-f", "-", stdin=json.dumps(write))
     namespace.kubectl("wait", "pod/unlearnable", "--for=jsonpath={.status.phase}=Succeeded")
-    found = namespace.finished(namespace.submit(PIPELINE, {**TEXT, "data": "/models/unlearnable"}))
+    result = namespace.finished(namespace.submit(PIPELINE, {**TEXT, "data": "/models/unlearnable"}))
 
-    assert found["status"]["phase"] == "Succeeded"
-    assert outputs(found, "quality-gate")["result"] == "failed"
-    assert node(found, "deploy-vllm")["phase"] == "Skipped"
+    assert result["status"]["phase"] == "Succeeded"
+    assert outputs(result, "quality-gate")["result"] == "failed"
+    assert node(result, "deploy-vllm")["phase"] == "Skipped"
 
 
 def disturbed(
@@ -178,30 +178,30 @@ def disturbed(
 def test_a_killed_training_pod_is_made_up_for_to_the_same_metrics(
     namespace: Any, undisturbed: Object, until: Callable[..., Any]
 ) -> None:
-    found = disturbed(
+    result = disturbed(
         namespace, until, lambda name, pod: namespace.kubectl("delete", "pod", pod, "--wait=false")
     )
 
-    assert found["status"]["phase"] == "Succeeded"
-    assert node(found, "train-qlora(0)")["phase"] in ("Error", "Failed")
-    assert node(found, "train-qlora(1)")["phase"] == "Succeeded"
+    assert result["status"]["phase"] == "Succeeded"
+    assert node(result, "train-qlora(0)")["phase"] in ("Error", "Failed")
+    assert node(result, "train-qlora(1)")["phase"] == "Succeeded"
     measured = [
         namespace.python(METRICS, outputs(workflow, "evaluate")["run-id"])
-        for workflow in (found, undisturbed)
+        for workflow in (result, undisturbed)
     ]
     assert measured[0] == measured[1]
 
 
 def test_a_lost_mlflow_server_costs_no_run(namespace: Any, until: Callable[..., Any]) -> None:
     selector = ("-l", "app.kubernetes.io/name=mlflow")
-    found = disturbed(
+    result = disturbed(
         namespace,
         until,
         lambda name, pod: namespace.kubectl("delete", "pod", *selector, "--wait=false"),
     )
 
-    assert found["status"]["phase"] == "Succeeded"
-    ran = namespace.python(STATUSES, found["metadata"]["name"])
+    assert result["status"]["phase"] == "Succeeded"
+    ran = namespace.python(STATUSES, result["metadata"]["name"])
     assert {step for step, status in ran if status == "FINISHED"} == {
         "prepare_data", "train_qlora", "evaluate", "quality_gate", "deploy_vllm",
     }  # fmt: skip
@@ -234,12 +234,12 @@ def test_promotion_waits_for_a_person(
     where = ("--node-field-selector", "displayName=approval")
     namespace.argo("node", "set", name, "--output-parameter", f"decision={decision}", *where)
     namespace.argo("resume", name, *where)
-    found = namespace.finished(name)
+    result = namespace.finished(name)
 
-    assert found["status"]["phase"] == "Succeeded"
-    assert node(found, "approval")["outputs"] == {"decision": decision}
-    assert node(found, "promote")["phase"] == phase
-    assert node(found, "deploy-vllm")["phase"] == ("Succeeded" if decision == "yes" else "Omitted")
+    assert result["status"]["phase"] == "Succeeded"
+    assert node(result, "approval")["outputs"] == {"decision": decision}
+    assert node(result, "promote")["phase"] == phase
+    assert node(result, "deploy-vllm")["phase"] == ("Succeeded" if decision == "yes" else "Omitted")
 
 
 def test_retraining_is_scheduled_and_runs(namespace: Any, undisturbed: Object) -> None:

@@ -48,11 +48,11 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def members(namespace: Any, workflow: str, phase: str = "Running") -> dict[str, str]:
     """Names of a group's pods in a phase, by their number."""
     selector = f"batch.kubernetes.io/job-name={workflow}-train"
-    found = json.loads(namespace.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
+    result = json.loads(namespace.kubectl("get", "pods", "-l", selector, "-o", "json"))["items"]
     number = "batch.kubernetes.io/job-completion-index"
     return {
         pod["metadata"]["annotations"][number]: pod["metadata"]["name"]
-        for pod in found
+        for pod in result
         if pod["status"]["phase"] == phase
     }
 
@@ -116,14 +116,14 @@ def test_a_group_that_loses_a_member_ends_with_the_same_adapter(
 def test_the_exit_code_of_a_group_is_the_step_s(namespace: Any, pipeline: Path) -> None:
     given = {**GIVEN, "set": "gate.min_rows=100000"}
     name = namespace.submit(pipeline, given)
-    found = namespace.finished(name)
-    nodes = facts(found["status"], name)["nodes"]
+    result = namespace.finished(name)
+    nodes = facts(result["status"], name)["nodes"]
 
-    assert found["status"]["phase"] == "Failed"
+    assert result["status"]["phase"] == "Failed"
     assert nodes[".train-group"]["phase"] == "Succeeded"
     codes = {
         node["displayName"]: node["outputs"].get("exitCode")
-        for node in found["status"]["nodes"].values()
+        for node in result["status"]["nodes"].values()
         if node["type"] == "Pod" and "outputs" in node
     }
     assert codes["train-qlora(0)"] == "2"
@@ -137,9 +137,9 @@ def test_a_workflow_that_is_stopped_ends_its_group(
     name = namespace.submit(pipeline, GIVEN)
     until(lambda: len(members(namespace, name)) == 2, 300, "the group to begin")
     namespace.argo("stop", name)
-    found = namespace.finished(name)
+    result = namespace.finished(name)
 
-    assert found["status"]["phase"] == "Failed"
+    assert result["status"]["phase"] == "Failed"
     until(lambda: not members(namespace, name), 120, "the group to end")
     job = json.loads(namespace.kubectl("get", "job", f"{name}-train", "-o", "json"))
     assert job["spec"]["suspend"] is True

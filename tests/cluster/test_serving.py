@@ -146,7 +146,7 @@ def register(place: Path, script, seed: int) -> Registered:
     shutil.copy(base.path / "config.json", adapter / contract.BASE_CONFIG)
     encoder = Encoder(base.path, "text")
     row = encoder.encode(from_prompt("{question}", QUESTION, "x"))
-    found = answers(tuned.eval(), encoder, [row], TOKENS, lambda done, told: None)[0]
+    result = answers(tuned.eval(), encoder, [row], TOKENS, lambda done, message: None)[0]
     contract.write(
         contract.Contract(
             base="test_data/text/base",
@@ -191,7 +191,7 @@ def register(place: Path, script, seed: int) -> Registered:
         "quality_gate", name="gate", fingerprint=f"g{seed}", upstream=upstream, tags=tags
     ) as gate:
         mlflow.log_metric("rows", 1)
-    return Registered(version, gate.info.run_id, found.tokens)
+    return Registered(version, gate.info.run_id, result.tokens)
 
 
 def deploy(place: Path, gate_run: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -58,27 +58,27 @@ def rows(stage: Stage) -> dict[str, set[Any]]:
 
 def left(stage: Stage, before: dict[str, set[Any]], step: str) -> set[str]:
     """What is there that was not there before, in the table's words."""
-    found = set()
+    result = set()
     for thing, entries in rows(stage).items():
         for entry in entries - before[thing]:
             if thing == "run":
-                found.add(f"run {entry[1]}")
+                result.add(f"run {entry[1]}")
             elif thing == "alias":
-                found.add(f"alias {entry[0]}")
+                result.add(f"alias {entry[0]}")
             else:
-                found.add(thing)
+                result.add(thing)
     if (stage.place / "out" / step / "run-id").exists():
-        found.add("outputs")
-    return found
+        result.add("outputs")
+    return result
 
 
 def unswept(stage: Stage, step: str) -> set[str]:
     """What a rerun that ended with 0 should have swept away."""
     now = rows(stage)
-    found = {f"run {status}" for _, status in now["run"] if status == "RUNNING"}
-    found |= {thing for thing in ("logged model pending", "lock") if now[thing]}
+    result = {f"run {status}" for _, status in now["run"] if status == "RUNNING"}
+    result |= {thing for thing in ("logged model pending", "lock") if now[thing]}
     parts = [*(stage.place / "out").rglob("*.part"), *(stage.place / "out").rglob(".*.part")]
-    return found | {f"file {part.name}" for part in parts}
+    return result | {f"file {part.name}" for part in parts}
 
 
 def whole(stage: Stage, step: str) -> dict[str, Any]:
@@ -86,14 +86,14 @@ def whole(stage: Stage, step: str) -> dict[str, Any]:
     run_id = (stage.place / "out" / step / "run-id").read_text()
     tags = dict(stage.query("SELECT key, value FROM tags WHERE run_uuid = ?", run_id))
     ((status,),) = stage.query("SELECT status FROM runs WHERE run_uuid = ?", run_id)
-    found: dict[str, Any] = {"status": status, "step": tags["loraline.step"]}
+    result: dict[str, Any] = {"status": status, "step": tags["loraline.step"]}
     if step == "prepare_data":
-        found["digest"] = tags["loraline.dataset.sha256"]
+        result["digest"] = tags["loraline.dataset.sha256"]
     if step == "train_qlora":
-        found["digest"] = tags["loraline.adapter.sha256"]
+        result["digest"] = tags["loraline.adapter.sha256"]
     if step == "evaluate":
         # What was measured, and not how long it took.
-        found["metrics"] = sorted(
+        result["metrics"] = sorted(
             stage.query(
                 "SELECT key, value FROM latest_metrics WHERE (key LIKE '%eval_loss%' OR "
                 "key LIKE '%bleu%') AND run_uuid = ?",
@@ -102,10 +102,10 @@ def whole(stage: Stage, step: str) -> dict[str, Any]:
         )
     if step in ("quality_gate", "promote"):
         now = rows(stage)
-        found["registry"] = sorted(now["version"]), sorted(now["alias"])
+        result["registry"] = sorted(now["version"]), sorted(now["alias"])
     if step == "deploy_vllm":
-        found["manifest"] = (stage.place / "out" / step / "vllm.yaml").read_text()
-    return found
+        result["manifest"] = (stage.place / "out" / step / "vllm.yaml").read_text()
+    return result
 
 
 def shown_secrets(stage: Stage, *ended: Ended, storage: Storage | None = None) -> list[str]:
@@ -113,7 +113,7 @@ def shown_secrets(stage: Stage, *ended: Ended, storage: Storage | None = None) -
 
     Databases are looked through as bytes.
     """
-    found = [
+    result = [
         name
         for each in ended
         for name, text in (("stdout", each.stdout), ("stderr", each.stderr))
@@ -121,10 +121,10 @@ def shown_secrets(stage: Stage, *ended: Ended, storage: Storage | None = None) -
     ]
     for file in stage.place.rglob("*"):
         if file.is_file() and not file.is_symlink() and has_secret(file.read_bytes()):
-            found.append(str(file.relative_to(stage.place)))
+            result.append(str(file.relative_to(stage.place)))
     if storage:
-        found += [f"s3://{name}" for name, content in storage.objects() if has_secret(content)]
-    return found
+        result += [f"s3://{name}" for name, content in storage.objects() if has_secret(content)]
+    return result
 
 
 def has_secret(content: bytes) -> bool:

@@ -38,8 +38,8 @@ class Candidate:
     @property
     def train_run(self) -> str:
         client = store.connect()
-        found = runs.ancestor(client, client.get_run(self.eval_run), "train_qlora")
-        return str(found.info.run_id)
+        result = runs.ancestor(client, client.get_run(self.eval_run), "train_qlora")
+        return str(result.info.run_id)
 
     @property
     def adapter(self) -> Path:

@@ -21,9 +21,9 @@ MODEL = "mistral-7b-lora"
 
 def refused(result, sentence: str) -> None:
     assert result.exit_code == 2, result.output
-    told = result.stderr.splitlines()[-1]
-    assert sentence in told
-    assert len(told) < 1000
+    message = result.stderr.splitlines()[-1]
+    assert sentence in message
+    assert len(message) < 1000
     assert "Traceback" not in result.output
 
 
@@ -80,7 +80,7 @@ def test_who_is_called_the_champion_without_being_it_passes_no_gate(
     called = {tags.CHAMPION: "1", tags.CHAMPION_AGAIN: "1"}
     result = step("quality_gate", "--run-id", candidate(name="two", weight=2.0, tags=called))
     refused(result, "it is not served as version 1 of 'mistral-7b-lora'")
-    assert [str(found.version) for found in client.search_model_versions("")] == ["1"]
+    assert [str(outcome.version) for outcome in client.search_model_versions("")] == ["1"]
 
 
 @pytest.mark.slow

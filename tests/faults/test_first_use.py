@@ -106,13 +106,13 @@ def test_a_store_that_was_left_half_made_is_recognised(
 ) -> None:
     database = workplace / "mlruns" / "mlflow.db"
     change(database, *statements)
-    told = (
+    message = (
         f"{database} was left half made by a first run that was stopped, and holds no run: delete "
         "it and run it again"
     )
     with pytest.raises(UserError) as error:
         store.connect()
-    assert str(error.value) == told
+    assert str(error.value) == message
 
 
 def test_a_store_of_another_mlflow_is_upgraded_by_its_owner_alone(workplace: Path) -> None:

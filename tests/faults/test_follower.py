@@ -74,8 +74,8 @@ def test_versions_come_and_go_with_the_alias_and_their_folders(
     step("quality_gate", "--run-id", candidate(name="one"))
     assert follow(step, vllm, workplace, "--once").stdout == f"loaded {MODEL}-v1\n"
     step("quality_gate", "--run-id", candidate(name="two"))
-    told = follow(step, vllm, workplace, "--once").stdout
-    assert told == f"loaded {MODEL}-v2, unloaded {MODEL}-v1\n"
+    message = follow(step, vllm, workplace, "--once").stdout
+    assert message == f"loaded {MODEL}-v2, unloaded {MODEL}-v1\n"
     assert list(vllm.adapters) == [f"{MODEL}-v2"]
     folder = workplace / "adapters" / "followed" / MODEL
     assert [path.name for path in folder.iterdir()] == ["v2"]

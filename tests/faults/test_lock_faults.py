@@ -155,8 +155,8 @@ def patch_sqlite(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
         try:
             raise sqlite3.OperationalError(reason)
         except sqlite3.OperationalError as error:
-            told = f"(sqlite3.OperationalError) {error}"
-            raise MlflowException(told, TEMPORARILY_UNAVAILABLE) from error
+            message = f"(sqlite3.OperationalError) {error}"
+            raise MlflowException(message, TEMPORARILY_UNAVAILABLE) from error
 
     for name in ("create_registered_model", "create_run"):
         patched(monkeypatch, name, fails)
@@ -176,4 +176,4 @@ def test_the_lock_of_a_gate_that_died_goes_with_the_gate_that_is_reused(
     name = "mistral-7b-lora.lock"
     client.create_registered_model(name, {lock.HOLDER: f"{lock.place()}:{pid}:abc"})
     assert "reused" in step("quality_gate", "--run-id", run_id).stdout
-    assert name not in {found.name for found in client.search_registered_models()}
+    assert name not in {result.name for result in client.search_registered_models()}

@@ -215,8 +215,8 @@ class Registry(RuleBasedStateMachine):
 
     def forget_lock(self) -> None:
         """A lock whose unlocking was lost would be waited for."""
-        for found in self.client.search_registered_models(f"name LIKE '{MODEL}.lock%'"):
-            self.client.delete_registered_model(found.name)
+        for result in self.client.search_registered_models(f"name LIKE '{MODEL}.lock%'"):
+            self.client.delete_registered_model(result.name)
 
 
 @pytest.mark.parametrize("examples", [4, pytest.param(150, marks=pytest.mark.slow)])
@@ -271,8 +271,8 @@ def twice(create: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def versions() -> list[str]:
-    found = mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")
-    return sorted(str(version.version) for version in found)
+    result = mlflow.MlflowClient().search_model_versions(f"name = '{MODEL}'")
+    return sorted(str(version.version) for version in result)
 
 
 def test_a_version_that_was_asked_for_twice_is_there_once(

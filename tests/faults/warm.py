@@ -80,8 +80,8 @@ def command(name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    found: Callable[..., Any] = getattr(module, name)
-    return found
+    result: Callable[..., Any] = getattr(module, name)
+    return result
 
 
 def child(request: dict[str, Any], commands: dict[str, Callable[..., Any]]) -> None:

@@ -28,12 +28,12 @@ Outcome = dict[str, Any]
 def latest(lines: Iterable[str]) -> dict[tuple[str, str, str], Outcome]:
     """The last outcome of each cell that the table declares."""
     declared = {(cell.fault, cell.step, cell.moment) for cell in table.CELLS}
-    found = {}
+    result = {}
     for outcome in map(json.loads, lines):
         key = outcome.get("fault"), outcome.get("step"), outcome.get("moment")
         if key in declared:
-            found[key] = outcome
-    return found
+            result[key] = outcome
+    return result
 
 
 def random_kills(lines: Iterable[str]) -> str:

@@ -129,11 +129,11 @@ def started(settings: Settings) -> Iterator[Started]:
     deadline = time.monotonic() + 10
     while not running_server.started and time.monotonic() < deadline:
         time.sleep(0.01)
-    found = Started(url, app, settings, thread)
+    result = Started(url, app, settings, thread)
     try:
-        yield found
+        yield result
     finally:
-        found.client.close()
+        result.client.close()
         running_server.should_exit = True
         thread.join(10)
 

@@ -447,20 +447,20 @@ def addresses() -> Iterator[Request]:
 
 def corpus() -> list[Request]:
     """All of it, each with what it is."""
-    found = []
+    result = []
     for name, code, content in [*bombs(), *damaged(), *polyglots(), *no_images()]:
         sent = {"files": [("files", (f"../../{SECRET}\r\nX: y.png", content))]}
-        found.append(Request(f"predict {name}", code, "/predict", sent))
+        result.append(Request(f"predict {name}", code, "/predict", sent))
     for name, code, content in videos():
         sent = {"files": [("files", (f"{SECRET}.mp4", content))]}
-        found.append(Request(f"video {name}", code, "/tasks/video-events", sent))
+        result.append(Request(f"video {name}", code, "/tasks/video-events", sent))
     for name, code, sent in forms():
-        found.append(Request(f"form {name}", code, "/predict", sent))
+        result.append(Request(f"form {name}", code, "/predict", sent))
         if name in ("10,000 parts", "no end", "an unknown field", "no boundary", "nothing"):
             for path in ("/tasks/recognition", "/compare", "/jobs"):
-                found.append(Request(f"form {name} at {path}", code, path, sent))
+                result.append(Request(f"form {name} at {path}", code, path, sent))
     for name, code, sent in chats():
-        found.append(Request(f"chat {name}", code, "/v1/chat/completions", sent))
+        result.append(Request(f"chat {name}", code, "/v1/chat/completions", sent))
     for code, line in (
         ("line", b"{"),
         ("line", b"[1]"),
@@ -470,7 +470,7 @@ def corpus() -> list[Request]:
         ("line", b"\xff"),
     ):
         sent = {"content": line + b"\n", "headers": {"content-type": "application/jsonl"}}
-        found.append(Request(f"job line {line!r}", code, "/jobs", sent))
+        result.append(Request(f"job line {line!r}", code, "/jobs", sent))
     for value in ({"title": "x" * 10_000}, {"titel": SECRET}, [1], {"title": 1}):
-        found.append(Request(f"session {str(value)[:30]}", "field", "/sessions", {"json": value}))
-    return [*found, *addresses()]
+        result.append(Request(f"session {str(value)[:30]}", "field", "/sessions", {"json": value}))
+    return [*result, *addresses()]

@@ -133,7 +133,7 @@ class Stub:
             "message": {"role": "assistant", "content": "".join(self.tokens)},
             "finish_reason": self.finish_reason,
         }
-        found = {
+        result = {
             "id": "chatcmpl-1",
             "object": "chat.completion",
             "created": 1,
@@ -143,8 +143,8 @@ class Stub:
         }
         if body.get("return_token_ids"):
             choice["token_ids"] = [*range(len(self.tokens)), 2]
-            found["prompt_token_ids"] = [1, 2, 3]
-        return web.json_response(found)
+            result["prompt_token_ids"] = [1, 2, 3]
+        return web.json_response(result)
 
     def usage(self) -> dict[str, int]:
         count = len(self.tokens)
@@ -199,7 +199,7 @@ class Stub:
         self, body: dict[str, Any], delta: dict[str, Any] | None, reason: str | None = None
     ) -> bytes:
         choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": reason}]
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "id": "chatcmpl-1",
             "object": "chat.completion.chunk",
             "created": 1,
@@ -207,8 +207,8 @@ class Stub:
             "choices": choices,
         }
         if delta is None:
-            found["usage"] = self.usage()
-        return b"data: " + json.dumps(found, separators=(",", ":")).encode() + b"\n\n"
+            result["usage"] = self.usage()
+        return b"data: " + json.dumps(result, separators=(",", ":")).encode() + b"\n\n"
 
 
 @contextmanager

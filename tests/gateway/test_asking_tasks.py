@@ -168,17 +168,17 @@ class TestCompare:
     def test_base_and_adapter_stand_side_by_side(self, vision, stub, png) -> None:
         answer = self.compare(vision, png)
         assert answer.status_code == 200, answer.text
-        found = answer.json()
-        assert [each["model"] for each in found["answers"]] == ["base", "tiny-lora"]
-        assert found["comparisons"] == [{"models": ["base", "tiny-lora"], "equal": True}]
+        result = answer.json()
+        assert [each["model"] for each in result["answers"]] == ["base", "tiny-lora"]
+        assert result["comparisons"] == [{"models": ["base", "tiny-lora"], "equal": True}]
         assert {request["model"] for request in stub.requests} == {"base", "tiny-lora"}
         base, adapter = sorted(stub.requests, key=lambda each: each["model"])
         assert base["messages"] == adapter["messages"]
 
     def test_boxes_are_laid_over_each_other(self, vision, stub, png) -> None:
         stub.tokens = ['[{"bbox_2d": [0, 0, 500, 500], "label": "a"}]']
-        found = self.compare(vision, png, task="spatial-boxes", text="a").json()
-        assert found["comparisons"][0]["iou"] == 1
+        result = self.compare(vision, png, task="spatial-boxes", text="a").json()
+        assert result["comparisons"][0]["iou"] == 1
 
     @pytest.mark.parametrize(
         "fields",
@@ -198,8 +198,8 @@ class TestCompare:
     def test_a_model_that_fails_does_not_take_the_others_answer_away(self, vision, stub, png):
         # Each is tried twice.
         stub.failures_left = 3
-        found = self.compare(vision, png).json()
-        assert sum("problem" in each for each in found["answers"]) == 1
+        result = self.compare(vision, png).json()
+        assert sum("problem" in each for each in result["answers"]) == 1
 
 
 def test_overlaps_by_hand() -> None:

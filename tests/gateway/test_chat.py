@@ -206,15 +206,15 @@ def test_events_are_cut_at_their_ends_however_they_come() -> None:
     events = b'data: {"a":1}\n\n: note\n\ndata: [DONE]\n\n'
     for size in range(1, len(events) + 1):
         whole = sse.Whole()
-        found = [whole.feed(events[at : at + size]) for at in range(0, len(events), size)]
-        assert b"".join(found) == events
-        assert all(piece.endswith(b"\n\n") for piece in found if piece)
+        result = [whole.feed(events[at : at + size]) for at in range(0, len(events), size)]
+        assert b"".join(result) == events
+        assert all(piece.endswith(b"\n\n") for piece in result if piece)
 
 
 def test_the_usage_event_is_taken_out_wherever_it_stands() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 2}
     last = b"data: " + json.dumps({"choices": [], "usage": usage}, separators=(",", ":")).encode()
     events = b'data: {"choices":[{}]}\n\n' + last + b"\n\ndata: [DONE]\n\n"
-    kept, found = sse.without_usage(events)
+    kept, result = sse.without_usage(events)
     assert kept == b'data: {"choices":[{}]}\n\ndata: [DONE]\n\n'
-    assert found == usage
+    assert result == usage

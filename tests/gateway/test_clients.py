@@ -83,21 +83,21 @@ class TestCurl:
         return done.stdout
 
     def test_it_uploads(self, door, stub, formula) -> None:
-        found = json.loads(self.curl(door, f"{door.url}/predict", "-F", f"files=@{formula}"))
-        assert found["predictions"][0]["filename"] == "0001.png"
+        result = json.loads(self.curl(door, f"{door.url}/predict", "-F", f"files=@{formula}"))
+        assert result["predictions"][0]["filename"] == "0001.png"
 
     def test_it_uploads_a_large_file_and_waits_for_100_continue(self, door, stub, tmp_path):
         from tests.gateway.conftest import picture
 
         (tmp_path / "large.png").write_bytes(picture("PNG", (1500, 1500)))
-        found = self.curl(
+        result = self.curl(
             door, f"{door.url}/predict", "-F", f"files=@{tmp_path}/large.png", "-F", "stream=true"
         )
-        assert found.rstrip().split("\n\n")[-1].startswith("event: done")
+        assert result.rstrip().split("\n\n")[-1].startswith("event: done")
 
     def test_it_asks_in_json(self, door, stub) -> None:
         body = json.dumps({"model": "base", "messages": [{"role": "user", "content": "Hi"}]})
-        found = self.curl(
+        result = self.curl(
             door,
             f"{door.url}/v1/chat/completions",
             "-H",
@@ -105,7 +105,7 @@ class TestCurl:
             "-d",
             body,
         )
-        assert json.loads(found)["choices"][0]["message"]["content"] == "one two three"
+        assert json.loads(result)["choices"][0]["message"]["content"] == "one two three"
 
 
 def test_the_page_of_the_interface_needs_no_script_and_no_way_out(door) -> None:

@@ -49,23 +49,23 @@ def test_a_server_that_fails_is_a_problem_in_our_words(vision, stub, png, fault,
     stub.fault = fault
     if way.startswith("chat"):
         answer = ask_chat(vision, stream=way.endswith("stream"))
-        found = answer.json()["error"]
-        sentence = found["message"]
+        result = answer.json()["error"]
+        sentence = result["message"]
     else:
         path = "/tasks/recognition" if way == "task" else "/predict"
         data = {"stream": "true"} if way.endswith("stream") else {}
         answer = vision.client.post(path, files={"files": ("x", png)}, data=data)
-        found = answer.json()
-        sentence = found["detail"]
+        result = answer.json()
+        sentence = result["detail"]
         assert answer.headers["content-type"] == "application/problem+json"
-        assert found["status"] == status
-    assert (answer.status_code, found["code"]) == (status, code)
+        assert result["status"] == status
+    assert (answer.status_code, result["code"]) == (status, code)
     assert sentence.endswith(".") and sentence.count(". ") == 0
     assert "secret" not in answer.text and "0x7f00" not in answer.text
     if status == 503:
         assert int(answer.headers["retry-after"]) >= 1
     if code == "context":
-        assert (found["limit"], found["asked"]) == (512, 9000)
+        assert (result["limit"], result["asked"]) == (512, 9000)
 
 
 def test_a_lost_connection_is_tried_once_more(vision, stub) -> None:
@@ -100,9 +100,9 @@ def test_predicts_stream_ends_in_an_error_event_too(vision, stub, png) -> None:
     answer = vision.client.post("/predict", files={"files": ("x", png)}, data={"stream": "true"})
     name, data = answer.text.strip().split("\n\n")[-1].split("\n")
     assert name == "event: error"
-    found = json.loads(data.removeprefix("data: "))
-    assert found["code"] in ("upstream_cut", "upstream_reset")
-    assert found["request_id"] == answer.headers["x-request-id"]
+    result = json.loads(data.removeprefix("data: "))
+    assert result["code"] in ("upstream_cut", "upstream_reset")
+    assert result["request_id"] == answer.headers["x-request-id"]
 
 
 def test_a_server_that_stalls_is_given_up(start, stub, png) -> None:

@@ -72,9 +72,9 @@ def test_predict_gets_the_measured_tokens_of_all_held_out_rows(
         fields = {"model": model, "token_ids": "true", "question": row["asked"]}
         answer = gateway.client.post("/predict", data=fields, files=files)
         assert answer.status_code == 200, answer.text
-        (found,) = answer.json()["predictions"]
-        ended = found["finish_reason"] == "stop"
-        tokens: list[int] = found["token_ids"]
+        (result,) = answer.json()["predictions"]
+        ended = result["finish_reason"] == "stop"
+        tokens: list[int] = result["token_ids"]
         return tokens[:-1] if ended else tokens
 
     for model, column in ((server.adapter, "tuned_tokens"), (server.base, "base_tokens")):

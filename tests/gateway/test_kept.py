@@ -26,9 +26,9 @@ def test_a_session_keeps_what_was_asked_in_it(vision, stub, png, session) -> Non
     vision.client.post("/predict", files={"files": ("x", png)}, data={"session": session})
     vision.client.post("/tasks/recognition", files={"files": ("x", png)}, data={"session": session})
     vision.client.post(f"/sessions/{session}/turns", json={"question": "Hi", "answer": "Ho"})
-    found = vision.client.get(f"/sessions/{session}").json()
-    assert [turn["task"] for turn in found["turns"]] == ["predict", "recognition", "chat"]
-    medium = found["turns"][0]["media"][0]
+    result = vision.client.get(f"/sessions/{session}").json()
+    assert [turn["task"] for turn in result["turns"]] == ["predict", "recognition", "chat"]
+    medium = result["turns"][0]["media"][0]
     image = vision.client.get(f"/sessions/{session}/media/{medium['sha256']}")
     assert (image.content, image.headers["content-type"]) == (png, "image/png")
     (listed,) = [
@@ -103,8 +103,8 @@ def export(gateway, session: str, form: str):
 
 
 def test_json_is_the_whole_session(vision, evil) -> None:
-    found = json.loads(export(vision, evil, "json").content)
-    assert found == vision.client.get(f"/sessions/{evil}").json()
+    result = json.loads(export(vision, evil, "json").content)
+    assert result == vision.client.get(f"/sessions/{evil}").json()
 
 
 def test_markdown_has_the_strangers_text_in_blocks_alone(vision, evil) -> None:
@@ -175,12 +175,15 @@ def test_a_job_answers_every_file_and_says_which_it_could_not(vision, stub, png)
     assert answer.status_code == 202, answer.text
     job = answer.json()
     assert (job["total"], job["state"]) == (6, "running")
-    assert (lambda found: (found["done"], found["failed"]))(wait_for(vision, job["id"])) == (6, 1)
-    found = results(vision, job["id"])
-    assert [each["index"] for each in found] == list(range(6))
-    assert found[0]["answer"]["predictions"][0]["caption"] == "one two three"
-    assert found[0]["filename"] == "0.png"
-    assert (found[5]["status"], found[5]["problem"]["code"]) == (422, "media_broken")
+    assert (lambda result: (result["done"], result["failed"]))(wait_for(vision, job["id"])) == (
+        6,
+        1,
+    )
+    result = results(vision, job["id"])
+    assert [each["index"] for each in result] == list(range(6))
+    assert result[0]["answer"]["predictions"][0]["caption"] == "one two three"
+    assert result[0]["filename"] == "0.png"
+    assert (result[5]["status"], result[5]["problem"]["code"]) == (422, "media_broken")
     assert vision.client.delete(f"/jobs/{job['id']}").status_code == 204
     assert vision.client.get(f"/jobs/{job['id']}").status_code == 404
 
@@ -197,10 +200,10 @@ def test_a_job_of_lines_mixes_models_tasks_and_images(vision, stub, png) -> None
     answer = vision.client.post("/jobs", content=content, headers=headers)
     assert answer.status_code == 202, answer.text
     wait_for(vision, answer.json()["id"])
-    found = results(vision, answer.json()["id"])
-    assert [each["id"] for each in found] == ["a", "b", "c"]
-    assert [each["status"] for each in found] == [200, 200, 404]
-    assert found[1]["answer"]["task"] == "recognition"
+    result = results(vision, answer.json()["id"])
+    assert [each["id"] for each in result] == ["a", "b", "c"]
+    assert [each["status"] for each in result] == [200, 200, 404]
+    assert result[1]["answer"]["task"] == "recognition"
 
 
 def test_a_killed_gateway_goes_on_where_its_results_end(settings_for, stub, png) -> None:
@@ -217,8 +220,8 @@ def test_a_killed_gateway_goes_on_where_its_results_end(settings_for, stub, png)
     asked = len(stub.requests)
     with started(settings) as gateway:
         wait_for(gateway, job)
-        found = results(gateway, job)
-    assert [each["index"] for each in found] == list(range(8))
+        result = results(gateway, job)
+    assert [each["index"] for each in result] == list(range(8))
     assert path.read_bytes().startswith(before)
     assert len(stub.requests) - asked <= 8 - before.count(b"\n")
 

@@ -228,10 +228,10 @@ class Issuer:
 
 @pytest.fixture(scope="module")
 def issuer():
-    found = Issuer()
-    with served(found.app()) as url:
-        found.url = url
-        yield found
+    result = Issuer()
+    with served(result.app()) as url:
+        result.url = url
+        yield result
 
 
 @pytest.fixture(scope="module")

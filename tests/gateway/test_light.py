@@ -71,4 +71,4 @@ def test_no_thread_is_asked_for_an_address_in_figures(monkeypatch: pytest.Monkey
         client.setblocking(False)
         address = listening.getsockname()
         loop.run_until_complete(loop.sock_connect(client, address))
-    assert [found[4] for (found,) in answers] == [address]
+    assert [result[4] for (result,) in answers] == [address]

@@ -65,9 +65,9 @@ def test_ten_times_the_load_is_refused_and_the_admitted_keep_their_latency(start
         assert ask_chat(gateway).status_code == 200
         alone = time.perf_counter() - began
 
-        found = asyncio.run(ask_at_once(gateway.url, 40))
-    admitted = [seconds for status, seconds, _ in found if status == 200]
-    refused = [each for each in found if each[0] == 429]
+        result = asyncio.run(ask_at_once(gateway.url, 40))
+    admitted = [seconds for status, seconds, _ in result if status == 200]
+    refused = [each for each in result if each[0] == 429]
     assert len(admitted) + len(refused) == 40
     assert len(admitted) == 6
     assert all(int(after or 0) >= 1 for _, _, after in refused)

@@ -54,7 +54,7 @@ def behind(request, tiny_base, tmp_path_factory, start):
 
 def pictures() -> list[bytes]:
     """Of many sizes and types, one turned and one with transparency."""
-    found = []
+    result = []
     exif = Image.Exif()
     exif[0x0112] = 6
     for number, (kind, size, more) in enumerate(
@@ -72,8 +72,8 @@ def pictures() -> list[bytes]:
             image.putalpha(128)
         file = io.BytesIO()
         image.save(file, kind, **more)
-        found.append(file.getvalue())
-    return found
+        result.append(file.getvalue())
+    return result
 
 
 def test_predict_gets_the_tokens_that_the_line_gets(behind) -> None:
@@ -88,10 +88,10 @@ def test_predict_gets_the_tokens_that_the_line_gets(behind) -> None:
         files = {"files": ("row", content)} if content else None
         answer = behind.client.post("/predict", data=data, files=files)
         assert answer.status_code == 200, answer.text
-        (found,) = answer.json()["predictions"]
-        tokens = found["token_ids"]
-        assert (tokens[:-1] if found["finish_reason"] == "stop" else tokens) == served.tokens
-        assert found["caption"] == served.text
+        (result,) = answer.json()["predictions"]
+        tokens = result["token_ids"]
+        assert (tokens[:-1] if result["finish_reason"] == "stop" else tokens) == served.tokens
+        assert result["caption"] == served.text
         answers.add(tuple(tokens))
     assert len(answers) > 1, "all answers are the same, so the test says nothing"
 

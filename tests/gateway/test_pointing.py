@@ -71,14 +71,14 @@ def ask(gateway: Any, content: bytes, name: str, **fields: str) -> dict[str, Any
         data={"model": "tiny", "text": name, **fields},
     )
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    result: dict[str, Any] = answer.json()
+    return result
 
 
 def box_of(answer: dict[str, Any], kind: str = "box_pixels") -> tuple[float, ...]:
     """The only box of an answer; an empty one when there is none."""
-    found = [tuple(item[kind]) for item in answer["items"] if item["kind"] == "box"]
-    return found[0] if len(found) == 1 else (0, 0, 0, 0)
+    result = [tuple(item[kind]) for item in answer["items"] if item["kind"] == "box"]
+    return result[0] if len(result) == 1 else (0, 0, 0, 0)
 
 
 def test_nine_of_ten_boxes_are_where_the_shape_is(pointing: Any) -> None:
@@ -101,15 +101,15 @@ def test_a_picture_of_three_sizes_has_the_same_box(pointing: Any) -> None:
     """Of one shape: between two of them so small a model may choose anew at another sharpness."""
     alone = (scene for scene in make_shapes.scenes(98) if len(scene.shapes) == 1)
     for scene in itertools.islice(alone, 20):
-        name, found = scene.shapes[0].name, []
+        name, result = scene.shapes[0].name, []
         for size in ((112, 84), (336, 252), (1000, 750)):
             large = make_shapes.draw(make_shapes.Scene(scene.shapes, 9.0))
             image = Image.open(io.BytesIO(large)).resize(size, Image.Resampling.LANCZOS)
             file = io.BytesIO()
             image.save(file, "PNG")
-            found.append(box_of(ask(pointing, file.getvalue(), name), "box_unit"))
-        for other in found[1:]:
-            assert all(abs(a - b) <= 0.02 for a, b in zip(found[0], other, strict=True)), found
+            result.append(box_of(ask(pointing, file.getvalue(), name), "box_unit"))
+        for other in result[1:]:
+            assert all(abs(a - b) <= 0.02 for a, b in zip(result[0], other, strict=True)), result
 
 
 def test_the_overlay_is_drawn_where_the_box_is(pointing: Any) -> None:

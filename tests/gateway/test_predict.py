@@ -16,12 +16,12 @@ def ask(gateway, *contents: bytes, **fields: str):
 
 
 def events(answer) -> list[tuple[str, dict]]:
-    found = []
+    result = []
     for event in answer.text.split("\n\n"):
         if event.strip():
             name, data = event.split("\n", 1)
-            found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return found
+            result.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return result
 
 
 def test_an_image_is_asked_with_the_contract_and_its_original_bytes(vision, stub, png) -> None:
@@ -75,9 +75,9 @@ def test_a_stream_ends_with_the_document_that_is_sent_without_one(vision, png) -
     answer = ask(vision, png, stream="true")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.headers["x-accel-buffering"] == "no"
-    found = events(answer)
-    assert [data["text"] for name, data in found if name == "token"] == ["one", " two", " three"]
-    name, done = found[-1]
+    result = events(answer)
+    assert [data["text"] for name, data in result if name == "token"] == ["one", " two", " three"]
+    name, done = result[-1]
     assert name == "done"
     for key in ("predictions", "model_uri", "usage", "finish_reason"):
         assert done[key] == whole[key]

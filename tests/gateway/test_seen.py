@@ -22,18 +22,18 @@ MONITORING = Path(__file__).parents[2] / "gateway/monitoring"
 
 def series() -> dict[str, set[str]]:
     """Names of all series with their labels."""
-    found = {}
+    result = {}
     for metric in Metrics().registry._names_to_collectors.items():
         name, collector = metric
-        found[name] = set(getattr(collector, "_labelnames", ()))
-    return found
+        result[name] = set(getattr(collector, "_labelnames", ()))
+    return result
 
 
 def expressions() -> list[str]:
     rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
-    found = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
+    result = [rule["expr"] for group in rules["spec"]["groups"] for rule in group["rules"]]
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    return found + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return result + [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 @pytest.mark.parametrize("expression", expressions())

@@ -83,7 +83,7 @@ def test_a_request_asks_for_what_the_parser_needs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({}, "task spatial-boxes needs variable 'text'"),
         ({"text": None}, "task spatial-boxes needs variable 'text'"),
@@ -91,13 +91,13 @@ def test_a_request_asks_for_what_the_parser_needs() -> None:
         ({"text": "x" * 10_001}, "variable 'text' has 10,001 characters, the limit is 10,000"),
     ],
 )
-def test_a_wrong_variable_is_refused_in_one_sentence(given: dict[str, Any], told: str) -> None:
-    with pytest.raises(tasks.PromptError, match=told):
+def test_a_wrong_variable_is_refused_in_one_sentence(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(tasks.PromptError, match=message):
         BUILT_IN["spatial-boxes"].prompt("qwen3-vl", **given)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"promts": {}}, "unknown key 'promts' (accepted: answer, description"),
         ({"parser": "yaml"}, "parser: 'yaml' is refused, input should be 'text', 'json'"),
@@ -116,11 +116,11 @@ def test_a_wrong_variable_is_refused_in_one_sentence(given: dict[str, Any], told
     ],
 )
 def test_a_wrong_file_is_refused_in_one_sentence(
-    tmp_path: Path, change: dict[str, Any], told: str
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
         tasks.load(written(tmp_path, change))
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "plates.yaml" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

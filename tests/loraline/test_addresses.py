@@ -66,8 +66,8 @@ def test_a_text_is_told_without_the_environments_secrets(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    told = scrubbed(f"cannot parse {value}: {CANARY} is no port; /{CANARY}/x")
+    message = scrubbed(f"cannot parse {value}: {CANARY} is no port; /{CANARY}/x")
     if name != "LORALINE_WEBHOOK_URL":
-        assert CANARY not in told
-    assert value not in told
-    assert told.startswith("cannot parse ")
+        assert CANARY not in message
+    assert value not in message
+    assert message.startswith("cannot parse ")

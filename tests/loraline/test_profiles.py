@@ -70,7 +70,7 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"dropuot": 0.1}, "unknown key 'dropuot' (accepted: answer_format, base"),
         (
@@ -138,12 +138,12 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
     ],
 )
 def test_a_wrong_value_is_refused_in_one_sentence(
-    tmp_path: Path, change: dict[str, object], told: str
+    tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(GOOD | change))
     with pytest.raises(UserError) as refusal:
         profiles.load("mine", tmp_path)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "mine.yaml" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

@@ -33,10 +33,10 @@ def test_a_shard_holds_what_was_written(tmp_path_factory, written: list[Record])
 
 @given(st.lists(st.sampled_from([IMAGE, VIDEO, "text ", "<img>", "more"]), max_size=8))
 def test_parts_are_the_text_and_the_tags_in_order(pieces: list[str]) -> None:
-    found = records.parts("".join(pieces))
+    result = records.parts("".join(pieces))
     back = {"image": IMAGE, "video": VIDEO}
-    assert "".join(part.get("text") or back[part["type"]] for part in found) == "".join(pieces)
-    assert sum(part["type"] == "image" for part in found) == pieces.count(IMAGE)
+    assert "".join(part.get("text") or back[part["type"]] for part in result) == "".join(pieces)
+    assert sum(part["type"] == "image" for part in result) == pieces.count(IMAGE)
 
 
 def test_a_folder_of_shards_is_read_in_order(tmp_path: Path) -> None:

@@ -41,13 +41,13 @@ CONSTRUCTS = {
 
 def counts(documents: dict[str, Any], verdicts: dict[str, str]) -> dict[str, Counter[str]]:
     """By construct: how many workflows with it are equal, refused or stopped."""
-    found: dict[str, Counter[str]] = {name: Counter() for name in CONSTRUCTS}
+    result: dict[str, Counter[str]] = {name: Counter() for name in CONSTRUCTS}
     for case, document in documents.items():
         text = document if isinstance(document, str) else json.dumps(document)
         for name, pattern in CONSTRUCTS.items():
             if re.search(pattern, text):
-                found[name][verdicts[case].partition(":")[0]] += 1
-    return found
+                result[name][verdicts[case].partition(":")[0]] += 1
+    return result
 
 
 def table() -> str:
@@ -64,8 +64,8 @@ def table() -> str:
         "| construct | workflows | equal | refused by name | stopped in Error |",
         "|---|--:|--:|--:|--:|",
     ]
-    for name, found in counts(documents, verdicts).items():
-        cells = (found.total(), found["equal"], found["refused"], found["stopped"])
+    for name, result in counts(documents, verdicts).items():
+        cells = (result.total(), result["equal"], result["refused"], result["stopped"])
         rows.append(f"| {name} | {' | '.join(map(str, cells))} |")
     total = Counter(verdicts[name].partition(":")[0] for name in documents)
     cells = (total.total(), total["equal"], total["refused"], total["stopped"])

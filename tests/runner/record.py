@@ -53,8 +53,8 @@ def status_within(seconds: float, name: str, namespace: str) -> Object:
     last = time.monotonic() + seconds
     while True:
         get = ["kubectl", "-n", namespace, "get", "workflow", name, "-o", "json"]
-        found = json.loads(subprocess.run(get, capture_output=True, text=True, check=True).stdout)
-        status: Object = found.get("status", {})
+        result = json.loads(subprocess.run(get, capture_output=True, text=True, check=True).stdout)
+        status: Object = result.get("status", {})
         left = last - time.monotonic()
         if status.get("phase") in DONE or left <= 0:
             return status
@@ -125,13 +125,13 @@ def main(account: str = "conformance", namespace: str = "default") -> None:
         asked = json.loads(Path(sys.argv[1]).read_text())
     with ThreadPoolExecutor(AT_ONCE) as pool:
         records = pool.map(lambda workflow: record(workflow, account, namespace), asked.values())
-        for name, found in zip(asked, records, strict=True):
+        for name, result in zip(asked, records, strict=True):
             before = cases.get(name, {}).get("argo")
-            if before is not None and facts(before) != facts(found):
+            if before is not None and facts(before) != facts(result):
                 print(
-                    f"{name}: changed from {json.dumps(before)[:300]} to {json.dumps(found)[:300]}"
+                    f"{name}: changed from {json.dumps(before)[:300]} to {json.dumps(result)[:300]}"
                 )
-            cases[name] = cases.get(name, {}) | {"argo": found, "workflow": asked[name]}
+            cases[name] = cases.get(name, {}) | {"argo": result, "workflow": asked[name]}
     write(cases)
 
 

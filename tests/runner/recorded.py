@@ -38,8 +38,8 @@ def written(case: Object, folder: Path) -> Path:
 
 def document(case: Object) -> Object:
     workflow = case["workflow"]
-    found: Object = yaml.safe_load(workflow) if isinstance(workflow, str) else workflow
-    return found
+    result: Object = yaml.safe_load(workflow) if isinstance(workflow, str) else workflow
+    return result
 
 
 async def run_here(case: Object, folder: Path) -> Run:

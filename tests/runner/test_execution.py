@@ -352,10 +352,10 @@ def test_a_terminal_is_asked_until_the_answer_is_one_of_those_there_are(
         command(place, ASKED), cwd=place, stdin=theirs, stderr=subprocess.PIPE, text=True
     )
     os.write(ours, typed.encode())
-    _, told = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=30)
 
-    assert process.returncode == 0, told
-    assert "asked: word (yes, no) [no]? " in told
+    assert process.returncode == 0, message
+    assert "asked: word (yes, no) [no]? " in message
     status = json.loads((place / "outputs/latest/status.json").read_text())
     assert c.facts(status["status"], status["metadata"]["name"])["nodes"][".done"]["phase"] == phase
 
@@ -431,11 +431,11 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_process(place: Pat
             part.mkdir()
         except FileExistsError:
             time.sleep(0.01)
-    _, told = process.communicate(timeout=20)
+    _, message = process.communicate(timeout=20)
 
     assert process.returncode == 75
-    assert told.splitlines()[-1].endswith("--resume goes on")
-    assert "Traceback" not in told
+    assert message.splitlines()[-1].endswith("--resume goes on")
+    assert "Traceback" not in message
 
 
 WAITING = c.workflow(

@@ -124,12 +124,12 @@ def test_the_pods_know_their_number_and_find_each_other(
     ended: Callable[..., str], tmp_path: Path
 ) -> None:
     ended("75-0,75-0", successPolicy={})
-    told = [(tmp_path / f"pod-{index}").read_text().splitlines() for index in (0, 1)]
-    assert [line.split()[0] for line in told[0] + told[1]] == ["0", "0", "1", "1"]
-    (meeting,) = {line.split()[1] for line in told[0] + told[1]}
+    message = [(tmp_path / f"pod-{index}").read_text().splitlines() for index in (0, 1)]
+    assert [line.split()[0] for line in message[0] + message[1]] == ["0", "0", "1", "1"]
+    (meeting,) = {line.split()[1] for line in message[0] + message[1]}
     host, _, port = meeting.partition(":")
     assert host == "127.0.0.1" and port not in ("", "29500")
-    assert {line.split()[2] for line in told[0] + told[1]} == {"127.0.0.1"}
+    assert {line.split()[2] for line in message[0] + message[1]} == {"127.0.0.1"}
 
 
 def workflow(text: str, codes: str = "0,0", fail: str = "no") -> Object:
@@ -194,33 +194,33 @@ def run(place: Path, document: Object) -> Object:
     (place / "w.yaml").write_text(json.dumps(document))
     command = [sys.executable, "-m", "runner.run_local", "w.yaml"]
     subprocess.run(command, cwd=place, capture_output=True, check=False, timeout=60)
-    found = json.loads((place / "outputs/latest/status.json").read_text())
-    return c.facts(found["status"], found["metadata"]["name"])
+    result = json.loads((place / "outputs/latest/status.json").read_text())
+    return c.facts(result["status"], result["metadata"]["name"])
 
 
 def test_a_group_is_a_task_that_tells_how_it_ended(tmp_path: Path) -> None:
     text = """a: 'b'\n- "c" {d}\n"""
-    found = run(tmp_path, workflow(text))
+    result = run(tmp_path, workflow(text))
 
-    assert found["phase"] == "Succeeded"
-    assert found["nodes"][".told"]["outputs"] == {"out": WELL}
+    assert result["phase"] == "Succeeded"
+    assert result["nodes"][".told"]["outputs"] == {"out": WELL}
     assert text.split() == (tmp_path / "pod-1").read_text().split()[3:]
 
 
 @pytest.mark.parametrize(("fail", "phase"), [("first", "Failed"), ("last", "Succeeded")])
 def test_only_a_job_that_was_made_can_be_suspended(tmp_path: Path, fail: str, phase: str) -> None:
-    found = run(tmp_path, workflow("", fail=fail))
+    result = run(tmp_path, workflow("", fail=fail))
 
-    assert found["phase"] == "Failed"
-    stopped = [node for path, node in found["nodes"].items() if path.endswith(".stop")]
+    assert result["phase"] == "Failed"
+    stopped = [node for path, node in result["nodes"].items() if path.endswith(".stop")]
     assert [node["phase"] for node in stopped] == [phase]
 
 
 def changed(*path: Any, to: Any) -> Callable[[Object], None]:
-    def change(found: Object) -> None:
+    def change(result: Object) -> None:
         for key in path[:-1]:
-            found = found[key]
-        found[path[-1]] = to
+            result = result[key]
+        result[path[-1]] = to
 
     return change
 
@@ -229,7 +229,7 @@ POD = ("spec", "template", "spec")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             changed("kind", to="TrainJob"),
@@ -258,18 +258,18 @@ POD = ("spec", "template", "spec")
     ],
 )
 def test_a_job_that_would_not_run_as_on_a_cluster_is_refused(
-    change: Callable[[Object], None], told: str
+    change: Callable[[Object], None], message: str
 ) -> None:
-    found = manifest("0,0")
-    change(found)
+    result = manifest("0,0")
+    change(result)
     with pytest.raises(Refused) as refused:
-        read_job("template group", json.dumps(found))
+        read_job("template group", json.dumps(result))
     assert refused.value.message.startswith("template group: ")
-    assert told in refused.value.message
+    assert message in refused.value.message
 
 
 @pytest.mark.parametrize(
-    ("template", "field", "value", "told"),
+    ("template", "field", "value", "message"),
     [
         ("group", "action", "delete", "action delete does not run here, only apply, create, patch"),
         ("group", "successCondition", "", "a Job is waited for by a successCondition"),
@@ -289,15 +289,15 @@ def test_a_job_that_would_not_run_as_on_a_cluster_is_refused(
     ],
 )
 def test_a_resource_that_would_not_do_as_on_a_cluster_is_refused(
-    template: str, field: str, value: Any, told: str
+    template: str, field: str, value: Any, message: str
 ) -> None:
     document = copy.deepcopy(workflow(""))
-    found = next(t for t in document["spec"]["templates"] if t["name"] == template)
-    found["resource"][field] = value
+    result = next(t for t in document["spec"]["templates"] if t["name"] == template)
+    result["resource"][field] = value
     with pytest.raises(Refused) as refused:
         understood(document)
     assert f"template {template}" in refused.value.message
-    assert told in refused.value.message
+    assert message in refused.value.message
 
 
 @pytest.mark.parametrize(
@@ -312,14 +312,14 @@ def test_an_output_is_made_of_plain_paths(how: str) -> None:
 
 
 def test_a_condition_holds_where_every_path_has_one_of_its_values() -> None:
-    found = {"status": {"conditions": [{"type": "A"}, {"type": "B", "status": "True"}]}}
+    result = {"status": {"conditions": [{"type": "A"}, {"type": "B", "status": "True"}]}}
     for text, expected in {
         "status.conditions.1.type in (B, C)": True,
         "status.conditions.1.type == B, status.conditions.1.status = True": True,
         "status.conditions.1.type == B, status.conditions.1.status = False": False,
         "status.conditions.0.status == True": False,
     }.items():
-        assert holds(read_condition("", text), found) is expected, text
+        assert holds(read_condition("", text), result) is expected, text
 
 
 UNKNOWN = [
@@ -332,11 +332,11 @@ UNKNOWN = [
 
 @pytest.mark.parametrize("path", UNKNOWN)
 def test_what_is_not_known_of_a_job_is_refused(path: str) -> None:
-    told = f"{path} of a Job is not known here, only the type, status, reason and message"
+    message = f"{path} of a Job is not known here, only the type, status, reason and message"
     document = workflow("")
     group = next(t for t in document["spec"]["templates"] if t["name"] == "group")
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         read_condition("", f"{path} == 2")
     group["outputs"]["parameters"][0]["valueFrom"]["jsonPath"] = f"{{.{path}}}"
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=message):
         understood(document)

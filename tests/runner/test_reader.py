@@ -240,11 +240,11 @@ CRON: dict[str, tuple[tuple[Any, ...], Any, str]] = {
 
 @pytest.mark.parametrize("case", CRON)
 def test_what_argo_would_not_start_by_the_clock_is_refused(tmp_path: Path, case: str) -> None:
-    path, value, told = CRON[case]
+    path, value, message = CRON[case]
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(replaced(path, value)))
 
-    with pytest.raises(Refused, match=re.escape(told)):
+    with pytest.raises(Refused, match=re.escape(message)):
         understood(load(file))
 
 
@@ -267,7 +267,7 @@ def test_a_schedule_that_argo_reads_is_read(lint: Any, tmp_path: Path, schedule:
 def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
     script: Any, tmp_path: Path, case: str
 ) -> None:
-    path, value, told = WRONG[case]
+    path, value, message = WRONG[case]
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump(replaced(path, value)))
     done = subprocess.run(
@@ -277,7 +277,7 @@ def test_what_has_the_wrong_shape_is_refused_with_its_file_template_and_field(
     )
 
     assert done.returncode == 2
-    assert done.stderr.startswith(f"run-local: {file}: {told}"), done.stderr
+    assert done.stderr.startswith(f"run-local: {file}: {message}"), done.stderr
 
 
 @pytest.mark.skipif(not shutil.which("argo"), reason="argo is not installed")
@@ -333,7 +333,7 @@ def test_half_a_sign_in_a_yaml_file_is_refused_as_go_refuses_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("", "a workflow has to be a mapping, not nothing"),
         ("- 1", "a workflow has to be a mapping, not [1]"),
@@ -346,11 +346,11 @@ def test_half_a_sign_in_a_yaml_file_is_refused_as_go_refuses_it(tmp_path: Path) 
     ],
 )
 def test_a_file_that_is_no_workflow_is_refused(
-    lint: Any, file: Path, content: str, told: str
+    lint: Any, file: Path, content: str, message: str
 ) -> None:
     file.write_text(content)
 
-    assert [told in finding for finding in lint.findings(file)] == [True], lint.findings(file)
+    assert [message in finding for finding in lint.findings(file)] == [True], lint.findings(file)
 
 
 def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_looked_at(

@@ -71,11 +71,11 @@ class Ran:
     @property
     def nodes(self) -> dict[str, Object]:
         """The tasks' nodes: neither the workflow's own nor single attempts."""
-        found = self.status["nodes"].values()
-        retried = {node["id"] for node in found if node["type"] == "Retry"}
+        result = self.status["nodes"].values()
+        retried = {node["id"] for node in result if node["type"] == "Retry"}
         return {
             node["displayName"]: node
-            for node in found
+            for node in result
             if node["boundaryID"] and node["boundaryID"] not in retried
         }
 
@@ -221,14 +221,14 @@ def test_a_new_run_is_named_and_no_name_is_used_twice(run: Runner, root: Path):
     assert (root / "outputs/small-mine/status.json").is_file()
     assert (root / "outputs/latest").readlink() == Path("small-mine")
 
-    for name, told in [
+    for name, message in [
         ("small-mine", "there is such a run"),
         ("other", "write small-…"),
         ("small-../../x", "write small-…"),
     ]:
         refused = run(document, "--name", name)
         assert refused.exit_code == 2
-        assert told in refused.stderr
+        assert message in refused.stderr
 
 
 @pytest.mark.parametrize(("verdict", "phase"), [("passed", "Succeeded"), ("failed", "Skipped")])

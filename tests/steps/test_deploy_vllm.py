@@ -66,10 +66,10 @@ def test_what_the_command_line_says_is_in_the_manifest(
     assert (
         step("deploy_vllm", "--run-id", gate_run, *places, *watched, *image, *card).exit_code == 0
     )
-    found = rendered(workplace)
-    assert {"ScaledObject", "ServiceMonitor"} <= set(found)
-    assert {entry["metadata"]["namespace"] for entry in found.values()} == {"models"}
-    affinity = found["Deployment"]["spec"]["template"]["spec"]["affinity"]
+    result = rendered(workplace)
+    assert {"ScaledObject", "ServiceMonitor"} <= set(result)
+    assert {entry["metadata"]["namespace"] for entry in result.values()} == {"models"}
+    affinity = result["Deployment"]["spec"]["template"]["spec"]["affinity"]
     assert "NVIDIA-L4" in str(affinity), "a card that is named is the one it is placed on"
     assert container(workplace)["args"][0] == "/bases/base"
     assert container(workplace)["image"] == "localhost/vllm:v0.32.0"
@@ -118,11 +118,11 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
     step, workplace: Path, gate_run: str
 ) -> None:
     (workplace / "server.log").write_text("")
-    for options, told in MISTAKES.items():
+    for options, message in MISTAKES.items():
         result = step("deploy_vllm", "--run-id", gate_run, *options)
         assert result.exit_code == 2, options
         *warnings, sentence = result.stderr.splitlines()
-        assert told in sentence
+        assert message in sentence
         assert all(line.startswith("warning: ") for line in warnings)
 
 
@@ -144,16 +144,16 @@ def test_tasks_have_a_server_beside_the_adapters_or_widen_its_own(
     (workplace / "tasks").mkdir()
     (workplace / "tasks" / "summary.yaml").write_text(SUMMARY)
     mine = ("--tasks-dir", "tasks", "--task", "summary")
-    told = step("deploy_vllm", "--run-id", gate_run, "--tasks", "beside", *mine)
-    assert told.exit_code == 0, told.stderr
-    assert "tasks are served by lora-mistral-7b-lora-tasks, which has no adapter" in told.stdout
+    message = step("deploy_vllm", "--run-id", gate_run, "--tasks", "beside", *mine)
+    assert message.exit_code == 0, message.stderr
+    assert "tasks are served by lora-mistral-7b-lora-tasks, which has no adapter" in message.stdout
     text = (workplace / "outputs" / "vllm.yaml").read_text()
     servers = [each for each in yaml.safe_load_all(text) if each["kind"] == "Deployment"]
     args = [each["spec"]["template"]["spec"]["containers"][0]["args"] for each in servers]
     assert [each[each.index("--max-model-len") + 1] for each in args] == ["512", "2048"]
     assert ["--enable-lora" in each for each in args] == [True, False]
-    told = step("deploy_vllm", "--run-id", gate_run, "--tasks", "instead", *mine)
-    assert "the adapter was measured with other limits: tokens 512 to 2048" in told.stdout
+    message = step("deploy_vllm", "--run-id", gate_run, "--tasks", "instead", *mine)
+    assert "the adapter was measured with other limits: tokens 512 to 2048" in message.stdout
     assert "--enable-lora" in container(workplace)["args"]
 
 
@@ -241,18 +241,18 @@ def test_a_number_out_of_its_range_is_refused(
 def test_what_the_manifest_will_need_is_said(
     step, gate_run: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = step("deploy_vllm", "--run-id", gate_run).stderr
-    (alone,) = told.splitlines()
+    message = step("deploy_vllm", "--run-id", gate_run).stderr
+    (alone,) = message.splitlines()
     assert alone.startswith("warning: the manifest serves on this machine (make serve); ")
     monkeypatch.setenv("LORALINE_IMAGE", "registry.example/loraline:1")
-    told = step("deploy_vllm", "--run-id", gate_run).stderr
-    assert [line.partition(": ")[2].split(";")[0] for line in told.splitlines()] == [
+    message = step("deploy_vllm", "--run-id", gate_run).stderr
+    assert [line.partition(": ")[2].split(";")[0] for line in message.splitlines()] == [
         "the pod has no MLflow server to fetch the adapter from",
         "vllm/vllm-openai:v0.32.0 is not pinned by digest",
     ]
     image = f"vllm/vllm-openai:v0.32.0@sha256:{'0' * 64}"
-    told = step("deploy_vllm", "--run-id", gate_run, "--server-image", image).stderr
-    assert len(told.splitlines()) == 1
+    message = step("deploy_vllm", "--run-id", gate_run, "--server-image", image).stderr
+    assert len(message.splitlines()) == 1
 
 
 def test_a_log_that_leaves_no_room_is_not_remembered(step, workplace: Path, gate_run: str) -> None:
@@ -317,8 +317,8 @@ def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
     client.set_model_version_tag("mistral-7b-lora", "1", tags.ADAPTER_DIGEST, digest)
     result = step("deploy_vllm", "--run-id", gate_run)
     assert result.exit_code == 2
-    told = "mistral-7b-lora version 1 cannot be served: use_dora: is True, which vLLM refuses"
-    assert told in result.stderr
+    message = "mistral-7b-lora version 1 cannot be served: use_dora: is True, which vLLM refuses"
+    assert message in result.stderr
     assert not (workplace / "outputs" / "vllm.yaml").exists()
 
 
@@ -425,8 +425,8 @@ def test_a_registered_version_is_rendered_to_be_served_here(
     for alias, version in (("candidate", "2"), ("champion", "1")):
         manifest = serve_local.of_registered("mistral-7b-lora", alias)
         assert manifest == Path(f"outputs/serve/mistral-7b-lora-v{version}/vllm.yaml")
-        told = f"models:/mistral-7b-lora/{version}, the {alias}, as {manifest} says"
-        assert told in capsys.readouterr().out
+        message = f"models:/mistral-7b-lora/{version}, the {alias}, as {manifest} says"
+        assert message in capsys.readouterr().out
         deployment = serve_local.local.read(manifest)["Deployment"]["metadata"]["annotations"]
         uri = deployment["loraline/registered-version"]
         assert uri == f"models:/mistral-7b-lora/{version}"

@@ -94,13 +94,13 @@ def test_the_library_knows_neither_steps_nor_workflows(path: Path) -> None:
 
 
 def imported(path: Path) -> set[str]:
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            result |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").partition(".")[0])
-    return found
+            result.add((node.module or "").partition(".")[0])
+    return result
 
 
 @pytest.mark.parametrize("name", UPSTREAM)
@@ -138,7 +138,7 @@ def test_an_absent_mlflow_is_try_again(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--profile", "x"], "Missing option '--run-id'"),
         (["--run-id", "x", "--profil", "y"], "Did you mean '--profile'"),
@@ -146,11 +146,11 @@ def test_an_absent_mlflow_is_try_again(
         (["--run-id", "x", "--profile", "x", "--set", "r='8"], "cannot be read: No closing"),
     ],
 )
-def test_a_mistake_in_the_options_is_one_sentence(step, words: list[str], told: str) -> None:
+def test_a_mistake_in_the_options_is_one_sentence(step, words: list[str], message: str) -> None:
     result = step("train_qlora", *words)
     assert result.exit_code == 2
     assert result.stderr.startswith("train-qlora: ")
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

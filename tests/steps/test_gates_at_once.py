@@ -63,8 +63,8 @@ def gates(
 def forget() -> None:
     """Make the registry empty."""
     client = mlflow.MlflowClient()
-    for found in client.search_registered_models():
-        client.delete_registered_model(found.name)
+    for result in client.search_registered_models():
+        client.delete_registered_model(result.name)
 
 
 def model_of(evaluate_run: str) -> str:
@@ -76,10 +76,10 @@ def model_of(evaluate_run: str) -> str:
 def state() -> tuple[dict[str, str], str | None, str | None]:
     """Versions by logged model, `candidate` and `previous`, both as the logged model they mean."""
     client = mlflow.MlflowClient()
-    assert [found.name for found in client.search_registered_models()] == [MODEL]
+    assert [result.name for result in client.search_registered_models()] == [MODEL]
     versions = {
-        str(found.version): found.source.removeprefix("models:/")
-        for found in client.search_model_versions(f"name='{MODEL}'")
+        str(result.version): result.source.removeprefix("models:/")
+        for result in client.search_model_versions(f"name='{MODEL}'")
     }
     assert len(set(versions.values())) == len(versions)
     aliases = [registry.version_of(client, MODEL, alias) for alias in ("candidate", "previous")]

@@ -123,10 +123,10 @@ def test_the_report_escapes_everything(step, folder: Path, workplace: Path) -> N
     tags = Tags()
     tags.feed(page)
     assert not {"script", "b", "iframe", "a"} & {tag for tag, _ in tags.seen}
-    assert not [name for _, found in tags.seen for name in found if name.startswith("on")]
+    assert not [name for _, result in tags.seen for name in result if name.startswith("on")]
     assert all(
-        (found["src"] or "").startswith("data:image/jpeg;base64,")
-        for tag, found in tags.seen
+        (result["src"] or "").startswith("data:image/jpeg;base64,")
+        for tag, result in tags.seen
         if tag == "img"
     )
     assert "default-src 'none'" in page
@@ -198,7 +198,7 @@ def test_a_tar_that_lies_about_its_length_is_one_clear_error(step, workplace: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("data.json", b'[{"question": "a", "answer": "b"}, {"qu', "not valid JSON after row 1"),
         ("data.json", b"hello", "neither a JSON array of rows nor one JSON object a line"),
@@ -210,7 +210,7 @@ def test_a_tar_that_lies_about_its_length_is_one_clear_error(step, workplace: Pa
     ],
 )
 def test_a_broken_file_is_one_clear_error(
-    step, workplace: Path, name: str, content: bytes, told: str
+    step, workplace: Path, name: str, content: bytes, message: str
 ) -> None:
     place = workplace / "broken"
     place.mkdir()
@@ -218,7 +218,7 @@ def test_a_broken_file_is_one_clear_error(
     result = step("prepare_data", "--profile", "smoke-text", "--data", place)
     assert result.exit_code == 2
     *progress, refusal = result.stderr.strip().splitlines()
-    assert told in refusal
+    assert message in refusal
     assert all(line.startswith("read: ") for line in progress)
 
 

@@ -354,6 +354,6 @@ def test_states_are_read_as_they_were_written(tmp_path: Path) -> None:
     checkpoint.write_state(state, tmp_path / "optimizer")
     assert sorted(f.suffix for f in tmp_path.iterdir()) == [".json", ".safetensors"]
     assert json.loads((tmp_path / "optimizer.json").read_text())
-    found = checkpoint.read_state(tmp_path / "optimizer")
-    assert_close(found["state"][0], state["state"][0])
-    assert found["param_groups"] == state["param_groups"]
+    result = checkpoint.read_state(tmp_path / "optimizer")
+    assert_close(result["state"][0], state["state"][0])
+    assert result["param_groups"] == state["param_groups"]

@@ -43,19 +43,19 @@ def trained(data_run: str, quick, train) -> str:
 
 
 @pytest.mark.parametrize(
-    ("ways", "told"),
+    ("ways", "message"),
     [(DORA, "down_proj; merged into the base"), (FULL, "none: the base's own weights learned")],
     ids=["dora", "full"],
 )
 def test_a_merged_model_is_served_as_it_was_measured(
-    step, workplace: Path, data_run: str, quick, train, ways: dict, told: str
+    step, workplace: Path, data_run: str, quick, train, ways: dict, message: str
 ) -> None:
     trained = train(data_run, quick("one", **ways))
     outputs = workplace / "outputs"
     assert step("evaluate", "--run-id", trained).exit_code == 0
     evaluated = (outputs / "run-id").read_text()
     card = mlflow.artifacts.load_text(f"runs:/{evaluated}/model_card.md")
-    assert told in card
+    assert message in card
     assert step("quality_gate", "--run-id", evaluated).exit_code == 0
     assert (outputs / "result").read_text() == "passed"
     where = ("--gpu", "cpu", "--server-image", "localhost/vllm:v0.32.0")
@@ -83,14 +83,14 @@ def test_a_merged_model_is_served_as_it_was_measured(
     client = mlflow.MlflowClient()
     with runs.artifacts(client, data_run, "dataset/test.parquet") as file:
         rows = [encoder.encode(record) for record in records.read(file)]
-    found = hf.answers(model, encoder, rows, agreed.max_new_tokens, lambda *_: None)
+    result = hf.answers(model, encoder, rows, agreed.max_new_tokens, lambda *_: None)
     column = table["columns"].index("tuned_tokens")
-    assert [answer.tokens for answer in found] == [row[column] for row in table["data"]]
+    assert [answer.tokens for answer in result] == [row[column] for row in table["data"]]
 
     registered = mlflow.pyfunc.load_model(f"models:/{run.data.tags[tags.MODEL_ID]}")
     prompted = [row[table["columns"].index("question")] for row in table["data"][:8]]
     questions = [text.removeprefix(agreed.prompt.partition("{")[0]) for text in prompted]
-    assert registered.predict(questions) == [answer.text for answer in found[:8]]
+    assert registered.predict(questions) == [answer.text for answer in result[:8]]
     assert type(registered.unwrap_python_model().model).__name__ == "MistralForCausalLM"
 
 
@@ -135,7 +135,7 @@ def test_a_whole_model_is_logged_in_the_type_that_serves_and_has_learned(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"quantization": "nf4"}, "train: full needs quantization: none"),
         ({"export": "adapter"}, "train: full needs export: merged"),
@@ -143,11 +143,11 @@ def test_a_whole_model_is_logged_in_the_type_that_serves_and_has_learned(
     ],
 )
 def test_what_a_whole_model_cannot_be_is_refused_at_the_start(
-    step, data_run: str, quick, change: dict, told: str
+    step, data_run: str, quick, change: dict, message: str
 ) -> None:
     profile = quick("one", **FULL | change)
     result = step("train_qlora", "--run-id", data_run, "--profile", profile)
-    assert result.exit_code == 2 and told in result.stderr
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_dora_without_merging_is_refused_at_the_start(step, data_run: str, quick) -> None:

@@ -23,12 +23,14 @@ class Webhook:
     def __init__(self) -> None:
         self.heard: list[Any] = []
         self.code = 200
-        told = self
+        message = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                told.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(told.code)
+                message.heard.append(
+                    json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                )
+                self.send_response(message.code)
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:

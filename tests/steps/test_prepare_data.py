@@ -216,7 +216,7 @@ def test_an_empty_data_flag_means_the_profiles_own_data(step, workplace: Path) -
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (['{"question": "a", "answer"'], "data.jsonl line 61 is not valid JSON: Expecting ':'"),
         ([{"question": "a"}], "line 61: expected strings question and answer, found question"),
@@ -230,13 +230,13 @@ def test_an_empty_data_flag_means_the_profiles_own_data(step, workplace: Path) -
     ],
 )
 def test_a_bad_line_ends_the_step_with_its_number(
-    step, workplace: Path, rows: list[object], told: str
+    step, workplace: Path, rows: list[object], message: str
 ) -> None:
     data = write_rows(workplace / "data", [*ROWS, *rows])
     result = step("prepare_data", "--profile", "smoke-text", "--data", data)
     assert result.exit_code == 2
     *progress, refusal = result.stderr.strip().splitlines()
-    assert told in refusal
+    assert message in refusal
     assert all(line.startswith("read: ") for line in progress)
     assert not (workplace / "outputs").exists()
     assert not mlflow.search_runs(search_all_experiments=True, output_format="list")
@@ -257,7 +257,7 @@ def vision_folder(workplace: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("gone.png", None, "image 'gone.png' cannot be read: No such file"),
         ("text.png", b"not an image", "image 'text.png' cannot be decoded"),
@@ -267,7 +267,7 @@ def vision_folder(workplace: Path, name: str) -> Path:
     ],
 )
 def test_an_image_that_cannot_be_used_is_refused(
-    step, workplace: Path, name: str, content: bytes | str | None, told: str
+    step, workplace: Path, name: str, content: bytes | str | None, message: str
 ) -> None:
     data = vision_folder(workplace, name)
     if content == "half":
@@ -277,7 +277,7 @@ def test_an_image_that_cannot_be_used_is_refused(
         (data / name).write_bytes(content)
     result = step("prepare_data", "--profile", "smoke-vision", "--data", data)
     assert result.exit_code == 2
-    assert f"metadata.jsonl line 1: {told}" in result.stderr
+    assert f"metadata.jsonl line 1: {message}" in result.stderr
 
 
 def test_vision_data_needs_a_prompt(step, workplace: Path) -> None:
@@ -314,27 +314,27 @@ def test_the_manifest_tells_what_the_dataset_is(step, workplace: Path) -> None:
     result = step("prepare_data", *arguments)
     assert "; dropped: 1 empty, 11 sample, 1 duplicates (logged)" in result.stdout
     run = mlflow.get_run(logged(workplace))
-    found = manifest_of(run.info.run_id)
-    assert found["digest"] == run.data.params["digest"] == run.data.tags["loraline.fingerprint"]
-    assert found["rows"] == {s: int(run.data.metrics[f"{s}_rows"]) for s in records.SPLITS}
-    assert found["prompt"] == {
+    outcome = manifest_of(run.info.run_id)
+    assert outcome["digest"] == run.data.params["digest"] == run.data.tags["loraline.fingerprint"]
+    assert outcome["rows"] == {s: int(run.data.metrics[f"{s}_rows"]) for s in records.SPLITS}
+    assert outcome["prompt"] == {
         "name": "tiny-mistral-lora-prompt",
         "version": 1,
         "template": "Say: {question}",
     }
     assert run.data.params["prompt_uri"] == "prompts:/tiny-mistral-lora-prompt/1"
-    assert found["sources"][0]["sample"] == "#50"
-    assert found["counts"]["empty drop"] == 1
-    assert found["settings"]["actions"]["empty"] == "drop"
-    for shard in found["shards"]:
+    assert outcome["sources"][0]["sample"] == "#50"
+    assert outcome["counts"]["empty drop"] == 1
+    assert outcome["settings"]["actions"]["empty"] == "drop"
+    for shard in outcome["shards"]:
         file = mlflow.artifacts.download_artifacts(
             f"runs:/{run.info.run_id}/dataset/{shard['file']}", dst_path=str(workplace / "d")
         )
         content = Path(file).read_bytes()
         assert (len(content), sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
     (input_,) = run.inputs.dataset_inputs
-    assert input_.dataset.digest == found["version"]
-    assert {tag.key: tag.value for tag in input_.tags}["sha256"] == found["digest"]
+    assert input_.dataset.digest == outcome["version"]
+    assert {tag.key: tag.value for tag in input_.tags}["sha256"] == outcome["digest"]
 
 
 def test_the_same_rows_at_another_place_are_the_same_dataset(step, workplace: Path) -> None:
@@ -438,14 +438,14 @@ def test_examples_name_the_row_that_is_repeated(step, workplace: Path) -> None:
 
 @pytest.mark.parametrize("after", [0.2, pytest.param(3.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    ("kill", "number", "code", "told"),
+    ("kill", "number", "code", "message"),
     [
         (os.killpg, signal.SIGINT, 130, "interrupted"),
         (os.kill, signal.SIGTERM, 75, "stopped by SIGTERM; start it again"),
     ],
 )
 def test_workers_that_are_interrupted_say_nothing(
-    after: float, kill: Callable[[int, int], None], number: int, code: int, told: str, workplace
+    after: float, kill: Callable[[int, int], None], number: int, code: int, message: str, workplace
 ) -> None:
     data = write_rows(workplace / "data", [{**row, "answer": str(row) * 9} for row in ROWS * 1500])
     script = Path(__file__).parents[2] / "steps/prepare_data.py"
@@ -465,7 +465,7 @@ def test_workers_that_are_interrupted_say_nothing(
     kill(started.pid, number)
     _, stderr = started.communicate(timeout=60)
     assert started.returncode == code
-    assert stderr.strip().splitlines()[-1] == f"prepare-data: {told}"
+    assert stderr.strip().splitlines()[-1] == f"prepare-data: {message}"
     assert "Traceback" not in stderr
 
 

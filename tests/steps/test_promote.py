@@ -11,8 +11,8 @@ MODEL = "mistral-7b-lora"
 
 
 def alias(name: str) -> str | None:
-    found = registry.version_of(mlflow.MlflowClient(), MODEL, name)
-    return str(found.version) if found else None
+    result = registry.version_of(mlflow.MlflowClient(), MODEL, name)
+    return str(result.version) if result else None
 
 
 def aliases() -> tuple[str | None, str | None, str | None]:
@@ -142,23 +142,23 @@ def test_a_second_rollback_does_not_go_two_steps_back(step, passed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--version", "2"), "'mistral-7b-lora' has no version 2; found: 1"),
         (("--rollback", "--version", "1"), "--rollback takes none"),
     ],
 )
-def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, told: str) -> None:
+def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, message: str) -> None:
     passed("one")
     result = step("promote", "--model", MODEL, *arguments)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert alias("champion") is None
-    assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
+    assert [outcome.name for outcome in mlflow.MlflowClient().search_registered_models()] == [MODEL]
 
 
 @pytest.mark.parametrize(
-    ("version", "told"),
+    ("version", "message"),
     [
         ("1", "the candidate of 'mistral-7b-lora' is version 2, not 1: review it first"),
         ("7", "registered model 'mistral-7b-lora' has no version 7; found: 1, 2"),
@@ -166,13 +166,13 @@ def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, told: st
     ],
 )
 def test_a_named_version_that_is_not_the_candidate_is_refused_with_its_reason(
-    step, passed, version: str, told: str
+    step, passed, version: str, message: str
 ) -> None:
     passed("one")
     passed("two")
     result = step("promote", "--model", MODEL, "--version", version)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert alias("champion") is None
 
 

@@ -17,7 +17,7 @@ MODEL = "mistral-7b-lora"
 
 def versions() -> list[str]:
     client = mlflow.MlflowClient()
-    return sorted(str(found.version) for found in client.search_model_versions(f"name='{MODEL}'"))
+    return sorted(str(result.version) for result in client.search_model_versions(f"name='{MODEL}'"))
 
 
 def alias() -> str:
@@ -29,10 +29,10 @@ def test_a_good_candidate_is_registered_with_the_alias(step, workplace: Path, ca
     assert result.exit_code == 0
     assert (workplace / "outputs" / "result").read_text() == "passed"
     assert versions() == [alias()] == ["1"]
-    found = mlflow.MlflowClient().get_model_version(MODEL, "1")
-    assert found.run_id == tracking_run(workplace, "train_qlora").info.run_id
-    assert found.tags[RESULT] == "passed"
-    assert "| tuned_perplexity | 1.5 | at most 2 | passed |" in found.description
+    outcome = mlflow.MlflowClient().get_model_version(MODEL, "1")
+    assert outcome.run_id == tracking_run(workplace, "train_qlora").info.run_id
+    assert outcome.tags[RESULT] == "passed"
+    assert "| tuned_perplexity | 1.5 | at most 2 | passed |" in outcome.description
 
 
 def tracking_run(workplace: Path, step_name: str):
@@ -68,16 +68,16 @@ def test_a_bad_candidate_is_a_result_and_not_an_error(
 
 
 @pytest.mark.parametrize(
-    ("weight", "told"),
+    ("weight", "message"),
     [(0.0, "all lora_B weights are zero"), (math.inf, "holds NaN or infinity")],
 )
 def test_an_adapter_that_vllm_would_serve_wrong_ends_the_gate(
-    step, workplace: Path, candidate, weight: float, told: str
+    step, workplace: Path, candidate, weight: float, message: str
 ) -> None:
     result = step("quality_gate", "--run-id", candidate(weight=weight))
     assert result.exit_code == 2
     assert re.search(r"the adapter of run \w{32} cannot be served: ", result.stderr)
-    assert told in result.stderr
+    assert message in result.stderr
     assert not (workplace / "outputs" / "result").exists()
     assert versions() == []
 
@@ -206,7 +206,7 @@ def test_what_the_workflow_sets_and_sends_counts_instead_of_the_file(
 
 
 @pytest.mark.parametrize(
-    ("recipes", "told"),
+    ("recipes", "message"),
     [
         ("- a", "must hold the keys of each profile by its name"),
         ("standard: 3", "must hold the keys of each profile by its name"),
@@ -216,16 +216,16 @@ def test_what_the_workflow_sets_and_sends_counts_instead_of_the_file(
     ],
 )
 def test_recipes_that_are_none_are_refused_in_one_sentence(
-    step, candidate, recipes: str, told: str
+    step, candidate, recipes: str, message: str
 ) -> None:
     result = step("quality_gate", "--run-id", candidate(), "--recipes", recipes)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"tuned_perplexity": math.nan}, "not finite: tuned_perplexity"),
         ({"base_bleu": math.inf}, "not finite: base_bleu"),
@@ -243,15 +243,15 @@ def test_recipes_that_are_none_are_refused_in_one_sentence(
     ],
 )
 def test_a_run_that_says_too_little_is_refused_with_its_reason(
-    step, workplace: Path, candidate, changed: dict, told: str
+    step, workplace: Path, candidate, changed: dict, message: str
 ) -> None:
     result = step("quality_gate", "--run-id", candidate(**changed))
     assert result.exit_code == 0
     assert (workplace / "outputs" / "result").read_text() == "failed"
     for name in ("quality_gate", "train_qlora"):
         tags = tracking_run(workplace, name).data.tags
-        assert told in tags[REASON]
-        assert told in tags["mlflow.note.content"]
+        assert message in tags[REASON]
+        assert message in tags["mlflow.note.content"]
     assert versions() == []
 
 
@@ -290,7 +290,7 @@ def test_a_policy_file_replaces_single_rules_of_the_profile(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("max_loss: 1", "unknown key 'max_loss' (accepted: compare_on, limits, max_eval_loss"),
         ("min_rows: 0", "min_rows: 0 is refused"),
@@ -305,13 +305,13 @@ def test_a_policy_file_replaces_single_rules_of_the_profile(
     ],
 )
 def test_a_file_that_is_no_policy_is_refused_in_one_sentence(
-    step, workplace: Path, candidate, content: str | None, told: str
+    step, workplace: Path, candidate, content: str | None, message: str
 ) -> None:
     if content is not None:
         (workplace / "p.yaml").write_text(content)
     result = step("quality_gate", "--run-id", candidate(), "--policy", "p.yaml")
     assert result.exit_code == 2
-    assert "policy p.yaml" in result.stderr and told in result.stderr
+    assert "policy p.yaml" in result.stderr and message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
@@ -346,7 +346,7 @@ def test_a_candidate_must_be_surely_better_than_the_champion(
 
 
 @pytest.mark.parametrize(
-    ("tags", "told"),
+    ("tags", "message"),
     [
         ({}, "the champion is version 1, compared with none: evaluate again"),
         (against("7"), "the champion is version 1, compared with 7: evaluate again"),
@@ -357,14 +357,14 @@ def test_a_candidate_must_be_surely_better_than_the_champion(
     ],
 )
 def test_numbers_that_cannot_be_compared_with_the_champion_are_refused(
-    step, workplace: Path, candidate, tags: dict[str, str], told: str
+    step, workplace: Path, candidate, tags: dict[str, str], message: str
 ) -> None:
     step("quality_gate", "--run-id", candidate())
     promote()
     run_id = candidate(name="two", tags=tags, gain_over_champion_levenshtein_low=0.5)
     step("quality_gate", "--run-id", run_id)
     assert (workplace / "outputs" / "result").read_text() == "failed"
-    assert told in tracking_run(workplace, "train_qlora").data.tags[REASON]
+    assert message in tracking_run(workplace, "train_qlora").data.tags[REASON]
 
 
 def test_a_champion_that_is_promoted_while_the_gate_works_is_the_one_that_counts(
@@ -385,8 +385,8 @@ def test_a_champion_that_is_promoted_while_the_gate_works_is_the_one_that_counts
         late.setattr(lock, "locked", promoted_before)
         step("quality_gate", "--run-id", run_id)
     assert (workplace / "outputs" / "result").read_text() == "failed"
-    told = "the champion is version 2, compared with 1: evaluate again"
-    assert told in tracking_run(workplace, "train_qlora").data.tags[REASON]
+    message = "the champion is version 2, compared with 1: evaluate again"
+    assert message in tracking_run(workplace, "train_qlora").data.tags[REASON]
     assert (versions(), alias()) == (["1", "2"], "2")
     assert "reused" in step("quality_gate", "--run-id", run_id).stdout
 
@@ -407,8 +407,8 @@ def test_a_verdict_on_the_champion_trained_again_is_reused(
     step("quality_gate", "--run-id", candidate(name="two", **GAIN, tags=against("1")))
     assert alias() == "2"
     again = candidate(name="three", tags=against("1", **{tags.CHAMPION_AGAIN: "1"}))
-    for told in ("verdict: passed", "(reused): passed"):
-        assert told in step("quality_gate", "--run-id", again).stdout
+    for message in ("verdict: passed", "(reused): passed"):
+        assert message in step("quality_gate", "--run-id", again).stdout
     assert (versions(), alias()) == (["1", "2"], "2")
 
 
@@ -436,7 +436,7 @@ def test_a_registered_model_says_how_its_versions_are_promoted(step, candidate) 
 
 def test_the_gate_leaves_no_lock_behind(step, candidate) -> None:
     step("quality_gate", "--run-id", candidate())
-    assert [found.name for found in mlflow.MlflowClient().search_registered_models()] == [MODEL]
+    assert [result.name for result in mlflow.MlflowClient().search_registered_models()] == [MODEL]
 
 
 def test_the_scorecard_holds_base_beside_tuned(step, workplace: Path, candidate) -> None:

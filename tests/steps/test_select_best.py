@@ -71,9 +71,9 @@ def test_a_selection_is_reused_until_another_took_its_place(candidate, select) -
     bleu = {"tuned_bleu_low": 60.0, "tuned_bleu_high": 80.0}
     one = candidate(name="one", **edits(0.2, 0.2, 0.2), **bleu)
     select(one)
-    told = place(one)
+    message = place(one)
     select(one)
-    assert place(one) == told
+    assert place(one) == message
     select(one, metric="bleu")
     select(one)
     assert place(one).startswith("1 of 1 by levenshtein")
@@ -150,17 +150,19 @@ def test_runs_measured_on_something_else_are_not_compared(step, candidate, part:
 
 
 @pytest.mark.parametrize(
-    ("run_ids", "told"),
+    ("run_ids", "message"),
     [
         ("nonsense", "is not a JSON list of run IDs"),
         ("[1]", "is not a JSON list of run IDs"),
         ('["", ""]', "names no run; in a sweep, every member of it has failed"),
     ],
 )
-def test_what_is_no_list_of_runs_is_refused(step, workplace: Path, run_ids: str, told: str) -> None:
+def test_what_is_no_list_of_runs_is_refused(
+    step, workplace: Path, run_ids: str, message: str
+) -> None:
     result = step("select_best", "--run-ids", run_ids)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 def test_a_run_that_is_no_evaluation_is_refused_by_its_flag(step, candidate) -> None:

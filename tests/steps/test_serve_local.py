@@ -135,8 +135,8 @@ def register(folder, modality, name, tiny_base):
     ]
 
     def greedy(model):
-        found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, text: None)
-        return [answer.tokens for answer in found]
+        result = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, text: None)
+        return [answer.tokens for answer in result]
 
     tuned.eval()
     tokens = {name: greedy(tuned)}
@@ -255,8 +255,8 @@ def assert_serves_what_was_measured(url, registered):
     for name, row in wanted:
         assert ask(url, name, registered, row) == measured[name][row], (name, row)
     with ThreadPoolExecutor(len(wanted)) as pool:
-        found = pool.map(lambda each: ask(url, each[0], registered, each[1]), wanted)
-        assert list(found) == [measured[name][row] for name, row in wanted]
+        result = pool.map(lambda each: ask(url, each[0], registered, each[1]), wanted)
+        assert list(result) == [measured[name][row] for name, row in wanted]
 
 
 def descendants(pid):
@@ -268,10 +268,10 @@ def descendants(pid):
         except OSError:
             continue
         parents[int(folder.name)] = int(status.rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
+    result = {pid}
+    while more := {child for child, parent in parents.items() if parent in result} - result:
+        result |= more
+    return result - {pid}
 
 
 def is_running(pid):
@@ -322,8 +322,8 @@ def test_vision_adapter_is_served_as_measured_and_fetches_no_images(vision, tmp_
         assert (server.base, server.adapter) == ("base", "tiny-vision")
         assert_serves_what_was_measured(server.url, vision)
         body = serve_local.request(server, "", image)
-        found = post(server.url, body["model"], body["messages"][0]["content"])
-        tokens = found["choices"][0]["token_ids"]
+        result = post(server.url, body["model"], body["messages"][0]["content"])
+        tokens = result["choices"][0]["token_ids"]
         assert tokens[: len(vision.tokens["tiny-vision"][0])] == vision.tokens["tiny-vision"][0]
         remote = [{"type": "image_url", "image_url": {"url": f"{server.url}/metrics"}}]
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -563,8 +563,8 @@ def test_adapter_is_merged_into_its_base(text, tmp_path):
     model = load(merged, "text", quantization="none", dtype="float32")
     encoder = Encoder(merged.path, "text", chat_template=text.contract.chat_template)
     rows = [encoder.encode(from_prompt(PROMPTS["text"], each, "an answer")) for each in QUESTIONS]
-    found = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, told: None)
-    assert [answer.tokens for answer in found] == text.tokens["tiny-text"]
+    result = answers(model, encoder, rows, ANSWER_TOKENS, lambda done, message: None)
+    assert [answer.tokens for answer in result] == text.tokens["tiny-text"]
     assert AutoTokenizer.from_pretrained(tmp_path / "v1").eos_token == "</s>"
 
 

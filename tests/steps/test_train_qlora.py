@@ -58,11 +58,11 @@ def test_curves_and_costs_are_logged(train, data_run: str, quick) -> None:
     epochs = [point.value for point in history["train_loss"]]
     assert [point.step for point in history["train_loss"]] == [18, 36]
     assert epochs[1] == pytest.approx(sum(p.value for p in history["loss"][18:]) / 18)
-    found = run.data.metrics
-    assert found["final_eval_loss"] == min(point.value for point in history["eval_loss"])
-    assert found["final_perplexity"] == pytest.approx(math.exp(found["final_eval_loss"]))
-    assert min(found[key] for key in ("train_seconds", "peak_memory_gib")) > 0
-    assert "mfu" not in found
+    result = run.data.metrics
+    assert result["final_eval_loss"] == min(point.value for point in history["eval_loss"])
+    assert result["final_perplexity"] == pytest.approx(math.exp(result["final_eval_loss"]))
+    assert min(result[key] for key in ("train_seconds", "peak_memory_gib")) > 0
+    assert "mfu" not in result
 
 
 def test_a_loss_that_is_not_a_number_ends_the_training(step, data_run: str, quick) -> None:
@@ -109,7 +109,7 @@ def test_rows_over_max_length_are_counted_out(train, data_run: str, quick) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"modality": "vision", "min_pixels": 784, "max_pixels": 7840},
@@ -122,11 +122,11 @@ def test_rows_over_max_length_are_counted_out(train, data_run: str, quick) -> No
     ],
 )
 def test_a_base_whose_adapters_no_server_takes_is_refused_before_anything_is_loaded(
-    step, data_run: str, quick, changes: dict[str, object], told: str
+    step, data_run: str, quick, changes: dict[str, object], message: str
 ) -> None:
     result = step("train_qlora", "--run-id", data_run, "--profile", quick("one", **changes))
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     filters = f"tags.`{tags.STEP}` = 'train_qlora'"
     assert not mlflow.search_runs(filter_string=filters, output_format="list")
 
@@ -228,7 +228,7 @@ def test_after_a_group_of_machines_the_step_hands_over_its_run_or_its_exit_code(
     name = quick("own")
     words = ("--run-id", data_run, "--profile", name, "--ended")
     (workplace / "outputs" / "run-id").unlink()
-    for how, code, told in (
+    for how, code, message in (
         (
             "Complete: Matched rules at index 0",
             2,
@@ -240,7 +240,7 @@ def test_after_a_group_of_machines_the_step_hands_over_its_run_or_its_exit_code(
     ):
         ended = step("train_qlora", *words, how)
         assert ended.exit_code == code
-        assert told in ended.stderr
+        assert message in ended.stderr
         assert not (workplace / "outputs" / "run-id").exists()
     trained = train(data_run, name)
     assert step("train_qlora", *words, "Complete: Matched rules at index 0").exit_code == 0

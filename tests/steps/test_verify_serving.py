@@ -15,9 +15,9 @@ def verify(script):
 
 
 def test_a_row_that_the_server_refuses_is_an_answer_that_says_so(verify, answering) -> None:
-    found = verify.attempt(Server(answering(400, "too long")), "tiny-lora", 5, ROW)
-    assert found.tokens == found.prompt == []
-    assert found.refusal.endswith("/v1/chat/completions answers 400: too long")
+    result = verify.attempt(Server(answering(400, "too long")), "tiny-lora", 5, ROW)
+    assert result.tokens == result.prompt == []
+    assert result.refusal.endswith("/v1/chat/completions answers 400: too long")
 
 
 def test_a_server_that_fails_at_a_row_gives_no_verdict(verify, answering) -> None:

@@ -22,11 +22,13 @@ Edit = Callable[[Object], Any]
 
 
 def template(spec: Object, name: str) -> Object:
-    return next(found for found in spec["templates"] if found["name"] == name)
+    return next(result for result in spec["templates"] if result["name"] == name)
 
 
 def task(spec: Object, name: str) -> Object:
-    return next(found for found in template(spec, "main")["dag"]["tasks"] if found["name"] == name)
+    return next(
+        result for result in template(spec, "main")["dag"]["tasks"] if result["name"] == name
+    )
 
 
 def argument(spec: Object, name: str) -> Object:
@@ -64,9 +66,9 @@ def hosted(spec: Object) -> None:
 
 def patched(old: str, new: str) -> Edit:
     def edit(spec: Object) -> None:
-        found = template(spec, "evaluate")
-        assert old in found["podSpecPatch"]
-        found["podSpecPatch"] = found["podSpecPatch"].replace(old, new, 1)
+        result = template(spec, "evaluate")
+        assert old in result["podSpecPatch"]
+        result["podSpecPatch"] = result["podSpecPatch"].replace(old, new, 1)
 
     return edit
 
@@ -76,9 +78,9 @@ def retried(expression: str) -> Edit:
 
 
 def variable(spec: Object, name: str, **fields: Any) -> None:
-    found = next(v for v in container(spec, "evaluate")["env"] if v["name"] == name)
-    found.clear()
-    found.update(name=name, **fields)
+    result = next(v for v in container(spec, "evaluate")["env"] if v["name"] == name)
+    result.clear()
+    result.update(name=name, **fields)
 
 
 def without_shm(spec: Object) -> None:
@@ -465,9 +467,9 @@ def test_there_are_thirty_broken_workflows() -> None:
 @pytest.mark.parametrize("broken", BROKEN, indirect=True)
 def test_a_broken_workflow_is_refused_by_name(lint: Any, broken: Path, request: Any) -> None:
     case = request.node.callspec.params["broken"]
-    found = lint.findings(broken)
+    result = lint.findings(broken)
 
-    assert any(all(word in finding for word in BROKEN[case][1]) for finding in found), found
+    assert any(all(word in finding for word in BROKEN[case][1]) for finding in result), result
 
 
 @pytest.mark.skipif(not shutil.which("argo"), reason="argo is not installed")

@@ -66,8 +66,8 @@ def test_the_group_is_a_pod_for_each_machine_of_its_class(source: Any, classes: 
             "{{workflow.name}}-train-0.loraline-training:29500",
         ]
         gpus = {"LORALINE_GPUS": str(wanted.gpus)} if wanted.gpus > 1 else {}
-        told = {each["name"]: each.get("value") for each in container["env"]}
-        assert gpus.items() <= told.items()
+        message = {each["name"]: each.get("value") for each in container["env"]}
+        assert gpus.items() <= message.items()
         limits = container["resources"]["limits"]
         assert limits.get("nvidia.com/gpu", "0") == (str(wanted.gpus) if wanted.device else "0")
         assert ("affinity" in pod) == bool(wanted.gpu_memory_above)
@@ -75,12 +75,12 @@ def test_the_group_is_a_pod_for_each_machine_of_its_class(source: Any, classes: 
 
 
 def test_a_pod_of_the_group_is_the_pod_of_the_step_on_one_machine(source: Any) -> None:
-    found, alone = spec(source, "cpu-2"), spec(source, "")
-    step, container = template(alone, "train-qlora")["container"], main(found)
+    result, alone = spec(source, "cpu-2"), spec(source, "")
+    step, container = template(alone, "train-qlora")["container"], main(result)
     same = ("image", "imagePullPolicy", "command", "env", "volumeMounts", "securityContext")
     assert {key: container[key] for key in same} == {key: step[key] for key in same}
     assert container["args"][:-6] == step["args"]
-    pod = job(found)["spec"]["template"]["spec"]
+    pod = job(result)["spec"]["template"]["spec"]
     assert pod["securityContext"] == alone["securityContext"]
     assert pod["automountServiceAccountToken"] is False
     assert pod["shareProcessNamespace"] is True
@@ -101,21 +101,21 @@ def test_a_lost_pod_is_made_anew_and_any_exit_code_but_75_ends_the_group(source:
 
 
 def test_the_group_goes_with_the_workflow_and_ends_when_that_is_stopped(source: Any) -> None:
-    found = spec(source, "cpu-2")
-    group = template(found, "train-group")
+    result = spec(source, "cpu-2")
+    group = template(result, "train-group")
     assert group["resource"]["action"] == "apply"
     assert group["resource"]["setOwnerReference"] is True
     # It says how the Job ended, and so does a Job that failed.
     assert group["resource"]["successCondition"] == (
         "status.conditions.1.type in (Complete, Failed)"
     )
-    seconds = job(found)["spec"]["activeDeadlineSeconds"]
-    assert seconds + 900 < group["activeDeadlineSeconds"] < found["activeDeadlineSeconds"]
+    seconds = job(result)["spec"]["activeDeadlineSeconds"]
+    assert seconds + 900 < group["activeDeadlineSeconds"] < result["activeDeadlineSeconds"]
 
-    stop = template(found, "stop-group")["resource"]
-    assert stop["flags"] == ["job", job(found)["metadata"]["name"]]
+    stop = template(result, "stop-group")["resource"]
+    assert stop["flags"] == ["job", job(result)["metadata"]["name"]]
     assert yaml.safe_load(stop["manifest"]) == {"spec": {"suspend": True}}
-    (steps,) = template(found, "finish")["steps"]
+    (steps,) = template(result, "finish")["steps"]
     assert {step["name"]: step["when"] for step in steps}["stop-group"] == (
         "{{workflow.status}} != Succeeded"
     )
@@ -211,17 +211,17 @@ BROKEN = {
 def test_a_broken_group_is_refused_by_name(
     script: Any, source: Any, tmp_path: Path, case: str
 ) -> None:
-    change, told = BROKEN[case]
-    found = source.build("pipeline", settings=source.Settings(machines="cpu-2")).to_dict()
-    group = template(found["spec"], "train-group")
-    made = job(found["spec"])
+    change, message = BROKEN[case]
+    result = source.build("pipeline", settings=source.Settings(machines="cpu-2")).to_dict()
+    group = template(result["spec"], "train-group")
+    made = job(result["spec"])
     change(made, group)
     group["resource"]["manifest"] = script("workflows/machines.py").written(made)
     file = tmp_path / "pipeline.yaml"
-    file.write_text(yaml.safe_dump(found))
+    file.write_text(yaml.safe_dump(result))
 
     findings = script("workflows/lint.py").findings(file)
-    assert any(told in finding for finding in findings), findings
+    assert any(message in finding for finding in findings), findings
 
 
 def test_a_sweep_trains_its_members_on_one_machine_each(script: Any, monkeypatch: Any) -> None:

@@ -24,12 +24,12 @@ Object = dict[str, Any]
 def objects(folder: str) -> dict[tuple[str, str], Object]:
     """Everything in the files that a folder's kustomization lists, by kind and name."""
     listed = yaml.safe_load((CLUSTER / folder / "kustomization.yaml").read_text())["resources"]
-    found = {}
+    result = {}
     for file in listed:
         if file.endswith(".yaml"):
             for made in yaml.safe_load_all((CLUSTER / folder / file).read_text()):
-                found[made["kind"], made["metadata"]["name"]] = made
-    return found
+                result[made["kind"], made["metadata"]["name"]] = made
+    return result
 
 
 BASE = objects("base")

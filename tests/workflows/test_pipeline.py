@@ -45,8 +45,8 @@ each_pod = pytest.mark.parametrize("pod", PODS)
 
 
 def tasks(name: str, template: str = "main") -> dict[str, Object]:
-    found = next(t for t in SPECS[name]["templates"] if t["name"] == template)
-    return {task["name"]: task for task in found["dag"]["tasks"]}
+    result = next(t for t in SPECS[name]["templates"] if t["name"] == template)
+    return {task["name"]: task for task in result["dag"]["tasks"]}
 
 
 def parameters(name: str) -> dict[str, Object]:
@@ -236,13 +236,13 @@ def test_what_may_go_better_is_tried_again_and_nothing_else(pod: str, ending: st
 @each_pod
 def test_every_output_has_a_default(pod: str) -> None:
     outputs = PODS[pod][1].get("outputs", {}).get("parameters", [])
-    found = {output["name"]: output["valueFrom"] for output in outputs}
+    result = {output["name"]: output["valueFrom"] for output in outputs}
 
     if not pod.endswith("/notify"):
-        assert found.pop("run-id") == {"path": "/tmp/outputs/run-id", "default": ""}
+        assert result.pop("run-id") == {"path": "/tmp/outputs/run-id", "default": ""}
     if pod.endswith("/quality-gate"):
-        assert found.pop("result") == {"path": "/tmp/outputs/result", "default": "failed"}
-    assert not found
+        assert result.pop("result") == {"path": "/tmp/outputs/result", "default": "failed"}
+    assert not result
 
 
 @each_pod
@@ -359,8 +359,10 @@ def test_training_uses_all_cards_of_its_class_and_has_time_for_a_checkpoint(scri
         if template["name"] == "train-qlora":
             grace = f'"terminationGracePeriodSeconds":{resources.GRACE_SECONDS}'
             assert template["podSpecPatch"].count(grace) == 5, pod
-        told = template["name"] == "train-qlora"
-        assert ('"env":[{"name":"LORALINE_GPUS","value":"4"}]' in template["podSpecPatch"]) == told
+        message = template["name"] == "train-qlora"
+        assert (
+            '"env":[{"name":"LORALINE_GPUS","value":"4"}]' in template["podSpecPatch"]
+        ) == message
 
 
 def test_training_takes_its_cards_from_the_pod(script: Any, monkeypatch: Any) -> None:

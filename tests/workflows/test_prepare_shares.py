@@ -20,11 +20,11 @@ def test_the_committed_yaml_is_what_the_source_renders(script) -> None:
 def test_shares_run_side_by_side_and_one_merge_takes_their_runs() -> None:
     share, merge = TEMPLATES["main"]["dag"]["tasks"]
     assert share["withParam"] == "{{workflow.parameters.parts}}"
-    told = {entry["name"]: entry["value"] for entry in share["arguments"]["parameters"]}
-    assert told["part"] == "{{item}}"
+    message = {entry["name"]: entry["value"] for entry in share["arguments"]["parameters"]}
+    assert message["part"] == "{{item}}"
     assert merge["depends"] == "share"
-    told = {entry["name"]: entry["value"] for entry in merge["arguments"]["parameters"]}
-    assert told["merge"] == "{{tasks.share.outputs.parameters.run-id}}"
+    message = {entry["name"]: entry["value"] for entry in merge["arguments"]["parameters"]}
+    assert message["merge"] == "{{tasks.share.outputs.parameters.run-id}}"
 
 
 def test_both_templates_are_commands_of_the_step(script) -> None:

@@ -30,16 +30,16 @@ def submit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("resources=gpu", "is none of cpu, gpu-large"),
         ("profil=x", "-p profil=x sets no parameter"),
     ],
 )
-def test_what_argo_would_take_and_fail_of_is_refused(given: str, told: str) -> None:
+def test_what_argo_would_take_and_fail_of_is_refused(given: str, message: str) -> None:
     ended = submit("workflows/pipeline.yaml", "-p", given)
     assert ended.returncode == 2
-    assert told in ended.stderr
+    assert message in ended.stderr
 
 
 def test_without_argo_it_says_so(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_each_member_of_a_sweep_is_sent(source: ModuleType, workplace: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("workflow", "given", "told"),
+    ("workflow", "given", "message"),
     [
         ("pipeline", ["profile=none.yaml"], "profile=none.yaml: there is no such file"),
         ("pipeline", ["profile=unknown"], "unknown profile 'unknown'; accepted: "),
@@ -154,9 +154,9 @@ def test_each_member_of_a_sweep_is_sent(source: ModuleType, workplace: Path) -> 
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_is_submitted(
-    source: ModuleType, workplace: Path, workflow: str, given: list[str], told: str
+    source: ModuleType, workplace: Path, workflow: str, given: list[str], message: str
 ) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(message)):
         source.with_recipes(ROOT / f"workflows/{workflow}.yaml", given)
 
 

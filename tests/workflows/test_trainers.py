@@ -29,11 +29,11 @@ def closed(schema: Any) -> Any:
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {key: closed(value) for key, value in schema.items()}
+    result = {key: closed(value) for key, value in schema.items()}
     open_ = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_:
-        found["additionalProperties"] = False
-    return found
+        result["additionalProperties"] = False
+    return result
 
 
 def schema_of(name: str) -> Object:
@@ -70,9 +70,9 @@ def test_the_objects_of_other_trainers_are_what_their_schemas_take(
     source: Any, classes: Any, trainer: str, kind: str
 ) -> None:
     for machines in classes:
-        found = made(source, trainer, machines)
-        assert found["kind"] == kind
-        assert fault(schema_of(trainer), found) == ""
+        result = made(source, trainer, machines)
+        assert result["kind"] == kind
+        assert fault(schema_of(trainer), result) == ""
 
 
 @pytest.mark.parametrize(
@@ -88,19 +88,19 @@ def test_the_objects_of_other_trainers_are_what_their_schemas_take(
 def test_a_schema_refuses_what_its_cluster_does_not_know(
     source: Any, trainer: str, path: tuple[str, ...], value: Any
 ) -> None:
-    found = copy.deepcopy(made(source, trainer))
-    inner = found
+    result = copy.deepcopy(made(source, trainer))
+    inner = result
     for key in path[:-1]:
         inner = inner[key]
     inner[path[-1]] = value
-    assert fault(schema_of(trainer), found)
+    assert fault(schema_of(trainer), result)
 
 
 @pytest.mark.parametrize("trainer", ["trainjob", "rayjob"])
 def test_argo_looks_at_fields_that_the_object_s_status_has(source: Any, trainer: str) -> None:
-    found = group(source, trainer)
-    how = found["outputs"]["parameters"][0]["valueFrom"]["jsonPath"]
-    looked_at = found["resource"]["successCondition"].split()[0]
+    result = group(source, trainer)
+    how = result["outputs"]["parameters"][0]["valueFrom"]["jsonPath"]
+    looked_at = result["resource"]["successCondition"].split()[0]
     paths = [*re.findall(r"\{\.([^}]*)\}", how), looked_at]
     schema = schema_of(trainer)
     for path in paths:
@@ -160,8 +160,8 @@ def test_argo_may_make_what_a_trainer_makes(source: Any) -> None:
     role, binding = yaml.safe_load_all(file.read_text())
     rights = {(rule["apiGroups"][0], rule["resources"][0]): rule["verbs"] for rule in role["rules"]}
     for trainer in ("trainjob", "rayjob"):
-        found = made(source, trainer)
-        verbs = rights.pop((found["apiVersion"].partition("/")[0], f"{found['kind'].lower()}s"))
+        result = made(source, trainer)
+        verbs = rights.pop((result["apiVersion"].partition("/")[0], f"{result['kind'].lower()}s"))
         assert verbs == ["create", "get", "patch"]
     assert not rights
     assert binding["roleRef"]["name"] == role["metadata"]["name"]

@@ -112,16 +112,16 @@ def ask(base: str, tower: bool, names: list[str]) -> dict[str, Any]:
             judge = Judge(engine, folder, asked, base in bases.VISION)
             answers = judge.served(None)
         except Exception as error:
-            told = f"the server answers nothing, without an adapter: {words(error, folder)}"
-            return {case.name: {"verdict": "refused", "told": told} for case in chosen}
+            message = f"the server answers nothing, without an adapter: {words(error, folder)}"
+            return {case.name: {"verdict": "refused", "told": message} for case in chosen}
         assert far(answers.table, judge.measured(judge.base, answers)) < SAME
-        found = {}
+        result = {}
         for number, case in enumerate(chosen, start=1):
             adapter = Path(place, case.name)
             trained = adapters.make(case, folder, adapter)
-            found[case.name] = judge(case, trained, adapter, number)
-            print(case.name, found[case.name], flush=True)
-        return found
+            result[case.name] = judge(case, trained, adapter, number)
+            print(case.name, result[case.name], flush=True)
+        return result
 
 
 class Answers(NamedTuple):
@@ -192,7 +192,7 @@ class Judge:
         import torch
 
         used = encoder(self.folder)
-        found = []
+        result = []
         for record, tokens in zip(self.prompts, answers.tokens, strict=True):
             batch = used.collate([used.encode(record)], answers=False, side="left")
             length = batch["input_ids"].shape[1]
@@ -205,21 +205,21 @@ class Judge:
                     batch[key] = torch.cat([value, tail], 1)
             with torch.inference_mode():
                 logits = model(**batch).logits[0, length - 1 :]
-            found.append(logits.log_softmax(-1))
-        return torch.cat(found)
+            result.append(logits.log_softmax(-1))
+        return torch.cat(result)
 
     def served(self, adapter: Any) -> Answers:
         import torch
         from vllm import SamplingParams
 
         wanted = SamplingParams(temperature=0, max_tokens=self.tokens, ignore_eos=True, logprobs=-1)
-        tokens, found = [], []
+        tokens, result = [], []
         for prompt in self.asked:
             answer = self.engine.generate([prompt], wanted, lora_request=adapter, use_tqdm=False)[0]
             tokens.append(list(answer.outputs[0].token_ids))
             for table in answer.outputs[0].logprobs:
-                found.append(torch.tensor([table[token].logprob for token in sorted(table)]))
-        return Answers(tokens, torch.stack(found))
+                result.append(torch.tensor([table[token].logprob for token in sorted(table)]))
+        return Answers(tokens, torch.stack(result))
 
 
 def emptied(worker: Any) -> None:
@@ -228,8 +228,8 @@ def emptied(worker: Any) -> None:
 
 
 def words(error: BaseException, adapter: Path) -> str:
-    told = f"{type(error).__name__}: {error}".replace(str(adapter), adapter.name)
-    return told.splitlines()[0][:300]
+    message = f"{type(error).__name__}: {error}".replace(str(adapter), adapter.name)
+    return message.splitlines()[0][:300]
 
 
 def questions(vision: bool) -> list[Any]:

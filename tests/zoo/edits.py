@@ -35,23 +35,23 @@ def weights(change: Callable[[Tensors], Tensors]) -> Edit:
 
 
 def renamed(old: str, new: str) -> Edit:
-    return weights(lambda found: {key.replace(old, new): value for key, value in found.items()})
+    return weights(lambda result: {key.replace(old, new): value for key, value in result.items()})
 
 
 def without(part: str) -> Edit:
-    return weights(lambda found: {key: v for key, v in found.items() if part not in key})
+    return weights(lambda result: {key: v for key, v in result.items() if part not in key})
 
 
 def each(change: Callable[[str, Any], Any]) -> Edit:
-    return weights(lambda found: {key: change(key, value) for key, value in found.items()})
+    return weights(lambda result: {key: change(key, value) for key, value in result.items()})
 
 
 def first(change: Callable[[Any], Any]) -> Edit:
     """Change the first lora_B alone."""
 
-    def edit(found: Tensors) -> Tensors:
-        key = min(key for key in found if "lora_B" in key)
-        return found | {key: change(found[key])}
+    def edit(result: Tensors) -> Tensors:
+        key = min(key for key in result if "lora_B" in key)
+        return result | {key: change(result[key])}
 
     return weights(edit)
 
@@ -59,7 +59,7 @@ def first(change: Callable[[Any], Any]) -> Edit:
 def plus(key: str, *shape: int) -> Edit:
     import torch
 
-    return weights(lambda found: found | {key: torch.ones(*shape)})
+    return weights(lambda result: result | {key: torch.ones(*shape)})
 
 
 def cast(dtype: str) -> Edit:
@@ -103,7 +103,7 @@ def to_rank_32(key: str, value: Any) -> Any:
 
 def fewer(number: int) -> Edit:
     """Keep the first tensors alone."""
-    return weights(lambda found: {key: found[key] for key in sorted(found)[:number]})
+    return weights(lambda result: {key: result[key] for key in sorted(result)[:number]})
 
 
 def written(name: str, content: str | bytes) -> Edit:
@@ -145,9 +145,9 @@ def header(change: Callable[[dict[str, Any]], Any]) -> Edit:
 def entry(change: Callable[[Any], Any]) -> Edit:
     """Change the header's entry of one tensor."""
 
-    def edit(found: dict[str, Any]) -> dict[str, Any]:
-        key = min(key for key in found if key != "__metadata__")
-        return found | {key: change(found[key])}
+    def edit(result: dict[str, Any]) -> dict[str, Any]:
+        key = min(key for key in result if key != "__metadata__")
+        return result | {key: change(result[key])}
 
     return header(edit)
 

@@ -25,16 +25,16 @@ from edits import (
 
 def offsets(change: Any) -> Edit:
     """Change where one tensor's bytes are."""
-    return entry(lambda found: found | {"data_offsets": change(*found["data_offsets"])})
+    return entry(lambda result: result | {"data_offsets": change(*result["data_offsets"])})
 
 
 def hole(text: bytes, data: bytes) -> tuple[bytes, bytes]:
-    found = json.loads(text)
-    for value in found.values():
+    result = json.loads(text)
+    for value in result.values():
         if "data_offsets" in value and value["data_offsets"][0]:
             value["data_offsets"] = [offset + 8 for offset in value["data_offsets"]]
-    size = min(v["data_offsets"][1] for v in found.values() if "data_offsets" in v)
-    return json.dumps(found).encode(), data[:size] + b"\0" * 8 + data[size:]
+    size = min(v["data_offsets"][1] for v in result.values() if "data_offsets" in v)
+    return json.dumps(result).encode(), data[:size] + b"\0" * 8 + data[size:]
 
 
 def shared(found: dict[str, Any]) -> dict[str, Any]:
@@ -71,17 +71,17 @@ def cases() -> Iterator[Case]:
     yield case("hole", raw(hole))
     yield case("shared-bytes", header(shared))
     yield case("header-list", header(listed))
-    yield case("header-empty-list", header(lambda found: []))
-    yield case("header-number", header(lambda found: 5))
-    yield case("header-null", header(lambda found: None))
-    yield case("header-empty", header(lambda found: {}))
+    yield case("header-empty-list", header(lambda result: []))
+    yield case("header-number", header(lambda result: 5))
+    yield case("header-null", header(lambda result: None))
+    yield case("header-empty", header(lambda result: {}))
     yield case("header-no-json", raw(lambda text, data: (text[:-2], data)))
     yield case("header-no-text", raw(lambda text, data: (text[:-1] + b',"\xff":1}', data)))
     yield case("header-spaced", raw(lambda text, data: (text + b" " * 64, data)))
     yield case("header-led-by-space", raw(lambda text, data: (b" " + text, data)))
     yield case("header-twice-a-key", raw(twice))
-    yield case("header-deep", header(lambda found: found | {"__metadata__": nested(500)}))
-    yield case("header-nan", header(lambda found: found | {"x": float("nan")}))
+    yield case("header-deep", header(lambda result: result | {"__metadata__": nested(500)}))
+    yield case("header-nan", header(lambda result: result | {"x": float("nan")}))
     yield case("length-zero", length(0))
     yield case("length-beyond", length(2**40))
     yield case("length-largest", length(2**64 - 1))
@@ -89,41 +89,44 @@ def cases() -> Iterator[Case]:
     yield case("seven-bytes", written(WEIGHTS, b"\1\0\0\0\0\0\0"))
     yield case("length-alone", written(WEIGHTS, (2).to_bytes(8, "little") + b"{}"))
     yield case("text", written(WEIGHTS, "version https://git-lfs.github.com/spec/v1\nsize 1\n"))
-    yield case("metadata-numbers", header(lambda found: found | {"__metadata__": {"rank": 4}}))
-    yield case("metadata-null", header(lambda found: found | {"__metadata__": None}))
-    yield case("metadata-list", header(lambda found: found | {"__metadata__": []}))
-    yield case("metadata-text", header(lambda found: found | {"__metadata__": "pt"}))
-    yield case("metadata-nested", header(lambda found: found | {"__metadata__": {"a": {"b": "c"}}}))
-    yield case("metadata-empty", header(lambda found: found | {"__metadata__": {}}))
-    yield case("metadata-other", header(lambda found: found | {"__metadata__": {"format": "tf"}}))
+    yield case("metadata-numbers", header(lambda result: result | {"__metadata__": {"rank": 4}}))
+    yield case("metadata-null", header(lambda result: result | {"__metadata__": None}))
+    yield case("metadata-list", header(lambda result: result | {"__metadata__": []}))
+    yield case("metadata-text", header(lambda result: result | {"__metadata__": "pt"}))
     yield case(
-        "metadata-none", header(lambda found: {k: v for k, v in found.items() if k[0] != "_"})
+        "metadata-nested", header(lambda result: result | {"__metadata__": {"a": {"b": "c"}}})
     )
-    yield case("entry-null", entry(lambda found: None))
-    yield case("entry-list", entry(lambda found: []))
-    yield case("entry-number", entry(lambda found: 1))
+    yield case("metadata-empty", header(lambda result: result | {"__metadata__": {}}))
+    yield case("metadata-other", header(lambda result: result | {"__metadata__": {"format": "tf"}}))
     yield case(
-        "entry-no-dtype", entry(lambda found: {k: v for k, v in found.items() if k != "dtype"})
+        "metadata-none", header(lambda result: {k: v for k, v in result.items() if k[0] != "_"})
+    )
+    yield case("entry-null", entry(lambda result: None))
+    yield case("entry-list", entry(lambda result: []))
+    yield case("entry-number", entry(lambda result: 1))
+    yield case(
+        "entry-no-dtype", entry(lambda result: {k: v for k, v in result.items() if k != "dtype"})
     )
     yield case(
-        "entry-no-shape", entry(lambda found: {k: v for k, v in found.items() if k != "shape"})
+        "entry-no-shape", entry(lambda result: {k: v for k, v in result.items() if k != "shape"})
     )
     yield case(
-        "entry-no-offsets", entry(lambda found: {k: v for k, v in found.items() if k[:4] != "data"})
+        "entry-no-offsets",
+        entry(lambda result: {k: v for k, v in result.items() if k[:4] != "data"}),
     )
-    yield case("entry-more", entry(lambda found: found | {"scale": 2}))
-    yield case("dtype-unknown", entry(lambda found: found | {"dtype": "F31"}))
-    yield case("dtype-lower-case", entry(lambda found: found | {"dtype": "f32"}))
-    yield case("dtype-number", entry(lambda found: found | {"dtype": 32}))
-    yield case("dtype-integer-bits", entry(lambda found: found | {"dtype": "I32"}), retuned=True)
-    yield case("shape-number", entry(lambda found: found | {"shape": 512}))
-    yield case("shape-negative", entry(lambda found: found | {"shape": [-4, -128]}))
-    yield case("shape-text", entry(lambda found: found | {"shape": ["4", "128"]}))
-    yield case("shape-float", entry(lambda found: found | {"shape": [4.0, 128.0]}))
-    yield case("shape-small", entry(lambda found: found | {"shape": [4, 64]}))
-    yield case("shape-other", entry(lambda found: found | {"shape": [2, 256]}))
-    yield case("shape-huge", entry(lambda found: found | {"shape": [2**62, 2**62]}))
-    yield case("shape-deep", entry(lambda found: found | {"shape": [1, 1, 4, 128]}))
+    yield case("entry-more", entry(lambda result: result | {"scale": 2}))
+    yield case("dtype-unknown", entry(lambda result: result | {"dtype": "F31"}))
+    yield case("dtype-lower-case", entry(lambda result: result | {"dtype": "f32"}))
+    yield case("dtype-number", entry(lambda result: result | {"dtype": 32}))
+    yield case("dtype-integer-bits", entry(lambda result: result | {"dtype": "I32"}), retuned=True)
+    yield case("shape-number", entry(lambda result: result | {"shape": 512}))
+    yield case("shape-negative", entry(lambda result: result | {"shape": [-4, -128]}))
+    yield case("shape-text", entry(lambda result: result | {"shape": ["4", "128"]}))
+    yield case("shape-float", entry(lambda result: result | {"shape": [4.0, 128.0]}))
+    yield case("shape-small", entry(lambda result: result | {"shape": [4, 64]}))
+    yield case("shape-other", entry(lambda result: result | {"shape": [2, 256]}))
+    yield case("shape-huge", entry(lambda result: result | {"shape": [2**62, 2**62]}))
+    yield case("shape-deep", entry(lambda result: result | {"shape": [1, 1, 4, 128]}))
     yield case("offsets-reversed", offsets(lambda start, end: [end, start]))
     yield case("offsets-negative", offsets(lambda start, end: [-8, end]))
     yield case("offsets-beyond", offsets(lambda start, end: [start, end + 2**30]))

@@ -21,8 +21,8 @@ def pair(module: str, inputs: int, outputs: int, rank: int = 4, value: float = 0
     """Matrices of one module more."""
     import torch
 
-    def edit(found: dict[str, Any]) -> dict[str, Any]:
-        return found | {
+    def edit(result: dict[str, Any]) -> dict[str, Any]:
+        return result | {
             f"{module}.lora_A.weight": torch.full((rank, inputs), value),
             f"{module}.lora_B.weight": torch.full((outputs, rank), value),
         }

@@ -83,7 +83,7 @@ def saved() -> dict[str, Path]:
 @pytest.mark.parametrize("case", spread())
 def test_preflight_says_what_vllm_does(case, base_folder, saved, tmp_path: Path) -> None:
     adapters.copied(case, base_folder(case.base), tmp_path / "adapter", saved)
-    found = preflight.findings(
+    result = preflight.findings(
         tmp_path / "adapter",
         adapters.BASE,
         case.tower,
@@ -92,6 +92,6 @@ def test_preflight_says_what_vllm_does(case, base_folder, saved, tmp_path: Path)
     )
     applied = VERDICTS[case.name]["verdict"] == "applied"
     if case.policy:
-        assert applied and found, case.policy
+        assert applied and result, case.policy
     else:
-        assert (found == []) == applied, (VERDICTS[case.name], found)
+        assert (result == []) == applied, (VERDICTS[case.name], result)

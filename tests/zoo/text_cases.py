@@ -95,7 +95,7 @@ def cases() -> Iterator[Case]:
     yield case("norm-weight", plus("base_model.model.model.norm.weight", 128))
     yield case("bias-weight", plus(f"{Q0}.lora_B.bias", 128))
     yield case("cut-file", cut)
-    yield case("no-tensors", weights(lambda found: {}))
+    yield case("no-tensors", weights(lambda result: {}))
     yield case("no-weights-file", removed("adapter_model.safetensors"))
     yield case("no-config-file", removed("adapter_config.json"))
     yield case("pickle", as_pickle, policy="a pickle can run code when it is loaded")

@@ -94,7 +94,7 @@ def test_anything_else_is_refused_with_the_reason(task: str, text: str, why: str
     parsed = read(task, text)
     assert parsed.value is None
     assert [item["kind"] for item in parsed.items] == ["text"]
-    (refusal,) = [told for told in parsed.problems if told.startswith("refused:")]
+    (refusal,) = [message for message in parsed.problems if message.startswith("refused:")]
     assert why in refusal
 
 

@@ -138,8 +138,8 @@ def test_any_text_is_read(text: str, task: str, family: str) -> None:
 def test_the_value_keeps_to_the_schema_or_a_problem_says_so() -> None:
     for text, name in itertools.product(itertools.islice(texts(3), 60), sorted(TASKS)):
         parsed = read(text, name, "qwen3-vl", "stop", (1280, 960))
-        told = any(problem.startswith("schema:") for problem in parsed.problems)
-        assert parsed.value is None or told == (not TASKS[name].is_valid(parsed.value))
+        message = any(problem.startswith("schema:") for problem in parsed.problems)
+        assert parsed.value is None or message == (not TASKS[name].is_valid(parsed.value))
 
 
 def test_every_overlay_is_well_formed() -> None:

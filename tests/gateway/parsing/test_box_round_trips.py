@@ -62,12 +62,12 @@ def check(count: int, seed: int) -> None:
                 upright = boxes.upright_size(stored, orientation)
                 pixels, counted = answered(boxes.turned(unit, orientation), upright, family)
                 back = boxes.turned_back(boxes.to_unit(pixels, upright, "pixels"), orientation)
-                found = boxes.in_pixels(back, stored)
+                result = boxes.in_pixels(back, stored)
                 # A pixel of the picture, or of what the model's numbers count, the coarser one.
                 step = [max(1, side / steps) for side, steps in zip(upright, counted, strict=True)]
                 step = step if orientation < 5 else step[::-1]
                 wanted = (left, top, left + wide, top + tall)
-                for found_edge, edge, limit in zip(found, wanted, step[::-1] * 2, strict=True):
+                for found_edge, edge, limit in zip(result, wanted, step[::-1] * 2, strict=True):
                     assert abs(found_edge - edge) <= limit, (stored, family, orientation, wanted)
 
 

@@ -386,14 +386,14 @@ def test_a_gateway_that_is_down_is_said(open_page: Any) -> None:
 
 
 def words_of_the_page() -> set[str]:
-    found = set()
+    result = set()
     for path in FOLDER.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
                 name = getattr(node.func, "id", getattr(node.func, "attr", ""))
                 if name in ("_", "text") and isinstance(node.args[0].value, str):
-                    found.add(node.args[0].value)
-    return found
+                    result.add(node.args[0].value)
+    return result
 
 
 def test_each_language_has_every_word_and_no_other() -> None:

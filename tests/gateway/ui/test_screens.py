@@ -532,11 +532,11 @@ def test_axe_finds_no_serious_fault(
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(400)
 
-    found = axe.Axe().run(page).response["violations"]
+    result = axe.Axe().run(page).response["violations"]
 
     serious = [
         (each["id"], each["impact"], [node["html"][:160] for node in each["nodes"][:4]])
-        for each in found
+        for each in result
         if each["impact"] in ("serious", "critical")
     ]
     assert serious == []

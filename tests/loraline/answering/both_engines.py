@@ -74,13 +74,13 @@ def rows_of(modality: str, encoder: Encoder, count: int) -> list:
     folder = DATA / modality
     prompt = (folder / "prompt.txt").read_text()
     name = "test.jsonl" if modality == "text" else "metadata.jsonl"
-    found = [json.loads(line) for line in (folder / name).read_text().splitlines()[:count]]
+    result = [json.loads(line) for line in (folder / name).read_text().splitlines()[:count]]
     if modality == "text":
-        records = [from_prompt(prompt, row["question"], row["answer"]) for row in found]
+        records = [from_prompt(prompt, row["question"], row["answer"]) for row in result]
     else:
         records = [
             from_prompt(prompt, "", row["text"], (folder / row["file_name"]).read_bytes())
-            for row in found
+            for row in result
         ]
     return [encoder.encode(record) for record in records]
 
@@ -110,14 +110,14 @@ def main(modality: str, export: str, part: str, place: str, architecture: str = 
     other = agreed(base, encoder, modality, two, tower).model_copy(update={"export": export})
     contract.write(settings, one)
     contract.write(other, two)
-    found = {}
+    result = {}
     for engine in (hf, vllm_engine):
         measured = engine.measure(settings, base, adapters, encoder, rows)
-        found[engine.__name__.rpartition(".")[2]] = {
+        result[engine.__name__.rpartition(".")[2]] = {
             name: {"answers": [asdict(answer) for answer in answers], "nll": nll}
             for name, (answers, nll) in measured.items()
         }
-    (folder / "found.json").write_text(json.dumps(found))
+    (folder / "found.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -28,19 +28,19 @@ def tiny(request: pytest.FixtureRequest):
     if modality == "text":
         lines = (folder / "test.jsonl").read_text().splitlines()[:40]
         asked = [json.loads(line) for line in lines]
-        found = [from_prompt(prompt, row["question"], row["answer"]) for row in asked]
+        result = [from_prompt(prompt, row["question"], row["answer"]) for row in asked]
         encoder = Encoder(folder / "base", "text")
     else:
         lines = (folder / "metadata.jsonl").read_text().splitlines()[:40]
         asked = [json.loads(line) for line in lines]
-        found = [
+        result = [
             from_prompt(prompt, "", row["text"], (folder / row["file_name"]).read_bytes())
             for row in asked
         ]
         encoder = Encoder(folder / "base", "vision", min_pixels=4704, max_pixels=4704)
     base = locate(str(folder / "base"), None)
     model = load(base, modality, quantization="none", dtype="float32").eval()
-    return model, encoder, [encoder.encode(record) for record in found]
+    return model, encoder, [encoder.encode(record) for record in result]
 
 
 def ignore(units: int, remark: str) -> None:
@@ -104,8 +104,8 @@ def test_no_more_logits_are_made_at_once_than_fit_a_card(
 
 def test_likelihoods_are_the_models_own_loss(tiny) -> None:
     model, encoder, rows = tiny
-    found = likelihoods(tiny, 32)
-    for row, nll in list(zip(rows, found, strict=True))[:8]:
+    result = likelihoods(tiny, 32)
+    for row, nll in list(zip(rows, result, strict=True))[:8]:
         batch = encoder.collate([row], answers=True, side="right")
         with torch.inference_mode():
             loss = float(model(**batch).loss)

@@ -59,8 +59,8 @@ class Logged:
     def outside(self) -> dict[str, str]:
         """The activated environment of a shell that knows of no store."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        found = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-        return {key: value for key, value in found.items() if key != "MLFLOW_TRACKING_URI"}
+        result = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+        return {key: value for key, value in result.items() if key != "MLFLOW_TRACKING_URI"}
 
 
 @pytest.fixture(scope="module", params=["text", "vision"])
@@ -90,16 +90,16 @@ def logged(
 
     if modality == "text":
         asked = QUESTIONS
-        found = [from_prompt(agreed.prompt, question, "") for question in asked]
+        result = [from_prompt(agreed.prompt, question, "") for question in asked]
     else:
         images = [path.read_bytes() for path in IMAGES]
         asked = [base64.b64encode(image).decode() for image in images]
-        found = [from_prompt(agreed.prompt, "", "", image) for image in images]
+        result = [from_prompt(agreed.prompt, "", "", image) for image in images]
     model = load(base, modality, quantization="none", dtype="float32")
     answers = hf.answers(
         attach(model, adapter),
         encoder,
-        [encoder.encode(record) for record in found],
+        [encoder.encode(record) for record in result],
         agreed.max_new_tokens,
         lambda units, remark: None,
     )
@@ -171,9 +171,9 @@ def test_what_is_no_image_is_named_by_its_place(logged: Logged, loaded: Any) -> 
     def asked(image: bytes) -> list[str]:
         return [logged.asked[0], base64.b64encode(image).decode()]
 
-    told = "input 1 is no image: expected a file such as PNG or JPEG, in base64"
+    message = "input 1 is no image: expected a file such as PNG or JPEG, in base64"
     for content in (b"", b"%PDF-1.7"):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             loaded.predict(asked(content))
     cut = IMAGES[0].read_bytes()[:200]
     with pytest.raises(UserError, match="input 1 is an image that cannot be read"):
@@ -201,8 +201,8 @@ def test_the_longest_prompt_is_the_one_that_evaluation_would_ask(
         record = from_prompt(model.contract.prompt, "who " * words, "")
         return bool(measurement.askable([record], model.encoder, model.contract))
 
-    found = [(taken(words), askable(words)) for words in range(0, 3000, 25)]
-    assert set(found) == {(True, True), (False, False)}
+    result = [(taken(words), askable(words)) for words in range(0, 3000, 25)]
+    assert set(result) == {(True, True), (False, False)}
 
 
 @pytest.mark.parametrize("logged", ["text"], indirect=True)

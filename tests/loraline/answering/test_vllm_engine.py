@@ -37,8 +37,8 @@ def compare(folder: Path, modality: str, champion: str, part: str, *architecture
     command = [sys.executable, script, modality, champion, part, folder, *architecture]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-4000:]
-    found = json.loads((folder / "found.json").read_text())
-    ours, vllm = found["hf"], found["vllm_engine"]
+    result = json.loads((folder / "found.json").read_text())
+    ours, vllm = result["hf"], result["vllm_engine"]
     for name in ("base", "tuned", "champion"):
         assert vllm[name]["answers"] == ours[name]["answers"]
         assert vllm[name]["nll"] == pytest.approx(ours[name]["nll"], rel=1e-3, abs=1e-3)

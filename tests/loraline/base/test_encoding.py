@@ -85,8 +85,8 @@ def talk(turns: Sequence[str], images: tuple[bytes, ...] = ()) -> Record:
 
 def lessons(rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
     """Each answer that is learnt, after what stands before it."""
-    found = [(row.prompt + row.answer, answer) for row in rows for answer in row.learnt]
-    return sorted((tokens[: answer.start], tokens[answer]) for tokens, answer in found)
+    result = [(row.prompt + row.answer, answer) for row in rows for answer in row.learnt]
+    return sorted((tokens[: answer.start], tokens[answer]) for tokens, answer in result)
 
 
 def asked_by_turns(encoder: Encoder, record: Record) -> list[tuple[list[int], list[int]]]:
@@ -191,11 +191,11 @@ def test_likelihood_does_not_depend_on_batch_or_padding(tiny_base, architecture:
     together = hf.negative_log_likelihoods(model, encoder, rows, nothing)
     alone = [hf.negative_log_likelihoods(model, encoder, [row], nothing)[0] for row in rows]
     assert together == pytest.approx(alone, rel=1e-5)
-    for row, found in zip(rows, alone, strict=True):
+    for row, result in zip(rows, alone, strict=True):
         batch = encoder.collate([row], answers=True, side="right")
         with torch.inference_mode():
             loss = model(**batch).loss
-        assert found == pytest.approx(float(loss) * len(row.answer), rel=1e-5)
+        assert result == pytest.approx(float(loss) * len(row.answer), rel=1e-5)
     answers = hf.answers(model, encoder, rows, 8, nothing)
     assert [answer.tokens for answer in answers] == [
         hf.answers(model, encoder, [row], 8, nothing)[0].tokens for row in rows

@@ -52,8 +52,8 @@ def test_each_weight_is_kept_to_half_a_level_of_its_group(tiny: Any, base: Path)
 
 
 def test_the_same_layers_are_adapted_and_the_server_takes_it(base: Path) -> None:
-    found, whole = locate.locate(str(base), None), locate.locate(str(WHOLE), None)
-    assert found.revision != whole.revision
+    result, whole = locate.locate(str(base), None), locate.locate(str(WHOLE), None)
+    assert result.revision != whole.revision
     adapted = re.compile(targets.targets_of(recipe()))
     names = {
         name.rpartition(".")[0]
@@ -61,8 +61,8 @@ def test_the_same_layers_are_adapted_and_the_server_takes_it(base: Path) -> None
         if adapted.fullmatch(name.rpartition(".")[0])
     }
     assert len(names) == 3 * 7
-    trainable.check_base(recipe(), found.config)
-    four = sizing.weight_bytes(found.config, "float16")
+    trainable.check_base(recipe(), result.config)
+    four = sizing.weight_bytes(result.config, "float16")
     assert four < sizing.weight_bytes(whole.config, "float16")
 
 
@@ -78,7 +78,7 @@ def config(**quantization: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("keys", "method", "missing", "told"),
+    ("keys", "method", "missing", "message"),
     [
         ({}, "awq", [], "quantized by awq, on which nothing is trained here"),
         ({"quantization": "nf4"}, "gptq", [], "not rounded once more: set quantization: none"),
@@ -92,10 +92,10 @@ def test_what_cannot_be_trained_on_is_refused_in_a_sentence(
     keys: dict[str, Any],
     method: str,
     missing: list[str],
-    told: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(quantized, "find_spec", lambda name: None if name in missing else name)
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match=re.escape(message)):
         quantized.check_trainable(recipe(**keys), config(quant_method=method, bits=4))
 
 

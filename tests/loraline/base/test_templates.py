@@ -77,6 +77,6 @@ def test_a_template_that_refuses_a_turn_ends_in_a_sentence(
 ) -> None:
     encoder = Encoder(prefixing_base(tmp_path, NO_SYSTEM + PLAIN), "text")
     record = Record((("system", "s"), ("user", "q"), ("assistant", "a")))
-    told = r"chat template refuses a conversation of the turns system, user: no system turn"
-    with pytest.raises(UserError, match=told):
+    message = r"chat template refuses a conversation of the turns system, user: no system turn"
+    with pytest.raises(UserError, match=message):
         render(encoder, record)

@@ -46,8 +46,8 @@ def test_pixels_of_the_resized_image_are_within_half_a_pixel(box, size) -> None:
     from loraline.base.pixels import resized
 
     tall, wide = resized(*size, cell=28, min_pixels=3136, max_pixels=1003520)
-    found = boxes.from_unit(box, size, "qwen2_5_vl", RECIPE)
-    for number, share, length in zip(found, box, (wide, tall, wide, tall), strict=True):
+    result = boxes.from_unit(box, size, "qwen2_5_vl", RECIPE)
+    for number, share, length in zip(result, box, (wide, tall, wide, tall), strict=True):
         assert abs(number - share * length) <= 0.5
 
 
@@ -69,12 +69,12 @@ def test_a_placeholder_is_filled_in_the_words_of_the_base(target: str, expected:
 def test_boxes_in_the_text_are_converted_where_they_stand() -> None:
     text = 'At {"bbox_2d": [0.25, 0.5, 0.5, 1.0], "label": "cat"} and [1, 2, 3, 4].'
     turns = boxes.convert([("assistant", text)], None, [SIZE], "unit", "qwen3_vl", RECIPE)
-    told = 'At {"bbox_2d": [250, 500, 500, 1000], "label": "cat"} and [1, 2, 3, 4].'
-    assert turns == [("assistant", told)]
+    message = 'At {"bbox_2d": [250, 500, 500, 1000], "label": "cat"} and [1, 2, 3, 4].'
+    assert turns == [("assistant", message)]
 
 
 @pytest.mark.parametrize(
-    ("box", "told"),
+    ("box", "message"),
     [
         ([320, 240, 160, 480], "is not left, top, right, bottom"),
         ([0, 0, 700, 480], r"lies outside of its image \(pixels, 640 x 480\)"),
@@ -82,31 +82,31 @@ def test_boxes_in_the_text_are_converted_where_they_stand() -> None:
         ([0, 0, "a", 5], "is not four numbers"),
     ],
 )
-def test_a_bad_box_is_refused(box: list, told: str) -> None:
-    with pytest.raises(BadRow, match=told):
+def test_a_bad_box_is_refused(box: list, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
         boxes.convert(
             [("assistant", "<bbox>")], {"bbox": [box]}, [SIZE], "pixels", "qwen3_vl", RECIPE
         )
 
 
 @pytest.mark.parametrize(
-    ("text", "objects", "told"),
+    ("text", "objects", "message"),
     [
         ("<bbox><bbox>", {"bbox": [[0, 0, 1, 1]]}, "more <bbox> or <ref-object> than objects"),
         ("none", {"bbox": [[0, 0, 1, 1]]}, "more objects than <bbox>"),
         ("<bbox>", {"bbox": [[0, 0, 1, 1]], "image_id": [3]}, "a box is of image 3"),
     ],
 )
-def test_placeholders_and_boxes_match_one_to_one(text: str, objects: dict, told: str) -> None:
-    with pytest.raises(BadRow, match=told):
+def test_placeholders_and_boxes_match_one_to_one(text: str, objects: dict, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
         boxes.convert([("assistant", text)], objects, [SIZE], "pixels", "qwen3_vl", RECIPE)
 
 
 def test_boxes_of_the_first_qwen_vl_are_read() -> None:
     turns = [("assistant", "<ref>cat</ref><box>(250,500),(500,1000)</box>")]
-    told = "<ref>cat</ref><|box_start|>(250,500),(500,1000)<|box_end|>"
+    message = "<ref>cat</ref><|box_start|>(250,500),(500,1000)<|box_end|>"
     converted = boxes.convert(turns, None, [SIZE], "thousand", "qwen2_vl", RECIPE)
-    assert converted == [("assistant", told)]
+    assert converted == [("assistant", message)]
 
 
 @pytest.mark.parametrize(

@@ -262,13 +262,13 @@ def test_images_in_data_uris_are_media_like_others(folder, prepare) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "told"),
+    ("choice", "message"),
     [
         ("nonsense=drop", "unknown check 'nonsense' in 'nonsense=drop'; accepted: unreadable"),
         ("empty=repair", "check empty cannot be set to 'repair'; accepted: fail, drop"),
         ("empty", "check empty cannot be set to ''"),
     ],
 )
-def test_an_unknown_check_or_action_is_refused(choice: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_an_unknown_check_or_action_is_refused(choice: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         checks.policy([choice])

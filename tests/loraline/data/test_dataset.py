@@ -182,17 +182,17 @@ def test_shards_hold_each_row_of_its_split_as_often_as_it_weighs(
     monkeypatch.setattr(shards, "SHARD", 600)
     data = write_lines(tmp_path / "data.jsonl", ROWS)
     merged = prepare(f"{data}*2", size=400)
-    found = written(merged, tmp_path / "shards")
+    result = written(merged, tmp_path / "shards")
     assert len(list((tmp_path / "shards" / "train.parquet").iterdir())) > 1
-    assert {split: len(rows) for split, rows in found.items()} == merged.rows
-    assert set(Counter(found["train"]).values()) == {2}
-    assert set(Counter(found["test"]).values()) == {1}
+    assert {split: len(rows) for split, rows in result.items()} == merged.rows
+    assert set(Counter(result["train"]).values()) == {2}
+    assert set(Counter(result["test"]).values()) == {1}
 
 
 def test_a_split_without_rows_has_an_empty_shard(tmp_path, prepare) -> None:
     merged = prepare(write_lines(tmp_path / "train.jsonl", ROWS[:1]))
-    found = written(merged, tmp_path / "shards")
-    assert [len(rows) for rows in found.values()] == list(merged.rows.values())
+    result = written(merged, tmp_path / "shards")
+    assert [len(rows) for rows in result.values()] == list(merged.rows.values())
 
 
 def test_the_digest_goes_by_rows_media_prompt_and_settings(tmp_path, prepare) -> None:
@@ -204,12 +204,12 @@ def test_the_digest_goes_by_rows_media_prompt_and_settings(tmp_path, prepare) ->
     def digest(**options) -> str:
         return dataset.digest(prepare(data, modality="vision", **options))
 
-    found = [digest(), digest(prompt=str(tmp_path / "other.txt")), digest(limit=("fps=1",))]
+    result = [digest(), digest(prompt=str(tmp_path / "other.txt")), digest(limit=("fps=1",))]
     (tmp_path / "a.png").write_bytes(picture(2))
-    found.append(digest())
+    result.append(digest())
     write_lines(data, [{"image": "a.png", "text": "b"}])
-    found.append(digest())
-    assert len(set(found)) == 5
+    result.append(digest())
+    assert len(set(result)) == 5
 
 
 def test_the_digest_knows_no_places(tmp_path, prepare) -> None:

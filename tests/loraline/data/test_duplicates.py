@@ -23,8 +23,8 @@ def text(seed: int, length: int = 60) -> list[str]:
 
 def pairs_of(texts: list[str], shown: list[int] | None = None) -> set[tuple[int, int]]:
     shows = np.array(shown or [0] * len(texts), np.uint64)
-    found = duplicates.near_texts(duplicates.banded(duplicates.signatures(texts)), shows)
-    return {tuple(pair) for pair in found.tolist()}
+    result = duplicates.near_texts(duplicates.banded(duplicates.signatures(texts)), shows)
+    return {tuple(pair) for pair in result.tolist()}
 
 
 def test_texts_that_differ_in_two_words_of_sixty_are_near_and_others_are_not() -> None:
@@ -51,9 +51,9 @@ def test_all_pairs_of_hashes_within_three_bits_are_connected(hashes: list[int], 
         for bit in rng.sample(range(64), rng.randint(0, 5)):
             flipped ^= 1 << bit
         hashes.append(flipped)
-    found = duplicates.near_images(np.array(hashes, np.uint64))
-    labels = duplicates.clusters(len(hashes), found)
-    for later, earlier in found.tolist():
+    result = duplicates.near_images(np.array(hashes, np.uint64))
+    labels = duplicates.clusters(len(hashes), result)
+    for later, earlier in result.tolist():
         assert (hashes[later] ^ hashes[earlier]).bit_count() <= duplicates.NEAR_BITS
     for i, one in enumerate(hashes):
         for j, two in enumerate(hashes):

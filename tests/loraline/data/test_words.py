@@ -15,17 +15,17 @@ texts = st.lists(st.text(alphabet="ab\0é ", max_size=20).map(str.encode), max_s
 
 @given(texts=texts)
 def test_texts_are_cut_at_every_space(texts: list[bytes]) -> None:
-    found = words.words(texts)
+    result = words.words(texts)
     expected = [text.split(b" ") for text in texts]
 
-    assert found.counts.tolist() == list(map(len, expected))
-    assert [found[index] for index in range(len(found.numbers))] == list(chain(*expected))
+    assert result.counts.tolist() == list(map(len, expected))
+    assert [result[index] for index in range(len(result.numbers))] == list(chain(*expected))
 
 
 @given(texts=texts)
 def test_words_have_the_same_number_where_they_are_the_same(texts: list[bytes]) -> None:
-    found = words.words(texts)
-    named = {(number, found[index]) for index, number in enumerate(found.numbers.tolist())}
+    result = words.words(texts)
+    named = {(number, result[index]) for index, number in enumerate(result.numbers.tolist())}
 
     assert len(named) == len(dict(named)) == len({word for _, word in named})
 
@@ -39,14 +39,14 @@ def test_numbers_do_not_depend_on_where_blocks_begin(
     monkeypatch.setattr(words, "BLOCK", size)
     monkeypatch.setattr(words, "LONGEST", min(size, words.LONGEST))
     words.tables.cache_clear()
-    found = words.words(texts)
+    result = words.words(texts)
     again = dict(
-        zip(map(found.__getitem__, range(len(expected))), found.numbers.tolist(), strict=True)
+        zip(map(result.__getitem__, range(len(expected))), result.numbers.tolist(), strict=True)
     )
     words.tables.cache_clear()
 
-    short = [i for i in range(len(expected)) if len(found[i]) <= min(size, words.LONGEST)]
-    assert [found.numbers.tolist()[i] for i in short] == [expected[i] for i in short]
+    short = [i for i in range(len(expected)) if len(result[i]) <= min(size, words.LONGEST)]
+    assert [result.numbers.tolist()[i] for i in short] == [expected[i] for i in short]
     assert len(set(again.values())) == len(again)
 
 

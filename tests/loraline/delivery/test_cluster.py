@@ -204,19 +204,19 @@ def test_what_an_image_does_not_say_is_doubted() -> None:
     known = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
     pinned = f"registry.example/vllm:v0.32.0@sha256:{'0' * 64}"
     assert doubts("registry.example/loraline:1", known, pinned) == []
-    told = doubts("registry.example/loraline:1", known, "registry.example/vllm:prod")
-    assert [doubt.split(";")[0] for doubt in told] == [
+    message = doubts("registry.example/loraline:1", known, "registry.example/vllm:prod")
+    assert [doubt.split(";")[0] for doubt in message] == [
         "registry.example/vllm:prod does not say which vLLM it holds",
         "registry.example/vllm:prod is not pinned by digest",
     ]
-    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in told[1]
+    assert "--server-image registry.example/vllm:prod@sha256:DIGEST" in message[1]
 
 
 def test_what_the_gateways_replicas_do_not_share_is_doubted() -> None:
     server = "vllm/vllm-openai:v0.32.0@sha256:" + "0" * 64
     known = {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
-    told = doubts("registry.example/loraline:1", known, server, Gateway("localhost/gateway:dev"))
-    assert [sentence.partition(",")[0].partition(";")[0] for sentence in told] == [
+    message = doubts("registry.example/loraline:1", known, server, Gateway("localhost/gateway:dev"))
+    assert [sentence.partition(",")[0].partition(";")[0] for sentence in message] == [
         "the gateway's image localhost/gateway:dev is on no registry",
         "each replica of the gateway keeps jobs and sessions of its own",
         "each replica of the gateway counts rates and tokens on its own",

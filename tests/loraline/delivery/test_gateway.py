@@ -249,9 +249,9 @@ class TestWaysIn:
 
     def test_an_ingress_lets_uploads_and_streams_through_and_is_encrypted(self) -> None:
         ingress = front(replace(GATEWAY, host="ask.example.org"))["Ingress"]
-        told = ingress["metadata"]["annotations"]
-        assert told["nginx.ingress.kubernetes.io/proxy-body-size"] == "0"
-        assert told["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+        message = ingress["metadata"]["annotations"]
+        assert message["nginx.ingress.kubernetes.io/proxy-body-size"] == "0"
+        assert message["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
         assert ingress["spec"]["tls"][0]["hosts"] == ["ask.example.org"]
 
     def test_a_gateway_of_the_gateway_api_gets_a_route_instead(self) -> None:

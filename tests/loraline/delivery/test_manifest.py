@@ -281,13 +281,13 @@ def test_hostile_texts_come_back_as_they_were(
     assert list(yaml.load_all(text.encode(), yaml.CSafeLoader)) == objects
     if form != "deployment":
         return
-    found = {entry["kind"]: entry for entry in objects}
-    assert found["ConfigMap"]["data"]["prompt.txt"] == prompt
-    assert server_args(found)[0] == f"/bases/{base}"
-    name = found["Service"]["metadata"]["name"]
+    result = {entry["kind"]: entry for entry in objects}
+    assert result["ConfigMap"]["data"]["prompt.txt"] == prompt
+    assert server_args(result)[0] == f"/bases/{base}"
+    name = result["Service"]["metadata"]["name"]
     assert len(name) <= 63
     assert checked_name(name.removeprefix("lora-"))
-    module = json.loads(server_args(found)[server_args(found).index("--lora-modules") + 1])
+    module = json.loads(server_args(result)[server_args(result).index("--lora-modules") + 1])
     assert module["path"] == f"/adapters/{module['name']}/v3"
 
 
@@ -338,7 +338,7 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
 
 
 @pytest.mark.parametrize(
-    ("changes", "placement", "base_config", "told"),
+    ("changes", "placement", "base_config", "message"),
     [
         ({}, Placement(replicas=0), {}, "0 replicas serve nothing"),
         ({}, Placement(prometheus="prometheus"), {}, "is not an http"),
@@ -353,8 +353,8 @@ def test_a_hostile_place_is_refused_or_quoted(value, key):
         (FILMS, Placement(server_image="vllm/vllm-openai:v0.31.0"), {}, "not known to take"),
     ],
 )
-def test_what_would_not_start_is_refused(changes, placement, base_config, told):
-    with pytest.raises(UserError, match=told):
+def test_what_would_not_start_is_refused(changes, placement, base_config, message):
+    with pytest.raises(UserError, match=message):
         rendered(
             TEXT.model_copy(update=changes),
             placement=placement,

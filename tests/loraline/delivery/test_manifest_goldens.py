@@ -209,8 +209,8 @@ def usual_place(name: str) -> Placement:
 
 
 def everything() -> dict[str, list[dict[str, Any]]]:
-    found = {name: rendered(name, usual_place(name)) for name in PROFILES}
-    return found | {
+    result = {name: rendered(name, usual_place(name)) for name in PROFILES}
+    return result | {
         f"way-{way}": rendered(name, where, **options)
         for way, (name, where, options) in WAYS.items()
     }
@@ -229,15 +229,15 @@ def test_the_manifest_is_the_golden_one(name: str) -> None:
 
 
 def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = []
+    result = []
     for entry in objects:
         spec = entry.get("spec", {})
         for pod in (spec.get("template", {}).get("spec"), spec.get("predictor")):
             if pod:
-                found += [*pod.get("initContainers", []), *pod["containers"]]
+                result += [*pod.get("initContainers", []), *pod["containers"]]
         for model in entry.get("servingEngineSpec", {}).get("modelSpec", []):
-            found += [model, model["initContainer"]]
-    return found
+            result += [model, model["initContainer"]]
+    return result
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -287,8 +287,10 @@ def test_a_server_with_limits_of_tasks_says_that_it_was_measured_with_others() -
     limit = json.loads(arguments[arguments.index("--limit-mm-per-prompt") + 1])
     assert (limit["image"], limit["video"]) == (4, 1)
     deployment = next(e for e in ALL["way-tasks-instead"] if e["kind"] == "Deployment")
-    told = deployment["metadata"]["annotations"]
-    assert any("images a request 1 to 4, videos a request 0 to 1" in each for each in told.values())
+    message = deployment["metadata"]["annotations"]
+    assert any(
+        "images a request 1 to 4, videos a request 0 to 1" in each for each in message.values()
+    )
 
 
 def test_a_merged_model_is_served_without_adapters() -> None:
@@ -398,9 +400,9 @@ def test_the_plan_of_each_profile_fits_the_card_it_names(name: str) -> None:
     profile = profiles.load(name, ROOT / "lora_profiles")
     config = base_config(profile)
     wanted = demand(contract_of(profile), config, [profile.r])
-    found = sizing.smallest(wanted, {})
-    assert found.fits and found.largest_len >= wanted.max_model_len
-    assert str(found.max_num_seqs) == args(name)[args(name).index("--max-num-seqs") + 1]
+    result = sizing.smallest(wanted, {})
+    assert result.fits and result.largest_len >= wanted.max_model_len
+    assert str(result.max_num_seqs) == args(name)[args(name).index("--max-num-seqs") + 1]
     rank = preflight.max_lora_rank(profile.r)
     assert replace(wanted, max_lora_rank=rank) == wanted
 

@@ -24,30 +24,30 @@ def made(page: Page | None = PAGE, **more: Any) -> dict[str, dict[str, Any]]:
 
 class TestWhoReachesWhom:
     def test_it_reaches_names_and_the_gateway_and_nothing_else(self) -> None:
-        found = made()
-        names, gateway = found[NAME]["NetworkPolicy"]["spec"]["egress"]
+        result = made()
+        names, gateway = result[NAME]["NetworkPolicy"]["spec"]["egress"]
         assert {port["port"] for port in names["ports"]} == {53}
         assert gateway["ports"] == [{"port": 8080, "protocol": "TCP"}]
         (peer,) = gateway["to"]
-        assert selects(peer["podSelector"], found[FRONT])
-        assert not selects(peer["podSelector"], found["lora-latex-ocr"])
+        assert selects(peer["podSelector"], result[FRONT])
+        assert not selects(peer["podSelector"], result["lora-latex-ocr"])
 
     def test_the_server_does_not_let_it_in(self) -> None:
-        found = made()
-        (rule,) = found["lora-latex-ocr"]["NetworkPolicy"]["spec"]["ingress"]
-        assert not any(selects(each["podSelector"], found[NAME]) for each in rule["from"])
+        result = made()
+        (rule,) = result["lora-latex-ocr"]["NetworkPolicy"]["spec"]["ingress"]
+        assert not any(selects(each["podSelector"], result[NAME]) for each in rule["from"])
 
     def test_a_desk_is_reached_on_its_port_alone(self) -> None:
-        found = made(replace(PAGE, desk="http://desk.loraline:8090"))[NAME]
-        assert found["NetworkPolicy"]["spec"]["egress"][-1]["ports"] == [
+        result = made(replace(PAGE, desk="http://desk.loraline:8090"))[NAME]
+        assert result["NetworkPolicy"]["spec"]["egress"][-1]["ports"] == [
             {"port": 8090, "protocol": "TCP"}
         ]
-        assert variables(found)["UI_DESK"] == "http://desk.loraline:8090"
+        assert variables(result)["UI_DESK"] == "http://desk.loraline:8090"
 
     def test_it_knows_the_gateway_by_its_service(self) -> None:
-        found = made()
-        port = found[FRONT]["Service"]["spec"]["ports"][0]["port"]
-        assert variables(found[NAME])["UI_GATEWAY"] == f"http://{FRONT}:{port}"
+        result = made()
+        port = result[FRONT]["Service"]["spec"]["ports"][0]["port"]
+        assert variables(result[NAME])["UI_GATEWAY"] == f"http://{FRONT}:{port}"
 
 
 class TestSecrets:
@@ -71,13 +71,13 @@ class TestSecrets:
         pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
         from gateway.ui.settings import Settings
 
-        found = made(replace(PAGE, desk="http://desk:8090"), host="ask.example.org")[NAME]
+        result = made(replace(PAGE, desk="http://desk:8090"), host="ask.example.org")[NAME]
         known = {f"UI_{name.upper()}" for name in Settings.model_fields} | {"GRADIO_TEMP_DIR"}
-        env = {each["name"] for each in pod(found)["containers"][0]["env"]}
+        env = {each["name"] for each in pod(result)["containers"][0]["env"]}
         assert env <= known
         Settings(**{
             name.removeprefix("UI_").lower(): value
-            for name, value in variables(found).items()
+            for name, value in variables(result).items()
             if name.startswith("UI_")
         })  # fmt: skip
 
@@ -97,9 +97,9 @@ def test_its_pod_writes_only_to_folders_with_a_size() -> None:
 
 def test_another_setting_starts_a_new_pod_and_the_gateways_stay() -> None:
     def annotations(page: Page) -> list[Any]:
-        found = made(page)
+        result = made(page)
         return [
-            found[name]["Deployment"]["spec"]["template"]["metadata"]["annotations"]
+            result[name]["Deployment"]["spec"]["template"]["metadata"]["annotations"]
             for name in (NAME, FRONT)
         ]
 
@@ -117,15 +117,15 @@ class TestWaysIn:
         assert ingress["spec"]["tls"] == [
             {"hosts": ["page.example.org"], "secretName": f"{NAME}-tls"}
         ]
-        told = ingress["metadata"]["annotations"]
-        assert told["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
+        message = ingress["metadata"]["annotations"]
+        assert message["nginx.ingress.kubernetes.io/proxy-buffering"] == "off"
         (rule,) = ingress["spec"]["rules"]
         backend = rule["http"]["paths"][0]["backend"]["service"]
         assert backend == {"name": NAME, "port": {"name": "http"}}
 
     def test_a_gateway_of_the_gateway_api_gets_a_route_to_its_port(self) -> None:
-        found = made(replace(PAGE, host="page.example.org"), parent="ingress/public")[NAME]
-        (rule,) = found["HTTPRoute"]["spec"]["rules"]
+        result = made(replace(PAGE, host="page.example.org"), parent="ingress/public")[NAME]
+        (rule,) = result["HTTPRoute"]["spec"]["rules"]
         assert rule["backendRefs"] == [{"name": NAME, "port": 7860}]
 
     @pytest.mark.parametrize(
@@ -145,5 +145,5 @@ class TestWaysIn:
 
 def test_all_objects_are_in_the_namespace_of_the_server() -> None:
     gateway = Gateway("localhost/loraline-gateway:dev", page=replace(PAGE, host="page.example.org"))
-    found = objects(gateway, where=Placement(namespace="models"))[NAME]
-    assert {entry["metadata"]["namespace"] for entry in found.values()} == {"models"}
+    result = objects(gateway, where=Placement(namespace="models"))[NAME]
+    assert {entry["metadata"]["namespace"] for entry in result.values()} == {"models"}

@@ -51,8 +51,8 @@ def test_a_95_percent_interval_covers_the_truth_95_percent_of_the_time(draw, row
     runs = 2000
     inside = 0
     for _ in range(runs):
-        found = bootstrap.interval(draw(rng, rows))
-        inside += found.low <= TRUTH[draw] <= found.high
+        result = bootstrap.interval(draw(rng, rows))
+        inside += result.low <= TRUTH[draw] <= result.high
     assert 0.93 <= inside / runs <= 0.97
 
 
@@ -71,10 +71,10 @@ def test_errors_too_rare_to_be_seen_are_within_the_interval(rows: int, wrong: fl
     runs = 500
     matched = edited = 0
     for _ in range(runs):
-        found = bootstrap.interval(share(rng.binomial(1, 1 - wrong, rows).astype(float)))
-        matched += found.low <= 1 - wrong <= found.high
-        found = bootstrap.interval(mostly_right(rng, rows, wrong))
-        edited += found.low <= 0.3 * wrong <= found.high
+        result = bootstrap.interval(share(rng.binomial(1, 1 - wrong, rows).astype(float)))
+        matched += result.low <= 1 - wrong <= result.high
+        result = bootstrap.interval(mostly_right(rng, rows, wrong))
+        edited += result.low <= 0.3 * wrong <= result.high
     assert min(matched, edited) / runs >= 0.93
 
 
@@ -90,8 +90,8 @@ def test_the_interval_of_a_gain_by_few_rows_covers_the_true_gain(
         drawn = rng.random(rows)
         base = (drawn >= won).astype(float)
         tuned = ((drawn < won) | (drawn >= won + lost)).astype(float)
-        found = bootstrap.gain(share(tuned), share(base))
-        inside += found.low <= won - lost <= found.high
+        result = bootstrap.gain(share(tuned), share(base))
+        inside += result.low <= won - lost <= result.high
     assert inside / runs >= 0.93
 
 
@@ -106,9 +106,9 @@ def test_four_rows_won_and_none_lost_are_no_sure_gain() -> None:
 @pytest.mark.parametrize("rows", [20, 72, 500])
 def test_all_right_is_within_the_rule_of_three(rows: int) -> None:
     """Of no error in n rows, the upper limit at 97.5% is 3.7 / n (Hanley 1983)."""
-    found = bootstrap.interval(share(np.ones(rows)))
-    assert found.high == 1
-    assert 1 - found.low == pytest.approx(3.7 / (rows + 3.7), rel=0.15)
+    result = bootstrap.interval(share(np.ones(rows)))
+    assert result.high == 1
+    assert 1 - result.low == pytest.approx(3.7 / (rows + 3.7), rel=0.15)
 
 
 @pytest.mark.parametrize("rows", [50, 200])
@@ -121,8 +121,8 @@ def test_the_interval_of_a_paired_gain_covers_the_true_gain(rows: int) -> None:
         difficulty = rng.gamma(tokens, 0.5)
         base = loss(difficulty + rng.gamma(tokens, 0.2), tokens)
         tuned = loss(difficulty + rng.gamma(tokens, 0.1), tokens)
-        found = bootstrap.gain(tuned, base)
-        inside += found.low <= 0.1 <= found.high
+        result = bootstrap.gain(tuned, base)
+        inside += result.low <= 0.1 <= result.high
     assert 0.93 <= inside / runs <= 0.97
 
 
@@ -130,10 +130,10 @@ def test_bleu_intervals_cover_the_corpus_that_the_rows_were_drawn_from() -> None
     rng = np.random.default_rng(3)
     words = np.array(["a", "b", "c", "d"])
     wanted = [" ".join(rng.choice(words, rng.integers(4, 12))) for _ in range(3000)]
-    found = [
+    result = [
         " ".join(word if rng.random() < 0.8 else "x" for word in line.split()) for line in wanted
     ]
-    population = metrics.bleu(found, wanted, "prose")
+    population = metrics.bleu(result, wanted, "prose")
     runs, inside = 300, 0
     for _ in range(runs):
         drawn = rng.choice(3000, 60, replace=False)
@@ -162,8 +162,8 @@ def test_a_gain_is_positive_for_the_better_model_whichever_way_the_metric_points
     wanted = ["a b c d e f"] * 80
     good, bad = wanted, ["a x c d e f"] * 80
     for metric in (metrics.bleu, metrics.levenshtein, metrics.exact_match):
-        found = bootstrap.gain(metric(good, wanted, "prose"), metric(bad, wanted, "prose"))
-        assert found.low > 0
+        result = bootstrap.gain(metric(good, wanted, "prose"), metric(bad, wanted, "prose"))
+        assert result.low > 0
 
 
 def test_pairing_the_rows_makes_a_gain_surer_than_two_intervals() -> None:
@@ -177,16 +177,16 @@ def test_pairing_the_rows_makes_a_gain_surer_than_two_intervals() -> None:
 
 def test_a_model_gains_nothing_over_itself() -> None:
     metric = share(np.array([0.0, 1.0, 1.0]))
-    found = bootstrap.gain(metric, metric)
-    assert found.value == 0 and found.low == pytest.approx(-found.high)
+    result = bootstrap.gain(metric, metric)
+    assert result.value == 0 and result.low == pytest.approx(-result.high)
     losses = loss([1.0, 2.0, 3.0], [1, 1, 1])
     assert bootstrap.gain(losses, losses) == bootstrap.Interval(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, math.inf], [1.0, math.nan]])
 def test_what_has_no_interval_gets_none_instead_of_a_wrong_one(values: list[float]) -> None:
-    found = bootstrap.interval(loss(values, [1] * len(values)))
-    assert math.isnan(found.low) and math.isnan(found.high)
+    result = bootstrap.interval(loss(values, [1] * len(values)))
+    assert math.isnan(result.low) and math.isnan(result.high)
 
 
 @pytest.mark.parametrize(("rows", "others"), [(3, 2), (2, 3)])
@@ -206,10 +206,10 @@ def test_another_process_draws_the_same_rows() -> None:
 
 def test_a_value_that_some_resamples_make_infinite_has_no_interval() -> None:
     # exp(600) is a number; where the bad row is drawn twice, exp(1200) is none.
-    found = bootstrap.interval(metrics.perplexity([*[0.0] * 9, 6000.0], [1] * 10))
+    result = bootstrap.interval(metrics.perplexity([*[0.0] * 9, 6000.0], [1] * 10))
 
-    assert math.isfinite(found.value)
-    assert math.isnan(found.low) and math.isnan(found.high)
+    assert math.isfinite(result.value)
+    assert math.isnan(result.low) and math.isnan(result.high)
 
 
 def test_ten_rows_leave_out_what_students_t_asks_for() -> None:

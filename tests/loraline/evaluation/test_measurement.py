@@ -45,13 +45,13 @@ def measured(texts: list[str], **changes: object) -> Measurement:
 
 def test_empty_cut_and_failed_answers_are_counted_and_count_against_the_model() -> None:
     answers = [Answer("", [], False), Answer("no", [5], True), measurement.FAILED]
-    found = measured(["", "", ""], answers=answers, nll=[2.0, 1.0, math.inf])
+    result = measured(["", "", ""], answers=answers, nll=[2.0, 1.0, math.inf])
     assert measurement.counts(answers) == {
         "empty_answers": 2,
         "truncated_answers": 1,
         "failed_answers": 1,
     }
-    scores = measurement.scores(found, ROWS, "prose")
+    scores = measurement.scores(result, ROWS, "prose")
     assert scores["exact_match"].value == pytest.approx(1 / 3)
     assert scores["levenshtein"].value == pytest.approx(17 / 19)
     assert scores["eval_loss"].value == math.inf
@@ -72,26 +72,26 @@ def test_a_row_that_the_server_would_refuse_is_failed_and_not_skipped() -> None:
     ("answer_format", "extra"), [("json", "json_field_f1"), ("boxes", "grounding_f1")]
 )
 def test_structured_answers_get_a_metric_of_their_own(answer_format: str, extra: str) -> None:
-    found = measured(["yes", "no", "maybe"])
-    scores = measurement.scores(found, ROWS, answer_format)
+    result = measured(["yes", "no", "maybe"])
+    scores = measurement.scores(result, ROWS, answer_format)
     assert extra in scores
     for name, metric in scores.items():
         assert metrics.HIGHER_IS_BETTER[name] == metric.higher_is_better
-    assert extra not in measurement.scores(found, ROWS, "prose")
+    assert extra not in measurement.scores(result, ROWS, "prose")
 
 
 def test_gains_are_paired_and_positive_where_the_tuned_model_is_better() -> None:
     wanted = [record.answer for record in ROWS]
     models = {"base": measured(["", "", ""]), "tuned": measured(wanted)}
-    found = measurement.compare(
+    result = measurement.compare(
         {name: measurement.scores(model, ROWS, "prose") for name, model in models.items()}
     )
-    assert found.gains["base"]["levenshtein"].value == 1
-    assert set(found.gains) == {"base"}
-    flat = found.flat()
+    assert result.gains["base"]["levenshtein"].value == 1
+    assert set(result.gains) == {"base"}
+    flat = result.flat()
     assert flat["tuned_bleu"] == pytest.approx(100)
     assert flat["gain_over_base_exact_match"] == 1
-    assert flat["gain_over_base_exact_match_low"] == found.gains["base"]["exact_match"].low < 1
+    assert flat["gain_over_base_exact_match_low"] == result.gains["base"]["exact_match"].low < 1
     assert flat["gain_over_base_eval_loss"] == 0
 
 
@@ -102,8 +102,8 @@ def test_fingerprints_follow_vocabulary_template_pixels_and_rows(tiny_base) -> N
     assert first == measurement.fingerprints(encoder, contract(), list(ROWS))
 
     def differing(encoder: Encoder, agreed: Contract, rows: list) -> set[str]:
-        found = measurement.fingerprints(encoder, agreed, rows)
-        return {name for name in first if first[name] != found[name]}
+        result = measurement.fingerprints(encoder, agreed, rows)
+        return {name for name in first if first[name] != result[name]}
 
     assert differing(other, contract(), ROWS) == {"tokenizer"}
     assert differing(encoder, contract(chat_template="other"), ROWS) == {"template"}
@@ -115,8 +115,8 @@ def test_fingerprints_follow_vocabulary_template_pixels_and_rows(tiny_base) -> N
     assert differing(encoder, contract(), with_image) == {"rows"}
     videos = [Video((b"a", b"b"), 2.0), Video((b"a", b"c"), 2.0), Video((b"a", b"b"), 1.0)]
     with_videos = [[replace(ROWS[0], videos=(video,))] for video in videos]
-    found = [measurement.fingerprints(encoder, contract(), rows)["rows"] for rows in with_videos]
-    assert len(set(found)) == 3
+    result = [measurement.fingerprints(encoder, contract(), rows)["rows"] for rows in with_videos]
+    assert len(set(result)) == 3
 
 
 def test_what_is_not_installed_is_refused(monkeypatch) -> None:

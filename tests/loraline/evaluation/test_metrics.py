@@ -97,10 +97,10 @@ def test_edit_distance_keeps_the_triangle_inequality(a: str, b: str, c: str) -> 
 
 
 def test_levenshtein_weighs_rows_by_their_length_and_its_mean_does_not() -> None:
-    found, wanted = ["abcd", "x"], ["abcf", "y"]
+    result, wanted = ["abcd", "x"], ["abcf", "y"]
     micro = (Levenshtein.distance("abcd", "abcf") + 1) / 5
-    assert metrics.levenshtein(found, wanted, "prose").value == micro
-    assert metrics.levenshtein_mean(found, wanted, "prose").value == (1 / 4 + 1) / 2
+    assert metrics.levenshtein(result, wanted, "prose").value == micro
+    assert metrics.levenshtein_mean(result, wanted, "prose").value == (1 / 4 + 1) / 2
 
 
 def test_the_character_error_rate_counts_babble_without_bound() -> None:
@@ -136,10 +136,10 @@ def test_bleu_equals_sacrebleu_on_its_own_command_line(
         text=True,
         check=True,
     ).stdout
-    found = metrics.bleu(predictions, references, answer_format).value
-    assert found == pytest.approx(float(printed), abs=1e-4)
+    result = metrics.bleu(predictions, references, answer_format).value
+    assert result == pytest.approx(float(printed), abs=1e-4)
     if answer_format == "prose":
-        assert metrics.bleu_13a(predictions, references).value == found
+        assert metrics.bleu_13a(predictions, references).value == result
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_bleu_equals_sacrebleus_command_where_orders_have_no_match(
         text=True,
         check=True,
     ).stdout
-    found = metrics.bleu(predictions, references, "prose").value
-    assert found == pytest.approx(float(printed), abs=1e-4)
+    result = metrics.bleu(predictions, references, "prose").value
+    assert result == pytest.approx(float(printed), abs=1e-4)
 
 
 SENTENCES = st.lists(st.sampled_from("abcd"), min_size=1, max_size=9).map(" ".join)
@@ -201,7 +201,7 @@ def test_an_overflowing_perplexity_is_infinite_and_not_a_number_that_passes(nll:
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "score"),
+    ("result", "wanted", "score"),
     [
         ('{"a": 1, "b": {"c": "x"}}', '{"b": {"c": "x"}, "a": 1}', 1.0),
         ('{"a": 1, "b": 2}', '{"a": 1, "b": 3}', 0.5),
@@ -213,18 +213,18 @@ def test_an_overflowing_perplexity_is_infinite_and_not_a_number_that_passes(nll:
         ("", '{"a": 1}', 0.0),
     ],
 )
-def test_json_answers_are_compared_field_by_field(found: str, wanted: str, score: float) -> None:
-    assert metrics.json_field_f1([found], [wanted]).value == pytest.approx(score)
+def test_json_answers_are_compared_field_by_field(result: str, wanted: str, score: float) -> None:
+    assert metrics.json_field_f1([result], [wanted]).value == pytest.approx(score)
 
 
 def test_fields_of_all_rows_count_together() -> None:
-    found = ['{"a": 1, "b": 2, "c": 3}', '{"a": 0}']
+    result = ['{"a": 1, "b": 2, "c": 3}', '{"a": 0}']
     wanted = ['{"a": 1, "b": 2, "c": 3}', '{"a": 1}']
-    assert metrics.json_field_f1(found, wanted).value == pytest.approx(2 * 3 / 8)
+    assert metrics.json_field_f1(result, wanted).value == pytest.approx(2 * 3 / 8)
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "score"),
+    ("result", "wanted", "score"),
     [
         ("(0,0),(10,10)", "[0, 0, 10, 10]", 1.0),
         ("(0,0),(10,5)", "(0,0),(10,10)", 1.0),
@@ -237,8 +237,8 @@ def test_fields_of_all_rows_count_together() -> None:
         ("nothing there", "nothing", 1.0),
     ],
 )
-def test_boxes_count_when_they_overlap_by_half(found: str, wanted: str, score: float) -> None:
-    assert metrics.grounding_f1([found], [wanted]).value == pytest.approx(score)
+def test_boxes_count_when_they_overlap_by_half(result: str, wanted: str, score: float) -> None:
+    assert metrics.grounding_f1([result], [wanted]).value == pytest.approx(score)
 
 
 corners = st.tuples(*[st.integers(0, 20)] * 4).map(
@@ -298,9 +298,9 @@ def test_a_perfect_bleu_is_a_hundred_and_not_a_rounding_error_more() -> None:
 
 def test_a_mean_of_shares_divides_by_the_longer_text_and_takes_two_empty_ones_for_equal() -> None:
     # "ab" for "abcd" lacks 2 of 4, "abcd" for "ab" has 2 of 4 too many.
-    found = metrics.levenshtein_mean(["ab", "abcd", ""], ["abcd", "ab", ""], "prose")
+    result = metrics.levenshtein_mean(["ab", "abcd", ""], ["abcd", "ab", ""], "prose")
 
-    assert found.value == pytest.approx((0.5 + 0.5 + 0.0) / 3)
+    assert result.value == pytest.approx((0.5 + 0.5 + 0.0) / 3)
 
 
 def test_equal_to_the_letter_means_white_space_too() -> None:
@@ -349,10 +349,10 @@ def test_a_value_under_another_key_is_another_field() -> None:
 
 def test_the_best_overlap_is_matched_first_even_where_that_leaves_fewer_matches() -> None:
     # A covers X by 0.90 and Y by 0.67, B covers X by 0.67: A takes X, and B is left with Y at 0.38.
-    found = "[0.5, 0, 10.5, 10] [-2, 0, 8, 10]"
+    result = "[0.5, 0, 10.5, 10] [-2, 0, 8, 10]"
     wanted = "[0, 0, 10, 10] [2.5, 0, 12.5, 10]"
 
-    assert metrics.grounding_f1([found], [wanted]).value == 0.5
+    assert metrics.grounding_f1([result], [wanted]).value == 0.5
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def hostile(**options: bool) -> Evaluation:
 
 def test_the_page_shows_each_model_its_intervals_and_gains() -> None:
     page = report.render(ordinary(champion=True))
-    for told in (
+    for message in (
         "gain over base",
         "gain over champion",
         "levenshtein",
@@ -93,7 +93,7 @@ def test_the_page_shows_each_model_its_intervals_and_gains() -> None:
         "r: 8",
         "3 s",
     ):
-        assert told in page
+        assert message in page
     assert "lora &lt;of&gt; today" in page and "tiny &amp; small" in page
     assert len(re.findall(r"<article", page)) == 16
 
@@ -240,16 +240,16 @@ def test_a_browser_opens_it_without_an_error_or_a_request(kind: str, tmp_path: P
     evaluation = {"ordinary": ordinary, "hostile": hostile}[kind](images=True, champion=True)
     page_file = tmp_path / "report.html"
     page_file.write_text(report.render(evaluation), encoding="utf-8")
-    told: list[str] = []
+    sentence: list[str] = []
     asked: list[str] = []
     with sync_api.sync_playwright() as browsers:
         browser = browsers.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
         )
         page = browser.new_page()
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("dialog", lambda dialog: told.append(dialog.message))
+        page.on("console", lambda message: sentence.append(message.text))
+        page.on("pageerror", lambda error: sentence.append(str(error)))
+        page.on("dialog", lambda dialog: sentence.append(dialog.message))
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_file.as_uri())
         page.wait_for_timeout(300)
@@ -257,7 +257,7 @@ def test_a_browser_opens_it_without_an_error_or_a_request(kind: str, tmp_path: P
         broken = page.evaluate("[...document.images].filter(i => !i.naturalWidth).length")
         wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         browser.close()
-    assert told == []
+    assert sentence == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
     assert (broken, wide <= 0) == (0, True)
     if kind == "hostile":

@@ -68,10 +68,10 @@ def test_reasons_name_an_infinite_value_as_the_table_does() -> None:
     # MLflow gives an infinite metric back as the largest float.
     metrics = ON_THE_LIMIT | {"tuned_eval_loss": sys.float_info.max, "tuned_bleu": 12.345678}
     verdicts = rules.judge(metrics, MEASURED, LIMITS, None)
-    told = rules.reasons(verdicts)
-    assert "tuned_eval_loss inf is not at most 1" in told
-    assert "tuned_bleu 12.35 is not at least 70" in told
-    assert "1.79" not in told + rules.table(verdicts) + rules.markdown(verdicts)
+    message = rules.reasons(verdicts)
+    assert "tuned_eval_loss inf is not at most 1" in message
+    assert "tuned_bleu 12.35 is not at least 70" in message
+    assert "1.79" not in message + rules.table(verdicts) + rules.markdown(verdicts)
 
 
 @given(

@@ -19,8 +19,8 @@ STORE = "sqlite:///mlruns/mlflow.db"
 
 
 def no_space(*files: str) -> OSError:
-    told = (errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return OSError(*told, files[0], None, *files[1:]) if files else OSError(*told)
+    message = (errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return OSError(*message, files[0], None, *files[1:]) if files else OSError(*message)
 
 
 def raised_from(cause: BaseException) -> BaseException:
@@ -31,7 +31,7 @@ def raised_from(cause: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (no_space("a.txt"), "the disk is full at a.txt; free some space and run it again"),
         (no_space("a.txt", "copy/a.txt"), "the disk is full at copy/a.txt; free some"),
@@ -53,9 +53,9 @@ def raised_from(cause: BaseException) -> BaseException:
         (RuntimeError("[Errno 27] File too large"), "a file may not grow any larger"),
     ],
 )
-def test_the_place_is_named_where_it_is_known(error: BaseException, told: str) -> None:
-    found = full_disk.sentence(error, STORE)
-    assert found is not None and found.startswith(told)
+def test_the_place_is_named_where_it_is_known(error: BaseException, message: str) -> None:
+    result = full_disk.sentence(error, STORE)
+    assert result is not None and result.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_disk_without_room_is_found_where_no_file_is_named(
     free = shutil.disk_usage(tmp_path).free
     monkeypatch.setattr(full_disk, "NEXT_TO_NO_ROOM", free * 2)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    found = full_disk.sentence(no_space(), STORE)
-    assert found == f"the disk is full at {tmp_path}; free some space and run it again"
+    result = full_disk.sentence(no_space(), STORE)
+    assert result == f"the disk is full at {tmp_path}; free some space and run it again"
 
 
 @pytest.fixture

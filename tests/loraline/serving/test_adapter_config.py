@@ -53,8 +53,8 @@ def test_targets_are_pefts(settings: dict[str, Any]) -> None:
         module
         for module in MODULES
         # What PEFT returns for an excluded module is true and an object of a class of its own.
-        if (found := check_target_module_exists(config, module))
-        and type(found).__name__ != "_ExcludedModule"
+        if (result := check_target_module_exists(config, module))
+        and type(result).__name__ != "_ExcludedModule"
     ]
     assert [name for name in MODULES if adapter_config.is_target(settings, name)] == wanted
 
@@ -74,8 +74,8 @@ def test_targets_are_pefts(settings: dict[str, Any]) -> None:
 )
 def test_scalings_follow_the_patterns(settings: dict[str, Any], scaling: float) -> None:
     config = {"r": 4, "lora_alpha": 8, **settings}
-    found = adapter_config.scaling_of(config, "model.layers.1.self_attn.q_proj")
-    assert found == scaling or (math.isnan(found) and math.isnan(scaling))
+    result = adapter_config.scaling_of(config, "model.layers.1.self_attn.q_proj")
+    assert result == scaling or (math.isnan(result) and math.isnan(scaling))
 
 
 def findings(**settings: Any) -> list[str]:
@@ -106,7 +106,7 @@ def test_what_changes_nothing_is_let_through(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("lora_alpha", "8", "lora_alpha: is '8', not a number"),
         ("lora_alpha", None, "lora_alpha: is None, not a number"),
@@ -125,5 +125,5 @@ def test_what_changes_nothing_is_let_through(key: str, value: Any) -> None:
         ("layers_to_transform", 1.0, "layers_to_transform: is 1.0, not a layer's number"),
     ],
 )
-def test_what_peft_or_vllm_cannot_work_with_is_found(key: str, value: Any, told: str) -> None:
-    assert any(told in finding for finding in findings(**{key: value}))
+def test_what_peft_or_vllm_cannot_work_with_is_found(key: str, value: Any, message: str) -> None:
+    assert any(message in finding for finding in findings(**{key: value}))

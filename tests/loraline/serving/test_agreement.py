@@ -63,8 +63,8 @@ def test_the_measured_answers_leave_nothing_to_say() -> None:
 def test_the_first_answer_that_differs_is_told() -> None:
     answers = {"tuned": served([1, 2], [4])}
     assert agreement.other_answers(ROWS, answers, 0.5) == []
-    told = agreement.other_answers(ROWS, answers, 0.6)
-    assert told == [
+    message = agreement.other_answers(ROWS, answers, 0.6)
+    assert message == [
         "50% of the tuned answers are the measured ones, below 60%; row 1 first: measured 'd', "
         "served '[4]'"
     ]
@@ -78,9 +78,9 @@ def test_an_adapter_that_answers_as_its_base_has_no_effect() -> None:
 def test_a_refused_row_is_told_unless_it_had_no_answer_when_measured() -> None:
     refused = Served([], "", [], 0.0, "http://127.0.0.1:8000 answers 400: too long")
     answers = {"tuned": [*served(TUNED[0]), refused], "base": [*served(BASE[0]), refused]}
-    told = agreement.refusals(ROWS, answers)
-    assert told[0].startswith("the server refuses 1 of 2 rows to tuned; row 1 first: http://")
-    assert len(told) == 2
+    message = agreement.refusals(ROWS, answers)
+    assert message[0].startswith("the server refuses 1 of 2 rows to tuned; row 1 first: http://")
+    assert len(message) == 2
     assert agreement.differences(ROWS, answers)[0]["served"] == refused.refusal
     none = {"tuned": [refused] * 2, "base": [refused] * 2}
     assert not agreement.other_answers(ROWS, none, 0)
@@ -90,5 +90,5 @@ def test_a_refused_row_is_told_unless_it_had_no_answer_when_measured() -> None:
 
 @pytest.mark.parametrize(("tokens", "place"), [([1, 5], 1), ([5], 0), ([1], 1), ([1, 2, 3], 2)])
 def test_the_first_other_token_is_found(tokens: list[int], place: int) -> None:
-    found = agreement.differences(ROWS[:1], {"tuned": served(tokens)})
-    assert found[0]["first_other_token"] == place
+    result = agreement.differences(ROWS[:1], {"tuned": served(tokens)})
+    assert result[0]["first_other_token"] == place

@@ -17,10 +17,10 @@ LOG = "Model loading took 13.60 GiB\nAvailable KV cache memory: 2.00 GiB\n"
 
 
 def test_what_was_learned_counts_for_the_same_base_only() -> None:
-    told = {"L4": "abc 3.5"}
-    assert calibration.plan(DEMAND, "L4", remembered=told, **KNOWN).activation == 3.5
+    message = {"L4": "abc 3.5"}
+    assert calibration.plan(DEMAND, "L4", remembered=message, **KNOWN).activation == 3.5
     other = {**KNOWN, "revision": "def"}
-    assert calibration.plan(DEMAND, "L4", remembered=told, **other).activation == 2.5
+    assert calibration.plan(DEMAND, "L4", remembered=message, **other).activation == 2.5
 
 
 def test_what_was_learned_counts_where_the_card_is_chosen() -> None:
@@ -29,8 +29,8 @@ def test_what_was_learned_counts_where_the_card_is_chosen() -> None:
 
 
 def test_a_log_counts_more_than_what_is_remembered() -> None:
-    found = calibration.plan(DEMAND, "L4", log=LOG, remembered={"L4": "abc 3.0"}, **KNOWN)
-    assert found.activation == pytest.approx(21.99 * 0.9 - 13.6 - 2.0, abs=0.01)
+    result = calibration.plan(DEMAND, "L4", log=LOG, remembered={"L4": "abc 3.0"}, **KNOWN)
+    assert result.activation == pytest.approx(21.99 * 0.9 - 13.6 - 2.0, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,11 @@ def test_a_card_that_is_too_small_by_what_was_learned_says_where(log: str, sourc
 
 
 @pytest.mark.parametrize(
-    "told", ["", "x", "abc d", "abc 1 2", "abc nan", "abc inf", "abc -1", "abc 0"]
+    "message", ["", "x", "abc d", "abc 1 2", "abc nan", "abc inf", "abc -1", "abc 0"]
 )
-def test_what_nobody_has_learned_is_refused_with_the_tag_that_says_it(told: str) -> None:
+def test_what_nobody_has_learned_is_refused_with_the_tag_that_says_it(message: str) -> None:
     with pytest.raises(UserError, match=r"tag loraline.activation.L4 of registered model my-lora"):
-        calibration.plan(DEMAND, "L4", remembered={"L4": told}, **KNOWN)
+        calibration.plan(DEMAND, "L4", remembered={"L4": message}, **KNOWN)
 
 
 def test_a_card_that_is_not_known_is_told_with_those_that_are() -> None:
@@ -62,8 +62,8 @@ def test_a_card_that_is_not_known_is_told_with_those_that_are() -> None:
 def test_what_is_remembered_comes_back(workplace: Path) -> None:
     client = store.connect()
     client.create_registered_model("my-lora", tags={"loraline.promoted": "by someone"})
-    found = calibration.plan(DEMAND, "L4", log=LOG, remembered={}, **KNOWN)
-    calibration.remember(client, "my-lora", "abc", found)
-    told = calibration.remembered(client.get_registered_model("my-lora"))
-    assert set(told) == {"L4"}
-    assert calibration.plan(DEMAND, "L4", remembered=told, **KNOWN) == found
+    result = calibration.plan(DEMAND, "L4", log=LOG, remembered={}, **KNOWN)
+    calibration.remember(client, "my-lora", "abc", result)
+    message = calibration.remembered(client.get_registered_model("my-lora"))
+    assert set(message) == {"L4"}
+    assert calibration.plan(DEMAND, "L4", remembered=message, **KNOWN) == result

@@ -64,13 +64,13 @@ def found(folder: Path, trains_vision: bool = False) -> list[str]:
 def test_dora_is_let_through_where_it_is_merged(adapter) -> None:
     folder = adapter(use_dora=True)
     assert preflight.findings(folder, "the/base", False, merged=True) == []
-    told = found(folder)
-    assert told[0].startswith("use_dora: is True, which vLLM refuses; set export: merged")
-    assert any("lora_magnitude_vector: is no LoRA weight" in each for each in told)
+    message = found(folder)
+    assert message[0].startswith("use_dora: is True, which vLLM refuses; set export: merged")
+    assert any("lora_magnitude_vector: is no LoRA weight" in each for each in message)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda key, value: (key, value[:-1]), "has shape (127,), or holds NaN or infinity"),
         (lambda key, value: (key, value * float("nan")), "has shape (128,), or holds NaN"),
@@ -80,7 +80,7 @@ def test_dora_is_let_through_where_it_is_merged(adapter) -> None:
         ),
     ],
 )
-def test_a_magnitude_that_does_not_fit_is_found(adapter, change, told: str) -> None:
+def test_a_magnitude_that_does_not_fit_is_found(adapter, change, message: str) -> None:
     folder = adapter(use_dora=True)
     key = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
     change_weights(
@@ -88,7 +88,7 @@ def test_a_magnitude_that_does_not_fit_is_found(adapter, change, told: str) -> N
         lambda kept: dict(change(k, v) if k == key else (k, v) for k, v in kept.items()),
     )
     (finding,) = preflight.findings(folder, "the/base", False, merged=True)
-    assert told in str(finding)
+    assert message in str(finding)
 
 
 def change_weights(folder: Path, change) -> None:
@@ -134,7 +134,7 @@ def test_vision_weights_need_a_server_that_is_told(adapter, architecture: str, p
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             {"use_dora": True},
@@ -148,12 +148,12 @@ def test_vision_weights_need_a_server_that_is_told(adapter, architecture: str, p
         ({"random": False}, "all lora_B weights are zero"),
     ],
 )
-def test_what_vllm_refuses_is_found(adapter, options: dict[str, object], told: str) -> None:
-    assert any(told in finding for finding in found(adapter(**options)))
+def test_what_vllm_refuses_is_found(adapter, options: dict[str, object], message: str) -> None:
+    assert any(message in finding for finding in found(adapter(**options)))
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"peft_type": "IA3"}, "peft_type: is IA3, not LORA"),
         ({"r": 0}, "r: is 0"),
@@ -165,10 +165,10 @@ def test_what_vllm_refuses_is_found(adapter, options: dict[str, object], told: s
         ({"layer_replication": [[0, 1]]}, "layer_replication"),
     ],
 )
-def test_a_setting_that_does_not_fit_is_found(adapter, settings: dict, told: str) -> None:
+def test_a_setting_that_does_not_fit_is_found(adapter, settings: dict, message: str) -> None:
     folder = adapter()
     change_config(folder, **settings)
-    assert any(told in finding for finding in found(folder))
+    assert any(message in finding for finding in found(folder))
 
 
 def renamed(old: str, new: str):
@@ -186,7 +186,7 @@ def with_value(value: float, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (renamed("layers.0", "layers.7"), "the base has 3 layers"),
         (renamed("base_model.model.", ""), "is no LoRA weight"),
@@ -200,10 +200,10 @@ def with_value(value: float, dtype: torch.dtype):
         (lambda weights: {}, "holds no tensors"),
     ],
 )
-def test_a_weight_that_would_be_ignored_or_wrong_is_found(adapter, change, told: str) -> None:
+def test_a_weight_that_would_be_ignored_or_wrong_is_found(adapter, change, message: str) -> None:
     folder = adapter()
     change_weights(folder, change)
-    assert any(told in finding for finding in found(folder))
+    assert any(message in finding for finding in found(folder))
 
 
 def test_the_old_path_of_a_vision_models_layers_is_found(adapter) -> None:

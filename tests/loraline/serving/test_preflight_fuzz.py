@@ -140,13 +140,13 @@ def test_spoilt_files_end_in_findings_or_none_and_never_in_another_error(
         shutil.copytree(sound, folder)
         spoil(folder, random.Random(seed))
         try:
-            found = preflight.findings(folder, "base", trains_vision=False)
+            result = preflight.findings(folder, "base", trains_vision=False)
             preflight.highest_rank(folder)
         except Exception as error:
             kept = {file.name: file.read_bytes()[:2000] for file in folder.iterdir()}
             pytest.fail(f"seed {seed}: {type(error).__name__}: {error}\n{kept}")
-        assert all("\n" not in str(finding) for finding in found)
-        refused += bool(found)
+        assert all("\n" not in str(finding) for finding in result)
+        refused += bool(result)
         shutil.rmtree(folder)
     # Not all changes do harm, but most do.
     assert times / 2 < refused < times

@@ -47,27 +47,27 @@ def test_parameters_of_published_models(name: str, billions: float) -> None:
 
 
 def test_first_seen_start_needs_36_gib_of_cache_for_its_context() -> None:
-    found = sizing.sized(SEED, "RTX-5090", 1)
-    assert found.needed == 36.0
-    assert found.available == pytest.approx(4.66, abs=0.05)
+    result = sizing.sized(SEED, "RTX-5090", 1)
+    assert result.needed == 36.0
+    assert result.available == pytest.approx(4.66, abs=0.05)
     with pytest.raises(UserError) as refused:
         sizing.plan(SEED, "RTX-5090")
     assert "262144 tokens need 36.00" in str(refused.value)
-    assert f"the largest length that fits is {found.largest_len} tokens" in str(refused.value)
-    assert 33_000 < found.largest_len < 34_000
+    assert f"the largest length that fits is {result.largest_len} tokens" in str(refused.value)
+    assert 33_000 < result.largest_len < 34_000
 
 
 def test_second_seen_start_had_less_than_nothing_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizing, "UTILIZATION", 0.7)
-    found = sizing.sized(replace(SEED, max_model_len=32000), "RTX-5090", 1)
-    assert found.available == pytest.approx(-1.79, abs=0.06)
+    result = sizing.sized(replace(SEED, max_model_len=32000), "RTX-5090", 1)
+    assert result.available == pytest.approx(-1.79, abs=0.06)
     with pytest.raises(UserError, match="no length fits: choose a larger card"):
         sizing.plan(replace(SEED, max_model_len=32000), "RTX-5090")
 
 
 def test_third_seen_start_served_32000_tokens() -> None:
-    found = sizing.plan(replace(SEED, max_model_len=32000), "RTX-5090")
-    assert found.fits and found.tensor_parallel_size == 1 and found.max_num_seqs == 1
+    result = sizing.plan(replace(SEED, max_model_len=32000), "RTX-5090")
+    assert result.fits and result.tensor_parallel_size == 1 and result.max_num_seqs == 1
 
 
 def test_limits_on_images_make_room() -> None:
@@ -128,8 +128,8 @@ def test_a_base_of_7b_in_16_bits_is_not_served_on_a_quarter_of_16_gb_but_a_small
     ):
         sizing.plan(demand, "RTX-4080", fraction=0.25)
     small = MISTRAL_7B | {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
-    found = sizing.plan(replace(demand, config=small), "RTX-4080", fraction=0.25)
-    assert found.gpu_memory_utilization == 0.225
+    result = sizing.plan(replace(demand, config=small), "RTX-4080", fraction=0.25)
+    assert result.gpu_memory_utilization == 0.225
 
 
 def test_quantized_bases_are_counted_as_they_are_stored() -> None:
@@ -178,10 +178,10 @@ def test_a_log_teaches_the_activations() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "told"), [("nothing", "has no line"), (LOG % "30", "another card")]
+    ("log", "message"), [("nothing", "has no line"), (LOG % "30", "another card")]
 )
-def test_a_log_of_something_else_is_refused(log: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_log_of_something_else_is_refused(log: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         sizing.calibrate(log, SEED, "RTX-5090")
 
 

@@ -29,12 +29,12 @@ def quantized(**config: Any) -> dict[str, Any]:
 
 
 def test_what_is_left_for_the_cache_is_the_rest_of_the_share() -> None:
-    found = sizing.sized(DEMAND, "L4", 1)
-    rest = GPUS["L4"].memory * 0.9 - found.weights - found.lora - found.activation
+    result = sizing.sized(DEMAND, "L4", 1)
+    rest = GPUS["L4"].memory * 0.9 - result.weights - result.lora - result.activation
 
-    assert found.available == pytest.approx(rest)
-    assert found.lora == 40 / 1024
-    assert found.fits is (found.available >= found.needed)
+    assert result.available == pytest.approx(rest)
+    assert result.lora == 40 / 1024
+    assert result.fits is (result.available >= result.needed)
 
 
 def test_a_plan_that_lacks_room_for_one_request_does_not_fit() -> None:
@@ -67,9 +67,9 @@ def test_four_bytes_a_weight_are_twice_two() -> None:
 def test_only_linear_layers_are_quantized(config: dict[str, Any], linear: float) -> None:
     counted = architectures.parameters(MISTRAL_7B)
 
-    found = sizing.weight_bytes(quantized(**config), "float16")
+    result = sizing.weight_bytes(quantized(**config), "float16")
 
-    assert found == pytest.approx(counted.linear * linear + counted.rest * 2)
+    assert result == pytest.approx(counted.linear * linear + counted.rest * 2)
 
 
 @pytest.mark.parametrize(("fraction", "cards"), [(0.0, 1), (-0.5, 1), (1.5, 1), (0.5, 2)])

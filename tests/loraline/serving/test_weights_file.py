@@ -17,20 +17,20 @@ NAMES = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e
 def numbers() -> torch.Tensor:
     """Numbers of all sizes, with NaN, infinity and minus zero."""
     torch.manual_seed(0)
-    found = torch.randn(64, 64) * torch.logspace(-40, 30, 64)
-    found[0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
-    return found
+    result = torch.randn(64, 64) * torch.logspace(-40, 30, 64)
+    result[0, :3] = torch.tensor([float("nan"), float("inf"), -0.0])
+    return result
 
 
 @pytest.mark.parametrize("dtype", [*NAMES, "int8", "int64", "uint8", "bool"])
 def test_values_are_torchs_in_every_type(dtype: str, tmp_path: Path) -> None:
     kept = numbers().to(getattr(torch, dtype))
     save_file({"a": kept, "b": kept[:3].clone()}, tmp_path / "w.safetensors")
-    found = read_tensors(tmp_path / "w.safetensors")
+    result = read_tensors(tmp_path / "w.safetensors")
     wanted = kept.to(torch.float64 if dtype == "float64" else torch.float32).numpy()
-    assert np.array_equal(found["a"].values(), wanted, equal_nan=True)
-    assert np.array_equal(found["b"].values(), wanted[:3], equal_nan=True)
-    assert found["a"].finite() == bool(np.isfinite(wanted).all())
+    assert np.array_equal(result["a"].values(), wanted, equal_nan=True)
+    assert np.array_equal(result["b"].values(), wanted[:3], equal_nan=True)
+    assert result["a"].finite() == bool(np.isfinite(wanted).all())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -31,10 +31,10 @@ def test_the_registry_is_asked_by_version_or_alias(uri: str, workplace: Path) ->
     client.register_prompt("ask", "Ask {{ question }} now")
     client.register_prompt("ask", "newer {{question}}")
     client.set_prompt_alias("ask", "production", 1)
-    found = prompts.resolve(uri, None, client)
-    assert found == Prompt("Ask {question} now", "ask", 1)
-    assert found.uri == "prompts:/ask/1"
-    assert prompts.register(client, found, "another") == found
+    result = prompts.resolve(uri, None, client)
+    assert result == Prompt("Ask {question} now", "ask", 1)
+    assert result.uri == "prompts:/ask/1"
+    assert prompts.register(client, result, "another") == result
 
 
 @pytest.mark.parametrize("uri", ["prompts:/nobody/1", "prompts:/nobody@here", "prompts:/nobody"])

@@ -26,7 +26,7 @@ def client(workplace: Path) -> mlflow.MlflowClient:
 
 
 def names(client: mlflow.MlflowClient) -> set[str]:
-    return {found.name for found in client.search_registered_models()}
+    return {result.name for result in client.search_registered_models()}
 
 
 def hold(client: mlflow.MlflowClient, holder: str, lock: str = LOCK) -> None:
@@ -140,14 +140,14 @@ def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -
         overtaken = False
 
         def get_registered_model(self, name: str):
-            found = super().get_registered_model(name)
+            result = super().get_registered_model(name)
             if not self.overtaken:
                 self.overtaken = True
                 with tracking_lock.locked(client, MODEL):
                     pass
                 others.enter_context(tracking_lock.locked(client, MODEL))
                 inside.append("C")
-            return found
+            return result
 
     def come_late() -> None:
         with tracking_lock.locked(Late(), MODEL):

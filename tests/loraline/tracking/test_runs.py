@@ -28,10 +28,10 @@ def test_a_run_knows_its_step_its_upstream_and_its_pipeline(workplace: Path) -> 
     upstream = runs.upstream_run(client, first.info.run_id, "prepare_data")
     with runs.open_run("train_qlora", name="train", fingerprint="b", upstream=upstream) as second:
         pass
-    found = runs.upstream_run(client, second.info.run_id, "train_qlora")
-    assert found.data.tags[UPSTREAM] == first.info.run_id
-    assert found.data.tags[PIPELINE] == first.info.run_id
-    assert runs.ancestor(client, found, "prepare_data").info.run_id == first.info.run_id
+    result = runs.upstream_run(client, second.info.run_id, "train_qlora")
+    assert result.data.tags[UPSTREAM] == first.info.run_id
+    assert result.data.tags[PIPELINE] == first.info.run_id
+    assert runs.ancestor(client, result, "prepare_data").info.run_id == first.info.run_id
 
 
 def test_the_workflow_identity_comes_from_the_environment(
@@ -69,10 +69,12 @@ def test_an_upstream_run_that_is_gone_is_named(workplace: Path) -> None:
     tags = {UPSTREAM: "0" * 32}
     with runs.open_run("evaluate", name="e", fingerprint="a", tags=tags) as run:
         pass
-    found = client.get_run(run.info.run_id)
-    told = f"run {run.info.run_id} came from run {'0' * 32} .its tag loraline.upstream., which is"
-    with pytest.raises(UserError, match=told):
-        runs.ancestor(client, found, "train_qlora")
+    result = client.get_run(run.info.run_id)
+    message = (
+        f"run {run.info.run_id} came from run {'0' * 32} .its tag loraline.upstream., which is"
+    )
+    with pytest.raises(UserError, match=message):
+        runs.ancestor(client, result, "train_qlora")
 
 
 def test_a_failed_run_is_neither_handed_over_nor_reused(workplace: Path) -> None:
@@ -148,8 +150,8 @@ def test_the_latest_finished_run_with_the_same_inputs_is_found(workplace: Path) 
     for _ in range(2):
         with runs.open_run("evaluate", name="e", fingerprint="same") as run:
             pass
-    found = runs.finished_run(client, "evaluate", "same")
-    assert found is not None and found.info.run_id == run.info.run_id
+    result = runs.finished_run(client, "evaluate", "same")
+    assert result is not None and result.info.run_id == run.info.run_id
     assert runs.finished_run(client, "evaluate", "other") is None
     assert runs.finished_run(client, "quality_gate", "same") is None
 
@@ -214,13 +216,13 @@ def test_a_store_of_an_unknown_kind_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"), [("http://", "names no host"), ("postgresql://h:port/x", "cannot be used")]
+    ("uri", "message"), [("http://", "names no host"), ("postgresql://h:port/x", "cannot be used")]
 )
 def test_an_address_that_leads_nowhere_is_refused(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str, told: str
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, uri: str, message: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         store.connect()
 
 

@@ -48,10 +48,10 @@ def test_an_artifact_store_that_is_away_passes_though_only_its_words_are_kept(wo
 def test_an_artifact_store_that_refuses_is_said(workplace: Path, code: str) -> None:
     error = s3_error(code, "ListObjectsV2")
     assert not store.is_outage(error)
-    told = store.refusal(error)
-    assert told is not None
-    assert told.startswith("the artifact store of MLflow at sqlite:///")
-    assert f"refused ListObjectsV2 ({code or 'without a reason'}): look at its bucket" in told
+    message = store.refusal(error)
+    assert message is not None
+    assert message.startswith("the artifact store of MLflow at sqlite:///")
+    assert f"refused ListObjectsV2 ({code or 'without a reason'}): look at its bucket" in message
 
 
 @pytest.mark.parametrize(

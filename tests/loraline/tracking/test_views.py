@@ -20,9 +20,9 @@ def experiment() -> Any:
 
 def test_a_new_experiment_has_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = experiment().tags
-    assert found["mlflow.experimentKind"] == "custom_model_development"
-    view = json.loads(found["mlflow.sharedViewState.trainings"])
+    result = experiment().tags
+    assert result["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(result["mlflow.sharedViewState.trainings"])
     assert view["name"] == "Trainings"
     state = json.loads(view["state"])
     assert {"metrics.`tuned_bleu`", "attributes.`Dataset`", "params.`r`"} <= set(

@@ -155,10 +155,10 @@ def test_a_first_machine_that_never_comes_is_waited_for_only_so_long(
 def test_a_first_machine_that_waits_for_the_others_can_be_told_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def told(seconds: float) -> None:
+    def stopped(seconds: float) -> None:
         raise Stopped("stopped by SIGTERM")
 
-    monkeypatch.setattr(launch.time, "sleep", told)
+    monkeypatch.setattr(launch.time, "sleep", stopped)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

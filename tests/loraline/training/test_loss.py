@@ -26,10 +26,10 @@ def test_slices_of_any_size_give_the_losses_of_the_whole(
     expected = cross_entropy(hidden @ weight.T, labels, reduction="none")
     (gradient,) = torch.autograd.grad((expected * scale).sum(), hidden)
 
-    found = loss.SlicedCrossEntropy.apply(hidden, weight, labels)
+    result = loss.SlicedCrossEntropy.apply(hidden, weight, labels)
 
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(torch.autograd.grad((found * scale).sum(), hidden)[0], gradient)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(torch.autograd.grad((result * scale).sum(), hidden)[0], gradient)
 
 
 def test_sixteen_bit_logits_are_normalised_in_thirty_two() -> None:
@@ -38,11 +38,11 @@ def test_sixteen_bit_logits_are_normalised_in_thirty_two() -> None:
     weight = torch.randn(VOCABULARY, WIDTH, generator=generator).bfloat16()
     labels = torch.randint(VOCABULARY, (TARGETS,), generator=generator)
 
-    found = loss.SlicedCrossEntropy.apply(hidden, weight, labels)
+    result = loss.SlicedCrossEntropy.apply(hidden, weight, labels)
 
-    assert found.dtype == torch.float32
+    assert result.dtype == torch.float32
     expected = cross_entropy((hidden @ weight.T).float(), labels, reduction="none")
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 class Causal(torch.nn.Module):
@@ -65,10 +65,10 @@ def test_a_head_that_learns_gets_its_gradient(head_learns: bool) -> None:
     hidden = torch.randn(5, WIDTH, requires_grad=True)
     labels, predicting = torch.tensor([3, 4]), torch.tensor([0, 3])
 
-    found = model(hidden=hidden, labels=labels, predicting=predicting)
-    found.sum().backward()
+    result = model(hidden=hidden, labels=labels, predicting=predicting)
+    result.sum().backward()
 
     expected = cross_entropy(hidden[predicting] @ model.lm_head.weight.T, labels, reduction="none")
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
     assert (model.lm_head.weight.grad is not None) is head_learns
     assert hidden.grad is not None and not hidden.grad[1].any() and hidden.grad[3].any()

@@ -81,8 +81,8 @@ def test_recomputed_activations_take_what_was_measured(
     tokens: int, peak: float, mistral: Base
 ) -> None:
     plan = memory.Plan(tokens, checkpointing=True, dequantized=False, fused=True)
-    found = memory.estimate(STANDARD, mistral, rows(tokens), plan).total / GIB
-    assert found == pytest.approx(peak, rel=0.15)
+    result = memory.estimate(STANDARD, mistral, rows(tokens), plan).total / GIB
+    assert result == pytest.approx(peak, rel=0.15)
 
 
 LOADED = memory.Plan(2048, checkpointing=True, dequantized=False, fused=True, sharded=True)
@@ -199,11 +199,11 @@ def test_weights_in_fp8_take_what_they_are_estimated_to(
         plan = memory.Plan(1024, checkpointing=False, dequantized=both, fused=False)
         model = for_training(base, recipe, plan).get_base_model()
         layers = [m for m in model.modules() if hasattr(m, "channels")]
-        found = sum(m.weight.nbytes + (m.turned.nbytes if both else 0) for m in layers)
+        result = sum(m.weight.nbytes + (m.turned.nbytes if both else 0) for m in layers)
         whole = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
         # The rest is kept in float32 on a CPU.
         rest = 2 * (whole - sum(m.weight.numel() for m in layers))
-        assert memory.weight_bytes(base.path, plan, "fp8") == found + rest
+        assert memory.weight_bytes(base.path, plan, "fp8") == result + rest
 
 
 def test_a_base_in_fp8_is_not_shared_out_and_needs_no_more_than_one_in_nf4_unpacked(
@@ -474,19 +474,19 @@ def test_the_seeds_trainings_are_planned_on_their_cards(
 
 
 @pytest.mark.parametrize(
-    ("name", "gib", "cards", "host", "told"),
+    ("name", "gib", "cards", "host", "message"),
     [
         ("8b", 32, 1, 64, r"or 12\d\.\d GiB of host memory of which 58\.9 are there"),
         ("8b", 4, 1, 512, r"the weights alone take \d+\.\d GiB"),
     ],
 )
 def test_a_whole_model_that_fits_nowhere_is_refused_with_numbers(
-    name: str, gib: int, cards: int, host: int, told: str, seed: Callable[[str], Base]
+    name: str, gib: int, cards: int, host: int, message: str, seed: Callable[[str], Base]
 ) -> None:
     settings = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "train": "full"}
     recipe = profiles.Profile(**settings)
     pictured = [Row([151655] * 400 + [1] * 200, [2] * 100)] * 64
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         memory.choose(recipe, seed(name), pictured, on(gib, cards, host))
 
 

@@ -28,14 +28,14 @@ def prepared(base: Path, vision: bool) -> Any:
 
 def embeddings_of(model: Any, batch: packing.MicroBatch) -> torch.Tensor:
     """What reaches the language model's layers, (tokens, width)."""
-    found = []
+    result = []
     language = getattr(model.model, "language_model", model.model)
-    hook = language.layers[0].register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    hook = language.layers[0].register_forward_pre_hook(lambda _, inputs: result.append(inputs[0]))
     torch.manual_seed(3)
     with torch.no_grad():
         model(**batch)
     hook.remove()
-    return found[0][0]
+    return result[0][0]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -89,9 +89,9 @@ def alone(model: Any, encoder: Encoder, row: Row) -> torch.Tensor:
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
-    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    result = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    return found
+    return result
 
 
 def learn_packed_as_alone(
@@ -213,9 +213,9 @@ def test_sliced_losses_and_gradients_equal_cross_entropy(monkeypatch: pytest.Mon
     expected = cross_entropy(hidden @ weight.T, labels, reduction="none")
     (expected * weights).sum().backward()
     gradient, hidden.grad = hidden.grad, None
-    found = loss.SlicedCrossEntropy.apply(hidden, weight, labels)
-    (found * weights).sum().backward()
-    torch.testing.assert_close(found, expected)
+    result = loss.SlicedCrossEntropy.apply(hidden, weight, labels)
+    (result * weights).sum().backward()
+    torch.testing.assert_close(result, expected)
     torch.testing.assert_close(hidden.grad, gradient)
 
 
@@ -236,7 +236,7 @@ def test_recomputed_activations_give_a_tower_the_same_gradients(
     causal.gradient_checkpointing_enable({"use_reentrant": False})
     causal.disable_input_require_grads()
     model(**batch).sum().backward()
-    found = gradients(model)
-    assert found.keys() == expected.keys() and any("visual.blocks" in name for name in found)
+    result = gradients(model)
+    assert result.keys() == expected.keys() and any("visual.blocks" in name for name in result)
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(result[name], gradient, atol=1e-5, rtol=1e-5, msg=name)

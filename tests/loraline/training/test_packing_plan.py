@@ -76,9 +76,9 @@ def test_places_of_a_row_with_images_stand_before_its_three_axes() -> None:
     row = Row(prompt=[5, 9], answer=[7], images=(b"image",))
     shown = {"image_grid_thw": torch.tensor([[1, 2, 2]])}
     encoder: Any = SimpleNamespace(processor=SimpleNamespace(image_token_id=9, video_token_id=8))
-    found = packing.positions(encoder, row, shown, rope_index)
+    result = packing.positions(encoder, row, shown, rope_index)
 
-    assert found.tolist() == [[0, 1, 2], *axes[:, 0].tolist()]
+    assert result.tolist() == [[0, 1, 2], *axes[:, 0].tolist()]
 
 
 def test_a_row_without_images_has_one_place_on_each_axis() -> None:

@@ -77,11 +77,11 @@ def curve(sft: trainer.PackedTrainer, key: str) -> list[float]:
 )
 def test_how_memory_is_spent_does_not_change_what_is_learned(plan: memory.Plan, make: Make) -> None:
     reference, other = make(), make(plan)
-    expected, found = learned(reference), learned(other)
+    expected, result = learned(reference), learned(other)
     for key in ("loss", "eval_loss"):
         assert curve(other, key) == pytest.approx(curve(reference, key), abs=1e-4)
     for name, weight in expected.items():
-        assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+        assert_close(result[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
 def test_a_base_in_fp8_learns_the_same_under_every_plan(make: Make) -> None:
@@ -90,11 +90,11 @@ def test_a_base_in_fp8_learns_the_same_under_every_plan(make: Make) -> None:
     recomputed = make(
         memory.Plan(2048, checkpointing=True, dequantized=True, fused=False), **changes
     )
-    expected, found = learned(reference), learned(recomputed)
+    expected, result = learned(reference), learned(recomputed)
     for key in ("loss", "eval_loss"):
         assert curve(recomputed, key) == pytest.approx(curve(reference, key), abs=1e-5)
     for name, weight in expected.items():
-        assert_close(found[name], weight, atol=1e-4, rtol=1e-3, msg=name)
+        assert_close(result[name], weight, atol=1e-4, rtol=1e-3, msg=name)
     packed = make(memory.Plan(100, checkpointing=False, dequantized=False, fused=False), **changes)
     packed.train()
     losses, others = curve(reference, "loss"), curve(packed, "loss")
@@ -178,11 +178,11 @@ def test_running_out_of_memory_repeats_the_step_in_smaller_passes(
         return accumulate(model, step)
 
     monkeypatch.setattr(other, "accumulate", once_out_of_memory)
-    found = learned(other)
+    result = learned(other)
     assert calls[:2] == [2048, 2048]
     assert len(calls) == 5 and calls[2:] == [calls[2]] * 3 and 50 < calls[2] < 200
     for name, weight in expected.items():
-        assert_close(found[name], weight, atol=1e-3, rtol=1e-2, msg=name)
+        assert_close(result[name], weight, atol=1e-3, rtol=1e-2, msg=name)
 
 
 def test_running_out_of_memory_again_is_the_users_to_mend(
@@ -280,8 +280,8 @@ def test_dora_learns_magnitudes_by_pefts_own_forward(make: Make) -> None:
     layer = next(m for n, m in sft.model.named_modules() if n.endswith("q_proj"))
     assert "forward" not in vars(layer) and layer.lora_variant
     before = {n: p.detach().clone() for n, p in sft.model.named_parameters() if "magnitude" in n}
-    found = learned(sft)
-    assert before and all(not found[name].equal(weight) for name, weight in before.items())
+    result = learned(sft)
+    assert before and all(not result[name].equal(weight) for name, weight in before.items())
     losses = curve(sft, "loss")
     assert losses[-1] < losses[0]
 
@@ -327,10 +327,10 @@ def test_a_checkpoint_goes_on_as_if_there_had_been_none(
     expected = learned(whole)
     resumed = make(**changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
-    found = {n: p for n, p in resumed.model.named_parameters() if p.requires_grad}
-    assert found.keys() == expected.keys()
+    result = {n: p for n, p in resumed.model.named_parameters() if p.requires_grad}
+    assert result.keys() == expected.keys()
     for name, weight in expected.items():
-        assert_close(found[name].detach(), weight, atol=1e-6, rtol=0, msg=name)
+        assert_close(result[name].detach(), weight, atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("method", ["pissa", "pissa_niter_16"])
@@ -375,9 +375,9 @@ def test_a_checkpoints_components_are_taken_out_of_the_base_again(
     assert rest.equal(before), "the same components leave the base as it is"
     other = {name: 1.1 * weight for name, weight in sft.initial.items()}
     pissa.write(other, tmp_path)
-    found = pissa.adopt(sft.model, sft.initial, tmp_path)
-    name = next(n for n in found if n.endswith("q_proj.lora_A.weight"))
-    taken = found[name.replace("lora_A", "lora_B")] @ found[name]
+    result = pissa.adopt(sft.model, sft.initial, tmp_path)
+    name = next(n for n in result if n.endswith("q_proj.lora_A.weight"))
+    taken = result[name.replace("lora_A", "lora_B")] @ result[name]
     assert not rest.equal(before)
     assert_close(rest + layer.scaling["default"] * taken, whole, atol=1e-6, rtol=1e-5)
 

@@ -50,9 +50,9 @@ def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base, tm
         rows.append(Record((("user", f"{IMAGE}a {IMAGE} b"), ("assistant", "c")), shown))
     sizes = [[Image.open(io.BytesIO(image)).size[::-1] for image in row.images] for row in rows]
     expected = [encoder.encode(row) for row in rows]
-    found = ruler.measure(rows, sizes)
+    result = ruler.measure(rows, sizes)
     assert ruler.exact
-    assert found == [(len(row), len(row.answer)) for row in expected]
+    assert result == [(len(row), len(row.answer)) for row in expected]
 
 
 @given(st.integers(20, 3000), st.integers(20, 3000), st.sampled_from([28, 32]))

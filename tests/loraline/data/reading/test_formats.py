@@ -121,7 +121,7 @@ def test_several_images_of_a_question_stand_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({}, "found nothing"),
         ({"question": "a"}, "expected strings question and answer, found question"),
@@ -153,8 +153,8 @@ def test_several_images_of_a_question_stand_before_it() -> None:
         ("text", "expected an object with named fields, found a text"),
     ],
 )
-def test_a_row_of_no_format_says_what_was_expected(row: object, told: str) -> None:
-    with pytest.raises(BadRow, match=told) as bad:
+def test_a_row_of_no_format_says_what_was_expected(row: object, message: str) -> None:
+    with pytest.raises(BadRow, match=message) as bad:
         formats.draft(row, Reading("p {question}"))
     assert bad.value.check in ("format", "roles", "modality")
 
@@ -206,17 +206,17 @@ def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path, prepare) -> None
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"question,question,answer\na,b,c\n", "has two columns named 'question'"),
         ("question,answer\na,b\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
     ],
 )
 def test_a_header_by_which_no_row_can_be_told_is_refused(
-    content: bytes, told: str, tmp_path: Path, prepare
+    content: bytes, message: str, tmp_path: Path, prepare
 ) -> None:
     (tmp_path / "data.csv").write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         prepare(tmp_path)
 
 

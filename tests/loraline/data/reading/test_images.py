@@ -76,7 +76,7 @@ def test_without_its_reader_a_phones_picture_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("begin", "told"),
+    ("begin", "message"),
     [
         (b"\0\0\0\x1cftypavif", "AVIF"),
         (b"\0\0\0\x1cftypisom", "a video"),
@@ -100,10 +100,10 @@ def test_without_its_reader_a_phones_picture_is_refused_by_name(
     ],
 )
 def test_a_whole_picture_of_another_type_is_told_by_its_name(
-    begin: bytes, told: str, tmp_path: Path, prepare
+    begin: bytes, message: str, tmp_path: Path, prepare
 ) -> None:
     folder = write(tmp_path / "data", "a.png", begin + b" " * 40)
-    with pytest.raises(UserError, match=f"image 'a.png' is {told}"):
+    with pytest.raises(UserError, match=f"image 'a.png' is {message}"):
         dataset.refuse(prepare(folder, modality="vision").examples)
 
 

@@ -46,8 +46,8 @@ def test_llama_factorys_registry_names_columns_and_tags(tmp_path: Path, prepare)
             "elsewhere": {"hf_hub_url": "somebody/set", "split": "train"},
         },
     )
-    found = kept(prepare(f"{file}:talk,facts"))
-    assert [record.messages for record in found] == [
+    result = kept(prepare(f"{file}:talk,facts"))
+    assert [record.messages for record in result] == [
         ASKED,
         (("user", "Who?"), ("assistant", "Ada.")),
     ]
@@ -62,7 +62,7 @@ def test_ms_swifts_registry_is_a_list(tmp_path: Path, prepare) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ({"features": {}, "splits": {}}, "describes one dataset and is no registry"),
         ({"a": {"file_name": "a.jsonl", "script_url": "a.py"}}, "'script_url', which is not read"),
@@ -77,9 +77,9 @@ def test_ms_swifts_registry_is_a_list(tmp_path: Path, prepare) -> None:
     ],
 )
 def test_what_a_registry_says_and_we_do_not_read_is_refused(
-    content: object, told: str, tmp_path: Path
+    content: object, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         entries([str(registry(tmp_path, content))])
 
 
@@ -149,7 +149,7 @@ def test_axolotls_datasets_may_be_on_the_hub_and_those_of_tests_are_for_validati
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "message"),
     [
         ({"type": "completion"}, "has the type 'completion', which is not read; accepted: alpaca"),
         ({}, "has the type 'None', which is not read"),
@@ -165,10 +165,10 @@ def test_axolotls_datasets_may_be_on_the_hub_and_those_of_tests_are_for_validati
     ],
 )
 def test_what_axolotl_says_of_a_dataset_and_we_do_not_read_is_refused(
-    said: dict[str, object], told: str, tmp_path: Path
+    said: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     write_lines(tmp_path / "a.jsonl", [{"instruction": "?", "output": "!"}])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         entries([str(axolotl(tmp_path, {"path": "a.jsonl", **said}))])
 
 
@@ -180,7 +180,7 @@ def test_what_axolotl_says_of_all_and_we_do_not_read_is_refused(key: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (
             {"model_name_or_path": "x", "dataset": "one, two", "dataset_dir": "data"},
@@ -193,8 +193,8 @@ def test_what_axolotl_says_of_all_and_we_do_not_read_is_refused(key: str, tmp_pa
         ({"model": "x", "dataset": "some/set"}, "name its datasets with --data"),
     ],
 )
-def test_how_to_train_is_no_registry(content: object, told: str, tmp_path: Path) -> None:
+def test_how_to_train_is_no_registry(content: object, message: str, tmp_path: Path) -> None:
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(content))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         entries([str(file)])

@@ -42,10 +42,10 @@ def server(
         port = probe.getsockname()[1]
     if request.param == "moto":
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    elif found := shutil.which("versitygw"):
+    elif result := shutil.which("versitygw"):
         home = tmp_path_factory.mktemp("gateway")
         identity = ["--access", "key", "--secret", "secret", "--port", f"127.0.0.1:{port}"]
-        command = [found, "--quiet", *identity, "posix", str(home)]
+        command = [result, "--quiet", *identity, "posix", str(home)]
     else:
         pytest.skip("no versitygw on the PATH")
     with serving(command, port), pytest.MonkeyPatch.context() as patch:
@@ -312,7 +312,7 @@ def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
         ("s3://nobody/here", "s3://nobody/here at .* no such bucket or object"),
         ("s3://data/nothing", "s3://data/nothing holds nothing"),
@@ -320,8 +320,8 @@ def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path) ->
         ("s3://UPPER_case!/x", "Invalid bucket name"),
     ],
 )
-def test_what_is_not_there_is_the_users_mistake(uri: str, told: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_what_is_not_there_is_the_users_mistake(uri: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
         s3.Bucket.connect(uri, tmp_path)
 
 

@@ -69,7 +69,7 @@ def test_a_registry_names_sources_and_says_more_than_flags(
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("a: [", "is not valid YAML"),
         ("", "must hold names of datasets"),
@@ -80,14 +80,16 @@ def test_a_registry_names_sources_and_says_more_than_flags(
         ("a: {uri: b, boxes: inches}", "key 'boxes': input should be 'pixels', 'unit'"),
     ],
 )
-def test_a_registry_that_says_nonsense_is_refused(tmp_path: Path, content: str, told: str) -> None:
+def test_a_registry_that_says_nonsense_is_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
     (tmp_path / "all.yaml").write_text(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         entries.entries([str(tmp_path / "all.yaml")])
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
         (
             "ftp://x/y",
@@ -97,9 +99,11 @@ def test_a_registry_that_says_nonsense_is_refused(tmp_path: Path, content: str, 
         ("README.md", "is not a data file; accepted: .jsonl"),
     ],
 )
-def test_a_source_that_is_none_is_refused(uri: str, told: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_source_that_is_none_is_refused(
+    uri: str, message: str, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.chdir(Path(__file__).parents[4])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         sources.locate(Entry(uri=uri), tmp_path)
 
 

@@ -40,12 +40,12 @@ def test_rows_are_the_same_in_whatever_they_are_packed_and_encoded(
     name: str, content: bytes, encoding: str, tmp_path: Path, prepare
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    found = kept(prepare(tmp_path, encoding=encoding, size=300, on=("leaks=keep",)))
-    assert [record.messages for record in found] == EXPECTED
+    result = kept(prepare(tmp_path, encoding=encoding, size=300, on=("leaks=keep",)))
+    assert [record.messages for record in result] == EXPECTED
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "encoding", "told"),
+    ("name", "content", "encoding", "message"),
     [
         ("a.jsonl", LINES.encode(), "latin-1", "is UTF-8, not latin-1; leave out --encoding"),
         ("a.jsonl", LINES.encode("latin-1"), "", "is not UTF-8; convert it, or name its encoding"),
@@ -90,10 +90,10 @@ def test_rows_are_the_same_in_whatever_they_are_packed_and_encoded(
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_short_sentence(
-    name: str, content: bytes, encoding: str, told: str, tmp_path: Path, prepare
+    name: str, content: bytes, encoding: str, message: str, tmp_path: Path, prepare
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         prepare(tmp_path, encoding=encoding, stop=True)
     said = str(error.value).replace(str(tmp_path), "")
     assert len(said) < 200

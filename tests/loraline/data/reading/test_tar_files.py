@@ -70,7 +70,7 @@ def test_a_member_of_a_sample_that_is_not_read_is_listed(shard) -> None:
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ({"rows.jsonl": ROW}, "holds 'rows.jsonl', which can hold rows; unpack it"),
         ({"0.json": ROW, "deep/rows.csv.gz": b""}, "holds 'rows.csv.gz', which can hold rows"),
@@ -100,9 +100,9 @@ def test_a_member_of_a_sample_that_is_not_read_is_listed(shard) -> None:
     ],
 )
 def test_a_shard_that_is_not_read_is_refused_by_name(
-    members: dict[str, bytes], told: str, shard
+    members: dict[str, bytes], message: str, shard
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         shard(members)
 
 
