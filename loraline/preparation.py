@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
 )
 
 Coordinates = Literal["pixels", "unit", "thousand"]
@@ -102,6 +103,21 @@ class Entry(SourceSettings):
 
     split: Literal["train", "validation", "test"] | None = None
     """The split that all rows go to; null goes by file names, or by content."""
+
+    _columns_from: str = PrivateAttr("`columns`")
+
+    @property
+    def columns_from(self) -> str:
+        """Where the names of `columns` were given, for messages."""
+        return self._columns_from
+
+    def with_columns_from(self, place: str) -> Entry:
+        """The same source, with the place where its columns were named, if they were."""
+        if not self.columns:
+            return self
+        named = self.model_copy()
+        named._columns_from = place
+        return named
 
 
 def as_entry(value: Any) -> Any:

@@ -41,15 +41,13 @@ if TYPE_CHECKING:
 @click.option(
     "--prompt",
     callback=not_empty,
-    help="prompts:/name/version, prompts:/name@alias, or a file. Default: prompt.txt beside the "
-    "data.",
+    help="prompts:/name/version, prompts:/name@alias, or a file. Default: the data's prompt.txt.",
 )
 @click.option(
     "--on",
     multiple=True,
     metavar="CHECK=ACTION",
-    help="What a check does: fail, drop, repair or keep, as in near_duplicates=drop. May be "
-    "repeated.",
+    help="What a check does: fail, drop, repair or keep, as near_duplicates=drop. May be repeated.",
 )
 @click.option(
     "--limit",
@@ -104,7 +102,9 @@ def prepare_data(
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):
         raise UserError("--part makes one share; --check-only and --merge are for the whole")
-    request = workplace.Request.of(profile, recipe, data, prompt, group_by, on, limit, encoding)
+    request = workplace.Request.of(
+        profile, recipe, data, prompt, group_by, on, limit, encoding, overrides
+    )
     workers = workers or pool.fitting()
     pool.wake(request.addresses, workers)
     client = store.connect() if merge or not check_only else None

@@ -22,6 +22,7 @@ from typing import Any
 
 from loraline.base import pixels
 from loraline.data.checks import BadRow, Turns
+from loraline.data.reading.keys import SETTINGS
 from loraline.profiles import Profile
 
 CONVENTIONS = {
@@ -219,8 +220,8 @@ def refuse_places(turns: Turns, objects: Mapping[str, Any] | None) -> None:
     if named:
         raise BadRow(
             "boxes",
-            f"holds {named}, and the source has no `boxes`; say pixels, unit or thousand in "
-            "datasets.yaml, or ignore: [objects]",
+            f"holds {named}, and the source has no `boxes`; say pixels, unit or thousand, or "
+            f"ignore: [objects], {SETTINGS}",
         )
 
 

@@ -47,7 +47,9 @@ CHECKS: dict[str, Check] = {
         (FAIL, DROP, REPAIR),
         "turns that do not alternate from user to assistant; repair joins turns of the same role",
     ),
-    "empty": Check(FAIL, (FAIL, DROP), "an empty answer or question"),
+    "empty": Check(
+        FAIL, (FAIL, DROP), "an empty answer or question, be it a text, a null or an empty cell"
+    ),
     "missing": Check(
         FAIL,
         (FAIL, DROP, KEEP),

@@ -168,6 +168,7 @@ def candidates(
     how = Reading(
         work.prompt,
         entry.columns,
+        entry.columns_from,
         work.group_by,
         ignore=entry.ignore,
         preference=entry.preference,

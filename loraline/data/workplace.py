@@ -40,6 +40,9 @@ TEXT_PART, VISION_PART = 2**20, 2**16
 
 PLAN = "plan.json"
 
+NAMES_COLUMNS = re.compile(r"prepare(\.columns\b|\.sources\b|=)")
+"""An override that may say how columns are named."""
+
 MOST_FILES = 100_000
 """Files that are asked for their size and time, which takes a second or two."""
 
@@ -59,6 +62,9 @@ class Request:
     defaults: SourceSettings | None = None
     """What the profile says of sources that say nothing of themselves."""
 
+    recipe: str = "the recipe"
+    """Where the defaults were given, for messages."""
+
     @staticmethod
     def of(
         profile: str,
@@ -69,6 +75,7 @@ class Request:
         on: Sequence[str],
         limit: Sequence[str],
         encoding: str,
+        overrides: Sequence[str] = (),
     ) -> Request:
         """What the command line asks for and, where it says nothing, the profile's `prepare`."""
         said = recipe.prepare
@@ -85,6 +92,7 @@ class Request:
             limits([*(f"{name}={most}" for name, most in said.limits.items()), *limit]),
             encoding,
             said,
+            "--set" if any(map(NAMES_COLUMNS.match, overrides)) else f"profile {profile!r}",
         )
 
     @property
@@ -143,7 +151,9 @@ def plan(
         sources.locate(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
-        for entry in entries.entries(request.data, request.encoding, request.defaults)
+        for entry in entries.entries(
+            request.data, request.encoding, request.defaults, request.recipe
+        )
     )
     beside = next(filter(None, (source.prompt_file() for source in located)), None)
     prompt = prompts.resolve(request.prompt, beside, client)

@@ -45,7 +45,8 @@ REFUSED = {
     "03-json-object-keyed-by-id": r"is an object of 600 entries keyed by name \('modeling/towns/",
     "04-text-and-tool-calls": "the base's chat template does not print tools",
     "05-tools-column-ignored": "the base's chat template does not print tools",
-    "06-kto-label-false": "'label' would not be used; in datasets.yaml, preference: good",
+    "06-kto-label-false": "'label' would not be used; under prepare in the recipe, "
+    "or in datasets.yaml, preference: good",
     "08-reasoning-content": "the base's chat template does not print reasoning_content",
     "09-audio-column": "holds audios, and no base here hears",
     "10-context-column": r"'context' would not be used; .*columns: \{question: \"\{context\}",

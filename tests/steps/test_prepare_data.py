@@ -154,6 +154,42 @@ def test_a_choice_of_the_profile_that_cannot_be_is_refused(
     assert sentence in result.stderr
 
 
+MISSPELT = {"question": "aks", "answer": "reply"}
+
+
+@pytest.mark.parametrize("said_in", ["profile", "source", "set", "registry"])
+def test_a_misspelt_column_is_named_with_the_place_of_its_name(
+    step, quick, workplace: Path, said_in: str
+) -> None:
+    data = write_rows(workplace / "data", list(ASKED)) / "data.jsonl"
+    spelt = {"question": "ask", "answer": "reply"}
+    prepare = {
+        "profile": {"columns": MISSPELT},
+        "source": {"sources": [{"uri": str(data), "columns": MISSPELT}]},
+    }
+    mine = str(quick("mine", data=None, prepare=prepare.get(said_in, {"columns": spelt})))
+    registry = {"set": {"uri": "data/data.jsonl", "columns": MISSPELT}}
+    (workplace / "mine.yaml").write_text(json.dumps(registry))
+    flags = (
+        [] if said_in == "source" else ["--data", data if said_in != "registry" else "mine.yaml"]
+    )
+    if said_in == "set":
+        flags += ["--set", "prepare.columns.question=aks"]
+
+    result = step("prepare_data", "--profile", mine, *flags)
+
+    place = {
+        "profile": f"prepare.columns of profile {mine!r}",
+        "source": f"prepare.sources of profile {mine!r}",
+        "set": "prepare.columns of --set",
+        "registry": "columns in mine.yaml",
+    }[said_in]
+    assert result.exit_code == 2
+    assert "line 1: has no column 'aks', which " in result.stderr
+    assert f" {place} names for question; it has ask, reply, page, rating; " in result.stderr
+    assert "did you mean 'ask'?" in result.stderr
+
+
 def test_the_same_data_is_logged_once_unless_forced(step, workplace: Path) -> None:
     data = write_rows(workplace / "data", list(ROWS))
     arguments = ("prepare_data", "--profile", "smoke-text", "--data", data)

@@ -12,6 +12,7 @@ first of a list, `{answers:lines}` is all of it in lines, and `{answer:json}` a 
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -20,8 +21,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.keys import CHOOSE, meaning
-from loraline.data.reading.layouts import ANSWERS
+from loraline.data.reading.keys import CHOOSE, filled, meaning
+from loraline.data.reading.layouts import ANSWERS, SIDES
 from loraline.data.reading.values import NOTHING, structure, type_name, written
 
 PLACE = re.compile(
@@ -56,7 +57,7 @@ def columns_of(named: str) -> list[str]:
 
 
 def renamed(
-    raw: Mapping[str, Any], columns: Mapping[str, str]
+    raw: Mapping[str, Any], columns: Mapping[str, str], columns_from: str
 ) -> tuple[dict[str, Any], set[str], list[str]]:
     """A row under our names, the source's columns in use, and those that `columns` replaces.
 
@@ -67,21 +68,46 @@ def renamed(
     row = {key: value for key, value in raw.items() if key not in columns and key not in sources}
     for ours, named in columns.items():
         if is_template(named):
-            row[ours] = filled_in(raw, ours, named)
+            row[ours] = filled_in(raw, ours, named, columns_from)
         elif named in raw:
             row[ours] = raw[named]
         elif ours in raw:
-            raise BadRow("format", f"has no column {named!r}, which `columns` names for {ours}")
-    replaced = [key for key in columns if key in raw and key not in sources]
+            raise lacks(raw, named, ours, columns_from)
+    replaced = [key for key in columns if filled(raw.get(key)) and key not in sources]
     return row, sources, replaced
 
 
-def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
+def lacks(raw: Mapping[str, Any], named: str, ours: str, columns_from: str) -> BadRow:
+    """A row without the column that `columns_from` names, and the columns that it has."""
+    names = [str(name)[:30] for name in raw]
+    near = difflib.get_close_matches(named, names, n=1)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return BadRow(
+        "format",
+        f"has no column {named[:40]!r}, which {columns_from} names for {ours}; it has "
+        f"{', '.join(names[:8])}{more}" + (f"; did you mean {near[0]!r}?" if near else ""),
+    )
+
+
+def lacks_a_named(
+    raw: Mapping[str, Any], columns: Mapping[str, str], columns_from: str
+) -> BadRow | None:
+    """A row without a column of those that `columns` names, if they are not all there.
+
+    What may stand beside question and answer may be missing.
+    """
+    for ours, named in columns.items():
+        if ours not in SIDES and not is_template(named) and named not in raw:
+            return lacks(raw, named, ours, columns_from)
+    return None
+
+
+def filled_in(raw: Mapping[str, Any], ours: str, template: str, columns_from: str) -> str:
     """A template with a row's columns in their places."""
 
     def value(name: str) -> Any:
         if name not in raw:
-            raise BadRow("format", f"has no column {name!r}, which `columns` names for {ours}")
+            raise lacks(raw, name, ours, columns_from)
         return raw[name]
 
     def place(match: re.Match[str]) -> str:
@@ -89,6 +115,8 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str) -> str:
         cell = value(names[0]) if len(names) == 1 else [value(name) for name in names]
         if len(names) == 1 and meaning(names[0]) == CHOOSE:
             cell = structure(cell)
+        if is_empty(cell) and (match["form"] in ("letter", "lines") or match["choice"]):
+            raise BadRow("empty", f"{names[0]} is empty")
         if match["form"] == "letter":
             return letter(cell)
         if match["form"] == "json":
@@ -190,6 +218,8 @@ def chosen(texts: Sequence[str], named: Sequence[str], answer: Any, name: str) -
 
     A number is a number. Raises BadRow where a text could mean two different choices.
     """
+    if is_empty(answer):
+        raise BadRow("empty", f"{name} is empty")
     if isinstance(answer, float) and answer.is_integer():
         # pandas makes floats of a column of numbers with a gap.
         answer = int(answer)

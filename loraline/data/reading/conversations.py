@@ -10,7 +10,7 @@ from typing import Any
 from loraline.data.checks import BadRow
 from loraline.data.reading.calls import Calls, calls_in_text, results_in_text
 from loraline.data.reading.contents import Media, Parts, parts_of
-from loraline.data.reading.keys import Leftover, unused
+from loraline.data.reading.keys import SETTINGS, Leftover, unused
 from loraline.data.reading.values import type_name, unpacked
 from loraline.records import Detail
 
@@ -140,7 +140,7 @@ class Turns:
             raise BadRow(
                 "roles",
                 f"unknown role {str(role)[:40]!r}, accepted: {ACCEPTED}; others by name: "
-                "`turns: {assistant: name}` in datasets.yaml",
+                f"turns: {{assistant: name}}, {SETTINGS}",
             )
         role = named
         if not self.turns and "from" in turn:
@@ -152,7 +152,7 @@ class Turns:
             raise BadRow(
                 "format",
                 f"a {role} turn has neither content nor value, but {some(turn)}; others by name: "
-                "`turns: {content: name}` in datasets.yaml",
+                f"turns: {{content: name}}, {SETTINGS}",
             )
         detail = self.detail(role, turn) if turn.keys() - self.plain else None
         if role == "call":

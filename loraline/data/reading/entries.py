@@ -24,28 +24,29 @@ FLAG = re.compile(
 
 
 def entries(
-    flags: Sequence[str | Entry], encoding: str = "", defaults: SourceSettings | None = None
+    flags: Sequence[str | Entry],
+    encoding: str = "",
+    defaults: SourceSettings | None = None,
+    recipe: str = "the recipe",
 ) -> list[Entry]:
     """What is asked for: a registry file, a name in a registry, or a URI, with what is said of it.
 
     `encoding` is that of text files whose registry entry names none; `defaults` hold for entries
-    that say nothing of a key.
+    that say nothing of a key. `recipe` is what messages call the place of the defaults.
     """
     known = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
     listed: list[Entry] = []
     for flag in flags:
         address = flag if isinstance(flag, str) else flag.uri
         said = {} if isinstance(flag, str) else said_of(flag)
-        listed += [entry.model_copy(update=said) for entry in addressed(address, known)]
+        named = [entry.model_copy(update=said) for entry in addressed(address, known)]
+        if "columns" in said:
+            named = [entry.with_columns_from(f"prepare.sources of {recipe}") for entry in named]
+        listed += named
     usual = {"encoding": encoding} if encoding else {}
     if defaults is not None:
         usual = {key: getattr(defaults, key) for key in keys_said(defaults)} | usual
-    listed = [
-        entry.model_copy(
-            update={key: value for key, value in usual.items() if key not in keys_said(entry)}
-        )
-        for entry in listed
-    ]
+    listed = [completed(entry, usual, recipe) for entry in listed]
     for entry in listed:
         try:
             codecs.lookup(entry.encoding or "utf-8")
@@ -54,6 +55,13 @@ def entries(
                 f"encoding {entry.encoding!r} is unknown; write it as utf-16, gbk, latin-1 or so"
             ) from None
     return listed
+
+
+def completed(entry: Entry, usual: Mapping[str, Any], recipe: str) -> Entry:
+    """An entry with the usual settings where it says nothing of its own."""
+    missing = {key: value for key, value in usual.items() if key not in keys_said(entry)}
+    made = entry.model_copy(update=missing)
+    return made.with_columns_from(f"prepare.columns of {recipe}") if "columns" in missing else made
 
 
 def keys_said(settings: SourceSettings) -> set[str]:
@@ -145,5 +153,5 @@ def read_registry(file: Path) -> dict[str, Entry]:
             entry = entry.model_copy(update={"uri": str(file.parent / entry.uri)})
             if entry.media and (file.parent / entry.media).is_dir():
                 entry = entry.model_copy(update={"media": str(file.parent / entry.media)})
-        registry[str(name)] = entry
+        registry[str(name)] = entry.with_columns_from(f"columns in {file}")
     return registry

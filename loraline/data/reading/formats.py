@@ -19,9 +19,10 @@ from loraline.data.reading.drafts import (
     place_tags,
     take_media,
 )
-from loraline.data.reading.keys import GOOD_HALF, filled, left_over, unused
+from loraline.data.reading.keys import GOOD_HALF, SETTINGS, filled, left_over, unused
 from loraline.data.reading.layouts import (
     ANSWERS,
+    ASKED,
     CONVERSATIONS,
     FORMATS,
     QUESTIONS,
@@ -64,6 +65,9 @@ class Reading:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Our name of a column to the source's name of it, or to a template of several."""
 
+    columns_from: str = "`columns`"
+    """Where the names were given, for messages."""
+
     group_by: str = "answer"
     ignore: Sequence[str] = ()
     """Columns that are left out on purpose."""
@@ -92,7 +96,7 @@ def draft(raw: Any, how: Reading) -> Draft:
     sources: set[str] = set()
     replaced: list[str] = []
     if how.columns:
-        row, sources, replaced = columns.renamed(raw, how.columns)
+        row, sources, replaced = columns.renamed(raw, how.columns, how.columns_from)
     if how.ignore:
         replaced += [key for key in how.ignore if filled(row.get(key))]
         row = {key: value for key, value in row.items() if key not in how.ignore}
@@ -116,7 +120,7 @@ def draft(raw: Any, how: Reading) -> Draft:
     if good:
         row = good_half(row)
         has = layout(tuple(row))
-    made = conversation(row, has, how) or single(row, has, how)
+    made = conversation(row, has, how) or single(row, has, how, raw)
     for key in has.systems:
         if isinstance(row[key], str) and row[key]:
             if made.turns[0][0] != "system":
@@ -204,8 +208,11 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
     return made
 
 
-def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
-    """A row of one question or one instruction for its media, and the answer."""
+def single(row: Mapping[str, Any], has: Layout, how: Reading, raw: Mapping[str, Any]) -> Draft:
+    """A row of one question or one instruction for its media, and the answer.
+
+    `raw` is the row as its source has it, for messages.
+    """
     made = Draft("pairs", [])
     take_media(made, row, has)
     key = first_of(has.asked, row) or first_of(("input",), row)
@@ -225,7 +232,12 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft:
     asked = written(row[key]) if key else ""
     answer = only_text(row[answered], answered) if answered else None
     if asked is None or answer is None or not (key or shows):
-        raise expected(row, made.format if key or shows else None, key, answered)
+        name = made.format if key or shows else None
+        if (column := nothing_in(row, name, key, answered)) is not None:
+            raise BadRow("empty", f"{how.columns.get(column, column)} is empty")
+        raise columns.lacks_a_named(raw, how.columns, how.columns_from) or expected(
+            row, name, key, answered
+        )
     made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
     if answered and isinstance(row[answered], NUMBERS):
         made.number = f"{answered} is {type_name(row[answered])}, expected text"
@@ -326,7 +338,7 @@ def expected(
             remedy = ""
             if column == answered and isinstance(value, list) and all(map(is_written, value)):
                 remedy = (
-                    f'; in datasets.yaml, columns: {{{column}: "{{{column}[0]}}"}} takes the first '
+                    f'; {SETTINGS}, columns: {{{column}: "{{{column}[0]}}"}} takes the first '
                     f'and "{{{column}:lines}}" all'
                 )
             return BadRow("format", f"{column} is {type_name(value)}, expected text{remedy}")
@@ -342,6 +354,25 @@ def expected(
     formats = FORMATS[name] if name else "; ".join(FORMATS.values())
     return BadRow(
         "format",
-        f"expected strings {formats}, found {shown or 'nothing'}; other names: `columns` in "
-        "datasets.yaml",
+        f"expected strings {formats}, found {shown or 'nothing'}; other names: prepare.columns in "
+        "the recipe, or columns in datasets.yaml",
     )
+
+
+def nothing_in(
+    row: Mapping[str, Any], name: str | None, key: str | None, answered: str | None
+) -> str | None:
+    """A column of the question, the answer or the turns that a row has, and that holds nothing.
+
+    None where the row lacks such a column.
+    """
+    if name is None:
+        asked = [column for column in (*ASKED, "input") if column in row]
+        if not asked:
+            return next((column for column in CONVERSATIONS if row.get(column, 0) is None), None)
+        name = QUESTIONS.get(asked[0], "question_answer")
+    else:
+        asked = [key] if key else []
+    answers = [answered] if answered else [each for each in ANSWERS[name] if each in row]
+    sides = (*asked[:1], *answers[:1]) if answers else ()
+    return next((column for column in sides if not filled(row[column])), None)

@@ -89,6 +89,9 @@ HARMLESS = frozenset(
 )
 """Where a row comes from and what it is like; the answer does not depend on it."""
 
+SETTINGS = "under prepare in the recipe, or in datasets.yaml"
+"""Where it is said how rows are read."""
+
 IN_THE_QUESTION = 'columns: {{question: "{{{key}}}\\n\\n{{{asked}}}"}} asks with it'
 CHOOSE = 'columns: {{question: "{{{asked}}}\\n{{{key}}}"}} asks with it'
 GOOD_HALF = "preference: good learns the good half"
@@ -313,7 +316,7 @@ def unused(key: str, remedy: str = "", why: str = "") -> BadRow:
     because = f" ({why})" if why else ""
     return BadRow(
         "unused",
-        f"{key[:40]!r} would not be used; in datasets.yaml, {remedy}ignore: [{key[:40]}] "
+        f"{key[:40]!r} would not be used; {SETTINGS}, {remedy}ignore: [{key[:40]}] "
         f"leaves it out{because}",
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from loraline.base import pixels
 from loraline.data.checks import BadRow
 from loraline.data.reading.contents import Media
+from loraline.data.reading.keys import SETTINGS
 from loraline.errors import UserError
 
 LEAST_BASE64 = 64
@@ -115,7 +116,7 @@ def file_content(medium: str, fetch: Fetch, most: Limits, kind: str) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:60]
-        hint = "say where media lie with `media: folder` in datasets.yaml"
+        hint = f"say where media lie with `media: folder`, {SETTINGS}"
         if "\\" in medium:
             hint = "write / in its path, not \\"
         raise BadRow(

@@ -107,7 +107,11 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
                 yield BadRow("unreadable", f"has a space before a quoted field, {spaced[:30]!r}")
             else:
                 # A line of nothing but delimiters is blank, as Excel ends its tables.
-                yield {key: value for key, value in row.items() if value not in (None, "")} or None
+                yield (
+                    {key: value or None for key, value in row.items()}
+                    if any(row.values())
+                    else None
+                )
 
 
 def again(first: str, others: Iterator[str]) -> Iterator[str]:

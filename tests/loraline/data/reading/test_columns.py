@@ -25,11 +25,19 @@ def test_a_choice_is_named_by_letter_text_or_number(key: object) -> None:
     assert turns(row, CHOICES) == ["Where?\nA. west\nB. east", "east"]
 
 
-@pytest.mark.parametrize("key", [None, True, [1], 2, -1, 1.5, "C", "north", "1.0"], ids=repr)
+@pytest.mark.parametrize("key", [True, [1], 2, -1, 1.5, "C", "north", "1.0"], ids=repr)
 def test_what_names_no_choice_is_refused(key: object) -> None:
     row = {"question": "Where?", "choices": ["west", "east"], "key": key}
     with pytest.raises(BadRow, match="is none of 2 choices"):
         turns(row, CHOICES)
+
+
+@pytest.mark.parametrize("key", [None, float("nan")], ids=repr)
+def test_an_answer_that_is_left_empty_is_no_choice(key: object) -> None:
+    row = {"question": "Where?", "choices": ["west", "east"], "key": key}
+    with pytest.raises(BadRow, match="key is empty") as bad:
+        turns(row, CHOICES)
+    assert bad.value.check == "empty"
 
 
 @pytest.mark.parametrize(

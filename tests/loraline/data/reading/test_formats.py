@@ -91,6 +91,57 @@ def test_a_column_that_the_registry_names_and_no_row_has_is_said() -> None:
         formats.draft({"question": "Where?", "answer": "Here.", "ask": "Why?"}, how)
 
 
+EMPTY_CELLS = [
+    ({"question": "Where?", "answer": None}, {}, "answer is empty"),
+    ({"question": "Where?", "answer": float("nan")}, {}, "answer is empty"),
+    ({"question": None, "answer": "Here."}, {}, "question is empty"),
+    ({"instruction": "Where?", "output": None, "system": None}, {}, "output is empty"),
+    ({"input": None, "output": "Here."}, {}, "input is empty"),
+    ({"image": "a.png", "text": None}, {}, "text is empty"),
+    ({"id": 3, "messages": None}, {}, "messages is empty"),
+    ({"ask": "Where?", "reply": None}, {"question": "ask", "answer": "reply"}, "reply is empty"),
+    ({"ask": None, "reply": "Here."}, {"question": "ask", "answer": "reply"}, "ask is empty"),
+    ({"question": "Where?", "answer": "Here.", "reply": None}, {"answer": "reply"}, "reply is"),
+    ({"question": "Where?", "n": None}, {"answer": "{n:letter}"}, "n is empty"),
+    ({"question": "Where?", "n": None}, {"answer": "{n[0]}"}, "n is empty"),
+]
+
+
+@pytest.mark.parametrize(("row", "columns", "clause"), EMPTY_CELLS)
+def test_a_column_that_a_row_leaves_empty_is_no_missing_column(
+    row: dict[str, object], columns: dict[str, str], clause: str
+) -> None:
+    with pytest.raises(BadRow, match=clause) as bad:
+        formats.draft(row, Reading("p {question}", columns))
+    assert bad.value.check == "empty"
+
+
+@pytest.mark.parametrize("row", [{"question": "Where?"}, {"answer": "Here."}, {"question": None}])
+def test_a_column_that_a_row_lacks_is_a_matter_of_the_format(row: dict[str, object]) -> None:
+    with pytest.raises(BadRow, match=r"expected strings .*prepare\.columns.*datasets\.yaml") as bad:
+        formats.draft(row, Reading(None))
+    assert bad.value.check == "format"
+
+
+def test_a_misspelt_column_is_named_with_its_place_and_the_nearest_one() -> None:
+    how = Reading(None, {"question": "aks", "answer": "reply"}, columns_from="prepare.columns")
+    with pytest.raises(BadRow) as bad:
+        formats.draft({"ticket": "7", "ask": "Where?", "reply": "Here."}, how)
+    assert bad.value.check == "format"
+    assert bad.value.clause == (
+        "has no column 'aks', which prepare.columns names for question; it has ticket, ask, "
+        "reply; did you mean 'ask'?"
+    )
+
+
+def test_an_optional_column_may_be_missing_from_a_row() -> None:
+    how = Reading(None, {"question": "ask", "system": "rules"})
+    assert formats.draft({"ask": "Where?", "answer": "Here."}, how).turns == [
+        ("user", "Where?"),
+        ("assistant", "Here."),
+    ]
+
+
 def test_parts_of_a_message_become_tags_and_media() -> None:
     data = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
     content = [
@@ -198,6 +249,30 @@ def test_rows_are_the_same_from_every_kind_of_file(kind: str, tmp_path: Path, pr
     expected = [(("user", row["question"]), ("assistant", row["answer"])) for row in ROWS]
     assert [record.messages for record in kept(merged)] == expected
     assert merged.formats == {"question_answer": 40}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_an_empty_cell_is_dropped_as_empty_from_every_kind_of_file(
+    kind: str, tmp_path: Path, prepare
+) -> None:
+    rows = [*ROWS[:9], {"question": "What is 9?", "answer": None}]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if kind == "jsonl":
+        write_lines(folder / "data.jsonl", rows)
+    elif kind == "csv":
+        with (folder / "data.csv").open("w", newline="") as text:
+            writer = csv.DictWriter(text, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), folder / "data.parquet")
+    merged = prepare(folder, on=("empty=drop",))
+    assert merged.counts == {"empty drop": 1}
+    assert len(kept(merged)) == 9
 
 
 def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path, prepare) -> None:

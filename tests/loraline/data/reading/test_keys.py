@@ -252,7 +252,7 @@ def test_a_key_that_carries_meaning_is_refused_with_a_remedy(key: str) -> None:
     if key == "history":
         return
     with pytest.raises(
-        BadRow, match=f"'{re.escape(key)}' would not be used; in datasets.yaml, .*ignore"
+        BadRow, match=f"'{re.escape(key)}' would not be used; under prepare .*ignore"
     ) as bad:
         formats.draft({**ROW, key: value}, Reading(None))
     assert bad.value.check == "unused"
