@@ -32,7 +32,7 @@ class Loop(uvloop.Loop):
     """Connects to an address in figures without asking a thread for it.
 
     uvloop looks up every address that it connects to, and knows one in figures only where it is
-    told the type of socket; else a thread asks the resolver, and waits for a processor to do so.
+    given the type of socket; else a thread asks the resolver, and waits for a processor to do so.
     """
 
     async def getaddrinfo(self, host: Any, port: Any, *, type: int = 0, **more: Any) -> list[Any]:
