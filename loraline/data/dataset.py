@@ -129,11 +129,19 @@ def refuse_empty(merged: Dataset) -> None:
 
 def where_they_went(merged: Dataset) -> str:
     """Why a split is empty, as the end of a sentence."""
+    kept = merged.facts["group"][merged.copies > 0].tolist()
+    groups = len(set(kept))
+    together = ""
+    if merged.work.group_by == "answer" and 2 * groups < len(kept):
+        together = (
+            f"they have {groups} different answers, and rows with equal answers stay together; "
+            "--set prepare.group_by=row (with make, SET=…) splits them row by row"
+        )
     if lost := dropped(merged.counts):
         work = merged.work.recipe
         limits = {"too_long": f" (max_length {work.max_length})"}
         by_check = (f"{n} dropped by {check}{limits.get(check, '')}" for check, n in lost.items())
-        return f": {', '.join(by_check)}"
+        return f": {', '.join(by_check)}" + (f"; {together}" if together else "")
     files = [file for source in merged.work.sources for file in source.files]
     if len(files) == 1 and (split := files[0].split) and merged.read:
         return (
@@ -142,12 +150,8 @@ def where_they_went(merged: Dataset) -> str:
         )
     if not merged.read:
         return ": the files hold no rows"
-    groups = len(set(merged.facts["group"].tolist()))
-    if merged.work.group_by == "answer" and 2 * groups < merged.read:
-        return (
-            f": they have {groups} different answers, and rows with equal answers stay together; "
-            "--set prepare.group_by=row (with make, SET=…) splits them row by row"
-        )
+    if together:
+        return f": {together}"
     return "; add rows, files named after splits, or split by something else (--group-by)"
 
 

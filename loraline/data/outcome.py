@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraline.data import dataset
+from loraline.records import SPLITS
 
 if TYPE_CHECKING:
     from loraline.data.merged import Dataset
+
+UNEVEN = 1.5
+"""Times the rows that were asked for, above which a split is said to be large."""
 
 ASKED = ("sample", "weight", "preference")
 """Checks that drop rows because somebody asked for it."""
@@ -31,6 +35,35 @@ def loss(merged: Dataset) -> str:
         return ""
     by_check = ", ".join(f"{count} {check}" for check, count in lost.items())
     return f"checks dropped {total} of {merged.read} rows ({by_check})"
+
+
+def uneven(merged: Dataset) -> str:
+    """That a split came out far larger than it was asked for, since rows of a group stay together.
+
+    Of files that are named after splits nothing was asked for.
+    """
+    import numpy as np
+
+    rows = (merged.copies > 0) & (merged.facts["split"] < 0)
+    total, held_out = int(rows.sum()), merged.work.recipe.split
+    large = []
+    for name, asked in (("validation", held_out.validation), ("test", held_out.test)):
+        here = rows & (merged.split == SPLITS.index(name))
+        wanted = asked if isinstance(asked, int) else round(asked * total)
+        count, groups = int(here.sum()), len(np.unique(merged.facts["group"][here]))
+        if count > UNEVEN * max(1, wanted) and count >= UNEVEN * groups:
+            large.append(f"{count} go to {name} instead of {wanted}")
+    if not large:
+        return ""
+    groups, by = len(np.unique(merged.facts["group"][rows])), merged.work.group_by
+    why = f"rows of one {by} stay together, and there are {groups} of them; --set "
+    if by == "answer":
+        why = (
+            f"rows with the same answer stay together, and there are {groups} answers; "
+            "--set prepare.group_by=row splits them row by row, "
+        )
+    remedy = "split.test=N holds out at least N rows (with make, SET=…)"
+    return f"of {total} rows, {', '.join(large)}: {why}{remedy}"
 
 
 def shortage(merged: Dataset) -> str:

@@ -589,3 +589,12 @@ def test_the_test_split_is_a_benchmark_that_vllm_takes(
     else:
         sent = str(requests[0].multi_modal_data or requests[0].prompt)
         assert "data:image/" in sent
+
+
+def test_labels_that_leave_little_to_train_on_are_a_warning(step, workplace: Path) -> None:
+    labels = [{"question": f"What about {n}?", "answer": f"room {n % 8}"} for n in range(150)]
+    data = write_rows(workplace / "data", list(labels))
+    for more in ((), ("--check-only",)):
+        result = step("prepare_data", "--profile", "smoke-text", "--data", data, *more)
+        assert result.exit_code == 0
+        assert "warning: of 150 rows, 38 go to validation instead of 15" in result.stderr

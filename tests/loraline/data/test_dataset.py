@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from made_data import kept, picture, profile, write_lines
 
 from loraline import records
-from loraline.data import checks, dataset, parts, shards, workplace
+from loraline.data import checks, dataset, outcome, parts, shards, workplace
 from loraline.data.merged import Dataset
 from loraline.data.reading import media
 from loraline.errors import TryAgain, UserError
@@ -346,6 +346,57 @@ def test_few_answers_for_many_rows_are_said_to_stay_together(tmp_path, prepare) 
     made = prepare(write_lines(tmp_path / "data.jsonl", rows))
     with pytest.raises(UserError, match="they have 2 different answers, and rows with equal"):
         dataset.refuse_empty(made)
+
+
+def labelled(answers: int) -> list[dict[str, str]]:
+    """150 questions with so many answers; eight of them leave two to the test."""
+    return [
+        {"question": f"What about {n}?", "answer": f"room {n % answers}", "n": f"room {n % 8}"}
+        for n in range(150)
+    ]
+
+
+UNEVEN = (
+    "of 150 rows, 38 go to validation instead of 15, 37 go to test instead of 15: rows with the "
+    "same answer stay together, and there are 8 answers; --set prepare.group_by=row splits them "
+    "row by row, split.test=N holds out at least N rows (with make, SET=…)"
+)
+
+
+def test_labels_that_fill_the_test_are_said(tmp_path, prepare) -> None:
+    data = write_lines(tmp_path / "data.jsonl", labelled(8))
+    made = prepare(data)
+    assert made.rows["test"] == 37
+    assert outcome.uneven(made) == UNEVEN
+    assert "37 go to test instead of 20: rows" in outcome.uneven(prepare(data, split={"test": 20}))
+    by_column = outcome.uneven(prepare(data, group_by="n"))
+    assert "rows of one n stay together, and there are 8 of them; --set split.test=N" in by_column
+
+
+@pytest.mark.parametrize(
+    ("answers", "choices"),
+    [(8, {"group_by": "row"}), (150, {}), (75, {}), (8, {"split": {"test": 30}})],
+    ids=str,
+)
+def test_splits_of_about_the_size_that_was_asked_for_are_not(
+    answers: int, choices: dict[str, object], tmp_path, prepare
+) -> None:
+    data = write_lines(tmp_path / "data.jsonl", labelled(answers))
+    assert outcome.uneven(prepare(data, **choices)) == ""
+
+
+def test_files_named_after_splits_are_as_large_as_they_are(tmp_path, prepare) -> None:
+    rows = labelled(8)
+    for name, some in (("train", rows[:20]), ("validation", rows[20:30]), ("test", rows[30:])):
+        write_lines(tmp_path / "data" / f"{name}.jsonl", some)
+    assert outcome.uneven(prepare(tmp_path / "data", on=("leaks=keep",))) == ""
+
+
+def test_an_empty_split_is_said_with_its_reason_beside_what_was_dropped(tmp_path, prepare) -> None:
+    rows = [{"question": f"Who is {n}?", "answer": "ab"[n % 2]} for n in range(60)]
+    data = write_lines(tmp_path / "data.jsonl", [*rows, {"question": "Who?", "answer": None}])
+    with pytest.raises(UserError, match="61 read: 1 dropped by empty; they have 2 different answ"):
+        dataset.refuse_empty(prepare(data, on=("empty=drop",)))
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".arrow"])
