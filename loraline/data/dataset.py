@@ -49,9 +49,9 @@ class Counted:
         for example in tally["examples"]:
             shown = f"{example['check']} {example['action']}"
             if sum(f"{e['check']} {e['action']}" == shown for e in self.examples) < EXAMPLES:
-                where = self.places.of(part, example["row"])
+                where = self.places.of(part, example["row"], example["line"])
                 self.examples.append({**example, "place": where})
-                del self.examples[-1]["row"]
+                del self.examples[-1]["row"], self.examples[-1]["line"]
         self.rows += tally["rows"]
         self.counts.update(tally["counts"])
         self.formats.update(tally["formats"])

@@ -96,6 +96,7 @@ def facts_of(
         "tokens": np.array([row for row, _ in tokens], np.int32),
         "answer": np.array([answer for _, answer in tokens], np.int32),
         "number": np.array([row.number for row in rows], np.int32),
+        "line": np.array([row.line for row in rows], np.int32),
         "turns": np.array([len(row.record.messages) for row in rows], np.int16),
         "flags": np.array([flags_of(row.flagged) for row in rows], np.uint32),
         "split": np.full(len(rows), split, np.int8),

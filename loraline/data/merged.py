@@ -57,7 +57,8 @@ class Dataset:
     def place(self, index: int) -> str:
         """File and line or row of a row."""
         number = int(self.starts.searchsorted(index, "right")) - 1
-        return self.places.of(self.work.parts[number], int(self.facts["number"][index]))
+        row, line = (int(self.facts[fact][index]) for fact in ("number", "line"))
+        return self.places.of(self.work.parts[number], row, line)
 
     def record(self, index: int) -> Record:
         """One row, read again from its part."""

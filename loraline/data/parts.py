@@ -179,8 +179,9 @@ def candidates(
     fetch = source.beside(part.file)
     sample = entry.sample
     share = float(sample[1:]) / 100 if sample.startswith("%") else 1.0
+    cursor = readers.Cursor()
     for number, raw in enumerate(
-        readers.rows(path, part.start, part.stop, work.limits.row_bytes, entry.encoding),
+        readers.rows(path, part.start, part.stop, work.limits.row_bytes, entry.encoding, cursor),
         1,
     ):
         tally.lines = number
@@ -206,10 +207,13 @@ def candidates(
         except BadRow as bad:
             action = work.actions[bad.check]
             shown = raw if not isinstance(raw, BadRow) else ""
-            tally.add(bad.check, DROP if action == REPAIR else action, number, bad.clause, shown)
+            action = DROP if action == REPAIR else action
+            tally.add(bad.check, action, number, bad.clause, shown, cursor.line)
             continue
         for check in set(made.flagged):
-            tally.add(check, work.actions[check], number, checks.CHECKS[check].meaning, raw)
+            meaning = checks.CHECKS[check].meaning
+            tally.add(check, work.actions[check], number, meaning, raw, cursor.line)
+        made.line = cursor.line
         yield made
 
 
@@ -323,7 +327,7 @@ def in_length(
         out = False
         for check, clause in clauses:
             action = work.actions[check]
-            tally.add(check, action, row.number, clause, row.record.answer)
+            tally.add(check, action, row.number, clause, row.record.answer, row.line)
             row.flagged.append(check)
             out = out or action in (FAIL, DROP)
             if out:

@@ -32,8 +32,8 @@ class Places:
             self.before[part.number] = total
             self.ends[key] = (part.stop, total + lines)
 
-    def of(self, part: Part, number: int) -> str:
-        """The place of a part's row by its number in the part, from 1."""
+    def of(self, part: Part, number: int, line: int = 0) -> str:
+        """The place of a part's row by its number in the part, from 1, and its line if known."""
         if part.number not in self.before:
             self.before[part.number] = self.counted(part)
         source = self.work.sources[part.source]
@@ -44,7 +44,8 @@ class Places:
             else str(source.root / part.file)
         )
         unit = "line" if streams.kind_of(path) == ".jsonl" else "row"
-        return f"{path} {unit} {self.before[part.number] + number}"
+        place = f"{path} {unit} {self.before[part.number] + number}"
+        return f"{place} (line {line})" if line else place
 
     def counted(self, part: Part) -> int:
         """Lines or rows of a file before a part of it that begins later."""

@@ -79,6 +79,9 @@ class Candidate:
     flagged: list[str] = field(default_factory=list)
     """Checks that the row did not pass and that let it stay, repaired or as it is."""
 
+    line: int = 0
+    """Line of its file at which it begins; 0 where it is not known."""
+
 
 @dataclass
 class Tally:
@@ -99,7 +102,7 @@ class Tally:
     tools: int = 0
     """Rows with tools."""
 
-    def add(self, check: str, action: str, number: int, clause: str, shown: Any) -> None:
+    def add(self, check: str, action: str, number: int, clause: str, shown: Any, line: int) -> None:
         self.counts[f"{check} {action}"] += 1
         if self.counts[f"{check} {action}"] <= EXAMPLES:
             text = shown if isinstance(shown, str) else repr(shown)[:2000]
@@ -108,6 +111,7 @@ class Tally:
                     "check": check,
                     "action": action,
                     "row": number,
+                    "line": line,
                     "clause": clause,
                     "text": text[:300],
                 }

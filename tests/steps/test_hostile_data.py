@@ -205,8 +205,8 @@ def test_a_tar_that_lies_about_its_length_is_one_clear_error(step, workplace: Pa
         ("data.parquet", b"PAR1 but not really", "data.parquet is broken"),
         ("data.tar", b"no tar at all" * 100, "data.tar is not a whole tar archive"),
         ("data.csv", b'question,answer\n"never closed', "is not valid CSV"),
-        ("data.csv", b"question,answer\n\xff,b\n", "data.csv row 1 is not UTF-8"),
-        ("data.csv", b"question,answer\na,b,c\n", "row 1 has more fields than the header"),
+        ("data.csv", b"question,answer\n\xff,b\n", "data.csv row 1 (line 2) is not UTF-8"),
+        ("data.csv", b"question,answer\na,b,c\n", "row 1 (line 2) has more fields than the header"),
     ],
 )
 def test_a_broken_file_is_one_clear_error(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ ARROW_FILE = b"ARROW1"
 """First bytes of Arrow's file format; what datasets writes is a stream."""
 
 
+@dataclass
+class Cursor:
+    """Where the row begins that was read last."""
+
+    line: int = 0
+    """Line of its file, from 1; 0 where it is not known."""
+
+    begins: bool = False
+    """Whether the next line that is not empty begins a row."""
+
+
 def holds_rows(name: str) -> bool:
     """Whether a file's name says that rows are in it, packed or not."""
     if streams.packing_of(name) and streams.kind_of(name) in (".parquet", ".arrow"):
@@ -46,9 +58,17 @@ def holds_rows(name: str) -> bool:
 
 
 def rows(
-    path: Path, start: int, stop: int | None, row_bytes: int, encoding: str = ""
+    path: Path,
+    start: int,
+    stop: int | None,
+    row_bytes: int,
+    encoding: str = "",
+    cursor: Cursor | None = None,
 ) -> Iterator[Raw]:
-    """Rows of a file, or of its bytes (JSONL), row groups (Parquet) or rows (Arrow) in a range."""
+    """Rows of a file, or of its bytes (JSONL), row groups (Parquet) or rows (Arrow) in a range.
+
+    `cursor` is set to the place of each row of a table of text.
+    """
     kind = streams.kind_of(path.name)
     if kind == ".jsonl":
         if start == 0:
@@ -57,21 +77,26 @@ def rows(
     if kind == ".json":
         return json_files.rows(path, row_bytes, encoding)
     if kind in (".csv", ".tsv"):
-        return csv_rows(path, "\t" if kind == ".tsv" else ",", row_bytes, encoding)
+        delimiter = "\t" if kind == ".tsv" else ","
+        return csv_rows(path, delimiter, row_bytes, encoding, cursor or Cursor())
     if kind == ".tar":
         return tar_files.rows(path, row_bytes)
     return column_rows(path, start, stop)
 
 
-def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Iterator[Raw]:
+def csv_rows(
+    path: Path, delimiter: str, row_bytes: int, encoding: str, cursor: Cursor
+) -> Iterator[Raw]:
     """Rows of a table whose first line names the columns; that line shows the delimiter."""
     csv.field_size_limit(row_bytes)
     with streams.text(path, encoding) as file:
 
         def text() -> Iterator[str]:
-            for line in json_files.lines(file, None, row_bytes):
+            for number, line in enumerate(json_files.lines(file, None, row_bytes), 1):
                 if isinstance(line, BadRow):
                     raise UserError(f"{path} holds a line that {line.clause}")
+                if cursor.begins and line.strip(b"\r\n"):
+                    cursor.line, cursor.begins = number, False
                 yield line.decode("utf-8", "surrogateescape")
 
         lines = text()
@@ -88,6 +113,7 @@ def csv_rows(path: Path, delimiter: str, row_bytes: int, encoding: str) -> Itera
         )
         names = header(path, reader)
         while True:
+            cursor.begins = True
             try:
                 row = next(reader)
             except StopIteration:

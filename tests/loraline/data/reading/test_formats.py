@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import gzip
 import io
 import json
 import tarfile
@@ -273,6 +274,43 @@ def test_an_empty_cell_is_dropped_as_empty_from_every_kind_of_file(
     merged = prepare(folder, on=("empty=drop",))
     assert merged.counts == {"empty drop": 1}
     assert len(kept(merged)) == 9
+
+
+TABLES = {
+    "quoted line breaks": 'question,answer\n"What\nis\n1?",one\n\n,two\n"What is 3?",\n',
+    "Excel": '\ufeffsep=;\r\nquestion;answer\r\n"What\r\nis 1?";one\r\n;two\r\n;\r\nWhat is 4?;',
+    "CR alone": "\rquestion,answer\rWhat is 1?,one\r\r,two\rWhat is 3?,\r",
+    "broken": 'question,answer\n\n\n"What\nis 1?",one,1\nWhat is 2?,"tw"o\n"What,',
+}
+LINES = {
+    "quoted line breaks": ["row 2 (line 6)", "row 3 (line 7)"],
+    "Excel": ["row 2 (line 5)", "row 4 (line 7)"],
+    "CR alone": ["row 2 (line 5)", "row 3 (line 6)"],
+    "broken": ["row 1 (line 4)", "row 2 (line 6)", "row 3 (line 7)"],
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
+def test_a_row_of_a_table_is_named_with_the_line_at_which_it_begins(
+    table: str, ending: str, tmp_path: Path, prepare
+) -> None:
+    content = TABLES[table].encode()
+    file = tmp_path / f"data.{ending}"
+    file.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    merged = prepare(file, on=("empty=drop", "unreadable=drop"))
+    assert [example["place"] for example in merged.examples] == [
+        f"{file} {place}" for place in LINES[table]
+    ]
+
+
+def test_a_kept_row_of_a_table_has_its_line(tmp_path: Path, prepare) -> None:
+    (tmp_path / "data.csv").write_text('question,answer\n"Who\nis 1?",one\nWho is 2?,two\n')
+    merged = prepare(tmp_path / "data.csv")
+    assert [merged.place(n).partition(".csv ")[2] for n in (0, 1)] == [
+        "row 1 (line 2)",
+        "row 2 (line 4)",
+    ]
 
 
 def test_a_json_file_may_hold_one_object_a_line(tmp_path: Path, prepare) -> None:
