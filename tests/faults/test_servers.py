@@ -317,10 +317,9 @@ def test_a_tracking_server_behind_a_proxy_is_not_looked_for_here(
     store.expect_answer("http://mlflow.invalid:5000")
 
 
-def test_a_prompt_that_the_server_does_not_give_fails_the_verification(script) -> None:
+def test_a_prompt_that_the_server_does_not_give_fails_the_verification() -> None:
     from loraline.serving.client import Served
-
-    verify = script("steps/verify_serving.py")
+    from loraline.serving.prompt_agreement import other_tokens
 
     class Encoder:
         prompt: ClassVar = [1, 2]
@@ -329,12 +328,12 @@ def test_a_prompt_that_the_server_does_not_give_fails_the_verification(script) -
             return self
 
     answer = Served([1], "a", [], 0.1)
-    problems = verify.compared([{"row": 3, "record": ROW}], [answer], Encoder())
+    problems = other_tokens([{"row": 3, "record": ROW}], [answer], Encoder())
     assert problems == [
         "no prompt could be compared: the server gives no tokens of any row's prompt"
     ]
     whole = Served([1], "a", [1, 2], 0.1)
     rows = [{"row": 3, "record": ROW}, {"row": 4, "record": ROW}]
-    problems = verify.compared(rows, [whole, answer], Encoder())
+    problems = other_tokens(rows, [whole, answer], Encoder())
     assert problems == ["the server gives no tokens of row 4's prompt to compare"]
-    assert verify.compared(rows, [whole, whole], Encoder()) == []
+    assert other_tokens(rows, [whole, whole], Encoder()) == []
