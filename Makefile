@@ -8,6 +8,7 @@ SET ?=
 PARAMS ?=
 CLASSES ?=
 PORT ?=
+GATEWAY_PORT ?=
 MODEL ?=
 ALIAS ?=
 WORKFLOW ?= pipeline
@@ -34,7 +35,7 @@ COMPILED := accelerate alembic bitsandbytes datasets fastapi gradio huggingface_
 	pyarrow scipy sklearn sqlalchemy sympy tokenizers torch torchvision transformers trl vllm
 
 # Make would take `profile=mine` and use the default without a word.
-$(foreach name,profile data set params port profiles workflow model alias,$(if $(filter command%,$(origin $(name))),\
+$(foreach name,profile data set params port gateway_port profiles workflow model alias,$(if $(filter command%,$(origin $(name))),\
 	$(error $(name)= sets nothing; variables are written in capitals, such as PROFILE=$($(name)))))
 
 # A value in single quotes, for the shell.
@@ -102,14 +103,15 @@ mlflow: install  ## Open the MLflow UI on the local store: make mlflow [PORT=500
 		--artifacts-destination $(CURDIR)/mlruns/artifacts --host 127.0.0.1 --port $(or $(PORT),5000)
 
 .PHONY: serve
-serve: install  ## Serve the last run's candidate, or a registered model, and the gateway: make serve [PORT=8000] [MODEL=… ALIAS=champion]
+serve: install  ## Serve the last run's candidate, or a registered model, and the gateway: make serve [PORT=8000] [GATEWAY_PORT=8080] [MODEL=… ALIAS=champion]
 	@test -n "$(MODEL)" || test -f $(MANIFEST) || { echo "serve: $(MANIFEST) does not exist; run make pipeline first (a rejected candidate has none), or name a registered model with MODEL="; exit 2; }
 	@$(BIN)/python steps/serve_local.py $(if $(MODEL),--model $(call quoted,$(MODEL)),$(MANIFEST)) \
-		$(if $(ALIAS),--alias $(call quoted,$(ALIAS))) --port $(or $(PORT),8000)
+		$(if $(ALIAS),--alias $(call quoted,$(ALIAS))) --port $(or $(PORT),8000) --gateway-port $(or $(GATEWAY_PORT),8080)
 
 .PHONY: ui
-ui: install  ## Open the page in front of the local gateway: make ui [PORT=7860]
-	@UI_EXAMPLES_DIR="$${UI_EXAMPLES_DIR:-outputs/examples}" $(BIN)/python -m gateway.ui --port $(or $(PORT),7860)
+ui: install  ## Open the page in front of the local gateway: make ui [PORT=7860] [GATEWAY_PORT=8080]
+	@UI_EXAMPLES_DIR="$${UI_EXAMPLES_DIR:-outputs/examples}" $(BIN)/python -m gateway.ui --port $(or $(PORT),7860) \
+		$(if $(GATEWAY_PORT),--gateway http://127.0.0.1:$(GATEWAY_PORT))
 
 .PHONY: test
 test: install  ## Run the tests: nothing is fetched

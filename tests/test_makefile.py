@@ -37,6 +37,9 @@ def make(*words: str, folder: Path = ROOT, answer: str = "") -> subprocess.Compl
         (["mlflow"], "--port 5000"),
         (["serve"], "serve_local.py outputs/latest/deploy-vllm/vllm.yaml"),
         (["serve", "PORT=8123"], "--port 8123"),
+        (["serve", "GATEWAY_PORT=8124"], "--port 8000 --gateway-port 8124"),
+        (["serve"], "--port 8000 --gateway-port 8080"),
+        (["ui", "GATEWAY_PORT=8124"], "--gateway http://127.0.0.1:8124"),
         (["serve", "MODEL=my model"], "serve_local.py --model 'my model'"),
         (["serve", "ALIAS=champion"], "--alias 'champion'"),
     ],
@@ -45,6 +48,11 @@ def test_what_is_typed_is_handed_on(words: list[str], argument: str) -> None:
     printed = make("-n", *words)
     assert printed.returncode == 0, printed.stderr
     assert argument in printed.stdout
+
+
+def test_help_names_the_port_of_the_gateway() -> None:
+    (line,) = (each for each in make("help").stdout.splitlines() if each.startswith("serve "))
+    assert "GATEWAY_PORT=8080" in line
 
 
 def test_a_sweeps_members_are_looked_at_first() -> None:

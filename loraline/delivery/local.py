@@ -183,7 +183,8 @@ def check_port(port: int, option: str = "--port") -> None:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError) as error:
             raise UserError(
-                f"port {port} of 127.0.0.1 cannot be used ({error}); choose another with {option}"
+                f"port {port} of 127.0.0.1 cannot be used ({error}); choose another with {option} "
+                f"(with make, {option.removeprefix('--').replace('-', '_').upper()}=)"
             ) from error
 
 

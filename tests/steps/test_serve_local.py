@@ -399,7 +399,11 @@ MISTAKES = {
     ("{manifest}", "--model", "tiny-text"): "and not both",
     ("{manifest}", "--alias", "champion"): "--alias needs --model to say of which",
     ("{manifest}", "--port", "8080"): "--port and --gateway-port are both 8080",
-    ("{manifest}", "--gateway-port", "{taken}"): "choose another with --gateway-port",
+    (
+        "{manifest}",
+        "--gateway-port",
+        "{taken}",
+    ): "choose another with --gateway-port (with make, GATEWAY_PORT=)",
     ("--model", "nobody"): "nobody",
     ("--model", "tiny-text", "--alias", "champion"): "no version of registered model 'tiny-text'",
 }
@@ -426,7 +430,9 @@ def test_taken_port_is_named(text):
         other.listen()
         port = other.getsockname()[1]
         with (
-            pytest.raises(UserError, match=f"port {port} .* choose another with --port"),
+            pytest.raises(
+                UserError, match=rf"port {port} .* choose another with --port \(with make, PORT=\)"
+            ),
             local.start(text.manifest, port),
         ):
             pass
