@@ -90,6 +90,7 @@ def contents(merged: Dataset) -> dict[str, Any]:
             {"name": name, "rows": count, "share": f"{100 * count / max(1, merged.read):.1f} %"}
             for name, count in merged.unused.most_common()
         ],
+        "columns_used": columns_used(int(kept.sum())),
         "examples": merged.examples,
         "settings": settings(work),
         "prompt": work.prompt or "",
@@ -117,6 +118,11 @@ def contents(merged: Dataset) -> dict[str, Any]:
         ],
         "clusters": clusters(merged),
     }
+
+
+def columns_used(kept: int) -> str:
+    """What is said of columns where none is listed as not used."""
+    return "Every column is used." if kept else "No row was kept, so no column is used."
 
 
 def meaning(check: str) -> str:
@@ -312,7 +318,7 @@ def markdown(summary: dict[str, Any]) -> str:
             [(column["name"], column["rows"], column["share"]) for column in summary["unused"]],
         )
         if summary["unused"]
-        else "Every column is used.",
+        else summary["columns_used"],
         "## Examples",
         table(
             ["check", "where", "what", "text"],

@@ -447,6 +447,18 @@ def test_check_only_ends_with_two_when_a_check_failed_and_reports_all(step, work
         assert f"| {check} | fail | 1 |" in report
 
 
+def test_a_report_without_a_kept_row_does_not_say_that_columns_are_used(
+    step, workplace: Path
+) -> None:
+    data = write_rows(workplace / "data", [{"ask": "what?", "reply": "it"}])
+    step("prepare_data", "--profile", "smoke-text", "--data", data, "--check-only")
+    for name in ("report.html", "report.md"):
+        report = (workplace / "outputs" / name).read_text()
+        assert "1 rows read, 0 kept" in report
+        assert "Every column is used" not in report
+        assert "No row was kept, so no column is used." in report
+
+
 def test_blank_lines_are_no_rows(step, workplace: Path) -> None:
     data = write_rows(workplace / "data", [row for one in ROWS for row in (one, "")])
     step("prepare_data", "--profile", "smoke-text", "--data", data, "--check-only")
