@@ -14,6 +14,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 Coordinates = Literal["pixels", "unit", "thousand"]
@@ -21,17 +25,22 @@ STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 """Nothing is guessed: an unknown key is an error."""
 
 
-def share_or_count(held_out: float) -> float:
+def share_or_count(value: Any, number: ValidatorFunctionWrapHandler, at: ValidationInfo) -> float:
+    try:
+        held_out: float = number(value)
+    except ValidationError:
+        held_out = 0
     if isinstance(held_out, int) and held_out >= 1:
         return held_out
     if isinstance(held_out, float) and 0 < held_out <= 0.4:
         return held_out
     raise ValueError(
-        f"split: {held_out} is refused, write a share of up to 0.4 or a whole number of rows"
+        f"split.{at.field_name}: {value!r} is refused, write a share of up to 0.4 or a whole "
+        "number of rows"
     )
 
 
-HeldOut = Annotated[float | int, AfterValidator(share_or_count)]
+HeldOut = Annotated[float | int, WrapValidator(share_or_count)]
 """A share of the rows, or at least so many of them."""
 
 

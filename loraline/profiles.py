@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from loraline.errors import UserError
 from loraline.layered_yaml import override
@@ -146,7 +147,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
 def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[str]:
     """One clause for each thing wrong: the key, the value, and what is accepted."""
     clauses = []
-    for item in error.errors():
+    for item in without_branches(error.errors()):
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             block = ".".join(part for part in item["loc"][:-1] if isinstance(part, str))
@@ -166,6 +167,31 @@ def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[st
         else:
             clauses.append(f"{key}: {item['input']!r} is refused, {lower_first(item['msg'])}")
     return clauses
+
+
+NUMBER = re.compile("(constrained-)?(int|float)")
+"""What pydantic adds to the place of a value that may be a whole number or another one."""
+
+
+def without_branches(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors with one of each value that may be of two types, under the key that people write."""
+    made: list[ErrorDetails] = []
+    places: dict[tuple[int | str, ...], int] = {}
+    for item in errors:
+        place, branch = item["loc"][:-1], item["loc"][-1:]
+        if not (place and NUMBER.fullmatch(str(branch[0]))):
+            made.append(item)
+            continue
+        of_the_type = item["type"].startswith(("int_", "float_"))
+        item["loc"] = place
+        if of_the_type:
+            item["msg"] = "expected a number"
+        if place not in places:
+            places[place] = len(made)
+            made.append(item)
+        elif not of_the_type:
+            made[places[place]] = item
+    return made
 
 
 def lower_first(text: str) -> str:

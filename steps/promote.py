@@ -60,11 +60,15 @@ def promote(
     client = store.connect()
     registry.known(client, model)
     by = Settings().workflow_name or os.environ.get("USER") or person()
+    before = registry.version_of(client, model, registry.CHAMPION)
     now = move(client, model, by, version=version, rollback=rollback, reason=reason)
     if reason is not None:
         click.echo(f"rejected models:/{model}/{now}, by {by}")
         return
-    click.echo(f"champion models:/{model}/{now}, by {by}")
+    if before is not None and str(before.version) == now:
+        click.echo(f"models:/{model}/{now} is already the champion")
+    else:
+        click.echo(f"champion models:/{model}/{now}, by {by}")
     champion = client.get_model_version(model, now)
     if champion.tags.get(tags.RESULT) == "failed":
         reason = champion.tags.get(tags.REASON)

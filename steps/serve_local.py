@@ -96,7 +96,7 @@ def of_registered(model: str, alias: str) -> Path:
     registry.known(client, model)
     version = registry.version_of(client, model, alias)
     if version is None:
-        raise UserError(f"--alias {alias}: no version of registered model {model!r} has this alias")
+        raise registry.no_version(client, model, alias)
     gate_run = client.get_run(registry.promoting_gate_run_of(client, version))
     options = Options() if local.has_gpu() else Options(gpu=CPU)
     order = Order.of(client, gate_run, options, (), None, warn)

@@ -62,7 +62,7 @@ def known(client: MlflowClient, name: str) -> None:
             raise
     models = client.search_registered_models()
     names = [each.name for each in models if HOLDER not in each.tags] + ["..."] * bool(models.token)
-    listed = ", ".join(names) or "none"
+    listed = ", ".join(names) or "none; make pipeline makes one"
     raise UserError(f"there is no registered model {name!r} in {store.uri()}; found: {listed}")
 
 
@@ -77,6 +77,19 @@ def version_of(client: MlflowClient, name: str, alias: str) -> ModelVersion | No
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
+
+
+def no_version(client: MlflowClient, name: str, alias: str) -> UserError:
+    """That no version has an alias, with the aliases that there are and the way to a champion."""
+    aliases = client.get_registered_model(name).aliases
+    listed = ", ".join(f"{each} (version {aliases[each]})" for each in sorted(aliases))
+    if alias == CHAMPION and CANDIDATE in aliases:
+        command = f"python steps/promote.py --model {name} --version {aliases[CANDIDATE]}"
+        listed += f", and `{command}` makes it the champion"
+    return UserError(
+        f"--alias {alias}: no version of registered model {name!r} has this alias; found: "
+        f"{listed or 'none'}"
+    )
 
 
 def versions_of_model(client: MlflowClient, name: str, model_id: str) -> list[str]:

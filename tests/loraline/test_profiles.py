@@ -133,6 +133,22 @@ GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
             {"learning_rate": float("inf")},
             "learning_rate: inf is refused, input should be a finite",
         ),
+        (
+            {"split": {"test": "lots"}},
+            "mine.yaml: split.test: 'lots' is refused, write a share of up to 0.4 or a whole "
+            "number of rows",
+        ),
+        ({"split": {"validation": None}}, "yaml: split.validation: None is refused, write a share"),
+        ({"split": {"test": 0.7}}, "mine.yaml: split.test: 0.7 is refused, write a share of up"),
+        (
+            {"prepare": {"limits": {"fps": "a", "frames": -1}}},
+            "mine.yaml: prepare.limits.fps: 'a' is refused, expected a number; "
+            "prepare.limits.frames: -1 is refused, input should be greater than 0",
+        ),
+        (
+            {"prepare": {"limits": {"fps": -1.5}}},
+            "mine.yaml: prepare.limits.fps: -1.5 is refused, input should be greater than 0",
+        ),
         ({1: 2}, "key '1' has to be a text"),
         ({"gate": {1: 2}}, "key 'gate.1' has to be a text"),
     ],

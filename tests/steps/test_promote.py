@@ -115,8 +115,13 @@ def test_every_move_leaves_a_trace(step, passed, monkeypatch: pytest.MonkeyPatch
 
 def test_a_repeated_promotion_changes_nothing(step, passed) -> None:
     passed("one")
-    for _ in range(3):
-        assert step("promote", "--model", MODEL).exit_code == 0
+    for number in range(3):
+        result = step("promote", "--model", MODEL)
+        assert result.exit_code == 0
+        said = (
+            f"models:/{MODEL}/1 is already the champion" if number else f"champion models:/{MODEL}"
+        )
+        assert result.stdout.startswith(said)
     assert aliases() == ("1", "1", None)
     assert len(history()) == 1
 
@@ -248,6 +253,14 @@ def test_an_unknown_model_is_refused_with_the_names_of_the_known(
     assert result.exit_code == 2
     assert result.stderr.startswith(f"promote: there is no registered model {name!r} in ")
     assert result.stderr.endswith(f"found: {MODEL}\n")
+
+
+def test_where_no_model_is_registered_the_command_that_makes_one_is_named(
+    step, workplace: Path
+) -> None:
+    result = step("promote", "--model", "mine")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("found: none; make pipeline makes one\n")
 
 
 def test_a_model_without_a_candidate_is_refused_in_one_sentence(step, workplace: Path) -> None:

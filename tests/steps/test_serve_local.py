@@ -405,7 +405,8 @@ MISTAKES = {
         "{taken}",
     ): "choose another with --gateway-port (with make, GATEWAY_PORT=)",
     ("--model", "nobody"): "nobody",
-    ("--model", "tiny-text", "--alias", "champion"): "no version of registered model 'tiny-text'",
+    ("--model", "tiny-text", "--alias", "champion"): "no version of registered model 'tiny-text' "
+    "has this alias; found: none",
 }
 
 

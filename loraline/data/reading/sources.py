@@ -6,6 +6,7 @@ they are read.
 
 from __future__ import annotations
 
+import difflib
 import os
 import posixpath
 import re
@@ -146,10 +147,22 @@ def local(entry: Entry, path: Path) -> Source:
     elif path.is_dir():
         root, names = path, sorted(walk(path))
     else:
-        raise UserError(f"--data {entry.uri!r} is not a folder or a file")
+        raise UserError(
+            f"--data {entry.uri!r} is not a folder or a file: {os.path.abspath(path)}; "
+            f"{advice(path)} (with make, DATA=)"
+        )
     stats = [(name, (root / name).stat()) for name in names]
     listed = [(name, status.st_size, str(status.st_mtime_ns)) for name, status in stats]
     return Source(entry, root, chosen(entry, listed), media=media_folder(entry, root))
+
+
+def advice(path: Path) -> str:
+    """What may have been meant by a path that leads nowhere."""
+    folder = Path(os.path.abspath(path)).parent
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    near = difflib.get_close_matches(path.name, os.listdir(folder))
+    return f"did you mean {' or '.join(near)}?" if near else "name what there is"
 
 
 def media_folder(entry: Entry, root: Path) -> Path | None:

@@ -337,7 +337,7 @@ def test_held_out_rows_stay_with_their_group(tmp_path, prepare) -> None:
 
 @pytest.mark.parametrize("share", [0, 0.5, -3, 1.0])
 def test_shares_that_leave_nothing_to_learn_are_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=rf"split: {share} is refused"):
+    with pytest.raises(ValueError, match=rf"split\.test: {share} is refused"):
         profile(split={"test": share})
 
 

@@ -303,6 +303,17 @@ def test_a_model_is_known_however_many_there_are_and_whatever_its_name(client) -
         registry.known(client, "nothing")
 
 
+def test_an_alias_that_no_version_has_is_said_with_those_that_are_there(client) -> None:
+    client.create_registered_model("mine")
+    client.create_model_version("mine", "s3://none/of/this")
+    client.set_registered_model_alias("mine", "candidate", "1")
+    said = "version of registered model 'mine' has this alias; found: candidate (version 1)"
+    assert str(registry.no_version(client, "mine", "best")).endswith(said)
+    assert str(registry.no_version(client, "mine", "champion")).endswith(
+        f"{said}, and `python steps/promote.py --model mine --version 1` makes it the champion"
+    )
+
+
 def test_a_lock_is_no_model(client) -> None:
     with (
         tracking_lock.locked(client, MODEL),

@@ -107,6 +107,27 @@ def test_a_source_that_is_none_is_refused(
         sources.locate(Entry(uri=uri), tmp_path)
 
 
+def test_a_misspelt_path_is_said_whole_with_the_nearest_names(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "my").mkdir()
+    write_lines(tmp_path / "my" / "shop.csv", [])
+    write_lines(tmp_path / "my" / "towns.csv", [])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError) as refusal:
+        sources.locate(Entry(uri="../my/shopp.csv"), tmp_path)
+    assert str(refusal.value) == (
+        f"--data '../my/shopp.csv' is not a folder or a file: {tmp_path}/my/shopp.csv; did you "
+        "mean shop.csv? (with make, DATA=)"
+    )
+    with pytest.raises(UserError) as refusal:
+        sources.locate(Entry(uri="../your/shop.csv"), tmp_path)
+    assert str(refusal.value).endswith(
+        f": {tmp_path}/your/shop.csv; there is no folder {tmp_path}/your (with make, DATA=)"
+    )
+    with pytest.raises(UserError, match=r"zoo; name what there is \(with make, DATA=\)$"):
+        sources.locate(Entry(uri="zoo"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [
