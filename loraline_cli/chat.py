@@ -108,8 +108,7 @@ def chat(url: str, model: str, max_tokens: int | None) -> None:
     card = choose(cards(server), model, server.name)
     prompt = card.get("prompt") or PLAIN
     talk = Conversation(card["id"], prompt, max_tokens or card.get("max_new_tokens") or 256)
-    how = "asked as it is" if prompt == PLAIN else f"asked as in training: {prompt}"
-    click.echo(f"{talk.model} at {server.name}, {how}", err=True)
+    click.echo(opening(card, server.name), err=True)
     while (line := read()) is not None:
         command, _, rest = line.partition(" ")
         try:
@@ -125,6 +124,21 @@ def chat(url: str, model: str, max_tokens: int | None) -> None:
         except (UserError, TryAgain) as error:
             # The conversation stays: the next question may fit, or the server come back.
             click.echo(f"chat: {error}", err=True)
+
+
+def opening(card: dict[str, Any], server: str) -> str:
+    """What becomes of a question, in the words of the person who asks."""
+    prompt = card.get("prompt")
+    if not prompt:
+        how = "a question goes to it as you type it, since no prompt of a training is known here"
+    elif prompt == PLAIN:
+        how = "a question goes to it as you type it, as in its training"
+    else:
+        how = f"a first question goes into the prompt of its training, {prompt!r}"
+    return (
+        f"{card['id']} at {server}: {how}\nA later question goes on from the answers before it. "
+        "If the training had single questions, type /new before each."
+    )
 
 
 def read() -> str | None:

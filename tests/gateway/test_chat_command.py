@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loraline.serving.client import Server
-from loraline_cli.chat import Conversation
+from loraline_cli.chat import Conversation, opening
 from loraline_cli.main import main
 from tests.gateway.conftest import picture
 
@@ -27,7 +27,12 @@ def test_the_first_question_is_put_as_in_training_and_the_rest_goes_on_from_it(t
     talk = chat(text.url, "Where is Ada?", "", "And Bo?", "/new", "Who?", "/quit", "never")
     assert talk.exit_code == 0, talk.output
     assert talk.stdout.count("one two three\n") == 3
-    assert "asked as in training: Answer in a few words. {question}" in talk.stderr
+    assert (
+        f"tiny-lora at {text.url}: a first question goes into the prompt of its training, "
+        "'Answer in a few words. {question}'\n"
+        "A later question goes on from the answers before it. If the training had single "
+        "questions, type /new before each.\n"
+    ) in talk.stderr
     first = ("user", "Answer in a few words. Where is Ada?")
     assert asked(stub) == [
         [first],
@@ -49,9 +54,19 @@ def test_a_picture_goes_with_the_next_question(vision, stub, tmp_path) -> None:
 
 def test_a_server_alone_is_asked_as_it_is(stub, stub_url) -> None:
     talk = chat(stub_url, "Hello", options=("--max-tokens", "5"))
-    assert "tiny-lora at " in talk.stderr and "asked as it is" in talk.stderr
+    assert (
+        f"tiny-lora at {stub_url}: a question goes to it as you type it, since no prompt of a "
+        "training is known here\n"
+    ) in talk.stderr
     assert asked(stub) == [[("user", "Hello")]]
     assert stub.requests[0]["max_tokens"] == 5
+
+
+def test_a_model_that_was_trained_on_bare_questions_is_said_to_be_asked_so() -> None:
+    said = opening({"id": "tiny-lora", "prompt": "{question}"}, "here")
+    assert said.startswith(
+        "tiny-lora at here: a question goes to it as you type it, as in its training"
+    )
 
 
 def test_an_answer_is_said_as_it_comes(stub, stub_url) -> None:
