@@ -137,7 +137,7 @@ def prepare_data(
                 client.set_tag(run_id, tags.SOURCES, state)
             counts = outcome.counts(merged)
             click.echo(f"dataset {digest[:8]} {counts} ({'reused' if done else 'logged'})")
-            warn(outcome.loss(merged), outcome.uneven(merged), outcome.shortage(merged))
+            warn(*outcome.warnings(merged), outcome.shortage(merged))
     runs.hand_over(out_dir, run_id)
 
 
@@ -154,7 +154,7 @@ def check(merged: Dataset, out_dir: Path) -> None:
 
     report = write(merged, out_dir)
     click.echo(f"checked {outcome.counts(merged)}; report in {report}")
-    warn(outcome.loss(merged), outcome.uneven(merged))
+    warn(*outcome.warnings(merged))
     dataset.refuse(merged.examples, report=str(report))
     dataset.refuse_empty(merged)
 

@@ -42,6 +42,7 @@ class Counted:
         self.formats: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()
         self.tools = 0
+        self.present: set[str] = set()
         self.examples: list[dict[str, Any]] = []
 
     def add(self, part: Part, tally: Mapping[str, Any]) -> None:
@@ -57,6 +58,7 @@ class Counted:
         self.formats.update(tally["formats"])
         self.unused.update(tally["unused"])
         self.tools += tally["tools"]
+        self.present.update(tally["present"])
 
 
 @brief()
@@ -106,6 +108,7 @@ def merge(counted: Counted) -> Dataset:
         counted.rows,
         unused=counted.unused,
         tools=counted.tools,
+        present=counted.present,
     )
     selection.sample(merged)
     selection.assign_splits(merged)

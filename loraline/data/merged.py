@@ -43,6 +43,9 @@ class Dataset:
     tools: int = 0
     """Rows with tools, of those that were read whole."""
 
+    present: set[str] = field(default_factory=set)
+    """Columns that `columns` names and that some row has."""
+
     near_texts: NDArray[Any] | None = None
     near_media: NDArray[Any] | None = None
     """Cluster label of each row's text, and of each image or video."""

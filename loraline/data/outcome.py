@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraline.data import dataset
+from loraline.data.reading import columns
 from loraline.records import SPLITS
 
 if TYPE_CHECKING:
@@ -35,6 +36,23 @@ def loss(merged: Dataset) -> str:
         return ""
     by_check = ", ".join(f"{count} {check}" for check, count in lost.items())
     return f"checks dropped {total} of {merged.read} rows ({by_check})"
+
+
+def warnings(merged: Dataset) -> list[str]:
+    """What is said beside the counts, whether or not the rows are logged."""
+    return [loss(merged), absent(merged), uneven(merged)]
+
+
+def absent(merged: Dataset) -> str:
+    """That a column is named that no row of any source has: most likely its name is misspelt."""
+    clauses = {
+        f"no row has a column {name[:40]!r}, which {source.entry.columns_from} names for {ours}"
+        for source in merged.work.sources
+        for ours, named in source.entry.columns.items()
+        for name in columns.columns_of(named)
+        if name not in merged.present
+    }
+    return "; ".join(sorted(clauses))
 
 
 def uneven(merged: Dataset) -> str:

@@ -21,7 +21,7 @@ from loraline.data.checks import DROP, FAIL, KEEP, REPAIR, BadRow
 from loraline.data.duplicates import signatures
 from loraline.data.facts import facts_of, join, normalised
 from loraline.data.lengths.rows import Lengths, lengths
-from loraline.data.reading import formats, images, media, readers, streams, videos
+from loraline.data.reading import columns, formats, images, media, readers, streams, videos
 from loraline.data.reading.drafts import Draft
 from loraline.data.reading.formats import Reading
 from loraline.data.reading.preferences import LeftOut
@@ -179,6 +179,8 @@ def candidates(
     fetch = source.beside(part.file)
     sample = entry.sample
     share = float(sample[1:]) / 100 if sample.startswith("%") else 1.0
+    named = {name for value in entry.columns.values() for name in columns.columns_of(value)}
+    absent = set(named)
     cursor = readers.Cursor()
     for number, raw in enumerate(
         readers.rows(path, part.start, part.stop, work.limits.row_bytes, entry.encoding, cursor),
@@ -188,6 +190,8 @@ def candidates(
         if raw is None:
             continue
         tally.rows += 1
+        if absent and isinstance(raw, dict):
+            absent -= raw.keys()
         try:
             if isinstance(raw, BadRow):
                 raise raw
@@ -215,6 +219,7 @@ def candidates(
             tally.add(check, work.actions[check], number, meaning, raw, cursor.line)
         made.line = cursor.line
         yield made
+    tally.present = sorted(named - absent)
 
 
 def checked(

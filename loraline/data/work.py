@@ -102,6 +102,9 @@ class Tally:
     tools: int = 0
     """Rows with tools."""
 
+    present: list[str] = field(default_factory=list)
+    """Columns that `columns` names and that a row has."""
+
     def add(self, check: str, action: str, number: int, clause: str, shown: Any, line: int) -> None:
         self.counts[f"{check} {action}"] += 1
         if self.counts[f"{check} {action}"] <= EXAMPLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -390,6 +391,19 @@ def test_files_named_after_splits_are_as_large_as_they_are(tmp_path, prepare) ->
     for name, some in (("train", rows[:20]), ("validation", rows[20:30]), ("test", rows[30:])):
         write_lines(tmp_path / "data" / f"{name}.jsonl", some)
     assert outcome.uneven(prepare(tmp_path / "data", on=("leaks=keep",))) == ""
+
+
+def test_an_optional_column_that_no_row_has_is_said(tmp_path, prepare) -> None:
+    rows = [{**row, "rules": "Be short."} for row in labelled(150)]
+    named = {"system": "rulez", "tools": "tools_used"}
+    (tmp_path / "named.yaml").write_text(json.dumps({"set": {"uri": "data", "columns": named}}))
+    for name, some in (("a", rows[:80]), ("b", [{**row, "tools_used": ""} for row in rows[80:]])):
+        write_lines(tmp_path / "data" / f"{name}.jsonl", some)
+    made = prepare(tmp_path / "named.yaml", size=2000)
+    assert outcome.absent(made) == (
+        f"no row has a column 'rulez', which columns in {tmp_path}/named.yaml names for system"
+    )
+    assert outcome.absent(prepare(tmp_path / "data")) == ""
 
 
 def test_an_empty_split_is_said_with_its_reason_beside_what_was_dropped(tmp_path, prepare) -> None:
