@@ -55,7 +55,7 @@ def served(line: Line, start: Any) -> Iterator[tuple[Any, Any]]:
     # What an earlier line's test has set is another store.
     with line.served(MLFLOW_TRACKING_URI=line.store) as server:
         entry = {"url": server.url, "name": server.adapter}
-        with start(server.contract, entry, refresh_s=1) as gateway:
+        with start(server.contract, entry, refresh_s=1, rate="100000/minute") as gateway:
             yield server, gateway
 
 
