@@ -17,6 +17,7 @@ from types import ModuleType
 import mlflow_program
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,6 +31,9 @@ os.environ |= {
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "LORALINE_WORKFLOW_UID"):
     os.environ.pop(name, None)
 
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 HEAVIEST = (
     "test_line.py",

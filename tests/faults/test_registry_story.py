@@ -232,7 +232,6 @@ def test_what_the_last_gate_rejected_is_not_promoted(
         settings=settings(
             max_examples=examples,
             stateful_step_count=20,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

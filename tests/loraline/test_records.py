@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loraline import records
@@ -23,7 +23,6 @@ rows = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(rows, max_size=6))
 def test_a_shard_holds_what_was_written(tmp_path_factory, written: list[Record]) -> None:
     shard = tmp_path_factory.mktemp("shard") / "a.parquet"

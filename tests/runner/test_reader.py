@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.documents import load
@@ -138,7 +138,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(path=st.sampled_from(list(paths(VALID))), value=ANYTHING)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_any_value_in_place_of_any_field_is_read_or_refused(
     lint: Any, file: Path, path: tuple[Any, ...], value: Any
 ) -> None:

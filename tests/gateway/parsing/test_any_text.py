@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded_answers import TEXTS
 
@@ -130,7 +130,7 @@ def test_answers_without_an_end_are_read_in_time(task: str) -> None:
 
 
 @given(st.text(max_size=300), st.sampled_from(sorted(TASKS)), st.sampled_from(FAMILIES))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 def test_any_text_is_read(text: str, task: str, family: str) -> None:
     check(read(text, task, family, "stop", (640, 480)))
 

@@ -113,7 +113,7 @@ TEXT = st.text(st.sampled_from("ab1 \n.é中"), min_size=1, max_size=6)
 
 
 @pytest.mark.parametrize("base", ["mistral", "qwen3-vl"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
 def test_an_answer_is_learnt_after_what_a_server_would_see(
     tiny_base, base: str, pairs: list[tuple[str, str]]

@@ -33,9 +33,7 @@ words = st.text("abc ", min_size=1, max_size=6).filter(str.strip)
 row_lists = st.lists(
     st.fixed_dictionaries({"question": words, "answer": words}), min_size=1, max_size=40
 )
-quick = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+quick = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quick

@@ -43,7 +43,7 @@ def test_no_text_and_one_word_are_compared_like_others() -> None:
     assert pairs_of([]) == set()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.randoms(use_true_random=False))
 def test_all_pairs_of_hashes_within_three_bits_are_connected(hashes: list[int], rng) -> None:
     for value in list(hashes):
@@ -61,7 +61,7 @@ def test_all_pairs_of_hashes_within_three_bits_are_connected(hashes: list[int], 
                 assert labels[i] == labels[j]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(0, 29), st.integers(0, 29)), max_size=40))
 def test_clusters_are_the_classes_of_an_equivalence(count: int, links: list) -> None:
     links = [(a, b) for a, b in links if a < count and b < count]

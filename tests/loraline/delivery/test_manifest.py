@@ -251,7 +251,7 @@ names_and_values = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     model_name=model_names,
     prompt=names_and_values,
@@ -312,7 +312,7 @@ def test_a_claim_may_have_dots_in_its_name():
             rendered(placement=Placement(base_volume=name))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     value=names_and_values,
     key=st.sampled_from(["namespace", "base_volume", "prometheus", "server_image"]),

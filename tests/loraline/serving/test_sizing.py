@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from packed_rows import ARCHITECTURES
 
@@ -185,7 +185,6 @@ def test_a_log_of_something_else_is_refused(log: str, message: str) -> None:
         sizing.calibrate(log, SEED, "RTX-5090")
 
 
-@settings(deadline=None)
 @given(
     gpu=st.sampled_from(sorted(GPUS)),
     length=st.integers(16, 262144),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from loraline.training import pissa
@@ -12,7 +12,6 @@ from loraline.training import pissa
 SIZES = st.integers(1, 40)
 
 
-@settings(deadline=None)
 @given(SIZES, SIZES, st.integers(1, 12), st.integers(0, 99))
 def test_balanced_matrices_have_the_same_product_and_rank(
     inputs: int, outputs: int, rank: int, seed: int

@@ -50,7 +50,7 @@ texts = st.lists(st.sampled_from(PIECES) | st.characters(codec="utf-8"), max_siz
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen", "llama", "mistral"])
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=texts)
 def test_a_text_has_as_many_tokens_as_its_words(kind: str, text: str) -> None:
     backend = trained(kind)

@@ -180,7 +180,7 @@ rows = st.dictionaries(
 
 
 @given(st.lists(rows, max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_filled_key_of_a_row_is_used_or_listed_or_the_row_is_refused(
     listed: list[dict[str, Any]],
 ) -> None:
@@ -208,7 +208,7 @@ turn_keys = st.dictionaries(
     st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), turn_keys), max_size=5),
     st.sampled_from(["messages", "conversations", "conversation"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_filled_key_of_a_turn_is_used_or_listed_or_the_row_is_refused(
     given_turns: list[tuple[str, dict[str, Any]]], name: str
 ) -> None:
