@@ -33,6 +33,9 @@ def refusal(place: str, clause: str, check: str, report: str = "") -> str:
     drop = "" if "; " in clause else f", --on {check}=drop leaves them out"
     hint = f"(check {check}; {looked}{drop})"
     joint = " " if check == "unreadable" else ": "
+    by_make = f", with make SET=prepare.checks.{check}=drop)"
+    if drop and len(f"{where}{joint}{clause} {hint}{by_make}") <= MOST:
+        hint = hint.removesuffix(")") + by_make
     room = MOST - len(where) - len(hint) - len(joint) - 1
     return f"{where}{joint}{shortened(clause, room)} {hint}"
 

@@ -441,7 +441,9 @@ def test_check_only_ends_with_two_when_a_check_failed_and_reports_all(step, work
     assert "data.jsonl line 61: answer is empty (check empty; all is in outputs/report.html, " in (
         result.stderr
     )
-    assert "--on empty=drop leaves them out)" in result.stderr
+    assert "--on empty=drop leaves them out, with make SET=prepare.checks.empty=drop)" in (
+        result.stderr
+    )
     report = (workplace / "outputs" / "report.md").read_text()
     for check in ("empty", "format", "unreadable"):
         assert f"| {check} | fail | 1 |" in report

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from made_data import kept, picture, profile, write_lines
 
 from loraline import records
-from loraline.data import checks, dataset, outcome, parts, shards, workplace
+from loraline.data import checks, dataset, outcome, parts, sentences, shards, workplace
 from loraline.data.merged import Dataset
 from loraline.data.reading import media
 from loraline.errors import TryAgain, UserError
@@ -389,6 +389,14 @@ def test_files_named_after_splits_are_as_large_as_they_are(tmp_path, prepare) ->
     for name, some in (("train", rows[:20]), ("validation", rows[20:30]), ("test", rows[30:])):
         write_lines(tmp_path / "data" / f"{name}.jsonl", some)
     assert outcome.uneven(prepare(tmp_path / "data", on=("leaks=keep",))) == ""
+
+
+def test_what_make_takes_is_left_out_of_a_refusal_that_grows_too_long() -> None:
+    short = sentences.refusal("a.csv row 1", "answer is empty", "empty")
+    assert "leaves them out, with make SET=prepare.checks.empty=drop)" in short
+    long = sentences.refusal("a" * 200, "answer is empty" * 9, "empty")
+    assert long.endswith("--on empty=drop leaves them out)")
+    assert len(long) <= sentences.MOST
 
 
 def test_an_optional_column_that_no_row_has_is_said(tmp_path, prepare) -> None:
