@@ -24,7 +24,7 @@ class Finding(NamedTuple):
     """The result of one check."""
 
     name: str
-    state: Literal["ok", "missing", "broken"]
+    state: Literal["ok", "missing", "little", "broken"]
     detail: str
     remedy: str = ""
     needed: bool = False
@@ -139,5 +139,5 @@ def disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     detail = f"{free:.0f} GiB free in {Path.cwd()}"
     if free < ROOM_GIB:
-        return Finding("disk", "broken", detail, f"a 7B base needs {ROOM_GIB} GiB; free some")
+        return Finding("disk", "little", detail, f"a 7B base needs {ROOM_GIB} GiB; free some")
     return Finding("disk", "ok", detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -87,6 +88,11 @@ def test_a_profile_of_ones_own_leaves_the_tracked_workflows_alone() -> None:
     known = make("-n", "pipeline", "PROFILE=standard").stdout
     assert "loraline_cli.preload workflows/pipeline.yaml" in known
     assert "workflows/pipeline.py" not in known
+
+
+def test_no_error_is_ignored_aloud() -> None:
+    """Make calls an ignored error an error all the same, in the last line of an installation."""
+    assert re.findall(r"^\t@?-.*", (ROOT / "Makefile").read_text(), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_doctor_ends_with_2_where_the_pipeline_cannot_run(monkeypatch: pytest.Mo
 
 def test_doctor_knows_when_the_disk_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "ROOM_GIB", 10**6)
-    assert doctor.disk().state == "broken"
+    assert doctor.disk().state == "little"
 
 
 def test_doctor_lists_the_bases() -> None:

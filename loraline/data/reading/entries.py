@@ -52,7 +52,7 @@ def entries(
             codecs.lookup(entry.encoding or "utf-8")
         except LookupError:
             raise UserError(
-                f"encoding {entry.encoding!r} is unknown; write it as utf-16, gbk, latin-1 or so"
+                f"encoding {entry.encoding!r} is unknown; write it as utf-16, cp1252, gbk or so"
             ) from None
     return listed
 

@@ -14,8 +14,6 @@ from loraline.data.reading import streams
 from loraline.data.reading.values import Spelt, repeats, without_repetition
 from loraline.errors import UserError
 
-NOT_UTF8 = "is not UTF-8; convert the file, or name its encoding with --encoding"
-
 TOP_LEVEL = 1
 """Depth of the keys of one object that holds all of a file."""
 
@@ -128,7 +126,7 @@ def parse(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         return BadRow("unreadable", f"is not valid JSON: {error.msg} at column {error.colno}")
     except UnicodeDecodeError:
-        return BadRow("unreadable", NOT_UTF8)
+        return BadRow("unreadable", streams.NOT_UTF8)
     except RecursionError:
         return BadRow("unreadable", "is nested too deeply")
     except ValueError as error:

@@ -122,7 +122,7 @@ def csv_rows(
                 yield BadRow("unreadable", f"is not valid CSV: {plain(error)}")
                 continue
             if any(isinstance(value, str) and not is_utf8(value) for value in row.values()):
-                yield BadRow("unreadable", json_files.NOT_UTF8)
+                yield BadRow("unreadable", streams.NOT_UTF8)
             elif "(no header)" in row:
                 yield BadRow("unreadable", "has more fields than the header")
             elif list(row.values()) == names:
@@ -183,9 +183,7 @@ def header(path: Path, reader: csv.DictReader[str]) -> list[str]:
     except csv.Error as error:
         raise UserError(f"{path} has a header that is not valid CSV: {plain(error)}") from error
     if not all(map(is_utf8, names)):
-        raise UserError(
-            f"{path} is not UTF-8; convert it, or name its encoding, as in --encoding gbk"
-        )
+        raise UserError(f"{path} {streams.NOT_UTF8}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has two columns named {twice[0][:40]!r}; rename one")
     return names

@@ -12,6 +12,11 @@ from typing import IO, Any
 
 from loraline.errors import UserError
 
+NOT_UTF8 = (
+    "is not UTF-8; convert it, or name its encoding with --encoding or prepare.encoding, such as "
+    "cp1252 of Excel in the West, or gbk"
+)
+
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Endings of files that are unpacked as they are read, with Arrow's name of the way."""
 
@@ -175,9 +180,7 @@ def needs_translation(path: Path, encoding: str) -> tuple[str, bool]:
                 f"{path} is {mark}; save it as UTF-8, or give --encoding {mark.lower()}"
             )
         if lines_are_not_utf8(head):
-            raise UserError(
-                f"{path} is not UTF-8; convert it, or name its encoding, as in --encoding gbk"
-            )
+            raise UserError(f"{path} {NOT_UTF8}")
         decoded = ""
     return decoded, b"\n" not in head and b"\r" in head.rstrip()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import images, streams
-from loraline.data.reading.json_files import NOT_UTF8, parse
+from loraline.data.reading.json_files import parse
+from loraline.data.reading.streams import NOT_UTF8
 from loraline.data.reading.values import type_name
 from loraline.errors import UserError
 
