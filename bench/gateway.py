@@ -113,6 +113,15 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def show_percentiles(by_arm: dict[str, list[float]], unit: str) -> None:
+    """A line an arm; times in milliseconds."""
+    for name, values in by_arm.items():
+        click.echo(
+            f"  {name:10} p50 {percentile(values, 0.5):7.2f} ms   p99 "
+            f"{percentile(values, 0.99):7.2f} ms   {len(values)} {unit}"
+        )
+
+
 async def streams(
     places: Arms, url: str, count: int, seconds: float
 ) -> tuple[list[float], list[float]]:
@@ -130,24 +139,20 @@ async def streams(
 
 async def chunks(places: Arms, seconds: float, __: int) -> None:
     """Delay that is added to chunks at 64 streams; the arms take turns, for 3 s each."""
-    found: dict[str, list[float]] = {name: [] for name in places}
+    by_arm: dict[str, list[float]] = {name: [] for name in places}
     used = 0.0
     for turn in range(1 + max(1, round(seconds / 3))):
         for name, url in places.items():
             before = cpu(places.pid)
             delays, _ = await streams(places, url, 64, 3)
             if turn:
-                found[name] += delays
+                by_arm[name] += delays
                 used += cpu(places.pid) - before if name == "gateway" else 0
-    click.echo(f"  {1e6 * used / len(found['gateway']):.0f} us of a processor for a chunk")
-    for name, values in found.items():
-        click.echo(
-            f"  {name:10} p50 {percentile(values, 0.5):7.2f} ms   p99 "
-            f"{percentile(values, 0.99):7.2f} ms   {len(values)} chunks"
-        )
-    for name in [name for name in found if name != "direct"]:
+    click.echo(f"  {1e6 * used / len(by_arm['gateway']):.0f} us of a processor for a chunk")
+    show_percentiles(by_arm, "chunks")
+    for name in [name for name in by_arm if name != "direct"]:
         for share, bar in ((0.5, 0.5), (0.99, 6)):
-            value = percentile(found[name], share) - percentile(found["direct"], share)
+            value = percentile(by_arm[name], share) - percentile(by_arm["direct"], share)
             title = f"{name}: added to a chunk, 64 streams, p{100 * share:g}, ms"
             click.echo(Bar(title, most=bar).line(value))
 
@@ -155,16 +160,16 @@ async def chunks(places: Arms, seconds: float, __: int) -> None:
 async def first_token(places: Arms, seconds: float, __: int) -> None:
     """Time that is added to the first token at 32 streams that begin within 40 ms, and beside 32
     that run; arms take turns."""
-    found: dict[str, list[float]] = {name: [] for name in places}
+    by_arm: dict[str, list[float]] = {name: [] for name in places}
     for _round in range(max(3, int(seconds))):
         for name, url in places.items():
-            found[name] += (await streams(places, url, 32, 0.3))[1]
-    first_tokens_added(found, "32 streams")
-    found = {name: [] for name in places}
+            by_arm[name] += (await streams(places, url, 32, 0.3))[1]
+    first_tokens_added(by_arm, "32 streams")
+    by_arm = {name: [] for name in places}
     for _round in range(max(1, round(seconds / 3))):
         for name, url in places.items():
-            found[name] += await beside_others(places, url, 32)
-    first_tokens_added(found, "beside 32 streams")
+            by_arm[name] += await beside_others(places, url, 32)
+    first_tokens_added(by_arm, "beside 32 streams")
 
 
 async def beside_others(places: Arms, url: str, count: int) -> list[float]:
@@ -173,24 +178,20 @@ async def beside_others(places: Arms, url: str, count: int) -> list[float]:
     firsts: list[float] = []
     async with session(places, force_close=True) as client:
 
-        async def one(at: int) -> None:
+        async def ask_again_and_again(at: int) -> None:
             await asyncio.sleep(at / count)
             await stream(client, url, 60, [], max_tokens=RATE)
             for _ in range(3):
                 firsts.append(await stream(client, url, 60, [], max_tokens=RATE))
 
-        await asyncio.gather(*(one(at) for at in range(count)))
+        await asyncio.gather(*(ask_again_and_again(at) for at in range(count)))
     return [1000 * each for each in firsts]
 
 
-def first_tokens_added(found: dict[str, list[float]], where: str) -> None:
-    for name, values in found.items():
-        click.echo(
-            f"  {name:10} p50 {percentile(values, 0.5):7.2f} ms   p99 "
-            f"{percentile(values, 0.99):7.2f} ms   {len(values)} streams"
-        )
-    for name in [name for name in found if name != "direct"]:
-        value = percentile(found[name], 0.5) - percentile(found["direct"], 0.5)
+def first_tokens_added(by_arm: dict[str, list[float]], where: str) -> None:
+    show_percentiles(by_arm, "streams")
+    for name in [name for name in by_arm if name != "direct"]:
+        value = percentile(by_arm[name], 0.5) - percentile(by_arm["direct"], 0.5)
         click.echo(Bar(f"{name}: added to the first token, {where}, p50, ms", most=3).line(value))
 
 

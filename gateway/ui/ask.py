@@ -103,8 +103,8 @@ def examples_of(folder: Path) -> list[dict[str, Any]]:
             {"text": each["text"], "files": [str(folder / name) for name in each["files"]]}
             for each in lines[:MOST_EXAMPLES]
         ]
-    found = [path for path in sorted(folder.iterdir()) if pictures.is_picture(path)]
-    return [{"text": "", "files": [str(path)]} for path in found[:MOST_EXAMPLES]]
+    files = [path for path in sorted(folder.iterdir()) if pictures.is_picture(path)]
+    return [{"text": "", "files": [str(path)]} for path in files[:MOST_EXAMPLES]]
 
 
 class AskScreen:
