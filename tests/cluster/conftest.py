@@ -22,6 +22,9 @@ SERVER_IMAGE = "localhost/loraline:serve"
 LABEL = "loraline.test"
 """What the namespace of these tests is marked with: its registry is emptied."""
 
+ROOM = 4 * 2**30
+"""Bytes that the disk of the cluster needs: where it is full, pods end in Error."""
+
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 S3 = "docker.io/versity/versitygw:v1.0.20"
 DONE = ("Succeeded", "Failed", "Error")
@@ -137,6 +140,12 @@ def cluster() -> Iterator[Cluster]:
             words = result.run("sh", "-c", shell).split("\n")
             for name, value in zip(("KUBECONFIG", "PATH"), words, strict=True):
                 patch.setenv(name, value)
+            disk = Path(os.environ["KUBECONFIG"]).parent
+            free = shutil.disk_usage(disk).free
+            assert free >= ROOM, (
+                f"the cluster's disk has {free / 2**30:.1f} GiB left at {disk}, "
+                f"and pods need {ROOM / 2**30:.0f} GiB: remove what is not needed there"
+            )
             result.builds_images = True
             if not result.run("buildah", "images", "-q", PYTHON, check=False):
                 result.run(SCRIPT, "base-image")

@@ -52,7 +52,7 @@ Object = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def on_argo(cluster: Any) -> Iterator[dict[str, Object]]:
-    """The facts of every case, from the cluster."""
+    """The ended workflow of every case, from the cluster."""
     cluster.kubectl("apply", "-f", "-", stdin=ACCOUNT)
 
     def run(case: str) -> tuple[str, Object]:
@@ -62,7 +62,7 @@ def on_argo(cluster: Any) -> Iterator[dict[str, Object]]:
         name = made.strip().rpartition("/")[2]
         result = cluster.finished(name, 300)
         cluster.kubectl("delete", "workflow", name, "--wait=false")
-        return case, facts(result["status"], name)
+        return case, result
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield dict(pool.map(run, CASES))
@@ -79,7 +79,16 @@ def test_both_come_to_the_same(on_argo: dict[str, Object], case: str, tmp_path: 
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)
     document = json.loads((tmp_path / "outputs/latest/status.json").read_text())
 
-    assert facts(document["status"], document["metadata"]["name"]) == on_argo[case]
+    local = facts(document["status"], document["metadata"]["name"])
+    argo = facts(on_argo[case]["status"], on_argo[case]["metadata"]["name"])
+    assert local == argo, said_by(on_argo[case])
+
+
+def said_by(workflow: Object) -> str:
+    """The messages of a workflow's nodes: a fault of the cluster says itself there."""
+    nodes = workflow["status"]["nodes"].values()
+    lines = [f"  {node['name']}: {node['message']}" for node in nodes if node.get("message")]
+    return "\n".join(["they differ; the controller said", *lines])
 
 
 @pytest.fixture(scope="module")
