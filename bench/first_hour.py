@@ -30,7 +30,7 @@ class Measured(NamedTuple):
 
     what: str
     seconds: float
-    bar: float
+    limit: float
 
 
 class Timed(NamedTuple):
@@ -38,7 +38,7 @@ class Timed(NamedTuple):
 
     what: str
     command: tuple[str, ...]
-    bar: float
+    limit: float
 
 
 TIMED = {
@@ -61,7 +61,7 @@ TIMED = {
     "--rounds", type=click.IntRange(1), default=3, help="Unchanged runs; the best counts."
 )
 def first_hour(clone: Path, skip: tuple[str, ...], rounds: int) -> None:
-    """Time the README's commands on this machine and print them beside their bars."""
+    """Time the README's commands on this machine and print them beside their limits."""
     if not (clone / "Makefile").is_file():
         raise click.UsageError(f"--clone {clone} is no clone of this project")
     measured = []
@@ -70,7 +70,7 @@ def first_hour(clone: Path, skip: tuple[str, ...], rounds: int) -> None:
             continue
         measure: Callable[[Path, tuple[str, ...]], float] = until_ready if name == "serve" else run
         times = [measure(clone, timed.command) for _ in range(rounds if name == "unchanged" else 1)]
-        measured.append(Measured(timed.what, min(times), timed.bar))
+        measured.append(Measured(timed.what, min(times), timed.limit))
         click.echo(f"{timed.what}: {', '.join(f'{t:.1f}' for t in times)} s", err=True)
     click.echo(table(measured))
 
@@ -122,10 +122,10 @@ def table(measured: list[Measured]) -> str:
         f"{datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}, {os.cpu_count()} cores; "
         "`python bench/first_hour.py`:",
         "",
-        "| | seconds | bar |",
+        "| | seconds | limit |",
         "|---|---|---|",
     ]
-    lines += [f"| {each.what} | {each.seconds:.1f} | {each.bar:g} |" for each in measured]
+    lines += [f"| {each.what} | {each.seconds:.1f} | {each.limit:g} |" for each in measured]
     return "\n".join(lines)
 
 
