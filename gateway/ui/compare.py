@@ -43,7 +43,9 @@ class CompareScreen:
         self.line = gr.HTML(elem_id="compare-line")
         self.result = gr.HTML(elem_id="compare-result")
         with gr.Row():
-            self.vote = gr.Radio([], label=_("Which answer is best?"), visible=False)
+            self.vote = gr.Radio(
+                [], label=_("Which answer is best?"), visible=False, elem_id="compare-best"
+            )
             self.cast = gr.Button(_("Vote"), visible=False, elem_id="compare-vote")
 
     def wire(self) -> None:
@@ -126,7 +128,9 @@ class CompareScreen:
             random.shuffle(answers)
         picture = await ask.shown(files)
         kept = {"answers": answers, "comparisons": document["comparisons"], "picture": picture}
-        well = [each for each in answers if "problem" not in each]
+        well = [
+            letter for letter, each in zip(LETTERS, answers, strict=False) if "problem" not in each
+        ]
         yield done | {
             self.session: session,
             self.answers: kept,
@@ -134,7 +138,7 @@ class CompareScreen:
             self.result: side_by_side(answers, picture, hidden=blind),
             self.vote: gr.update(
                 visible=len(well) > 1,
-                choices=[*LETTERS[: len(answers)], self.text("None is better")],
+                choices=[*well, self.text("None is better")],
                 value=None,
             ),
             self.cast: gr.update(visible=len(well) > 1),

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,16 @@ def text(_text: Started, stub: Stub) -> Started:
 
 
 @contextlib.contextmanager
-def vllm(base: Path, folder: Path, template: Path, pixels: tuple[int, int] | None) -> Iterator[str]:
+def vllm(
+    base: Path,
+    folder: Path,
+    template: Path,
+    pixels: tuple[int, int] | None,
+    adapters: Mapping[str, Path] | None = None,
+) -> Iterator[str]:
     """A real vLLM that serves a tiny base as `tiny`; its address. Its log is in `folder`.
 
-    `pixels` are the limits of an image; None serves texts alone.
+    `pixels` are the limits of an image; None serves texts alone. `adapters` are served by name.
     """
     beside = Path(sys.executable).with_name("vllm")
     executable = str(beside) if beside.is_file() else shutil.which("vllm")
@@ -188,6 +194,10 @@ def vllm(base: Path, folder: Path, template: Path, pixels: tuple[int, int] | Non
         size = {"images_kwargs": {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}}
         args += ["--limit-mm-per-prompt", '{"image": 1, "video": 0}']
         args += ["--mm-processor-kwargs", json.dumps(size)]
+    if adapters:
+        # vLLM's CPU build answers for the base with the last slot's adapter: that one stays empty.
+        args += ["--enable-lora", "--max-loras", str(len(adapters) + 1), "--lora-modules"]
+        args += [f"{name}={path}" for name, path in adapters.items()]
     log = (folder / "log").open("w")
     server = subprocess.Popen(
         [executable, "serve", str(base), *args],

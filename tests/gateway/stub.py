@@ -42,6 +42,12 @@ class Stub:
 
     def reset(self) -> None:
         self.tokens = ["one", " two", " three"]
+        self.answers: dict[str, list[str]] = {}
+        """Tokens by model, of those that do not answer with `tokens`."""
+
+        self.failing: set[str] = set()
+        """Models that fail with status 500."""
+
         self.fault = ""
         self.delay = 0.0
         self.requests: list[dict[str, Any]] = []
@@ -104,7 +110,8 @@ class Stub:
             active.discard(asked)
 
     async def answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        fault = self.fault
+        fault = "status 500" if body["model"] in self.failing else self.fault
+        tokens = self.tokens_of(body)
         if self.failures_left > 0:
             self.failures_left -= 1
             request.transport.abort()
@@ -126,11 +133,11 @@ class Stub:
             await asyncio.sleep(60)
         if body.get("stream"):
             return await self.stream(request, body)
-        for _ in self.tokens[: body.get("max_tokens")]:
+        for _ in tokens[: body.get("max_tokens")]:
             await asyncio.sleep(self.delay)
         choice: dict[str, Any] = {
             "index": 0,
-            "message": {"role": "assistant", "content": "".join(self.tokens)},
+            "message": {"role": "assistant", "content": "".join(tokens)},
             "finish_reason": self.finish_reason,
         }
         result = {
@@ -139,15 +146,18 @@ class Stub:
             "created": 1,
             "model": body["model"],
             "choices": [choice],
-            "usage": self.usage(),
+            "usage": self.usage(body),
         }
         if body.get("return_token_ids"):
-            choice["token_ids"] = [*range(len(self.tokens)), 2]
+            choice["token_ids"] = [*range(len(tokens)), 2]
             result["prompt_token_ids"] = [1, 2, 3]
         return web.json_response(result)
 
-    def usage(self) -> dict[str, int]:
-        count = len(self.tokens)
+    def tokens_of(self, body: dict[str, Any]) -> list[str]:
+        return self.answers.get(body["model"], self.tokens)
+
+    def usage(self, body: dict[str, Any]) -> dict[str, int]:
+        count = len(self.tokens_of(body))
         return {"prompt_tokens": 7, "completion_tokens": count, "total_tokens": 7 + count}
 
     async def stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -158,7 +168,7 @@ class Stub:
             await answer.write(b"hello, I am no event\n\nnor I\n\n")
             return answer
         await answer.write(self.event(body, {"role": "assistant", "content": ""}))
-        for index, token in enumerate(self.tokens[: body.get("max_tokens")]):
+        for index, token in enumerate(self.tokens_of(body)[: body.get("max_tokens")]):
             if self.delay:
                 await asyncio.sleep(self.delay)
             if self.stamped:
@@ -207,7 +217,7 @@ class Stub:
             "choices": choices,
         }
         if delta is None:
-            result["usage"] = self.usage()
+            result["usage"] = self.usage(body)
         return b"data: " + json.dumps(result, separators=(",", ":")).encode() + b"\n\n"
 
 
