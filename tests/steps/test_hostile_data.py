@@ -81,7 +81,7 @@ DROPS = tuple(
 )
 
 
-def test_bad_rows_are_counted_out_and_good_ones_kept(step, folder: Path, workplace: Path) -> None:
+def test_bad_rows_are_dropped_and_good_ones_kept(step, folder: Path, workplace: Path) -> None:
     arguments = ("--profile", "smoke-vision", "--data", folder, *DROPS, "--check-only")
     result = step("prepare_data", *arguments)
     assert result.exit_code == 0, result.stderr

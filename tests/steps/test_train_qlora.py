@@ -101,7 +101,7 @@ def test_the_same_inputs_are_trained_once(train, data_run: str, quick) -> None:
     assert train(data_run, quick("two")) != first
 
 
-def test_rows_over_max_length_are_counted_out(train, data_run: str, quick) -> None:
+def test_rows_over_max_length_are_dropped(train, data_run: str, quick) -> None:
     run = mlflow.get_run(train(data_run, quick("one", max_length=60)))
     assert 0 < run.data.metrics["train_rows_too_long"] < 288
     with runs.adapter(run) as adapter:

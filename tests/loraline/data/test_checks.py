@@ -245,7 +245,7 @@ def test_media_in_a_row_for_a_text_model_are_refused(folder, prepare) -> None:
     assert merged.counts == {"modality drop": 1}
 
 
-def test_text_that_reads_as_a_control_token_is_counted_out(tmp_path: Path, prepare) -> None:
+def test_text_that_reads_as_a_control_token_is_dropped(tmp_path: Path, prepare) -> None:
     rows = [GOOD, {"question": "Is <s>this</s> struck out?", "answer": "Yes."}]
     data = write_lines(tmp_path / "data.jsonl", rows)
     base = str(Path(__file__).parents[3] / "test_data/text/base")
