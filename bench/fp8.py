@@ -127,7 +127,7 @@ def layer() -> dict[str, Any]:
                 x, upstream = torch.randn(rows, 2048), torch.randn(rows, 1024)
                 results = []
                 for device in ("cuda", "cpu"):
-                    made = base.Fp8Linear(linear, torch.device(device), both=both)
+                    made = base.Fp8Linear(linear, torch.device(device), keep_transposed=both)
                     given = x.to(device).bfloat16().requires_grad_()
                     out = made(given)
                     out.backward(upstream.to(device).bfloat16())

@@ -182,7 +182,7 @@ def answered(task: Task) -> Timing:
     if task.engine == "vllm":
         from vllm.lora.request import LoRARequest
 
-        llm = vllm_engine.start(agreed, base, [task.adapter], max(map(len, rows)))
+        llm = vllm_engine.start_engine(agreed, base, [task.adapter], max(map(len, rows)))
         lora = LoRARequest("tuned", 1, str(task.adapter))
 
         def answer(some: list[Row]) -> list[Any]:

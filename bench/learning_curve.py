@@ -230,7 +230,7 @@ def packed_loss(model: Any, encoder: Encoder) -> Callable[[Sequence[Row]], Tenso
 
     causal = model.get_base_model()
     attention.use(causal)
-    loss.give_losses(causal)
+    loss.return_losses(causal)
     rope_index = getattr(causal.model, "get_rope_index", None)
     return lambda rows: model(**packing.pack(encoder, rows, rope_index)).mean()
 

@@ -85,7 +85,7 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
     rows = rows_for(task, encoder, rows_per_step * steps)
     located = locate(str(base), None)
     recipe = recipe.model_copy(update=OURS[arm])
-    machine = Machine.here()
+    machine = Machine.measured()
     plan, table = memory.choose(recipe, located, rows, machine)
     click.echo(table, err=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -28,7 +28,7 @@ WEBHOOK = "LORALINE_WEBHOOK_URL"
 """The variable of an address that is a secret as a whole, its path included."""
 
 
-def shown(address: str, *, path: bool = True) -> str:
+def redacted(address: str, *, path: bool = True) -> str:
     """An address without user, password, query and fragment, and without its path unless `path`.
 
     A password may hold any character that it should have percent-encoded. So everything up to the
@@ -38,30 +38,30 @@ def shown(address: str, *, path: bool = True) -> str:
     >>> shown("postgresql://user:pa/ss@host:5432/mlflow?password=secret")
     'postgresql://host:5432/mlflow'
     """
-    scheme, separator, rest = address.partition("://")
+    scheme, separator, location = address.partition("://")
     if not separator:
-        scheme, rest = "", address
-    before, at, after = rest.rpartition("@")
+        scheme, location = "", address
+    before, at, after = location.rpartition("@")
     if at and re.search(r"[?#]", before):
         return f"{scheme}{separator}{HIDDEN}"
-    shown = re.split(r"[?#]", after if at else rest, maxsplit=1)[0]
-    shown = re.sub(r"[^\x21-\x7e\xa1-\uffff]+.*", HIDDEN, shown, flags=re.DOTALL)
+    visible = re.split(r"[?#]", after if at else location, maxsplit=1)[0]
+    visible = re.sub(r"[^\x21-\x7e\xa1-\uffff]+.*", HIDDEN, visible, flags=re.DOTALL)
     if not path:
-        shown = shown.partition("/")[0]
-    return f"{scheme}{separator}{shown}"
+        visible = visible.partition("/")[0]
+    return f"{scheme}{separator}{visible}"
 
 
 def scrubbed(text: str) -> str:
     """A text for people without the secrets of this environment, whoever put them into it."""
     for name in ADDRESSES:
         address = os.environ.get(name, "")
-        if address and shown(address) != address:
-            text = text.replace(address, shown(address))
+        if address and redacted(address) != address:
+            text = text.replace(address, redacted(address))
             for secret in credentials(address):
                 text = text.replace(secret, HIDDEN)
     webhook = os.environ.get(WEBHOOK, "")
     if webhook:
-        text = text.replace(webhook, shown(webhook, path=False))
+        text = text.replace(webhook, redacted(webhook, path=False))
         path = webhook.partition("://")[2].partition("/")[2]
         if path:
             text = text.replace(path, HIDDEN)
@@ -74,9 +74,9 @@ def scrubbed(text: str) -> str:
 
 
 def credentials(address: str) -> list[str]:
-    """What of an address nobody may read: user and password, and the query; the longest first."""
-    rest = address.partition("://")[2] or address
-    before, _, _ = rest.rpartition("@")
-    parts = [before, *before.split(":", 1)[1:], *re.split(r"[?#]", rest)[1:]]
-    parts += re.findall(r"(?:password|secret|token|key)=([^&#]*)", rest, re.IGNORECASE)
+    """The secret parts of an address: user, password and query; the longest first."""
+    location = address.partition("://")[2] or address
+    before, _, _ = location.rpartition("@")
+    parts = [before, *before.split(":", 1)[1:], *re.split(r"[?#]", location)[1:]]
+    parts += re.findall(r"(?:password|secret|token|key)=([^&#]*)", location, re.IGNORECASE)
     return sorted({part for part in parts if len(part) >= 4}, key=len, reverse=True)

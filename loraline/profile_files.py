@@ -37,20 +37,21 @@ def names(folder: Path | None = None) -> list[str]:
     return list(files(folder))
 
 
-def resolve(name: str, known: Mapping[str, Path], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+def resolve(
+    name: str, available: Mapping[str, Path], heirs: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """A profile's keys, with those of the profile that it extends; `heirs` are the profiles that
     extend this one."""
     if name in heirs:
         circle = " extends ".join([*heirs[heirs.index(name) :], name])
-        raise UserError(f"{known[name]}: extends goes in a circle: {circle}")
-    if name not in known:
-        accepted = ", ".join(known) or (
+        raise UserError(f"{available[name]}: extends goes in a circle: {circle}")
+    if name not in available:
+        accepted = ", ".join(available) or (
             "none; run it in a folder that holds lora_profiles/, such as loraline's checkout"
         )
-        label = f"{known[heirs[-1]]}: extends an" if heirs else "unknown"
-        label = f"{label} unknown profile" if heirs else f"{label} profile"
-        raise UserError(f"{label} {name!r}; accepted: {accepted}")
-    path = known[name]
+        place = f"{available[heirs[-1]]}: extends an " if heirs else ""
+        raise UserError(f"{place}unknown profile {name!r}; accepted: {accepted}")
+    path = available[name]
     try:
         content = read_yaml(path)
     except yaml.YAMLError as error:
@@ -62,4 +63,4 @@ def resolve(name: str, known: Mapping[str, Path], heirs: tuple[str, ...] = ()) -
     parent = content.pop("extends")
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends: {parent!r} is refused, name one profile")
-    return merge(resolve(parent, known, (*heirs, name)), content)
+    return merge(resolve(parent, available, (*heirs, name)), content)

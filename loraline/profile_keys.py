@@ -9,13 +9,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from loraline.limits import Strict
 from loraline.preparation import Prepare, Split
 
-Apart = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Projection = Literal[Apart, "qkv_proj", "gate_up_proj"]
+SeparateProjection = Literal[
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+]
+Projection = Literal[SeparateProjection, "qkv_proj", "gate_up_proj"]
 """Linear layers of a decoder layer; the last two are Phi's, which joins the others."""
 
 
 class Tune(Strict):
-    """Parts of a vision model that learn; for a part of null its own learning rate says it."""
+    """Parts of a vision model that learn; a part that is null learns if it has its own rate."""
 
     vision: bool | None = None
     """The vision tower: its blocks, or with `train: full` all of it but the mergers."""
@@ -144,8 +146,8 @@ class Trainable(Strict):
         return (self.target_modules or ()) if adapted else ()
 
     @property
-    def ranks(self) -> int:
-        """How many times the rank of what is trained the logged adapter has."""
+    def rank_factor(self) -> int:
+        """Rank of the logged adapter over the rank that is trained: PiSSA's is twice as high."""
         return 2 if self.init_lora_weights else 1
 
     @model_validator(mode="after")

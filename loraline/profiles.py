@@ -52,9 +52,9 @@ class Profile(Serving, Optimization, Trainable, Data, Identity):
             raise ValueError(
                 "train: full needs export: merged, because a whole model comes out and no adapter"
             )
-        ways = ("use_dora", "init_lora_weights", "loraplus_lr_ratio")
-        if given := [key for key in ways if getattr(self, key)]:
-            raise ValueError(f"{given[0]} is a way to train an adapter; train: full has none")
+        adapter_keys = ("use_dora", "init_lora_weights", "loraplus_lr_ratio")
+        if set_keys := [key for key in adapter_keys if getattr(self, key)]:
+            raise ValueError(f"{set_keys[0]} is a way to train an adapter; train: full has none")
         return self
 
     @model_validator(mode="after")
@@ -123,8 +123,8 @@ def load(
     if recipes and name in recipes:
         content, source = recipes[name], f"profile {name!r} of --recipes"
     else:
-        known = files(folder)
-        content, source = resolve(name, known), str(known[name])
+        available = files(folder)
+        content, source = resolve(name, available), str(available[name])
     if overrides:
         content = override(content, overrides)
         source = f"{source} with {' '.join(overrides)}"
@@ -175,23 +175,23 @@ NUMBER = re.compile("(constrained-)?(int|float)")
 
 def without_branches(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
     """Errors with one of each value that may be of two types, under the key that people write."""
-    made: list[ErrorDetails] = []
+    kept_errors: list[ErrorDetails] = []
     places: dict[tuple[int | str, ...], int] = {}
     for item in errors:
         place, branch = item["loc"][:-1], item["loc"][-1:]
         if not (place and NUMBER.fullmatch(str(branch[0]))):
-            made.append(item)
+            kept_errors.append(item)
             continue
         of_the_type = item["type"].startswith(("int_", "float_"))
         item["loc"] = place
         if of_the_type:
             item["msg"] = "expected a number"
         if place not in places:
-            places[place] = len(made)
-            made.append(item)
+            places[place] = len(kept_errors)
+            kept_errors.append(item)
         elif not of_the_type:
-            made[places[place]] = item
-    return made
+            kept_errors[places[place]] = item
+    return kept_errors
 
 
 def lower_first(text: str) -> str:

@@ -74,7 +74,7 @@ class Record:
         return self.messages[-2][1]
 
     @property
-    def asked(self) -> str:
+    def context(self) -> str:
         """What a reader needs to judge the answer: the question, or all turns before the answer."""
         before = self.messages[:-1]
         if len(before) == 1:
@@ -84,34 +84,34 @@ class Record:
     def until(self, turn: int) -> Record:
         """The conversation as it was when a turn was its answer."""
         messages = self.messages[: turn + 1]
-        shown = sum(text.count(IMAGE) for _, text in messages) if self.images else 0
-        moving = sum(text.count(VIDEO) for _, text in messages) if self.videos else 0
+        images = sum(text.count(IMAGE) for _, text in messages) if self.images else 0
+        videos = sum(text.count(VIDEO) for _, text in messages) if self.videos else 0
         details = {number: detail for number, detail in self.details.items() if number <= turn}
-        return Record(messages, self.images[:shown], self.videos[:moving], self.tools, details)
+        return Record(messages, self.images[:images], self.videos[:videos], self.tools, details)
 
     def prompt(self) -> list[dict[str, Any]]:
         """Turns before the answer, in the form that chat templates take."""
-        shows = bool(self.images or self.videos)
+        has_media = bool(self.images or self.videos)
         turns: list[dict[str, Any]] = [
-            {"role": role, "content": parts(content) if shows else content}
+            {"role": role, "content": content_parts(content) if has_media else content}
             for role, content in self.messages[:-1]
         ]
         for number, detail in self.details.items():
             if number < len(turns):
-                turns[number] |= in_a_template(detail)
+                turns[number] |= template_keys(detail)
         return turns
 
     def answer_turn(self) -> dict[str, Any]:
         """The answer, in the form that chat templates take."""
         turn = {"role": "assistant", "content": self.answer}
         detail = self.details.get(len(self.messages) - 1)
-        return turn | in_a_template(detail) if detail else turn
+        return turn | template_keys(detail) if detail else turn
 
     def tool_list(self) -> list[dict[str, Any]] | None:
         """The tools as chat templates take them; None if there are none."""
         return list(json.loads(self.tools)) if self.tools else None
 
-    def learnt(self) -> list[int]:
+    def learnt_turns(self) -> list[int]:
         """Numbers of the turns that are learnt, the last one among them."""
         return [
             number
@@ -121,7 +121,7 @@ class Record:
         ]
 
 
-def in_a_template(detail: Detail) -> dict[str, Any]:
+def template_keys(detail: Detail) -> dict[str, Any]:
     """Keys of a turn, as chat templates name them."""
     named = {
         "tool_calls": json.loads(detail.calls) if detail.calls else None,
@@ -132,7 +132,7 @@ def in_a_template(detail: Detail) -> dict[str, Any]:
     return {key: value for key, value in named.items() if value}
 
 
-def parts(content: str) -> list[dict[str, str]]:
+def content_parts(content: str) -> list[dict[str, str]]:
     """A turn's text with media tags, as the list of parts that vision templates take."""
     kinds = {IMAGE: {"type": "image"}, VIDEO: {"type": "video"}}
     return [
@@ -190,7 +190,7 @@ def batch(rows: Sequence[Record], tokens: Sequence[int | None] | None = None) ->
         ],
         ["role", "content", "tool_calls", "reasoning_content", "tool_call_id", "name", "train"],
     )
-    frames = lists(
+    frames = list_column(
         [len(video.frames) for video in videos],
         pa.array(chain.from_iterable(video.frames for video in videos), pa.large_binary()),
     )
@@ -199,9 +199,9 @@ def batch(rows: Sequence[Record], tokens: Sequence[int | None] | None = None) ->
     )
     images = pa.array(chain.from_iterable(row.images for row in rows), pa.large_binary())
     columns = [
-        lists([len(row.messages) for row in rows], messages),
-        lists([len(row.images) for row in rows], images),
-        lists([len(row.videos) for row in rows], video_structs),
+        list_column([len(row.messages) for row in rows], messages),
+        list_column([len(row.images) for row in rows], images),
+        list_column([len(row.videos) for row in rows], video_structs),
         pa.array([row.tools or None for row in rows], pa.string()),
         pa.array(tokens or [None] * len(rows), pa.int32()),
     ]
@@ -224,7 +224,7 @@ def detail_columns(rows: Sequence[Record], turns: int) -> list[Any]:
     return [pa.array(column, of) for column, of in zip([*columns, learnt], types, strict=True)]
 
 
-def lists(sizes: list[int], values: Any) -> Any:
+def list_column(sizes: list[int], values: Any) -> Any:
     """A list column from the sizes of its lists and their joined values."""
     import pyarrow as pa
 

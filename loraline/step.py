@@ -58,7 +58,7 @@ class LineCommand(click.Command):
         out_dir = ctx.params.get("out_dir")
         try:
             if out_dir:
-                try_to_write(out_dir)
+                check_writable(out_dir)
             return super().invoke(ctx)
         except (UserError, TryAgain, Stopped) as error:
             end(ctx, str(error), error.exit_code)
@@ -101,9 +101,9 @@ class StepCommand(LineCommand):
             )
 
 
-def try_to_write(out_dir: Path) -> None:
+def check_writable(out_dir: Path) -> None:
     """Find out before the work is done whether outputs can be written; leave nothing."""
-    made = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    missing = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
     probe = out_dir / ".probe.part"
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def try_to_write(out_dir: Path) -> None:
         with suppress(OSError):
             probe.unlink()
         with suppress(OSError):
-            for folder in made:
+            for folder in missing:
                 folder.rmdir()
 
 
@@ -159,10 +159,10 @@ overrides_option = click.option(
 """How the steps that read a profile are given other keys of it."""
 
 
-def given_limits(
+def limits_or_none(
     ctx: click.Context, parameter: click.Parameter, value: Any
 ) -> tuple[str, ...] | None:
-    """Callback of a --set for limits: None without it, for the training may have been given some.
+    """Callback of a --set for limits: None without it, since the training may have had its own.
 
     A workflow always gives it, empty where nothing is set.
     """
@@ -174,7 +174,7 @@ limits_option = click.option(
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    callback=given_limits,
+    callback=limits_or_none,
     help="Limits for this run, such as gate.min_rows=10.  [default: those of the profile]",
 )
 """How the steps that judge by a profile's gate are given other limits."""
@@ -207,7 +207,7 @@ recipes_option = click.option(
 """What a workflow carries, so that a cluster's image need not hold a recipe."""
 
 
-def not_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def none_if_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Callback for optional flags: an empty string means "not given".
 
     A workflow cannot leave an argument out, only pass its parameter's empty default.

@@ -15,7 +15,7 @@ from threading import Timer
 from typing import Any
 from urllib.parse import urlsplit
 
-from loraline.addresses import shown
+from loraline.addresses import redacted
 from loraline.errors import TryAgain, UserError
 
 MOST_BYTES = 64 * 2**20
@@ -30,23 +30,23 @@ class Answer:
     body: bytes
 
 
-def ask(
+def request(
     url: str,
     *,
     body: Any = None,
     headers: Mapping[str, str] | None = None,
     seconds: float,
-    heard: Callable[[bytes], None] | None = None,
+    on_chunk: Callable[[bytes], None] | None = None,
 ) -> Answer:
-    """GET a URL, or POST a body to it as JSON, and read the answer whole within `seconds`; `heard`
-    gets each piece of one that is no refusal as it comes.
+    """GET a URL, or POST a body to it as JSON, and read the whole answer within `seconds`.
 
-    Raises TryAgain where nobody answers in time, UserError for a URL that is none, an answer that
-    is no HTTP, one that is too long, and a redirect. Their sentences name the server alone.
+    `on_chunk` gets each piece of an answer below status 300 as it comes. Raises TryAgain where no
+    server answers in time; UserError for a malformed URL, an answer that is not HTTP or longer than
+    MOST_BYTES, and a redirect. The messages name the server without path and credentials.
     """
     import httpx
 
-    name = shown(url, path=False)
+    name = redacted(url, path=False)
     if re.search(r"[\s\x00-\x1f\x7f]", url):
         raise UserError(f"{name} is no address of a server: it holds a blank")
     deadline = time.monotonic() + seconds
@@ -60,13 +60,13 @@ def ask(
                 headers={"Accept-Encoding": "identity"},
             ) as client,
             # Against a server that sends a byte now and then, of which each is in time.
-            cutting(client, seconds),
+            Cutoff(client, seconds),
             client.stream(
                 "GET" if body is None else "POST", url, json=body, headers=dict(headers or {})
             ) as answer,
         ):
             if answer.is_redirect:
-                target = shown(answer.headers.get("Location", ""), path=False)
+                target = redacted(answer.headers.get("Location", ""), path=False)
                 raise UserError(
                     f"{name} answers {answer.status_code}, a redirect to {target or 'nowhere'}; "
                     "it is not followed: name the server itself"
@@ -78,8 +78,8 @@ def ask(
                     raise UserError(f"{name} answers more than {MOST_BYTES / 2**20:g} MiB")
                 if time.monotonic() > deadline:
                     raise TryAgain(late)
-                if heard and answer.status_code < 300:
-                    heard(chunk)
+                if on_chunk and answer.status_code < 300:
+                    on_chunk(chunk)
             return Answer(answer.status_code, bytes(read))
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
         raise UserError(f"{name} is no address of a server") from error
@@ -101,7 +101,7 @@ def ask(
         raise TryAgain(late) from error
 
 
-class cutting:
+class Cutoff:
     """Closes a client's connections when the time is over."""
 
     def __init__(self, client: Any, seconds: float) -> None:

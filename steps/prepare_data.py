@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, overrides_option, recipes_option, step
+from loraline.step import none_if_empty, overrides_option, recipes_option, step
 from loraline.tracking import datasets, runs, store, tags
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--prompt",
-    callback=not_empty,
+    callback=none_if_empty,
     help="prompts:/name/version, prompts:/name@alias, or a file. Default: the data's prompt.txt.",
 )
 @click.option(
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--group-by",
-    callback=not_empty,
+    callback=none_if_empty,
     help="What keeps rows in one split: answer, row, or a column, such as the patient or the page. "
     "Default: answer.",
 )
@@ -72,8 +72,10 @@ if TYPE_CHECKING:
     default=0,
     help="Processes that read and check rows; 0 is one a core.  [default: 0]",
 )
-@click.option("--part", callback=not_empty, help="Only the i-th of n shares of the data, as 1/4.")
-@click.option("--merge", callback=not_empty, help="Runs made with --part, separated by commas.")
+@click.option(
+    "--part", callback=none_if_empty, help="Only the i-th of n shares of the data, as 1/4."
+)
+@click.option("--merge", callback=none_if_empty, help="Runs made with --part, separated by commas.")
 @click.option("--check-only", is_flag=True, help="Write the report and log nothing.")
 @overrides_option
 @recipes_option

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand, not_empty
+from loraline.step import LineCommand, none_if_empty
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="Registered model.")
 @click.option(
     "--version",
-    callback=not_empty,
+    callback=none_if_empty,
     help="The version that was reviewed; another candidate is refused.  [default: any]",
 )
 @click.option("--rollback", is_flag=True, help="Make `previous` the champion again.")
 @click.option(
     "--reject",
     "reason",
-    callback=not_empty,
+    callback=none_if_empty,
     help="Why the reviewed candidate is not wanted; it loses its alias.",
 )
 @click.option(

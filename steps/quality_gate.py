@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.step import limits_option, not_empty, recipes_option, step
+from loraline.step import limits_option, none_if_empty, recipes_option, step
 from loraline.tracking import description, fingerprints, run_profile, runs, store, tags
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
 @click.option(
     "--policy",
-    callback=not_empty,
+    callback=none_if_empty,
     help="YAML file with rules that replace the profile's.  [default: the profile's gate]",
 )
 @limits_option

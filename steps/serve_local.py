@@ -23,7 +23,7 @@ from loraline.delivery import example, local, local_gateway
 from loraline.delivery.example import Example
 from loraline.delivery.local import Running
 from loraline.errors import UserError
-from loraline.step import LineCommand, not_empty
+from loraline.step import LineCommand, none_if_empty
 
 EXAMPLES = Path("outputs/examples")
 """Where the page looks for questions to offer; see `make ui`."""
@@ -34,9 +34,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command(cls=LineCommand)
 @click.argument("manifest", type=FILE, required=False)
-@click.option("--model", callback=not_empty, help="Registered model, instead of a manifest.")
+@click.option("--model", callback=none_if_empty, help="Registered model, instead of a manifest.")
 @click.option(
-    "--alias", callback=not_empty, help="Its version with this alias.  [default: candidate]"
+    "--alias", callback=none_if_empty, help="Its version with this alias.  [default: candidate]"
 )
 @click.option("--port", default=8000, show_default=True, help="Port of vLLM on 127.0.0.1.")
 @click.option(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty, overrides_option, recipes_option, step
+from loraline.step import none_if_empty, overrides_option, recipes_option, step
 from loraline.tracking import datasets, fingerprints, identity, prompts, runs, store, tags
 from loraline.training import allocator, group, launch, processes
 
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of prepare_data.")
 @click.option("--profile", required=True, help="Name of a file in lora_profiles/.")
 @click.option(
-    "--resume", "resumed", callback=not_empty, help="Unfinished run to go on with, and no other."
+    "--resume",
+    "resumed",
+    callback=none_if_empty,
+    help="Unfinished run to go on with, and no other.",
 )
 @click.option(
     "--checkpoint-minutes",
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     metavar="HOW",
     help="How a group of machines ended that was to train this; its run is handed over.",
 )
-@group.described_by_flags
+@group.group_options
 @overrides_option
 @recipes_option
 def train_qlora(
@@ -79,7 +82,7 @@ def train_qlora(
     if given.node and not launch.launched():
         launch.on_gpus(given)
         return
-    launch.lead()
+    launch.announce_exit()
     client = store.connect()
     data_run = runs.upstream_run(client, run_id, "prepare_data")
     refuse_few(recipe, data_run)
@@ -144,8 +147,8 @@ def train_qlora(
         runs.download_dataset(client, data_run, scratch)
         mlflow.set_tag(tags.DATASET_DIGEST, identity.recorded(data_run, tags.DATASET_DIGEST))
         start = checkpoint.fetch(client, earlier, scratch) if earlier else None
-        launch.let_follow(scratch)
-        other_nodes.let_follow(start, earlier)
+        launch.announce_ready(scratch)
+        other_nodes.announce_start(start, earlier)
         encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
         mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
         sft = processes.prepare(recipe, base, encoder, rows, scratch)
@@ -162,7 +165,7 @@ def train_qlora(
         preflight.check(adapter, contract, f"the adapter of run {run.info.run_id}")
         logged_model.log(adapter, contract, profile)
         mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
-        checkpoint.drop(client, run.info.run_id)
+        checkpoint.delete_all(client, run.info.run_id)
     what = f"rank {recipe.rank}" if recipe.rank else "the whole model"
     click.echo(f"adapter of run {run.info.run_id} ({what}, {len(rows['train'])} rows)")
     runs.hand_over(out_dir, run.info.run_id)

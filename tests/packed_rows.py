@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from loraline.base.encoding import Encoder, Row
-from loraline.base.media import films, opened
+from loraline.base.media import rgb_images, video_inputs
 from loraline.records import Video
 
 TEXT = ("mistral", "llama3", "qwen3", "gemma3", "phi3")
@@ -37,7 +37,7 @@ def rows_for(encoder: Encoder, vision: bool) -> list[Row]:
         text = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
         text += "What is the capital of France? " * words
         if pictures:
-            prompt = list(encoder.processor(text=[text], images=opened(pictures)).input_ids[0])
+            prompt = list(encoder.processor(text=[text], images=rgb_images(pictures)).input_ids[0])
         else:
             prompt = list(encoder.tokenizer(text).input_ids)
         answer = [rng.randrange(10, 300) for _ in range(words + 1)]
@@ -73,7 +73,9 @@ def rows_with_videos(encoder: Encoder) -> list[Row]:
         text = "".join("<|vision_start|><|image_pad|><|vision_end|>" for _ in images)
         text += "".join("<|vision_start|><|video_pad|><|vision_end|>" for _ in videos)
         text += "What is the capital of France? " * words
-        shown = ({"images": opened(pictures)} if images else {}) | (films(moving) if videos else {})
+        shown = ({"images": rgb_images(pictures)} if images else {}) | (
+            video_inputs(moving) if videos else {}
+        )
         encoded = encoder.processor(text=[text], **shown) if shown else encoder.tokenizer([text])
         answer = [rng.randrange(10, 300) for _ in range(words + 1)]
         prompt = list(encoded["input_ids"][0])

@@ -55,7 +55,7 @@ def measure(
     """
     from loraline import contract
     from loraline.base import merging
-    from loraline.base.load import attach, load, trained
+    from loraline.base.load import attach, load, trained_base
     from loraline.process import progress
 
     loaded: Any = None
@@ -65,15 +65,15 @@ def measure(
         if adapter and served and served.train == "full":
             loaded = None
             gc.collect()  # The base is in reference cycles, and this model needs its memory.
-            whole = trained(served, base, adapter)
-            loaded = load(whole, agreed.modality, quantization="none", dtype=agreed.dtype)
+            full_model = trained_base(served, base, adapter)
+            loaded = load(full_model, agreed.modality, quantization="none", dtype=agreed.dtype)
         elif loaded is None:
             loaded = load(
                 base, agreed.modality, quantization=agreed.quantization, dtype=agreed.dtype
             )
-        is_whole = served is None or served.train == "full"
-        model = loaded.eval() if is_whole or adapter is None else attach(loaded, adapter)
-        if served and served.export == "merged" and not is_whole:
+        without_adapter = served is None or served.train == "full"
+        model = loaded.eval() if without_adapter or adapter is None else attach(loaded, adapter)
+        if served and served.export == "merged" and not without_adapter:
             model = merging.merge(model)
         with progress.bar(f"evaluate {name}", 2 * len(rows)) as advance:
             nll = negative_log_likelihoods(model, encoder, rows, advance)
@@ -116,8 +116,8 @@ def answers(
         generated = output[:, batch["input_ids"].shape[1] :].tolist()
         for index, tokens in zip(indices, generated, strict=True):
             ended = encoder.end in tokens
-            kept = tokens[: tokens.index(encoder.end)] if ended else tokens
-            by_index[index] = Answer(encoder.decode(kept), kept, not ended)
+            answer = tokens[: tokens.index(encoder.end)] if ended else tokens
+            by_index[index] = Answer(encoder.decode(answer), answer, not ended)
         advance(len(indices), "")
     return [by_index[index] for index in range(len(rows))]
 
@@ -140,17 +140,17 @@ def negative_log_likelihoods(
     for indices in batches(rows, fitting):
         # Padded on the left, all answers end in the last column, and only their logits are built.
         batch = encoder.collate([rows[i] for i in indices], answers=True, side="left")
-        kept = max(len(rows[i].answer) for i in indices)
-        labels = batch.pop("labels")[:, -kept:]
+        longest_in_batch = max(len(rows[i].answer) for i in indices)
+        labels = batch.pop("labels")[:, -longest_in_batch:]
         if encoder.processor is None:
             batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         with torch.inference_mode():
-            logits = model(**to_device(batch, model), logits_to_keep=kept + 1).logits
+            logits = model(**to_device(batch, model), logits_to_keep=longest_in_batch + 1).logits
             # Row by row: in float32 they take twice the memory, and their softmax as much again.
-            for index, row, wanted in zip(indices, logits, labels.to(logits.device), strict=True):
+            for index, row, targets in zip(indices, logits, labels.to(logits.device), strict=True):
                 by_index[index] = float(
                     functional.cross_entropy(
-                        row[:-1].float(), wanted, ignore_index=IGNORED, reduction="sum"
+                        row[:-1].float(), targets, ignore_index=IGNORED, reduction="sum"
                     )
                 )
         advance(len(indices), "")

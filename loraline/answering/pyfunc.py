@@ -55,7 +55,7 @@ class AdapterModel(PythonModel):
         from loraline import contract
         from loraline.base import locate, merging
         from loraline.base.encoding import Encoder
-        from loraline.base.load import attach, load, trained
+        from loraline.base.load import attach, load, trained_base
 
         # MLflow has left out, with a warning, what CONFIG does not name.
         settings = CONFIG | (context.model_config or {})
@@ -68,7 +68,7 @@ class AdapterModel(PythonModel):
         self.encoder = Encoder.of(self.contract, base)
         whole = self.contract.train == "full"
         model = load(
-            trained(self.contract, base, adapter) if whole else base,
+            trained_base(self.contract, base, adapter) if whole else base,
             self.contract.modality,
             quantization="nf4" if quantize else self.contract.quantization,
             dtype=self.contract.dtype,
@@ -91,11 +91,11 @@ class AdapterModel(PythonModel):
             raise UserError(f"max_new_tokens is {requested}, and an answer has at least one token")
         longest = min(requested, longest)
         numbered = enumerate(inputs(model_input))
-        rows = [self.encoded(number, text, longest) for number, text in numbered]
+        rows = [self.encoded_input(number, text, longest) for number, text in numbered]
         answers = hf.answers(self.model, self.encoder, rows, longest, lambda units, remark: None)
         return [answer.text for answer in answers]
 
-    def encoded(self, number: int, text: str, longest: int) -> Row:
+    def encoded_input(self, number: int, text: str, longest: int) -> Row:
         """One input in the training's prompt, as tokens.
 
         Raises UserError for what the server would refuse as well: an image that it cannot read, or
@@ -106,7 +106,7 @@ class AdapterModel(PythonModel):
         if self.contract.modality == "text":
             row = self.encoder.encode(records.from_prompt(self.contract.prompt, text, ""))
         else:
-            row = self.shown(number, text)
+            row = self.encoded_image(number, text)
         room = self.contract.max_model_len - longest
         if len(row.prompt) > room:
             raise UserError(
@@ -115,7 +115,7 @@ class AdapterModel(PythonModel):
             )
         return row
 
-    def shown(self, number: int, text: str) -> Row:
+    def encoded_image(self, number: int, text: str) -> Row:
         """One image in the training's prompt, as tokens."""
         from PIL import Image, UnidentifiedImageError
 

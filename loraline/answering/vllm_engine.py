@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from loraline.answering.hf import Answer
 from loraline.base.encoding import Encoder, Row
-from loraline.base.media import opened
+from loraline.base.media import rgb_images
 from loraline.profile_keys import Projection
 from loraline.serving.adapter_config import CONFIG
 
@@ -30,7 +30,7 @@ ENVIRONMENT = {
 }
 
 ON_CPU = {"kv_cache_memory_bytes": 2**30}
-"""Without a GPU, a share of the memory would be of all there is, free at the start."""
+"""Without a GPU, vLLM takes its share of all memory, and all of that must be free at the start."""
 
 
 def measure(
@@ -53,40 +53,42 @@ def measure(
         if folder and contract.read(folder).export == "merged"
     }
     if not merged:
-        return side_by_side(agreed, base, adapters, encoder, rows)
-    rest = {name: folder for name, folder in adapters.items() if name not in merged}
-    measured = aside(side_by_side, agreed, base, rest, encoder, rows) if rest else {}
+        return measure_together(agreed, base, adapters, encoder, rows)
+    unmerged = {name: folder for name, folder in adapters.items() if name not in merged}
+    measured = (
+        in_subprocess(measure_together, agreed, base, unmerged, encoder, rows) if unmerged else {}
+    )
     for name, folder in merged.items():
-        measured[name] = by_itself(name, folder, agreed, base, encoder, rows)
+        measured[name] = measure_by_itself(name, folder, agreed, base, encoder, rows)
     return {name: measured[name] for name in adapters}
 
 
-def aside(task: Callable[..., Any], *arguments: Any) -> Any:
+def in_subprocess(task: Callable[..., Any], *arguments: Any) -> Any:
     """Run a function in a separate process: only its end surely frees a GPU's memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(task, *arguments).result()
 
 
-def by_itself(
+def measure_by_itself(
     name: str, adapter: Path, agreed: Contract, base: Base, encoder: Encoder, rows: Sequence[Row]
 ) -> tuple[list[Answer], list[float]]:
     """Answers of the base with an adapter merged into it, or of a model that was trained whole."""
     from loraline import contract
     from loraline.base import locate, merging
-    from loraline.base.load import trained
+    from loraline.base.load import trained_base
 
     bare: dict[str, Path | None] = {name: None}
     served = contract.read(adapter)
     if served.train == "full":
-        model = trained(served, base, adapter)
-        return aside(side_by_side, agreed, model, bare, encoder, rows)[name]
+        model = trained_base(served, base, adapter)
+        return in_subprocess(measure_together, agreed, model, bare, encoder, rows)[name]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = aside(merging.write, served, base, adapter, Path(scratch, "merged"))
+        folder = in_subprocess(merging.write, served, base, adapter, Path(scratch, "merged"))
         model = locate.Base(folder, base.revision, base.config)
-        return aside(side_by_side, agreed, model, bare, encoder, rows)[name]
+        return in_subprocess(measure_together, agreed, model, bare, encoder, rows)[name]
 
 
-def side_by_side(
+def measure_together(
     agreed: Contract,
     base: Base,
     adapters: Mapping[str, Path | None],
@@ -97,7 +99,7 @@ def side_by_side(
     from loraline.process import progress
 
     longest = max(map(len, rows), default=0)
-    llm = start(agreed, base, [folder for folder in adapters.values() if folder], longest)
+    llm = start_engine(agreed, base, [folder for folder in adapters.values() if folder], longest)
     from vllm.lora.request import LoRARequest
 
     measured = {}
@@ -113,7 +115,7 @@ def side_by_side(
     return measured
 
 
-def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) -> Any:
+def start_engine(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) -> Any:
     """vLLM's offline engine with the server's arguments, with room for all adapters at once, or
     without any.
 
@@ -134,12 +136,12 @@ def start(agreed: Contract, base: Base, adapters: Sequence[Path], longest: int) 
     from loraline.serving import arguments as serving_arguments
     from loraline.serving import preflight
 
-    load.tiny_models_run_faster_on_one_thread(base)
+    load.use_one_thread_for_tiny_models(base)
     adapter = serving_arguments.Adapter("tuned", "", "", agreed.adapter_sha256, agreed.r)
     _, *flags = serving_arguments.arguments(agreed, [adapter], merged=not adapters)
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    known, _ = parser.parse_known_args(["--model", str(base.path), *flags])
-    arguments = EngineArgs.from_cli_args(known)
+    options, _ = parser.parse_known_args(["--model", str(base.path), *flags])
+    arguments = EngineArgs.from_cli_args(options)
     arguments.tokenizer, arguments.revision = str(base.path), None
     if adapters:
         ranks = [json.loads((adapter / CONFIG).read_text())["r"] for adapter in adapters]
@@ -172,8 +174,8 @@ def answers(
     for output in llm.generate(prompts, greedy, use_tqdm=False, lora_request=lora):
         tokens = list(output.outputs[0].token_ids)
         ended = encoder.end in tokens
-        kept = tokens[: tokens.index(encoder.end)] if ended else tokens
-        decoded.append(Answer(encoder.decode(kept), kept, not ended))
+        answer = tokens[: tokens.index(encoder.end)] if ended else tokens
+        decoded.append(Answer(encoder.decode(answer), answer, not ended))
     return decoded
 
 
@@ -202,7 +204,7 @@ def prompt(encoder: Encoder, row: Row, answer: Sequence[int]) -> dict[str, Any]:
     tokens = collapsed(row.prompt, encoder.processor.image_token_id)
     return {
         "prompt_token_ids": [*tokens, *answer],
-        "multi_modal_data": {"image": opened(row.images)},
+        "multi_modal_data": {"image": rgb_images(row.images)},
     }
 
 

@@ -37,15 +37,15 @@ def head_dim(text: Mapping[str, Any]) -> int:
 def parameters(config: Mapping[str, Any]) -> Parameters:
     """Weights of a known architecture, exactly, from its config.json alone."""
     text = text_config(config)
-    hidden, words = int(text["hidden_size"]), int(text["vocab_size"])
+    hidden, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
     layers = int(text["num_hidden_layers"])
     layer = decoder_layer(text)
     linear = layers * sum(inputs * outputs for inputs, outputs in layer.values())
     architecture = config["architectures"][0]
     # What Gemma's config says nothing of is tied.
-    by_itself = architecture.startswith("Gemma")
-    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", by_itself))
-    rest = words * hidden * (1 if tied else 2) + hidden
+    tied_by_default = architecture.startswith("Gemma")
+    tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", tied_by_default))
+    rest = vocabulary * hidden * (1 if tied else 2) + hidden
     rest += layers * (norms(architecture) * hidden + attention_extras(architecture, layer, text))
     if architecture in VISION:
         rest += vision_parameters(config)
@@ -193,9 +193,9 @@ def tables(config: Mapping[str, Any]) -> Linears:
     text = text_config(config)
     if "vocab_size" not in text:
         return {}
-    words, hidden = int(text["vocab_size"]), int(text["hidden_size"])
+    vocabulary, hidden = int(text["vocab_size"]), int(text["hidden_size"])
     prefix = "model.language_model" if config["architectures"][0] in VISION else "model"
-    return {f"{prefix}.embed_tokens": (words, hidden), "lm_head": (hidden, words)}
+    return {f"{prefix}.embed_tokens": (vocabulary, hidden), "lm_head": (hidden, vocabulary)}
 
 
 def decoder_layer(text: Mapping[str, Any]) -> Linears:
@@ -230,11 +230,11 @@ def fused_layer(text: Mapping[str, Any]) -> Linears:
 
 def tower_block(architecture: str, vision: Mapping[str, Any]) -> Linears:
     """Linear layers of one block of the tower; the MLP's output layer is last."""
-    first_vl = architecture == "Qwen2VLForConditionalGeneration"
-    width = vision["embed_dim"] if first_vl else vision["hidden_size"]
-    inner = int(width * vision["mlp_ratio"]) if first_vl else vision["intermediate_size"]
+    is_qwen2_vl = architecture == "Qwen2VLForConditionalGeneration"
+    width = vision["embed_dim"] if is_qwen2_vl else vision["hidden_size"]
+    inner = int(width * vision["mlp_ratio"]) if is_qwen2_vl else vision["intermediate_size"]
     block = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width)}
-    if first_vl:
+    if is_qwen2_vl:
         return block | {"mlp.fc1": (width, inner), "mlp.fc2": (inner, width)}
     if architecture == "Qwen2_5_VLForConditionalGeneration":
         block |= {f"mlp.{name}_proj": (width, inner) for name in ("gate", "up")}
@@ -244,10 +244,10 @@ def tower_block(architecture: str, vision: Mapping[str, Any]) -> Linears:
 
 def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     """Linear layers of the tower and its merger, whose input is a square of patches."""
-    first_vl = architecture == "Qwen2VLForConditionalGeneration"
+    is_qwen2_vl = architecture == "Qwen2VLForConditionalGeneration"
     block = tower_block(architecture, vision)
     width, _ = block["attn.qkv"]
-    out = vision["hidden_size"] if first_vl else vision["out_hidden_size"]
+    out_features = vision["hidden_size"] if is_qwen2_vl else vision["out_hidden_size"]
     merged = width * vision.get("spatial_merge_size", 2) ** 2
     layers = {
         f"model.visual.blocks.{layer}.{name}": size
@@ -256,12 +256,12 @@ def vision_tower(architecture: str, vision: Mapping[str, Any]) -> Linears:
     }
     if architecture != "Qwen3VLForConditionalGeneration":
         merger = "model.visual.merger.mlp"
-        return layers | {f"{merger}.0": (merged, merged), f"{merger}.2": (merged, out)}
+        return layers | {f"{merger}.0": (merged, merged), f"{merger}.2": (merged, out_features)}
     mergers = ["merger"]
     mergers += [
         f"deepstack_merger_list.{i}" for i in range(len(vision["deepstack_visual_indexes"]))
     ]
     for merger in mergers:
         layers[f"model.visual.{merger}.linear_fc1"] = (merged, merged)
-        layers[f"model.visual.{merger}.linear_fc2"] = (merged, out)
+        layers[f"model.visual.{merger}.linear_fc2"] = (merged, out_features)
     return layers

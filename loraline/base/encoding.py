@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
-from loraline.base.locate import without_its_code
-from loraline.base.media import films, image_pixels, opened, token_types, video_pixels
+from loraline.base.locate import refusing_remote_code
+from loraline.base.media import image_pixels, rgb_images, token_types, video_inputs, video_pixels
 from loraline.errors import UserError
 from loraline.records import Detail, Record, Video
 
@@ -66,20 +66,20 @@ class Row:
         return len(self.prompt) + len(self.answer)
 
     @property
-    def learnt(self) -> list[slice]:
+    def learnt_slices(self) -> list[slice]:
         """Places in `prompt + answer` of the tokens that are learnt."""
         return [*self.earlier, slice(len(self.prompt), len(self))]
 
     @property
     def targets(self) -> int:
         """Number of tokens that are learnt."""
-        return sum(answer.stop - answer.start for answer in self.learnt)
+        return sum(answer.stop - answer.start for answer in self.learnt_slices)
 
     def labels(self) -> list[int]:
         """One for each token: itself where it is learnt, else IGNORED."""
         tokens = self.prompt + self.answer
         labels = [IGNORED] * len(tokens)
-        for answer in self.learnt:
+        for answer in self.learnt_slices:
             labels[answer] = tokens[answer]
         return labels
 
@@ -100,7 +100,7 @@ class Encoder:
 
         self.processor: Any = None
         loader = AutoProcessor if modality == "vision" else AutoTokenizer
-        with without_its_code(base):
+        with refusing_remote_code(base):
             loaded: Any = loader.from_pretrained(base, trust_remote_code=False)
         if modality == "vision":
             self.processor = loaded
@@ -117,7 +117,7 @@ class Encoder:
             raise UserError(f"the tokenizer of {base} has no end-of-sequence token")
         self.end: int = self.tokenizer.eos_token_id
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        self.prefixes = backend is not None and "Prepend(" in repr(backend.normalizer)
+        self.adds_space = backend is not None and "Prepend(" in repr(backend.normalizer)
         """Whether the tokenizer puts a space before every text (SentencePiece's dummy prefix)."""
         self.lead = self._lead()
         pad = self.tokenizer.pad_token_id
@@ -149,8 +149,8 @@ class Encoder:
     def _lead(self) -> str:
         """What has to stand before a text for its tokens to be those that it has behind a prompt.
 
-        A tokenizer that begins every text with a space (SentencePiece's) would give an answer that
-        the template puts right behind a line's end another first token than the model sees.
+        A SentencePiece tokenizer puts a space before every text. An answer that the template puts
+        right after a newline would then get a first token that the model never sees there.
         """
         before, both = self._tokens(LEAD), self._tokens(f"{LEAD}a")
         in_context = both[: len(before)] == before and both[len(before) :] != self._tokens("a")
@@ -169,10 +169,10 @@ class Encoder:
             raise UserError(
                 f"the chat template has no place for videos; it rendered {prompt[:400]!r}"
             )
-        shown: dict[str, Any] = {"images": opened(record.images)} if record.images else {}
-        shown |= films(record.videos) if record.videos else {}
+        media: dict[str, Any] = {"images": rgb_images(record.images)} if record.images else {}
+        media |= video_inputs(record.videos) if record.videos else {}
         # The call of the server: special tokens are already in the text.
-        encoded = self.processor(text=[prompt], **shown, add_special_tokens=False)
+        encoded = self.processor(text=[prompt], **media, add_special_tokens=False)
         tokens = list(encoded["input_ids"][0])
         return Row(tokens, answer, record.images, videos=record.videos)
 
@@ -184,7 +184,7 @@ class Encoder:
         Qwen3's does) has a row of its own. Raises UserError as `encode` does.
         """
         row = self.encode(record)
-        turns = record.learnt()[:-1]
+        turns = record.learnt_turns()[:-1]
         if not turns:
             return [row]
         if record.videos:
@@ -196,14 +196,14 @@ class Encoder:
         history = [row.prompt[place] for place in firsts]
         earlier, apart = [], []
         for turn in turns:
-            asked = record.until(turn)
-            text, answer = self._prompt_and_answer(asked)
+            conversation = record.until(turn)
+            text, answer = self._prompt_and_answer(conversation)
             prompt = self.tokenizer(text, add_special_tokens=False).input_ids
             start, stop = len(prompt), len(prompt) + len(answer)
             if history[:stop] == prompt + answer:
                 earlier.append(slice(firsts[start], firsts[stop - 1] + 1))
             else:
-                apart.append(self.encode(asked))
+                apart.append(self.encode(conversation))
         return [*apart, replace(row, earlier=tuple(earlier))]
 
     def continuation(self, tail: str) -> tuple[str, str]:
@@ -211,7 +211,7 @@ class Encoder:
 
         The tokens of the lead, counted alone, are not the answer's.
         """
-        if self.prefixes and tail.startswith(" "):
+        if self.adds_space and tail.startswith(" "):
             # The space that the tokenizer puts there is this one.
             return "", tail[1:]
         return self.lead, tail
@@ -224,12 +224,12 @@ class Encoder:
         messages, tools = record.prompt(), record.tool_list()
         prompt = self.render_turns(messages, add_generation_prompt=True, tools=tools)
         whole = self.render_turns([*messages, record.answer_turn()], tools=tools)
-        return parted(prompt, whole)
+        return split_off_prompt(prompt, whole)
 
     def _prompt_and_answer(self, record: Record) -> tuple[str, list[int]]:
         """The prompt as text, and the answer's tokens with the end token."""
         prompt, tail = self.render(record)
-        if (record.tools or record.details) and (name := left_out(record, prompt, tail)):
+        if (record.tools or record.details) and (name := unprinted_part(record, prompt, tail)):
             raise UserError(f"the base's chat template does not print {name}")
         lead, text = self.continuation(tail)
         answer = self._tokens(lead + text)[len(self._tokens(lead)) :]
@@ -254,9 +254,9 @@ class Encoder:
         text: Any = "question"
         if self.processor is not None:
             text = [{"type": "text", "text": text}]
-        asked = [{"role": "user", "content": text}]
-        prompt = self.render_turns(asked, add_generation_prompt=True)
-        whole = self.render_turns([*asked, {"role": "assistant", "content": ANSWER}])
+        messages = [{"role": "user", "content": text}]
+        prompt = self.render_turns(messages, add_generation_prompt=True)
+        whole = self.render_turns([*messages, {"role": "assistant", "content": ANSWER}])
         before, mark, _ = whole.removeprefix(prompt).partition(ANSWER)
         tokens = self._tokens(before) if mark else []
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
@@ -307,7 +307,7 @@ def padded(sequences: Sequence[list[int]], value: int, side: str) -> Tensor:
     )
 
 
-def parted(prompt: str, whole: str) -> tuple[str, str]:
+def split_off_prompt(prompt: str, whole: str) -> tuple[str, str]:
     """A prompt, and what the chat template renders after it in the whole row.
 
     Raises UserError where the whole does not begin with the prompt.
@@ -320,8 +320,8 @@ def parted(prompt: str, whole: str) -> tuple[str, str]:
     return prompt, whole[len(prompt) :]
 
 
-def left_out(record: Record, prompt: str, tail: str) -> str | None:
-    """What of a row's tools and answer a chat template did not print; None if nothing.
+def unprinted_part(record: Record, prompt: str, tail: str) -> str | None:
+    """The part of a row's tools or answer that a chat template did not print; None if none.
 
     `tail` is the answer with all that stands around it. Spaces may differ.
     """
@@ -349,8 +349,8 @@ def squeezed(text: str) -> str:
 def check_tokens(encoder: Encoder, base: Base, rows: Iterable[Row]) -> None:
     """Refuse rows, and padding, with tokens for which the base has no embedding.
 
-    A tokenizer that was given words of its own, and a base that was not resized for them, fail in
-    the middle of a pass, on a GPU without a word of why.
+    Where a tokenizer has new words and the base was not resized for them, the pass fails halfway,
+    on a GPU without an explanation.
     """
     sizes = base.config.get("text_config") or base.config
     vocabulary = int(sizes.get("vocab_size", 2**31))

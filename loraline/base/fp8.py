@@ -27,11 +27,11 @@ LARGEST = torch.finfo(DTYPE).max
 LEAST_SCALE = 1 / (LARGEST * 512)
 """Smallest scale of values, as in vLLM's kernels; a row of zeros has it."""
 
-LEAST_OF_GRADIENTS = 1e-30
+LEAST_GRADIENT_SCALE = 1e-30
 """Smallest scale of gradients. Those of a mean over thousands of tokens are so small, the more so
 with the channels' scales in them, that LEAST_SCALE would round them all to zero."""
 
-CAPABILITY = (8, 9)
+LEAST_CAPABILITY = (8, 9)
 """The first GPUs that multiply in FP8: Ada and Hopper."""
 
 MULTIPLE = 16
@@ -44,7 +44,7 @@ def check_card() -> None:
     if not torch.cuda.is_available():
         return
     capability = torch.cuda.get_device_capability()
-    if capability < CAPABILITY:
+    if capability < LEAST_CAPABILITY:
         name = torch.cuda.get_device_name()
         raise UserError(
             f"quantization: fp8 needs a GPU that multiplies in FP8, of compute capability 8.9 or "
@@ -59,7 +59,7 @@ def quantize(values: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Ten
     With `columns` (width,) each column is multiplied by its number first. That is for gradients,
     which are multiplied by the scales' reciprocals; values are truly divided, as by vLLM.
     """
-    least = LEAST_SCALE if columns is None else LEAST_OF_GRADIENTS
+    least = LEAST_SCALE if columns is None else LEAST_GRADIENT_SCALE
     if values.is_cuda:
         from loraline.base import fp8_kernels
 
@@ -107,7 +107,7 @@ READ_TOGETHER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Layers that read the same input as the one before or after them."""
 
 
-class Rounded:
+class RoundedInput:
     """The last input that was rounded, for the layers that read the same one."""
 
     def __init__(self) -> None:
@@ -119,22 +119,22 @@ class Rounded:
         """`x` (rows, width) in FP8 with its scales."""
         if x.is_inference():
             return quantize(x)  # Such tensors do not say whether they have changed.
-        if self.rounded is None or not self.is_last(x):
+        if self.rounded is None or not self.has_rounded(x):
             self.rounded = quantize(x)
             # It is kept, so nothing else can come to lie at its address.
             self.read, self.version = x.detach(), x._version
         return self.rounded
 
-    def is_last(self, x: Tensor) -> bool:
-        last = self.read
+    def has_rounded(self, x: Tensor) -> bool:
+        read = self.read
         return (
-            last is not None
-            and last.data_ptr() == x.data_ptr()
-            and (last.shape, last.stride(), last.dtype) == (x.shape, x.stride(), x.dtype)
+            read is not None
+            and read.data_ptr() == x.data_ptr()
+            and (read.shape, read.stride(), read.dtype) == (x.shape, x.stride(), x.dtype)
             and self.version == x._version
         )
 
-    def of_one(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def rounded_alone(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`x` in FP8 for a layer that reads it alone; nothing is kept."""
         self.forget()
         return quantize(x)
@@ -143,7 +143,7 @@ class Rounded:
         self.read = self.rounded = None
 
 
-LAST = Rounded()
+LAST_INPUT = RoundedInput()
 
 
 class Product(torch.autograd.Function):
@@ -152,13 +152,13 @@ class Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Fp8Linear) -> Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
-        rounded = LAST.of(x) if layer.together else LAST.of_one(x)
+        rounded = LAST_INPUT.of(x) if layer.shares_input else LAST_INPUT.rounded_alone(x)
         out = product(*rounded, layer.weight, layer.channels, layer.bias)
         return out.to(layer.compute_dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        LAST.forget()
+        LAST_INPUT.forget()
         return ctx.layer.input_gradient(upstream).to(ctx.dtype), None
 
 
@@ -172,16 +172,24 @@ class Fp8Linear(nn.Linear):
     ones: Tensor
     """Scales of the weight as the right operand of the backward pass, (1, in)."""
 
-    turned: Tensor | None
+    transposed_weight: Tensor | None
     """The weight transposed (in, out), if it is kept."""
 
     def __init__(
-        self, linear: nn.Linear, device: torch.device, *, both: bool, together: bool = False
+        self,
+        linear: nn.Linear,
+        device: torch.device,
+        *,
+        keep_transposed: bool,
+        shares_input: bool = False,
     ) -> None:
-        """A linear layer on a device; `both` keeps the weight transposed beside it, `together`
-        says that other layers read its input, too."""
+        """Quantize a linear layer and put it on a device.
+
+        `keep_transposed` keeps a transposed copy of the weight for the backward pass;
+        `shares_input` says that other layers read the same input.
+        """
         nn.Module.__init__(self)
-        self.together = together
+        self.shares_input = shares_input
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # PEFT asks this one for the type of its matrices.
         self.compute_dtype = linear.weight.dtype
@@ -190,7 +198,9 @@ class Fp8Linear(nn.Linear):
         self.register_buffer("channels", scales.T.contiguous(), persistent=False)
         ones = torch.ones(1, self.in_features, device=device)
         self.register_buffer("ones", ones, persistent=False)
-        self.register_buffer("turned", transposed(weight) if both else None, persistent=False)
+        self.register_buffer(
+            "transposed_weight", transposed(weight) if keep_transposed else None, persistent=False
+        )
         bias = linear.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(device), False)
 
@@ -202,18 +212,20 @@ class Fp8Linear(nn.Linear):
     def input_gradient(self, upstream: Tensor) -> Tensor:
         """upstream (rows, out) @ W, (rows, in)."""
         rounded = quantize(upstream.contiguous(), self.channels[0])
-        turned = transposed(self.weight) if self.turned is None else self.turned
-        return product(*rounded, turned, self.ones)
+        transposed_weight = (
+            transposed(self.weight) if self.transposed_weight is None else self.transposed_weight
+        )
+        return product(*rounded, transposed_weight, self.ones)
 
 
-def convert(model: PreTrainedModel, device: torch.device, *, both: bool = False) -> None:
+def convert(model: PreTrainedModel, device: torch.device, *, keep_transposed: bool = False) -> None:
     """Put a model on a device with the language model's linear layers in FP8, one after the other.
 
     The head and the vision tower stay as they are, as they do in NF4.
     """
     check_card()
     for name, module in list(model.named_modules()):
-        if type(module) is not nn.Linear or kept(name):
+        if type(module) is not nn.Linear or stays_unquantized(name):
             continue
         sizes = (module.in_features, module.out_features)
         if device.type == "cuda" and any(size % MULTIPLE for size in sizes):
@@ -221,12 +233,14 @@ def convert(model: PreTrainedModel, device: torch.device, *, both: bool = False)
                 f"quantization: fp8 needs layers whose sizes are multiples of {MULTIPLE}, and "
                 f"{name} is {sizes[0]} to {sizes[1]}; set quantization: nf4"
             )
-        path, _, last = name.rpartition(".")
-        made = Fp8Linear(module, device, both=both, together=last in READ_TOGETHER)
-        setattr(model.get_submodule(path), last, made)
+        path, _, layer = name.rpartition(".")
+        converted = Fp8Linear(
+            module, device, keep_transposed=keep_transposed, shares_input=layer in READ_TOGETHER
+        )
+        setattr(model.get_submodule(path), layer, converted)
     model.to(device)
 
 
-def kept(name: str) -> bool:
-    """Whether a layer of this path is not in FP8."""
+def stays_unquantized(name: str) -> bool:
+    """Whether a layer of this path keeps the base's type, in NF4 too: the head and the tower."""
     return name.startswith(VISION_TOWER) or name.endswith("lm_head")

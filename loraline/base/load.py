@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from loraline.base.locate import Base, weight_files, without_its_code
+from loraline.base.locate import Base, refusing_remote_code, weight_files
 from loraline.base.targets import VISION_TOWER
 from loraline.errors import UserError
 
@@ -45,10 +45,10 @@ def load(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    tiny_models_run_faster_on_one_thread(base)
+    use_one_thread_for_tiny_models(base)
     on_gpu = torch.cuda.is_available() and not on_host
     # In FP8 it is put on the card layer by layer: whole, it may be too large.
-    loads_there = on_gpu and quantization != "fp8"
+    loads_on_gpu = on_gpu and quantization != "fp8"
     auto = AutoModelForImageTextToText if modality == "vision" else AutoModelForCausalLM
     # A given list replaces the default exclusion of lm_head, and the tower's entry matches
     # only by its full path.
@@ -59,24 +59,24 @@ def load(
         bnb_4bit_compute_dtype=getattr(torch, dtype),
         llm_int8_skip_modules=["lm_head", VISION_TOWER],
     )
-    with without_its_code(base.path):
+    with refusing_remote_code(base.path):
         model = auto.from_pretrained(
             base.path,
             dtype=getattr(torch, dtype),
             quantization_config=nf4 if quantization == "nf4" else None,
-            device_map={"": torch.cuda.current_device()} if loads_there else None,
+            device_map={"": torch.cuda.current_device()} if loads_on_gpu else None,
             use_safetensors=True,
             trust_remote_code=False,
         )
     if quantization == "nf4":
         check_quantized(model)
     elif quantization == "fp8":
-        fp8.convert(model, torch.device("cuda" if on_gpu else "cpu"), both=both_layouts)
+        fp8.convert(model, torch.device("cuda" if on_gpu else "cpu"), keep_transposed=both_layouts)
     return model
 
 
-def tiny_models_run_faster_on_one_thread(base: Base) -> None:
-    """Use one thread for a model of a few megabytes, whose threads only wait for each other."""
+def use_one_thread_for_tiny_models(base: Base) -> None:
+    """Use one thread for a model of a few megabytes; more threads would wait for each other."""
     import torch
 
     size = sum(file.stat().st_size for file in weight_files(base.path))
@@ -89,18 +89,21 @@ def check_quantized(model: PreTrainedModel) -> None:
     import bitsandbytes as bnb
     import torch
 
+    from loraline.base.fp8 import stays_unquantized
+
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            kept = name.startswith(VISION_TOWER) or name.endswith("lm_head")
             four_bit = isinstance(module, bnb.nn.Linear4bit)
-            assert four_bit != kept, f"{name} is {'' if four_bit else 'not '}4-bit"
+            assert four_bit != stays_unquantized(name), (
+                f"{name} is {'' if four_bit else 'not '}4-bit"
+            )
         if isinstance(module, bnb.nn.Linear4bit):
             # On CPUs with avx512_bf16 the first forward in eval mode would repack the weights for
             # a kernel without gradient; training after it would silently learn nothing.
             module.support_avx512bf16_for_cpu = False
 
 
-def trained(agreed: Contract, base: Base, folder: Path) -> Base:
+def trained_base(agreed: Contract, base: Base, folder: Path) -> Base:
     """A model that was trained whole, as a base: its folder in the place of the base's."""
     assert agreed.train == "full", f"{folder} holds an adapter"
     return Base(folder, base.revision, base.config)

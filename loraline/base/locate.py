@@ -61,13 +61,13 @@ def locate(base: str, revision: str | None) -> Base:
         raise UserError(f"{config} is no config of a base model") from error
     return Base(
         path,
-        folder_digest([config, *weights]) if folder.is_dir() else path.name,
+        base_digest([config, *weights]) if folder.is_dir() else path.name,
         content,
     )
 
 
 @contextmanager
-def without_its_code(base: Path) -> Iterator[None]:
+def refusing_remote_code(base: Path) -> Iterator[None]:
     """Turn transformers' refusal to run a base's own code into a UserError.
 
     For what is loaded with `trust_remote_code=False`; left out, transformers asks the terminal.
@@ -150,7 +150,7 @@ def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) ->
         ) from error
 
 
-def folder_digest(files: Sequence[Path]) -> str:
+def base_digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode())

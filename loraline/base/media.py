@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from loraline.records import Video
 
 
-def opened(images: Iterable[bytes]) -> list[Image]:
+def rgb_images(images: Iterable[bytes]) -> list[Image]:
     """Encoded images as RGB pictures."""
     from PIL import Image
 
     return [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
 
 
-def films(videos: Sequence[Video]) -> dict[str, Any]:
+def video_inputs(videos: Sequence[Video]) -> dict[str, Any]:
     """Arguments of a processor for videos whose frames were sampled when they were prepared.
 
     The frames are a second's `fps`-th part apart, which the processor writes into the prompt as
@@ -35,7 +35,7 @@ def films(videos: Sequence[Video]) -> dict[str, Any]:
         for video in videos
     ]
     return {
-        "videos": [opened(video.frames) for video in videos],
+        "videos": [rgb_images(video.frames) for video in videos],
         "video_metadata": metadata,
         "do_sample_frames": False,
     }
@@ -54,7 +54,7 @@ def token_types(processor: Any, tokens: Tensor) -> Tensor:
 
 def image_pixels(processor: Any, images: Iterable[bytes]) -> dict[str, Tensor]:
     """pixel_values (patches, features) and image_grid_thw (images, 3) of encoded images."""
-    return dict(processor.image_processor(opened(images), return_tensors="pt"))
+    return dict(processor.image_processor(rgb_images(images), return_tensors="pt"))
 
 
 def video_pixels(processor: Any, videos: Sequence[Video]) -> dict[str, Tensor]:
@@ -62,8 +62,8 @@ def video_pixels(processor: Any, videos: Sequence[Video]) -> dict[str, Tensor]:
     positions count seconds, second_per_grid_ts (videos), the seconds of a step in time."""
     import torch
 
-    made = processor.video_processor(**films(videos), return_tensors="pt")
-    pixels = {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
+    processed = processor.video_processor(**video_inputs(videos), return_tensors="pt")
+    pixels = {name: processed[name] for name in ("pixel_values_videos", "video_grid_thw")}
     if "second_per_grid_ts" in processor.model_input_names:
         patch = processor.video_processor.temporal_patch_size
         pixels["second_per_grid_ts"] = torch.tensor([patch / video.fps for video in videos])

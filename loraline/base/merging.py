@@ -82,8 +82,8 @@ def probe(base: PreTrainedModel) -> dict[str, Tensor]:
         return {"input_ids": torch.tensor([tokens], device=base.device)}
     vision = config.vision_config
     special = {config.image_token_id, config.video_token_id, config.vision_start_token_id}
-    shown = GRID[1] * GRID[2] // vision.spatial_merge_size**2
-    row = [config.vision_start_token_id, *[config.image_token_id] * shown]
+    image_tokens = GRID[1] * GRID[2] // vision.spatial_merge_size**2
+    row = [config.vision_start_token_id, *[config.image_token_id] * image_tokens]
     row += [token for token in tokens if token not in special]
     ids = torch.tensor([row], device=base.device)
     features = 3 * vision.temporal_patch_size * vision.patch_size**2

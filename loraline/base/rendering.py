@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
-from loraline.base.encoding import parted
+from loraline.base.encoding import split_off_prompt
 from loraline.errors import UserError
 from loraline.records import Record
 
@@ -23,18 +23,18 @@ CONVERSATIONS = "loraline_conversations"
 MARK = "\0end of a conversation\0"
 """What the loop prints after each conversation."""
 
-AT_ONCE = 256
-"""Rows in one run of the template: of more, none is quicker, and all are in memory twice."""
+BATCH = 256
+"""Rows in one run of the template; more are not faster, and each is in memory twice."""
 
 Turns = list[dict[str, Any]]
 
 
-def in_a_loop(template: str) -> str | None:
-    """The template in a loop over conversations and their tools, None if it is another one there.
+def looped_template(template: str) -> str | None:
+    """The template inside a loop over conversations and their tools.
 
-    It is another one where it asks for a `loop` outside of its own, and it may be where it holds
-    more than plain Jinja. The newline behind the loop's tag is left out by transformers' setting
-    trim_blocks, so that the template begins a line as it did; Jinja leaves out its last newline.
+    None where the loop would change what it renders: it reads a `loop` variable of its own
+    surroundings, or it may hold more than plain Jinja. transformers sets trim_blocks, which drops
+    the newline after the loop's tag, so the template still begins a line.
     """
     from jinja2 import Environment, TemplateError, meta
 
@@ -53,37 +53,37 @@ def in_a_loop(template: str) -> str | None:
 class Renderer:
     """Renders rows as `Encoder.render` does, many at once.
 
-    The first row of each order of roles is rendered by itself, too. Should a template print it in
-    another way in the loop, then all rows are rendered by themselves.
+    The first row of each order of roles is rendered by itself, too. If the loop renders it
+    differently, all rows are rendered one by one.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
-        self.looped = in_a_loop(encoder.chat_template)
+        self.looped = looped_template(encoder.chat_template)
         self.checked: set[tuple[str, ...]] = set()
 
     def render(self, rows: Sequence[Record]) -> list[tuple[str, str]]:
         """Prompts, and answers with all that stands around them; UserError as `Encoder.render`."""
         pairs: list[tuple[str, str]] = []
-        for start in range(0, len(rows), AT_ONCE):
-            some = rows[start : start + AT_ONCE]
-            pairs += self.at_once(some) or map(self.encoder.render, some)
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            pairs += self.render_batch(batch) or map(self.encoder.render, batch)
         return pairs
 
-    def at_once(self, rows: Sequence[Record]) -> list[tuple[str, str]] | None:
+    def render_batch(self, rows: Sequence[Record]) -> list[tuple[str, str]] | None:
         """The pairs of some rows; None where each has to be rendered by itself."""
-        asked = [(row.prompt(), row.tool_list()) for row in rows]
-        prompts = self.run(asked, add_generation_prompt=True)
+        conversations = [(row.prompt(), row.tool_list()) for row in rows]
+        prompts = self.run(conversations, add_generation_prompt=True)
         wholes = self.run(
             [
                 ([*messages, row.answer_turn()], tools)
-                for row, (messages, tools) in zip(rows, asked, strict=True)
+                for row, (messages, tools) in zip(rows, conversations, strict=True)
             ]
         )
         if prompts is None or wholes is None:
             return None
         try:
-            pairs = list(map(parted, prompts, wholes))
+            pairs = list(map(split_off_prompt, prompts, wholes))
         except UserError:
             return None
         for row, pair in zip(rows, pairs, strict=True):

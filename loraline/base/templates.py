@@ -47,8 +47,8 @@ def pinned(template: str) -> str:
 
     replaced = TODAY.sub(day, template)
     # A template may test whether this function exists before it calls it.
-    left = re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", replaced)
-    if "strftime_now" in left:
+    unpinned = re.sub(r"strftime_now\s+is\s+(not\s+)?defined", "", replaced)
+    if "strftime_now" in unpinned:
         raise UserError(
             "the base's chat template prints today's date (strftime_now), so a served model would "
             "see other prompts than it was trained on: write a fixed date into it"

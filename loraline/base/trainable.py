@@ -22,11 +22,11 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
     architecture = (config.get("architectures") or ["none"])[0]
     fitting = VISION if recipe.modality == "vision" else TEXT
     if architecture not in fitting:
-        known = f" ({NOT_TRAINED[architecture]})" if architecture in NOT_TRAINED else ""
+        remark = f" ({NOT_TRAINED[architecture]})" if architecture in NOT_TRAINED else ""
         raise UserError(
             f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
-            f"because its training and the size of its server are not known here{known}; it is for "
-            f"{', '.join(sorted(fitting))}"
+            f"because its training and the size of its server are not known here{remark}; "
+            f"it is for {', '.join(sorted(fitting))}"
         )
     check_projections(recipe, config)
     method = (config.get("quantization_config") or {}).get("quant_method")
@@ -48,9 +48,10 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
 
 
 def check_located(recipe: Profile, folder: Path | None) -> None:
-    """The same in the first step, as far as the base is there: in this folder, or nowhere.
+    """Check the base in the first step, as far as its config can be read there.
 
-    What is meant to be a folder and is none is refused; what the hub did not give is not.
+    `folder` is where the base was found; None if it was not. Raises UserError as `check_base`, and
+    where the base is named by a path that is no folder. A hub model that was not found passes.
     """
     base = Path(recipe.base)
     config = (folder or base) / "config.json"
@@ -65,7 +66,7 @@ def check_located(recipe: Profile, folder: Path | None) -> None:
 
 
 def check_projections(recipe: Profile, config: Mapping[str, Any]) -> None:
-    """Refuse layers that the base does not have, and a way to place tokens that depends on rows."""
+    """Raise UserError for projections that the base lacks, and for longrope positions."""
     architecture = config["architectures"][0]
     names = projections(architecture)
     if unknown := [name for name in recipe.projections if name not in names]:

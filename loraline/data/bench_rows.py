@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loraline.data.merged import Dataset, batches
-from loraline.records import IMAGE, SPLITS, Record, from_columns, parts
+from loraline.records import IMAGE, SPLITS, Record, content_parts, from_columns
 
 MOST = 1000
 """Requests; vllm bench serve takes as many as it is asked for, again and again."""
@@ -63,7 +63,7 @@ def request(row: Record, images: list[str], tokens: int, shows: bool) -> dict[st
     content: list[dict[str, Any]] = [
         {"type": "image", "image": next(names)} for _ in range(earlier)
     ]
-    for part in parts(row.question):
+    for part in content_parts(row.question):
         content.append(
             {"type": "image", "image": next(names)} if part["type"] == "image" else dict(part)
         )

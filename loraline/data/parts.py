@@ -92,7 +92,7 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
     workers_pool = pool.processes(min(workers, len(todo)))
     try:
         # A worker that starts while its parent ends would complain of what is gone.
-        with signals.held():
+        with signals.deferred():
             waiting = {part.number: workers_pool.submit(process, work, part) for part in todo}
         for part in work.parts:
             if part.number in waiting:

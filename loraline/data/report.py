@@ -217,7 +217,7 @@ def as_read(
 
 def pieces(row: Row, tokenizer: Any) -> list[Piece]:
     tokens, listed, place = row.prompt + row.answer, [], 0
-    for answer in row.learnt:
+    for answer in row.learnt_slices:
         given = tokenizer.decode(tokens[place : answer.start])
         listed.append((False, PADS.sub(lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", given)))
         listed.append((True, tokenizer.decode(tokens[answer])))
@@ -227,7 +227,7 @@ def pieces(row: Row, tokenizer: Any) -> list[Piece]:
 
 def pieces_of_turns(record: Record) -> list[Piece]:
     """The same for what cannot be encoded here."""
-    learnt = record.learnt()
+    learnt = record.learnt_turns()
     return [
         (True, text) if number in learnt else (False, f"[{role}] {text}\n")
         for number, (role, text) in enumerate(record.messages)

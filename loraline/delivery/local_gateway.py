@@ -108,6 +108,6 @@ def wait_until_ready(gateway: Gateway) -> None:
 
 def is_ready(url: str) -> bool:
     try:
-        return web.ask(f"{url}/ready", seconds=5).status == 200
+        return web.request(f"{url}/ready", seconds=5).status == 200
     except (UserError, TryAgain):
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loraline.errors import UserError
-from loraline.step import not_empty
+from loraline.step import none_if_empty
 
 if TYPE_CHECKING:
     from loraline.delivery.gateway import Gateway
@@ -153,7 +153,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 FLAGS = (
     click.option(
-        "--gpu", callback=not_empty, help="Card to size for, or cpu.  [default: smallest]"
+        "--gpu", callback=none_if_empty, help="Card to size for, or cpu.  [default: smallest]"
     ),
     click.option(
         "--gpus",
@@ -171,18 +171,22 @@ FLAGS = (
     ),
     click.option("--calibrate", type=FILE, help="Log of a server on --gpu to learn from."),
     click.option("--replicas", default=1, show_default=True, help="Most replicas."),
-    click.option("--prometheus", callback=not_empty, help="Prometheus that KEDA scales by."),
+    click.option("--prometheus", callback=none_if_empty, help="Prometheus that KEDA scales by."),
     click.option(
         "--service-monitor", "monitor", is_flag=True, help="Let the Prometheus operator scrape it."
     ),
-    click.option("--namespace", callback=not_empty, help="Namespace.  [default: the context's]"),
-    click.option("--base-volume", callback=not_empty, help="Claim with the base in its folder."),
-    click.option("--server-image", callback=not_empty, help="Image of vLLM, pinned by digest."),
     click.option(
-        "--beside", callback=not_empty, metavar="ALIAS", help="Serve this version as well."
+        "--namespace", callback=none_if_empty, help="Namespace.  [default: the context's]"
     ),
     click.option(
-        "--follow", callback=not_empty, metavar="ALIAS", help="Load its later versions too."
+        "--base-volume", callback=none_if_empty, help="Claim with the base in its folder."
+    ),
+    click.option("--server-image", callback=none_if_empty, help="Image of vLLM, pinned by digest."),
+    click.option(
+        "--beside", callback=none_if_empty, metavar="ALIAS", help="Serve this version as well."
+    ),
+    click.option(
+        "--follow", callback=none_if_empty, metavar="ALIAS", help="Load its later versions too."
     ),
     click.option(
         "--tasks",
@@ -194,23 +198,25 @@ FLAGS = (
     click.option(
         "--gateway", is_flag=True, help="Add the gateway; its pods alone then reach the server."
     ),
-    click.option("--gateway-image", callback=not_empty, help="Image of the gateway."),
+    click.option("--gateway-image", callback=none_if_empty, help="Image of the gateway."),
     click.option(
         "--gateway-replicas",
         type=click.IntRange(min=2),
         help="Most replicas of the gateway; two are always kept.  [default: 4]",
     ),
     click.option(
-        "--gateway-host", callback=not_empty, help="Host name of an Ingress to the gateway."
+        "--gateway-host", callback=none_if_empty, help="Host name of an Ingress to the gateway."
     ),
     click.option(
         "--gateway-parent",
-        callback=not_empty,
+        callback=none_if_empty,
         metavar="NAMESPACE/NAME",
         help="Gateway of the Gateway API: HTTPRoutes for the hosts, not an Ingress.",
     ),
     click.option(
-        "--gateway-volume", callback=not_empty, help="Claim for jobs and sessions of all replicas."
+        "--gateway-volume",
+        callback=none_if_empty,
+        help="Claim for jobs and sessions of all replicas.",
     ),
     click.option(
         "--gateway-redis-port",
@@ -226,10 +232,10 @@ FLAGS = (
     click.option(
         "--ui", is_flag=True, help="Add the page in a browser, a client of the gateway alone."
     ),
-    click.option("--ui-image", callback=not_empty, help="Image of the page."),
-    click.option("--ui-host", callback=not_empty, help="Host name of an Ingress to the page."),
+    click.option("--ui-image", callback=none_if_empty, help="Image of the page."),
+    click.option("--ui-host", callback=none_if_empty, help="Host name of an Ingress to the page."),
     click.option(
-        "--ui-desk", callback=not_empty, help="Address of the desk, for Review and Train."
+        "--ui-desk", callback=none_if_empty, help="Address of the desk, for Review and Train."
     ),
     click.option("--merged", is_flag=True, help="Serve the base with the adapter merged into it."),
     click.option(

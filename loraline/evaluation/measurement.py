@@ -261,7 +261,7 @@ def predictions(
     """Columns of the predictions table, one entry a held-out row."""
     table: dict[str, list[Any]] = {
         "row": list(range(len(held_out))),
-        "question": [record.asked for record in held_out],
+        "question": [record.context for record in held_out],
         "reference": [calls.reference(record) for record in held_out],
     }
     for model, answered in measured.items():

@@ -241,7 +241,7 @@ def ranked(evaluation: Evaluation) -> list[int]:
 def asked_alike(evaluation: Evaluation) -> bool:
     """Whether all rows ask the same question about an image; the page shows the prompt once."""
     first, *others = evaluation.held_out
-    return bool(first.images) and all(record.asked == first.asked for record in others)
+    return bool(first.images) and all(record.context == first.context for record in others)
 
 
 def shown(evaluation: Evaluation, index: int) -> Shown:
@@ -254,7 +254,7 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
     }
     return Shown(
         number=index,
-        question="" if asked_alike(evaluation) else record.asked,
+        question="" if asked_alike(evaluation) else record.context,
         reference=calls.reference(record),
         answers={
             model: measured.answers[index].text for model, measured in evaluation.measured.items()

@@ -64,10 +64,10 @@ def sentence(error: BaseException, store: str, *folders: Path) -> str | None:
 
 def causes(error: BaseException) -> Iterator[Cause]:
     """What an exception and its causes say about missing room."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and id(current) not in visited:
+        visited.add(id(current))
         if isinstance(current, OSError) and current.errno is not None:
             yield from by_number(current.errno, str(current.filename2 or current.filename or ""))
         yield from by_message(str(current))

@@ -25,7 +25,7 @@ class Lines:
 
     def __init__(self, description: str, total: int) -> None:
         self.description, self.total = description, total
-        self.began = self.said = time.monotonic()
+        self.began = self.printed_at = time.monotonic()
         self.first: int | None = None
         click.echo(f"{description}: 0 of {total}", err=True)
 
@@ -35,9 +35,9 @@ class Lines:
         if self.first is None:
             # A resumed training starts after the steps that it does not repeat.
             self.first = done if done > 1 else 0
-        if done < self.total and now - self.said < LINE_EVERY:
+        if done < self.total and now - self.printed_at < LINE_EVERY:
             return
-        self.said = now
+        self.printed_at = now
         if done < self.total:
             each = (now - self.began) / max(1, done - self.first)
             seconds = each * (self.total - done)

@@ -1,4 +1,4 @@
-"""What other libraries say that is of no use to anybody here, and is therefore not shown."""
+"""Messages of other libraries that help nobody here and are not shown."""
 
 from __future__ import annotations
 

@@ -28,19 +28,21 @@ def listen() -> None:
 
 def stop(signum: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
-    if not put_off(stop, signum, frame):
+    if not defer_in_transaction(stop, signum, frame):
         received.append(Stopped(f"stopped by {signal.Signals(signum).name}; start it again"))
         raise received[0]
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """The handler of Ctrl-C."""
-    if not put_off(interrupt, signum, frame):
+    if not defer_in_transaction(interrupt, signum, frame):
         raise KeyboardInterrupt
 
 
-def put_off(handler: Callable[..., None], signum: int, frame: FrameType | None) -> bool:
-    """Whether a signal struck a database transaction; then it is heard a little later.
+def defer_in_transaction(
+    handler: Callable[..., None], signum: int, frame: FrameType | None
+) -> bool:
+    """Whether a signal struck a database transaction; if so, it is raised again after AGAIN.
 
     A transaction that an exception leaves open keeps SQLite locked against the step itself, which
     could no longer say how its run ended.
@@ -61,7 +63,7 @@ def check() -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """Defer signals that come while the block runs to its end."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraline import web
-from loraline.addresses import scrubbed, shown
+from loraline.addresses import redacted, scrubbed
 from loraline.errors import TryAgain, UserError
 from loraline.records import IMAGE, TAGS, VIDEO, Record
 
@@ -51,11 +51,11 @@ class Server:
     def __init__(self, url: str, seconds: float = TIMEOUT) -> None:
         if not url.startswith(("http://", "https://")):
             raise UserError(
-                f"server address {shown(url)!r} does not start with http:// or https://"
+                f"server address {redacted(url)!r} does not start with http:// or https://"
             )
         self.url = url.rstrip("/").removesuffix("/v1")
         self.seconds = seconds
-        self.name = shown(self.url)
+        self.name = redacted(self.url)
         """The address without secrets, for messages."""
 
     def check_health(self) -> None:
@@ -93,9 +93,9 @@ class Server:
         """The answer to a request to another path, as text."""
         return self._open(path, body).decode(errors="replace")
 
-    def stream(self, path: str, body: dict[str, Any], heard: Callable[[bytes], None]) -> str:
-        """The answer to a request to another path, as text, of which `heard` gets each piece."""
-        return self._open(path, body, heard).decode(errors="replace")
+    def stream(self, path: str, body: dict[str, Any], on_chunk: Callable[[bytes], None]) -> str:
+        """The answer to a request to another path, as text, of which `on_chunk` gets each piece."""
+        return self._open(path, body, on_chunk).decode(errors="replace")
 
     @contextmanager
     def _understood(self, path: str) -> Iterator[None]:
@@ -111,12 +111,12 @@ class Server:
         self,
         path: str,
         body: dict[str, Any] | None = None,
-        heard: Callable[[bytes], None] | None = None,
+        on_chunk: Callable[[bytes], None] | None = None,
     ) -> bytes:
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        answer = web.ask(
-            self.url + path, body=body, headers=headers, seconds=self.seconds, heard=heard
+        answer = web.request(
+            self.url + path, body=body, headers=headers, seconds=self.seconds, on_chunk=on_chunk
         )
         if answer.status < 300:
             return answer.body

@@ -99,7 +99,7 @@ def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]
     try:
         yield holder
     finally:
-        with signals.held():
+        with signals.deferred():
             delete_held(client, lock, holder)
 
 

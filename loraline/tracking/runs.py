@@ -180,7 +180,7 @@ def open_run(
         os.environ.pop(foreign, None)
     try:
         # Stopped in the middle of this, MLflow would call the run FINISHED at the end.
-        with signals.held():
+        with signals.deferred():
             run = mlflow.start_run(
                 run_id=resumed.info.run_id if resumed else None,
                 run_name=name,
@@ -194,10 +194,10 @@ def open_run(
         yield run
     except BaseException as error:
         stopped = signals.received or isinstance(error, TryAgain | Stopped | KeyboardInterrupt)
-        with signals.held():
+        with signals.deferred():
             mlflow.end_run("KILLED" if stopped else "FAILED")
         raise
-    with signals.held():
+    with signals.deferred():
         mlflow.end_run("FINISHED")
 
 

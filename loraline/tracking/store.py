@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from loraline.addresses import scrubbed, shown
+from loraline.addresses import redacted, scrubbed
 from loraline.errors import TryAgain, UserError
 from loraline.process import full_disk
 from loraline.tracking import sqlite_store, views
@@ -26,7 +26,7 @@ def uri() -> str:
     """The tracking URI that this process uses, without credentials."""
     from loraline.tracking.settings import Settings
 
-    return shown(Settings().store_uri())
+    return redacted(Settings().store_uri())
 
 
 def pod_environment() -> dict[str, str]:

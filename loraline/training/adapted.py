@@ -68,7 +68,7 @@ def with_adapter(model: Any, recipe: Profile) -> PeftModel:
     )
     lora.add_in_place(tuned)
     if recipe.use_dora:
-        lora.keep_type(tuned)
+        lora.keep_input_dtype(tuned)
     return tuned
 
 
@@ -91,8 +91,8 @@ def sizes(model: Any) -> Iterator[tuple[str, int]]:
 
 def recompute_activations(model: Any) -> None:
     """Checkpoint every layer that has something to learn before it."""
-    whole = causal(model)
-    whole.gradient_checkpointing_enable({"use_reentrant": False})
+    base = causal(model)
+    base.gradient_checkpointing_enable({"use_reentrant": False})
     # transformers lets embeddings demand gradients, for checkpointing of the old kind; it sends the
     # backward pass through a frozen vision tower.
-    whole.disable_input_require_grads()
+    base.disable_input_require_grads()

@@ -1,7 +1,6 @@
-"""What the trainer does otherwise than transformers' Trainer, whatever its batches are.
+"""Differences from transformers' Trainer that do not depend on the batches.
 
-Rates of their own for parts of the model, checkpoints without a pickle, and weights that processes
-may share out.
+Separate learning rates for parts of the model, checkpoints without pickle, and sharded weights.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ from loraline.training.readings import Reading
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer of a model that nothing wraps: processes sum their gradients by `exchange`, or
-    torch does where they share out the weights.
+    """A Trainer that does not wrap its model.
+
+    `exchange` sums the processes' gradients; where the weights are sharded, torch does.
     """
 
     optimizer: Any
@@ -40,7 +40,7 @@ class AdapterTrainer(Trainer):
     _globalstep_last_logged: int
 
     reading: Reading | None = None
-    """The last step's numbers, not logged yet."""
+    """The last step's numbers while they are not logged yet."""
 
     sharded: bool
     """Whether processes share out the weights (`sharding`)."""
@@ -53,7 +53,7 @@ class AdapterTrainer(Trainer):
 
     def _sync_replicated_trainable_parameters(self, model: Any) -> None:
         if not self.sharded:
-            exchange.begin_alike(self.learning())
+            exchange.broadcast_parameters(self.trainable_parameters())
 
     def _clip_grad_norm(self, model: Any) -> Any:
         return sharding.gathered(super()._clip_grad_norm(model))
@@ -92,25 +92,25 @@ class AdapterTrainer(Trainer):
         """Log numbers as those of their step."""
         logs = reading.logs()
         self._total_loss_scalar += logs["loss"]
-        now = self.state.global_step, self.state.epoch
+        position = self.state.global_step, self.state.epoch
         self.state.global_step, self.state.epoch = reading.step, reading.epoch
         self.log(logs)
-        self.state.global_step, self.state.epoch = now
+        self.state.global_step, self.state.epoch = position
 
-    def learning(self) -> list[torch.nn.Parameter]:
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
         """The parameters that learn, in the same order in every process."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def learned(self) -> dict[str, torch.Tensor]:
-        """Their values by name; of what is shared out, this process' part."""
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """Values of the parameters that learn, by name; of sharded ones, this process' part."""
         named = self.model.named_parameters()
         return {name: sharding.local(p.detach()) for name, p in named if p.requires_grad}
 
-    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def set_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Give the parameters that learn these values."""
-        here = self.learned()
+        current = self.trained_weights()
         for name, weight in weights.items():
-            here[name].copy_(weight)
+            current[name].copy_(weight)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer, with rates of their own for the vision parts and for LoRA's B."""
@@ -134,10 +134,12 @@ class AdapterTrainer(Trainer):
                 return self.rates[path]
         return float(self.args.learning_rate)
 
-    def remember(self, eval_loss: float) -> None:
+    def keep_best(self, eval_loss: float) -> None:
         """Keep the adapter with the lowest validation loss; stop when none has come for long."""
         if eval_loss < self.best.get("eval_loss", math.inf):
-            weights = {name: weight.cpu().clone() for name, weight in self.learned().items()}
+            weights = {
+                name: weight.cpu().clone() for name, weight in self.trained_weights().items()
+            }
             self.best = {"eval_loss": eval_loss, "weights": weights}
         losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
         since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
@@ -146,36 +148,36 @@ class AdapterTrainer(Trainer):
 
     def restore_best(self) -> float:
         """Give the model the weights with the lowest validation loss; returns that loss."""
-        self.put(self.best["weights"])
+        self.set_weights(self.best["weights"])
         return float(self.best["eval_loss"])
 
     def gather(self) -> dict[str, torch.Tensor]:
-        """What is to be written at the end, whole, by name and on the CPU: an adapter, or without
-        one the whole model.
+        """The whole weights to write at the end, on the CPU, by name: the adapter's, or without an
+        adapter all of the model's.
 
-        All processes have to ask; the first one gets it, and the others nothing.
+        Every process has to call it; only the first gets weights, the others an empty dict.
         """
-        alone = not hasattr(self.model, "peft_config")
-        whole = {}
+        without_adapter = not hasattr(self.model, "peft_config")
+        weights = {}
         for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad or alone:
+            if parameter.requires_grad or without_adapter:
                 weight = sharding.gathered(parameter.detach())
                 if self.args.should_save:
-                    whole[name] = weight.cpu().clone()
-        return whole
+                    weights[name] = weight.cpu().clone()
+        return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write what has learned, and not the arguments, which are a pickle."""
         folder = Path(output_dir or self.args.output_dir)
-        self.write(self.learned(), folder, "weights")
+        self.write(self.trained_weights(), folder, "weights")
         if self.args.should_save and self.initial is not None:
             pissa.write(self.initial, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.put(self.read(Path(resume_from_checkpoint), "weights"))
+        self.set_weights(self.read(Path(resume_from_checkpoint), "weights"))
 
     def write(self, state: Any, folder: Path, name: str) -> None:
-        """Write a state of the training: the first process, or each one its part."""
+        """Write a state of the training: the first process all of it, or sharded, each its part."""
         if self.sharded:
             name = f"{name}-{self.args.process_index}-of-{self.args.world_size}"
         if self.sharded or self.args.should_save:
@@ -186,7 +188,7 @@ class AdapterTrainer(Trainer):
         rank, world = self.args.process_index, self.args.world_size
         if self.sharded and (folder / f"{name}-{rank}-of-{world}.json").exists():
             return checkpoint.read_state(folder / f"{name}-{rank}-of-{world}")
-        state = checkpoint.read_whole(folder, name)
+        state = checkpoint.read_joined(folder, name)
         return sharding.cut(state, rank, world) if self.sharded else state
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -204,7 +206,9 @@ class AdapterTrainer(Trainer):
             self.optimizer.load_state_dict(self.read(folder, "optimizer"))
             for parameter, moments in self.optimizer.state.items():
                 for name, value in moments.items():
-                    moments[name] = sharding.shared(value, parameter) if value.dim() else value
+                    moments[name] = (
+                        sharding.distributed_tensor(value, parameter) if value.dim() else value
+                    )
             self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))
 
     def _save_rng_state(self, output_dir: str) -> None:

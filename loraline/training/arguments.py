@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from loraline.training.memory import Plan
 
 SCHEDULES = {"constant": "constant_with_warmup"}
-"""Of transformers' names for a schedule, those of the ones that warm up."""
+"""transformers' name of a schedule with warm-up, where it is not the profile's."""
 
 
 class Arguments(TrainingArguments):
-    """The trainer's arguments for a model that is where it shall be.
+    """The trainer's arguments, which leave the model where it was loaded.
 
-    The trainer would move weights to the GPU that are to wait in the host's memory.
+    The trainer would move weights to the GPU that have to wait in the host's memory.
     """
 
     @property
@@ -31,7 +31,7 @@ class Arguments(TrainingArguments):
 
 
 def of(recipe: Profile, plan: Plan, scratch: Path) -> Arguments:
-    """What transformers' Trainer gets of a profile."""
+    """Arguments of transformers' Trainer for a profile and a memory plan."""
     on_gpu = torch.cuda.is_available()
     return Arguments(
         output_dir=str(scratch / "trainer"),

@@ -101,7 +101,7 @@ def flash(
     """Variable-length flash attention over (tokens, heads, head_dim); grouped queries allowed."""
     from torch.nn.attention.varlen import varlen_attn
 
-    left = -1 if window is None else window - 1
+    reach = -1 if window is None else window - 1
     return varlen_attn(
         q,
         k,
@@ -111,7 +111,7 @@ def flash(
         longest,
         longest,
         scale=scaling,
-        window_size=(left, 0 if causal else -1),
+        window_size=(reach, 0 if causal else -1),
         enable_gqa=q.shape[1] != k.shape[1],
     )
 
@@ -134,7 +134,7 @@ def padded(
     places = torch.arange(longest, device=q.device)
     filled = places < lengths[:, None]
 
-    def padded(states: Tensor) -> Tensor:
+    def by_row(states: Tensor) -> Tensor:
         rows = states.new_zeros(*filled.shape, *states.shape[1:])
         rows[filled] = states
         return rows.transpose(1, 2)
@@ -144,11 +144,11 @@ def padded(
     if window is not None:
         distance = places[:, None] - places
         mask = (distance >= 0) & (distance < window)
-    out = scaled_dot_product_attention(
-        *map(padded, (q, k, v)),
+    attended = scaled_dot_product_attention(
+        *map(by_row, (q, k, v)),
         attn_mask=mask,
         is_causal=causal and mask is None,
         scale=scaling,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return out.transpose(1, 2)[filled]
+    return attended.transpose(1, 2)[filled]

@@ -3,8 +3,8 @@
 A checkpoint is a folder: `trainer_state.json` as transformers writes it, and the states of what has
 learned, of optimizer, learning rate schedule and random numbers as a safetensors file and a JSON
 file each, sealed with their digests. A run's tag names its latest checkpoint, and is set
-only when all of it is in the artifact store, so a half-written one is never found. No checkpoint is
-needed: what is damaged or lost is put aside, and the one before it or none is gone on from.
+only when all of it is in the artifact store, so a half-written one is never found. A damaged or
+lost checkpoint is put aside; the training resumes from the one before it, or begins anew.
 """
 
 from __future__ import annotations
@@ -79,21 +79,21 @@ def read_state(stem: Path) -> Any:
     """What `write_state` wrote; tensors are on the CPU."""
     tensors = load_file(stem.with_suffix(".safetensors"))
 
-    def whole(value: Any) -> Any:
+    def restored(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        ((kind, content),) = value.items()
-        if kind == "tensor":
+        ((form, content),) = value.items()
+        if form == "tensor":
             return tensors[content]
-        if kind == "items":
-            return {key: whole(v) for key, v in content}
-        sequence = [whole(v) for v in content]
-        return sequence if kind == "list" else tuple(sequence)
+        if form == "items":
+            return {key: restored(v) for key, v in content}
+        sequence = [restored(v) for v in content]
+        return sequence if form == "list" else tuple(sequence)
 
-    return whole(json.loads(stem.with_suffix(".json").read_text()))
+    return restored(json.loads(stem.with_suffix(".json").read_text()))
 
 
-def read_whole(folder: Path, name: str) -> Any:
+def read_joined(folder: Path, name: str) -> Any:
     """A state that the first process has written, or each one its part (`name-RANK-of-WORLD`)."""
     if (folder / f"{name}.json").exists():
         return read_state(folder / name)
@@ -172,7 +172,7 @@ class KeepCheckpoints(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # A word from each process: all have written their part.
+        # Once this returns, all processes have written their part.
         exchange.highest([state.global_step])
         if self.client is not None:
             name = f"step-{state.global_step}"
@@ -201,8 +201,8 @@ def seal(folder: Path, run_id: str) -> None:
     (folder / SEAL).write_text(json.dumps({"run": run_id, "files": files}, indent=2) + "\n")
 
 
-def fault(folder: Path, run_id: str) -> str:
-    """Why a checkpoint is not what this run has written; empty if it is."""
+def defect(folder: Path, run_id: str) -> str:
+    """Why a checkpoint is not what this run has written; an empty text if it is."""
     try:
         sealed = json.loads((folder / SEAL).read_text())
         run, files = sealed["run"], dict(sealed["files"])
@@ -252,7 +252,7 @@ def delete(client: MlflowClient, run_id: str, path: str) -> None:
     store.delete_artifacts(path)
 
 
-def drop(client: MlflowClient, run_id: str) -> None:
+def delete_all(client: MlflowClient, run_id: str) -> None:
     """Remove all checkpoints of a training that needs them no more."""
     for name in (CHECKPOINT, CHECKPOINTS_ASIDE):
         if name in client.get_run(run_id).data.tags:
@@ -276,7 +276,7 @@ def fetch(client: MlflowClient, run: Run, folder: Path) -> Path | None:
             continue
         try:
             start = runs.download(client, run_id, f"{FOLDER}/{name}", place)
-            reason = fault(start, run_id)
+            reason = defect(start, run_id)
         except Exception as error:
             if is_outage(error) or sentence(error, uri(), folder):
                 raise

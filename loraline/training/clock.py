@@ -11,8 +11,8 @@ class Clock:
     """Counts seconds from the beginning of a training, and none while it is paused."""
 
     def __init__(self) -> None:
-        self.began = self.ended = self.away = 0.0
-        self.last = time.monotonic(), 0
+        self.began = self.ended = self.paused_seconds = 0.0
+        self.last_pace = time.monotonic(), 0
         """When the pace was asked for, and the tokens until then."""
 
     @contextmanager
@@ -27,15 +27,21 @@ class Clock:
     def paused(self) -> Iterator[None]:
         began = time.monotonic()
         yield
-        self.away += time.monotonic() - began
+        self.paused_seconds += time.monotonic() - began
 
     def seconds(self) -> float:
         """How long it has trained so far."""
-        return (self.ended or time.monotonic()) - self.began - self.away if self.began else 0.0
+        return (
+            (self.ended or time.monotonic()) - self.began - self.paused_seconds
+            if self.began
+            else 0.0
+        )
 
     def pace(self, tokens: int) -> float:
         """Tokens a second since the last time that it was asked; `tokens` are all so far."""
-        now = (time.monotonic() - self.away, tokens)
-        seconds, passed = (after - before for after, before in zip(now, self.last, strict=True))
-        self.last = now
+        current = (time.monotonic() - self.paused_seconds, tokens)
+        seconds, passed = (
+            after - before for after, before in zip(current, self.last_pace, strict=True)
+        )
+        self.last_pace = current
         return passed / max(seconds, 1e-9)

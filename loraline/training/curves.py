@@ -66,8 +66,10 @@ class CurvesToMlflow(TrainerCallback):
         if "eval_loss" in logs:
             tracked["train_loss"] = mean_since_evaluation(state.log_history)
         if state.global_step > self.logged_to:
-            now = int(time.time() * 1000)
-            self.waiting += [Metric(k, v, now, state.global_step) for k, v in tracked.items()]
+            milliseconds = int(time.time() * 1000)
+            self.waiting += [
+                Metric(k, v, milliseconds, state.global_step) for k, v in tracked.items()
+            ]
         if time.monotonic() - self.sent_at > SEND_EVERY:
             self.send()
 
@@ -127,7 +129,7 @@ class Cost:
 
     def __init__(self, sft: PackedTrainer, earlier: Run | None) -> None:
         self.sft = sft
-        self.before = spent(earlier) if earlier else {}
+        self.before = spent_before(earlier) if earlier else {}
 
     def total(self) -> dict[str, float]:
         """Seconds of training, tokens in all processes, and seconds times processes."""
@@ -140,16 +142,16 @@ class Cost:
         return {name: value + self.before.get(name, 0) for name, value in attempt.items()}
 
     def tags(self) -> dict[str, str]:
-        """For an attempt that comes after this one."""
+        """The tag to which a later attempt at the run adds its own cost."""
         return {SPENT: json.dumps(self.total())}
 
 
-def spent(run: Run) -> dict[str, float]:
-    """What the attempts at a run have cost so far, by its tag; nothing that is no number."""
-    kept = json_object(run.data.tags, SPENT)
+def spent_before(run: Run) -> dict[str, float]:
+    """The cost of earlier attempts at a run, from its tag; only finite numbers from 0 up."""
+    recorded = json_object(run.data.tags, SPENT)
     return {
         name: value
-        for name, value in kept.items()
+        for name, value in recorded.items()
         if isinstance(value, int | float) and math.isfinite(value) and value >= 0
     }
 

@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other; alone, a process only hears itself.
+"""Exchanges between the processes of one training; a process that is alone gets its own values.
 
 Each trains on its share of a step's rows and no process waits for another but here, so what one
 of them does in between (smaller passes after it ran out of memory) is its own affair.
@@ -19,27 +19,27 @@ BUCKET = 2**24
 
 
 def backend() -> str:
-    """What tensors travel by: NCCL between GPUs, gloo between hosts' memories."""
+    """torch's backends for the exchange: NCCL between GPUs, gloo between hosts' memories."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-def several() -> bool:
-    """Whether there is another process to talk to."""
+def is_distributed() -> bool:
+    """Whether several processes train together."""
     return distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def reduce(values: Tensor, operation: Any) -> Tensor:
     """`values` of all processes reduced in place; TryAgain if one of them has left."""
-    if several():
+    if is_distributed():
         try:
             distributed.all_reduce(values, operation)
         except RuntimeError as error:
-            raise left() from error
+            raise peer_has_left() from error
     return values
 
 
-def left() -> TryAgain:
-    """What a process says that waited for one that is no more."""
+def peer_has_left() -> TryAgain:
+    """The error of a process that waited for another one that has ended."""
     return TryAgain(
         "another process of this training has ended; start it again to go on from its last "
         "checkpoint"
@@ -52,7 +52,7 @@ def highest(values: Sequence[int]) -> list[int]:
     They travel between hosts' memories, so no process waits for its GPU to be done before it has
     given that the next step's work.
     """
-    if not several():
+    if not is_distributed():
         return list(values)
     numbers = torch.tensor(values, dtype=torch.int64)
     return list(map(int, reduce(numbers, distributed.ReduceOp.MAX).tolist()))
@@ -74,11 +74,11 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     A parameter that has a gradient in none of them keeps none, and the optimizer leaves it alone
     as it does in a training of one process.
     """
-    if not several():
+    if not is_distributed():
         return
-    here = [parameter.grad is not None for parameter in parameters]
-    anywhere = highest(here)
-    learned = [p for p, somewhere in zip(parameters, anywhere, strict=True) if somewhere]
+    has_gradient = [parameter.grad is not None for parameter in parameters]
+    anywhere_has = highest(has_gradient)
+    learned = [p for p, somewhere in zip(parameters, anywhere_has, strict=True) if somewhere]
     for parameter in learned:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -108,8 +108,8 @@ def buckets(parameters: Iterable[torch.nn.Parameter]) -> Iterator[list[torch.nn.
         yield bucket
 
 
-def begin_alike(parameters: Iterable[torch.nn.Parameter]) -> None:
+def broadcast_parameters(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Give every process the first one's values to begin with."""
-    if several():
+    if is_distributed():
         for parameter in parameters:
             distributed.broadcast(parameter.data, src=0)

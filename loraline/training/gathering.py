@@ -28,17 +28,19 @@ def layers_gathered(recipe: Profile, base: Base, cards: int) -> int:
     return int(at_once * layer * bytes_a_weight)
 
 
-def rest_gathered(recipe: Profile, base: Base) -> int:
-    """Bytes of all but the layers, which stay gathered through the whole backward pass, as the
-    gradients of what learns of it do."""
+def other_weights_gathered(recipe: Profile, base: Base) -> int:
+    """Bytes of all weights outside the decoder layers.
+
+    They stay gathered through the whole backward pass, and so do the gradients of those that learn.
+    """
     layers = layer_parameters(base) * int(
         architectures.text_config(base.config)["num_hidden_layers"]
     )
-    rest = sum(architectures.parameters(base.config)) - layers
+    others = sum(architectures.parameters(base.config)) - layers
     if recipe.train != "full":
-        return 2 * rest
+        return 2 * others
     learned = learned_parameters(recipe, base)[0] - (layers if recipe.tune.language else 0)
-    return 2 * rest + 6 * learned
+    return 2 * others + 6 * learned
 
 
 def layer_parameters(base: Base) -> int:

@@ -56,8 +56,8 @@ class Group:
             )
 
 
-WELL = ("Complete", "SUCCEEDED")
-"""First word of how a group of machines ended whose training is logged."""
+SUCCESSES = ("Complete", "SUCCEEDED")
+"""First words of the status of a group of machines that trained to the end."""
 
 
 def leave_as_ended(how: str) -> None:
@@ -66,7 +66,7 @@ def leave_as_ended(how: str) -> None:
     `how` is what its Job says: `Complete: …`, or `Failed: Container main for pod … failed with exit
     code 2 …` (the message of Kubernetes' podFailurePolicy). Where it names no code, it is 1.
     """
-    if how.partition(":")[0] in WELL:
+    if how.partition(":")[0] in SUCCESSES:
         return
     code = re.search(r"exit code (\d+)", how)
     click.echo(
@@ -112,7 +112,7 @@ FLAGS = (
 )
 
 
-def described_by_flags(command: Command) -> Command:
+def group_options(command: Command) -> Command:
     """Give a command the flags of a group."""
     for flag in reversed(FLAGS):
         command = flag(command)

@@ -2,10 +2,9 @@
 elastic launcher on every machine.
 
 The first process talks to MLflow and fetches what all need into a shared folder; the others of its
-machine wait for it there and take part in the training alone. What the first one says is what the
-step ends with: another that ends in order, told to stop or out of memory like all, ends with 0.
-On the other machines `other_nodes` fills the folder; there, what has to be started again ends with
-75, as on the first.
+machine wait for it there and take part in the training alone. The step ends with the exit code of
+the first process; another one that ends for the same reason ends with 0. On the other machines
+`other_nodes` fills the folder, and a process there that has to be started again ends with 75.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def leave() -> None:
 
 
 def on_gpus(group: Group) -> None:
-    """Run this very command once more, in one process for each GPU, and take over its end."""
+    """Run this command again in one process for each GPU, and exit as those processes do."""
     import torch
 
     available = torch.cuda.device_count()
@@ -163,45 +162,45 @@ def meet(group: Group) -> Any:
     from torch.distributed import DistStoreError, TCPStore
 
     host, _, port = group.first_node.rpartition(":")
-    last = time.monotonic() + MEETING
+    deadline = time.monotonic() + MEETING
     if group.node:
-        place = find_first_node(host, int(port), last)
+        store = find_first_node(host, int(port), deadline)
     else:
         # The launcher of the same process, and it alone, can take it over.
         shared = {"wait_for_workers": False, "multi_tenant": True}
         wait = timedelta(seconds=MEETING)
-        place = TCPStore(host, int(port), group.nodes, True, wait, **shared)
-    place.set(f"here/{group.node}", "1")
-    while not place.check([f"here/{node}" for node in range(group.nodes)]):
-        if time.monotonic() > last:
+        store = TCPStore(host, int(port), group.nodes, True, wait, **shared)
+    store.set(f"here/{group.node}", "1")
+    while not store.check([f"here/{node}" for node in range(group.nodes)]):
+        if time.monotonic() > deadline:
             raise DistStoreError("not all machines came")
         time.sleep(0.2)
-    return place
+    return store
 
 
-def find_first_node(host: str, port: int, last: float) -> Any:
+def find_first_node(host: str, port: int, deadline: float) -> Any:
     """The store of the first machine of a group, once it can be reached.
 
     A name in the DNS may lead to a machine that is gone, so it is looked up again and again, until
-    the time `last`. Raises TryAgain where the first machine is at work in a training that this
+    the time `deadline`. Raises TryAgain where the first machine is at work in a training that this
     machine is not part of: it was, and was lost, and the others have not ended yet.
     """
     from torch.distributed import DistNetworkError, DistStoreError, TCPStore
 
     while True:
         try:
-            place = TCPStore(host, port, is_master=False, timeout=ONE_TRY)
+            store = TCPStore(host, port, is_master=False, timeout=ONE_TRY)
             break
         except (DistNetworkError, DistStoreError):
-            if time.monotonic() > last:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1)
-    if place.check([START]):
+    if store.check([START]):
         raise TryAgain(
             f"the training at {host}:{port} has begun without this machine; start it again when "
             "the others have ended"
         )
-    return place
+    return store
 
 
 def exit_code(failures: Mapping[int, ProcessFailure]) -> int:
@@ -235,22 +234,22 @@ def shared_folder() -> Iterator[Path]:
             yield Path(folder)
 
 
-def lead() -> None:
-    """Let the other processes wait for the shared folder no longer than this one, the first, lives.
+def announce_exit() -> None:
+    """Tell the other processes when this one, the first, exits, so that they stop waiting for it.
 
-    It may find that there is nothing to train.
+    It exits without training where a finished run of the same inputs exists.
     """
     if launched():
         atexit.register(Path(os.environ[SHARED], LEFT).touch)
     if nodes() > 1:
-        place = meeting_place()
+        store = meeting_place()
 
-        def tell() -> None:
+        def announce() -> None:
             # Where the store has gone, so has whoever would ask it.
             with suppress(RuntimeError):
-                place.set(LEFT, "1")
+                store.set(LEFT, "1")
 
-        atexit.register(tell)
+        atexit.register(announce)
 
 
 def meeting_place() -> Any:
@@ -261,7 +260,7 @@ def meeting_place() -> Any:
     return TCPStore(host, port, is_master=False)
 
 
-def let_follow(folder: Path) -> None:
+def announce_ready(folder: Path) -> None:
     """Tell the other processes that the shared folder is complete."""
     (folder / READY).touch()
 

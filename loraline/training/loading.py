@@ -1,4 +1,4 @@
-"""Batches on their way to the model: made in processes aside, and copied while the GPU works."""
+"""Batches on their way to the model: made in worker processes, and copied while the GPU works."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def loader(
         collate_fn=collate,
         # Images are decoded while the GPU works; without one there is no core to spare.
         num_workers=workers() if args.device.type == "cuda" else 0,
-        worker_init_fn=out_of_reach,
+        worker_init_fn=leave_process_group,
         # Of its own, so that loading does not move the state that dropout draws from.
         generator=torch.Generator().manual_seed(args.seed),
     )
@@ -48,12 +48,12 @@ def workers() -> int:
     return max(1, min(8, share.cpus() // launch.local_world() - 1))
 
 
-def out_of_reach(worker: int) -> None:
-    """Take a loader's process out of the group that is told to stop.
+def leave_process_group(worker: int) -> None:
+    """Take a loader's process out of the process group that signals are sent to.
 
-    Its training decides when it stops, after the step at hand; a loader that had gone before would
-    end the training with an error instead of a checkpoint. The loader of a training that is no
-    more notices by itself.
+    The training stops after the current step; a loader that ended earlier would end the training
+    with an error instead of a checkpoint. When the training has ended, its loaders end by
+    themselves.
     """
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -24,7 +24,7 @@ def add_in_place(model: PeftModel) -> None:
             module.forward = types.MethodType(forward, module)
 
 
-def keep_type(model: PeftModel) -> None:
+def keep_input_dtype(model: PeftModel) -> None:
     """Let DoRA layers on a 4-bit base answer in the type that they are asked in, as others do.
 
     Under a GPU's autocast PEFT leaves their answer in the magnitude's float32. That widens the
@@ -36,15 +36,17 @@ def keep_type(model: PeftModel) -> None:
     for module in model.modules():
         dora = isinstance(module, LoraLayer) and module.lora_variant
         if dora and isinstance(module.get_base_layer(), Linear4bit):
-            module.register_forward_hook(lambda _, asked, answer: answer.to(asked[0].dtype))
+            module.register_forward_hook(lambda _, inputs, answer: answer.to(inputs[0].dtype))
 
 
 def forward(self: Any, x: Tensor) -> Tensor:
     """base(x) + scaling * dropout(x) @ A.T @ B.T, shapes (..., in) to (..., out)."""
     (name,) = self.active_adapters
     flat = x.reshape(-1, x.shape[-1])
-    out = self.base_layer(flat)
+    output = self.base_layer(flat)
     # The adapter's weights are float32, the products have the type of the base's.
-    low = self.lora_dropout[name](flat).to(out.dtype) @ self.lora_A[name].weight.to(out.dtype).T
-    out.addmm_(low, self.lora_B[name].weight.to(out.dtype).T, alpha=self.scaling[name])
-    return out.view(*x.shape[:-1], -1)
+    low = (
+        self.lora_dropout[name](flat).to(output.dtype) @ self.lora_A[name].weight.to(output.dtype).T
+    )
+    output.addmm_(low, self.lora_B[name].weight.to(output.dtype).T, alpha=self.scaling[name])
+    return output.view(*x.shape[:-1], -1)

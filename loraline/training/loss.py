@@ -17,7 +17,7 @@ SLICE = 2**26
 """Logits that exist at a time: 256 MiB in float32, whatever the size of the vocabulary."""
 
 
-def give_losses(model: PreTrainedModel) -> None:
+def return_losses(model: PreTrainedModel) -> None:
     """Let the causal model return negative log-likelihoods, (targets), instead of logits.
 
     In its own forward, so that what wraps the model (PEFT, DDP, FSDP) sees a call like any other.
@@ -38,9 +38,9 @@ def give_losses(model: PreTrainedModel) -> None:
 def sliced_again(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """The same losses under a head that learns: each slice's logits are computed again to learn."""
 
-    def of_slice(part: Tensor, wanted: Tensor) -> Tensor:
+    def of_slice(part: Tensor, targets: Tensor) -> Tensor:
         logits = functional.linear(part.to(weight.dtype), weight)
-        return functional.cross_entropy(logits.float(), wanted, reduction="none")
+        return functional.cross_entropy(logits.float(), targets, reduction="none")
 
     rows = max(1, SLICE // len(weight))
     parts = zip(hidden.split(rows), labels.split(rows), strict=True)
@@ -59,8 +59,8 @@ class SlicedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         losses = hidden.new_empty(len(labels), dtype=torch.float32)
-        wanted = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(hidden) if wanted else None
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needs_gradient else None
         rows = max(1, SLICE // len(weight))
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)

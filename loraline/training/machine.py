@@ -1,4 +1,4 @@
-"""What a training finds on its machine: the memory of its card, and of the host."""
+"""The memory that a training may plan with: of its cards, and of the host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def host() -> int:
 
     lines = Path("/proc/meminfo").read_text().splitlines()
     named = (line.partition(":") for line in lines)
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in named}
+    sizes = {name: int(value.split()[0]) * 1024 for name, _, value in named}
     return min(share.memory() or sizes["MemTotal"], sizes["MemAvailable"])
 
 
@@ -49,7 +49,7 @@ class Machine:
         return on_card <= self.free * HEADROOM and in_host <= self.host * HEADROOM
 
     @classmethod
-    def here(cls) -> Machine | None:
+    def measured(cls) -> Machine | None:
         """The machine of this process; None without a GPU."""
         from loraline.training import launch
 

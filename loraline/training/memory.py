@@ -17,7 +17,7 @@ from loraline.base.architectures import linears
 from loraline.base.targets import targets_of
 from loraline.errors import UserError
 from loraline.training.activations import kept_by_layer, tower_activations
-from loraline.training.gathering import layers_gathered, learned_parameters, rest_gathered
+from loraline.training.gathering import layers_gathered, learned_parameters, other_weights_gathered
 from loraline.training.machine import HEADROOM, Machine
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Estimate:
             f"memory: {plan.token_budget} tokens a pass, activations {checkpointing}, "
             f"weights {plan.weights}"
         ]
-        shown = {name: size for name, size in entries.items() if size or name == "images"}
-        lines += [f"  {name:22}{size / GIB:7.2f} GiB" for name, size in shown.items()]
+        listed = {name: size for name, size in entries.items() if size or name == "images"}
+        lines += [f"  {name:22}{size / GIB:7.2f} GiB" for name, size in listed.items()]
         return "\n".join(lines)
 
 
@@ -135,14 +135,14 @@ def choose(
     if machine is None:
         plan = replace(CPU, sharded=recipe.train == "full")
         return plan, f"memory: no GPU, {CPU.token_budget} tokens a pass"
-    for plan in candidates(recipe, machine.cards):
+    for plan in candidate_plans(recipe, machine.cards):
         estimated = estimate(recipe, base, rows, plan, machine.cards)
         if machine.fits(estimated.total, estimated.host):
             return plan, estimated.table(plan)
     raise UserError(refusal(recipe, base, rows, machine))
 
 
-def candidates(recipe: Profile, cards: int = 1) -> list[Plan]:
+def candidate_plans(recipe: Profile, cards: int = 1) -> list[Plan]:
     """Plans of a profile's memory mode, the fastest first.
 
     Keeping activations saves a quarter of the time, unpacked weights a fifteenth; a smaller pass
@@ -155,15 +155,22 @@ def candidates(recipe: Profile, cards: int = 1) -> list[Plan]:
         {True: [], False: []}
         if recipe.train == "full"
         else {
-            True: recomputed(),
-            False: [*kept(dequantized=True), *kept(dequantized=False)],
+            True: recomputing_activations(),
+            False: [
+                *keeping_activations(dequantized=True),
+                *keeping_activations(dequantized=False),
+            ],
         }
     )
     if is_sharded(recipe) and (cards > 1 or recipe.train == "full"):
-        plans[False] += [replace(plan, sharded=True) for plan in kept(dequantized=False)]
-        plans[True] += [replace(plan, sharded=True) for plan in recomputed()]
+        plans[False] += [
+            replace(plan, sharded=True) for plan in keeping_activations(dequantized=False)
+        ]
+        plans[True] += [replace(plan, sharded=True) for plan in recomputing_activations()]
     if is_sharded(recipe) and recipe.quantization == "none":
-        plans[True] += [replace(plan, sharded=True, offloaded=True) for plan in recomputed()]
+        plans[True] += [
+            replace(plan, sharded=True, offloaded=True) for plan in recomputing_activations()
+        ]
     modes = {"fast": (False,), "small": (True,), "auto": (False, True)}
     ordered = [plan for again in modes[recipe.memory] for plan in plans[again]]
     # Sharing out is slower than recomputing, and what waits in host memory slower than either.
@@ -173,17 +180,19 @@ def candidates(recipe: Profile, cards: int = 1) -> list[Plan]:
 def is_sharded(recipe: Profile) -> bool:
     """Whether a training can share out its weights: DoRA and PiSSA look at them as a whole, and
     those in FP8 are read by a product that knows nothing of parts."""
-    whole = recipe.use_dora or recipe.init_lora_weights or recipe.quantization == "fp8"
-    return not whole
+    needs_whole_weights = (
+        recipe.use_dora or recipe.init_lora_weights or recipe.quantization == "fp8"
+    )
+    return not needs_whole_weights
 
 
-def kept(*, dequantized: bool) -> list[Plan]:
+def keeping_activations(*, dequantized: bool) -> list[Plan]:
     """Plans that keep activations."""
     budgets = [budget for budget in BUDGETS if budget >= 2048]
     return [Plan(b, False, dequantized, has_fused_kernels()) for b in budgets]
 
 
-def recomputed() -> list[Plan]:
+def recomputing_activations() -> list[Plan]:
     """Plans that compute activations again."""
     budgets = [budget for budget in BUDGETS if budget <= SMALL_BUDGET]
     return [Plan(b, True, False, has_fused_kernels()) for b in budgets]
@@ -192,20 +201,20 @@ def recomputed() -> list[Plan]:
 def refusal(recipe: Profile, base: Base, rows: Sequence[Row], machine: Machine) -> str:
     """Why no plan of the mode fits, and the nearest setting that does."""
     room = machine.free * HEADROOM
-    last = candidates(recipe, machine.cards)[-1]
-    needed = estimate(recipe, base, rows, last, machine.cards)
+    smallest = candidate_plans(recipe, machine.cards)[-1]
+    needed = estimate(recipe, base, rows, smallest, machine.cards)
     sentence = (
         f"memory: {recipe.memory} needs {needed.total / GIB:.1f} GiB and the GPU has "
         f"{room / GIB:.1f} GiB to plan with"
     )
     if recipe.memory == "fast":
         small = recipe.model_copy(update={"memory": "small"})
-        least = candidates(small, machine.cards)[-1]
+        least = candidate_plans(small, machine.cards)[-1]
         less = estimate(recipe, base, rows, least, machine.cards)
         if machine.fits(less.total, less.host):
             return f"{sentence}; memory: small needs {less.total / GIB:.1f} GiB"
     if needed.host > machine.host * HEADROOM:
-        on_cards = estimate(recipe, base, rows, replace(last, offloaded=False), machine.cards)
+        on_cards = estimate(recipe, base, rows, replace(smallest, offloaded=False), machine.cards)
         return (
             f"the training needs {on_cards.total / GIB:.1f} GiB of a GPU that has "
             f"{room / GIB:.1f} GiB to plan with, or {needed.host / GIB:.1f} GiB of host memory of "
@@ -214,12 +223,12 @@ def refusal(recipe: Profile, base: Base, rows: Sequence[Row], machine: Machine) 
         )
     longest = max(len(row) for row in rows)
     fixed = needed.weights + needed.learning + needed.gathered + LOSS
-    per_token = (needed.total - fixed) / max(longest, last.token_budget)
+    per_token = (needed.total - fixed) / max(longest, smallest.token_budget)
     fitting = int((room - fixed) / max(per_token, 1))
     if fitting >= 64 and fitting < longest:
         return f"{sentence}; rows of up to {fitting} tokens fit: set max_length to that"
-    what = "the weights" if recipe.train == "full" else "the base and its adapter"
-    return f"{sentence}; {what} alone take {fixed / GIB:.1f} GiB"
+    trained = "the weights" if recipe.train == "full" else "the base and its adapter"
+    return f"{sentence}; {trained} alone take {fixed / GIB:.1f} GiB"
 
 
 def has_fused_kernels() -> bool:
@@ -240,9 +249,9 @@ def estimate(
     share = min(step, -(-step // cards) + lengths[0])
     tokens = max(lengths[0], min(plan.token_budget, share))
     layers = text["num_hidden_layers"]
-    kept = kept_by_layer(text, recipe, fused=plan.fused)
+    bytes_a_token = kept_by_layer(text, recipe, fused=plan.fused)
     width = text["hidden_size"]
-    fixed = spent(recipe, base, plan, cards)
+    fixed = independent_of_rows(recipe, base, plan, cards)
     # While logits are there, no layer is gathered.
     logits = LOSS - layers_gathered(recipe, base, cards) if plan.sharded else LOSS
     tower, tower_again = tower_activations(
@@ -253,12 +262,12 @@ def estimate(
         # widest tensors and its unpacked weights beside it. The tower's turn comes last, when the
         # language model's have gone.
         activations = tokens * layers * 2 * width
-        again = tokens * (kept + 4 * text["intermediate_size"] + 2 * width)
-        product = for_a_product(recipe, text, plan, tokens)
+        again = tokens * (bytes_a_token + 4 * text["intermediate_size"] + 2 * width)
+        product = product_bytes(recipe, text, plan, tokens)
         working = max(again + product, logits, tower_again - activations)
     else:
-        activations = tokens * layers * kept
-        working = max(for_a_product(recipe, text, plan, tokens), logits - LOSS // 2)
+        activations = tokens * layers * bytes_a_token
+        working = max(product_bytes(recipe, text, plan, tokens), logits - LOSS // 2)
     activations += tower
     copies, dora = dora_weights(recipe, base)
     activations += 0 if plan.checkpointing else copies
@@ -272,7 +281,7 @@ def estimate(
     return replace(fixed, activations=activations, working=working, inputs=inputs)
 
 
-def spent(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
+def independent_of_rows(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
     """Bytes that do not depend on the rows: weights, and what follows them where they learn."""
     if recipe.train == "full":
         learned, frozen = learned_parameters(recipe, base)
@@ -283,7 +292,7 @@ def spent(recipe: Profile, base: Base, plan: Plan, cards: int) -> Estimate:
         learning = 16 * adapter_parameters(recipe, base)
     if not plan.sharded:
         return Estimate(weights, learning, activations=0, working=0, inputs=0)
-    gathered = layers_gathered(recipe, base, cards) + rest_gathered(recipe, base)
+    gathered = layers_gathered(recipe, base, cards) + other_weights_gathered(recipe, base)
     if plan.offloaded:
         # The base is read by each process before it keeps its part.
         read = 2 * sum(architectures.parameters(base.config)) * cards
@@ -303,12 +312,12 @@ def dora_weights(recipe: Profile, base: Base) -> tuple[int, int]:
     if not recipe.use_dora:
         return 0, 0
     sizes = adapted_sizes(recipe, base)
-    kept = sum(2 * inputs * outputs for inputs, outputs in sizes) if recipe.lora_dropout else 0
+    copies = sum(2 * inputs * outputs for inputs, outputs in sizes) if recipe.lora_dropout else 0
     # Of the identity and of the update a rounded copy too; base, update, both scaled, added.
-    return kept, max(6 * inputs**2 + 22 * inputs * outputs for inputs, outputs in sizes)
+    return copies, max(6 * inputs**2 + 22 * inputs * outputs for inputs, outputs in sizes)
 
 
-def for_a_product(recipe: Profile, text: Mapping[str, Any], plan: Plan, tokens: int) -> int:
+def product_bytes(recipe: Profile, text: Mapping[str, Any], plan: Plan, tokens: int) -> int:
     """Bytes that the widest product of a decoder layer has for a moment: its weight unpacked, or
     in FP8 its rounded operand, and the weight transposed where no such copy is kept. Weights in 16
     bits are read as they are."""
@@ -353,6 +362,6 @@ def weight_bytes(folder: Path, plan: Plan, quantization: str = "nf4") -> int:
                 stored = weights.get_slice(name)
                 count = math.prod(stored.get_shape())
                 projection = name.endswith("_proj.weight") and "visual" not in name
-                whole = 4.0 if stored.get_dtype() == "I32" else unpacked
-                total += count * (packed if projection and not plan.dequantized else whole)
+                bytes_unpacked = 4.0 if stored.get_dtype() == "I32" else unpacked
+                total += count * (packed if projection and not plan.dequantized else bytes_unpacked)
     return int(total)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def disturb(model: PreTrainedModel, alpha: float) -> None:
+def add_noise(model: PreTrainedModel, alpha: float) -> None:
     """Let a causal model add noise to its token embeddings while it is in training mode.
 
     A value of a row gets alpha / sqrt(length * width) times a draw from U(-1, 1), with the row's

@@ -47,13 +47,13 @@ def train(words: list[str], nodes: int, gpus: int) -> int:
         if not places.wait(MEETING):
             click.echo(f"the Ray cluster has no {nodes} machines with {bundle} each", err=True)
             return TryAgain.exit_code
-        code = together(words, nodes, gpus, places, bundle)
+        code = run_on_all(words, nodes, gpus, places, bundle)
         if code != TryAgain.exit_code:
             return code
     return code
 
 
-def together(
+def run_on_all(
     words: list[str], nodes: int, gpus: int, places: Any, bundle: Mapping[str, float]
 ) -> int:
     """Run the command on all machines at once: 0, or the code of the first that ended otherwise."""

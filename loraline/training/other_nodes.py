@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def let_follow(start: Path | None, run: Run | None) -> None:
-    """Tell the other machines which checkpoint of a run all go on from; None begins anew.
+def announce_start(start: Path | None, run: Run | None) -> None:
+    """Tell the other machines which checkpoint of a run all resume from; None begins anew.
 
-    The word is JSON of the run's ID and the checkpoint's name, or null.
+    The message is JSON: the run's ID and the checkpoint's name, or null.
     """
     if launch.nodes() > 1:
-        word = [run.info.run_id, start.name] if start and run else None
-        launch.meeting_place().set(launch.START, json.dumps(word))
+        message = [run.info.run_id, start.name] if start and run else None
+        launch.meeting_place().set(launch.START, json.dumps(message))
 
 
 def fill(run_id: str) -> None:
@@ -37,30 +37,30 @@ def fill(run_id: str) -> None:
     Raises TryAgain where the first machine is gone.
     """
     folder = Path(os.environ[launch.SHARED])
-    left = (folder / launch.LEFT).touch
-    atexit.register(left)
-    word = wait_for_first()
-    if word is None:
-        left()
+    announce_exit = (folder / launch.LEFT).touch
+    atexit.register(announce_exit)
+    message = wait_for_first()
+    if message is None:
+        announce_exit()
         return
     client = store.connect()
     runs.download_dataset(client, runs.upstream_run(client, run_id, "prepare_data"), folder)
-    if start := json.loads(word):
+    if start := json.loads(message):
         earlier, name = start
         place = folder / checkpoint.FOLDER
         place.mkdir()
         runs.download(client, earlier, f"{checkpoint.FOLDER}/{name}", place)
-    launch.let_follow(folder)
+    launch.announce_ready(folder)
 
 
 def wait_for_first() -> Any:
-    """What the first process says of a checkpoint; None if it has left without a training."""
+    """The message of `announce_start`; None if the first process has left without training."""
     try:
-        place = launch.meeting_place()
-        while not place.check([launch.START]):
-            if place.check([launch.LEFT]):
+        store_of_launcher = launch.meeting_place()
+        while not store_of_launcher.check([launch.START]):
+            if store_of_launcher.check([launch.LEFT]):
                 return None
             time.sleep(0.2)
-        return place.get(launch.START)
+        return store_of_launcher.get(launch.START)
     except RuntimeError as error:
-        raise exchange.left() from error
+        raise exchange.peer_has_left() from error

@@ -43,7 +43,7 @@ def best_fit(lengths: Sequence[int], budget: int) -> list[list[int]]:
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fitting = [b for b, left in enumerate(room) if left >= lengths[index]]
+        fitting = [b for b, free in enumerate(room) if free >= lengths[index]]
         if fitting:
             tightest = min(fitting, key=lambda b: (room[b], b))
             bins[tightest].append(index)
@@ -94,12 +94,12 @@ class Steps:
             yield order[start : start + self.rows_per_step]
 
 
-def positions(encoder: Encoder, row: Row, shown: Mapping[str, Tensor], rope_index: Any) -> Tensor:
+def positions(encoder: Encoder, row: Row, media: Mapping[str, Tensor], rope_index: Any) -> Tensor:
     """Positions of one row, (1, tokens) for text models and (4, tokens) for Qwen-VL.
 
     The first of the four is the place in the row, the other three are multimodal RoPE's time,
     height and width (Qwen2-VL, arXiv 2409.12191, section 2.1), as the base's own `rope_index`
-    gives them. `shown` has the grids of the row's images and videos, (time, height, width) in
+    gives them. `media` has the grids of the row's images and videos, (time, height, width) in
     patches, and the seconds of a step in time, by the names of `rope_index`.
     """
     import torch
@@ -107,10 +107,10 @@ def positions(encoder: Encoder, row: Row, shown: Mapping[str, Tensor], rope_inde
     places = torch.arange(len(row))[None]
     if rope_index is None:
         return places
-    if not shown:
+    if not media:
         return places.expand(4, -1)
     tokens = torch.tensor([row.prompt + row.answer])
-    axes, _ = rope_index(tokens, mm_token_type_ids=token_types(encoder.processor, tokens), **shown)
+    axes, _ = rope_index(tokens, mm_token_type_ids=token_types(encoder.processor, tokens), **media)
     return torch.cat([places, axes[:, 0]])
 
 
@@ -127,29 +127,29 @@ def pack(
     import torch
 
     batch: MicroBatch = {}
-    shown: list[dict[str, Tensor]] = [{} for _ in rows]
+    media_of_rows: list[dict[str, Tensor]] = [{} for _ in rows]
     if any(row.images for row in rows):
         batch |= image_pixels(encoder.processor, [image for row in rows for image in row.images])
         counts = [len(row.images) for row in rows]
-        divide(shown, "image_grid_thw", batch["image_grid_thw"], counts)
+        divide(media_of_rows, "image_grid_thw", batch["image_grid_thw"], counts)
     if any(row.videos for row in rows):
         videos = [video for row in rows for video in row.videos]
-        made = video_pixels(encoder.processor, videos)
-        batch |= {name: made[name] for name in ("pixel_values_videos", "video_grid_thw")}
+        pixels = video_pixels(encoder.processor, videos)
+        batch |= {name: pixels[name] for name in ("pixel_values_videos", "video_grid_thw")}
         counts = [len(row.videos) for row in rows]
-        for name in made.keys() - {"pixel_values_videos"}:
-            divide(shown, name, made[name], counts)
+        for name in pixels.keys() - {"pixel_values_videos"}:
+            divide(media_of_rows, name, pixels[name], counts)
     places = torch.cat(
         [
             positions(encoder, row, media, rope_index)
-            for row, media in zip(rows, shown, strict=True)
+            for row, media in zip(rows, media_of_rows, strict=True)
         ],
         dim=1,
     )
     bounds = [0]
     predicting: list[int] = []
     for row in rows:
-        for answer in row.learnt:
+        for answer in row.learnt_slices:
             predicting += range(bounds[-1] + answer.start - 1, bounds[-1] + answer.stop - 1)
         bounds.append(bounds[-1] + len(row))
     tokens = torch.tensor([token for row in rows for token in row.prompt + row.answer])
@@ -164,9 +164,9 @@ def pack(
 
 
 def divide(
-    shown: Sequence[dict[str, Tensor]], name: str, values: Tensor, counts: Sequence[int]
+    media_of_rows: Sequence[dict[str, Tensor]], name: str, values: Tensor, counts: Sequence[int]
 ) -> None:
     """Give each row its part of a tensor of all rows' media, where it has any."""
-    for media, part, count in zip(shown, values.split(list(counts)), counts, strict=True):
+    for media, part, count in zip(media_of_rows, values.split(list(counts)), counts, strict=True):
         if count:
             media[name] = part

@@ -48,16 +48,18 @@ def adopt(model: PeftModel, initial: Matrices, folder: Path) -> Matrices:
     """
     earlier = load_file(folder / FILE)
     layers = dict(model.named_modules())
-    for name, own_a in initial.items():
+    for name, current_a in initial.items():
         if not name.endswith(".lora_A.weight"):
             continue
         path = name.removesuffix(".lora_A.weight")
         b = f"{path}.lora_B.weight"
-        taken, wanted = initial[b] @ own_a, earlier[b] @ earlier[name]
-        if not taken.equal(wanted):
+        current_product, earlier_product = initial[b] @ current_a, earlier[b] @ earlier[name]
+        if not current_product.equal(earlier_product):
             layer = layers[path]
             weight = layer.get_base_layer().weight
-            change = layer.scaling["default"] * (taken - wanted).to(weight.device)
+            change = layer.scaling["default"] * (current_product - earlier_product).to(
+                weight.device
+            )
             weight.data = (weight.data.float() + change).to(weight.dtype)
     return earlier
 

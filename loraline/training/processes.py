@@ -31,7 +31,7 @@ def prepare(
     launch.join()
     set_seed(recipe.seed)
     every = [*rows["train"], *rows["validation"]]
-    plan, table = memory.choose(recipe, base, every, Machine.here())
+    plan, table = memory.choose(recipe, base, every, Machine.measured())
     if plan.sharded and launch.nodes() > 1:
         raise UserError(
             "the weights would have to be shared out over several machines, whose checkpoints "
@@ -39,7 +39,7 @@ def prepare(
         )
     sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
-        written = checkpoint.described(sft.learning())
+        written = checkpoint.described(sft.trainable_parameters())
         click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {written}", err=True)
     return sft
 
@@ -69,8 +69,8 @@ def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> dict[str, Tens
 def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
     """The part of every process but the first: the same training, and no word to MLflow.
 
-    What ends the training ends it in all processes, and the first one says so. A machine beside the
-    first says it, too, where all have to be started again: nobody there hears the first one.
+    An error ends the training in all processes, and the first one reports it. Nobody sees that
+    report on another machine, so a process there raises TryAgain where all have to start again.
     """
     from loraline.base.locate import locate
     from loraline.training import checkpoint, other_nodes, sharding

@@ -29,22 +29,24 @@ class Reading:
     """Loss and norm of the gradient, float64."""
 
     sent: Any
-    """What tells that they have come; None where they are there at once."""
+    """CUDA event after which the numbers have arrived; None without a GPU."""
 
     @classmethod
     def of(cls, state: Any, loss: Tensor, norm: Any, rate: float, pace: float) -> Reading:
         """Send off the mean of the processes' losses and the norm of their gradient.
 
-        All processes have to. They are read with `logs`.
+        Every process has to call it; `logs` reads the numbers.
         """
-        mean = loss.detach().double() / (distributed.get_world_size() if exchange.several() else 1)
+        mean = loss.detach().double() / (
+            distributed.get_world_size() if exchange.is_distributed() else 1
+        )
         mean = exchange.reduce(mean.reshape(1), distributed.ReduceOp.SUM)
         values = torch.cat([mean, torch.as_tensor(norm, device=loss.device).double().reshape(1)])
         sent = None
         if values.is_cuda:
-            there = torch.empty_like(values, device="cpu", pin_memory=True)
-            there.copy_(values, non_blocking=True)
-            values, sent = there, torch.cuda.Event()
+            on_host = torch.empty_like(values, device="cpu", pin_memory=True)
+            on_host.copy_(values, non_blocking=True)
+            values, sent = on_host, torch.cuda.Event()
             sent.record()
         return cls(state.global_step, state.epoch, rate, pace, values, sent)
 

@@ -1,4 +1,4 @@
-"""Which earlier run a training goes on with, and what is swept of those that it does not."""
+"""Which earlier run a training resumes, and the removal of what abandoned runs have left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def identity(inputs: dict[str, str]) -> dict[str, str]:
-    """Tags by which a run is found and judged when it has to be gone on with."""
+    """Tags by which a later training decides whether it can resume this run."""
     digests = {name: hashlib.sha256(value.encode()).hexdigest() for name, value in inputs.items()}
     return {INPUTS: json.dumps(digests), **lease.tags()}
 
@@ -40,9 +40,9 @@ def opened(
     upstream: Run,
     tags: Mapping[str, str],
 ) -> Iterator[tuple[Run, Run | None, lease.Lease]]:
-    """The run to train in, the run as it was before if it is gone on with, and the hold on it.
+    """The run to train in, that run as it was before if it is resumed, and the lease on it.
 
-    Of two trainings that start at once one opens a run, and the other one sees it: TryAgain.
+    Of two trainings that start at once one opens a run; the other sees it and raises TryAgain.
     """
     with ExitStack() as stack:
         with lock.locked(client, f"train-{fingerprint[:16]}"):
@@ -63,10 +63,10 @@ def opened(
 def choose(
     client: MlflowClient, profile: str, inputs: dict[str, str], resume: str | None, force: bool
 ) -> Run | None:
-    """The unfinished training to go on with: `resume`, or the latest whose inputs are these.
+    """The unfinished training to resume: `resume`, or the latest with the same inputs.
 
-    One that has a checkpoint, or died before it had one, is gone on with; `force` begins anew.
-    What the others have left is swept. Raises TryAgain when one of these inputs is at work.
+    It has a checkpoint, or died before it had one; `force` begins anew instead. What the others
+    have left is removed. Raises TryAgain when a training of the same inputs is running.
     """
     chosen = named(client, resume, inputs) if resume else None
     for run in unfinished(client, profile):
@@ -95,12 +95,12 @@ def check_idle(run: Run) -> None:
 
 def unfinished(client: MlflowClient, profile: str) -> list[Run]:
     """Trainings of this profile that did not finish, the latest first."""
-    same = f"tags.`{PROFILE}` = '{profile}' and attributes.status != 'FINISHED'"
-    return runs.latest_runs(client, "train_qlora", same, 50)
+    query = f"tags.`{PROFILE}` = '{profile}' and attributes.status != 'FINISHED'"
+    return runs.latest_runs(client, "train_qlora", query, 50)
 
 
 def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
-    """The unfinished training `run_id`; a UserError says why it cannot be gone on with."""
+    """The unfinished training `run_id`; a UserError says why it cannot be resumed."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -120,8 +120,8 @@ def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
 def changes(run: Run, inputs: dict[str, str]) -> str:
     """Which inputs of an earlier run differ from these, in words; empty if none does."""
     before = json_object(run.data.tags, INPUTS)
-    now = json.loads(identity(inputs)[INPUTS])
-    return ", ".join(f"the {name}" for name in now if before.get(name) != now[name])
+    current = json.loads(identity(inputs)[INPUTS])
+    return ", ".join(f"the {name}" for name in current if before.get(name) != current[name])
 
 
 def sweep(client: MlflowClient, run: Run) -> None:
@@ -129,14 +129,14 @@ def sweep(client: MlflowClient, run: Run) -> None:
     if LEASE not in run.data.tags or lease.holder(run):
         return
     delete_models(client, run)
-    checkpoint.drop(client, run.info.run_id)
+    checkpoint.delete_all(client, run.info.run_id)
     if run.info.status == "RUNNING":
         client.set_terminated(run.info.run_id, "KILLED")
     client.delete_tag(run.info.run_id, LEASE)
 
 
 def delete_models(client: MlflowClient, run: Run) -> None:
-    """Delete the logged models of an unfinished run, whole or not: nobody has been given them."""
+    """Delete the logged models of an unfinished run, complete or not: no step has used them."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     of_run = f"source_run_id = '{run.info.run_id}'"

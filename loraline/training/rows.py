@@ -30,7 +30,7 @@ def load_rows(
 ) -> tuple[Encoder, str, dict[str, list[Row]], dict[str, int]]:
     """Encode the training and validation rows; those over max_length are dropped, never cut.
 
-    Returns the encoder, the prompt template, the rows and the number left out, by split.
+    Returns the encoder, the prompt template, and by split the rows and the number dropped.
     """
     from loraline import records
     from loraline.process import progress
@@ -39,12 +39,12 @@ def load_rows(
         base.path, recipe.modality, min_pixels=recipe.min_pixels, max_pixels=recipe.max_pixels
     )
     fitting: dict[str, list[Row]] = {}
-    left_out: dict[str, int] = {}
+    dropped: dict[str, int] = {}
     for split in ("train", "validation"):
         split_records = records.read(dataset / f"{split}.parquet")
-        shows = any(record.images or record.videos for record in split_records)
+        has_media = any(record.images or record.videos for record in split_records)
         # A vision set may hold rows of text alone, a text set nothing else.
-        if shows != (recipe.modality == "vision") and (shows or split == "train"):
+        if has_media != (recipe.modality == "vision") and (has_media or split == "train"):
             raise UserError(f"the dataset of --run-id does not fit modality {recipe.modality}")
         rows: list[Row] = []
         with progress.bar(f"encode {split}", len(split_records)) as advance:
@@ -52,7 +52,7 @@ def load_rows(
                 rows += encoder.conversation(record)
                 advance(1, "")
         fitting[split] = [row for row in rows if len(row) <= recipe.max_length]
-        left_out[split] = len(rows) - len(fitting[split])
+        dropped[split] = len(rows) - len(fitting[split])
         if not fitting[split]:
             raise UserError(
                 f"every {split} row is longer than max_length {recipe.max_length}; "
@@ -60,4 +60,4 @@ def load_rows(
             )
     check_tokens(encoder, base, [*fitting["train"], *fitting["validation"]])
     check_positions(recipe, base, max(len(row) for split in fitting.values() for row in split))
-    return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), fitting, left_out
+    return encoder, (dataset / "prompt.txt").read_text(encoding="utf-8"), fitting, dropped

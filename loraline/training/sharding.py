@@ -39,14 +39,15 @@ def shard(model: nn.Module, causal: Any, *, offloaded: bool) -> None:
         fully_shard,
     )
 
-    mesh = join()
+    mesh = device_mesh()
     on_gpu = mesh.device_type == "cuda"
     # LoRA's matrices are cast where they are multiplied, and their gradients stay float32.
-    whole = model is causal
+    without_adapter = model is causal
     options: dict[str, Any] = {
         "mesh": mesh,
         "mp_policy": MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if on_gpu and whole else None, reduce_dtype=torch.float32
+            param_dtype=torch.bfloat16 if on_gpu and without_adapter else None,
+            reduce_dtype=torch.float32,
         ),
         "offload_policy": CPUOffloadPolicy(pin_memory=on_gpu) if offloaded else OffloadPolicy(),
     }
@@ -64,7 +65,7 @@ def shard(model: nn.Module, causal: Any, *, offloaded: bool) -> None:
             module.set_reduce_scatter_unused_params(True, recurse=False)
 
 
-def join() -> DeviceMesh:
+def device_mesh() -> DeviceMesh:
     """All processes of the training in a row; a process that is alone becomes a group of one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not distributed.is_initialized():
@@ -128,17 +129,17 @@ def joined(states: Sequence[Any]) -> Any:
     return first
 
 
-def shared(part: Tensor, like: Tensor) -> Tensor:
-    """A part as the tensor that all processes' parts make, of the shape of `like`."""
-    if not isinstance(like, DTensor):
+def distributed_tensor(part: Tensor, template: Tensor) -> Tensor:
+    """The distributed tensor of which `part` is this process' part, laid out as `template`."""
+    if not isinstance(template, DTensor):
         return part
     return DTensor.from_local(
-        part.to(like.to_local().device),
-        like.device_mesh,
-        like.placements,
+        part.to(template.to_local().device),
+        template.device_mesh,
+        template.placements,
         run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
+        shape=template.shape,
+        stride=template.stride(),
     )
 
 
@@ -146,8 +147,8 @@ class OutOfMemory(UserError):
     """A process of several has run out of memory in the middle of what all of them compute."""
 
 
-def together(work: Callable[[], Tensor]) -> Tensor:
-    """What `work` gives in a process that the others cannot do without.
+def run_collectively(work: Callable[[], Tensor]) -> Tensor:
+    """The result of `work`, in which all processes take part.
 
     Raises OutOfMemory where it does not fit this process' GPU: the others wait in the same layer,
     and smaller passes of one would be more passes than theirs. TryAgain if one of them has left.
@@ -160,16 +161,16 @@ def together(work: Callable[[], Tensor]) -> Tensor:
             "memory: small, or train on more GPUs"
         ) from error
     except RuntimeError as error:
-        gone = isinstance(error, distributed.DistError) or "gloo" in str(error)
-        if gone and exchange.several():
-            raise exchange.left() from error
+        peer_is_gone = isinstance(error, distributed.DistError) or "gloo" in str(error)
+        if peer_is_gone and exchange.is_distributed():
+            raise exchange.peer_has_left() from error
         raise
 
 
-def level(passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
-    """As many passes as the process with the most has, and whether each of them counts.
+def equal_passes(passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
+    """This process' passes, each with whether it counts.
 
-    The others fill up with `spare`.
+    They are filled up with `spare`, which does not count, until every process has equally many.
     """
     (most,) = exchange.highest([len(passes)])
     for number in range(most):

@@ -55,7 +55,7 @@ def build(
     model = adapted.for_training(base, recipe, plan)
     causal = adapted.causal(model)
     if recipe.neftune_noise_alpha is not None:
-        neftune.disturb(causal, recipe.neftune_noise_alpha)
+        neftune.add_noise(causal, recipe.neftune_noise_alpha)
     language = adapted.language_parameters(model)
     if plan.sharded:
         sharding.shard(model, causal, offloaded=plan.offloaded)
@@ -136,7 +136,7 @@ class PackedTrainer(AdapterTrainer):
         assert self.args.world_size == launch.world(), (
             f"{launch.world()} processes were started and {self.args.world_size} train together"
         )
-        # Wrapped by nobody: gradients are summed here (`exchange`), once a step is whole.
+        # Nothing wraps the model: gradients are summed here (`exchange`), once a step is whole.
         self.is_distributed_loading_by_transformers = True
         self.encoder, self.rows, self.steps = encoder, rows, steps
         self.budget, self.sharded = TokenBudget(plan.token_budget), plan.sharded
@@ -144,7 +144,7 @@ class PackedTrainer(AdapterTrainer):
         causal = adapted.causal(model)
         self.rope_index = getattr(causal.model, "get_rope_index", None)
         self.attention = attention.use(causal, self.args.device)
-        loss.give_losses(causal)
+        loss.return_losses(causal)
         if plan.checkpointing:
             adapted.recompute_activations(model)
         self.tokens_seen = 0
@@ -199,7 +199,7 @@ class PackedTrainer(AdapterTrainer):
         longest = max((batch["input_ids"].numel() for batch in inputs.batches), default=0)
         summed = self.within_memory(lambda: self.accumulate(model, inputs), longest)
         if not self.sharded:
-            exchange.sum_gradients(self.learning())
+            exchange.sum_gradients(self.trainable_parameters())
         self.tokens_seen += inputs.tokens
         # The trainer logs the mean of the processes' losses.
         return summed * self.args.world_size
@@ -211,7 +211,7 @@ class PackedTrainer(AdapterTrainer):
         does not fit the GPU of one.
         """
         if self.sharded:
-            result = sharding.together(work)
+            result = sharding.run_collectively(work)
         else:
             result = self.budget.attempt(work, longest, self.make_room)
         self.budget.check(result is not None, self.args.process_index, self.args.world_size)
@@ -242,20 +242,20 @@ class PackedTrainer(AdapterTrainer):
         return self.packs([min(self.rows["train"], key=len)], self.budget.tokens)[0]
 
     def passes(self, passes: Sequence[Any], spare: Any) -> Iterator[tuple[Any, bool]]:
-        """Passes of this process, each with whether it counts; see `sharding.level`."""
+        """Passes of this process, each with whether it counts; see `sharding.equal_passes`."""
         if self.sharded:
-            return sharding.level(passes, spare)
+            return sharding.equal_passes(passes, spare)
         return zip(passes, repeat(True), strict=False)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss of a validation answer token in nats; the same for any packing."""
-        if self.told_to_stop():
+        if self.stops_within_epoch():
             return {}
         with self.clock.paused():
             mean = self.validation_loss()
         metrics = {"eval_loss": mean, "eval_perplexity": math.exp(min(mean, 700))}
         self.log(dict(metrics))
-        self.remember(mean)
+        self.keep_best(mean)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
@@ -269,10 +269,10 @@ class PackedTrainer(AdapterTrainer):
         rows = self.rows["validation"]
         lengths = [len(row) for row in rows]
         share = packing.share(lengths, self.args.process_index, self.args.world_size)
-        here = [rows[i] for i in share]
-        longest = min(self.budget.tokens, sum(map(len, here)))
+        own_rows = [rows[i] for i in share]
+        longest = min(self.budget.tokens, sum(map(len, own_rows)))
         self.model.eval()
-        summed = self.within_memory(lambda: self.sum_of_losses(here), longest)
+        summed = self.within_memory(lambda: self.sum_of_losses(own_rows), longest)
         return exchange.total(summed) / sum(row.targets for row in rows)
 
     def sum_of_losses(self, rows: Sequence[Row]) -> Tensor:
@@ -292,7 +292,7 @@ class PackedTrainer(AdapterTrainer):
                 total += counts * self.model(**on_device(batch, self.args.device)).sum()
         return total
 
-    def told_to_stop(self) -> bool:
+    def stops_within_epoch(self) -> bool:
         """Whether training stops within an epoch, where an evaluation would not be otherwise."""
         step = self.state.global_step
         within = step < self.state.max_steps and step % len(self.steps) != 0

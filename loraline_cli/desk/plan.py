@@ -29,7 +29,7 @@ def show_plans(profile: str, overrides: tuple[str, ...]) -> None:
     token = base.config.get("image_token_id", 0)
     longest = Row([token] * recipe.max_length, [])
     rows = [longest] * recipe.rows_per_step
-    plans = memory.candidates(recipe)
+    plans = memory.candidate_plans(recipe)
     smallest = min(plans, key=lambda plan: memory.estimate(recipe, base, rows, plan).total)
     click.echo(f"for rows of max_length, {recipe.max_length} tokens, on a GPU:")
     for plan in (plans[0], smallest):

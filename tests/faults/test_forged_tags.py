@@ -63,7 +63,7 @@ def test_a_training_begins_whatever_an_earlier_one_says(workplace: Path, tag: st
         assert (earlier is None) == (tag == tags.INPUTS)
         if earlier is not None:
             assert checkpoint.fetch(client, earlier, workplace / "scratch") is None
-            assert curves.spent(earlier) == {}
+            assert curves.spent_before(earlier) == {}
             runs.end_dead(client, "train_qlora", profile, client.get_run(run.info.run_id))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraline.addresses import scrubbed, shown
+from loraline.addresses import redacted, scrubbed
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ from loraline.addresses import scrubbed, shown
     ],
 )
 def test_what_is_shown_of_an_address(address: str, expected: str) -> None:
-    assert shown(address) == expected
+    assert redacted(address) == expected
 
 
 def test_a_webhook_is_shown_without_its_path() -> None:
-    assert shown("https://hooks.example/services/T0/B0/x", path=False) == "https://hooks.example"
+    assert redacted("https://hooks.example/services/T0/B0/x", path=False) == "https://hooks.example"
 
 
 CANARY = "canary2718"
@@ -47,8 +47,8 @@ CANARY = "canary2718"
     after=st.text(st.sampled_from("/@:?#% ab"), max_size=4),
 )
 def test_no_password_is_shown_whatever_is_in_it(user: str, before: str, after: str) -> None:
-    assert CANARY not in shown(f"http://{user}:{before}{CANARY}{after}@host:1/db")
-    assert CANARY not in shown(f"postgresql://host/db?password={before}{CANARY}{after}")
+    assert CANARY not in redacted(f"http://{user}:{before}{CANARY}{after}@host:1/db")
+    assert CANARY not in redacted(f"postgresql://host/db?password={before}{CANARY}{after}")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_a_shard_holds_what_was_written(tmp_path_factory, written: list[Record])
 
 @given(st.lists(st.sampled_from([IMAGE, VIDEO, "text ", "<img>", "more"]), max_size=8))
 def test_parts_are_the_text_and_the_tags_in_order(pieces: list[str]) -> None:
-    result = records.parts("".join(pieces))
+    result = records.content_parts("".join(pieces))
     back = {"image": IMAGE, "video": VIDEO}
     assert "".join(part.get("text") or back[part["type"]] for part in result) == "".join(pieces)
     assert sum(part["type"] == "image" for part in result) == pieces.count(IMAGE)

@@ -89,7 +89,7 @@ def near_the_river(logged: Logged) -> None:
 def only_the_last_is_learnt(logged: Logged) -> None:
     for record in logged.rows:
         assert [role for role, _ in record.messages] == ["user", "assistant"] * 2
-        assert record.learnt() == [3]
+        assert record.learnt_turns() == [3]
         assert record.answer.endswith("is near the river.")
 
 

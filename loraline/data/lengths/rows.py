@@ -163,7 +163,7 @@ class Exact:
         """
         from loraline.base import encoding
 
-        for turn in row.learnt():
+        for turn in row.learnt_turns():
             asked = row.until(turn) if turn < len(row.messages) - 1 else row
             try:
                 prompt, tail = self.encoder.render(asked)
@@ -171,7 +171,7 @@ class Exact:
                 raise BadRow(
                     "unused", f"the base's chat template refuses it: {short(error)}"
                 ) from None
-            if name := encoding.left_out(asked, prompt, tail):
+            if name := encoding.unprinted_part(asked, prompt, tail):
                 raise BadRow("unused", f"the base's chat template does not print {name}")
 
     def to_the_end(self, tail: str) -> tuple[str, str]:
@@ -199,7 +199,7 @@ class Exact:
 
     def with_videos(self, prompt: str, row: Record) -> int:
         """Tokens of a prompt that shows videos, by the processor itself: it also writes times."""
-        from loraline.base.media import films, opened
+        from loraline.base.media import rgb_images, video_inputs
 
         if prompt.count(self.encoder.processor.video_token) != len(row.videos):
             raise UserError(
@@ -207,8 +207,8 @@ class Exact:
             )
         encoded = self.encoder.processor(
             text=[prompt],
-            images=opened(row.images) or None,
-            **films(row.videos),
+            images=rgb_images(row.images) or None,
+            **video_inputs(row.videos),
             add_special_tokens=False,
         )
         return len(encoded["input_ids"][0])

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraline.addresses import shown
+from loraline.addresses import redacted
 from loraline.data.checks import BadRow
 from loraline.data.reading import s3_errors
 from loraline.errors import TryAgain, UserError
@@ -186,7 +186,9 @@ class Bucket:
     def place(self) -> str:
         """The prefix and its service, for messages."""
         return (
-            f"{self.uri} at {shown(self._client.meta.endpoint_url)}" if self._client else self.uri
+            f"{self.uri} at {redacted(self._client.meta.endpoint_url)}"
+            if self._client
+            else self.uri
         )
 
     def explained(self, error: Exception) -> UserError | TryAgain:

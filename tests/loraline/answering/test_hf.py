@@ -116,7 +116,7 @@ def test_perplexity_is_the_same_for_packed_and_padded_rows(tiny) -> None:
     shared, encoder, rows = tiny
     model = copy.deepcopy(shared)
     attention.use(model)
-    loss.give_losses(model)
+    loss.return_losses(model)
     rope_index = getattr(model.model, "get_rope_index", None)
     with torch.inference_mode():
         losses = model(**packing.pack(encoder, rows, rope_index))

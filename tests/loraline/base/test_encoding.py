@@ -85,7 +85,7 @@ def talk(turns: Sequence[str], images: tuple[bytes, ...] = ()) -> Record:
 
 def lessons(rows: Sequence[Row]) -> list[tuple[list[int], list[int]]]:
     """Each answer that is learnt, after what stands before it."""
-    result = [(row.prompt + row.answer, answer) for row in rows for answer in row.learnt]
+    result = [(row.prompt + row.answer, answer) for row in rows for answer in row.learnt_slices]
     return sorted((tokens[: answer.start], tokens[answer]) for tokens, answer in result)
 
 
@@ -104,9 +104,11 @@ def test_every_answer_is_learnt_in_one_row(tiny_base, architecture: str) -> None
     last = encoder.encode(record)
     assert (row.prompt, row.answer, row.images) == (last.prompt, last.answer, images)
     assert lessons([row]) == asked_by_turns(encoder, record)
-    answers = [encoder.decode((row.prompt + row.answer)[answer]) for answer in row.learnt]
+    answers = [encoder.decode((row.prompt + row.answer)[answer]) for answer in row.learnt_slices]
     assert answers == ["a", "b + c", "yes, it is"]
-    assert row.targets == sum(len((row.prompt + row.answer)[answer]) for answer in row.learnt)
+    assert row.targets == sum(
+        len((row.prompt + row.answer)[answer]) for answer in row.learnt_slices
+    )
 
 
 TEXT = st.text(st.sampled_from("ab1 \n.é中"), min_size=1, max_size=6)
@@ -132,7 +134,7 @@ def test_training_learns_every_answer(tiny_base, tmp_path) -> None:
     base = locate(str(folder), None)
     _, _, rows, _ = load_rows(tmp_path, recipe, base)
     for split in rows.values():
-        assert [len(row.learnt) for row in split] == [2, 2, 2]
+        assert [len(row.learnt_slices) for row in split] == [2, 2, 2]
 
 
 def test_an_answer_that_history_shows_in_another_way_has_a_row_of_its_own(tiny_base) -> None:

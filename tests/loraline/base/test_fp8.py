@@ -36,7 +36,7 @@ def whole(rounded: Tensor, scales: Tensor) -> Tensor:
 def layer(inputs: int = 48, outputs: int = 32, *, bias: bool = True, **options: bool):
     linear = nn.Linear(inputs, outputs, bias=bias)
     linear.weight.data = spread(outputs, inputs)
-    return fp8.Fp8Linear(linear, CPU, **{"both": False} | options)
+    return fp8.Fp8Linear(linear, CPU, **{"keep_transposed": False} | options)
 
 
 def test_every_number_becomes_the_nearest_one_that_fp8_has() -> None:
@@ -82,7 +82,7 @@ def test_a_layer_multiplies_its_rounded_weight_and_the_rounded_input(
 
 @pytest.mark.parametrize("both", [True, False], ids=["both layouts", "one layout"])
 def test_the_gradient_is_that_of_the_rounded_weight(both: bool) -> None:
-    made, upstream = layer(both=both), spread(6, 32)
+    made, upstream = layer(keep_transposed=both), spread(6, 32)
     x = torch.randn(6, 48, requires_grad=True)
     made(x).backward(upstream)
     assert x.grad is not None
@@ -111,7 +111,7 @@ def test_both_layouts_give_the_same_gradient() -> None:
     grads = []
     for both in (True, False):
         torch.manual_seed(1)
-        made = layer(both=both)
+        made = layer(keep_transposed=both)
         x = torch.ones(3, 48, requires_grad=True)
         made(x).sum().backward()
         grads.append(x.grad)
@@ -137,15 +137,15 @@ def test_layers_that_read_the_same_input_round_it_once(monkeypatch: pytest.Monke
         layers[0](torch.ones(2, 48)).add_(1)
     layers[0](x)
     layer()(x)
-    assert fp8.LAST.read is None, "what one layer reads alone is not kept"
+    assert fp8.LAST_INPUT.read is None, "what one layer reads alone is not kept"
 
 
 def test_a_backward_pass_lets_go_of_the_last_input() -> None:
     made, x = layer(together=True), torch.randn(5, 48, requires_grad=True)
     out = made(x)
-    assert fp8.LAST.read is not None
+    assert fp8.LAST_INPUT.read is not None
     out.sum().backward()
-    assert fp8.LAST.read is None
+    assert fp8.LAST_INPUT.read is None
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen3-vl"])
@@ -159,7 +159,7 @@ def test_the_language_models_linear_layers_are_in_fp8_and_nothing_else(
     rounded = {name for name, module in layers.items() if isinstance(module, fp8.Fp8Linear)}
     assert rounded == {n for n in layers if ".layers." in n}
     assert all(layers[name].weight.dtype == fp8.DTYPE for name in rounded)
-    alone = {name.rpartition(".")[2] for name in rounded if not layers[name].together}
+    alone = {name.rpartition(".")[2] for name in rounded if not layers[name].shares_input}
     assert alone == {"o_proj", "down_proj"}
     untouched = load(base, modality, quantization="none", dtype="float32")
     weights = dict(untouched.named_parameters())

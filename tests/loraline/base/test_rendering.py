@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from loraline.base.encoding import DEFAULT_CHAT_TEMPLATE, Encoder
-from loraline.base.rendering import AT_ONCE, MARK, Renderer, in_a_loop
+from loraline.base.rendering import BATCH, MARK, Renderer, looped_template
 from loraline.errors import UserError
 from loraline.records import IMAGE, Detail, Record
 
@@ -110,7 +110,7 @@ def test_many_rows_are_rendered_by_few_runs(
         return apply(*given, **options)
 
     monkeypatch.setattr(encoder.tokenizer, "apply_chat_template", counted)
-    rows = [Record((("user", str(n)), ("assistant", "b"))) for n in range(2 * AT_ONCE + 1)]
+    rows = [Record((("user", str(n)), ("assistant", "b"))) for n in range(2 * BATCH + 1)]
     renderer = Renderer(encoder)
     assert renderer.render(rows)[-1] == encoder.render(rows[-1])
     assert len(runs) == 2 * 3 + 2 + 2
@@ -135,4 +135,4 @@ def test_a_text_that_holds_the_mark_is_rendered_by_itself(encoder: Encoder) -> N
     ["{{ loop.index }}", "{% for m in messages", "{% generation %}a{% endgeneration %}", MARK],
 )
 def test_a_template_that_means_another_thing_in_a_loop_is_not_put_into_one(template: str) -> None:
-    assert in_a_loop(template) is None
+    assert looped_template(template) is None

@@ -118,7 +118,7 @@ def test_calls_and_results_are_what_the_template_makes_of_them(base: Path) -> No
     learnt = [
         encoder.tokenizer.decode((one.prompt + one.answer)[span])
         for one in (*apart, last)
-        for span in one.learnt
+        for span in one.learnt_slices
     ]
     called, said = sorted(learnt, key=lambda text: "It is" in text)
     assert "open_gate" in called

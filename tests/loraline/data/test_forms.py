@@ -93,7 +93,7 @@ def test_a_public_form_becomes_the_turns_that_it_means(form: Form, prepare, tmp_
     assert list(record.messages) == form.turns
     assert len(record.images) == (1 if form.vision else 0)
     answers = [number for number, (role, _) in enumerate(record.messages) if role == "assistant"]
-    assert record.learnt() == answers[-(form.learnt or len(answers)) :]
+    assert record.learnt_turns() == answers[-(form.learnt or len(answers)) :]
     called = [detail.calls for detail in record.details.values() if detail.calls]
     assert list(map(json.loads, called)) == ([form.calls] if form.calls else [])
     assert bool(record.tools) == bool(form.calls)

@@ -71,7 +71,7 @@ def test_a_held_signal_is_heard_at_the_end(number: signal.Signals) -> None:
     heard = []
     before = signal.signal(number, lambda signum, _: heard.append(signum))
     try:
-        with signals.held():
+        with signals.deferred():
             signal.raise_signal(number)
             signal.raise_signal(number)
             assert not heard
@@ -85,7 +85,7 @@ def test_other_threads_hold_nothing() -> None:
 
     def work() -> None:
         try:
-            with signals.held():
+            with signals.deferred():
                 pass
         except BaseException as error:
             failed.append(error)

@@ -82,7 +82,7 @@ def test_the_last_two_checkpoints_are_kept_until_the_training_is_finished(
     checkpoint.upload(client, run_id, tmp_path / "checkpoint-2", "step-6")
     assert sorted(path.name for path in folder.iterdir()) == ["step-4", "step-6"]
     assert client.get_run(run_id).data.tags[CHECKPOINT] == "step-6"
-    checkpoint.drop(client, run_id)
+    checkpoint.delete_all(client, run_id)
     assert not client.list_artifacts(run_id) and CHECKPOINT not in client.get_run(run_id).data.tags
 
 

@@ -56,12 +56,12 @@ def test_nobody_waits_for_a_first_process_that_found_nothing_to_do(
 ) -> None:
     monkeypatch.setenv(launch.SHARED, str(tmp_path))
     monkeypatch.setenv("RANK", "0")
-    ended = "from loraline.training import launch; launch.lead()"
+    ended = "from loraline.training import launch; launch.announce_exit()"
     subprocess.run(
         [sys.executable, "-c", ended], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
     assert launch.follow() is None
-    launch.let_follow(tmp_path)
+    launch.announce_ready(tmp_path)
     assert launch.follow() == tmp_path
 
 
@@ -73,7 +73,7 @@ def test_what_stops_a_training_does_not_reach_its_loaders() -> None:
         worker = os.fork()
         if worker == 0:
             signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
-            loading.out_of_reach(0)
+            loading.leave_process_group(0)
             time.sleep(0.5)
             os._exit(0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -61,7 +61,7 @@ class Causal(torch.nn.Module):
 def test_a_head_that_learns_gets_its_gradient(head_learns: bool) -> None:
     model = Causal()
     model.lm_head.weight.requires_grad_(head_learns)
-    loss.give_losses(model)  # type: ignore[arg-type]
+    loss.return_losses(model)  # type: ignore[arg-type]
     hidden = torch.randn(5, WIDTH, requires_grad=True)
     labels, predicting = torch.tensor([3, 4]), torch.tensor([0, 3])
 

@@ -140,7 +140,7 @@ def test_the_plan_fits_the_card(gib: int, mistral: Base) -> None:
 
 
 def test_more_memory_is_never_slower(mistral: Base) -> None:
-    order = memory.candidates(STANDARD)
+    order = memory.candidate_plans(STANDARD)
     places = [
         order.index(memory.choose(STANDARD, mistral, rows(1000, 100), on(gib))[0])
         for gib in range(6, 140, 4)
@@ -210,7 +210,7 @@ def test_a_base_in_fp8_is_not_shared_out_and_needs_no_more_than_one_in_nf4_unpac
     mistral: Base,
 ) -> None:
     recipe = STANDARD.model_copy(update={"quantization": "fp8"})
-    assert not any(plan.sharded for plan in memory.candidates(recipe, cards=4))
+    assert not any(plan.sharded for plan in memory.candidate_plans(recipe, cards=4))
     plan, _ = memory.choose(recipe, mistral, rows(350, 100), on(79))
     assert plan.dequantized and not plan.checkpointing
     peaks = [memory.estimate(r, mistral, rows(350, 100), plan).total for r in (recipe, STANDARD)]

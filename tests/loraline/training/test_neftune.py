@@ -22,7 +22,7 @@ def prepared(base: Path, vision: bool) -> Any:
     auto = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     model = auto.from_pretrained(base, dtype=torch.float32)
     attention.use(model)
-    loss.give_losses(model)
+    loss.return_losses(model)
     return model.train()
 
 
@@ -49,7 +49,7 @@ def test_each_row_of_a_pack_gets_noise_by_its_own_length(
     rows = rows_for(encoder, vision)
     batch = packing.pack(encoder, rows, model.model.get_rope_index if vision else None)
     plain = embeddings_of(model, batch)
-    neftune.disturb(model, ALPHA)
+    neftune.add_noise(model, ALPHA)
     noise = embeddings_of(model, batch) - plain
     image = batch["input_ids"][0] == (encoder.processor.image_token_id if vision else -1)
     assert bool(image.any()) == vision and not noise[image].any()
@@ -73,7 +73,7 @@ def test_a_row_alone_gets_the_noise_that_transformers_would_give_it(
     encoder = encoder_for(base, False)
     batch = packing.pack(encoder, rows_for(encoder, False)[:1], None)
     own, theirs = prepared(base, False), prepared(base, False)
-    neftune.disturb(own, ALPHA)
+    neftune.add_noise(own, ALPHA)
     activate_neftune(theirs, ALPHA)
     torch.testing.assert_close(embeddings_of(own, batch), embeddings_of(theirs, batch))
 
@@ -85,6 +85,6 @@ def test_there_is_no_noise_in_evaluation(tiny_base: Callable[[str], Path]) -> No
     model = prepared(base, False)
     with torch.no_grad():
         expected = model(**batch)
-        neftune.disturb(model, ALPHA)
+        neftune.add_noise(model, ALPHA)
         assert not model.train()(**batch).allclose(expected)
         assert model.eval()(**batch).equal(expected)

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from loraline.base.encoding import Encoder, Row
-from loraline.base.media import films
+from loraline.base.media import video_inputs
 from loraline.base.targets import target_modules
 from loraline.training import attention, lora, loss, packing
 
@@ -106,7 +106,7 @@ def learn_packed_as_alone(
     causal = model.get_base_model()
     lora.add_in_place(model)
     attention.use(causal)
-    loss.give_losses(causal)
+    loss.return_losses(causal)
     rope_index = causal.model.get_rope_index if vision else None
     packed = model(**packing.pack(encoder, rows, rope_index))
     packed.sum().backward()
@@ -159,7 +159,7 @@ def test_time_in_a_video_counts_for_each_family_in_its_own_way(
         text = "<|vision_start|><|video_pad|><|vision_end|>Who?"
         rows = []
         for video in (slow, fast):
-            encoded = encoder.processor(text=[text], **films([video]))
+            encoded = encoder.processor(text=[text], **video_inputs([video]))
             rows.append(Row(list(encoded["input_ids"][0]), [encoder.end], videos=(video,)))
         packed = [packing.pack(encoder, [row], auto.model.get_rope_index) for row in rows]
         written[architecture] = rows[0].prompt != rows[1].prompt
@@ -181,7 +181,7 @@ def test_no_row_sees_another(architecture: str, tiny_base: Callable[[str], Path]
     model = tuned(base, vision)
     causal = model.get_base_model()
     attention.use(causal)
-    loss.give_losses(causal)
+    loss.return_losses(causal)
     rope_index = causal.model.get_rope_index if vision else None
 
     def losses(rows: list[Row]) -> torch.Tensor:
@@ -229,7 +229,7 @@ def test_recomputed_activations_give_a_tower_the_same_gradients(
     causal = model.get_base_model()
     lora.add_in_place(model)
     attention.use(causal)
-    loss.give_losses(causal)
+    loss.return_losses(causal)
     batch = packing.pack(encoder, rows_for(encoder, True), causal.model.get_rope_index)
     model(**batch).sum().backward()
     expected = gradients(model)

@@ -118,7 +118,7 @@ def test_an_adapter_is_measured_on_the_rounded_base_that_it_was_trained_on(
         served = attach(loaded, tmp_path / "adapter")
         causal = served.get_base_model()
         attention.use(causal)
-        loss.give_losses(causal)
+        loss.return_losses(causal)
         sft.model = served
         losses[quantization] = sft.evaluate()["eval_loss"]
     assert losses["fp8"] == pytest.approx(measured, abs=1e-4)
@@ -298,7 +298,7 @@ def test_dora_on_a_4_bit_base_does_not_widen_the_residual_stream(
         # PEFT asks whether there is autocast on a GPU, whatever runs here.
         patch.setattr(torch, "is_autocast_enabled", lambda *_: True)
         widened = layer(stream)
-        lora.keep_type(tuned)
+        lora.keep_input_dtype(tuned)
         kept = layer(stream)
     assert (widened.dtype, kept.dtype) == (torch.float32, torch.bfloat16)
     assert kept.equal(widened.bfloat16())
@@ -356,7 +356,7 @@ def test_pissa_begins_as_the_base_and_ends_as_a_lora_on_it(
     served = attach(untouched, tmp_path / "adapter")
     causal = served.get_base_model()
     attention.use(causal)
-    loss.give_losses(causal)
+    loss.return_losses(causal)
     sft.model = served
     assert sft.evaluate()["eval_loss"] == pytest.approx(measured, abs=1e-5)
 

@@ -236,7 +236,7 @@ def test_every_filled_key_of_a_turn_is_used_or_listed_or_the_row_is_refused(
                 assert key in REASONING
                 assert detail.reasoning == value
     answers = [number for number, (role, _) in enumerate(given_turns) if role == "assistant"]
-    assert Record(tuple(made.turns), details=made.details).learnt() == [
+    assert Record(tuple(made.turns), details=made.details).learnt_turns() == [
         number for number in answers if not any(turns[number].get(key) == 0 for key in LEARNT)
     ]
 
