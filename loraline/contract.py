@@ -144,7 +144,7 @@ def read(adapter: Path) -> Contract:
         actual = weights_digest(adapter, contract.train)
     except FileNotFoundError as error:
         raise UserError(
-            f"{adapter} is not an adapter of this line: {error.filename} is missing"
+            f"{adapter} is not an adapter of this pipeline: {error.filename} is missing"
         ) from error
     except ValidationError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a candidate must keep on the held-out rows, and of which metrics."""
+"""Limits that a candidate must keep on the held-out rows, and the metrics that they may name."""
 
 from __future__ import annotations
 

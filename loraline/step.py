@@ -207,7 +207,7 @@ recipes_option = click.option(
 """What a workflow carries, so that a cluster's image need not hold a recipe."""
 
 
-def none_if_empty(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+def or_none(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Callback for optional flags: an empty string means "not given".
 
     A workflow cannot leave an argument out, only pass its parameter's empty default.

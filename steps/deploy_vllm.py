@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.delivery.options import CPU, Options, described_by_flags
+from loraline.delivery.options import CPU, Options, server_options
 from loraline.step import step
 from loraline.tracking import fingerprints, run_profile, runs, store
 from loraline.tracking.tags import ADAPTER_DIGEST, MODEL_NAME, MODEL_VERSION
@@ -34,7 +34,7 @@ DEPLOYED = "loraline.deployed"
 
 @step
 @click.option("--run-id", required=True, help="MLflow run of quality_gate.")
-@described_by_flags
+@server_options
 @click.option("--apply", is_flag=True, help="Apply to the current context and wait until ready.")
 @click.option("--git", type=click.Path(path_type=Path), help="Folder of a checkout to commit to.")
 def deploy_vllm(
@@ -123,7 +123,7 @@ def render(
     ) as run:
         with runs.adapter(train_run, gate_run) as adapter:
             if order.digest != gate_run.data.tags.get(ADAPTER_DIGEST, ""):
-                runs.same_adapter("quality_gate", order.name, order.version, adapter)
+                runs.check_same_adapter("quality_gate", order.name, order.version, adapter)
             text, plan = rendering.rendered(client, adapter, order, click.echo)
         mlflow.log_text(text, MANIFEST)
         mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})

@@ -196,7 +196,7 @@ def log_report(client: MlflowClient, evaluation: Evaluation, run: Run, train_run
     mlflow.log_text(report.render(evaluation), "report.html")
     if sheet := contact_sheet(evaluation):
         mlflow.log_figure(sheet, "contact_sheet.png")
-    card = report.model_card(evaluation, runs.page(run, "report.html"))
+    card = report.model_card(evaluation, runs.page_address(run, "report.html"))
     mlflow.log_text(card, "model_card.md")
     # The tags still say what the gate has said, and so does the description.
     note = client.get_run(train_run.info.run_id).data.tags.get(tags.NOTE, "")

@@ -181,7 +181,7 @@ class Follower:
                 f"{uri}/artifacts/adapter/{FILE}", dst_path=folder
             )
             theirs = Contract.model_validate_json(Path(downloaded).read_text())
-        together = arguments.together(self.agreed, theirs)
+        together = arguments.shared_contract(self.agreed, theirs)
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
         path = self.folder / f"v{version}"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import none_if_empty, overrides_option, recipes_option, step
+from loraline.step import or_none, overrides_option, recipes_option, step
 from loraline.tracking import datasets, runs, store, tags
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--prompt",
-    callback=none_if_empty,
+    callback=or_none,
     help="prompts:/name/version, prompts:/name@alias, or a file. Default: the data's prompt.txt.",
 )
 @click.option(
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--group-by",
-    callback=none_if_empty,
+    callback=or_none,
     help="What keeps rows in one split: answer, row, or a column, such as the patient or the page. "
     "Default: answer.",
 )
@@ -72,10 +72,8 @@ if TYPE_CHECKING:
     default=0,
     help="Processes that read and check rows; 0 is one a core.  [default: 0]",
 )
-@click.option(
-    "--part", callback=none_if_empty, help="Only the i-th of n shares of the data, as 1/4."
-)
-@click.option("--merge", callback=none_if_empty, help="Runs made with --part, separated by commas.")
+@click.option("--part", callback=or_none, help="Only the i-th of n shares of the data, as 1/4.")
+@click.option("--merge", callback=or_none, help="Runs made with --part, separated by commas.")
 @click.option("--check-only", is_flag=True, help="Write the report and log nothing.")
 @overrides_option
 @recipes_option
@@ -183,7 +181,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         folder = Path(scratch, "dataset")
         # Both wait for others most of the time: for the disk, and for the base's tokenizer.
         report = aside.submit(write, merged, Path(scratch, "report"))
-        template = instruction.template or prompts.OURS
+        template = instruction.template or prompts.PLACEHOLDER
         shards.write_dataset(merged, instruction, template, digest, folder)
         written = contract.sha256(folder / dataset.MANIFEST)
         mlflow.set_tag(tags.DATASET_DIGEST, written)
@@ -195,7 +193,7 @@ def log(merged: Dataset, instruction: Prompt, digest: str) -> str:
         mlflow.log_params(dataset.parameters(merged, instruction, digest))
         mlflow.log_metrics(dataset.metrics(merged))
         known = {"sha256": digest, "prompt": instruction.uri, "boxes": merged.work.boxes or ""}
-        datasets.log_made(name, version, uris[0], known)
+        datasets.log_prepared(name, version, uris[0], known)
     return str(run.info.run_id)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand, none_if_empty
+from loraline.step import LineCommand, or_none
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="Registered model.")
 @click.option(
     "--version",
-    callback=none_if_empty,
+    callback=or_none,
     help="The version that was reviewed; another candidate is refused.  [default: any]",
 )
 @click.option("--rollback", is_flag=True, help="Make `previous` the champion again.")
 @click.option(
     "--reject",
     "reason",
-    callback=none_if_empty,
+    callback=or_none,
     help="Why the reviewed candidate is not wanted; it loses its alias.",
 )
 @click.option(
@@ -58,7 +58,7 @@ def promote(
     from loraline.tracking.settings import Settings
 
     client = store.connect()
-    registry.known(client, model)
+    registry.check_exists(client, model)
     by = Settings().workflow_name or os.environ.get("USER") or person()
     before = registry.version_of(client, model, registry.CHAMPION)
     now = move(client, model, by, version=version, rollback=rollback, reason=reason)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.step import limits_option, none_if_empty, recipes_option, step
+from loraline.step import limits_option, or_none, recipes_option, step
 from loraline.tracking import description, fingerprints, run_profile, runs, store, tags
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
 @click.option(
     "--policy",
-    callback=none_if_empty,
+    callback=or_none,
     help="YAML file with rules that replace the profile's.  [default: the profile's gate]",
 )
 @limits_option
@@ -77,17 +77,17 @@ def quality_gate(
         return
 
     data_run = runs.ancestor(client, train_run, "prepare_data")
-    evidence.same_dataset(eval_run, train_run, data_run)
+    evidence.check_dataset(eval_run, train_run, data_run)
     with runs.adapter(train_run, eval_run) as adapter:
         served = servable(adapter, train_run.info.run_id)
-        evidence.champion_again(eval_run, name, adapter)
+        evidence.check_champion_again(eval_run, name, adapter)
     # Under the lock, since no champion may be promoted between the verdict and what follows from
     # it; the training run's tags are shared by all its gates, so they too are the lock's.
     with lock.locked(client, name):
         champion = other_champion(client, name, model_id)
         measured = eval_run.data
         verdicts = [*rules.judge(measured.metrics, measured.tags, limits, champion), served]
-        evidence.logged_once(client, eval_run, [verdict.metric for verdict in verdicts])
+        evidence.check_logged_once(client, eval_run, [verdict.metric for verdict in verdicts])
         result = "passed" if all(verdict.passed for verdict in verdicts) else "failed"
         with runs.open_run(
             "quality_gate",

@@ -23,7 +23,7 @@ from loraline.delivery import example, local, local_gateway
 from loraline.delivery.example import Example
 from loraline.delivery.local import Running
 from loraline.errors import UserError
-from loraline.step import LineCommand, none_if_empty
+from loraline.step import LineCommand, or_none
 
 EXAMPLES = Path("outputs/examples")
 """Where the page looks for questions to offer; see `make ui`."""
@@ -34,9 +34,9 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command(cls=LineCommand)
 @click.argument("manifest", type=FILE, required=False)
-@click.option("--model", callback=none_if_empty, help="Registered model, instead of a manifest.")
+@click.option("--model", callback=or_none, help="Registered model, instead of a manifest.")
 @click.option(
-    "--alias", callback=none_if_empty, help="Its version with this alias.  [default: candidate]"
+    "--alias", callback=or_none, help="Its version with this alias.  [default: candidate]"
 )
 @click.option("--port", default=8000, show_default=True, help="Port of vLLM on 127.0.0.1.")
 @click.option(
@@ -93,7 +93,7 @@ def of_registered(model: str, alias: str) -> Path:
     from loraline.tracking import registry, runs, store
 
     client = store.connect()
-    registry.known(client, model)
+    registry.check_exists(client, model)
     version = registry.version_of(client, model, alias)
     if version is None:
         raise registry.no_version(client, model, alias)

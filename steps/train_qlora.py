@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import none_if_empty, overrides_option, recipes_option, step
+from loraline.step import or_none, overrides_option, recipes_option, step
 from loraline.tracking import datasets, fingerprints, identity, prompts, runs, store, tags
 from loraline.training import allocator, group, launch, processes
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--resume",
     "resumed",
-    callback=none_if_empty,
+    callback=or_none,
     help="Unfinished run to go on with, and no other.",
 )
 @click.option(
@@ -188,7 +188,7 @@ def log_inputs(recipe: Profile, profile: str, base: Base, version: str) -> None:
 
     resolved = recipe.model_dump(mode="json")
     mlflow.log_dict(resolved, "profile.json")
-    mlflow.set_tag(tags.PROFILE_DIGEST, identity.of_values(resolved))
+    mlflow.set_tag(tags.PROFILE_DIGEST, identity.values_digest(resolved))
     chosen = (
         "base",
         "train",

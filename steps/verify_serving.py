@@ -21,9 +21,9 @@ import click
 
 from loraline.serving.agreement import (
     agreements,
+    answer_problems,
     differences,
     measured_rows,
-    other_answers,
     refusals,
 )
 from loraline.step import step
@@ -57,7 +57,7 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
     from loraline import contract
     from loraline.serving import names
     from loraline.serving.client import Server
-    from loraline.serving.prompt_agreement import other_prompts
+    from loraline.serving.prompt_agreement import prompt_problems
 
     client = store.connect()
     deploy_run = runs.upstream_run(client, run_id, "deploy_vllm")
@@ -75,8 +75,8 @@ def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -
     else:
         base = names.base_name(agreed) if names.base_name(agreed) in served else None
         answers = ask(running, rows, agreed, {"tuned": name, **({"base": base} if base else {})})
-        problems += refusals(rows, answers) + other_answers(rows, answers, min_agreement)
-        problems += other_prompts(running, name, agreed, rows, answers["tuned"])
+        problems += refusals(rows, answers) + answer_problems(rows, answers, min_agreement)
+        problems += prompt_problems(running, name, agreed, rows, answers["tuned"])
         answered = [row for row, tuned in zip(rows, answers["tuned"], strict=True) if tuned.tokens]
         numbers = {**agreements(rows, answers), **latency(running, name, answered, agreed)}
     with runs.open_run(

@@ -157,7 +157,7 @@ def plan(
     )
     beside = next(filter(None, (source.prompt_file() for source in located)), None)
     prompt = prompts.resolve(request.prompt, beside, client)
-    if recipe.modality == "text" and prompt.template and prompts.OURS not in prompt.template:
+    if recipe.modality == "text" and prompt.template and prompts.PLACEHOLDER not in prompt.template:
         where = request.prompt or beside
         raise UserError(f"{where} must contain {{question}}, the place of the row's question")
     tokenizer = rows.tokenizer_folder(recipe.base, recipe.base_revision)

@@ -66,7 +66,7 @@ def apply(manifest: Path, say: Say) -> None:
         changed: list[tuple[Object, Object | None]] = []
         try:
             for entry, previous in zip(objects, before, strict=True):
-                put(client, entry, namespace)
+                apply_object(client, entry, namespace)
                 changed.append((entry, previous))
             say(f"applied {len(objects)} objects to namespace {namespace}, waiting for the server")
             for deployment in deployments:
@@ -87,14 +87,14 @@ def apply(manifest: Path, say: Say) -> None:
 
 
 def check_secrets(
-    deployments: Sequence[Object], look: Callable[[Object], Object | None], say: Say
+    deployments: Sequence[Object], lookup: Callable[[Object], Object | None], say: Say
 ) -> None:
-    """Raise a UserError for a Secret that pods mount and that is not there: they would wait for it
-    without a word. Warn of one that init containers take credentials from where there are any."""
+    """Raise a UserError for a Secret that pods mount and that does not exist: they would wait for
+    it in silence. Warn of a missing optional one that init containers take credentials from."""
     for deployment in deployments:
         pod = deployment["spec"]["template"]["spec"]
         for volume in pod.get("volumes", []):
-            if "secret" in volume and is_absent(name := volume["secret"]["secretName"], look):
+            if "secret" in volume and is_absent(name := volume["secret"]["secretName"], lookup):
                 files = " ".join(f"--from-file={item['key']}" for item in volume["secret"]["items"])
                 raise UserError(
                     f"--apply: the Secret {name} of {deployment['metadata']['name']} does not "
@@ -103,7 +103,7 @@ def check_secrets(
         variables = [each for init in pod.get("initContainers", []) for each in init["env"]]
         sources = [each["valueFrom"]["secretKeyRef"] for each in variables if "valueFrom" in each]
         for name in dict.fromkeys(source["name"] for source in sources if source.get("optional")):
-            if is_absent(name, look):
+            if is_absent(name, lookup):
                 keys = ", ".join(dict.fromkeys(s["key"] for s in sources if s["name"] == name))
                 say(
                     f"warning: there is no Secret {name} in this namespace, so that its pods fetch "
@@ -111,12 +111,12 @@ def check_secrets(
                 )
 
 
-def is_absent(secret: str, look: Callable[[Object], Object | None]) -> bool:
-    """Whether a Secret is not there. Who may not read Secrets finds out later."""
+def is_absent(secret: str, lookup: Callable[[Object], Object | None]) -> bool:
+    """Whether a Secret does not exist; False where this user may not read Secrets."""
     from kubernetes.client import ApiException
 
     try:
-        return look({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}}) is None
+        return lookup({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": secret}}) is None
     except ApiException as error:
         if error.status != 403:
             raise
@@ -124,26 +124,27 @@ def is_absent(secret: str, look: Callable[[Object], Object | None]) -> bool:
 
 
 def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:
-    """Raise a UserError where a claim is there and would have to change what no claim can.
+    """Raise a UserError where an existing claim would have to change its access modes.
 
-    One that is larger than a smaller base needs keeps its size, which Kubernetes does not reduce.
+    Kubernetes cannot shrink a claim either, so one that is larger than needed keeps its size.
     """
     from kubernetes.utils.quantity import parse_quantity
 
     for entry, previous in zip(objects, before, strict=True):
         if entry["kind"] != "PersistentVolumeClaim" or previous is None:
             continue
-        asked, has = (", ".join(each["spec"]["accessModes"]) for each in (entry, previous))
-        if asked != has:
+        needed_modes, modes = (", ".join(each["spec"]["accessModes"]) for each in (entry, previous))
+        if needed_modes != modes:
             name = entry["metadata"]["name"]
             raise UserError(
-                f"--apply: the claim {name} is {has}, this number of replicas needs {asked}, and "
-                f"Kubernetes changes neither; serve from a claim of yours with --base-volume, or "
-                f"delete the Deployment and the claim {name}, and the base is downloaded again"
+                f"--apply: the claim {name} is {modes}, this number of replicas needs "
+                f"{needed_modes}, and Kubernetes changes neither; serve from a claim of yours with "
+                f"--base-volume, or delete the Deployment and the claim {name}, and the base is "
+                "downloaded again"
             )
-        needs, size = (each["spec"]["resources"]["requests"] for each in (entry, previous))
-        if parse_quantity(size["storage"]) > parse_quantity(needs["storage"]):
-            needs["storage"] = size["storage"]
+        needed, size = (each["spec"]["resources"]["requests"] for each in (entry, previous))
+        if parse_quantity(size["storage"]) > parse_quantity(needed["storage"]):
+            needed["storage"] = size["storage"]
 
 
 def knows_store(deployment: Object) -> bool:
@@ -153,13 +154,13 @@ def knows_store(deployment: Object) -> bool:
     return not fetching or "MLFLOW_TRACKING_URI" in variables
 
 
-def refused(error: ApiException, what: str, done: str = "") -> UserError | TryAgain:
+def refused(error: ApiException, problem: str, note: str = "") -> UserError | TryAgain:
     """The cluster's message; TryAgain for a server's error and for too many requests (429)."""
     try:
         reason = json.loads(error.body or "")["message"]
     except (ValueError, LookupError, TypeError):
         reason = f"{error.status} {error.reason}"
-    sentence = "; ".join(filter(None, (f"{what}: {reason}", done)))
+    sentence = "; ".join(filter(None, (f"{problem}: {reason}", note)))
     return (TryAgain if error.status == 429 or error.status >= 500 else UserError)(sentence)
 
 
@@ -233,7 +234,7 @@ def live(client: DynamicClient, entry: Object, namespace: str) -> Object | None:
     return content
 
 
-def put(client: DynamicClient, entry: Object, namespace: str) -> None:
+def apply_object(client: DynamicClient, entry: Object, namespace: str) -> None:
     resource_type(client, entry).server_side_apply(
         body=entry,
         name=entry["metadata"]["name"],
@@ -256,11 +257,11 @@ def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) ->
     while time.monotonic() < deadline:
         current = resource.get(name=name, namespace=namespace).to_dict()
         status = current.get("status", {})
-        wanted = current["spec"].get("replicas", 1)
+        replicas = current["spec"].get("replicas", 1)
         if (
             status.get("observedGeneration") == current["metadata"]["generation"]
-            and status.get("updatedReplicas") == wanted
-            and status.get("readyReplicas") == wanted == status.get("replicas")
+            and status.get("updatedReplicas") == replicas
+            and status.get("readyReplicas") == replicas == status.get("replicas")
         ):
             return
         for condition in status.get("conditions", []):
@@ -286,7 +287,7 @@ def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) ->
 
 def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[Object]:
     """The pods of this template, not those of the previous template."""
-    wanted = deployment["spec"]["template"]["metadata"]["annotations"]
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
     labels = deployment["spec"]["selector"]["matchLabels"]
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
     pods = client.resources.get(api_version="v1", kind="Pod")
@@ -294,7 +295,7 @@ def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[O
     return [
         pod
         for pod in matching
-        if wanted.items() <= (pod["metadata"].get("annotations") or {}).items()
+        if annotations.items() <= (pod["metadata"].get("annotations") or {}).items()
     ]
 
 
@@ -312,7 +313,7 @@ def failure(pod: Object) -> str | None:
             return f"{container['name']}: {waiting['message']}"
         # Exit code 2 is a user's mistake in all of this project's programs.
         if ended and ended["exitCode"] == 2:
-            return f"{container['name']} ended with exit code 2{last_words(pod, container)}"
+            return f"{container['name']} ended with exit code 2{last_log_line(pod, container)}"
         if container["restartCount"] >= 3:
             return f"{container['name']} ended {container['restartCount']} times"
     return None
@@ -333,7 +334,7 @@ def waits_for(pod: Object) -> list[str]:
     return reasons
 
 
-def last_words(pod: Object, container: Object) -> str:
+def last_log_line(pod: Object, container: Object) -> str:
     from kubernetes.client import ApiException, CoreV1Api
 
     place = (pod["metadata"]["name"], pod["metadata"]["namespace"])
@@ -352,9 +353,9 @@ def last_words(pod: Object, container: Object) -> str:
 def roll_back(
     client: DynamicClient, changed: Sequence[tuple[Object, Object | None]], namespace: str
 ) -> str:
-    """What was there is applied again, what was not is deleted; returns what was done in words.
+    """Apply the earlier objects again and delete the new ones; return in words what was done.
 
-    Raises TryAgain when the cluster does not let it.
+    Raises TryAgain when the cluster does not answer.
     """
     from kubernetes.client import ApiException
     from kubernetes.dynamic.exceptions import NotFoundError
@@ -364,7 +365,7 @@ def roll_back(
     try:
         for entry, previous in changed:
             if previous is not None:
-                put(client, previous, namespace)
+                apply_object(client, previous, namespace)
                 done.add("what was there is put back")
             elif entry["kind"] == "PersistentVolumeClaim":
                 done.add("the claim with what was downloaded is kept")

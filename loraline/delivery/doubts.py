@@ -24,7 +24,7 @@ def doubts(
     """What a manifest needs on most clusters and does not say: the images of its containers, where
     the init container finds MLflow, and what the gateway's replicas share."""
     if "MLFLOW_TRACKING_URI" not in fetch and image.startswith("localhost/") and gateway is None:
-        # All else is of no use to somebody without a cluster.
+        # The other sentences do not help a user without a cluster.
         return [HERE_ALONE]
     sentences = [] if "MLFLOW_TRACKING_URI" in fetch else [NO_STORE]
     if image.startswith("localhost/"):

@@ -42,8 +42,8 @@ def of_version(uri: str, prompt: str) -> list[Example]:
     name, version = uri.removeprefix("models:/").rsplit("/", 1)
     try:
         client = store.connect()
-        made = client.get_model_version(name, version)
-        gate_run = client.get_run(registry.promoting_gate_run_of(client, made))
+        registered = client.get_model_version(name, version)
+        gate_run = client.get_run(registry.promoting_gate_run_of(client, registered))
         return of_evaluation(client, runs.ancestor(client, gate_run, "evaluate"), prompt)
     except (UserError, TryAgain, MlflowException, OSError):
         return []
@@ -58,20 +58,20 @@ def of_evaluation(client: MlflowClient, eval_run: Run, prompt: str) -> list[Exam
 
     table = mlflow.artifacts.load_dict(f"runs:/{eval_run.info.run_id}/predictions.json")
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-    right = [row for row in rows if is_right(row, prompt)]
-    right = sorted(right, key=lambda row: len(row["question"]))[:MOST]
+    right_rows = [row for row in rows if is_right(row, prompt)]
+    right_rows = sorted(right_rows, key=lambda row: len(row["question"]))[:MOST]
     held_out: list[records.Record] = []
-    if any(records.IMAGE in row["question"] for row in right):
+    if any(records.IMAGE in row["question"] for row in right_rows):
         data_run = runs.ancestor(client, eval_run, "prepare_data")
         with runs.dataset(client, data_run, "test") as dataset:
             held_out = records.read(dataset / "test.parquet")
     return [
         Example(
-            asked(row["question"], prompt),
+            question_in(row["question"], prompt),
             held_out[int(row["row"])].images[0] if records.IMAGE in row["question"] else None,
             row["reference"].strip(),
         )
-        for row in right
+        for row in right_rows
     ]
 
 
@@ -104,7 +104,7 @@ def is_right(row: dict[str, Any], prompt: str) -> bool:
     return single and short and "\n" not in answer and bool(row["tuned"].strip() == answer)
 
 
-def asked(text: str, prompt: str) -> str:
+def question_in(text: str, prompt: str) -> str:
     """The question in a text that was made of it with the prompt; empty where it has no place."""
     from loraline.records import IMAGE
 

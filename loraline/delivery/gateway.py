@@ -171,21 +171,21 @@ class GatewayPod:
         of the server that it shares; a server of tasks has those of the base alone."""
         served = self.servers[0].contract
         shared = {"min_pixels": served.min_pixels, "max_pixels": served.max_pixels}
-        made = {
+        by_file = {
             f"{model.name}.json": model.contract.model_copy(update=shared) for model in self.models
         }
         for pod in self.servers[1:]:
             # A server of tasks has the bare base: nothing is merged into it.
-            made[f"{pod.resource}.json"] = pod.contract.model_copy(update={"export": "adapter"})
-        return made
+            by_file[f"{pod.resource}.json"] = pod.contract.model_copy(update={"export": "adapter"})
+        return by_file
 
     def files(self) -> dict[str, str]:
         """The ConfigMap: contracts, and the operator's task files."""
-        made = {
+        contracts = {
             name: agreed.model_dump_json(indent=2) + "\n"
             for name, agreed in self.contracts().items()
         }
-        return made | {f"task.{name}": text for name, text in self.gateway.tasks}
+        return contracts | {f"task.{name}": text for name, text in self.gateway.tasks}
 
     def upstreams(self) -> list[dict[str, str]]:
         """Value of GATEWAY_UPSTREAMS: an entry an adapter, and one for a server of tasks."""

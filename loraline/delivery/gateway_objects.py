@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from loraline.delivery import page_objects
 from loraline.delivery.containers import DRAIN_SECONDS
+from loraline.delivery.external_routes import external_route
 from loraline.delivery.gateway import (
     DATA,
     DRAIN,
@@ -20,7 +21,6 @@ from loraline.delivery.gateway import (
 from loraline.delivery.kube import Object, environment, run_as, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, disruption_budget, port_of, tcp
 from loraline.delivery.pod import Pod
-from loraline.delivery.ways_in import way_in
 from loraline.serving import arguments
 from loraline.serving.arguments import CONFIG
 
@@ -46,7 +46,7 @@ def objects(gateway: Gateway, servers: Sequence[Pod], models: Sequence[Model]) -
         disruption_budget(pod),
         network_policy(pod),
         autoscaler(pod),
-        *way_in(pod, PORT, gateway.host, gateway.parent),
+        *external_route(pod, PORT, gateway.host, gateway.parent),
         *service_monitor(pod),
         *(page_objects.objects(page_objects.PagePod(gateway.page, pod)) if gateway.page else ()),
     ]
@@ -62,7 +62,7 @@ def config_map(pod: GatewayPod) -> Object:
 
 
 def container(pod: GatewayPod) -> Object:
-    def asks(path: str) -> Object:
+    def http_get(path: str) -> Object:
         return {"httpGet": {"path": path, "port": "http"}}
 
     redis = []
@@ -88,13 +88,13 @@ def container(pod: GatewayPod) -> Object:
         # It starts when a server lists its models, and then stays: with vLLM away clients get
         # an error that says when to come back, not a refused connection.
         "startupProbe": {
-            **asks("/ready"),
+            **http_get("/ready"),
             "periodSeconds": 5,
             "failureThreshold": pod.startup_seconds // 5,
         },
-        "readinessProbe": {**asks("/health"), "periodSeconds": 5, "failureThreshold": 2},
+        "readinessProbe": {**http_get("/health"), "periodSeconds": 5, "failureThreshold": 2},
         "livenessProbe": {
-            **asks("/health"),
+            **http_get("/health"),
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,

@@ -58,7 +58,7 @@ class Running:
         """One sentence on a server that has ended."""
         code = self.process.returncode
         why = "" if code < 0 else f": {cause(self.log)}"
-        return f"vLLM {ended(code)}{why} (log: {self.log})"
+        return f"vLLM {exit_in_words(code)}{why} (log: {self.log})"
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def read(manifest: Path) -> dict[str, Object]:
     return objects
 
 
-def ended(code: int) -> str:
+def exit_in_words(code: int) -> str:
     """How a process ended, in words, by its exit code."""
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
@@ -263,17 +263,17 @@ STAGES = {
 def wait_until_ready(server: Running, seconds: float, say: Say) -> None:
     """Return when the adapter is served; UserError if the server ended or took too long.
 
-    Each stage is said as the log comes to it.
+    Each stage is printed when the log reaches it.
     """
     started = time.monotonic()
-    said = set[str]()
+    reported = set[str]()
     while (waited := time.monotonic() - started) < seconds:
         if server.process.poll() is not None:
             raise UserError(server.death())
         log = server.log.read_text(errors="replace")
-        for written in [each for each in STAGES if each in log and each not in said]:
+        for written in [each for each in STAGES if each in log and each not in reported]:
             say(f"  {waited:3.0f} s  {STAGES[written]}")
-            said.add(written)
+            reported.add(written)
         if answers(server):
             return
         time.sleep(0.3)
@@ -282,10 +282,10 @@ def wait_until_ready(server: Running, seconds: float, say: Say) -> None:
 
 def answers(server: Running) -> bool:
     """Whether the server is healthy and lists the adapter."""
-    asked = Server(server.url, seconds=5)
+    client = Server(server.url, seconds=5)
     try:
-        asked.check_health()
-        return server.adapter in asked.models()
+        client.check_health()
+        return server.adapter in client.models()
     except (UserError, TryAgain):
         # Whatever answers here is not ready; the server's process is checked separately.
         return False

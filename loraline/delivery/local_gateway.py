@@ -20,7 +20,7 @@ from loraline.delivery.local import (
     api_key,
     cause,
     check_port,
-    ended,
+    exit_in_words,
     guarded,
     stop,
 )
@@ -44,7 +44,7 @@ class Gateway:
         """One sentence on a gateway that has ended."""
         code = self.process.returncode
         why = "" if code < 0 else f": {cause(self.log)}"
-        return f"the gateway {ended(code)}{why} (log: {self.log})"
+        return f"the gateway {exit_in_words(code)}{why} (log: {self.log})"
 
 
 @contextmanager

@@ -97,25 +97,25 @@ def render(
     if servers[0].where.format == "production-stack":
         return [charts.helm_values(servers[0])]
     if gateway is None:
-        return [entry for pod in servers for entry in around(pod)]
+        return [entry for pod in servers for entry in server_objects(pod)]
     servers = tuple(replace(pod, gateway=f"{servers[0].resource}-gateway") for pod in servers)
-    made = [entry for pod in servers for entry in around(pod)]
-    return made + gateway_objects.objects(gateway, servers, models)
+    entries = [entry for pod in servers for entry in server_objects(pod)]
+    return entries + gateway_objects.objects(gateway, servers, models)
 
 
-def around(pod: Pod) -> list[Object]:
+def server_objects(pod: Pod) -> list[Object]:
     """A server's pod and all objects that it needs, in apply order."""
     where = pod.where
-    made = [objects.config_map(pod), *objects.claim(pod)]
+    entries = [objects.config_map(pod), *objects.claim(pod)]
     if where.format == "kserve":
-        return [*made, charts.inference_service(pod), objects.network_policy(pod)]
-    made += [
+        return [*entries, charts.inference_service(pod), objects.network_policy(pod)]
+    entries += [
         objects.deployment(pod),
         objects.service(pod),
         objects.disruption_budget(pod),
         objects.network_policy(pod),
     ]
-    return [*made, *objects.autoscaler(pod), *objects.service_monitor(pod)]
+    return [*entries, *objects.autoscaler(pod), *objects.service_monitor(pod)]
 
 
 def check(

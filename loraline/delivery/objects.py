@@ -118,19 +118,19 @@ def network_policy(pod: Pod) -> Object:
     ports = {port_of(url) for url in urls}
     if pod.hub or "MLFLOW_S3_ENDPOINT_URL" not in pod.fetch_env:
         ports.add(443)
-    named = {"matchLabels": {NAME: pod.gateway}} if pod.gateway else {}
-    callers: list[Object] = [{"podSelector": named}]
+    gateway_pods = {"matchLabels": {NAME: pod.gateway}} if pod.gateway else {}
+    callers: list[Object] = [{"podSelector": gateway_pods}]
     if pod.where.monitor or pod.where.prometheus:
         callers.append(MONITORING)
-    chosen = pod.selector
+    selector = pod.selector
     if pod.where.format == "kserve":
-        chosen = {"serving.kserve.io/inferenceservice": pod.resource}
+        selector = {"serving.kserve.io/inferenceservice": pod.resource}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": pod.metadata(),
         "spec": {
-            "podSelector": {"matchLabels": chosen},
+            "podSelector": {"matchLabels": selector},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": callers, "ports": tcp(PORT)}],
             "egress": [
@@ -146,12 +146,12 @@ def autoscaler(pod: Pod) -> list[Object]:
     if pod.where.replicas == 1:
         return []
     scaled = {"apiVersion": "apps/v1", "kind": "Deployment", "name": pod.resource}
-    down = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": 600}}
     if pod.where.prometheus:
         # The operator labels what it scrapes: a model has one server a namespace.
         labels = f'namespace="{pod.where.namespace}",service="{pod.resource}"'
         query = f"sum(vllm:num_requests_waiting{{{labels}}})"
-        asked = {
+        trigger = {
             "serverAddress": pod.where.prometheus,
             "query": query,
             "threshold": str(WAITING),
@@ -165,8 +165,8 @@ def autoscaler(pod: Pod) -> list[Object]:
                     "scaleTargetRef": scaled,
                     "minReplicaCount": 1,
                     "maxReplicaCount": pod.where.replicas,
-                    "advanced": {"horizontalPodAutoscalerConfig": {"behavior": down}},
-                    "triggers": [{"type": "prometheus", "metadata": asked}],
+                    "advanced": {"horizontalPodAutoscalerConfig": {"behavior": behavior}},
+                    "triggers": [{"type": "prometheus", "metadata": trigger}],
                 },
             }
         ]
@@ -184,7 +184,7 @@ def autoscaler(pod: Pod) -> list[Object]:
                 "minReplicas": 1,
                 "maxReplicas": pod.where.replicas,
                 "metrics": [{"type": "Pods", "pods": waiting}],
-                "behavior": down,
+                "behavior": behavior,
             },
         }
     ]

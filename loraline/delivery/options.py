@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loraline.errors import UserError
-from loraline.step import none_if_empty
+from loraline.step import or_none
 
 if TYPE_CHECKING:
     from loraline.delivery.gateway import Gateway
@@ -51,7 +51,7 @@ class GatewayOptions:
             if not word.partition("=")[2]:
                 raise UserError(f"--gateway-set {word!r} is not NAME=VALUE")
 
-    def described(self, tasks: Sequence[tuple[str, str]]) -> Gateway | None:
+    def front_gateway(self, tasks: Sequence[tuple[str, str]]) -> Gateway | None:
         """The gateway with these task files, name and text; None without --gateway."""
         from loraline.delivery.gateway import Gateway
         from loraline.delivery.page import Page
@@ -152,9 +152,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 FLAGS = (
-    click.option(
-        "--gpu", callback=none_if_empty, help="Card to size for, or cpu.  [default: smallest]"
-    ),
+    click.option("--gpu", callback=or_none, help="Card to size for, or cpu.  [default: smallest]"),
     click.option(
         "--gpus",
         type=click.IntRange(min=1),
@@ -171,22 +169,16 @@ FLAGS = (
     ),
     click.option("--calibrate", type=FILE, help="Log of a server on --gpu to learn from."),
     click.option("--replicas", default=1, show_default=True, help="Most replicas."),
-    click.option("--prometheus", callback=none_if_empty, help="Prometheus that KEDA scales by."),
+    click.option("--prometheus", callback=or_none, help="Prometheus that KEDA scales by."),
     click.option(
         "--service-monitor", "monitor", is_flag=True, help="Let the Prometheus operator scrape it."
     ),
+    click.option("--namespace", callback=or_none, help="Namespace.  [default: the context's]"),
+    click.option("--base-volume", callback=or_none, help="Claim with the base in its folder."),
+    click.option("--server-image", callback=or_none, help="Image of vLLM, pinned by digest."),
+    click.option("--beside", callback=or_none, metavar="ALIAS", help="Serve this version as well."),
     click.option(
-        "--namespace", callback=none_if_empty, help="Namespace.  [default: the context's]"
-    ),
-    click.option(
-        "--base-volume", callback=none_if_empty, help="Claim with the base in its folder."
-    ),
-    click.option("--server-image", callback=none_if_empty, help="Image of vLLM, pinned by digest."),
-    click.option(
-        "--beside", callback=none_if_empty, metavar="ALIAS", help="Serve this version as well."
-    ),
-    click.option(
-        "--follow", callback=none_if_empty, metavar="ALIAS", help="Load its later versions too."
+        "--follow", callback=or_none, metavar="ALIAS", help="Load its later versions too."
     ),
     click.option(
         "--tasks",
@@ -198,24 +190,24 @@ FLAGS = (
     click.option(
         "--gateway", is_flag=True, help="Add the gateway; its pods alone then reach the server."
     ),
-    click.option("--gateway-image", callback=none_if_empty, help="Image of the gateway."),
+    click.option("--gateway-image", callback=or_none, help="Image of the gateway."),
     click.option(
         "--gateway-replicas",
         type=click.IntRange(min=2),
         help="Most replicas of the gateway; two are always kept.  [default: 4]",
     ),
     click.option(
-        "--gateway-host", callback=none_if_empty, help="Host name of an Ingress to the gateway."
+        "--gateway-host", callback=or_none, help="Host name of an Ingress to the gateway."
     ),
     click.option(
         "--gateway-parent",
-        callback=none_if_empty,
+        callback=or_none,
         metavar="NAMESPACE/NAME",
         help="Gateway of the Gateway API: HTTPRoutes for the hosts, not an Ingress.",
     ),
     click.option(
         "--gateway-volume",
-        callback=none_if_empty,
+        callback=or_none,
         help="Claim for jobs and sessions of all replicas.",
     ),
     click.option(
@@ -232,11 +224,9 @@ FLAGS = (
     click.option(
         "--ui", is_flag=True, help="Add the page in a browser, a client of the gateway alone."
     ),
-    click.option("--ui-image", callback=none_if_empty, help="Image of the page."),
-    click.option("--ui-host", callback=none_if_empty, help="Host name of an Ingress to the page."),
-    click.option(
-        "--ui-desk", callback=none_if_empty, help="Address of the desk, for Review and Train."
-    ),
+    click.option("--ui-image", callback=or_none, help="Image of the page."),
+    click.option("--ui-host", callback=or_none, help="Host name of an Ingress to the page."),
+    click.option("--ui-desk", callback=or_none, help="Address of the desk, for Review and Train."),
     click.option("--merged", is_flag=True, help="Serve the base with the adapter merged into it."),
     click.option(
         "--format",
@@ -251,7 +241,7 @@ FLAGS = (
 )
 
 
-def described_by_flags(command: Command) -> Command:
+def server_options(command: Command) -> Command:
     """The command with all flags that describe a server."""
     for flag in reversed(FLAGS):
         command = flag(command)

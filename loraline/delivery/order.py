@@ -130,7 +130,7 @@ def judged_digest(client: MlflowClient, gate_run: Run) -> str:
         gate_run.data.tags[MODEL_NAME], gate_run.data.tags[MODEL_VERSION]
     )
     if version.run_id == gate_run.data.tags.get(registry.PARENT):
-        registry.passed(client, version, gate_run.info.run_id)
+        registry.verified_gate_run(client, version, gate_run.info.run_id)
     else:
         registry.promoting_gate_run_of(client, version)
     return version.tags.get(ADAPTER_DIGEST, "")
@@ -153,5 +153,5 @@ def refuse_rejected(
     sentence = f"version {version} of {name!r} was rejected by a later gate: {reason}"
     promoted = judged.tags.get(registry.PROMOTED_GATE) == gate_run.info.run_id
     if not (promoted or although_rejected):
-        raise UserError(f"{sentence}; to serve it all the same, add --although-rejected")
+        raise UserError(f"{sentence}; to serve it anyway, add --although-rejected")
     warn(sentence)

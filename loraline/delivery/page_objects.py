@@ -7,12 +7,12 @@ import json
 from dataclasses import dataclass
 
 from loraline.delivery import gateway
+from loraline.delivery.external_routes import external_route
 from loraline.delivery.gateway import GatewayPod
 from loraline.delivery.kube import Object, environment, http_service, run_as, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, port_of, tcp
 from loraline.delivery.page import Page
 from loraline.delivery.pod import NAME
-from loraline.delivery.ways_in import way_in
 
 PORT = 7860
 UPLOADS = "/uploads"
@@ -81,12 +81,12 @@ def objects(pod: PagePod) -> list[Object]:
         deployment(pod),
         service(pod),
         network_policy(pod),
-        *way_in(pod, PORT, pod.page.host, pod.behind.gateway.parent),
+        *external_route(pod, PORT, pod.page.host, pod.behind.gateway.parent),
     ]
 
 
 def container(pod: PagePod) -> Object:
-    asks = {"httpGet": {"path": "/health", "port": "http"}}
+    http_get = {"httpGet": {"path": "/health", "port": "http"}}
     return {
         "name": "page",
         "image": pod.page.image,
@@ -100,10 +100,10 @@ def container(pod: PagePod) -> Object:
             "requests": {"cpu": "250m", "memory": "512Mi"},
             "limits": {"memory": "2Gi"},
         },
-        "startupProbe": {**asks, "periodSeconds": 2, "failureThreshold": 60},
-        "readinessProbe": {**asks, "periodSeconds": 5, "failureThreshold": 2},
+        "startupProbe": {**http_get, "periodSeconds": 2, "failureThreshold": 60},
+        "readinessProbe": {**http_get, "periodSeconds": 5, "failureThreshold": 2},
         "livenessProbe": {
-            **asks,
+            **http_get,
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 6,

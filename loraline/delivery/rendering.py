@@ -46,7 +46,7 @@ def rendered(
     served = Model(names.served_name(order.name), agreed, ROLES.get(order.alias or ""))
     beside, models = [], [served]
     if order.beside:
-        agreed, other, model = join(agreed, order)
+        agreed, other, model = join_beside(agreed, order)
         beside, ranks, models = [other], [*ranks, other.rank], [served, model]
     videos, otherwise = 0, ""
     measured, wide = agreed, tasks.widened(agreed, order.needs) if order.tasks else agreed
@@ -86,7 +86,7 @@ def rendered(
     return kube.to_yaml(objects), plan
 
 
-def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter, Model]:
+def join_beside(agreed: Contract, order: Order) -> tuple[Contract, Adapter, Model]:
     """The contract that serves both versions, and the other version; it must fit the same base."""
     assert order.beside is not None
     with runs.logged_adapter(f"{order.name}/{order.beside}") as folder:
@@ -102,7 +102,7 @@ def join(agreed: Contract, order: Order) -> tuple[Contract, Adapter, Model]:
     names.checked_name(name, "name of the adapter beside it,")
     adapter = Adapter.of(name, order.name, order.beside, digest, rank)
     role = order.alias if order.alias in ROLES else None
-    return arguments.together(agreed, other), adapter, Model(name, other, role)
+    return arguments.shared_contract(agreed, other), adapter, Model(name, other, role)
 
 
 def size(

@@ -18,11 +18,11 @@ MARKS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 
 def comparable(text: str) -> str:
     """An answer's text, and after it its calls, each as JSON with sorted keys in a line."""
-    decoder, calls, rest, place = json.JSONDecoder(), list[str](), "", 0
+    decoder, calls, text_outside, place = json.JSONDecoder(), list[str](), "", 0
     text = MARKS.sub("", text)
     while place < len(text):
         start = next((at for at in range(place, len(text)) if text[at] in "{["), len(text))
-        rest += text[place:start]
+        text_outside += text[place:start]
         place = start
         if start == len(text):
             break
@@ -30,22 +30,22 @@ def comparable(text: str) -> str:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             value, end = None, start + 1
-        if made := calls_of(value):
-            calls += made
+        if parsed := calls_of(value):
+            calls += parsed
         else:
-            rest += text[start:end]
+            text_outside += text[start:end]
         place = end
-    return "\n".join([*([rest.strip()] if rest.strip() else []), *calls])
+    return "\n".join([*([text_outside.strip()] if text_outside.strip() else []), *calls])
 
 
 def calls_of(value: Any) -> list[str]:
     """The calls of a JSON value: one call or a list of calls; empty for anything else."""
     listed = value if isinstance(value, list) else [value]
-    calls = [written(item) for item in listed]
+    calls = [canonical_call(item) for item in listed]
     return [call for call in calls if call] if all(calls) else []
 
 
-def written(item: Any) -> str:
+def canonical_call(item: Any) -> str:
     """A call reduced to its name and arguments; an empty text for anything else."""
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return ""
@@ -67,9 +67,9 @@ def reference(record: Record) -> str:
         [item["function"] for item in json.loads(detail.calls)] if detail and detail.calls else []
     )
     text = record.answer.strip()
-    return "\n".join([*([text] if text else []), *map(written, calls)])
+    return "\n".join([*([text] if text else []), *map(canonical_call, calls)])
 
 
-def answered(text: str, record: Record) -> str:
+def comparable_answer(text: str, record: Record) -> str:
     """A model's answer for comparison: if the row has tools, its calls have one form."""
     return comparable(text) if record.tools else text

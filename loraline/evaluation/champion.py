@@ -37,9 +37,9 @@ def comparable_champion(
     version = f"version {champion.version}"
     mlflow.set_tag(tags.CHAMPION, str(champion.version))
     if not champion.source.startswith("models:/"):
-        refused = f"{champion.source} was not logged by this line"
-        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
-        yield {}, f"{version}, not measured: {refused}"
+        reason = f"{champion.source} was not logged by train_qlora"
+        mlflow.set_tag(tags.CHAMPION_REFUSED, reason)
+        yield {}, f"{version}, not measured: {reason}"
         return
     with runs.logged_adapter(champion.source.removeprefix("models:/")) as adapter:
         expect_judged(champion, contract.folder_digest(adapter))
@@ -54,14 +54,14 @@ def comparable_champion(
             differing = ["quantization of its base"]
         else:
             encoder = Encoder.of(agreed, locate.locate_measured(agreed))
-            theirs = measurement.fingerprints(encoder, agreed, held_out)
-            differing = [key for key, value in prints.items() if theirs[key] != value]
+            champion_prints = measurement.fingerprints(encoder, agreed, held_out)
+            differing = [key for key, value in prints.items() if champion_prints[key] != value]
         if not differing:
             yield {"champion": adapter}, version
             return
-        refused = f"it has another {' and '.join(differing)}"
-        mlflow.set_tag(tags.CHAMPION_REFUSED, refused)
-        yield {}, f"{version}, not measured: {refused}"
+        reason = f"it has another {' and '.join(differing)}"
+        mlflow.set_tag(tags.CHAMPION_REFUSED, reason)
+        yield {}, f"{version}, not measured: {reason}"
 
 
 def expect_judged(champion: ModelVersion, digest: str) -> None:
@@ -71,9 +71,11 @@ def expect_judged(champion: ModelVersion, digest: str) -> None:
     """
     import mlflow
 
-    kept = champion.tags.get(tags.ADAPTER_DIGEST)
-    if kept is None and champion.run_id:
-        kept = mlflow.get_run(champion.run_id).data.tags.get(tags.ADAPTER_DIGEST)
-    if kept != digest:
-        change = f"the champion, version {champion.version}, has digest {digest} instead of {kept}"
+    judged = champion.tags.get(tags.ADAPTER_DIGEST)
+    if judged is None and champion.run_id:
+        judged = mlflow.get_run(champion.run_id).data.tags.get(tags.ADAPTER_DIGEST)
+    if judged != digest:
+        change = (
+            f"the champion, version {champion.version}, has digest {digest} instead of {judged}"
+        )
         raise UserError(identity.changed("quality_gate", change))

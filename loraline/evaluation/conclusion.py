@@ -1,4 +1,4 @@
-"""What a comparison comes to, in words: where the tuned model is surely better, and where not."""
+"""The conclusion of a comparison in sentences: where the tuned model is surely better or not."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ def sentences(comparison: Comparison, headline: Sequence[str]) -> list[str]:
 
     A gain is sure where its 95% interval does not hold zero.
     """
-    said = []
+    lines = []
     for other, gains in comparison.gains.items():
         better = [name for name in headline if gains[name].low > 0]
         worse = [name for name in headline if gains[name].high < 0]
-        open_ = [name for name in headline if name not in (*better, *worse)]
+        undecided = [name for name in headline if name not in (*better, *worse)]
         parts = [
             f"{words} {listed(names)}"
             for words, names in (
                 ("surely better in", better),
                 ("surely worse in", worse),
-                ("not surely either in", open_),
+                ("not surely either in", undecided),
             )
             if names
         ]
-        said.append(f"Against the {other}, tuned is {', '.join(parts)}.")
-    return said
+        lines.append(f"Against the {other}, tuned is {', '.join(parts)}.")
+    return lines
 
 
 def listed(names: Sequence[str]) -> str:

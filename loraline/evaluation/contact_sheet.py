@@ -36,13 +36,13 @@ def contact_sheet(evaluation: Evaluation) -> Figure | None:
         axes.set_yticks([])
         if index in pictures:
             axes.imshow(pictures[index], aspect="equal")
-        wanted, answer = canonical_pair(evaluation, index)
-        right = wanted == answer
-        axes.set_title(f"row {index}: {clipped(wanted)}", fontsize=7, parse_math=False)
+        reference, answer = canonical_pair(evaluation, index)
+        is_right = reference == answer
+        axes.set_title(f"row {index}: {clipped(reference)}", fontsize=7, parse_math=False)
         axes.set_xlabel(
             clipped(answer) or "(empty)",
             fontsize=7,
-            color="tab:green" if right else "tab:red",
+            color="tab:green" if is_right else "tab:red",
             parse_math=False,
         )
     return figure

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def same_dataset(eval_run: Run, train_run: Run, data_run: Run) -> None:
+def check_dataset(eval_run: Run, train_run: Run, data_run: Run) -> None:
     """Raise a UserError if the evaluation's rows are not those of the dataset as it is now, or the
     dataset is not that of the training."""
     digest = identity.recorded(data_run, DATASET_DIGEST) or "none"
     for run in (train_run, eval_run):
         identity.expect(run, DATASET_DIGEST, digest, "the dataset")
-    version, here = train_run.data.params.get("data_version"), data_run.data.params.get("version")
-    if version != here:
-        difference = f"it was trained on the dataset {version}, and comes from a run with {here}"
+    version, logged = train_run.data.params.get("data_version"), data_run.data.params.get("version")
+    if version != logged:
+        difference = f"it was trained on the dataset {version}, and comes from a run with {logged}"
         raise UserError(identity.changed("train_qlora", difference))
 
 
-def logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> None:
+def check_logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> None:
     """Raise a UserError for a metric with several values: an evaluation logs each one once."""
     for name in names:
         if name in eval_run.data.metrics:
@@ -42,7 +42,7 @@ def logged_once(client: MlflowClient, eval_run: Run, names: Sequence[str]) -> No
                 raise UserError(identity.changed("evaluate", difference))
 
 
-def champion_again(eval_run: Run, name: str, adapter: Path) -> None:
+def check_champion_again(eval_run: Run, name: str, adapter: Path) -> None:
     """Raise a UserError if the evaluation calls an adapter the champion's own and it is not."""
     if version := eval_run.data.tags.get(CHAMPION_AGAIN):
-        runs.same_adapter("evaluate", name, version, adapter)
+        runs.check_same_adapter("evaluate", name, version, adapter)

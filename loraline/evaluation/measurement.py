@@ -47,7 +47,7 @@ class Measurement:
     """Target tokens, the end token included."""
 
 
-def chosen_engine(asked: str, serve_dtype: str, videos: int = 0) -> str:
+def chosen_engine(requested: str, serve_dtype: str, videos: int = 0) -> str:
     """`hf` or `vllm`; `auto` takes vLLM where it is installed, has a GPU and the precision.
 
     Rows that show up to so many `videos` are measured by `hf` alone.
@@ -55,25 +55,25 @@ def chosen_engine(asked: str, serve_dtype: str, videos: int = 0) -> str:
     Raises UserError if vLLM is asked for and cannot be had.
     """
     installed = find_spec("vllm") is not None
-    if asked == "vllm" and not installed:
+    if requested == "vllm" and not installed:
         raise UserError("--engine vllm: vLLM is not installed here; install it or use --engine hf")
-    if asked == "vllm" and videos:
+    if requested == "vllm" and videos:
         raise UserError("--engine vllm: rows with videos are not measured with it; use --engine hf")
     from loraline.serving import versions
 
     # A champion beside a merged candidate may not be merged.
-    whole = versions.needs_cpu(serve_dtype, merged=False)
-    if asked == "hf" or not installed or videos or (asked == "auto" and whole):
+    only_on_cpu = versions.needs_cpu(serve_dtype, merged=False)
+    if requested == "hf" or not installed or videos or (requested == "auto" and only_on_cpu):
         return "hf"
     import torch
 
     gpu = torch.cuda.is_available()
-    if gpu and whole:
+    if gpu and only_on_cpu:
         raise UserError(
             f"--engine vllm: the profile has serve_dtype float32, and {versions.HALF_ON_GPUS}; use "
             "--engine hf, or train with serve_dtype: bfloat16"
         )
-    return "vllm" if asked == "vllm" or gpu else "hf"
+    return "vllm" if requested == "vllm" or gpu else "hf"
 
 
 def measure(
@@ -116,8 +116,8 @@ def askable(held_out: Sequence[Record], encoder: Encoder, agreed: Contract) -> d
         except (OSError, ValueError, SyntaxError):
             continue
         fits = len(row.prompt) + agreed.max_new_tokens <= agreed.max_model_len
-        shows = len(row.images) <= agreed.max_images and len(row.videos) <= agreed.max_videos
-        if fits and shows:
+        media_fit = len(row.images) <= agreed.max_images and len(row.videos) <= agreed.max_videos
+        if fits and media_fit:
             rows[index] = row
     return rows
 
@@ -133,8 +133,8 @@ def scores(
     Empty, cut and failed answers are scored as they are.
     """
     answers = zip(measured.answers, held_out, strict=True)
-    texts = [calls.answered(answer.text, record) for answer, record in answers]
-    wanted = [calls.reference(record) for record in held_out]
+    texts = [calls.comparable_answer(answer.text, record) for answer, record in answers]
+    references = [calls.reference(record) for record in held_out]
     formatted = {
         "bleu": metrics.bleu,
         "levenshtein": metrics.levenshtein,
@@ -142,18 +142,18 @@ def scores(
         "levenshtein_mean": metrics.levenshtein_mean,
         "character_error_rate": metrics.character_error_rate,
     }
-    scored = {name: metric(texts, wanted, answer_format) for name, metric in formatted.items()}
+    scored = {name: metric(texts, references, answer_format) for name, metric in formatted.items()}
     scored |= {
-        "bleu_13a": metrics.bleu_13a(texts, wanted),
-        "exact_match_raw": metrics.exact_match_raw(texts, wanted),
+        "bleu_13a": metrics.bleu_13a(texts, references),
+        "exact_match_raw": metrics.exact_match_raw(texts, references),
         "eval_loss": metrics.eval_loss(measured.nll, measured.tokens),
         "perplexity": metrics.perplexity(measured.nll, measured.tokens),
     }
     if answer_format == "json":
-        scored["json_field_f1"] = metrics.json_field_f1(texts, wanted)
+        scored["json_field_f1"] = metrics.json_field_f1(texts, references)
     if answer_format == "boxes":
-        scored["grounding_f1"] = metrics.grounding_f1(texts, wanted)
-    return scored | {plugin.name: plugin.measure(texts, wanted) for plugin in plugged}
+        scored["grounding_f1"] = metrics.grounding_f1(texts, references)
+    return scored | {plugin.name: plugin.measure(texts, references) for plugin in plugged}
 
 
 def counts(answers: Iterable[Answer]) -> dict[str, int]:
@@ -240,8 +240,8 @@ def fingerprints(encoder: Encoder, agreed: Contract, held_out: Sequence[Record])
             [video.fps, *(hashlib.sha256(frame).hexdigest() for frame in video.frames)]
             for video in record.videos
         ]
-        beside = [record.tools, *sorted(record.details.items())]
-        content = [record.messages, images, videos, *(beside if any(beside) else [])]
+        extras = [record.tools, *sorted(record.details.items())]
+        content = [record.messages, images, videos, *(extras if any(extras) else [])]
         rows.update(json.dumps(content).encode())
     return {
         "tokenizer": digest(sorted(encoder.tokenizer.get_vocab().items())),

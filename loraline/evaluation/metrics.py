@@ -81,10 +81,10 @@ def ratio(sums: FloatArray) -> FloatArray:
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def from_zero_to_one(rows: FloatArray) -> FloatArray:
+def extremes_of_share(rows: FloatArray) -> FloatArray:
     """The extremes of a share, whose rows add a part and its whole."""
-    whole = rows[:, -1].mean()
-    return np.array([[0.0, whole], [whole, whole]])
+    mean_whole = rows[:, -1].mean()
+    return np.array([[0.0, mean_whole], [mean_whole, mean_whole]])
 
 
 def canonical(text: str, answer_format: str) -> str:
@@ -108,9 +108,9 @@ def bleu(predictions: Sequence[str], references: Sequence[str], answer_format: s
     n-grams that no answer is long enough for are left out (effective order), so that perfect
     one-word answers score 100; where there are 4-grams the value is that of sacrebleu's command.
     """
-    written = [canonical(text, answer_format) for text in predictions]
-    wanted = [canonical(text, answer_format) for text in references]
-    return _bleu(written, wanted, tokenizer(answer_format))
+    answers = [canonical(text, answer_format) for text in predictions]
+    expected = [canonical(text, answer_format) for text in references]
+    return _bleu(answers, expected, tokenizer(answer_format))
 
 
 def bleu_13a(predictions: Sequence[str], references: Sequence[str]) -> Metric:
@@ -146,12 +146,12 @@ def _bleu(predictions: Sequence[str], references: Sequence[str], tokenize: str) 
 
     def of_sums(sums: FloatArray) -> FloatArray:
         def score(row: FloatArray) -> float:
-            *counts, answered, wanted = row.tolist()
+            *counts, answer_words, reference_words = row.tolist()
             corpus: Any = BLEU.compute_bleu(
                 counts[:4],
                 counts[4:],
-                round(answered),
-                round(wanted),
+                round(answer_words),
+                round(reference_words),
                 smooth_method=scorer.smooth_method,
                 effective_order=True,
             )
@@ -173,14 +173,14 @@ def _distances(
     """Edit distance, reference length and answer length of each row, in canonical characters."""
     from rapidfuzz.distance import Levenshtein
 
-    written = [canonical(text, answer_format) for text in predictions]
-    wanted = [canonical(text, answer_format) for text in references]
-    pairs = zip(written, wanted, strict=True)
+    answers = [canonical(text, answer_format) for text in predictions]
+    expected = [canonical(text, answer_format) for text in references]
+    pairs = zip(answers, expected, strict=True)
     distances = [Levenshtein.distance(*pair) for pair in pairs]
     return (
         np.array(distances, dtype=float),
-        np.array(list(map(len, wanted)), dtype=float),
-        np.array(list(map(len, written)), dtype=float),
+        np.array(list(map(len, expected)), dtype=float),
+        np.array(list(map(len, answers)), dtype=float),
     )
 
 
@@ -192,14 +192,14 @@ def levenshtein(
     Counted in characters of the canonical form; insertions, deletions and substitutions cost 1
     (Levenshtein 1966). Two empty texts are 0 apart.
     """
-    distance, wanted, written = _distances(predictions, references, answer_format)
-    longest = np.maximum(wanted, written)
+    distance, reference_length, answer_length = _distances(predictions, references, answer_format)
+    longest = np.maximum(reference_length, answer_length)
 
     def of_sums(sums: FloatArray) -> FloatArray:
         return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
 
     rows = np.stack([distance, longest], axis=1)
-    return Metric(rows, of_sums, False, from_zero_to_one(rows))
+    return Metric(rows, of_sums, False, extremes_of_share(rows))
 
 
 def levenshtein_mean(
@@ -209,8 +209,8 @@ def levenshtein_mean(
 
     As UniMERNet reports its edit distance; short rows weigh as much as long ones.
     """
-    distance, wanted, written = _distances(predictions, references, answer_format)
-    share = distance / np.maximum(np.maximum(wanted, written), 1)
+    distance, reference_length, answer_length = _distances(predictions, references, answer_format)
+    share = distance / np.maximum(np.maximum(reference_length, answer_length), 1)
     return mean(share, higher_is_better=False)
 
 
@@ -221,9 +221,9 @@ def character_error_rate(
 
     The character error rate (CER) of speech and text recognition.
     """
-    distance, wanted, _ = _distances(predictions, references, answer_format)
-    rows = np.stack([distance, wanted], axis=1)
-    return Metric(rows, ratio, False, from_zero_to_one(rows))
+    distance, reference_length, _ = _distances(predictions, references, answer_format)
+    rows = np.stack([distance, reference_length], axis=1)
+    return Metric(rows, ratio, False, extremes_of_share(rows))
 
 
 def exact_match(
@@ -238,14 +238,15 @@ def exact_match(
 
 def exact_match_raw(predictions: Sequence[str], references: Sequence[str]) -> Metric:
     """Share of answers identical to their reference, 0 to 1, higher is better."""
-    equal = [predicted == wanted for predicted, wanted in zip(predictions, references, strict=True)]
+    pairs = zip(predictions, references, strict=True)
+    equal = [predicted == reference for predicted, reference in pairs]
     return mean(np.array(equal, dtype=float), higher_is_better=True)
 
 
 def mean(values: FloatArray, *, higher_is_better: bool) -> Metric:
     """The mean of values from 0 to 1, one a row."""
     rows = np.stack([values, np.ones_like(values)], axis=1)
-    return Metric(rows, ratio, higher_is_better, from_zero_to_one(rows))
+    return Metric(rows, ratio, higher_is_better, extremes_of_share(rows))
 
 
 def eval_loss(nll: Sequence[float], tokens: Sequence[int]) -> Metric:
@@ -277,8 +278,8 @@ def f1(sums: FloatArray) -> FloatArray:
 def _f1(counts: Sequence[Sequence[float]]) -> Metric:
     """F1 of rows that add hits, what was predicted and what was wanted."""
     rows = np.array(counts, dtype=float)
-    wanted = rows[:, 2].mean()
-    extremes = np.array([[0.0, wanted, wanted], [wanted, wanted, wanted]])
+    mean_wanted = rows[:, 2].mean()
+    extremes = np.array([[0.0, mean_wanted, mean_wanted], [mean_wanted, mean_wanted, mean_wanted]])
     return Metric(rows, f1, True, extremes)
 
 

@@ -93,15 +93,15 @@ def from_file(path: Path) -> ModuleType:
 
 
 def from_package(name: str) -> ModuleType:
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in known:
-        installed = ", ".join(sorted(known)) or "none"
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        installed = ", ".join(sorted(points)) or "none"
         raise UserError(
             f"metric {name!r} is neither a file ending with .py nor an installed package's "
             f"(entry points of {GROUP}: {installed})"
         )
     try:
-        module = known[name].load()
+        module = points[name].load()
     except Exception as error:
         raise UserError(f"metric {name}: {type(error).__name__}: {error}") from error
     if not isinstance(module, ModuleType):

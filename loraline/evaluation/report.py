@@ -61,13 +61,13 @@ class Evaluation:
     prompt: str
     costs: Mapping[str, str]
 
-    own_metrics: Mapping[str, bool] = field(default_factory=dict)
+    user_metrics: Mapping[str, bool] = field(default_factory=dict)
     """Whether higher is better, by name, for the profile's own metrics."""
 
     @property
     def headline(self) -> tuple[str, ...]:
         """The metrics that a reviewer sees first."""
-        return (*measurement.HEADLINE, *self.own_metrics)
+        return (*measurement.HEADLINE, *self.user_metrics)
 
 
 def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:
@@ -91,7 +91,7 @@ def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None)
 def costs(train_run: Run, evaluation: str) -> dict[str, str]:
     """The cost of training and evaluation."""
     spent = train_run.data.metrics
-    known = {
+    metrics_of = {
         "training": ("train_seconds", "s"),
         "GPUs": ("gpu_seconds", "s"),
         "training speed": ("train_tokens_per_second", "tokens/s"),
@@ -99,7 +99,9 @@ def costs(train_run: Run, evaluation: str) -> dict[str, str]:
         "reserved by the allocator": ("peak_reserved_gib", "GiB"),
     }
     spent_on = {
-        label: f"{spent[key]:,.1f} {unit}" for label, (key, unit) in known.items() if key in spent
+        label: f"{spent[key]:,.1f} {unit}"
+        for label, (key, unit) in metrics_of.items()
+        if key in spent
     }
     return {**spent_on, "evaluation": evaluation}
 
@@ -116,7 +118,7 @@ def curves(client: MlflowClient, train_run: Run) -> Curves:
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageRow:
     """One row on the page."""
 
     number: int
@@ -157,15 +159,15 @@ def render(evaluation: Evaluation) -> str:
             for name in evaluation.comparison.values["tuned"]
             if name not in evaluation.headline
         ],
-        direction={**metrics.HIGHER_IS_BETTER, **evaluation.own_metrics},
+        direction={**metrics.HIGHER_IS_BETTER, **evaluation.user_metrics},
         counts={
             model: measurement.counts(measured.answers)
             for model, measured in evaluation.measured.items()
         },
-        worst=[shown(evaluation, index) for index in order[:SHOWN]],
-        best=[shown(evaluation, index) for index in best],
+        worst=[page_row(evaluation, index) for index in order[:SHOWN]],
+        best=[page_row(evaluation, index) for index in best],
         lengths=by_length(evaluation),
-        kinds=kinds_of_answer(evaluation),
+        outcomes=answer_outcomes(evaluation),
         confusions=confusions(evaluation),
         curves=curve_lines(evaluation.curves),
     )
@@ -217,7 +219,7 @@ def with_interval(interval: Interval) -> str:
 def canonical_pair(evaluation: Evaluation, index: int) -> tuple[str, str]:
     """Reference and tuned answer of a row as they are compared."""
     record = evaluation.held_out[index]
-    answer = calls.answered(evaluation.measured["tuned"].answers[index].text, record)
+    answer = calls.comparable_answer(evaluation.measured["tuned"].answers[index].text, record)
     answer_format = evaluation.answer_format
     reference = metrics.canonical(calls.reference(record), answer_format)
     return reference, metrics.canonical(answer, answer_format)
@@ -238,13 +240,13 @@ def ranked(evaluation: Evaluation) -> list[int]:
     )
 
 
-def asked_alike(evaluation: Evaluation) -> bool:
+def same_question(evaluation: Evaluation) -> bool:
     """Whether all rows ask the same question about an image; the page shows the prompt once."""
     first, *others = evaluation.held_out
     return bool(first.images) and all(record.context == first.context for record in others)
 
 
-def shown(evaluation: Evaluation, index: int) -> Shown:
+def page_row(evaluation: Evaluation, index: int) -> PageRow:
     record = evaluation.held_out[index]
     answer = evaluation.measured["tuned"].answers[index]
     remarks = {
@@ -252,9 +254,9 @@ def shown(evaluation: Evaluation, index: int) -> Shown:
         "cut at the longest answer allowed": answer.truncated,
         "empty": not answer.text and not answer.failed,
     }
-    return Shown(
+    return PageRow(
         number=index,
-        question="" if asked_alike(evaluation) else record.context,
+        question="" if same_question(evaluation) else record.context,
         reference=calls.reference(record),
         answers={
             model: measured.answers[index].text for model, measured in evaluation.measured.items()
@@ -324,7 +326,7 @@ def by_length(evaluation: Evaluation) -> list[dict[str, Any]]:
     return groups
 
 
-def kinds_of_answer(evaluation: Evaluation) -> dict[str, int]:
+def answer_outcomes(evaluation: Evaluation) -> dict[str, int]:
     """Counts of the tuned answers that are right, nearly right, wrong, or missing."""
     nearly = "nearly right (under 10% of the characters)"
     outcomes: Counter[str] = Counter()
@@ -354,7 +356,7 @@ def confusions(evaluation: Evaluation, most: int = 10) -> list[tuple[str, str, i
         for tag, i, j, k, m in Levenshtein.opcodes(reference, answer):
             if tag != "equal":
                 replaced[" ".join(reference[i:j]), " ".join(answer[k:m])] += 1
-    return [(wanted, written, count) for (wanted, written), count in replaced.most_common(most)]
+    return [(expected, written, count) for (expected, written), count in replaced.most_common(most)]
 
 
 def curve_lines(curves: Curves) -> dict[str, Any]:
@@ -362,14 +364,14 @@ def curve_lines(curves: Curves) -> dict[str, Any]:
     points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
     if not points:
         return {}
-    last = max(step for step, _ in points) or 1
+    last_step = max(step for step, _ in points) or 1
     highest = max(value for _, value in points) or 1.0
     return {
-        "last": last,
+        "last": last_step,
         "highest": highest,
         "lines": {
             label: " ".join(
-                f"{600 * step / last:.1f},{200 - 200 * value / highest:.1f}"
+                f"{600 * step / last_step:.1f},{200 - 200 * value / highest:.1f}"
                 for step, value in curve
                 if math.isfinite(value)
             )

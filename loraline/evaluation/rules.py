@@ -48,7 +48,7 @@ class Verdict:
         return self.metric, value, f"{self.relation} {self.limit:g}", verdict
 
 
-def load(path: Path | None, defaults: Gate, own_metrics: Collection[str] = ()) -> Gate:
+def load(path: Path | None, defaults: Gate, user_metrics: Collection[str] = ()) -> Gate:
     """The profile's limits, overridden by those of the policy file, which may name its metrics.
 
     Raises UserError for a file that cannot be read, an unknown key or a value out of bounds.
@@ -66,7 +66,7 @@ def load(path: Path | None, defaults: Gate, own_metrics: Collection[str] = ()) -
         raise UserError(f"policy {path} must hold keys and values, found {content!r}")
     try:
         limits = Gate.model_validate(defaults.model_dump() | content)
-        check_metrics(limits, own_metrics)
+        check_metrics(limits, user_metrics)
     except ValidationError as error:
         reason = "; ".join(complaints(error, Gate))
         raise UserError(f"policy {path}: {reason}") from error
@@ -125,8 +125,8 @@ def measured(metrics: Mapping[str, float], tags: Mapping[str, str]) -> Verdict:
 
 def at_least(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
     value = metrics.get(name)
-    kept = is_finite(value) and value >= limit
-    return Verdict(name, value, "at least", limit, kept)
+    passed = is_finite(value) and value >= limit
+    return Verdict(name, value, "at least", limit, passed)
 
 
 def above(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
@@ -145,8 +145,8 @@ def changes_nothing(metrics: Mapping[str, float]) -> bool:
 
 def at_most(name: str, metrics: Mapping[str, float], limit: float) -> Verdict:
     value = metrics.get(name)
-    kept = is_finite(value) and value <= limit
-    return Verdict(name, value, "at most", limit, kept)
+    passed = is_finite(value) and value <= limit
+    return Verdict(name, value, "at most", limit, passed)
 
 
 def against_champion(
@@ -185,9 +185,9 @@ def number(value: float, limit: float) -> str:
     if not is_finite(value):
         return "-inf" if value < 0 else "nan" if math.isnan(value) else "inf"
     for digits in range(4, 18):
-        shown = f"{value:.{digits}g}"
-        if shown != f"{limit:g}":
-            return shown
+        text = f"{value:.{digits}g}"
+        if text != f"{limit:g}":
+            return text
     return f"{value:.4g}"
 
 

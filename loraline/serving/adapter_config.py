@@ -82,7 +82,7 @@ class Form(NamedTuple):
     """What a setting's value must look like."""
 
     fits: Callable[[Any], bool]
-    wanted: str
+    expected: str
 
 
 PATH_END = r"(.*\.)?({})$"
@@ -92,7 +92,7 @@ NUMBERED = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
 """How PEFT finds a layer's number after a name of layers_pattern."""
 
 
-def is_whole(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -128,7 +128,7 @@ def is_layers_pattern(value: Any) -> bool:
 def is_layers(value: Any) -> bool:
     """One number has to be an int; those of a list are compared, and 1.0 is 1."""
     if not isinstance(value, list):
-        return is_whole(value)
+        return is_integer(value)
     return all(is_number(layer) and not isinstance(layer, bool) for layer in value)
 
 
@@ -183,33 +183,35 @@ def setting_findings(
     """What is wrong with the settings alone, for this release of vLLM."""
     findings = form_findings(config)
     if config.get("peft_type") != "LORA":
-        method = shown(config.get("peft_type")).strip("'")
+        method = printed(config.get("peft_type")).strip("'")
         findings.append(Finding("peft_type", f"is {method}, not LORA", "train a LoRA"))
     findings += rank_findings(config, max_rank)
     if config.get("bias", "none") != "none":
-        findings.append(Finding("bias", f"is {shown(config['bias'])}", "train with bias: none"))
+        findings.append(Finding("bias", f"is {printed(config['bias'])}", "train with bias: none"))
     findings += [
-        Finding(key, f"is {shown(config[key])}, which vLLM refuses", remedy)
+        Finding(key, f"is {printed(config[key])}, which vLLM refuses", remedy)
         for key, remedy in REFUSED.items()
         if config.get(key) and not (merged and key == "use_dora")
         if not (key == "modules_to_save" and is_classifier(config[key]))
     ]
     findings += [
-        Finding(key, f"is {shown(config[key])}, which makes it more than a LoRA", remedy)
+        Finding(key, f"is {printed(config[key])}, which makes it more than a LoRA", remedy)
         for key, remedy in NEVER_SET.items()
         if config.get(key) is not None
     ]
     findings += [
-        Finding(key, f"is {shown(config[key])}, which vLLM does not read", remedy)
+        Finding(key, f"is {printed(config[key])}, which vLLM does not read", remedy)
         for key, remedy in IGNORED.items()
         if config.get(key)
     ]
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower() != "gaussian" and init not in ACCEPTED_INITS:
-        rule = f"is {shown(init)}, which changes the base's weights, or which PEFT does not know"
+        rule = f"is {printed(init)}, which changes the base's weights, or which PEFT does not know"
         findings.append(Finding("init_lora_weights", rule, "use another initialisation"))
     findings += [
-        Finding(key, f"is {shown(value)}, a setting that PEFT's LoRA has not", "train a plain LoRA")
+        Finding(
+            key, f"is {printed(value)}, a setting that PEFT's LoRA has not", "train a plain LoRA"
+        )
         for key, value in config.items()
         if key not in KNOWN and value
     ]
@@ -233,13 +235,15 @@ def form_findings(config: Mapping[str, Any]) -> list[Finding]:
     findings = []
     for key, form in FORMS.items():
         value = config.get(key)
-        left_out = key not in config if key in NOT_NULL else value is None
-        if left_out and key not in REQUIRED:
+        is_left_out = key not in config if key in NOT_NULL else value is None
+        if is_left_out and key not in REQUIRED:
             continue
         if not form.fits(value):
-            findings.append(Finding(key, f"is {shown(value)}, not {form.wanted}", "train it anew"))
+            findings.append(
+                Finding(key, f"is {printed(value)}, not {form.expected}", "train it anew")
+            )
         elif key == "target_modules" and not value:
-            findings.append(Finding(key, f"is {shown(value)}", "set it in the profile"))
+            findings.append(Finding(key, f"is {printed(value)}", "set it in the profile"))
     by_expression = isinstance(config.get("target_modules"), str)
     chosen = [
         key for key in ("layers_to_transform", "layers_pattern") if config.get(key) is not None
@@ -265,14 +269,14 @@ def rank_findings(config: Mapping[str, Any], max_rank: int) -> list[Finding]:
     findings = []
     for key, rank in ranks.items():
         if key == "r" and not rank:
-            findings.append(Finding(key, f"is {shown(rank)}", "set it in the profile"))
-        elif not (is_whole(rank) and 0 < rank <= max_rank):
-            rule = f"rank {shown(rank)} is not between 1 and {max_rank}"
+            findings.append(Finding(key, f"is {printed(rank)}", "set it in the profile"))
+        elif not (is_integer(rank) and 0 < rank <= max_rank):
+            rule = f"rank {printed(rank)} is not between 1 and {max_rank}"
             findings.append(Finding(key, rule, "choose another rank or a higher --max-lora-rank"))
     return findings
 
 
-def shown(value: Any) -> str:
+def printed(value: Any) -> str:
     """A value as Python writes it, cut if it is long."""
     text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -18,6 +18,7 @@ from loraline.serving.adapter_config import (
     CONFIG,
     Finding,
     is_target,
+    printed,
     rank_of,
     scaling_of,
 )
@@ -80,7 +81,7 @@ def weight_findings(
     if sound:
         findings += target_findings(pairs, changes, config, layers)
     if changes and all(change < FAINT for change in changes.values()) and not findings:
-        findings.append(nothing(pairs))
+        findings.append(no_effect(pairs))
     return findings
 
 
@@ -126,10 +127,10 @@ def pair_findings(
     size = layers.size(module)
     rank = rank_of(config, module) if sound else pair["A"].shape[0] if pair["A"].shape else 0
     assert size is not None
-    wanted = ((rank, size[0]), (size[1], rank))
-    if (pair["A"].shape, pair["B"].shape) != wanted:
+    expected = ((rank, size[0]), (size[1], rank))
+    if (pair["A"].shape, pair["B"].shape) != expected:
         rule = f"has shapes {pair['A'].shape} and {pair['B'].shape}, the base needs "
-        rule += f"{wanted[0]} and {wanted[1]}"
+        rule += f"{expected[0]} and {expected[1]}"
         return [Finding(module, rule, "serve the base that it was trained on")]
     return []
 
@@ -153,8 +154,8 @@ def change(pair: Pair, scaling: float, dtype: str) -> float:
             return math.nan
         a, b = a.astype(np.float64), b.astype(np.float64)
         square = float(((b.T @ b) * (a @ a.T)).sum())
-        together = float((a * a).sum() * (b * b).sum())
-        if square <= 1e-12 * together:
+        norms = float((a * a).sum() * (b * b).sum())
+        if square <= 1e-12 * norms:
             return float(np.linalg.norm(b @ a))
     return math.sqrt(square) if math.isfinite(square) else math.inf
 
@@ -193,32 +194,35 @@ def target_findings(
     findings = []
     targets = {module for module in (*layers.linears, *layers.tables) if is_target(config, module)}
     if not targets:
-        rule = f"{shown_targets(config)} names no layer of the base"
+        rule = f"{printed(config.get('target_modules'))} names no layer of the base"
         findings.append(Finding("target_modules", rule, "serve the base that it was trained on"))
     if config.get("ensure_weight_tying") and targets & {*layers.tables}:
         rule = "PEFT adapts the tied layer too, vLLM does not"
         findings.append(Finding("ensure_weight_tying", rule, "leave head and embeddings out"))
-    lost = [module for module in (*layers.linears, *layers.tables) if module in targets - {*pairs}]
-    if lost:
-        rule = f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it{more(lost)}"
-        findings.append(Finding(lost[0], rule, "log the adapter anew, or serve the base it fits"))
-    extra = [name for name in pairs if name not in targets and not changes.get(name, 1.0) < FAINT]
-    if extra:
-        rule = f"has weights that vLLM applies, but is no target of {CONFIG}{more(extra)}"
-        findings.append(Finding(extra[0], rule, "log the adapter anew"))
+    without_weights = [
+        module for module in (*layers.linears, *layers.tables) if module in targets - {*pairs}
+    ]
+    if without_weights:
+        rule = (
+            f"is a target of {CONFIG}, but {WEIGHTS} holds no weights for it{more(without_weights)}"
+        )
+        findings.append(
+            Finding(without_weights[0], rule, "log the adapter anew, or serve the base it fits")
+        )
+    untargeted = [
+        name for name in pairs if name not in targets and not changes.get(name, 1.0) < FAINT
+    ]
+    if untargeted:
+        rule = f"has weights that vLLM applies, but is no target of {CONFIG}{more(untargeted)}"
+        findings.append(Finding(untargeted[0], rule, "log the adapter anew"))
     return findings
-
-
-def shown_targets(config: Mapping[str, Any]) -> str:
-    text = repr(config.get("target_modules"))
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def more(names: list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def nothing(pairs: Mapping[str, Pair]) -> Finding:
+def no_effect(pairs: Mapping[str, Pair]) -> Finding:
     """A finding if the adapter changes no layer, with the reason if one matrix shows it."""
     for side in ("B", "A"):
         if not any(pair[side].values().any() for pair in pairs.values() if side in pair):
@@ -232,18 +236,18 @@ def without_magnitudes(
     tensors: Mapping[str, Tensor], layers: Layers
 ) -> tuple[dict[str, Tensor], list[Finding]]:
     """The tensors without DoRA's magnitudes, and what is wrong with the magnitudes."""
-    findings, kept = [], {}
+    findings, others = [], {}
     for key, tensor in tensors.items():
         match = MAGNITUDE.fullmatch(key)
         size = layers.linears.get(match["module"]) if match else None
         if not match:
-            kept[key] = tensor
+            others[key] = tensor
         elif size is None:
             findings.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
         elif tensor.shape != (size[1],) or not tensor.finite():
             rule = f"has shape {tensor.shape}, or holds NaN or infinity"
             findings.append(Finding(key, rule, "train again, or merge it into its own base"))
-    return kept, findings
+    return others, findings
 
 
 def hint(key: str, layers: Layers) -> str:

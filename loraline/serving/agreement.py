@@ -26,12 +26,12 @@ def measured_rows(table: Any, held_out: Sequence[Record]) -> list[dict[str, Any]
     try:
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         columns = {column for row in rows for column in row if column.endswith("_tokens")}
-        whole = [row["row"] for row in rows] == list(range(len(held_out)))
+        complete = [row["row"] for row in rows] == list(range(len(held_out)))
         tokens = all(isinstance(row[column], list) for row in rows for column in columns)
         answers = {"tuned_tokens", "base_tokens"} <= columns
     except (LookupError, TypeError, ValueError):
-        whole = tokens = answers = False
-    if not (whole and tokens and answers):
+        complete = tokens = answers = False
+    if not (complete and tokens and answers):
         change = f"predictions.json holds no answers to the {len(held_out)} held-out rows"
         raise UserError(identity.changed("evaluate", change))
     return [row | {"record": record} for row, record in zip(rows, held_out, strict=True)]
@@ -67,7 +67,7 @@ def agreements(
     }
 
 
-def other_answers(
+def answer_problems(
     rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]], least: float
 ) -> list[str]:
     """What is wrong with the answers: they differ from the measured answers, or are the base's."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from loraline.contract import Contract
 from loraline.errors import UserError
-from loraline.serving.names import base_name, compact, is_commit, model_uri
+from loraline.serving.names import base_name, compact_json, is_commit, model_uri
 from loraline.serving.preflight import max_lora_rank
 from loraline.serving.sizing import Demand, Plan
 
@@ -130,14 +130,14 @@ def arguments(
     if vision:
         videos = max(videos, contract.max_videos)
         counts = {"image": contract.max_images, "video": videos}
-        args += ["--limit-mm-per-prompt", compact(counts)]
+        args += ["--limit-mm-per-prompt", compact_json(counts)]
         if videos:
             # All frames of a request: by default vLLM silently takes only 32.
-            args += ["--media-io-kwargs", compact({"video": {"num_frames": -1}})]
+            args += ["--media-io-kwargs", compact_json({"video": {"num_frames": -1}})]
             # A request says how many of its frames make a second; vLLM refuses that from clients it
             # does not trust. Ours have the key, and the gateway takes no such field from anybody.
             args += ["--trust-request-mm-kwargs"]
-        size = compact({"images_kwargs": {"size": image_size(contract)}})
+        size = compact_json({"images_kwargs": {"size": image_size(contract)}})
         args += ["--mm-processor-kwargs", size]
         # A domain that cannot exist: images come in the request, the server fetches none.
         args += ["--allowed-media-domains", "data-uri-only.invalid"]
@@ -154,20 +154,20 @@ def quantization(contract: Contract) -> list[str]:
         return []
     args = ["--quantization", "fp8_per_channel"]
     if contract.modality == "vision":
-        args += ["--quantization-config", compact({"ignore": ["re:(.*\\.)?visual\\..*"]})]
+        args += ["--quantization-config", compact_json({"ignore": ["re:(.*\\.)?visual\\..*"]})]
     return args
 
 
 CALL_PARSERS = {"Qwen": "hermes", "Mistral": "mistral", "Llama": "llama3_json"}
-"""vLLM's parsers of calls by the begin of a base's class (docs.vllm.ai, tool calling)."""
+"""vLLM's parsers of calls by the prefix of a base's class (docs.vllm.ai, tool calling)."""
 
 
 def call_parser(contract: Contract) -> str:
     """vLLM's parser of the base's calls, by its chat template or else by its class."""
     if "<tool_call>" in contract.chat_template:
         return "hermes"
-    begins = (begin for begin in CALL_PARSERS if contract.architecture.startswith(begin))
-    return CALL_PARSERS[next(begins, "Qwen")]
+    matching = (prefix for prefix in CALL_PARSERS if contract.architecture.startswith(prefix))
+    return CALL_PARSERS[next(matching, "Qwen")]
 
 
 def lora_arguments(contract: Contract, adapters: Sequence[Adapter], spare: int) -> list[str]:
@@ -181,7 +181,7 @@ def lora_arguments(contract: Contract, adapters: Sequence[Adapter], spare: int) 
     ]
     args.append("--lora-modules")
     args += [
-        compact({"name": each.name, "path": each.path, "base_model_name": base_name(contract)})
+        compact_json({"name": each.name, "path": each.path, "base_model_name": base_name(contract)})
         for each in adapters
     ]
     # Without it vLLM silently drops the tower's weights.
@@ -211,7 +211,7 @@ def demand(
     )
 
 
-def together(agreed: Contract, other: Contract) -> Contract:
+def shared_contract(agreed: Contract, other: Contract) -> Contract:
     """The contract of a pod that serves both; a UserError names what they do not share."""
     for field in SHARED:
         mine, theirs = getattr(agreed, field), getattr(other, field)

@@ -31,7 +31,7 @@ def remembered(model: RegisteredModel) -> dict[str, str]:
 
 
 def plan(
-    wanted: Demand,
+    demand: Demand,
     gpu: str | None,
     *,
     cards: int = 1,
@@ -53,20 +53,20 @@ def plan(
         if gib is not None:
             learned[card] = gib
     if gpu is None:
-        return sizing.smallest(wanted, learned)
+        return sizing.smallest(demand, learned)
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu!r} is not known; accepted: cpu, {', '.join(GPUS)}")
     source = f"tag {TAG}.{gpu} of registered model {model}; delete it to forget"
     if log:
-        learned[gpu] = sizing.calibrate(log, wanted, gpu, cards=cards, fraction=fraction)
+        learned[gpu] = sizing.calibrate(log, demand, gpu, cards=cards, fraction=fraction)
         source = "the log given"
     try:
         return sizing.plan(
-            replace(wanted, activation=learned.get(gpu)), gpu, cards=cards, fraction=fraction
+            replace(demand, activation=learned.get(gpu)), gpu, cards=cards, fraction=fraction
         )
     except UserError as error:
-        known = f" (activations learned from {source})" if gpu in learned else ""
-        raise UserError(f"{error}{known}") from error
+        note = f" (activations learned from {source})" if gpu in learned else ""
+        raise UserError(f"{error}{note}") from error
 
 
 def learned_gib(text: str, revision: str, source: str) -> float | None:

@@ -63,7 +63,7 @@ class Server:
 
     def models(self) -> dict[str, str | None]:
         """Names that the server takes, each with the name of its base, if it is an adapter."""
-        with self._understood("/v1/models"):
+        with self._expecting_vllm("/v1/models"):
             listed = json.loads(self._open("/v1/models"))["data"]
             return {each["id"]: each.get("parent") for each in listed}
 
@@ -73,7 +73,7 @@ class Server:
         body = request(model, record, max_tokens) | {"return_token_ids": True}
         started = time.monotonic()
         answer = self._open(path, body)
-        with self._understood(path):
+        with self._expecting_vllm(path):
             completion = json.loads(answer)
             choice = completion["choices"][0]
             tokens = choice["token_ids"]
@@ -98,7 +98,7 @@ class Server:
         return self._open(path, body, on_chunk).decode(errors="replace")
 
     @contextmanager
-    def _understood(self, path: str) -> Iterator[None]:
+    def _expecting_vllm(self, path: str) -> Iterator[None]:
         try:
             yield
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -124,11 +124,11 @@ class Server:
             raise UserError(f"{self.name} wants another key than VLLM_API_KEY's")
         # It may repeat the key that it was sent.
         reason = scrubbed(" ".join(answer.body.decode(errors="replace").split()))[:300]
-        said = f"{self.name}{path} answers {answer.status}: {reason or 'nothing more'}"
+        message = f"{self.name}{path} answers {answer.status}: {reason or 'nothing more'}"
         # 408 and 429 are temporary, too.
         if answer.status >= 500 or answer.status in (408, 429):
-            raise TryAgain(said)
-        raise Refused(said)
+            raise TryAgain(message)
+        raise Refused(message)
 
 
 def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
@@ -136,10 +136,10 @@ def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
 
     Raises UserError for videos of several rates: vLLM takes one for a request.
     """
-    shown = {IMAGE: iter(record.images), VIDEO: iter(record.videos)}
+    media = {IMAGE: iter(record.images), VIDEO: iter(record.videos)}
     in_parts = bool(record.images or record.videos)
     messages = [
-        {"role": role, "content": parts(content, shown) if in_parts else content}
+        {"role": role, "content": content_parts(content, media) if in_parts else content}
         for role, content in record.messages[:-1]
     ]
     for message, turn in zip(messages, record.prompt(), strict=True):
@@ -147,7 +147,7 @@ def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
             key: turn[key] for key in ("reasoning_content", "tool_call_id", "name") if key in turn
         }
         if calls := turn.get("tool_calls"):
-            message["tool_calls"] = [as_text(call) for call in calls]
+            message["tool_calls"] = [with_text_arguments(call) for call in calls]
     body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
     if record.tools:
         # With tool_choice none the answer comes as it was written, and the prompt shows the tools.
@@ -164,23 +164,23 @@ def request(model: str, record: Record, max_tokens: int) -> dict[str, Any]:
     return body
 
 
-def as_text(call: dict[str, Any]) -> dict[str, Any]:
+def with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """A call as the interface takes it, its arguments as JSON in a text."""
     function = call["function"]
     arguments = json.dumps(function["arguments"], ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def parts(content: str, shown: dict[str, Iterator[Any]]) -> list[dict[str, Any]]:
+def content_parts(content: str, media: dict[str, Iterator[Any]]) -> list[dict[str, Any]]:
     """A turn as the interface's list of parts; tags become the next images and videos."""
     listed: list[dict[str, Any]] = []
     for piece in TAGS.split(content):
         if piece == IMAGE:
-            data = base64.b64encode(next(shown[IMAGE])).decode()
+            data = base64.b64encode(next(media[IMAGE])).decode()
             url = {"url": f"data:image/{image_type(data)};base64,{data}"}
             listed.append({"type": "image_url", "image_url": url})
         elif piece == VIDEO:
-            frames = (base64.b64encode(frame).decode() for frame in next(shown[VIDEO]).frames)
+            frames = (base64.b64encode(frame).decode() for frame in next(media[VIDEO]).frames)
             # vLLM's name for frames that were sampled, whatever their format.
             url = {"url": f"data:video/jpeg;base64,{','.join(frames)}"}
             listed.append({"type": "video_url", "video_url": url})
@@ -191,5 +191,5 @@ def parts(content: str, shown: dict[str, Iterator[Any]]) -> list[dict[str, Any]]
 
 def image_type(encoded: str) -> str:
     """An image's type by the first bytes of its base64; PNG if they are unknown."""
-    known = {"/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
-    return known.get(encoded[:4], "png")
+    types = {"/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
+    return types.get(encoded[:4], "png")

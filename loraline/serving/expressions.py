@@ -32,12 +32,14 @@ for expression in expressions:
 
 def of(config: Mapping[str, Any]) -> list[str]:
     """The expressions that stand in sound settings, as they are compared with paths."""
-    whole = [config.get("target_modules"), config.get("exclude_modules")]
-    ends = [key for name in ("rank_pattern", "alpha_pattern") for key in config.get(name) or ()]
+    full_matches = [config.get("target_modules"), config.get("exclude_modules")]
+    end_matches = [
+        key for name in ("rank_pattern", "alpha_pattern") for key in config.get(name) or ()
+    ]
     layers = config.get("layers_pattern") or []
     patterns = {
-        **{text: text for text in whole if isinstance(text, str)},
-        **{text: PATH_END.format(text) for text in ends},
+        **{text: text for text in full_matches if isinstance(text, str)},
+        **{text: PATH_END.format(text) for text in end_matches},
         **{
             text: NUMBERED.format(text)
             for text in ([layers] if isinstance(layers, str) else layers)
@@ -48,7 +50,7 @@ def of(config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def come_to_an_end(config: Mapping[str, Any], paths: Iterable[str]) -> bool:
+def all_terminate(config: Mapping[str, Any], paths: Iterable[str]) -> bool:
     """Whether all expressions of sound settings can be compared with all paths, in SECONDS."""
     expressions = of(config)
     if not expressions:

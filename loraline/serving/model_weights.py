@@ -44,8 +44,9 @@ def findings(folder: Path, base_config: dict[str, Any], dtype: str) -> list[Find
         for name, tensor in tensors.items()
         if tensor.dtype != NAMES[dtype]
     ]
-    count, wanted = sum(math.prod(t.shape) for t in tensors.values()), sum(parameters(base_config))
-    if count != wanted:
-        rule = f"hold {count} parameters, the base has {wanted}"
+    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    expected_count = sum(parameters(base_config))
+    if count != expected_count:
+        rule = f"hold {count} parameters, the base has {expected_count}"
         problems.append(Finding("the weights", rule, LOG_ANEW))
     return problems

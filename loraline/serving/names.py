@@ -45,25 +45,25 @@ def served_name(model_name: str) -> str:
     return f"{slug[:40].strip('-')}-{digest}".strip("-")
 
 
-def checked_name(name: str, what: str = "name", longest: int = 50) -> str:
+def checked_name(name: str, label: str = "name", longest: int = 50) -> str:
     """The name, if it is a DNS label (RFC 1123), with room for our prefixes."""
     if len(name) <= longest and re.fullmatch(LABEL, name):
         return name
     raise UserError(
-        f"{what} {name!r} is not accepted: use up to {longest} lower-case letters, digits and "
+        f"{label} {name!r} is not accepted: use up to {longest} lower-case letters, digits and "
         "hyphens, with a letter or digit at both ends"
     )
 
 
-def checked_subdomain(name: str, what: str) -> str:
+def checked_subdomain(name: str, label: str) -> str:
     """The name, if it consists of DNS labels with dots between them, as claims' names do."""
     if len(name) <= 253 and re.fullmatch(rf"{LABEL}(\.{LABEL})*", name):
         return name
     raise UserError(
-        f"{what} {name!r} is not accepted: use up to 253 lower-case letters, digits, hyphens and "
+        f"{label} {name!r} is not accepted: use up to 253 lower-case letters, digits, hyphens and "
         "dots, with a letter or digit at both ends of each part"
     )
 
 
-def compact(value: Any) -> str:
+def compact_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))

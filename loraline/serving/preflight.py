@@ -25,10 +25,10 @@ from loraline.serving.adapter_config import (
     CONFIG,
     PATTERNS_SINCE,
     Finding,
+    is_integer,
     is_sound,
-    is_whole,
+    printed,
     setting_findings,
-    shown,
 )
 from loraline.serving.adapter_weights import Layers, weight_findings, without_magnitudes
 from loraline.serving.weights_file import read_tensors
@@ -71,8 +71,11 @@ def findings(
     problems += base_findings(config, base, revision)
     architecture = architecture_of(base_config)
     if architecture not in SERVED:
-        known = ", ".join(sorted(SERVED))
-        return [*problems, Finding(architecture, "is no known architecture", f"use one of {known}")]
+        accepted = ", ".join(sorted(SERVED))
+        return [
+            *problems,
+            Finding(architecture, "is no known architecture", f"use one of {accepted}"),
+        ]
     try:
         layers = Layers(linears(base_config), tables(base_config), SERVED[architecture])
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
@@ -88,7 +91,7 @@ def findings(
         tensors, wrong = without_magnitudes(tensors, layers)
         problems += wrong
     sound = is_sound(config)
-    if sound and not expressions.come_to_an_end(config, [*layers.linears, *layers.tables]):
+    if sound and not expressions.all_terminate(config, [*layers.linears, *layers.tables]):
         rule = "has an expression that does not come to an end when it is compared with a path"
         return [*problems, Finding(CONFIG, rule, "list the modules' names")]
     return problems + weight_findings(
@@ -99,10 +102,10 @@ def findings(
 def base_findings(config: Mapping[str, Any], base: str, revision: str | None) -> list[Finding]:
     """Findings if the base or its revision differs from the contract's."""
     problems = []
-    for key, wanted in (("base_model_name_or_path", base), ("revision", revision)):
+    for key, expected in (("base_model_name_or_path", base), ("revision", revision)):
         named = config.get(key)
-        if named and wanted and named != wanted:
-            rule = f"is {shown(named)}, the contract says {wanted!r}"
+        if named and expected and named != expected:
+            rule = f"is {printed(named)}, the contract says {expected!r}"
             problems.append(Finding(key, rule, "serve the base it was trained on"))
     return problems
 
@@ -124,12 +127,12 @@ def leftovers(adapter: Path) -> list[Path]:
 
 def strays(adapter: Path) -> list[Finding]:
     """Files that neither an adapter, a whole model nor a trainer's state is made of."""
-    known = {*leftovers(adapter)}
+    skipped = {*leftovers(adapter)}
     rule = f"is none of an adapter's files, which end in {', '.join(sorted(ALLOWED))}"
     return [
         Finding(path.relative_to(adapter).as_posix(), rule, "leave it out")
         for path in sorted(adapter.rglob("*"))
-        if path.is_file() and path.suffix not in ALLOWED and path not in known
+        if path.is_file() and path.suffix not in ALLOWED and path not in skipped
     ]
 
 
@@ -178,7 +181,7 @@ def highest_rank(adapter: Path) -> int:
     config = read_json(adapter / CONFIG) or {}
     pattern = config.get("rank_pattern")
     ranks = [config.get("r"), *(pattern.values() if isinstance(pattern, dict) else ())]
-    return max([rank for rank in ranks if is_whole(rank)], default=0)
+    return max([rank for rank in ranks if is_integer(rank)], default=0)
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loraline.serving.client import Served, Server
 
 
-def other_prompts(
+def prompt_problems(
     running: Server,
     name: str,
     agreed: Contract,
@@ -30,17 +30,17 @@ def other_prompts(
     """What is wrong with the tokens that the server makes of a request: template, pixel limits."""
     base = locate.Base(locate.locate_tokenizer(agreed), agreed.base_revision, {})
     encoder = Encoder.of(agreed, base)
-    if problems := other_tokens(rows, answers, encoder):
+    if problems := token_problems(rows, answers, encoder):
         return problems
     if agreed.modality == "text":
         return []
     try:
-        return other_pixels(running, name, agreed, encoder)
+        return pixel_problems(running, name, agreed, encoder)
     except Refused as error:
         return [f"the server refuses an image beyond the limits: {error}"]
 
 
-def other_tokens(
+def token_problems(
     rows: Sequence[dict[str, Any]], answers: Sequence[Served], encoder: Encoder
 ) -> list[str]:
     """The first prompt of which the server makes other tokens; none to compare is wrong, too."""
@@ -60,7 +60,7 @@ def other_tokens(
     return []
 
 
-def other_pixels(running: Server, name: str, agreed: Contract, encoder: Encoder) -> list[str]:
+def pixel_problems(running: Server, name: str, agreed: Contract, encoder: Encoder) -> list[str]:
     """Images just beyond both limits, which held-out rows may not hold."""
     for limit, area in (("min_pixels", agreed.min_pixels), ("max_pixels", agreed.max_pixels)):
         assert area is not None

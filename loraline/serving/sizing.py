@@ -131,12 +131,16 @@ def plan(demand: Demand, gpu: str, *, cards: int = 1, fraction: float = 1.0) -> 
         able = ", ".join(name for name, card in GPUS.items() if card.fp8)
         raise UserError(f"{gpu} cannot multiply in FP8, as the adapter was trained; use {able}")
     check_length(demand.max_model_len, demand.config)
-    tried = [sized(demand, gpu, size, fraction) for size in splits(demand.config) if size <= cards]
-    for candidate in tried:
+    candidates = [
+        sized(demand, gpu, size, fraction) for size in splits(demand.config) if size <= cards
+    ]
+    for candidate in candidates:
         if candidate.fits:
             return candidate
-    best = max(tried, key=lambda candidate: candidate.largest_len)
-    raise UserError(f"{wanted(demand)} does not fit {described(best, fraction)}; {remedy(best)}")
+    best = max(candidates, key=lambda candidate: candidate.largest_len)
+    raise UserError(
+        f"{demand_in_words(demand)} does not fit {plan_in_words(best, fraction)}; {remedy(best)}"
+    )
 
 
 def smallest(demand: Demand, learned: Mapping[str, float]) -> Plan:
@@ -208,13 +212,13 @@ def splits(config: Mapping[str, Any]) -> list[int]:
     return [n for n in (1, 2, 4, 8) if heads % n == 0 and (values % n == 0 or n % values == 0)]
 
 
-def described(plan: Plan, fraction: float) -> str:
+def plan_in_words(plan: Plan, fraction: float) -> str:
     cards = f"{plan.tensor_parallel_size} x " if plan.tensor_parallel_size > 1 else ""
     share = f"{fraction:g} of one " if fraction < 1 else ""
     return f"{cards}{share}{plan.gpu} ({plan.account()})"
 
 
-def wanted(demand: Demand) -> str:
+def demand_in_words(demand: Demand) -> str:
     architecture = demand.config["architectures"][0]
     return f"{architecture} in {demand.dtype} with {demand.max_model_len} tokens"
 

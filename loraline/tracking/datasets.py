@@ -8,16 +8,16 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def log_made(name: str, version: str, source: str, tags: dict[str, str]) -> None:
+def log_prepared(name: str, version: str, source: str, tags: dict[str, str]) -> None:
     """Name a dataset as the current run's, with the first of the addresses that it came from."""
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    made = MetaDataset(
+    dataset = MetaDataset(
         CodeDatasetSource(tags={"mlflow.source.name": source}), name=name, digest=version
     )
-    mlflow.log_input(made, tags=tags)
+    mlflow.log_input(dataset, tags=tags)
 
 
 def log_dataset(data_run: Run, run: Run, use: str) -> None:

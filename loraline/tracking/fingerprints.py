@@ -58,9 +58,9 @@ def parts_in(source: bytes) -> tuple[str, ...]:
     parts = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module is not None:
-            package, *rest = node.module.split(".")
+            package, *submodules = node.module.split(".")
             if package == LIBRARY.name:
-                parts += rest[:1] or [alias.name for alias in node.names]
+                parts += submodules[:1] or [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
             names = (alias.name.split(".") for alias in node.names)
             parts += [name[1] for name in names if name[0] == LIBRARY.name and len(name) > 1]

@@ -19,41 +19,43 @@ from loraline.tracking.tags import DATASET_DIGEST, STEP
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-DID = {
+VERBS = {
     "prepare_data": "logged",
     "train_qlora": "trained",
     "evaluate": "measured",
     "quality_gate": "judged",
     "deploy_vllm": "rendered",
 }
-"""What a step has done with the thing that its run keeps a digest of."""
+"""What each step did with the object whose digest its run keeps, for messages."""
 
 
 def expect(run: Run, tag: str, digest: str, name: str) -> None:
     """Hold a digest of what is here against a run's tag; raises UserError if they differ."""
     step = run.data.tags.get(STEP, "")
-    kept = recorded(run, tag)
-    if kept is None:
+    expected = recorded(run, tag)
+    if expected is None:
         raise UserError(
             f"run {run.info.run_id} of {step} keeps no digest of {name}: it is of an earlier "
             f"version, or its tag {tag} was removed; run {step} again with --force"
         )
-    if kept != digest:
-        raise UserError(changed(step, f"{name} has digest {digest}, run {run.info.run_id} {kept}"))
+    if expected != digest:
+        raise UserError(
+            changed(step, f"{name} has digest {digest}, run {run.info.run_id} {expected}")
+        )
 
 
 def recorded(run: Run, tag: str) -> str | None:
     """A digest that a run keeps: as a parameter, which nobody can change, or else as a tag."""
-    kept: str | None = run.data.params.get(tag, run.data.tags.get(tag))
-    return kept
+    value: str | None = run.data.params.get(tag, run.data.tags.get(tag))
+    return value
 
 
 def changed(step: str, difference: str) -> str:
     """The sentence for what was changed in the store between two steps."""
-    return f"what {step} {DID.get(step, 'used')} is not what is here: {difference}"
+    return f"what {step} {VERBS.get(step, 'used')} is not what is here: {difference}"
 
 
-def of_values(values: Mapping[str, Any]) -> str:
+def values_digest(values: Mapping[str, Any]) -> str:
     """Digest of a JSON object, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -78,17 +80,17 @@ def check_dataset(folder: Path, run: Run, split: str | None = None) -> None:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(changed("prepare_data", "dataset/manifest.json is no manifest")) from error
     # A split is a folder with the same ending.
-    here = {
+    present = {
         path.relative_to(folder).as_posix(): path
         for path in folder.rglob("*.parquet")
         if path.is_file()
     }
-    for name in sorted({*listed, *here}):
-        if name not in here:
+    for name in sorted({*listed, *present}):
+        if name not in present:
             difference = "is missing"
         elif name not in listed:
             difference = "is not in its manifest"
-        elif (digest := sha256(here[name])) != listed[name]:
+        elif (digest := sha256(present[name])) != listed[name]:
             difference = f"has digest {digest}, its manifest says {listed[name]}"
         else:
             continue

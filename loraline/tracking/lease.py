@@ -1,6 +1,6 @@
-"""Whether a run is at work: its process says so in the run's tags every so often while it lives.
+"""Whether a run is at work: its process renews a lease in the run's tags while it lives.
 
-A process of this machine is looked up; one of another machine is dead when its word is old.
+A process of this machine is looked up; one of another machine is dead when its lease is old.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SECONDS = 180.0
-"""A holder that has said nothing for so long is dead; six renewals may be lost on the way."""
+"""Seconds without a renewal after which the holder counts as dead; six renewals may be lost."""
 
 RENEWED_EVERY = 30.0
 
@@ -36,10 +36,10 @@ def tags() -> dict[str, str]:
 
 
 def this_process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}:{begun(os.getpid())}"
+    return f"{socket.gethostname()}:{os.getpid()}:{start_ticks(os.getpid())}"
 
 
-def begun(pid: int) -> str:
+def start_ticks(pid: int) -> str:
     """When a process began, in clock ticks since the machine did; empty where none is alive.
 
     It tells a process from a later one of the same number. See proc(5), fields 3 and 22 of `stat`:
@@ -66,15 +66,15 @@ def holder(run: Run) -> str:
     host, _, process = run.data.tags.get(PROCESS, "").partition(":")
     pid, _, since = process.partition(":")
     if host == socket.gethostname() and Path("/proc/self").exists():
-        alive = pid.isdecimal() and pid != str(os.getpid()) and since == begun(int(pid))
+        alive = pid.isdecimal() and pid != str(os.getpid()) and since == start_ticks(int(pid))
         return f"process {pid}" if alive and since else ""
     if not (host and pid.isdecimal()):
         return ""
-    return f"process {pid} on {host}" if abs(time.time() - heard(run)) < SECONDS else ""
+    return f"process {pid} on {host}" if abs(time.time() - last_renewed(run)) < SECONDS else ""
 
 
-def heard(run: Run) -> float:
-    """When a run's process last said that it lives; 0 where its tag says no time."""
+def last_renewed(run: Run) -> float:
+    """When a run's process last renewed its lease, in seconds since 1970; 0 without such a tag."""
     try:
         return float(run.data.tags.get(LEASE, "0"))
     except ValueError:
@@ -89,8 +89,8 @@ def is_dead(run: Run) -> bool:
     tags = run.data.tags
     host = tags.get(PROCESS, "").partition(":")[0]
     workflow = tags.get(WORKFLOW_UID)
-    known = LEASE in tags or host == socket.gethostname()
-    if known or (workflow and workflow == Settings().workflow_uid):
+    can_be_told = LEASE in tags or host == socket.gethostname()
+    if can_be_told or (workflow and workflow == Settings().workflow_uid):
         return not holder(run)
     return time.time() - run.info.start_time / 1000 > DAY
 
@@ -114,7 +114,7 @@ class Lease:
             for name, value in {LEASE: f"{time.time():.0f}", **self.report()}.items():
                 self.client.set_tag(self.run_id, name, value)
 
-    def keep(self) -> None:
+    def renew_until_ended(self) -> None:
         while not self.lost and not self.ended.wait(RENEWED_EVERY):
             # A store that is away for a while costs a renewal, and not the training.
             with suppress(Exception):
@@ -133,7 +133,7 @@ class Lease:
 def held(client: MlflowClient, run_id: str) -> Iterator[Lease]:
     """Renew the lease on a run opened with `tags()` while the block runs and at its end."""
     lease = Lease(client, run_id)
-    thread = threading.Thread(target=lease.keep, name="lease", daemon=True)
+    thread = threading.Thread(target=lease.renew_until_ended, name="lease", daemon=True)
     thread.start()
     try:
         yield lease

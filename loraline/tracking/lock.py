@@ -44,7 +44,7 @@ LOST_RACES = (
 """MLflow's error codes for writes that another process was quicker with."""
 
 FAILURES = ("TEMPORARILY_UNAVAILABLE",)
-"""Of these, the code of every trouble that a database has."""
+"""Those of LOST_RACES with which MLflow reports any failure of a database, too."""
 
 
 @contextmanager
@@ -67,11 +67,11 @@ def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) 
 @contextmanager
 def renewed(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[None]:
     """Renew a lock's lease three times a lease, from a thread of its own."""
-    over = threading.Event()
+    finished = threading.Event()
 
     def renew() -> None:
         renewals = 0
-        while not over.wait(lease_seconds / 3):
+        while not finished.wait(lease_seconds / 3):
             renewals += 1
             # Whatever the store answers: the next renewal may go through.
             with suppress(Exception):
@@ -82,14 +82,14 @@ def renewed(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[N
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         thread.join()
 
 
 @contextmanager
 def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]:
     """Hold one entry of the registry, and give its holder, a name that never comes again."""
-    holder = f"{place()}:{os.getpid()}:{uuid.uuid4().hex}"
+    holder = f"{pid_namespace()}:{os.getpid()}:{uuid.uuid4().hex}"
     try:
         acquire(client, lock, holder, lease_seconds)
     except (Stopped, KeyboardInterrupt):
@@ -105,7 +105,7 @@ def held(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[str]
 
 def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) -> None:
     """Create the lock's entry, waiting for another holder to delete it or to be found dead."""
-    seen: tuple[str | None, str | None] = None, None
+    last_state: tuple[str | None, str | None] = None, None
     since = time.monotonic()
     deadline = since + 4 * lease_seconds
     while time.monotonic() < deadline:
@@ -115,21 +115,23 @@ def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) 
             )
             return
         tags = tags_of(client, lock)
-        now = tags.get(HOLDER), tags.get(RENEWED)
-        if now[0] == holder:
+        state = tags.get(HOLDER), tags.get(RENEWED)
+        if state[0] == holder:
             # The lock was made; the answer was lost, and MLflow's client asked again.
             return
-        if now != seen:
-            seen, since = now, time.monotonic()
-        if now[0] is None and time.monotonic() - since > lease_seconds:
+        if state != last_state:
+            last_state, since = state, time.monotonic()
+        if state[0] is None and time.monotonic() - since > lease_seconds:
             # Nobody holds it, and it cannot be made.
             raise TryAgain(f"MLflow at {store.uri()} was locked by another program; run it again")
-        if now[0] and (is_dead(now[0]) or time.monotonic() - since > lease_seconds):
-            clear(client, lock, now[0], lease_seconds)
+        if state[0] and (is_dead(state[0]) or time.monotonic() - since > lease_seconds):
+            clear(client, lock, state[0], lease_seconds)
         else:
             time.sleep(POLL_SECONDS)
     name = lock.removesuffix(LOCK_SUFFIX)
-    raise TryAgain(f"registered model {name!r} is locked by {seen[0] or 'somebody'}; run it again")
+    raise TryAgain(
+        f"registered model {name!r} is locked by {last_state[0] or 'somebody'}; run it again"
+    )
 
 
 def clear(client: MlflowClient, lock: str, dead: str, lease_seconds: float) -> None:
@@ -182,15 +184,15 @@ def tags_of(client: MlflowClient, lock: str) -> dict[str, str]:
     no tags. Raises UserError if an entry that stays has no holder: a registered model of the user's
     stands where the lock goes.
     """
-    made = None
+    created = None
     for _ in range(NAMELESS_READS):
         with races_lost():
             entry = client.get_registered_model(lock)
             if HOLDER in entry.tags:
                 return dict(entry.tags)
-            if made not in (None, entry.creation_timestamp):
+            if created not in (None, entry.creation_timestamp):
                 return {}
-            made = entry.creation_timestamp
+            created = entry.creation_timestamp
             time.sleep(POLL_SECONDS)
             continue
         return {}
@@ -223,7 +225,7 @@ def races_lost() -> Iterator[None]:
             raise
 
 
-def place() -> str:
+def pid_namespace() -> str:
     """Where process IDs are unique: this machine, and the container in it."""
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{namespace.readlink().name if namespace.exists() else ''}"
@@ -235,7 +237,7 @@ def is_dead(holder: str) -> bool:
     Of a holder that no step has written nothing is known: it is waited for.
     """
     host, _, process = holder.rpartition(":")[0].rpartition(":")
-    if host != place() or not re.fullmatch(r"[1-9][0-9]{0,9}", process):
+    if host != pid_namespace() or not re.fullmatch(r"[1-9][0-9]{0,9}", process):
         return False
     try:
         os.kill(int(process), 0)

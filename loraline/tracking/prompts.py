@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SCHEME = "prompts:/"
-OURS, MLFLOW = "{question}", re.compile(r"\{\{\s*question\s*\}\}")
+PLACEHOLDER, MLFLOW_PLACEHOLDER = "{question}", re.compile(r"\{\{\s*question\s*\}\}")
 """The place of the row's question in a template: here, and in MLflow, which doubles the braces."""
 
 
@@ -55,7 +55,7 @@ def resolve(source: str | None, beside: Path | None, client: MlflowClient | None
             raise UserError(f"--prompt {str(file)!r} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise UserError(f"prompt {file} is not UTF-8") from error
-        prompt = Prompt(MLFLOW.sub(lambda match: OURS, template))
+        prompt = Prompt(MLFLOW_PLACEHOLDER.sub(lambda match: PLACEHOLDER, template))
     else:
         return Prompt(None)
     if tag := TAGS.search(prompt.template or ""):
@@ -79,7 +79,7 @@ def load(client: MlflowClient, uri: str) -> Prompt:
     if not isinstance(registered.template, str):
         raise UserError(f"--prompt {uri} is a chat prompt; expected a text prompt")
     return Prompt(
-        MLFLOW.sub(lambda match: OURS, registered.template),
+        MLFLOW_PLACEHOLDER.sub(lambda match: PLACEHOLDER, registered.template),
         registered.name,
         int(registered.version),
     )
@@ -91,7 +91,7 @@ def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
 
     if prompt.template is None or prompt.name:
         return prompt
-    template = prompt.template.replace(OURS, "{{question}}")
+    template = prompt.template.replace(PLACEHOLDER, "{{question}}")
     try:
         versions = client.search_prompt_versions(name)
     except MlflowException:
@@ -99,8 +99,8 @@ def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
     for registered in sorted(versions, key=lambda version: int(version.version)):
         if registered.template == template:
             return Prompt(prompt.template, name, int(registered.version))
-    made = client.register_prompt(name, template, commit_message="registered by prepare_data")
-    return Prompt(prompt.template, name, int(made.version))
+    created = client.register_prompt(name, template, commit_message="registered by prepare_data")
+    return Prompt(prompt.template, name, int(created.version))
 
 
 def link(client: MlflowClient, data_run: Run, run: Run) -> None:

@@ -49,8 +49,8 @@ PARENT = "mlflow.parentRunId"
 """MLflow's tag of the run that a run is nested under."""
 
 
-def known(client: MlflowClient, name: str) -> None:
-    """Raises UserError, with names that there are, if there is no such registered model."""
+def check_exists(client: MlflowClient, name: str) -> None:
+    """Raise UserError, which lists the registered models, if there is none of this name."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -184,10 +184,10 @@ def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
         raise UserError(f"{label} did not come through quality_gate: its alias was set by hand")
     if rejected := rejection(client, version):
         raise UserError(f"{label} was rejected: {rejected}")
-    return passed(client, version, version.tags[GATE_RUN])
+    return verified_gate_run(client, version, version.tags[GATE_RUN])
 
 
-def passed(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
+def verified_gate_run(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
     """The gate run that a version's tags name, once it says the same; UserError otherwise.
 
     It judged what the version's training run made, registered that as this version, and kept the
@@ -195,15 +195,15 @@ def passed(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
     was deleted and made again, so that the version's files have to be those of its run, too.
     """
     run = judgement(client, gate_run, version.run_id)
-    kept = run.data.tags if run is not None else {}
+    logged = run.data.tags if run is not None else {}
     expected = {
         RESULT: "passed",
         MODEL_NAME: version.name,
         MODEL_VERSION: str(version.version),
         ADAPTER_DIGEST: version.tags.get(ADAPTER_DIGEST),
     }
-    same = all(kept.get(tag) == value for tag, value in expected.items())
-    if not same or not made_by_its_run(client, version):
+    agrees = all(logged.get(tag) == value for tag, value in expected.items())
+    if not agrees or not source_is_of_its_run(client, version):
         raise UserError(
             f"version {version.version} of {version.name!r} has tags that no gate wrote: its gate "
             f"run {gate_run} did not judge it; run quality_gate again with --force"
@@ -211,7 +211,7 @@ def passed(client: MlflowClient, version: ModelVersion, gate_run: str) -> str:
     return gate_run
 
 
-def made_by_its_run(client: MlflowClient, version: ModelVersion) -> bool:
+def source_is_of_its_run(client: MlflowClient, version: ModelVersion) -> bool:
     """Whether the logged model that a version was made of is one of the version's run.
 
     A logged model says which run made it, and nobody can change that.
@@ -248,8 +248,8 @@ def rejection(client: MlflowClient, version: ModelVersion) -> str | None:
         return None
     verdicts = gate_runs(client, train_run)
     named = {tags[GATE_RUN] for tags in (version.tags, train_run.data.tags) if GATE_RUN in tags}
-    last = [judgement(client, gate_run, version.run_id) for gate_run in sorted(named)]
-    for run in (*verdicts[:1], *last):
+    named_verdicts = [judgement(client, gate_run, version.run_id) for gate_run in sorted(named)]
+    for run in (*verdicts[:1], *named_verdicts):
         if run is not None and run.data.tags[RESULT] != "passed":
             return run.data.tags.get(REASON) or f"by gate run {run.info.run_id}"
     return None
@@ -294,7 +294,7 @@ def promoting_gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
     was promoted by nothing and is held to its last verdict, as by `gate_run_of`.
     """
     if PROMOTED_GATE in version.tags:
-        return passed(client, version, version.tags[PROMOTED_GATE])
+        return verified_gate_run(client, version, version.tags[PROMOTED_GATE])
     return gate_run_of(client, version)
 
 
@@ -307,7 +307,7 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     """
     candidate = version_of(client, name, CANDIDATE)
     if reviewed is not None and (candidate is None or str(candidate.version) != reviewed):
-        raise UserError(why_not(client, name, reviewed, candidate))
+        raise UserError(why_not_promoted(client, name, reviewed, candidate))
     if candidate is None:
         raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
     version = str(candidate.version)
@@ -347,7 +347,7 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
         raise UserError(f"a reason of 1 to {LONGEST_REASON} characters says why; got {len(reason)}")
     candidate = version_of(client, name, CANDIDATE)
     if candidate is None or str(candidate.version) != reviewed:
-        raise UserError(why_not(client, name, reviewed, candidate))
+        raise UserError(why_not_promoted(client, name, reviewed, candidate))
     champion = version_of(client, name, CHAMPION)
     if champion is not None and str(champion.version) == reviewed:
         raise UserError(
@@ -360,7 +360,9 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
     return reviewed
 
 
-def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None) -> str:
+def why_not_promoted(
+    client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None
+) -> str:
     """Why a version that a person named is not promoted: it is none, was rejected, or has no alias.
 
     `candidate` is the version that has the alias, if any has it.
@@ -368,8 +370,8 @@ def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVers
     entries = client.search_model_versions(f"name = '{name}'")
     versions = {str(each.version): each for each in entries}
     if reviewed not in versions:
-        there = ", ".join(sorted(versions, key=int)) or "none"
-        return f"registered model {name!r} has no version {reviewed}; found: {there}"
+        listed = ", ".join(sorted(versions, key=int)) or "none"
+        return f"registered model {name!r} has no version {reviewed}; found: {listed}"
     tags = versions[reviewed].tags
     if tags.get(RESULT) == "failed":
         return f"version {reviewed} of {name!r} was rejected: {tags.get(REASON)}"

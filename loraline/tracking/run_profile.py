@@ -28,7 +28,7 @@ def of_training(client: MlflowClient, train_run: Run) -> Profile:
         text = file.read_bytes()
     try:
         values = json.loads(text)
-        identity.expect(train_run, PROFILE_DIGEST, identity.of_values(values), "profile.json")
+        identity.expect(train_run, PROFILE_DIGEST, identity.values_digest(values), "profile.json")
         recipe = Profile.model_validate(values)
     except (ValueError, ValidationError) as error:
         raise UserError(
@@ -36,8 +36,8 @@ def of_training(client: MlflowClient, train_run: Run) -> Profile:
         ) from error
     name = train_run.data.params.get("registered_model", recipe.registered_model)
     if recipe.registered_model != name:
-        here = f"registered model {recipe.registered_model!r}"
-        change = f"profile.json says {here}, its parameter {name!r}"
+        logged = f"registered model {recipe.registered_model!r}"
+        change = f"profile.json says {logged}, its parameter {name!r}"
         raise UserError(identity.changed("train_qlora", change))
     return recipe
 

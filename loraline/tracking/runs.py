@@ -77,14 +77,14 @@ def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
     """
     from mlflow.exceptions import MlflowException
 
-    passed = set[str]()
+    visited = set[str]()
     while run.data.tags.get(STEP) != step:
-        if run.info.run_id in passed:
+        if run.info.run_id in visited:
             raise UserError(
                 f"run {run.info.run_id} comes from itself by its tags {UPSTREAM}: another program "
                 "has written into it; start again from the step before"
             )
-        passed.add(run.info.run_id)
+        visited.add(run.info.run_id)
         if UPSTREAM not in run.data.tags:
             raise UserError(f"run {run.info.run_id} has no upstream run of {step}")
         before = run.data.tags[UPSTREAM]
@@ -102,8 +102,8 @@ def ancestor(client: MlflowClient, run: Run, step: str) -> Run:
 
 def finished_run(client: MlflowClient, step: str, fingerprint: str) -> Run | None:
     """The latest finished run of `step` with these inputs whose upstream run is still there."""
-    same = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'"
-    for run in latest_runs(client, step, same, 20):
+    query = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'FINISHED'"
+    for run in latest_runs(client, step, query, 20):
         upstream = run.data.tags.get(UPSTREAM)
         if upstream is None or is_active(client, upstream):
             return run
@@ -138,7 +138,7 @@ def latest_runs(client: MlflowClient, step: str, condition: str, most: int) -> l
     )
 
 
-FOREIGN = ("MLFLOW_RUN_ID", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID")
+FOREIGN_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID")
 """What `mlflow run`, or a job around this one, leaves in the environment about a run of its own;
 MLflow would write into that run."""
 
@@ -176,8 +176,8 @@ def open_run(
     if upstream is not None:
         standard[UPSTREAM] = upstream.info.run_id
         standard[PIPELINE] = upstream.data.tags.get(PIPELINE, "")
-    for foreign in FOREIGN:
-        os.environ.pop(foreign, None)
+    for variable in FOREIGN_VARIABLES:
+        os.environ.pop(variable, None)
     try:
         # Stopped in the middle of this, MLflow would call the run FINISHED at the end.
         with signals.deferred():
@@ -206,8 +206,8 @@ def end_dead(client: MlflowClient, step: str, fingerprint: str, run: Run) -> Non
 
     One of them may be this process': MLflow's client asks again for a run when an answer is lost.
     """
-    same = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'"
-    for other in latest_runs(client, step, same, 20):
+    query = f"tags.`{FINGERPRINT}` = '{fingerprint}' and attributes.status = 'RUNNING'"
+    for other in latest_runs(client, step, query, 20):
         if other.info.run_id != run.info.run_id and lease.is_dead(other):
             client.set_terminated(other.info.run_id, "KILLED")
 
@@ -349,7 +349,7 @@ def logged_adapter(model: str) -> Iterator[Path]:
         yield adapter
 
 
-def same_adapter(step: str, name: str, version: str, adapter: Path) -> None:
+def check_same_adapter(step: str, name: str, version: str, adapter: Path) -> None:
     """Raise a UserError if an adapter is not the registered version's trained once more, as a run
     of `step` says."""
     with logged_adapter(f"{name}/{version}") as registered:
@@ -358,7 +358,7 @@ def same_adapter(step: str, name: str, version: str, adapter: Path) -> None:
             raise UserError(identity.changed(step, difference))
 
 
-def page(run: Run, artifact: str) -> str:
+def page_address(run: Run, artifact: str) -> str:
     """Address of an artifact in MLflow's page, from wherever a reader has opened that page."""
     return f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/{artifact}"
 

@@ -1,4 +1,4 @@
-"""A SQLite store of MLflow's: made aside and renamed, so that it is there whole or not at all.
+"""MLflow's SQLite store: made under another name and renamed, so that it is whole or absent.
 
 MLflow makes its tables in place, in dozens of migrations that SQLite does not keep in one
 transaction. Two processes that do this at once, or one that is killed meanwhile, leave a database
@@ -41,12 +41,12 @@ def make_ready(store_uri: str, artifacts: str) -> None:
     try:
         if not exists(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            make(file, artifacts)
+            create(file, artifacts)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UserError(
             f"no MLflow store can be made in {file.parent}: {error.strerror}"
         ) from error
-    if sentence := half_made(file, store_uri):
+    if sentence := table_problem(file, store_uri):
         raise UserError(sentence)
 
 
@@ -55,8 +55,8 @@ def exists(file: Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def make(file: Path, artifacts: str) -> None:
-    """Make the database aside and rename it, as the only process that does."""
+def create(file: Path, artifacts: str) -> None:
+    """Make the database under another name and rename it; a file lock admits one process."""
     from filelock import FileLock, Timeout
 
     try:
@@ -64,8 +64,8 @@ def make(file: Path, artifacts: str) -> None:
             if exists(file):
                 return
             # Of those who died while they held the lock.
-            for rest in file.parent.glob(f".{file.name}.*.part*"):
-                rest.unlink(missing_ok=True)
+            for leftover in file.parent.glob(f".{file.name}.*.part*"):
+                leftover.unlink(missing_ok=True)
             part = file.with_name(f".{file.name}.{os.getpid()}.part")
             make_tables(part, artifacts)
             part.replace(file)
@@ -79,12 +79,12 @@ def make(file: Path, artifacts: str) -> None:
 def make_tables(file: Path, artifacts: str) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    made = SqlAlchemyStore(f"sqlite:///{file}", artifacts)
+    created = SqlAlchemyStore(f"sqlite:///{file}", artifacts)
     # A connection that stayed open would look for its journal under the name before.
-    made.engine.dispose()
+    created.engine.dispose()
 
 
-def half_made(file: Path, store_uri: str, *, refused: bool = False) -> str | None:
+def table_problem(file: Path, store_uri: str, *, refused: bool = False) -> str | None:
     """What to do about a database whose tables are not MLflow's; None if nothing is wrong with it.
 
     MLflow would migrate it in place. `refused` says that MLflow has not taken it.
@@ -100,8 +100,8 @@ def half_made(file: Path, store_uri: str, *, refused: bool = False) -> str | Non
         raise UserError(f"MLflow at {store_uri} cannot be used: {error}") from error
     except sqlite3.DatabaseError as error:
         raise UserError(f"MLflow at {store_uri} cannot be used: {error}") from error
-    whole = set(Base.metadata.tables) <= tables
-    if whole and not refused and not any(name.startswith("_alembic_tmp_") for name in tables):
+    complete = set(Base.metadata.tables) <= tables
+    if complete and not refused and not any(name.startswith("_alembic_tmp_") for name in tables):
         return None
     if not runs:
         return (

@@ -78,7 +78,7 @@ def connect() -> MlflowClient:
         reason = scrubbed(str(error).splitlines()[0])
         file = sqlite_store.file_of(settings.store_uri())
         if file is not None and "out-of-date database schema" in reason:
-            sentence = sqlite_store.half_made(file, settings.store_uri(), refused=True)
+            sentence = sqlite_store.table_problem(file, settings.store_uri(), refused=True)
             raise UserError(sentence or reason) from error
         if full_disk.sentence(error, uri()):
             raise
@@ -91,7 +91,7 @@ def connect() -> MlflowClient:
             ) from error
         if is_outage(error):
             raise TryAgain(f"MLflow at {uri()} does not answer: {reason}") from error
-        if isinstance(error, MlflowException | ValueError) or is_sqlalchemys(error):
+        if isinstance(error, MlflowException | ValueError) or is_from_sqlalchemy(error):
             raise UserError(f"MLflow at {uri()} cannot be used: {reason}") from error
         raise
     return client
@@ -161,7 +161,7 @@ def artifact_location(store_uri: str) -> str | None:
     return (local_store() / "artifacts").as_uri()
 
 
-def is_sqlalchemys(error: Exception) -> bool:
+def is_from_sqlalchemy(error: Exception) -> bool:
     return type(error).__module__.startswith("sqlalchemy")
 
 
@@ -193,7 +193,7 @@ PASSING = (
     "Connection was closed before we received a valid response",
     "timeout on endpoint URL",
 )
-"""Words of what passes by itself."""
+"""Parts of messages about failures that pass by themselves."""
 
 STORAGE_ANSWER = re.compile(
     r"An error occurred \((?P<code>[\w.]*)\) when calling the (?P<call>\w+)"
@@ -204,7 +204,7 @@ STORAGE_PASSING = (
     *("500", "502", "503", "504", "429"),
     *("InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown", "Throttling"),
 )
-"""S3's codes for what passes by itself; botocore gives the status where the body names none."""
+"""S3's codes of such failures; botocore gives the status where the body has no code."""
 
 
 def is_locked(error: BaseException) -> bool:
@@ -216,9 +216,8 @@ def is_locked(error: BaseException) -> bool:
 
 
 def refusal(error: BaseException) -> str | None:
-    """What to say of a store that may be read and not written, of an artifact store that refuses,
-    of a server that redirects, or of a store that only a server reaches; None if that is not the
-    trouble."""
+    """The message where a store is read-only, an artifact store or a server refuses, a server
+    redirects, or the artifacts can only be reached through a server; None for other exceptions."""
     for cause in causes(error):
         answer = STORAGE_ANSWER.search(str(cause))
         if answer and answer["code"] not in STORAGE_PASSING:
@@ -266,7 +265,7 @@ UNFIT = re.compile(r"outside the artifact directory|is a named pipe")
 
 
 def unfit(name: str, error: Exception) -> str | None:
-    """What to say of artifacts that are not what MLflow copies; None if that is not the trouble."""
+    """The message for artifacts that MLflow does not copy, such as links; None for other errors."""
     if not UNFIT.search(str(error)):
         return None
     reason = str(error).strip().splitlines()[-1]
@@ -275,9 +274,9 @@ def unfit(name: str, error: Exception) -> str | None:
 
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An exception and what was behind it, each once."""
-    seen: set[int] = set()
+    visited: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    while cause is not None and id(cause) not in visited:
+        visited.add(id(cause))
         yield cause
         cause = cause.__cause__ or cause.__context__

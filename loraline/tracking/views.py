@@ -31,7 +31,7 @@ ATTRIBUTES = ("Created", "Duration", "Dataset", "Models")
 def columns() -> list[str]:
     """The table's columns in MLflow's own notation."""
     named = {"attributes": ATTRIBUTES, "tags": TAGS, "metrics": METRICS, "params": PARAMS}
-    return [f"{kind}.`{name}`" for kind, names in named.items() for name in names]
+    return [f"{group}.`{name}`" for group, names in named.items() for name in names]
 
 
 def tags() -> dict[str, str]:

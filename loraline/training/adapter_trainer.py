@@ -18,10 +18,7 @@ from loraline.training.readings import Reading
 
 
 class AdapterTrainer(Trainer):
-    """A Trainer that does not wrap its model.
-
-    `exchange` sums the processes' gradients; where the weights are sharded, torch does.
-    """
+    """A Trainer that wraps no model: `exchange` sums the gradients, or torch sharded ones."""
 
     optimizer: Any
     control: Any
@@ -137,9 +134,7 @@ class AdapterTrainer(Trainer):
     def keep_best(self, eval_loss: float) -> None:
         """Keep the adapter with the lowest validation loss; stop when none has come for long."""
         if eval_loss < self.best.get("eval_loss", math.inf):
-            weights = {
-                name: weight.cpu().clone() for name, weight in self.trained_weights().items()
-            }
+            weights = {n: w.cpu().clone() for n, w in self.trained_weights().items()}
             self.best = {"eval_loss": eval_loss, "weights": weights}
         losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
         since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
@@ -206,9 +201,7 @@ class AdapterTrainer(Trainer):
             self.optimizer.load_state_dict(self.read(folder, "optimizer"))
             for parameter, moments in self.optimizer.state.items():
                 for name, value in moments.items():
-                    moments[name] = (
-                        sharding.distributed_tensor(value, parameter) if value.dim() else value
-                    )
+                    moments[name] = sharding.as_dtensor(value, parameter) if value.dim() else value
             self.lr_scheduler.load_state_dict(checkpoint.read_state(folder / "scheduler"))
 
     def _save_rng_state(self, output_dir: str) -> None:

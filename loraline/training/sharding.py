@@ -129,7 +129,7 @@ def joined(states: Sequence[Any]) -> Any:
     return first
 
 
-def distributed_tensor(part: Tensor, template: Tensor) -> Tensor:
+def as_dtensor(part: Tensor, template: Tensor) -> Tensor:
     """The distributed tensor of which `part` is this process' part, laid out as `template`."""
     if not isinstance(template, DTensor):
         return part

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand, none_if_empty
+from loraline.step import LineCommand, or_none
 
 
 @click.command(cls=LineCommand)
@@ -26,7 +26,7 @@ from loraline.step import LineCommand, none_if_empty
 )
 @click.option(
     "--namespace",
-    callback=none_if_empty,
+    callback=or_none,
     help="Where trainings are submitted to Argo, and its workflows answered.  [default: nowhere]",
 )
 def desk(host: str, port: int, keys_file: Path | None, namespace: str | None) -> None:

@@ -41,7 +41,7 @@ def models(client: MlflowClient) -> list[str]:
 
 def board(client: MlflowClient, name: str) -> dict[str, Any]:
     """The versions that have an alias, what each was measured at, and what was done so far."""
-    registry.known(client, name)
+    registry.check_exists(client, name)
     cards = {}
     for alias in ALIASES:
         version = registry.version_of(client, name, alias)
@@ -106,7 +106,7 @@ def vote(client: MlflowClient, by: str, compared: Sequence[str], best: str | Non
         raise UserError("the best is one of those that were compared")
     versions = [uri.removeprefix("models:/").rpartition("/") for uri in compared]
     for name, _, _ in versions:
-        registry.known(client, name)
+        registry.check_exists(client, name)
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     key = f"{VOTE}.{at}.{uuid.uuid4().hex[:8]}"
     for uri, (name, _, number) in zip(compared, versions, strict=True):
@@ -176,7 +176,7 @@ def prompt(client: MlflowClient, training: Run) -> str | None:
 
 def report(client: MlflowClient, name: str, version: str) -> str:
     """The evaluation's report of a version as HTML; UserError if there is none."""
-    registry.known(client, name)
+    registry.check_exists(client, name)
     versions = {
         str(each.version): each for each in client.search_model_versions(f"name = '{name}'")
     }
@@ -194,7 +194,7 @@ def move(
     client: MlflowClient, name: str, by: str, act: str, version: str | None, reason: str | None
 ) -> str:
     """Promote, reject or roll back by the function of steps/promote.py; returns what was done."""
-    registry.known(client, name)
+    registry.check_exists(client, name)
     step = main.load(main.HOME / "steps/promote.py")
     if act != "rollback" and not version:
         raise UserError("name the version that was reviewed")

@@ -84,7 +84,7 @@ class Candidate:
         store.connect().log_param(self.train_run, "registered_model", "mistral-7b-lora")
         file = Path(run.info.artifact_uri.removeprefix("file://"), "profile.json")
         rewrite(file, registered_model="victim")
-        digest = identity.of_values(json.loads(file.read_text()))
+        digest = identity.values_digest(json.loads(file.read_text()))
         store.connect().set_tag(self.train_run, tags.PROFILE_DIGEST, digest)
 
     def agree(self) -> None:

@@ -69,7 +69,7 @@ def test_a_training_begins_whatever_an_earlier_one_says(workplace: Path, tag: st
 
 def test_a_lock_of_nobody_is_waited_for_and_then_taken(workplace: Path) -> None:
     client = store.connect()
-    here = lock.place()
+    here = lock.pid_namespace()
     for holder in ("x", f"{here}:x:y", f"{here}:{2**70}:y"):
         client.create_registered_model(f"{MODEL}.lock", {lock.HOLDER: holder})
         lock.clear_dead(client, MODEL)

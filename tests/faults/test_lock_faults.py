@@ -174,6 +174,6 @@ def test_the_lock_of_a_gate_that_died_goes_with_the_gate_that_is_reused(
         os._exit(0)
     os.waitpid(pid, 0)
     name = "mistral-7b-lora.lock"
-    client.create_registered_model(name, {lock.HOLDER: f"{lock.place()}:{pid}:abc"})
+    client.create_registered_model(name, {lock.HOLDER: f"{lock.pid_namespace()}:{pid}:abc"})
     assert "reused" in step("quality_gate", "--run-id", run_id).stdout
     assert name not in {result.name for result in client.search_registered_models()}

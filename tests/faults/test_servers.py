@@ -319,7 +319,7 @@ def test_a_tracking_server_behind_a_proxy_is_not_looked_for_here(
 
 def test_a_prompt_that_the_server_does_not_give_fails_the_verification() -> None:
     from loraline.serving.client import Served
-    from loraline.serving.prompt_agreement import other_tokens
+    from loraline.serving.prompt_agreement import token_problems
 
     class Encoder:
         prompt: ClassVar = [1, 2]
@@ -328,12 +328,12 @@ def test_a_prompt_that_the_server_does_not_give_fails_the_verification() -> None
             return self
 
     answer = Served([1], "a", [], 0.1)
-    problems = other_tokens([{"row": 3, "record": ROW}], [answer], Encoder())
+    problems = token_problems([{"row": 3, "record": ROW}], [answer], Encoder())
     assert problems == [
         "no prompt could be compared: the server gives no tokens of any row's prompt"
     ]
     whole = Served([1], "a", [1, 2], 0.1)
     rows = [{"row": 3, "record": ROW}, {"row": 4, "record": ROW}]
-    problems = other_tokens(rows, [whole, answer], Encoder())
+    problems = token_problems(rows, [whole, answer], Encoder())
     assert problems == ["the server gives no tokens of row 4's prompt to compare"]
-    assert other_tokens(rows, [whole, whole], Encoder()) == []
+    assert token_problems(rows, [whole, whole], Encoder()) == []

@@ -85,7 +85,9 @@ def test_a_field_that_is_not_known_is_refused(adapter: Path) -> None:
 def test_a_missing_file_is_named(adapter: Path, file: str) -> None:
     (adapter / file).unlink()
 
-    with pytest.raises(UserError, match=rf"is not an adapter of this line: \S*{file} is missing"):
+    with pytest.raises(
+        UserError, match=rf"is not an adapter of this pipeline: \S*{file} is missing"
+    ):
         contract.read(adapter)
 
 

@@ -121,7 +121,7 @@ def candidate(workplace: Path) -> Candidate:
             recipe = profiles.load(profile)
             resolved = recipe.model_dump(mode="json")
             mlflow.log_dict(resolved, "profile.json")
-            mlflow.set_tag(tracking_tags.PROFILE_DIGEST, identity.of_values(resolved))
+            mlflow.set_tag(tracking_tags.PROFILE_DIGEST, identity.values_digest(resolved))
             folder = workplace / name / "adapter"
             adapter = make_adapter(folder, weight=weight, dtype=recipe.serve_dtype)
             logged_model.log(adapter, contract.read(adapter), profile)

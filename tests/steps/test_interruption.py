@@ -305,7 +305,7 @@ def test_several_processes_are_stopped_and_resumed_together(
         assert process.returncode == 137, stderr
         assert f"process {rank} of the training was killed by SIGKILL" in stderr
         assert time.monotonic() - stopped < 60
-    while any(map(lease.begun, children)):
+    while any(map(lease.start_ticks, children)):
         time.sleep(0.1)
     process = start("together", "--gpus", "2")
     _, stderr = process.communicate(timeout=240)

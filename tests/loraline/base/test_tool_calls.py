@@ -163,17 +163,17 @@ def test_ids_of_other_forms_become_ones_that_mistral_takes() -> None:
 )
 def test_calls_are_compared_by_name_and_arguments(text: str) -> None:
     asked = record(conversation()).until(2)
-    assert calls.answered(text, asked) == calls.reference(asked)
+    assert calls.comparable_answer(text, asked) == calls.reference(asked)
     other = text.replace("Arlon", "Bouge")
-    assert calls.answered(other, asked) != calls.reference(asked)
+    assert calls.comparable_answer(other, asked) != calls.reference(asked)
 
 
 def test_text_around_calls_is_compared_too() -> None:
     detail = Detail(calls=json.dumps([{"id": "a", "type": "function", "function": CALL}]))
     made = Record((("user", "?"), ("assistant", "Now:")), tools="[{}]", details={1: detail})
     call = json.dumps({"arguments": CALL["arguments"], "name": "open_gate"})
-    assert calls.answered(f"Now: {call}", made) == calls.reference(made)
-    assert calls.answered(f"Later: {call}", made) != calls.reference(made)
+    assert calls.comparable_answer(f"Now: {call}", made) == calls.reference(made)
+    assert calls.comparable_answer(f"Later: {call}", made) != calls.reference(made)
     assert calls.comparable("{a} [b] plain") == "{a} [b] plain"
 
 

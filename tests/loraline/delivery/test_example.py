@@ -32,8 +32,8 @@ def test_only_one_question_with_its_right_answer_is_an_example(
 
 
 def test_the_prompt_is_left_to_the_server() -> None:
-    assert example.asked("Answer in a few words. Who? Please.", PROMPT) == "Who?"
-    assert example.asked("<image>Write it down.", "Write it down.") == ""
+    assert example.question_in("Answer in a few words. Who? Please.", PROMPT) == "Who?"
+    assert example.question_in("<image>Write it down.", "Write it down.") == ""
 
 
 def test_examples_are_left_for_the_page_with_their_images(tmp_path: Path) -> None:

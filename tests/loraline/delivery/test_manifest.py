@@ -374,7 +374,7 @@ def test_a_base_in_fp8_is_rounded_by_the_server_as_in_training():
     assert pattern.match("model.visual.merger.mlp.0")
     assert not pattern.match("language_model.model.layers.0.self_attn.qkv_proj")
     with pytest.raises(UserError, match="quantization 'none' and the one beside it has 'fp8'"):
-        arguments.together(TEXT, TEXT.model_copy(update=FP8))
+        arguments.shared_contract(TEXT, TEXT.model_copy(update=FP8))
 
 
 def test_a_bitsandbytes_base_is_served_by_an_image_of_ones_own():
@@ -397,11 +397,11 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(UserError, match="one init container"):
         rendered(beside=[other], placement=Placement(format="production-stack"))
     with pytest.raises(UserError, match="dtype 'bfloat16' and the one beside it has 'float32'"):
-        arguments.together(TEXT, TEXT.model_copy(update={"dtype": "float32"}))
+        arguments.shared_contract(TEXT, TEXT.model_copy(update={"dtype": "float32"}))
     with pytest.raises(UserError, match="export 'adapter' and the one beside it has 'merged'"):
-        arguments.together(TEXT, TEXT.model_copy(update={"export": "merged"}))
+        arguments.shared_contract(TEXT, TEXT.model_copy(update={"export": "merged"}))
     longer = TEXT.model_copy(update={"max_length": 900})
-    assert arguments.together(TEXT, longer).max_length == 900
+    assert arguments.shared_contract(TEXT, longer).max_length == 900
 
 
 def test_a_server_takes_as_many_images_a_request_as_the_rows_have():

@@ -13,7 +13,7 @@ from loraline.evaluation.metrics import Metric
 def share(values) -> Metric:
     """A mean of the values, higher is better."""
     rows = np.stack([values, np.ones(len(values))], axis=1)
-    return Metric(rows, metrics.ratio, True, metrics.from_zero_to_one(rows))
+    return Metric(rows, metrics.ratio, True, metrics.extremes_of_share(rows))
 
 
 def loss(nll, tokens) -> Metric:
@@ -24,7 +24,7 @@ def edits(rng: np.random.Generator, rows: int) -> Metric:
     """A ratio of sums like the normalised edit distance: lengths vary, distances follow them."""
     longest = rng.integers(5, 60, rows)
     counts = np.stack([rng.binomial(longest, 0.3), longest], axis=1).astype(float)
-    return Metric(counts, metrics.ratio, False, metrics.from_zero_to_one(counts))
+    return Metric(counts, metrics.ratio, False, metrics.extremes_of_share(counts))
 
 
 def losses(rng: np.random.Generator, rows: int) -> Metric:
@@ -61,7 +61,7 @@ def mostly_right(rng: np.random.Generator, rows: int, wrong: float) -> Metric:
     longest = rng.integers(5, 60, rows)
     distance = rng.binomial(longest, 0.3) * (rng.random(rows) < wrong)
     counts = np.stack([distance, longest], axis=1).astype(float)
-    return Metric(counts, metrics.ratio, False, metrics.from_zero_to_one(counts))
+    return Metric(counts, metrics.ratio, False, metrics.extremes_of_share(counts))
 
 
 @pytest.mark.parametrize("wrong", [0.01, 0.02, 0.05, 0.1, 0.3])

@@ -285,7 +285,7 @@ def test_the_form_in_which_answers_are_compared(
 def test_extremes_are_all_wrong_and_all_right_at_the_mean_weight() -> None:
     rows = np.array([[1.0, 4.0], [2.0, 6.0]])
 
-    assert metrics.from_zero_to_one(rows).tolist() == [[0.0, 5.0], [5.0, 5.0]]
+    assert metrics.extremes_of_share(rows).tolist() == [[0.0, 5.0], [5.0, 5.0]]
 
 
 def test_a_metric_without_bounds_has_no_row_at_its_extremes() -> None:

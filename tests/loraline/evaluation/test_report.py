@@ -185,7 +185,7 @@ def test_each_answer_is_of_one_kind() -> None:
             "tuned": ["yes it is so today", "yes it is so todaz", "x", "", "b"],
         }
     )
-    comparison = report.kinds_of_answer(evaluation)
+    comparison = report.answer_outcomes(evaluation)
     assert list(comparison.values()) == [2, 1, 1, 0, 1, 0]
 
 

@@ -52,7 +52,7 @@ def test_a_table_of_less_or_other_rows_verifies_nothing(table: object) -> None:
 
 def test_the_measured_answers_leave_nothing_to_say() -> None:
     answers = {"tuned": served(*TUNED), "base": served(*BASE)}
-    assert agreement.other_answers(ROWS, answers, 1.0) == []
+    assert agreement.answer_problems(ROWS, answers, 1.0) == []
     assert agreement.agreements(ROWS, answers) == {
         "tuned_agreement": 1.0,
         "base_agreement": 1.0,
@@ -62,8 +62,8 @@ def test_the_measured_answers_leave_nothing_to_say() -> None:
 
 def test_the_first_answer_that_differs_is_told() -> None:
     answers = {"tuned": served([1, 2], [4])}
-    assert agreement.other_answers(ROWS, answers, 0.5) == []
-    message = agreement.other_answers(ROWS, answers, 0.6)
+    assert agreement.answer_problems(ROWS, answers, 0.5) == []
+    message = agreement.answer_problems(ROWS, answers, 0.6)
     assert message == [
         "50% of the tuned answers are the measured ones, below 60%; row 1 first: measured 'd', "
         "served '[4]'"
@@ -72,7 +72,7 @@ def test_the_first_answer_that_differs_is_told() -> None:
 
 def test_an_adapter_that_answers_as_its_base_has_no_effect() -> None:
     answers = {"tuned": served(*BASE), "base": served(*BASE)}
-    assert "so the adapter has no effect" in agreement.other_answers(ROWS, answers, 0.0)[0]
+    assert "so the adapter has no effect" in agreement.answer_problems(ROWS, answers, 0.0)[0]
 
 
 def test_a_refused_row_is_told_unless_it_had_no_answer_when_measured() -> None:
@@ -83,7 +83,7 @@ def test_a_refused_row_is_told_unless_it_had_no_answer_when_measured() -> None:
     assert len(message) == 2
     assert agreement.differences(ROWS, answers)[0]["served"] == refused.refusal
     none = {"tuned": [refused] * 2, "base": [refused] * 2}
-    assert not agreement.other_answers(ROWS, none, 0)
+    assert not agreement.answer_problems(ROWS, none, 0)
     without = [row | {"tuned_tokens": [], "base_tokens": []} for row in ROWS]
     assert agreement.refusals(without, answers) == []
 

@@ -37,11 +37,11 @@ def run(
 @pytest.mark.parametrize(
     ("of_a_run", "holder"),
     [
-        (run(f"{HERE}:{PARENT}:{lease.begun(PARENT)}"), f"process {PARENT}"),
-        (run(f"{HERE}:{PARENT}:{lease.begun(PARENT)}", silent=9999), f"process {PARENT}"),
+        (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}"), f"process {PARENT}"),
+        (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}", silent=9999), f"process {PARENT}"),
         (run(f"{HERE}:{PARENT}:1"), ""),
         (run(f"{HERE}:99999999:1"), ""),
-        (run(f"{HERE}:{PARENT}:{lease.begun(PARENT)}", status="KILLED"), ""),
+        (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}", status="KILLED"), ""),
         (run("elsewhere:1:5", silent=100), "process 1 on elsewhere"),
         (run("elsewhere:1:5", silent=1000), ""),
         (run("elsewhere:1:5", silent=-(10**8)), ""),
@@ -73,9 +73,9 @@ def test_a_process_that_has_ended_is_dead_though_nobody_has_asked_for_its_end() 
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert Path("/proc", str(child), "stat").exists() and lease.begun(child) == ""
+    assert Path("/proc", str(child), "stat").exists() and lease.start_ticks(child) == ""
     os.waitpid(child, 0)
-    assert lease.begun(os.getpid()) == lease.begun(os.getpid()) != ""
+    assert lease.start_ticks(os.getpid()) == lease.start_ticks(os.getpid()) != ""
 
 
 def test_a_lease_is_renewed_until_its_block_ends(

@@ -39,7 +39,7 @@ def dead() -> str:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    return f"{tracking_lock.place()}:{pid}:{uuid.uuid4().hex}"
+    return f"{tracking_lock.pid_namespace()}:{pid}:{uuid.uuid4().hex}"
 
 
 def test_a_lock_leaves_nothing_behind(client) -> None:
@@ -210,7 +210,10 @@ def test_who_holds_a_lock_leaves_those_who_are_clearing_it(client) -> None:
 
 def test_a_lock_is_cleared_only_of_a_holder_that_died_here(client) -> None:
     pid = dead().split(":")[1]
-    for holder in (f"{tracking_lock.place()}:{os.getpid()}:alive", f"elsewhere:{pid}:unknown"):
+    for holder in (
+        f"{tracking_lock.pid_namespace()}:{os.getpid()}:alive",
+        f"elsewhere:{pid}:unknown",
+    ):
         hold(client, holder)
         tracking_lock.clear_dead(client, MODEL)
         assert names(client) == {LOCK}
@@ -266,7 +269,7 @@ def test_a_model_with_the_name_that_a_lock_needs_is_named(client) -> None:
 def test_who_lost_the_lock_does_not_take_it_from_the_next(client) -> None:
     with tracking_lock.locked(client, MODEL):
         client.delete_registered_model(LOCK)
-        hold(client, f"{tracking_lock.place()}:{os.getpid()}:next")
+        hold(client, f"{tracking_lock.pid_namespace()}:{os.getpid()}:next")
     assert names(client) == {LOCK}
 
 
@@ -298,9 +301,9 @@ def test_a_model_is_known_however_many_there_are_and_whatever_its_name(client) -
         client.create_registered_model(f"model-{number:03}")
     client.create_registered_model("some.locked.lora")
     for name in ("model-100", "some.locked.lora"):
-        registry.known(client, name)
+        registry.check_exists(client, name)
     with pytest.raises(UserError, match=r"no registered model 'nothing' .*, model-099, \.\.\."):
-        registry.known(client, "nothing")
+        registry.check_exists(client, "nothing")
 
 
 def test_an_alias_that_no_version_has_is_said_with_those_that_are_there(client) -> None:
@@ -319,4 +322,4 @@ def test_a_lock_is_no_model(client) -> None:
         tracking_lock.locked(client, MODEL),
         pytest.raises(UserError, match=r"no registered model 'some-lora\.lock' .*found: none"),
     ):
-        registry.known(client, LOCK)
+        registry.check_exists(client, LOCK)

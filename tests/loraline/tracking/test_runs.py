@@ -106,8 +106,8 @@ HERE = socket.gethostname()
     ("process", "workflow", "hours", "status"),
     [
         (f"{HERE}:99999999:1", "", 0, "KILLED"),
-        (f"{HERE}:{os.getppid()}:{lease.begun(os.getppid())}", "", 0, "RUNNING"),
-        (f"{HERE}:{os.getpid()}:{lease.begun(os.getpid())}", "", 0, "KILLED"),
+        (f"{HERE}:{os.getppid()}:{lease.start_ticks(os.getppid())}", "", 0, "RUNNING"),
+        (f"{HERE}:{os.getpid()}:{lease.start_ticks(os.getpid())}", "", 0, "KILLED"),
         ("elsewhere:1:5", "", 0, "RUNNING"),
         ("elsewhere:1:5", "", 25, "KILLED"),
         ("elsewhere:1:5", "this", 0, "KILLED"),

@@ -46,7 +46,7 @@ def test_mlflows_page_shows_the_trainings_with_these_columns(
         client.log_metric(run.info.run_id, "tuned_bleu", 71.25)
         client.log_param(run.info.run_id, "r", 8)
         client.log_text(run.info.run_id, "<h1>Verdict of the page</h1>", "report.html")
-        place = runs.page(run, "report.html")
+        place = runs.page_address(run, "report.html")
         client.set_tag(run.info.run_id, tags.NOTE, f"# Card\n\n[The report]({place})")
         client.set_terminated(run.info.run_id)
 

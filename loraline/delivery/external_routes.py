@@ -10,7 +10,7 @@ ANSWER_SECONDS = 600
 """Default of GATEWAY_UPSTREAM_TIMEOUT_S: proxies in front must not cut an answer earlier."""
 
 
-class Reached(Protocol):
+class Reachable(Protocol):
     """A pod with a Service of its own name."""
 
     @property
@@ -19,15 +19,15 @@ class Reached(Protocol):
     def metadata(self) -> Object: ...
 
 
-def way_in(pod: Reached, port: int, host: str | None, parent: str | None) -> list[Object]:
-    """The object that leads `host` to the pod's Service: a route where `parent` names a Gateway of
-    the Gateway API (NAMESPACE/NAME), an Ingress otherwise; none without a host."""
+def external_route(pod: Reachable, port: int, host: str | None, parent: str | None) -> list[Object]:
+    """The object that routes `host` to the pod's Service: an HTTPRoute where `parent` names a
+    Gateway (NAMESPACE/NAME) of the Gateway API, otherwise an Ingress; none without a host."""
     if host is None:
         return []
     return [route(pod, port, host, parent) if parent else ingress(pod, host)]
 
 
-def ingress(pod: Reached, host: str) -> Object:
+def ingress(pod: Reachable, host: str) -> Object:
     backend = {"service": {"name": pod.name, "port": {"name": "http"}}}
     metadata = pod.metadata()
     # The controller's defaults refuse files of 1 MB and cut streams after a minute.
@@ -50,7 +50,7 @@ def ingress(pod: Reached, host: str) -> Object:
     }
 
 
-def route(pod: Reached, port: int, host: str, parent: str) -> Object:
+def route(pod: Reachable, port: int, host: str, parent: str) -> Object:
     namespace, _, name = parent.partition("/")
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",
