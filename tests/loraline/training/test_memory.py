@@ -199,7 +199,7 @@ def test_weights_in_fp8_take_what_they_are_estimated_to(
         plan = memory.Plan(1024, checkpointing=False, dequantized=both, fused=False)
         model = for_training(base, recipe, plan).get_base_model()
         layers = [m for m in model.modules() if hasattr(m, "channels")]
-        result = sum(m.weight.nbytes + (m.turned.nbytes if both else 0) for m in layers)
+        result = sum(m.weight.nbytes + (m.transposed_weight.nbytes if both else 0) for m in layers)
         whole = sum(p.numel() for n, p in model.named_parameters() if "lora_" not in n)
         # The rest is kept in float32 on a CPU.
         rest = 2 * (whole - sum(m.weight.numel() for m in layers))
