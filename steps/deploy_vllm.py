@@ -95,7 +95,7 @@ def gateway_of(options: Options) -> Gateway | None:
     """The gateway in front of the server, if there is one. UserError for a bad setting or task."""
     from gateway import settings, tasks
 
-    gateway = options.front.described(tasks.files(options.tasks_dir))
+    gateway = options.front.front_gateway(tasks.files(options.tasks_dir))
     if gateway is not None:
         settings.check(dict(gateway.settings))
     return gateway

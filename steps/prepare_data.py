@@ -105,8 +105,8 @@ def prepare_data(
     request = workplace.Request.of(
         profile, recipe, data, prompt, group_by, on, limit, encoding, overrides
     )
-    workers = workers or pool.fitting()
-    pool.wake(request.addresses, workers)
+    workers = workers or pool.process_count()
+    pool.preload_if_large(request.addresses, workers)
     client = store.connect() if merge or not check_only else None
     with workplace.folder(request, recipe) as place:
         work, instruction = workplace.plan(request, recipe, client, place)

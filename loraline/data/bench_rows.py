@@ -1,7 +1,7 @@
 """The test split as requests for `vllm bench serve`, in its `custom` or `custom_image` format.
 
 The prompts are the users' last turns; vLLM puts the chat template around them. Images are data
-URIs: a path would be sent to the server as it is, which may stand elsewhere.
+URIs, since the server may be on another machine, where a path would lead nowhere.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MOST = 1000
 
 def write(merged: Dataset, folder: Path) -> Path:
     """Write `custom.jsonl`, or `custom_image.jsonl` if rows show images; videos stay out."""
-    shows = bool(len(merged.facts["media_row"]))
+    has_media = bool(len(merged.facts["media_row"]))
     folder.mkdir(parents=True)
-    target = folder / ("custom_image.jsonl" if shows else "custom.jsonl")
+    target = folder / ("custom_image.jsonl" if has_media else "custom.jsonl")
     written = 0
     test = (merged.split == SPLITS.index("test")) & (merged.copies > 0)
     with target.open("w", encoding="utf-8") as file:
@@ -32,15 +32,15 @@ def write(merged: Dataset, folder: Path) -> Path:
             if written == MOST:
                 break
             for batch in batches(merged.work, part):
-                wanted = test[index : index + len(batch)]
-                for offset in wanted.nonzero()[0].tolist():
+                in_test = test[index : index + len(batch)]
+                for offset in in_test.nonzero()[0].tolist():
                     row = from_columns(batch.slice(offset, 1).to_pylist()[0])
                     if row.videos or written == MOST:
                         continue
                     written += 1
                     images = [as_uri(image) for image in row.images]
                     tokens = int(merged.facts["answer"][index + offset])
-                    json.dump(request(row, images, tokens, shows), file, ensure_ascii=False)
+                    json.dump(request(row, images, tokens, has_media), file, ensure_ascii=False)
                     file.write("\n")
                 index += len(batch)
     return target
@@ -49,13 +49,13 @@ def write(merged: Dataset, folder: Path) -> Path:
 def as_uri(image: bytes) -> str:
     from PIL import Image
 
-    kind = Image.MIME[Image.open(io.BytesIO(image)).format or "PNG"]
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
+    mime = Image.MIME[Image.open(io.BytesIO(image)).format or "PNG"]
+    return f"data:{mime};base64,{base64.b64encode(image).decode()}"
 
 
-def request(row: Record, images: list[str], tokens: int, shows: bool) -> dict[str, Any]:
+def request(row: Record, images: list[str], tokens: int, has_media: bool) -> dict[str, Any]:
     """One line: `content` parts in their order where images are shown, or a `prompt` of text."""
-    if not shows:
+    if not has_media:
         return {"prompt": row.question, "output_tokens": tokens}
     names = iter(images)
     # Images of earlier turns come first; the last turn has its own in their places.

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,36 +59,21 @@ Size = tuple[int, int]
 Point = tuple[float, float]
 """x and y as shares of an image's width and height."""
 
-TURNS: dict[int, Callable[[float, float], Point]] = {
-    1: lambda x, y: (x, y),
-    2: lambda x, y: (1 - x, y),
-    3: lambda x, y: (1 - x, 1 - y),
-    4: lambda x, y: (x, 1 - y),
-    5: lambda x, y: (y, x),
-    6: lambda x, y: (1 - y, x),
-    7: lambda x, y: (1 - y, 1 - x),
-    8: lambda x, y: (y, 1 - x),
-}
-"""Where a point of a stored image is shown, by the EXIF orientation (EXIF 3.0, tag 0x0112)."""
-
-BACK = {**{orientation: orientation for orientation in TURNS}, 6: 8, 8: 6}
-"""The orientation that undoes one."""
-
 
 def convention(base: str, folder: Path | None) -> str | None:
     """The convention of a base, by its config or else by its name; None if it has none."""
-    kind = base.lower().replace("-", "_").replace(".", "_")
+    model_type = base.lower().replace("-", "_").replace(".", "_")
     config = folder / "config.json" if folder else None
     if config and config.is_file():
-        kind = str(json.loads(config.read_text()).get("model_type", kind))
+        model_type = str(json.loads(config.read_text()).get("model_type", model_type))
     # The longest name first: qwen2_vl is no part of qwen2_5_vl, but a folder may hold both words.
-    return next((name for name in sorted(CONVENTIONS, reverse=True) if name in kind), None)
+    return next((name for name in sorted(CONVENTIONS, reverse=True) if name in model_type), None)
 
 
 def to_unit(box: Sequence[float], size: Size, coordinates: str) -> Box:
     """A box as shares of its image; BadRow if it is empty, upside down or outside.
 
-    `coordinates` is `pixels` of the stored image, `unit` for 0 to 1, or `thousand` for 0 to 1000.
+    `coordinates` is `pixels`, `unit` for 0 to 1, or `thousand` for 0 to 1000, of the upright image.
     """
     height, width = size
     wide, tall = {"pixels": (width, height), "unit": (1, 1), "thousand": (THOUSAND, THOUSAND)}[
@@ -107,8 +92,8 @@ def to_unit(box: Sequence[float], size: Size, coordinates: str) -> Box:
 
 def from_unit(box: Box, size: Size, target: str, recipe: Profile) -> tuple[int, int, int, int]:
     """Whole numbers of a box in a convention; the resized image is that of the profile's limits."""
-    shown = shown_size(size, target, recipe.min_pixels or 0, recipe.max_pixels or 2**31)
-    return in_pixels(box, counted_to(target, shown))
+    resized = shown_size(size, target, recipe.min_pixels or 0, recipe.max_pixels or 2**31)
+    return in_pixels(box, counted_to(target, resized))
 
 
 def shown_size(size: Size, target: str, min_pixels: int, max_pixels: int) -> Size:
@@ -118,9 +103,9 @@ def shown_size(size: Size, target: str, min_pixels: int, max_pixels: int) -> Siz
     )
 
 
-def counted_to(target: str, shown: Size) -> Size:
+def counted_to(target: str, resized: Size) -> Size:
     """What a convention's numbers count to, down and across the image."""
-    return shown if target == "qwen2_5_vl" else (THOUSAND, THOUSAND)
+    return resized if target == "qwen2_5_vl" else (THOUSAND, THOUSAND)
 
 
 def to_original(point: Point, counted: Size) -> Point:
@@ -137,23 +122,6 @@ def in_pixels(box: Box, size: Size) -> tuple[int, int, int, int]:
     height, width = size
     left, top, right, bottom = box
     return round(left * width), round(top * height), round(right * width), round(bottom * height)
-
-
-def upright_size(stored: Size, orientation: int) -> Size:
-    """Size of an image as it is shown; orientations from 5 on swap its sides."""
-    return (stored[1], stored[0]) if orientation >= 5 else stored
-
-
-def turned(box: Box, orientation: int) -> Box:
-    """Where a box of the stored image, in shares, lies in the image as it is shown."""
-    first, second = TURNS[orientation](*box[:2]), TURNS[orientation](*box[2:])
-    (left, right), (top, bottom) = sorted((first[0], second[0])), sorted((first[1], second[1]))
-    return left, top, right, bottom
-
-
-def turned_back(box: Box, orientation: int) -> Box:
-    """Where a box of the image as it is shown, in shares, lies in the stored image."""
-    return turned(box, BACK[orientation])
 
 
 def written(box: Sequence[int], target: str) -> str:
@@ -179,7 +147,7 @@ def convert(
     named = (objects or {}).get("ref") or []
     names = iter(named if isinstance(named, list) else [named])
 
-    def one(match: re.Match[str]) -> str:
+    def converted_box(match: re.Match[str]) -> str:
         if len(sizes) != 1:
             raise BadRow("boxes", f"a box in the text needs one image, the row has {len(sizes)}")
         numbers = [float(number) for number in match.groups()[1:]]
@@ -190,14 +158,14 @@ def convert(
 
     def fill(role: str, text: str) -> str:
         if role == "assistant":
-            whole = {
+            complete_starts = {
                 match.start() for form in (JSON_BOX, TOKEN_BOX) for match in form.finditer(text)
             }
             for match in BOX.finditer(text):
-                if match.start() not in whole:
-                    shown = text[match.start() : match.end() + 40]
-                    raise BadRow("boxes", f"{shown!r} is not a box of four numbers")
-        text = TOKEN_BOX.sub(one, JSON_BOX.sub(one, text))
+                if match.start() not in complete_starts:
+                    excerpt = text[match.start() : match.end() + 40]
+                    raise BadRow("boxes", f"{excerpt!r} is not a box of four numbers")
+        text = TOKEN_BOX.sub(converted_box, JSON_BOX.sub(converted_box, text))
         try:
             text = re.sub(NAME, lambda match: str(next(names)), text)
             return re.sub(PLACE, lambda match: next(placed), text)

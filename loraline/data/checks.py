@@ -231,9 +231,9 @@ def alternate(
     Results of tools may stand between two answers. Rows with `details` are never joined.
     """
     roles = [role for role, _ in turns]
-    begin = 1 if roles[0] == "system" else 0
-    pairs = (len(roles) - begin) // 2
-    if pairs and roles[begin:] == ["user", "assistant"] * pairs:
+    first = 1 if roles[0] == "system" else 0
+    pairs = (len(roles) - first) // 2
+    if pairs and roles[first:] == ["user", "assistant"] * pairs:
         return turns
     if "tool" in roles and TOOL_TURNS.fullmatch("".join(role[0] for role in roles)):
         return turns
@@ -284,7 +284,7 @@ def match_tags(
     )
 
 
-def not_empty(turns: Turns, details: Mapping[int, Detail] | None = None) -> None:
+def refuse_empty_turns(turns: Turns, details: Mapping[int, Detail] | None = None) -> None:
     """No turn of user or assistant is empty; a media tag is content, and so is a call."""
     for number, (role, text) in enumerate(turns):
         if role not in ("system", "tool") and (not text or text.isspace()):

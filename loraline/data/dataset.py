@@ -48,8 +48,8 @@ class Counted:
     def add(self, part: Part, tally: Mapping[str, Any]) -> None:
         self.places.add(part, tally["lines"])
         for example in tally["examples"]:
-            shown = f"{example['check']} {example['action']}"
-            if sum(f"{e['check']} {e['action']}" == shown for e in self.examples) < EXAMPLES:
+            label = f"{example['check']} {example['action']}"
+            if sum(f"{e['check']} {e['action']}" == label for e in self.examples) < EXAMPLES:
                 where = self.places.of(part, example["row"], example["line"])
                 self.examples.append({**example, "place": where})
                 del self.examples[-1]["row"], self.examples[-1]["line"]
@@ -110,9 +110,9 @@ def merge(counted: Counted) -> Dataset:
         tools=counted.tools,
         present=counted.present,
     )
-    selection.sample(merged)
+    selection.take_samples(merged)
     selection.assign_splits(merged)
-    selection.repetitions(merged)
+    selection.drop_repetitions(merged)
     selection.weigh(merged)
     return merged
 
@@ -124,27 +124,30 @@ def refuse_empty(merged: Dataset) -> None:
             uris = short_path(", ".join(source.entry.uri for source in merged.work.sources))
             raise UserError(
                 shortened(
-                    f"{uris}: no rows for {name} of {merged.read} read{where_they_went(merged)}",
+                    f"{uris}: no rows for {name} of {merged.read} read{why_empty(merged)}",
                     MOST,
                 )
             )
 
 
-def where_they_went(merged: Dataset) -> str:
+def why_empty(merged: Dataset) -> str:
     """Why a split is empty, as the end of a sentence."""
-    kept = merged.facts["group"][merged.copies > 0].tolist()
-    groups = len(set(kept))
-    together = ""
-    if merged.work.group_by == "answer" and 2 * groups < len(kept):
-        together = (
+    groups_kept = merged.facts["group"][merged.copies > 0].tolist()
+    groups = len(set(groups_kept))
+    grouping = ""
+    if merged.work.group_by == "answer" and 2 * groups < len(groups_kept):
+        grouping = (
             f"they have {groups} different answers, and rows with equal answers stay together; "
             "--set prepare.group_by=row (with make, SET=…) splits them row by row"
         )
-    if lost := dropped(merged.counts):
+    if dropped_by_check := dropped(merged.counts):
         work = merged.work.recipe
         limits = {"too_long": f" (max_length {work.max_length})"}
-        by_check = (f"{n} dropped by {check}{limits.get(check, '')}" for check, n in lost.items())
-        return f": {', '.join(by_check)}" + (f"; {together}" if together else "")
+        by_check = (
+            f"{n} dropped by {check}{limits.get(check, '')}"
+            for check, n in dropped_by_check.items()
+        )
+        return f": {', '.join(by_check)}" + (f"; {grouping}" if grouping else "")
     files = [file for source in merged.work.sources for file in source.files]
     if len(files) == 1 and (split := files[0].split) and merged.read:
         return (
@@ -153,8 +156,8 @@ def where_they_went(merged: Dataset) -> str:
         )
     if not merged.read:
         return ": the files hold no rows"
-    if together:
-        return f": {together}"
+    if grouping:
+        return f": {grouping}"
     return "; add rows, files named after splits, or split by something else (--group-by)"
 
 

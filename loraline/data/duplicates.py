@@ -47,15 +47,17 @@ def signatures(texts: Sequence[str]) -> NDArray[Any]:
 
     cut = words([text.encode("utf-8", "surrogatepass") for text in texts])
     sizes, hashes = cut.counts, cut.numbers
-    last = np.cumsum(sizes) - 1
+    last_words = np.cumsum(sizes) - 1
     pairs = hashes.copy()
     pairs[:-1] = scattered(hashes[:-1]) + hashes[1:]
-    pairs[last] = hashes[last]
+    pairs[last_words] = hashes[last_words]
     within = np.ones(len(pairs), bool)
-    within[last[sizes > 1]] = False
+    within[last_words[sizes > 1]] = False
     starts = np.cumsum([0, *np.maximum(sizes - 1, 1)]).astype(np.uint64)
-    made = RMinHash.digest_matrix_from_flat_token_hashes(pairs[within], starts, PERMUTATIONS, SEED)
-    values = chain.from_iterable(made.to_rows())
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        pairs[within], starts, PERMUTATIONS, SEED
+    )
+    values = chain.from_iterable(matrix.to_rows())
     return np.fromiter(values, np.uint32, len(texts) * PERMUTATIONS).reshape(-1, PERMUTATIONS)
 
 
@@ -64,18 +66,18 @@ def banded(signed: NDArray[Any]) -> NDArray[Any]:
     return signed.reshape(-1, BANDS, WIDTH).swapaxes(0, 1)
 
 
-def near_texts(signed: NDArray[Any], shown: NDArray[Any]) -> NDArray[Any]:
+def near_texts(signed: NDArray[Any], media: NDArray[Any]) -> NDArray[Any]:
     """Pairs (row, earlier row) of rows with near texts that show the same media, shape (pairs, 2).
 
     `signed` is uint32 of shape (BANDS, rows, WIDTH) and may be a memory map, of which a band is
-    read at a time, and else only rows that met; `shown` is uint64 of shape (rows,), equal where the
+    read at a time, and else only rows that met; `media` is uint64 of shape (rows,), equal where the
     media are near.
     """
     import numpy as np
 
     def near_in(band: int) -> NDArray[Any]:
         """Pairs of rows that are near, among those whose signatures have an equal band."""
-        keys = shown.copy()
+        keys = media.copy()
         for column in range(WIDTH):
             keys = keys * np.uint64(MIX) + signed[band, :, column]
         pairs = np.concatenate([np.empty((0, 2), np.int64), *neighbours(keys)])
@@ -105,11 +107,13 @@ def neighbours(keys: NDArray[Any]) -> Iterator[NDArray[Any]]:
     import numpy as np
 
     order = np.argsort(keys, kind="stable")
-    same = keys[order[1:]] == keys[order[:-1]]
-    if not same.any():
+    equals_previous = keys[order[1:]] == keys[order[:-1]]
+    if not equals_previous.any():
         return
-    starts = np.maximum.accumulate(np.where(np.r_[True, ~same], np.arange(len(order)), 0))
-    later = np.flatnonzero(same) + 1
+    starts = np.maximum.accumulate(
+        np.where(np.r_[True, ~equals_previous], np.arange(len(order)), 0)
+    )
+    later = np.flatnonzero(equals_previous) + 1
     yield np.stack([order[later], order[starts[later]]], axis=1)
     yield np.stack([order[later], order[later - 1]], axis=1)
 
@@ -178,15 +182,15 @@ def repeated(keys: NDArray[Any]) -> NDArray[Any]:
     return again
 
 
-def leaked(keys: NDArray[Any], splits: NDArray[Any], here: NDArray[Any]) -> NDArray[Any]:
+def leaked(keys: NDArray[Any], splits: NDArray[Any], included: NDArray[Any]) -> NDArray[Any]:
     """Whether an entry's key also stands in a later split, bool of shape (entries,).
 
-    `splits` counts from train (0) to test (2); `here` says which entries take part.
+    `splits` counts from train (0) to test (2); `included` says which entries take part.
     """
     import numpy as np
 
     repeats = np.zeros(len(keys), bool)
     for split in (0, 1):
-        earlier, later = here & (splits == split), here & (splits > split)
+        earlier, later = included & (splits == split), included & (splits > split)
         repeats[earlier] = np.isin(keys[earlier], keys[later])
     return repeats

@@ -23,7 +23,7 @@ def normalised(row: Record) -> str:
     """A row's text without regard to case and spaces."""
     texts = [content for _, content in row.messages]
     if row.details or row.tools:
-        texts += beside(row)
+        texts += beyond_texts(row)
     text = " ".join(texts).casefold()
     # A text that prints has no other spaces, and mostly none to take away.
     if text.isprintable() and "  " not in text and text.strip(" ") == text:
@@ -31,7 +31,7 @@ def normalised(row: Record) -> str:
     return " ".join(text.split())
 
 
-def beside(row: Record) -> list[str]:
+def beyond_texts(row: Record) -> list[str]:
     """What a row holds beside its texts and media: tools, calls, and which turns are learnt."""
     return [row.tools, *(f"{number} {list(detail)}" for number, detail in row.details.items())]
 
@@ -63,7 +63,7 @@ def facts_of(
                 [
                     row.record.messages,
                     [medium.sha.hex() for medium in row.media],
-                    *(beside(row.record) if row.record.details or row.record.tools else ()),
+                    *(beyond_texts(row.record) if row.record.details or row.record.tools else ()),
                 ]
             )
         ).digest()
@@ -86,7 +86,7 @@ def facts_of(
             hashlib.sha256((row.draft.group or "").encode("utf-8", "replace")).digest()
             for row in rows
         ]
-    shown = list(chain.from_iterable(row.media for row in rows))
+    media = list(chain.from_iterable(row.media for row in rows))
     split = SPLITS.index(named) if named else -1
     return {
         "digest": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
@@ -102,9 +102,9 @@ def facts_of(
         "split": np.full(len(rows), split, np.int8),
         "source": np.full(len(rows), source, np.int16),
         "media_row": np.repeat(np.arange(len(rows)), [len(row.media) for row in rows]),
-        "media_sha": first_eight([medium.sha for medium in shown]),
-        "media_near": np.array([medium.near for medium in shown], np.uint64),
-        "media_pixels": np.array([medium.height * medium.width for medium in shown], np.int64),
+        "media_sha": first_eight([medium.sha for medium in media]),
+        "media_near": np.array([medium.near for medium in media], np.uint64),
+        "media_pixels": np.array([medium.height * medium.width for medium in media], np.int64),
     }
 
 

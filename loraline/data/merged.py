@@ -1,4 +1,4 @@
-"""The rows of a dataset as one, and what becomes of each."""
+"""All rows of a dataset as arrays, with the split and the number of copies of each."""
 
 from __future__ import annotations
 

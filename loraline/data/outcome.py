@@ -1,4 +1,4 @@
-"""What came of the data, in words: rows by split, and what is lost or too little."""
+"""The outcome of prepare_data in sentences: rows by split, and what was lost or is too little."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ASKED = ("sample", "weight", "preference")
 def counts(merged: Dataset) -> str:
     """Sources, rows by split, and rows dropped by check, in one line."""
     uris = ", ".join(source.entry.uri for source in merged.work.sources)
-    kept = ", ".join(f"{count} {split}" for split, count in merged.rows.items())
+    rows = ", ".join(f"{count} {split}" for split, count in merged.rows.items())
     dropped = dataset.dropped(merged.counts)
-    out = ", ".join(f"{count} {check}" for check, count in dropped.items())
-    return f"of {uris}: {kept} rows" + (f"; dropped: {out}" if out else "")
+    by_check = ", ".join(f"{count} {check}" for check, count in dropped.items())
+    return f"of {uris}: {rows} rows" + (f"; dropped: {by_check}" if by_check else "")
 
 
 def loss(merged: Dataset) -> str:
-    """That over a tenth of the data is gone: the rest alone would look like a success."""
+    """A warning if checks dropped over a tenth of the rows; else an empty text."""
     dropped = dataset.dropped(merged.counts)
     lost = {check: count for check, count in dropped.items() if check not in ASKED}
     total = sum(lost.values())
@@ -39,12 +39,12 @@ def loss(merged: Dataset) -> str:
 
 
 def warnings(merged: Dataset) -> list[str]:
-    """What is said beside the counts, whether or not the rows are logged."""
+    """Warnings beside the counts, whether or not the rows are logged; some may be empty."""
     return [loss(merged), absent(merged), uneven(merged)]
 
 
 def absent(merged: Dataset) -> str:
-    """That a column is named that no row of any source has: most likely its name is misspelt."""
+    """A warning for a column that is named and that no row has: its name may be misspelt."""
     clauses = {
         f"no row has a column {name[:40]!r}, which {source.entry.columns_from} names for {ours}"
         for source in merged.work.sources
@@ -56,21 +56,21 @@ def absent(merged: Dataset) -> str:
 
 
 def uneven(merged: Dataset) -> str:
-    """That a split came out far larger than it was asked for, since rows of a group stay together.
+    """A warning for a split far larger than requested, because rows of a group stay together.
 
-    Of files that are named after splits nothing was asked for.
+    Files that are named after splits do not count: no size was requested for them.
     """
     import numpy as np
 
     rows = (merged.copies > 0) & (merged.facts["split"] < 0)
     total, held_out = int(rows.sum()), merged.work.recipe.split
     large = []
-    for name, asked in (("validation", held_out.validation), ("test", held_out.test)):
-        here = rows & (merged.split == SPLITS.index(name))
-        wanted = asked if isinstance(asked, int) else round(asked * total)
-        count, groups = int(here.sum()), len(np.unique(merged.facts["group"][here]))
-        if count > UNEVEN * max(1, wanted) and count >= UNEVEN * groups:
-            large.append(f"{count} go to {name} instead of {wanted}")
+    for name, requested in (("validation", held_out.validation), ("test", held_out.test)):
+        in_split = rows & (merged.split == SPLITS.index(name))
+        expected = requested if isinstance(requested, int) else round(requested * total)
+        count, groups = int(in_split.sum()), len(np.unique(merged.facts["group"][in_split]))
+        if count > UNEVEN * max(1, expected) and count >= UNEVEN * groups:
+            large.append(f"{count} go to {name} instead of {expected}")
     if not large:
         return ""
     groups, by = len(np.unique(merged.facts["group"][rows])), merged.work.group_by
@@ -85,12 +85,12 @@ def uneven(merged: Dataset) -> str:
 
 
 def shortage(merged: Dataset) -> str:
-    """That the gate will reject whatever is trained on these rows."""
-    rows, wanted = merged.rows["test"], merged.work.recipe.gate.min_rows
-    if rows >= wanted:
+    """A sentence if there are fewer test rows than the gate requires; else an empty text."""
+    rows, least = merged.rows["test"], merged.work.recipe.gate.min_rows
+    if rows >= least:
         return ""
     return (
-        f"{rows} test rows, and the gate asks for {wanted} (gate.min_rows), so that "
-        f"training is refused: add rows, hold out {wanted} with --set split.test={wanted}, "
+        f"{rows} test rows, and the gate asks for {least} (gate.min_rows), so that "
+        f"training is refused: add rows, hold out {least} with --set split.test={least}, "
         f"or judge by fewer with --set gate.min_rows={rows} (with make, SET=…)"
     )

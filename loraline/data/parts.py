@@ -47,11 +47,11 @@ def plan(sources: Sequence[Source], size: int) -> Iterator[Part]:
 
 
 def ranges(source: Source, name: str, length: int, size: int) -> Iterator[tuple[int, int | None]]:
-    kind = streams.kind_of(name)
-    if kind == ".jsonl" and not streams.packing_of(name) and not source.entry.encoding:
+    ending = streams.ending_of(name)
+    if ending == ".jsonl" and not streams.packing_of(name) and not source.entry.encoding:
         for start in range(0, max(length, 1), size):
             yield start, min(start + size, length)
-    elif kind in (".parquet", ".arrow") and source.bucket is None:
+    elif ending in (".parquet", ".arrow") and source.bucket is None:
         total, rows = column_units(source.root / name)
         step = max(1, total * size // max(length, 1)) if rows else 1
         for start in range(0, max(total, 1), step):
@@ -68,7 +68,7 @@ def column_units(path: Path) -> tuple[int, bool]:
     from loraline.errors import UserError
 
     try:
-        if streams.kind_of(path.name) == ".parquet":
+        if streams.ending_of(path.name) == ".parquet":
             return int(pq.read_metadata(path).num_row_groups), False
         return int(readers.arrow_table(path).num_rows), True
     except (pa.ArrowException, OSError) as error:
@@ -112,7 +112,7 @@ def run(work: Work, workers: int) -> Iterator[tuple[Part, dict[str, Any]]]:
 
 
 @functools.lru_cache(maxsize=2)
-def measured(folder: Path | None, recipe: Profile) -> Lengths:
+def cached_lengths(folder: Path | None, recipe: Profile) -> Lengths:
     return lengths(folder, recipe)
 
 
@@ -124,23 +124,23 @@ def process(work: Work, part: Part) -> None:
     collects = gc.isenabled()
     gc.disable()
     try:
-        make(work, part)
+        write_part(work, part)
     finally:
         if collects:
             gc.enable()
 
 
-def make(work: Work, part: Part) -> None:
+def write_part(work: Work, part: Part) -> None:
     import numpy as np
     import pyarrow as pa
 
     tally, facts, signed = Tally(), [], []
-    ruler = measured(work.tokenizer, work.recipe)
+    ruler = cached_lengths(work.tokenizer, work.recipe)
     path = work.sources[part.source].path(part.file)
     temporary = work.file(part, ".arrow.part")
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, schema()) as rows:
         for group in grouped(candidates(work, part, path, ruler, tally)):
-            kept, tokens = in_length(group, ruler, work, tally)
+            kept, tokens = within_length(group, ruler, work, tally)
             if kept:
                 rows.write_batch(
                     batch([candidate.record for candidate in kept], [row for row, _ in tokens])
@@ -153,10 +153,10 @@ def make(work: Work, part: Part) -> None:
         np.savez(file, allow_pickle=False, **join(facts))
     with work.file(part, ".npy").open("wb") as file:
         np.save(file, np.concatenate(signed) if signed else signatures([]))
-    done = work.file(part, ".json.part")
-    with done.open("w") as page:
+    unfinished = work.file(part, ".json.part")
+    with unfinished.open("w") as page:
         json.dump(vars(tally), page)
-    done.replace(work.file(part, ".json"))
+    unfinished.replace(work.file(part, ".json"))
 
 
 def candidates(
@@ -199,26 +199,26 @@ def candidates(
             tally.formats[drafted.format] += 1
             for key in drafted.listed:
                 tally.unused[key] += 1
-            pick = picked(drafted)
+            pick = sampling_number(drafted)
             if pick >= share * 2**64:
                 tally.counts["sample out"] += 1
                 continue
-            made = checked(drafted, number, pick, work, source, fetch, ruler)
+            candidate = checked(drafted, number, pick, work, source, fetch, ruler)
             tally.tools += bool(drafted.tools)
         except LeftOut:
             tally.counts["preference out"] += 1
             continue
         except BadRow as bad:
             action = work.actions[bad.check]
-            shown = raw if not isinstance(raw, BadRow) else ""
+            content = raw if not isinstance(raw, BadRow) else ""
             action = DROP if action == REPAIR else action
-            tally.add(bad.check, action, number, bad.clause, shown, cursor.line)
+            tally.add(bad.check, action, number, bad.clause, content, cursor.line)
             continue
-        for check in set(made.flagged):
+        for check in set(candidate.flagged):
             meaning = checks.CHECKS[check].meaning
             tally.add(check, work.actions[check], number, meaning, raw, cursor.line)
-        made.line = cursor.line
-        yield made
+        candidate.line = cursor.line
+        yield candidate
     tally.present = sorted(named - absent)
 
 
@@ -244,7 +244,7 @@ def checked(
         flagged.append("missing")
     turns = checks.clean_text(drafted.turns, actions, flagged)
     turns = checks.alternate(turns, actions, flagged, drafted.details)
-    checks.not_empty(turns, drafted.details)
+    checks.refuse_empty_turns(turns, drafted.details)
     if work.recipe.modality == "text":
         if drafted.images or drafted.videos or drafted.shows:
             raise BadRow("modality", "holds media, the profile's modality is text")
@@ -259,7 +259,7 @@ def checked(
                     raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
                 flagged.append("special_tokens")
     measured_media: list[Medium] = []
-    shown: list[bytes] = []
+    pictures: list[bytes] = []
     clips: list[Video] = []
     for medium in drafted.images:
         if not isinstance(medium, str | bytes):
@@ -267,28 +267,28 @@ def checked(
         picture = images.load_image(
             medium, fetch, work.limits, actions, flagged, source.entry.window
         )
-        shown.append(picture.content)
+        pictures.append(picture.content)
         measured_media.append(Medium(picture.source, picture.near, picture.height, picture.width))
     for medium in drafted.videos:
         clip = videos.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
         clips.append(clip.video)
         measured_media.append(Medium(clip.source, clip.near, clip.height, clip.width))
     if work.boxes and source.entry.boxes:
-        sizes = [(medium.height, medium.width) for medium in measured_media[: len(shown)]]
+        sizes = [(medium.height, medium.width) for medium in measured_media[: len(pictures)]]
         turns = boxes.convert(
             turns, drafted.objects, sizes, source.entry.boxes, work.boxes, work.recipe
         )
-    elif shown or drafted.objects:
-        boxes.refuse_places(turns if shown else [], drafted.objects)
+    elif pictures or drafted.objects:
+        boxes.refuse_places(turns if pictures else [], drafted.objects)
     record = Record(
-        tuple(turns), tuple(shown), tuple(clips), drafted.tools, details=drafted.details
+        tuple(turns), tuple(pictures), tuple(clips), drafted.tools, details=drafted.details
     )
     if drafted.details or drafted.tools:
         ruler.check_rendered(record)
     return Candidate(number, record, drafted, pick, measured_media, flagged)
 
 
-def picked(drafted: Draft) -> int:
+def sampling_number(drafted: Draft) -> int:
     """A number below 2**64 that is a row's own, for sampling."""
     text = "\0".join(content for _, content in drafted.turns)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
@@ -313,7 +313,7 @@ def grouped(rows: Iterator[Candidate]) -> Iterator[list[Candidate]]:
         yield group
 
 
-def in_length(
+def within_length(
     group: list[Candidate], ruler: Lengths, work: Work, tally: Tally
 ) -> tuple[list[Candidate], list[tuple[int, int]]]:
     """The rows that are not too long, with their tokens and their answers'."""
@@ -329,15 +329,15 @@ def in_length(
         if size[1] > most_answer:
             clause = f"answer has {size[1]} tokens, max_new_tokens is {most_answer}"
             clauses.append(("answer_too_long", clause))
-        out = False
+        dropped = False
         for check, clause in clauses:
             action = work.actions[check]
             tally.add(check, action, row.number, clause, row.record.answer, row.line)
             row.flagged.append(check)
-            out = out or action in (FAIL, DROP)
-            if out:
+            dropped = dropped or action in (FAIL, DROP)
+            if dropped:
                 break
-        if not out:
+        if not dropped:
             kept.append(row)
             tokens.append(size)
     return kept, tokens

@@ -12,8 +12,8 @@ CHUNK = 2**20
 class Places:
     """Counts what stands before each part in its file, so that a row has the number it has there.
 
-    A share of the data has not read what stands before its parts. It is counted when it is asked
-    for, which is when a row is shown.
+    A share of the data has not read what stands before its parts. That is counted when the place
+    of a row is needed for a message.
     """
 
     def __init__(self, work: Work) -> None:
@@ -22,7 +22,7 @@ class Places:
         """Lines or rows of the same file before a part, by the part's number."""
 
         self.ends: dict[tuple[int, str], tuple[int | None, int]] = {}
-        """Where what was read of a file from its begin ends, and the lines or rows up to there."""
+        """Where the parts read without a gap from a file's start end, and their lines or rows."""
 
     def add(self, part: Part, lines: int) -> None:
         """Note a part that was read; parts come in order."""
@@ -43,22 +43,22 @@ class Places:
             if bucket
             else str(source.root / part.file)
         )
-        unit = "line" if streams.kind_of(path) == ".jsonl" else "row"
+        unit = "line" if streams.ending_of(path) == ".jsonl" else "row"
         place = f"{path} {unit} {self.before[part.number] + number}"
         return f"{place} (line {line})" if line else place
 
     def counted(self, part: Part) -> int:
         """Lines or rows of a file before a part of it that begins later."""
         path = self.work.sources[part.source].path(part.file)
-        kind = streams.kind_of(path.name)
-        if kind == ".arrow":
+        ending = streams.ending_of(path.name)
+        if ending == ".arrow":
             return part.start
-        if kind == ".parquet":
+        if ending == ".parquet":
             return readers.rows_of_groups(path, part.start)
         # A line that begins before the part is not of it, nor is the end of the line before it.
-        count, left = 1, part.start - 1
+        count, remaining = 1, part.start - 1
         with path.open("rb") as file:
-            while left > 0 and (content := file.read(min(CHUNK, left))):
+            while remaining > 0 and (content := file.read(min(CHUNK, remaining))):
                 count += content.count(b"\n")
-                left -= len(content)
+                remaining -= len(content)
         return count

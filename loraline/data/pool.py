@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 PARALLEL_FROM = 2**20
 """Bytes of data files from which several processes are worth their start."""
 
-OF_ALL, OF_ONE = 0.7 * 2**30, 0.13 * 2**30
-"""Bytes that preparing takes by itself, and with each process more: 0.82 GiB were measured for two
-of them and 1.53 for eight, on text."""
+BYTES_OF_ALL, BYTES_OF_ONE = 0.7 * 2**30, 0.13 * 2**30
+"""Bytes that prepare_data takes by itself, and more for each process; measured on text were
+0.82 GiB with two processes and 1.53 with eight."""
 
 
-def wake(data: Sequence[str], workers: int) -> None:
-    """Begin to import what workers need, some seconds, where data files are here and large."""
+def preload_if_large(data: Sequence[str], workers: int) -> None:
+    """Begin to import what workers need, which takes seconds, if data files are local and large."""
     paths = chain.from_iterable(
         path.iterdir() if path.is_dir() else [path] for path in map(Path, data)
     )
@@ -36,7 +36,7 @@ def wake(data: Sequence[str], workers: int) -> None:
 
 
 def preloading() -> BaseContext:
-    """A way to start processes that imports what they need once, so its memory counts once."""
+    """A context that starts processes from one that has imported everything, sharing its memory."""
     import multiprocessing
     from multiprocessing import forkserver, resource_tracker
 
@@ -56,13 +56,13 @@ def preloading() -> BaseContext:
 def processes(count: int) -> ProcessPoolExecutor:
     from concurrent.futures import ProcessPoolExecutor
 
-    return ProcessPoolExecutor(count, preloading(), initializer=settle)
+    return ProcessPoolExecutor(count, preloading(), initializer=init_worker)
 
 
-def apart(work: Work, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns that needs the tokenizer.
+def in_worker(work: Work, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that needs the tokenizer, and return its result.
 
-    By a worker, unless transformers is loaded here already: that takes seconds and 300 MB.
+    A worker calls it unless transformers is loaded here already: loading takes seconds and 300 MB.
     """
     if work.tokenizer is None or "transformers" in sys.modules:
         return function(*arguments)
@@ -70,8 +70,8 @@ def apart(work: Work, function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def settle() -> None:
-    """A worker leaves Ctrl-C to the step, and uses one core."""
+def init_worker() -> None:
+    """Set up a worker: it ignores Ctrl-C, which the step handles, and uses one core."""
     import os
 
     import pyarrow as pa
@@ -81,9 +81,9 @@ def settle() -> None:
     pa.set_cpu_count(1)
 
 
-def fitting() -> int:
-    """Processes for which the machine, or the container, has the cores and the memory."""
+def process_count() -> int:
+    """How many processes the cores and the memory of this machine or container allow."""
     cores, room = share.cpus(), share.memory()
     if room is None:
         return cores
-    return max(1, min(cores, int((room - OF_ALL) // OF_ONE)))
+    return max(1, min(cores, int((room - BYTES_OF_ALL) // BYTES_OF_ONE)))

@@ -15,12 +15,12 @@ NEEDED = [
     "transformers.models.auto.tokenization_auto",
 ]
 
-# What is imported stays: the collector would walk through it in vain, and each worker that does so
-# gets pages of its own in the place of shared ones.
+# These objects live as long as the process. A garbage collection would find nothing, and would copy
+# the shared pages into each worker.
 gc.disable()
 for name in NEEDED:
     importlib.import_module(name)
 gc.freeze()
 gc.enable()
-# At the end libraries look for what they still hold, and would report it as leaked.
+# Frozen objects would be reported as leaked by libraries that look for them at exit.
 atexit.register(gc.unfreeze)

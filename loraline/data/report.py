@@ -62,9 +62,9 @@ def contents(merged: Dataset) -> dict[str, Any]:
     facts, work = merged.facts, merged.work
     tokens = facts["tokens"][kept]
     media_kept = kept[facts["media_row"]]
-    shown = spread(merged)
-    records = [merged.record(index) for index in shown]
-    read = pool.apart(work, as_read, work.tokenizer, work.recipe, records)
+    spread_rows = spread(merged)
+    records = [merged.record(index) for index in spread_rows]
+    rows_as_read = pool.in_worker(work, as_read, work.tokenizer, work.recipe, records)
     answers = "last answers" if (facts["turns"][kept] > 3).any() else "answers"
     return {
         "sources": [
@@ -114,24 +114,24 @@ def contents(merged: Dataset) -> dict[str, Any]:
                 "rows": [[(learnt, cut(text)) for learnt, text in row] for row in rows],
                 "pictures": pictures(record),
             }
-            for index, record, rows in zip(shown, records, read, strict=True)
+            for index, record, rows in zip(spread_rows, records, rows_as_read, strict=True)
         ],
         "clusters": clusters(merged),
     }
 
 
-def columns_used(kept: int) -> str:
+def columns_used(count: int) -> str:
     """What is said of columns where none is listed as not used."""
-    return "Every column is used." if kept else "No row was kept, so no column is used."
+    return "Every column is used." if count else "No row was kept, so no column is used."
 
 
 def meaning(check: str) -> str:
-    other = {
+    dropped = {
         "preference": "rows of preference data that hold nothing good",
         "sample": "rows that a sample leaves out",
         "weight": "rows that a weight below 1 leaves out",
     }
-    return CHECKS[check].meaning if check in CHECKS else other[check]
+    return CHECKS[check].meaning if check in CHECKS else dropped[check]
 
 
 def lengths_of(name: str, values: NDArray[Any]) -> dict[str, Any]:
@@ -205,21 +205,21 @@ def as_read(
     tokenizer: Path | None, recipe: Profile, records: Sequence[Record]
 ) -> list[list[list[Piece]]]:
     """What training makes of each record: rows, in pieces that are given or learnt."""
-    ruler, shown = parts.measured(tokenizer, recipe), []
+    ruler, as_pieces = parts.cached_lengths(tokenizer, recipe), []
     for record in records:
         if isinstance(ruler, Exact) and not record.videos:
             rows = ruler.encoder.conversation(record)
-            shown.append([pieces(row, ruler.encoder.tokenizer) for row in rows])
+            as_pieces.append([pieces(row, ruler.encoder.tokenizer) for row in rows])
         else:
-            shown.append([pieces_of_turns(record)])
-    return shown
+            as_pieces.append([pieces_of_turns(record)])
+    return as_pieces
 
 
 def pieces(row: Row, tokenizer: Any) -> list[Piece]:
     tokens, listed, place = row.prompt + row.answer, [], 0
     for answer in row.learnt_slices:
-        given = tokenizer.decode(tokens[place : answer.start])
-        listed.append((False, PADS.sub(lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", given)))
+        context = tokenizer.decode(tokens[place : answer.start])
+        listed.append((False, PADS.sub(lambda m: f"{m[1]} x {len(m[0]) // len(m[1])}", context)))
         listed.append((True, tokenizer.decode(tokens[answer])))
         place = answer.stop
     return listed
@@ -253,7 +253,7 @@ def clusters(merged: Dataset) -> list[dict[str, Any]]:
     import numpy as np
 
     groups = []
-    for kind, labels, rows in (
+    for unit, labels, rows in (
         ("rows", merged.near_texts, np.arange(len(merged.split))),
         ("images", merged.near_media, merged.facts["media_row"]),
     ):
@@ -266,7 +266,7 @@ def clusters(merged: Dataset) -> list[dict[str, Any]]:
                 members = rows[np.flatnonzero(labels == label)[:3]]
                 groups.append(
                     {
-                        "kind": kind,
+                        "kind": unit,
                         "size": int(size),
                         "examples": [
                             {

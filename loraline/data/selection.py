@@ -1,4 +1,4 @@
-"""What becomes of each row that was read: sampled, split, dropped where it repeats, weighed."""
+"""Which rows are kept: samples, splits, dropped repetitions, and weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loraline.data.merged import Dataset
 
 
-def out(
+def apply_check(
     merged: Dataset,
     check: str,
     rows: NDArray[Any],
@@ -37,13 +37,15 @@ def out(
     merged.counts[f"{check} {action}"] += len(indices)
     merged.facts["flags"][indices] |= np.uint32(1 << FLAGS.index(check))
     for index in indices[:EXAMPLES].tolist():
-        other = partner(index)
+        partner_row = partner(index)
         merged.examples.append(
             {
                 "check": check,
                 "action": action,
                 "place": merged.place(index),
-                "clause": clause if other is None else f"{clause}: {merged.place(other)}",
+                "clause": clause
+                if partner_row is None
+                else f"{clause}: {merged.place(partner_row)}",
                 "text": merged.record(index).answer[:300],
             }
         )
@@ -51,7 +53,7 @@ def out(
         merged.copies[indices] = 0
 
 
-def sample(merged: Dataset) -> None:
+def take_samples(merged: Dataset) -> None:
     """Keep `#N` rows of each source that asks for it: those with the smallest hashes."""
     import numpy as np
 
@@ -59,11 +61,11 @@ def sample(merged: Dataset) -> None:
         if not source.entry.sample.startswith("#"):
             continue
         members = np.flatnonzero(merged.facts["source"] == number)
-        wanted = int(source.entry.sample[1:])
+        size = int(source.entry.sample[1:])
         order = members[np.argsort(merged.facts["pick"][members], kind="stable")]
-        merged.copies[order[wanted:]] = 0
-        if len(order) > wanted:
-            merged.counts["sample out"] += len(order) - wanted
+        merged.copies[order[size:]] = 0
+        if len(order) > size:
+            merged.counts["sample out"] += len(order) - size
 
 
 def assign_splits(merged: Dataset) -> None:
@@ -92,15 +94,15 @@ def assign_splits(merged: Dataset) -> None:
             merged.split[filled] = code
 
 
-def lower_bound(wanted: float, upper: float, points: NDArray[Any]) -> float:
+def lower_bound(held_out: float, upper: float, points: NDArray[Any]) -> float:
     """Where a split begins that ends at `upper`: a share of the hash range, or at least so many
     of the points, shape (rows,)."""
     import numpy as np
 
-    if not isinstance(wanted, int):
-        return upper - wanted
+    if not isinstance(held_out, int):
+        return upper - held_out
     below = np.sort(points[points < upper])
-    return float(below[-wanted]) if wanted <= len(below) else 0.0
+    return float(below[-held_out]) if held_out <= len(below) else 0.0
 
 
 def group_points(merged: Dataset) -> NDArray[Any]:
@@ -125,61 +127,63 @@ def group_points(merged: Dataset) -> NDArray[Any]:
         np.minimum.at(least, labels, facts["group"])
         # The least of many points would nearly always lie in train.
         joined = least[labels] != facts["group"]
-        several = np.zeros(nodes, bool)
-        several[labels[joined]] = True
-        points = np.where(several[labels], scattered(least[labels]) / np.float64(2**64), points)
+        is_joined = np.zeros(nodes, bool)
+        is_joined[labels[joined]] = True
+        points = np.where(is_joined[labels], scattered(least[labels]) / np.float64(2**64), points)
     return points
 
 
-def repetitions(merged: Dataset) -> None:
+def drop_repetitions(merged: Dataset) -> None:
     """Find duplicates, leaks, and what is nearly so, in that order, among the rows still in."""
     import numpy as np
 
     facts, split = merged.facts, merged.split
-    own_split = facts["key"] + np.uint64(MIX) * (split + 1).astype(np.uint64)
+    key_in_split = facts["key"] + np.uint64(MIX) * (split + 1).astype(np.uint64)
     alive = merged.copies > 0
     again = np.zeros(len(split), bool)
-    again[alive] = duplicates.repeated(own_split[alive])
+    again[alive] = duplicates.repeated(key_in_split[alive])
 
     def first(row: int) -> int:
-        return int(np.flatnonzero(alive & (own_split == own_split[row]))[0])
+        return int(np.flatnonzero(alive & (key_in_split == key_in_split[row]))[0])
 
-    out(merged, "duplicates", again, "repeats an earlier row of its split", first)
+    apply_check(merged, "duplicates", again, "repeats an earlier row of its split", first)
 
     alive = merged.copies > 0
     media_row = facts["media_row"]
     leaks = duplicates.leaked(facts["key"], split, alive)
-    shown = duplicates.leaked(facts["media_sha"], split[media_row], alive[media_row])
+    leaked_media = duplicates.leaked(facts["media_sha"], split[media_row], alive[media_row])
     by_text = leaks.copy()
-    leaks[media_row[shown]] = True
+    leaks[media_row[leaked_media]] = True
 
     def later(row: int) -> int:
         if by_text[row]:
-            same = facts["key"] == facts["key"][row]
+            matching = facts["key"] == facts["key"][row]
         else:
             media_shas = facts["media_sha"][media_row == row]
-            same = np.zeros(len(split), bool)
-            same[media_row[np.isin(facts["media_sha"], media_shas)]] = True
-        return int(np.flatnonzero(alive & same & (split > split[row]))[0])
+            matching = np.zeros(len(split), bool)
+            matching[media_row[np.isin(facts["media_sha"], media_shas)]] = True
+        return int(np.flatnonzero(alive & matching & (split > split[row]))[0])
 
-    out(merged, "leaks", leaks, "also stands in a later split, or its image does", later)
+    apply_check(merged, "leaks", leaks, "also stands in a later split, or its image does", later)
 
     media = duplicates.clusters(len(media_row), duplicates.near_images(facts["media_near"]))
-    shows = np.zeros(len(split), np.uint64)
-    np.add.at(shows, media_row, (media + 1).astype(np.uint64) * np.uint64(MIX))
-    pairs = duplicates.near_texts(all_signatures(merged), shows)
+    media_of_row = np.zeros(len(split), np.uint64)
+    np.add.at(media_of_row, media_row, (media + 1).astype(np.uint64) * np.uint64(MIX))
+    pairs = duplicates.near_texts(all_signatures(merged), media_of_row)
     texts = duplicates.clusters(len(split), pairs)
     merged.near_texts, merged.near_media = texts, media
 
     alive = merged.copies > 0
     near = np.zeros(len(split), bool)
     near[alive] = duplicates.repeated((texts * 4 + split)[alive])
-    out(merged, "near_duplicates", near & ~again, "is nearly an earlier row of its split")
+    apply_check(merged, "near_duplicates", near & ~again, "is nearly an earlier row of its split")
     alive = merged.copies > 0
     near = duplicates.leaked(texts, split, alive)
-    shown = duplicates.leaked(media, split[media_row], alive[media_row])
-    near[media_row[shown]] = True
-    out(merged, "near_leaks", near & ~leaks, "nearly stands in a later split, or its image does")
+    leaked_media = duplicates.leaked(media, split[media_row], alive[media_row])
+    near[media_row[leaked_media]] = True
+    apply_check(
+        merged, "near_leaks", near & ~leaks, "nearly stands in a later split, or its image does"
+    )
 
 
 def all_signatures(merged: Dataset) -> NDArray[Any]:
@@ -206,11 +210,11 @@ def weigh(merged: Dataset) -> None:
     import numpy as np
 
     weights = np.array([source.entry.weight for source in merged.work.sources])
-    wanted = weights[merged.facts["source"]] if len(merged.split) else np.empty(0)
+    times = weights[merged.facts["source"]] if len(merged.split) else np.empty(0)
     # Another number than the one that sampling went by.
     chance = (merged.facts["pick"] * np.uint64(MIX)) / np.float64(2**64)
-    copies = (np.floor(wanted) + (chance < wanted % 1)).astype(np.int32)
+    copies = (np.floor(times) + (chance < times % 1)).astype(np.int32)
     train = (merged.split == 0) & (merged.copies > 0)
     merged.copies[train] = copies[train]
-    if left := int((copies[train] == 0).sum()):
-        merged.counts["weight out"] += left
+    if dropped := int((copies[train] == 0).sum()):
+        merged.counts["weight out"] += dropped

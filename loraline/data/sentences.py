@@ -1,4 +1,4 @@
-"""What prepare_data says of data that it refuses: one sentence, and never a long one."""
+"""Messages about refused data: one sentence each, of at most MOST characters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATH = 90
 
 @contextmanager
 def brief() -> Iterator[None]:
-    """What is refused inside is said in a sentence that is not too long, whatever the file."""
+    """Shorten a UserError that the block raises to MOST characters."""
     try:
         yield
     except UserError as error:
@@ -26,7 +26,7 @@ def brief() -> Iterator[None]:
 
 
 def refusal(place: str, clause: str, check: str, report: str = "") -> str:
-    """Where a check found what, and what can be done; the clause gives way, the rest does not."""
+    """The sentence for a refused row: place, clause, check, remedy. A long clause is shortened."""
     where = short_path(place)
     looked = f"all is in {short_path(report)}" if report else "--check-only reports all of them"
     # A clause that says what to do needs no way to do without the rows.

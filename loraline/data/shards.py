@@ -24,19 +24,19 @@ GROUP, SHARD = 32 * 2**20, 512 * 2**20
 class Shards:
     """Parquet shards of one split, written as rows come, one row group at a time in a thread."""
 
-    def __init__(self, folder: Path, aside: Executor) -> None:
-        self.folder, self.aside = folder, aside
+    def __init__(self, folder: Path, executor: Executor) -> None:
+        self.folder, self.executor = folder, executor
         self.writing: Future[None] | None = None
         self.folder.mkdir()
         self.waiting: list[pa.RecordBatch] = []
-        self.held = self.filled = 0
+        self.waiting_bytes = self.shard_bytes = 0
         self.writer: Any = None
         self.files: list[Path] = []
 
     def add(self, batch: pa.RecordBatch) -> None:
         self.waiting.append(batch)
-        self.held += batch.nbytes
-        if self.held >= GROUP:
+        self.waiting_bytes += batch.nbytes
+        if self.waiting_bytes >= GROUP:
             self.flush()
 
     def flush(self) -> None:
@@ -49,24 +49,24 @@ class Shards:
             codecs = {"messages.list.element.content": "zstd", "messages.list.element.role": "zstd"}
             self.writer = pq.ParquetWriter(self.files[-1], schema(), compression=codecs)
         table = pa.Table.from_batches(self.waiting, schema())
-        self.settle()
-        self.writing = self.aside.submit(self.writer.write_table, table)
-        self.filled += self.held
-        self.waiting, self.held = [], 0
-        if self.filled >= SHARD:
+        self.wait_for_writer()
+        self.writing = self.executor.submit(self.writer.write_table, table)
+        self.shard_bytes += self.waiting_bytes
+        self.waiting, self.waiting_bytes = [], 0
+        if self.shard_bytes >= SHARD:
             self.close()
 
-    def settle(self) -> None:
+    def wait_for_writer(self) -> None:
         if self.writing is not None:
             self.writing.result()
 
     def close(self) -> None:
         if self.waiting or not self.files:
             self.flush()
-        self.settle()
+        self.wait_for_writer()
         if self.writer is not None:
             self.writer.close()
-        self.writer, self.filled = None, 0
+        self.writer, self.shard_bytes = None, 0
 
 
 def write_dataset(
@@ -84,8 +84,8 @@ def write(merged: Dataset, folder: Path) -> list[dict[str, Any]]:
     import numpy as np
     import pyarrow as pa
 
-    with ThreadPoolExecutor(1) as aside:
-        shards = [Shards(folder / f"{name}.parquet", aside) for name in SPLITS]
+    with ThreadPoolExecutor(1) as executor:
+        shards = [Shards(folder / f"{name}.parquet", executor) for name in SPLITS]
         for part, start in zip(merged.work.parts, merged.starts, strict=True):
             first = int(start)
             for batch in batches(merged.work, part):

@@ -64,11 +64,11 @@ def words(texts: Sequence[bytes]) -> Words:
     first = 0
     while first < len(starts):
         begin = int(starts[first])
-        last = max(first + 1, int(ends.searchsorted(begin + BLOCK, "right")))
-        if ends[last - 1] - begin <= BLOCK:
-            block, chosen = content[begin : ends[last - 1]], slice(first, last)
+        stop = max(first + 1, int(ends.searchsorted(begin + BLOCK, "right")))
+        if ends[stop - 1] - begin <= BLOCK:
+            block, chosen = content[begin : ends[stop - 1]], slice(first, stop)
             numbers[chosen] = polynomials(block, starts[chosen] - begin, ends[chosen] - begin)
-        first = last
+        first = stop
     for long in np.flatnonzero(ends - starts > LONGEST):
         digest = hashlib.blake2b(joined[starts[long] : ends[long]], digest_size=8).digest()
         numbers[long] = int.from_bytes(digest, "big")
@@ -91,12 +91,12 @@ def tables() -> tuple[NDArray[Any], NDArray[Any]]:
     """Powers of FACTOR and of its inverse, from 0 to BLOCK."""
     import numpy as np
 
-    made = []
+    columns = []
     for factor in (FACTOR, pow(FACTOR, -1, 2**64)):
         powers = np.full(BLOCK + 1, factor, np.uint64)
         powers[0] = 1
-        made.append(powers.cumprod())
-    return made[0], made[1]
+        columns.append(powers.cumprod())
+    return columns[0], columns[1]
 
 
 def scattered(values: NDArray[Any]) -> NDArray[Any]:

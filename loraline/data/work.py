@@ -1,4 +1,4 @@
-"""What the workers of prepare_data are given, and what they give back."""
+"""Inputs and results of the workers of prepare_data."""
 
 from __future__ import annotations
 
@@ -105,10 +105,12 @@ class Tally:
     present: list[str] = field(default_factory=list)
     """Columns that `columns` names and that a row has."""
 
-    def add(self, check: str, action: str, number: int, clause: str, shown: Any, line: int) -> None:
+    def add(
+        self, check: str, action: str, number: int, clause: str, content: Any, line: int
+    ) -> None:
         self.counts[f"{check} {action}"] += 1
         if self.counts[f"{check} {action}"] <= EXAMPLES:
-            text = shown if isinstance(shown, str) else repr(shown)[:2000]
+            text = content if isinstance(content, str) else repr(content)[:2000]
             self.examples.append(
                 {
                     "check": check,

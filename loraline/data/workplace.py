@@ -1,4 +1,4 @@
-"""What prepare_data is asked for, as work for many processes, and the folder it is done in."""
+"""The request to prepare_data, the work that it makes for many processes, and their folder."""
 
 from __future__ import annotations
 
@@ -78,26 +78,26 @@ class Request:
         overrides: Sequence[str] = (),
     ) -> Request:
         """What the command line asks for and, where it says nothing, the profile's `prepare`."""
-        said = recipe.prepare
-        sources: tuple[str | Entry, ...] = tuple(filter(None, data)) or said.sources
+        prepare = recipe.prepare
+        sources: tuple[str | Entry, ...] = tuple(filter(None, data)) or prepare.sources
         if not sources and recipe.data:
             sources = (recipe.data,)
         if not sources:
             raise UserError(f"profile {profile!r} names no data; give a folder with --data")
         return Request(
             sources,
-            prompt or said.prompt,
-            group_by or said.group_by,
-            policy([*(f"{check}={action}" for check, action in said.checks.items()), *on]),
-            limits([*(f"{name}={most}" for name, most in said.limits.items()), *limit]),
+            prompt or prepare.prompt,
+            group_by or prepare.group_by,
+            policy([*(f"{check}={action}" for check, action in prepare.checks.items()), *on]),
+            limits([*(f"{name}={most}" for name, most in prepare.limits.items()), *limit]),
             encoding,
-            said,
+            prepare,
             "--set" if any(map(NAMES_COLUMNS.match, overrides)) else f"profile {profile!r}",
         )
 
     @property
     def addresses(self) -> list[str]:
-        return [asked if isinstance(asked, str) else asked.uri for asked in self.data]
+        return [source if isinstance(source, str) else source.uri for source in self.data]
 
     def key(self, recipe: Profile) -> str:
         """Names the folder that a repeated run finds again."""
@@ -192,7 +192,7 @@ def identity(work: Work) -> str:
         [source.entry.model_dump(), [(f.name, f.split, f.size) for f in source.files]]
         for source in work.sources
     ]
-    asked = [
+    inputs = [
         files,
         [(part.start, part.stop) for part in work.parts],
         work.prompt,
@@ -203,7 +203,7 @@ def identity(work: Work) -> str:
         work.tokenizer is not None,
         work.boxes,
     ]
-    return fingerprint(parts.__file__, {"asked": asked})
+    return fingerprint(parts.__file__, {"asked": inputs})
 
 
 def changed_since(work: Work) -> str:
@@ -217,18 +217,18 @@ def state(work: Work) -> str | None:
     While it is the same, the dataset is, and nothing has to be read to know it. None for sources
     whose media may lie anywhere, or among too many files to ask.
     """
-    seen = []
+    states = []
     for source in work.sources:
         if source.media is not None:
             return None
         if source.bucket is not None:
-            seen.append([source.bucket.uri, sorted(source.bucket.objects.items())])
+            states.append([source.bucket.uri, sorted(source.bucket.objects.items())])
         else:
             if (files := stats(source.root)) is None:
                 return None
-            seen.append([str(source.root.resolve()), files])
+            states.append([str(source.root.resolve()), files])
     base = stats(work.tokenizer) if work.tokenizer else None
-    inputs = json.dumps([identity_of_all(work), seen, str(work.tokenizer), base])
+    inputs = json.dumps([work_identity(work), states, str(work.tokenizer), base])
     return hashlib.sha256(inputs.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -246,18 +246,18 @@ def stats(folder: Path) -> list[list[Any]] | None:
     return sorted(listed)
 
 
-def prepared(client: MlflowClient, same: str) -> Run | None:
+def prepared(client: MlflowClient, state: str) -> Run | None:
     """The finished run that made a dataset of the same `state`: the same files and choices."""
-    condition = f"tags.`{tags.SOURCES}` = '{same}' and attributes.status = 'FINISHED'"
+    condition = f"tags.`{tags.SOURCES}` = '{state}' and attributes.status = 'FINISHED'"
     return next(iter(latest_runs(client, "prepare_data", condition, 1)), None)
 
 
-def share(work: Work, asked: str) -> Work:
+def share(work: Work, part: str) -> Work:
     """The i-th of n shares of the parts, from `i/n`."""
-    match = re.fullmatch(r"(\d+)/(\d+)", asked)
+    match = re.fullmatch(r"(\d+)/(\d+)", part)
     index, count = (int(group) for group in match.groups()) if match else (0, 0)
     if not 1 <= index <= count:
-        raise UserError(f"--part {asked!r}: expected i/n with i from 1 to n")
+        raise UserError(f"--part {part!r}: expected i/n with i from 1 to n")
     return replace(work, parts=work.parts[index - 1 :: count])
 
 
@@ -269,12 +269,10 @@ def pack(work: Work, target: Path) -> None:
             file = work.file(part, ending)
             file.rename(target / file.name)
     with (target / PLAN).open("w") as page:
-        json.dump(
-            {"identity": identity_of_all(work), "parts": [p.number for p in work.parts]}, page
-        )
+        json.dump({"identity": work_identity(work), "parts": [p.number for p in work.parts]}, page)
 
 
-def identity_of_all(work: Work) -> str:
+def work_identity(work: Work) -> str:
     return work.folder.name
 
 
@@ -286,8 +284,8 @@ def gather(work: Work, runs: Sequence[str], client: Any) -> None:
     for run_id in runs:
         run = upstream_run(client, run_id, "prepare_data_part", flag="--merge")
         with artifacts(client, run.info.run_id, "parts") as fetched:
-            plan_made = json.loads((fetched / PLAN).read_text())
-            if plan_made["identity"] != identity_of_all(work):
+            plan_of_part = json.loads((fetched / PLAN).read_text())
+            if plan_of_part["identity"] != work_identity(work):
                 raise UserError(
                     f"--merge: run {run_id} prepared other data, or with other choices; give "
                     "--data and all else as its share was made with, but for --part"
@@ -301,11 +299,11 @@ def gather(work: Work, runs: Sequence[str], client: Any) -> None:
         )
 
 
-def runs_of(asked: str) -> list[str]:
+def runs_of(text: str) -> list[str]:
     """Run IDs from a JSON list, as a workflow's fan-in gives them, or from words with commas."""
-    if asked.lstrip().startswith("["):
+    if text.lstrip().startswith("["):
         try:
-            return [str(run) for run in json.loads(asked)]
+            return [str(run) for run in json.loads(text)]
         except json.JSONDecodeError as error:
-            raise UserError(f"--merge {asked!r} is not a JSON list") from error
-    return [run.strip() for run in asked.split(",") if run.strip()]
+            raise UserError(f"--merge {text!r} is not a JSON list") from error
+    return [run.strip() for run in text.split(",") if run.strip()]

@@ -91,7 +91,7 @@ def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None)
 def costs(train_run: Run, evaluation: str) -> dict[str, str]:
     """The cost of training and evaluation."""
     spent = train_run.data.metrics
-    metrics_of = {
+    figures = {
         "training": ("train_seconds", "s"),
         "GPUs": ("gpu_seconds", "s"),
         "training speed": ("train_tokens_per_second", "tokens/s"),
@@ -99,9 +99,7 @@ def costs(train_run: Run, evaluation: str) -> dict[str, str]:
         "reserved by the allocator": ("peak_reserved_gib", "GiB"),
     }
     spent_on = {
-        label: f"{spent[key]:,.1f} {unit}"
-        for label, (key, unit) in metrics_of.items()
-        if key in spent
+        label: f"{spent[key]:,.1f} {unit}" for label, (key, unit) in figures.items() if key in spent
     }
     return {**spent_on, "evaluation": evaluation}
 

@@ -307,7 +307,7 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     """
     candidate = version_of(client, name, CANDIDATE)
     if reviewed is not None and (candidate is None or str(candidate.version) != reviewed):
-        raise UserError(why_not_promoted(client, name, reviewed, candidate))
+        raise UserError(why_not(client, name, reviewed, candidate))
     if candidate is None:
         raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
     version = str(candidate.version)
@@ -347,7 +347,7 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
         raise UserError(f"a reason of 1 to {LONGEST_REASON} characters says why; got {len(reason)}")
     candidate = version_of(client, name, CANDIDATE)
     if candidate is None or str(candidate.version) != reviewed:
-        raise UserError(why_not_promoted(client, name, reviewed, candidate))
+        raise UserError(why_not(client, name, reviewed, candidate))
     champion = version_of(client, name, CHAMPION)
     if champion is not None and str(champion.version) == reviewed:
         raise UserError(
@@ -360,9 +360,7 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
     return reviewed
 
 
-def why_not_promoted(
-    client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None
-) -> str:
+def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None) -> str:
     """Why a version that a person named is not promoted: it is none, was rejected, or has no alias.
 
     `candidate` is the version that has the alias, if any has it.

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import exif_turns
 import make_shapes
 import pytest
 from PIL import Image, ImageOps
 
-from loraline.data import boxes
 from loraline.evaluation.metrics import iou
 from tests.gateway.conftest import CONTRACT, vllm
 
@@ -55,7 +55,7 @@ def pointing(
 def stored(content: bytes, orientation: int) -> bytes:
     """The picture as a camera stores it that was held in this way; upright it is the same."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
-    image.getexif()[0x0112] = boxes.BACK[orientation]
+    image.getexif()[0x0112] = exif_turns.BACK[orientation]
     turned = ImageOps.exif_transpose(image)
     exif = Image.Exif()
     exif[0x0112] = orientation

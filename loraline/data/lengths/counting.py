@@ -40,7 +40,7 @@ ANCHOR = "a"
 """Stands before a word that is counted, since tokenizers treat the first one in their own way."""
 
 
-class Known:
+class WordCounts:
     """Tokens that a word adds to the text before it, found by the tokenizer at first sight.
 
     A word has one place, where it drives out another: what is remembered does not grow.
@@ -88,14 +88,14 @@ class Counter:
 
     def __init__(self, backend: Any, added: Iterable[str]) -> None:
         self.backend = backend
-        self.first, self.later = Known(backend), Known(backend, ANCHOR, " ")
+        self.first, self.later = WordCounts(backend), WordCounts(backend, ANCHOR, " ")
         # Where a space is not the begin of a word: after another space, and after an added token
         # or a mark, behind which the tokenizer begins anew.
         ends = sorted({MARK, *(text[-1] for text in added)})
         self.apart = ["  ", *(f"{end} " for end in ends)]
-        one_of = "".join(map(re.escape, ends))
-        self.odd = re.compile(rf"\s\s|[{one_of}] ")
-        self.cut = re.compile(rf"(?<=[^\s{one_of}]) (?=\S)")
+        end_characters = "".join(map(re.escape, ends))
+        self.odd = re.compile(rf"\s\s|[{end_characters}] ")
+        self.cut = re.compile(rf"(?<=[^\s{end_characters}]) (?=\S)")
 
     def is_odd(self, text: str) -> bool:
         if text.isprintable():
@@ -126,17 +126,20 @@ class Counter:
 
 def counter(backend: Any) -> Counter | None:
     """A counter for a tokenizer of `tokenizers`, or None where words are not sure to do."""
-    made = json.loads(backend.to_str())
-    normalizer = steps(made["normalizer"], "normalizers")
-    splitter = steps(made["pre_tokenizer"], "pretokenizers")
-    added = made["added_tokens"]
+    description = json.loads(backend.to_str())
+    normalizer = steps(description["normalizer"], "normalizers")
+    splitter = steps(description["pre_tokenizer"], "pretokenizers")
+    added = description["added_tokens"]
     regular = (
-        made["model"]["type"] == "BPE"
-        and not made["model"].get("dropout")
-        and not made["truncation"]
-        and not made["padding"]
+        description["model"]["type"] == "BPE"
+        and not description["model"].get("dropout")
+        and not description["truncation"]
+        and not description["padding"]
         and all(is_plain(token) for token in added)
-        and (is_byte_level(normalizer, splitter) or is_sentencepiece(made, normalizer, splitter))
+        and (
+            is_byte_level(normalizer, splitter)
+            or is_sentencepiece(description, normalizer, splitter)
+        )
     )
     return Counter(backend, [token["content"] for token in added]) if regular else None
 
@@ -163,19 +166,19 @@ def is_byte_level(
     """
     if [step["type"] for step in normalizer] not in ([], ["NFC"]) or not splitter:
         return False
-    *before, last = splitter
-    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
+    *before, final = splitter
+    if final["type"] != "ByteLevel" or final["add_prefix_space"]:
         return False
     if not before:
-        return bool(last["use_regex"])
-    return not last["use_regex"] and [
+        return bool(final["use_regex"])
+    return not final["use_regex"] and [
         (step["type"], step["pattern"].get("Regex") in PATTERNS, step["behavior"], step["invert"])
         for step in before
     ] == [("Split", True, "Isolated", False)]
 
 
 def is_sentencepiece(
-    made: Mapping[str, Any],
+    description: Mapping[str, Any],
     normalizer: Sequence[Mapping[str, Any]],
     splitter: Sequence[Mapping[str, Any]],
 ) -> bool:
@@ -194,6 +197,6 @@ def is_sentencepiece(
             and normalizer[-1]["pattern"] == {"String": " "}
             and normalizer[-1]["content"] == MARK
         )
-    vocabulary = made["model"]["vocab"]
+    vocabulary = description["model"]["vocab"]
     marked = (token.lstrip(MARK) for token in vocabulary)
-    return sound and MARK in vocabulary and not any(MARK in rest for rest in marked)
+    return sound and MARK in vocabulary and not any(MARK in text for text in marked)

@@ -62,18 +62,18 @@ class Estimate:
         self, rows: Sequence[Record], sizes: Sequence[Sequence[Size]]
     ) -> list[tuple[int, int]]:
         """(tokens of the row, tokens of its answer) for each row."""
-        return [self.row(row, shown) for row, shown in zip(rows, sizes, strict=True)]
+        return [self.row(row, media) for row, media in zip(rows, sizes, strict=True)]
 
     def row(self, row: Record, sizes: Sequence[Size]) -> tuple[int, int]:
         def text(content: str) -> int:
             return TURN_TOKENS + math.ceil(len(TAGS.sub("", content).encode()) / BYTES_A_TOKEN)
 
-        shown = sum(self.image(size) for size in sizes[: len(row.images)])
+        tokens = sum(self.image(size) for size in sizes[: len(row.images)])
         for video, size in zip(row.videos, sizes[len(row.images) :], strict=True):
-            shown += self.image(size) * math.ceil(len(video.frames) / 2)
-        shown += sum(text("".join(detail[:2])) for detail in row.details.values())
-        shown += text(row.tools) if row.tools else 0
-        return shown + sum(text(content) for _, content in row.messages), text(answer_of(row))
+            tokens += self.image(size) * math.ceil(len(video.frames) / 2)
+        tokens += sum(text("".join(detail[:2])) for detail in row.details.values())
+        tokens += text(row.tools) if row.tools else 0
+        return tokens + sum(text(content) for _, content in row.messages), text(answer_of(row))
 
     def check_rendered(self, row: Record) -> None:
         """What a chat template does with a row is not known without it."""
@@ -127,9 +127,9 @@ class Exact:
     def shows_videos(self) -> bool:
         """Whether the chat template has a place for a video that the processor knows."""
         token = getattr(self.encoder.processor, "video_token", None)
-        shown = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "?"}]}]
         return token is not None and token in self.encoder.render_turns(
-            shown, add_generation_prompt=True
+            messages, add_generation_prompt=True
         )
 
     def measure(
@@ -140,18 +140,18 @@ class Exact:
             return []
         pairs = self.renderer.render(rows)
         prompts = [prompt for prompt, _ in pairs]
-        leads, answers = zip(*(self.to_the_end(tail) for _, tail in pairs), strict=True)
+        leads, answers = zip(*(self.up_to_the_end(tail) for _, tail in pairs), strict=True)
         counts = self.counts([*prompts, *map("".join, zip(leads, answers, strict=True))])
         lengths = []
-        for row, prompt, shown, before, answer, lead in zip(
+        for row, prompt, media, before, answer, lead in zip(
             rows, prompts, sizes, counts[: len(rows)], counts[len(rows) :], leads, strict=True
         ):
-            answer -= self.of_lead if lead else 0
+            answer -= self.lead_tokens if lead else 0
             if row.videos:
                 before = self.with_videos(prompt, row)
-            elif shown:
+            elif media:
                 # Each placeholder, one token, is repeated as often as its image needs.
-                before += sum(self.image(size) - 1 for size in shown)
+                before += sum(self.image(size) - 1 for size in media)
             lengths.append((before + answer, answer))
         return lengths
 
@@ -164,17 +164,17 @@ class Exact:
         from loraline.base import encoding
 
         for turn in row.learnt_turns():
-            asked = row.until(turn) if turn < len(row.messages) - 1 else row
+            conversation = row.until(turn) if turn < len(row.messages) - 1 else row
             try:
-                prompt, tail = self.encoder.render(asked)
+                prompt, tail = self.encoder.render(conversation)
             except (TypeError, UserError) as error:
                 raise BadRow(
-                    "unused", f"the base's chat template refuses it: {short(error)}"
+                    "unused", f"the base's chat template refuses it: {excerpt(error)}"
                 ) from None
-            if name := encoding.unprinted_part(asked, prompt, tail):
+            if name := encoding.unprinted_part(conversation, prompt, tail):
                 raise BadRow("unused", f"the base's chat template does not print {name}")
 
-    def to_the_end(self, tail: str) -> tuple[str, str]:
+    def up_to_the_end(self, tail: str) -> tuple[str, str]:
         """What to tokenise before an answer, and it with what stands around it, to its end."""
         end = tail.find(self.end)
         if end < 0:
@@ -184,7 +184,7 @@ class Exact:
         return self.encoder.continuation(tail[: end + len(self.end)])
 
     @functools.cached_property
-    def of_lead(self) -> int:
+    def lead_tokens(self) -> int:
         """Tokens that stand before an answer only for it to have those of a conversation."""
         return self.counts([self.encoder.lead])[0]
 
@@ -218,7 +218,7 @@ class Exact:
         return int(processor.get_number_of_image_patches(*size)) // processor.merge_size**2
 
 
-def short(error: Exception) -> str:
+def excerpt(error: Exception) -> str:
     return " ".join(str(error).split())[:100]
 
 

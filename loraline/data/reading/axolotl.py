@@ -46,7 +46,7 @@ PLAIN = {
 }
 """Their keys whose usual values change nothing; others are refused, and nothing is always usual."""
 
-NOTHING_OF_THE_ROWS = {
+READ_OR_HARMLESS = {
     "path",
     "type",
     "data_files",
@@ -67,7 +67,7 @@ NOTHING_OF_THE_ROWS = {
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
-OF_ALL = ("train_on_inputs", "rl", "pretraining_dataset", "default_system_message")
+FILE_KEYS = ("train_on_inputs", "rl", "pretraining_dataset", "default_system_message")
 """Keys of the whole file that change what is learnt."""
 
 
@@ -78,7 +78,7 @@ def is_configuration(content: Any) -> bool:
 
 def translated(file: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Datasets with the fields of an Entry; their names are numbers. Raises UserError."""
-    for key in OF_ALL:
+    for key in FILE_KEYS:
         if content.get(key):
             raise UserError(f"{file} says {key}: {str(content[key])[:60]!r}, which is not read")
     entries: list[dict[str, Any]] = []
@@ -95,26 +95,26 @@ def translated(file: Path, content: Mapping[str, Any]) -> dict[str, dict[str, An
 def dataset(file: Path, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """One of the datasets as one entry, or as one for each of its files."""
     shape = item.get("type")
-    said = dict(item) | (dict(shape) if isinstance(shape, Mapping) else {})
+    settings = dict(item) | (dict(shape) if isinstance(shape, Mapping) else {})
     where = f"{file}: {item['path']}"
     if not isinstance(shape, Mapping) and shape not in TYPES:
         raise UserError(
             f"{where} has the type {str(shape)[:40]!r}, which is not read; accepted: "
             f"{', '.join(TYPES)}, or names of columns"
         )
-    for key, value in said.items():
-        usual = PLAIN.get(key, (value,)) if key in NOTHING_OF_THE_ROWS else ()
+    for key, value in settings.items():
+        usual = PLAIN.get(key, (value,)) if key in READ_OR_HARMLESS else ()
         if value and value not in usual and not (key == "split" and is_hub(file, item["path"])):
             raise UserError(f"{where} says {key}: {str(value)[:60]!r}, which is not read")
-    fields = {"columns": columns(said), "turns": turns(where, said)}
-    files = said.get("data_files") or [None]
+    fields = {"columns": columns(settings), "turns": turns(where, settings)}
+    files = settings.get("data_files") or [None]
     for name in files if isinstance(files, list) else [files]:
         yield fields | {"uri": address(file, item, name)}
 
 
 def is_hub(file: Path, path: str) -> bool:
-    here = Path(path).exists() or (file.parent / path).exists()
-    return not here and not holds_rows(path) and HUB.fullmatch(path) is not None
+    is_local = Path(path).exists() or (file.parent / path).exists()
+    return not is_local and not holds_rows(path) and HUB.fullmatch(path) is not None
 
 
 def address(file: Path, item: Mapping[str, Any], name: str | None) -> str:
@@ -131,34 +131,34 @@ def address(file: Path, item: Mapping[str, Any], name: str | None) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def columns(said: Mapping[str, Any]) -> dict[str, str]:
+def columns(settings: Mapping[str, Any]) -> dict[str, str]:
     """Our names of columns to theirs, where they differ."""
-    named = {ours: said[key] for key, ours in COLUMNS.items() if said.get(key)}
-    messages = said.get("field_messages")
+    named = {ours: settings[key] for key, ours in COLUMNS.items() if settings.get(key)}
+    messages = settings.get("field_messages")
     if messages and messages not in CONVERSATIONS:
         named["conversations"] = messages
     return {ours: theirs for ours, theirs in named.items() if ours != theirs}
 
 
-def turns(where: str, said: Mapping[str, Any]) -> dict[str, str]:
+def turns(where: str, settings: Mapping[str, Any]) -> dict[str, str]:
     """Our names of a turn's keys and roles to theirs. Raises UserError for what has none."""
-    mapped = dict(said.get("message_property_mappings") or {})
+    mapped = dict(settings.get("message_property_mappings") or {})
     named = {ours: mapped.pop(ours) for ours in ("role", "content") if mapped.get(ours)}
-    named |= {ours: said[key] for key, ours in KEYS.items() if said.get(key)}
-    other = [f"{ours}: {theirs}" for ours, theirs in mapped.items() if ours != theirs]
-    learnt = said.get("message_field_training")
+    named |= {ours: settings[key] for key, ours in KEYS.items() if settings.get(key)}
+    unread = [f"{ours}: {theirs}" for ours, theirs in mapped.items() if ours != theirs]
+    learnt = settings.get("message_field_training")
     if learnt and learnt not in LEARNT:
-        other.append(f"message_field_training: {learnt}")
-    for ours, listed in (said.get("roles") or {}).items():
+        unread.append(f"message_field_training: {learnt}")
+    for ours, listed in (settings.get("roles") or {}).items():
         unknown = [
             theirs
             for theirs in (listed if isinstance(listed, list) else [listed])
             if ROLES.get(theirs) is None or ROLES[theirs] != ROLES.get(ours)
         ]
         if len(unknown) > 1 or ours not in ROLES:
-            other.append(f"roles: {ours}: {unknown}")
+            unread.append(f"roles: {ours}: {unknown}")
         elif unknown:
             named[str(ours)] = unknown[0]
-    if other:
-        raise UserError(f"{where} says {other[0][:80]!r}, which is not read")
+    if unread:
+        raise UserError(f"{where} says {unread[0][:80]!r}, which is not read")
     return named

@@ -46,8 +46,8 @@ def calls_in_text(text: str) -> tuple[str, list[Any]]:
     match = CALLS_IN_TEXT.fullmatch(text)
     if match is None or "<tool_call>" in match["text"]:
         return text, []
-    made = [python_value(unpacked(call)) for call in CALL_IN_TEXT.findall(match["calls"])]
-    return (match["text"], made) if all(isinstance(call, dict) for call in made) else (text, [])
+    calls = [python_value(unpacked(call)) for call in CALL_IN_TEXT.findall(match["calls"])]
+    return (match["text"], calls) if all(isinstance(call, dict) for call in calls) else (text, [])
 
 
 def results_in_text(text: str) -> list[str]:
@@ -95,7 +95,7 @@ class Calls:
         """IDs of the calls that have no result yet."""
         self.number = 0
 
-    def made(self, value: Any) -> list[dict[str, Any]]:
+    def parsed(self, value: Any) -> list[dict[str, Any]]:
         """Calls as chat templates take them."""
         if is_nothing(value):
             return []
@@ -104,10 +104,10 @@ class Calls:
     def call(self, item: Mapping[str, Any]) -> dict[str, Any]:
         function = item["function"] if isinstance(item.get("function"), dict) else item
         name = function.get("name")
-        given_by = [key for key in ARGUMENTS if filled(function.get(key))]
-        if len(given_by) > 1:
-            raise unused(given_by[1], why=f"the call has {given_by[0]}, too")
-        arguments = structure(function[given_by[0]]) if given_by else {}
+        argument_keys = [key for key in ARGUMENTS if filled(function.get(key))]
+        if len(argument_keys) > 1:
+            raise unused(argument_keys[1], why=f"the call has {argument_keys[0]}, too")
+        arguments = structure(function[argument_keys[0]]) if argument_keys else {}
         if not isinstance(name, str) or not name:
             raise BadRow("format", "a call has no name")
         if more := [key for key in function if key not in CALL_KEYS and filled(function[key])]:
@@ -118,11 +118,11 @@ class Calls:
                 f"arguments of the call {name[:40]!r} are {type_name(arguments)}, not an object",
             )
         self.number += 1
-        given = item.get("id")
-        fits = isinstance(given, str) and ID.fullmatch(given)
-        ours = str(given) if fits else f"call{self.number:05d}"
-        if isinstance(given, str):
-            self.ids[given] = ours
+        given_id = item.get("id")
+        fits = isinstance(given_id, str) and ID.fullmatch(given_id)
+        ours = str(given_id) if fits else f"call{self.number:05d}"
+        if isinstance(given_id, str):
+            self.ids[given_id] = ours
         self.waiting.append(ours)
         return {
             "id": ours,
@@ -130,14 +130,14 @@ class Calls:
             "function": {"name": name, "arguments": arguments},
         }
 
-    def answered(self, given: Any) -> str:
+    def answered(self, named: Any) -> str:
         """ID of the call that a result is of: the one it names, or the first without a result.
 
         Raises BadRow where it names one that is none of the calls, though they have IDs.
         """
-        ours = self.ids.get(given, "") if isinstance(given, str) else ""
-        if given and self.ids and not ours:
-            raise BadRow("format", f"a result is of the call {str(given)[:40]!r}, which is none")
+        ours = self.ids.get(named, "") if isinstance(named, str) else ""
+        if named and self.ids and not ours:
+            raise BadRow("format", f"a result is of the call {str(named)[:40]!r}, which is none")
         if not ours and self.waiting:
             ours = self.waiting[0]
         if ours in self.waiting:

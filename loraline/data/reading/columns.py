@@ -89,7 +89,7 @@ def lacks(raw: Mapping[str, Any], named: str, ours: str, columns_from: str) -> B
     )
 
 
-def lacks_a_named(
+def lacks_named_column(
     raw: Mapping[str, Any], columns: Mapping[str, str], columns_from: str
 ) -> BadRow | None:
     """A row without a column of those that `columns` names, if they are not all there.
@@ -146,9 +146,9 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str, columns_from: st
         return text
 
     empty: list[str] = []
-    made = PLACE.sub(place, template)
+    text_of_columns = PLACE.sub(place, template)
     # An empty column leaves no empty lines before or after the others.
-    return made.strip("\n") if empty else made
+    return text_of_columns.strip("\n") if empty else text_of_columns
 
 
 def is_empty(cell: Any) -> bool:
@@ -175,15 +175,15 @@ def choices(cell: Any) -> list[str]:
 
 def labels(cell: Any) -> list[str]:
     """What choices are called: by their own labels, or by letters."""
-    cell, given = structure(cell), None
+    cell, named = structure(cell), None
     if isinstance(cell, Mapping):
-        given = cell.get("label") if isinstance(cell.get("text"), list) else list(cell)
+        named = cell.get("label") if isinstance(cell.get("text"), list) else list(cell)
     texts = choices(cell)
-    if given is None:
+    if named is None:
         return list(ascii_uppercase[: len(texts)])
-    if not isinstance(given, list) or len(given) != len(texts):
+    if not isinstance(named, list) or len(named) != len(texts):
         raise BadRow("format", "labels of choices are not as many as the choices")
-    return [str(label) for label in given]
+    return [str(label) for label in named]
 
 
 def texts_of(cell: Any, name: str) -> list[str]:
@@ -238,11 +238,11 @@ def chosen(texts: Sequence[str], named: Sequence[str], answer: Any, name: str) -
     by_number = []
     if text.isdecimal() and not by_label and int(text) < len(texts):
         by_number = [texts[int(text)]]
-    meant = dict.fromkeys([*by_label, *by_text, *by_number])
-    if len(meant) > 1:
+    candidates = dict.fromkeys([*by_label, *by_text, *by_number])
+    if len(candidates) > 1:
         raise BadRow(
-            "format", f"{name} {text[:40]!r} may mean the choice {' or '.join(meant)[:80]}"
+            "format", f"{name} {text[:40]!r} may mean the choice {' or '.join(candidates)[:80]}"
         )
-    if not meant:
+    if not candidates:
         raise BadRow("format", f"{name} {text[:40]!r} is none of {len(texts)} choices")
-    return next(iter(meant))
+    return next(iter(candidates))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.keys import Leftover, is_a_sound, unused
+from loraline.data.reading.keys import Leftover, names_sound, unused
 from loraline.data.reading.values import type_name, unpacked
 from loraline.records import IMAGE, VIDEO
 
@@ -30,21 +30,21 @@ Media = str | bytes | Sequence[str]
 
 
 def parts_of(text: str) -> str | list[Any]:
-    """The parts that a text is in JSON, as a table holds them; every other text as it is."""
+    """The parts of a content that a table holds as JSON text; any other text as it is."""
     try:
         parsed = unpacked(text)
     except BadRow:
         # A text may be JSON with a key twice.
         return text
     parts = parsed if isinstance(parsed, list) else []
-    known = all(
+    are_parts = all(
         isinstance(part, dict)
         and part.get("type") in PART_TYPES
         and part.keys() <= PART_KEYS
         and len(part) > 1
         for part in parts
     )
-    return parts if parts and known else text
+    return parts if parts and are_parts else text
 
 
 def medium(item: Any) -> Media:
@@ -63,7 +63,7 @@ class Parts:
 
     def __init__(self, images: list[Media], videos: list[Media], leftover: Leftover) -> None:
         self.images, self.videos, self.leftover = images, videos, leftover
-        self.seen = {True: 0, False: 0}
+        self.counts = {True: 0, False: 0}
         """Images (True) and videos (False) of the parts so far."""
 
         self.shows = False
@@ -82,13 +82,13 @@ class Parts:
                 (key for key in ("text", "image", "video") if part.get(key) is not None), None
             )
             if part_type == "text":
-                said = part.get("text", part.get("value"))
-                if not isinstance(said, str):
+                part_text = part.get("text", part.get("value"))
+                if not isinstance(part_text, str):
                     raise BadRow("format", "a part of type 'text' has no text")
-                text += said
+                text += part_text
             elif part_type in ("image", "image_url", "video", "video_url"):
                 text += self.tag(part_type, part)
-            elif isinstance(part_type, str) and is_a_sound(part_type):
+            elif isinstance(part_type, str) and names_sound(part_type):
                 raise BadRow(
                     "modality", f"a part of type {part_type!r} is a sound, and no base here hears"
                 )
@@ -109,10 +109,10 @@ class Parts:
         named = named.get("url") if isinstance(named, dict) and "url" in named else named
         is_image = part_type.startswith("image")
         self.shows = True
-        shown = self.images if is_image else self.videos
-        if isinstance(part.get("index"), int) and part["index"] != self.seen[is_image]:
+        media = self.images if is_image else self.videos
+        if isinstance(part.get("index"), int) and part["index"] != self.counts[is_image]:
             raise unused("index", why="parts are shown in their own order")
-        self.seen[is_image] += 1
+        self.counts[is_image] += 1
         if named is not None:
-            shown.append(medium(named))
+            media.append(medium(named))
         return IMAGE if is_image else VIDEO

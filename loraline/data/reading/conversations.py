@@ -151,8 +151,8 @@ class Turns:
         if content is None and not calls and not names & turn.keys():
             raise BadRow(
                 "format",
-                f"a {role} turn has neither content nor value, but {some(turn)}; others by name: "
-                f"turns: {{content: name}}, {SETTINGS}",
+                f"a {role} turn has neither content nor value, but {some_keys(turn)}; others by "
+                f"name: turns: {{content: name}}, {SETTINGS}",
             )
         detail = self.detail(role, turn) if turn.keys() - self.plain else None
         if role == "call":
@@ -172,11 +172,11 @@ class Turns:
             self.add_results(content, detail or Detail())
             return
         if role == "assistant" and self.has_tools and "<tool_call>" in content:
-            content, made = calls_in_text(content)
-            if made and detail and detail.calls:
+            content, calls_of_text = calls_in_text(content)
+            if calls_of_text and detail and detail.calls:
                 raise unused("tool_calls", why="the text of the turn has calls, too")
-            if made:
-                calls = encoded(self.calls.made(made))
+            if calls_of_text:
+                calls = encoded(self.calls.parsed(calls_of_text))
                 detail = (detail or Detail())._replace(calls=calls)
         self.append(role, content, detail)
 
@@ -197,38 +197,38 @@ class Turns:
         """A question with its answer in one object."""
         named = [next((key for key in keys if key in turn), None) for keys in PAIRS]
         if None in named:
-            raise BadRow("roles", f"a turn has neither role nor from, but {some(turn)}")
-        left = turn.keys() - set(named)
-        if not self.turns and isinstance(turn.get("system"), str) and "system" in left:
-            left.remove("system")
+            raise BadRow("roles", f"a turn has neither role nor from, but {some_keys(turn)}")
+        others = turn.keys() - set(named)
+        if not self.turns and isinstance(turn.get("system"), str) and "system" in others:
+            others.remove("system")
             if turn["system"]:
                 self.append("system", turn["system"], None)
-        learnt = [key for key in left if key in LEARNT or key == "output_with_loss"]
+        learnt = [key for key in others if key in LEARNT or key == "output_with_loss"]
         detail = Detail(learnt=all(is_learnt(key, turn[key]) for key in learnt))
         for role, key in zip(("user", "assistant"), named, strict=True):
             content = turn[key or ""]
             if not isinstance(content, str):
                 raise BadRow("format", f"{key} of a turn is {type_name(content)}, not text")
             self.append(role, content, detail if role == "assistant" else None)
-        for key in left - set(learnt):
+        for key in others - set(learnt):
             self.leftover.add(str(key), turn[key])
 
     def add_calls(self, content: Any, detail: Detail | None) -> None:
         """A turn that is nothing but calls; it goes on an answer before it."""
-        made = self.calls.made(content)
+        calls = self.calls.parsed(content)
         number = len(self.turns) - 1
         if self.turns and self.turns[-1][0] == "assistant":
             before = self.details.get(number, Detail())
-            made = [*json.loads(before.calls or "[]"), *made]
+            calls = [*json.loads(before.calls or "[]"), *calls]
             if detail and detail.learnt != before.learnt:
                 raise unused("weight", why="nothing learns an answer without its calls")
-            self.details[number] = before._replace(calls=encoded(made))
+            self.details[number] = before._replace(calls=encoded(calls))
             return
-        self.append("assistant", "", (detail or Detail())._replace(calls=encoded(made)))
+        self.append("assistant", "", (detail or Detail())._replace(calls=encoded(calls)))
 
     def detail(self, role: str, turn: Mapping[str, Any]) -> Detail:
         """What a turn holds beside role and text."""
-        made = Detail()
+        result = Detail()
         answers = role in ("assistant", "call")
         for key, value in turn.items():
             if key in self.plain or value is None or value == [] or value == "":
@@ -239,35 +239,35 @@ class Turns:
                 learnt = is_learnt(key, value)
                 if learnt and not answers:
                     raise unused(key, why=f"nothing learns a {role} turn")
-                made = made._replace(learnt=learnt and made.learnt) if answers else made
+                result = result._replace(learnt=learnt and result.learnt) if answers else result
             elif key in REASONING and answers and isinstance(value, str):
-                if made.reasoning not in ("", value):
+                if result.reasoning not in ("", value):
                     raise unused(key, why="the turn has another reasoning, too")
-                made = made._replace(reasoning=value)
+                result = result._replace(reasoning=value)
             elif key in ("tool_calls", "function_call") and role == "assistant":
-                calls = self.calls.made(value)
-                if calls and made.calls:
+                calls = self.calls.parsed(value)
+                if calls and result.calls:
                     raise unused(key, why="the turn has other calls, too")
-                made = made._replace(calls=encoded(calls)) if calls else made
+                result = result._replace(calls=encoded(calls)) if calls else result
             elif key == "tool_call_id" and role == "tool":
-                made = made._replace(call=self.calls.answered(value))
+                result = result._replace(call=self.calls.answered(value))
             elif key == "name" and role == "tool" and isinstance(value, str):
-                made = made._replace(name=value)
+                result = result._replace(name=value)
             else:
                 self.leftover.add(str(key), value)
-        return made
+        return result
 
 
-def learn_last(turns: Sequence[tuple[str, str]], details: dict[int, Detail]) -> None:
+def learn_only_last(turns: Sequence[tuple[str, str]], details: dict[int, Detail]) -> None:
     """Learn the last answer alone."""
-    last = max((n for n, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
+    last_answer = max((n for n, (role, _) in enumerate(turns) if role == "assistant"), default=-1)
     for number, (role, _) in enumerate(turns):
-        if role == "assistant" and number != last:
+        if role == "assistant" and number != last_answer:
             before = details.get(number, Detail())
             details[number] = before._replace(learnt=False)
 
 
-def end_with_the_last_learnt(turns: list[tuple[str, str]], details: dict[int, Detail]) -> None:
+def cut_after_last_learnt(turns: list[tuple[str, str]], details: dict[int, Detail]) -> None:
     """Leave out what follows the last answer that is learnt: nothing learns from it."""
     if all(detail.learnt for detail in details.values()):
         return
@@ -291,8 +291,8 @@ def is_learnt(key: str, value: Any) -> bool:
     raise unused(key, why=f"{str(value)[:20]} is neither 0 nor 1")
 
 
-def encoded(made: list[dict[str, Any]]) -> str:
-    return json.dumps(made, ensure_ascii=False) if made else ""
+def encoded(calls: list[dict[str, Any]]) -> str:
+    return json.dumps(calls, ensure_ascii=False) if calls else ""
 
 
 def first_of_two(turn: Mapping[str, Any], ours: str, theirs: str) -> Any:
@@ -308,7 +308,7 @@ def first_of_two(turn: Mapping[str, Any], ours: str, theirs: str) -> Any:
     return second if first is None else first
 
 
-def some(row: Mapping[str, Any]) -> str:
+def some_keys(row: Mapping[str, Any]) -> str:
     """Some keys of a row for people."""
     keys = [str(key)[:30] for key in row]
     return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

@@ -57,47 +57,47 @@ class Draft:
     """What is said of a question or an answer that tables write where there is none."""
 
 
-def insert_system(made: Draft, text: str) -> None:
+def insert_system(draft: Draft, text: str) -> None:
     """Put a system turn before the others."""
-    made.turns.insert(0, ("system", text))
-    made.details = {number + 1: detail for number, detail in made.details.items()}
+    draft.turns.insert(0, ("system", text))
+    draft.details = {number + 1: detail for number, detail in draft.details.items()}
 
 
-def place_tags(made: Draft) -> None:
+def place_tags(draft: Draft) -> None:
     """Put media before the question where these formats do not say where they go.
 
     Raises BadRow where the text has places for them that are not ours.
     """
-    index = len(made.turns) - 2
-    role, text = made.turns[index]
-    if not (made.images or made.videos):
+    index = len(draft.turns) - 2
+    role, text = draft.turns[index]
+    if not (draft.images or draft.videos):
         return
     if match := OTHER_TAGS.search(text):
         raise BadRow("tags", f"{match.group()!r} stands for a medium; write it as {IMAGE}")
-    if not any(TAGS.search(turn) for _, turn in made.turns):
-        made.turns[index] = (role, IMAGE * len(made.images) + VIDEO * len(made.videos) + text)
+    if not any(TAGS.search(turn) for _, turn in draft.turns):
+        draft.turns[index] = (role, IMAGE * len(draft.images) + VIDEO * len(draft.videos) + text)
 
 
-def images_in_text(made: Draft) -> None:
+def images_in_text(draft: Draft) -> None:
     """Images that user turns name as `<img>path</img>`, as tags and media."""
-    for number, (role, text) in enumerate(made.turns):
+    for number, (role, text) in enumerate(draft.turns):
         if "<img>" in text and role != "user" and (match := IMG.search(text)):
             raise BadRow("tags_in_answer", f"{match.group()[:60]!r} stands in the {role} turn")
         if "<img>" in text:
-            made.images += [name.strip() for name in IMG.findall(text)]
-            made.turns[number] = (role, IMG.sub(IMAGE, text))
+            draft.images += [name.strip() for name in IMG.findall(text)]
+            draft.turns[number] = (role, IMG.sub(IMAGE, text))
 
 
-def take_media(made: Draft, row: Mapping[str, Any], has: Layout) -> None:
+def add_media(draft: Draft, row: Mapping[str, Any], has: Layout) -> None:
     """Media of a row's columns, one or several, into its draft."""
     if not has.images and not has.videos:
         return
-    for names, media in ((has.images, made.images), (has.videos, made.videos)):
+    for names, media in ((has.images, draft.images), (has.videos, draft.videos)):
         for name in names:
             cell = row[name]
             if not filled(cell):
                 continue
             cell = structure(cell)
             media += map(medium, cell if isinstance(cell, list | tuple) else [cell])
-            made.used.add(name)
+            draft.used.add(name)
             break

@@ -1,4 +1,4 @@
-"""What the flags ask for: sources in a registry or by their address, and what is said of each."""
+"""Sources that the flags name, in a registry or by address, each with its settings."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def entries(
     defaults: SourceSettings | None = None,
     recipe: str = "the recipe",
 ) -> list[Entry]:
-    """What is asked for: a registry file, a name in a registry, or a URI, with what is said of it.
+    """The sources of flags, each a registry file, a name in a registry, or a URI, with settings.
 
     `encoding` is that of text files whose registry entry names none; `defaults` hold for entries
     that say nothing of a key. `recipe` is what messages call the place of the defaults.
     """
-    known = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
+    registry = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
     listed: list[Entry] = []
     for flag in flags:
         address = flag if isinstance(flag, str) else flag.uri
-        said = {} if isinstance(flag, str) else said_of(flag)
-        named = [entry.model_copy(update=said) for entry in addressed(address, known)]
-        if "columns" in said:
+        given = {} if isinstance(flag, str) else settings_of(flag)
+        named = [entry.model_copy(update=given) for entry in addressed(address, registry)]
+        if "columns" in given:
             named = [entry.with_columns_from(f"prepare.sources of {recipe}") for entry in named]
         listed += named
     usual = {"encoding": encoding} if encoding else {}
     if defaults is not None:
-        usual = {key: getattr(defaults, key) for key in keys_said(defaults)} | usual
+        usual = {key: getattr(defaults, key) for key in given_keys(defaults)} | usual
     listed = [completed(entry, usual, recipe) for entry in listed]
     for entry in listed:
         try:
@@ -59,29 +59,31 @@ def entries(
 
 def completed(entry: Entry, usual: Mapping[str, Any], recipe: str) -> Entry:
     """An entry with the usual settings where it says nothing of its own."""
-    missing = {key: value for key, value in usual.items() if key not in keys_said(entry)}
-    made = entry.model_copy(update=missing)
-    return made.with_columns_from(f"prepare.columns of {recipe}") if "columns" in missing else made
+    missing = {key: value for key, value in usual.items() if key not in given_keys(entry)}
+    updated = entry.model_copy(update=missing)
+    if "columns" in missing:
+        return updated.with_columns_from(f"prepare.columns of {recipe}")
+    return updated
 
 
-def keys_said(settings: SourceSettings) -> set[str]:
-    """The settings of a source that were given, rather than left to their defaults."""
+def given_keys(settings: SourceSettings) -> set[str]:
+    """Keys of the settings that were given and not left to their defaults."""
     given = settings.model_fields_set & set(SourceSettings.model_fields)
     return {key for key in given if key != "encoding" or settings.encoding}
 
 
-def said_of(entry: Entry) -> dict[str, Any]:
-    """What a profile says of a source beside its address."""
+def settings_of(entry: Entry) -> dict[str, Any]:
+    """The settings that a profile gives a source beside its address."""
     return {key: getattr(entry, key) for key in entry.model_fields_set - {"uri"}}
 
 
-def addressed(flag: str, known: Mapping[str, Entry]) -> list[Entry]:
-    """The sources that an address stands for; `known` are those that have a name here."""
+def addressed(flag: str, named: Mapping[str, Entry]) -> list[Entry]:
+    """The sources that an address stands for; `named` are those of the folder's registry."""
     file, _, chosen_names = flag.partition(".json:") if ".json:" in flag else (flag, "", "")
     if is_registry(flag):
         return list(read_registry(Path(flag)).values())
     if not (chosen_names and is_registry(f"{file}.json")):
-        return [asked_for(flag, known)]
+        return [entry_of(flag, named)]
     registry = read_registry(Path(f"{file}.json"))
     chosen = []
     for name in chosen_names.split(","):
@@ -92,13 +94,13 @@ def addressed(flag: str, known: Mapping[str, Entry]) -> list[Entry]:
     return chosen
 
 
-def asked_for(flag: str, known: Mapping[str, Entry]) -> Entry:
+def entry_of(flag: str, registry: Mapping[str, Entry]) -> Entry:
     """A name in a registry or a URI, with a sample and a weight after it."""
     match = FLAG.fullmatch(flag)
     if Path(flag).exists() or match is None:
-        return known.get(flag) or Entry(uri=flag)
+        return registry.get(flag) or Entry(uri=flag)
     uri, percent, rows, weight = match.group("uri", "percent", "rows", "weight")
-    entry = known.get(uri) or Entry(uri=uri)
+    entry = registry.get(uri) or Entry(uri=uri)
     if percent or rows:
         entry = entry.model_copy(update={"sample": f"%{percent}" if percent else f"#{rows}"})
     if weight:

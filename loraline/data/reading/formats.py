@@ -14,17 +14,17 @@ from loraline.data.checks import BadRow
 from loraline.data.reading import calls, columns, conversations, transcripts
 from loraline.data.reading.drafts import (
     Draft,
+    add_media,
     images_in_text,
     insert_system,
     place_tags,
-    take_media,
 )
-from loraline.data.reading.keys import GOOD_HALF, SETTINGS, filled, left_over, unused
+from loraline.data.reading.keys import GOOD_HALF, SETTINGS, filled, unused, unused_keys
 from loraline.data.reading.layouts import (
     ANSWERS,
-    ASKED,
     CONVERSATIONS,
     FORMATS,
+    QUESTION_COLUMNS,
     QUESTIONS,
     Layout,
     first_of,
@@ -102,7 +102,7 @@ def draft(raw: Any, how: Reading) -> Draft:
         row = {key: value for key, value in row.items() if key not in how.ignore}
     has = layout(tuple(row))
     sides = [(key, row[key]) for key in has.sides] if has.sides else ()
-    if absent := [key for key, said in sides if says_nothing(said)]:
+    if absent := [key for key, said in sides if is_missing_value(said)]:
         replaced += absent
         row = {key: value for key, value in row.items() if key not in absent}
         has = layout(tuple(row))
@@ -120,41 +120,41 @@ def draft(raw: Any, how: Reading) -> Draft:
     if good:
         row = good_half(row)
         has = layout(tuple(row))
-    made = conversation(row, has, how) or single(row, has, how, raw)
+    result = conversation(row, has, how) or single(row, has, how, raw)
     for key in has.systems:
         if isinstance(row[key], str) and row[key]:
-            if made.turns[0][0] != "system":
-                made.used.add(key)
-                insert_system(made, row[key])
+            if result.turns[0][0] != "system":
+                result.used.add(key)
+                insert_system(result, row[key])
             break
-    if made.format not in ("conversations", "messages"):
-        place_tags(made)
-    elif how.vision and not made.images:
-        images_in_text(made)
+    if result.format not in ("conversations", "messages"):
+        place_tags(result)
+    elif how.vision and not result.images:
+        images_in_text(result)
     if how.group_by not in ("answer", "row"):
         if (group := row.get(how.group_by, raw.get(how.group_by))) is None:
             raise BadRow("format", f"column {how.group_by!r} of --group-by is missing")
-        made.group = str(group)
-        made.used.add(how.group_by)
+        result.group = str(group)
+        result.used.add(how.group_by)
     for key in has.tools:
-        if filled(row[key]) and not made.tools:
-            made.tools = calls.tools(row[key])
-            made.used.add(key)
+        if filled(row[key]) and not result.tools:
+            result.tools = calls.tools(row[key])
+            result.used.add(key)
     if "objects" in row and isinstance(row["objects"], dict):
-        made.objects = row["objects"]
-        made.used.add("objects")
-    made.used |= sources
+        result.objects = row["objects"]
+        result.used.add("objects")
+    result.used |= sources
     if good:
-        made.listed += [key for key in (*REJECTED, *LABELS) if filled(row.get(key))]
-        made.used.update(REJECTED, LABELS)
-    if left := row.keys() - made.used:
-        keys = sorted(left, key=str) if len(left) > 1 else left
-        made.listed += left_over(
-            row, keys, made.turns, has.asked[:1], bool(made.images or made.videos)
+        result.listed += [key for key in (*REJECTED, *LABELS) if filled(row.get(key))]
+        result.used.update(REJECTED, LABELS)
+    if unread_keys := row.keys() - result.used:
+        keys = sorted(unread_keys, key=str) if len(unread_keys) > 1 else unread_keys
+        result.listed += unused_keys(
+            row, keys, result.turns, has.questions[:1], bool(result.images or result.videos)
         )
     if replaced:
-        made.listed += replaced
-    return made
+        result.listed += replaced
+    return result
 
 
 def is_structure(key: str, parsed: Any) -> bool:
@@ -187,25 +187,25 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
                 raise BadRow("format", "prompt and completion hold no turns")
         else:
             return None
-    made = Draft("messages", [], used=used)
-    take_media(made, row, has)
-    read = conversations.Turns(how.turns, how.ignore, made.images, made.videos)
+    result = Draft("messages", [], used=used)
+    add_media(result, row, has)
+    read = conversations.Turns(how.turns, how.ignore, result.images, result.videos)
     read.has_tools = any(filled(row[name]) for name in has.tools)
     read.read(turns)
-    made.format, made.turns, made.details = read.format, read.turns, read.details
-    made.shows = read.parts.shows
+    result.format, result.turns, result.details = read.format, read.turns, read.details
+    result.shows = read.parts.shows
     if read.leftover.names:
-        made.listed += [f"{named}[].{key}" for key in sorted(read.leftover.names)]
+        result.listed += [f"{named}[].{key}" for key in sorted(read.leftover.names)]
     if how.learn == "last":
-        conversations.learn_last(made.turns, made.details)
-    if made.details:
-        conversations.end_with_the_last_learnt(made.turns, made.details)
-    if not made.turns:
+        conversations.learn_only_last(result.turns, result.details)
+    if result.details:
+        conversations.cut_after_last_learnt(result.turns, result.details)
+    if not result.turns:
         raise BadRow("format", "messages holds no turns with text")
-    for role, text in made.turns:
+    for role, text in result.turns:
         if len(text) <= LONGEST_NOTHING and text in NOT_A_NUMBER and role != "tool":
-            made.missing = missing(f"the {role} turn", text)
-    return made
+            result.missing = missing(f"the {role} turn", text)
+    return result
 
 
 def single(row: Mapping[str, Any], has: Layout, how: Reading, raw: Mapping[str, Any]) -> Draft:
@@ -213,60 +213,60 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading, raw: Mapping[str, 
 
     `raw` is the row as its source has it, for messages.
     """
-    made = Draft("pairs", [])
-    take_media(made, row, has)
-    key = first_of(has.asked, row) or first_of(("input",), row)
+    result = Draft("pairs", [])
+    add_media(result, row, has)
+    key = first_of(has.questions, row) or first_of(("input",), row)
     if key:
-        made.format = QUESTIONS.get(key, "question_answer")
-    shows = bool(made.images or made.videos)
-    names = ANSWERS[made.format]
-    if key is None and len(several := [name for name in names if filled(row.get(name))]) > 1:
+        result.format = QUESTIONS.get(key, "question_answer")
+    has_media = bool(result.images or result.videos)
+    names = ANSWERS[result.format]
+    if key is None and len(filled_names := [name for name in names if filled(row.get(name))]) > 1:
         raise BadRow(
             "format",
-            f"{' and '.join(several)} stand beside the image; say which asks, as in "
-            f"columns: {{question: {several[0]}}}",
+            f"{' and '.join(filled_names)} stand beside the image; say which asks, as in "
+            f"columns: {{question: {filled_names[0]}}}",
         )
     answered = first_of(names, row)
     if key and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
-        return called(made, row, key)
-    asked = written(row[key]) if key else ""
+        return called(result, row, key)
+    asked_text = written(row[key]) if key else ""
     answer = only_text(row[answered], answered) if answered else None
-    if asked is None or answer is None or not (key or shows):
-        name = made.format if key or shows else None
+    if asked_text is None or answer is None or not (key or has_media):
+        name = result.format if key or has_media else None
         if (column := nothing_in(row, name, key, answered)) is not None:
             raise BadRow("empty", f"{how.columns.get(column, column)} is empty")
-        raise columns.lacks_a_named(raw, how.columns, how.columns_from) or expected(
+        raise columns.lacks_named_column(raw, how.columns, how.columns_from) or expected(
             row, name, key, answered
         )
-    made.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
+    result.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
     if answered and isinstance(row[answered], NUMBERS):
-        made.number = f"{answered} is {type_name(row[answered])}, expected text"
+        result.number = f"{answered} is {type_name(row[answered])}, expected text"
     for column in filter(None, (key, answered)):
-        if says_nothing(row[column]):
-            made.missing = missing(column, row[column])
-    if filled(row.get("input")) and made.format in ("alpaca", "prompt_completion"):
-        if (more := written(row["input"])) is None:
+        if is_missing_value(row[column]):
+            result.missing = missing(column, row[column])
+    if filled(row.get("input")) and result.format in ("alpaca", "prompt_completion"):
+        if (input_text := written(row["input"])) is None:
             raise BadRow("format", f"input is {type_name(row['input'])}, expected text")
-        asked = f"{asked}\n{more}" if asked else more
-        made.used.add("input")
-    if before := transcripts.asked_in_a_dialogue(asked):
-        made.turns = [*before, ("assistant", answer)]
+        asked_text = f"{asked_text}\n{input_text}" if asked_text else input_text
+        result.used.add("input")
+    if before := transcripts.turns_of_dialogue_question(asked_text):
+        result.turns = [*before, ("assistant", answer)]
     else:
-        made.turns = [("user", question(asked, key is not None, how)), ("assistant", answer)]
+        result.turns = [("user", question(asked_text, key is not None, how)), ("assistant", answer)]
     if "history" not in row:
-        return made
+        return result
     history = row["history"] or []
     for pair in reversed(history if isinstance(history, list) else [history]):
         texts = [written(text) for text in pair] if isinstance(pair, list | tuple) else []
         if len(texts) != 2 or None in texts:
             raise BadRow("format", "history is not a list of questions with answers")
-        made.turns[:0] = [("user", texts[0] or ""), ("assistant", texts[1] or "")]
+        result.turns[:0] = [("user", texts[0] or ""), ("assistant", texts[1] or "")]
     if history:
-        made.used.add("history")
-    return made
+        result.used.add("history")
+    return result
 
 
-def says_nothing(value: Any) -> bool:
+def is_missing_value(value: Any) -> bool:
     """Whether a value is a text with which tables write a cell that holds nothing."""
     return isinstance(value, str) and len(value) <= LONGEST_NOTHING and value in NOTHING
 
@@ -301,17 +301,17 @@ def is_written(value: Any) -> bool:
     return written(value) is not None
 
 
-def called(made: Draft, row: Mapping[str, Any], key: str) -> Draft:
+def called(result: Draft, row: Mapping[str, Any], key: str) -> Draft:
     """A question whose answers are calls of the row's tools, as xLAM's sets have them."""
-    if (asked := written(row[key])) is None:
+    if (asked_text := written(row[key])) is None:
         raise BadRow("format", f"{key} is {type_name(row[key])}, expected text")
-    made.turns = [("user", asked), ("assistant", "")]
-    made.details = {1: Detail(calls=conversations.encoded(calls.Calls().made(row["answers"])))}
-    made.used |= {key, "answers"}
-    return made
+    result.turns = [("user", asked_text), ("assistant", "")]
+    result.details = {1: Detail(calls=conversations.encoded(calls.Calls().parsed(row["answers"])))}
+    result.used |= {key, "answers"}
+    return result
 
 
-def question(asked: str, has_column: bool, how: Reading) -> str:
+def question(asked_text: str, has_column: bool, how: Reading) -> str:
     """The user turn of a row: its question in the prompt, or the prompt alone."""
     if not has_column:
         if how.prompt is None:
@@ -322,7 +322,7 @@ def question(asked: str, has_column: bool, how: Reading) -> str:
         return how.prompt.replace("{question}", "")
     if how.prompt is not None and "{question}" not in how.prompt:
         raise UserError("the prompt must contain {question}, the place of the row's question")
-    return (how.prompt or "{question}").replace("{question}", asked)
+    return (how.prompt or "{question}").replace("{question}", asked_text)
 
 
 def expected(
@@ -350,12 +350,12 @@ def expected(
                 "format", f"{column} is {type_name(row[column])}, expected a list of turns"
             )
     names = [str(column)[:30] for column in row if filled(row[column])]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    listed_names = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     formats = FORMATS[name] if name else "; ".join(FORMATS.values())
     return BadRow(
         "format",
-        f"expected strings {formats}, found {shown or 'nothing'}; other names: prepare.columns in "
-        "the recipe, or columns in datasets.yaml",
+        f"expected strings {formats}, found {listed_names or 'nothing'}; other names: "
+        "prepare.columns in the recipe, or columns in datasets.yaml",
     )
 
 
@@ -367,12 +367,12 @@ def nothing_in(
     None where the row lacks such a column.
     """
     if name is None:
-        asked = [column for column in (*ASKED, "input") if column in row]
-        if not asked:
+        question_columns = [column for column in (*QUESTION_COLUMNS, "input") if column in row]
+        if not question_columns:
             return next((column for column in CONVERSATIONS if row.get(column, 0) is None), None)
-        name = QUESTIONS.get(asked[0], "question_answer")
+        name = QUESTIONS.get(question_columns[0], "question_answer")
     else:
-        asked = [key] if key else []
+        question_columns = [key] if key else []
     answers = [answered] if answered else [each for each in ANSWERS[name] if each in row]
-    sides = (*asked[:1], *answers[:1]) if answers else ()
+    sides = (*question_columns[:1], *answers[:1]) if answers else ()
     return next((column for column in sides if not filled(row[column])), None)

@@ -1,4 +1,4 @@
-"""Images of a row: decoded once, and made to look alike everywhere."""
+"""Images of a row: decoded once, and stored so that every reader shows them alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from loraline.data.checks import REPAIR, BadRow, Policy
-from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over
+from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over_limit
 
 TYPES = {
     "PNG": (".png",),
@@ -158,24 +158,24 @@ def load_image(
         if not single:
             image.seek(0)
         image.load()
-        shown = as_shown(image, window)
-        near = int.from_bytes(packed(imagehash.phash(shown).hash), "big")
+        standard = standardized(image, window)
+        near = int.from_bytes(packed(imagehash.phash(standard).hash), "big")
     except Image.DecompressionBombError:
-        raise over("image", medium, "far more pixels", most.image_pixels) from None
+        raise over_limit("image", medium, "far more pixels", most.image_pixels) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         reason = str(error).partition(" <_io")[0][:80]
         raise BadRow(
             "media_broken", f"image {named(medium)} cannot be decoded: {reason}"
         ) from error
     ending = PurePosixPath(medium).suffix.lower() if isinstance(medium, str) else ""
-    known = {name for names in TYPES.values() for name in names}
-    if ending in known and ending not in TYPES[image.format or ""]:
+    endings = {name for names in TYPES.values() for name in names}
+    if ending in endings and ending not in TYPES[image.format or ""]:
         if actions["media_type"] != REPAIR:
             raise BadRow("media_type", f"image {named(medium)} is {image.format} by its content")
         flagged.append("media_type")
     source = hashlib.sha256(content).digest()
     # Nothing after this step reads HEIF.
-    stored_anew = shown is not image or image.format == "HEIF"
+    stored_anew = standard is not image or image.format == "HEIF"
     if stored_anew:
         if actions["appearance"] != REPAIR:
             raise BadRow(
@@ -187,9 +187,9 @@ def load_image(
         flagged.append("media_frames")
     if stored_anew or frames > 1:
         buffer = io.BytesIO()
-        shown.convert("RGB").save(buffer, "PNG")
+        standard.convert("RGB").save(buffer, "PNG")
         content = buffer.getvalue()
-    return Picture(content, source, shown.height, shown.width, near)
+    return Picture(content, source, standard.height, standard.width, near)
 
 
 def heif_reader(medium: str | bytes) -> str:
@@ -225,7 +225,7 @@ def is_raw(tags: Mapping[int, Any]) -> bool:
     return DNG_VERSION in tags or bool(tags.get(SUBFILE_TYPE, 0) & REDUCED)
 
 
-def as_shown(image: Any, window: tuple[float, float] | None = None) -> Any:
+def standardized(image: Any, window: tuple[float, float] | None = None) -> Any:
     """The image upright, on white and in eight bits; the same object where it is so already.
 
     vLLM turns images by their EXIF orientation and lays transparent ones on white; the processors

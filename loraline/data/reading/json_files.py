@@ -75,18 +75,18 @@ def lines(file: IO[bytes], stop: int | None, most: int) -> Iterator[bytes | BadR
         yield BadRow("unreadable", f"is longer than {most} bytes (limit row_bytes)")
 
 
-def whole_lines(path: Path, stop: int | None, row_bytes: int, encoding: str) -> Iterator[Any]:
+def json_lines(path: Path, stop: int | None, row_bytes: int, encoding: str) -> Iterator[Any]:
     """Rows of a file with an object a line, from its begin to byte `stop`."""
     with streams.text(path, encoding) as file:
         # What is unpacked or translated is one part.
         end = stop if file.seekable() else None
         for number, line in enumerate(lines(file, end, row_bytes)):
             if number == 0 and not isinstance(line, BadRow):
-                one_a_line(path, line)
+                check_json_lines(path, line)
             yield line if isinstance(line, BadRow) else parse(line)
 
 
-def one_a_line(path: Path, first: bytes) -> None:
+def check_json_lines(path: Path, first: bytes) -> None:
     """A UserError where a file's first line shows that it does not hold an object a line."""
     begin = first.strip()
     if begin.startswith(b"["):
@@ -173,25 +173,25 @@ class Remembering(dict[str, Any]):
         super().__setitem__(key, value)
 
 
-def settled(value: Any) -> Any:
+def plain_row(value: Any) -> Any:
     """A row of Remembering objects as plain ones, or the BadRow that it is."""
     if type(value) is Remembering:
         if hasattr(value, "repeated"):
             raise repeats(value.repeated)
-        return {key: settled(item) for key, item in value.items()}
+        return {key: plain_row(item) for key, item in value.items()}
     if type(value) is list:
-        return [settled(item) for item in value]
+        return [plain_row(item) for item in value]
     return Spelt(value) if type(value) is Decimal else value
 
 
-def settled_rows(file: Guarded, prefix: str, *, several: bool = False) -> Iterator[Any]:
+def plain_rows(file: Guarded, prefix: str, *, multiple: bool = False) -> Iterator[Any]:
     """Rows under a prefix of a JSON file; BadRow for one with a key twice."""
     import ijson
 
-    for row in ijson.items(file, prefix, multiple_values=several, map_type=Remembering):
+    for row in ijson.items(file, prefix, multiple_values=multiple, map_type=Remembering):
         file.since = 0
         try:
-            yield settled(row)
+            yield plain_row(row)
         except BadRow as bad:
             yield bad
 
@@ -235,7 +235,7 @@ def streamed(path: Path, prefix: str, row_bytes: int, encoding: str) -> Iterator
     with streams.text(path, encoding) as file:
         guarded = Guarded(path, file, row_bytes)
         try:
-            for row in settled_rows(guarded, prefix):
+            for row in plain_rows(guarded, prefix):
                 number += 1
                 yield row
         except (ijson.JSONError, UnicodeDecodeError) as error:
@@ -249,17 +249,17 @@ def not_read(path: Path, error: Exception, after: str = "") -> UserError:
 
 def complaint(error: Exception) -> str:
     """What a parser says in short, without its excerpt of the file."""
-    said = " ".join(str(error).split()).partition("(right here)")[0]
-    if "UTF8" in said or "utf-8" in said:
+    message = " ".join(str(error).split()).partition("(right here)")[0]
+    if "UTF8" in message or "utf-8" in message:
         return ", nor UTF-8; name its encoding with --encoding"
-    known = (
+    phrases = (
         "invalid char",
         "premature EOF",
         "trailing garbage",
         "unallowed token",
         "lexical error",
     )
-    word = next((word for word in known if word in said), "")
+    word = next((word for word in phrases if word in message), "")
     return (f": {word}" if word else "") + " (JSON5's comments and bare keys are not read)"
 
 
@@ -270,20 +270,20 @@ def objects(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
         first = next(first_lines, b"")
         parsed = first if isinstance(first, BadRow) else parse(first)
         if isinstance(parsed, BadRow):
-            one_a_line = False
+            is_json_lines = False
         else:
             second = next(
                 (line for line in first_lines if isinstance(line, BadRow) or line.strip()), None
             )
-            one_a_line = second is not None
-    if one_a_line:
-        yield from whole_lines(path, None, row_bytes, encoding)
+            is_json_lines = second is not None
+    if is_json_lines:
+        yield from json_lines(path, None, row_bytes, encoding)
     else:
         ends_a_row = not isinstance(first, BadRow) and first.rstrip().endswith(b"}")
-        yield from one_object(path, row_bytes, encoding, ends_a_row)
+        yield from rows_of_object(path, row_bytes, encoding, ends_a_row)
 
 
-def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> Iterator[Any]:
+def rows_of_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> Iterator[Any]:
     """The row of a file that is one object, the rows that are under its one key, or a refusal.
 
     `ends_a_row` says that the file's first line ends as an object does. Raises UserError for an
@@ -312,16 +312,16 @@ def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> I
         except (ijson.JSONError, UnicodeDecodeError) as error:
             if ends_a_row:
                 # More lines may be whole: the one that is not is counted.
-                yield from whole_lines(path, None, row_bytes, encoding)
+                yield from json_lines(path, None, row_bytes, encoding)
                 return
             raise not_read(path, error) from error
     lists = [name for name, event in keys.items() if event == "start_array"]
     tables = [name for name in lists if name in of_objects]
     if documents == 1 and len(tables) > 1 and not keys.keys() & CONVERSATIONS:
-        shown = ", ".join(repr(name[:30]) for name in tables[:3])
+        names = ", ".join(repr(name[:30]) for name in tables[:3])
         how = "join the annotations to their images" if "annotations" in tables else "write each"
         raise UserError(
-            f"{path} is an object of {len(tables)} lists ({shown}), not a row; {how} in a file of "
+            f"{path} is an object of {len(tables)} lists ({names}), not a row; {how} in a file of "
             "its own, a row a line"
         )
     if documents > 1 or keys.keys() & ROW_KEYS:
@@ -332,9 +332,9 @@ def one_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) -> I
         yield from streamed(path, f"{lists[0]}.item", row_bytes, encoding)
         return
     if len(keys) > 1 and all(event == "start_map" for event in keys.values()):
-        shown = ", ".join(repr(name[:30]) for name in list(keys)[:2])
+        names = ", ".join(repr(name[:30]) for name in list(keys)[:2])
         raise UserError(
-            f"{path} is an object of {len(keys)} entries keyed by name ({shown} and so on), not a "
+            f"{path} is an object of {len(keys)} entries keyed by name ({names} and so on), not a "
             "row; write its values as a JSON array"
         )
     yield from documents_of(path, row_bytes, encoding)
@@ -347,6 +347,6 @@ def documents_of(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
     with streams.text(path, encoding) as file:
         guarded = Guarded(path, file, row_bytes)
         try:
-            yield from settled_rows(guarded, "", several=True)
+            yield from plain_rows(guarded, "", multiple=True)
         except (ijson.JSONError, UnicodeDecodeError) as error:
             raise not_read(path, error) from error

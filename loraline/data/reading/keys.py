@@ -1,4 +1,4 @@
-"""What the keys of a row mean that no format takes: nothing is left unused in silence.
+"""Meanings of keys that no format uses: none is left unused in silence.
 
 A key is used by the row's format, or listed in the report as not used, or refused by the check
 `unused` since elsewhere it carries what the row is about.
@@ -231,18 +231,18 @@ def filled(value: Any) -> bool:
     return value is not None and value != "" and value != [] and value != {}
 
 
-def left_over(
+def unused_keys(
     row: Mapping[str, Any],
     keys: Iterable[str],
     turns: Sequence[tuple[str, str]],
-    asked: Sequence[str],
-    shows: bool = False,
+    question_column: Sequence[str],
+    has_media: bool = False,
 ) -> list[str]:
     """Those of some keys of a row that are filled, for the report: the row's format has no use.
 
     Raises BadRow of the check `unused` for one that carries meaning elsewhere, and of `modality`
-    for sounds. `asked` is the column of the question, if there is one; `shows` says that it has
-    media.
+    for sounds. `question_column` is the column of the question, if there is one; `has_media` says
+    that the row has media.
     """
     listed = []
     for key in keys:
@@ -253,15 +253,15 @@ def left_over(
         listed.append(name)
         if name in HARMLESS:
             continue
-        if is_a_sound(name):
+        if names_sound(name):
             raise BadRow("modality", f"holds {name}, and no base here hears")
-        if says_nothing(name, value):
+        if has_no_effect(name, value):
             continue
         remedy = meaning(name)
-        if remedy is None and not shows and names_media(name):
+        if remedy is None and not has_media and names_media(name):
             remedy = MEDIA
         if remedy is not None:
-            raise unused(name, remedy.format(key=name, asked=[*asked, "question"][0]))
+            raise unused(name, remedy.format(key=name, asked=[*question_column, "question"][0]))
         if name in REPEATS and not repeats(name, value, turns):
             raise unused(name, f"columns: {{answer: {name}}} or so says what it is")
     return listed
@@ -275,15 +275,15 @@ def repeats(name: str, value: Any, turns: Sequence[tuple[str, str]]) -> bool:
     if not isinstance(value, str):
         return not turns
     text = value.strip()
-    if all(said.strip() in text for _, said in turns[-2:]):
+    if all(turn_text.strip() in text for _, turn_text in turns[-2:]):
         return True
     if name in OF_ANSWERS:
-        answers = [said.rstrip(ENDS) for role, said in turns if role == "assistant"]
-        return any(said.endswith(text.rstrip(ENDS)) for said in answers)
-    return any(text in said.strip() for _, said in turns)
+        answers = [turn_text.rstrip(ENDS) for role, turn_text in turns if role == "assistant"]
+        return any(turn_text.endswith(text.rstrip(ENDS)) for turn_text in answers)
+    return any(text in turn_text.strip() for _, turn_text in turns)
 
 
-def says_nothing(name: str, value: Any) -> bool:
+def has_no_effect(name: str, value: Any) -> bool:
     """Whether a key that says what is learnt has the value that all turns have without it."""
     if not isinstance(value, bool | int | float):
         return False
@@ -294,7 +294,7 @@ def says_nothing(name: str, value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def is_a_sound(name: str) -> bool:
+def names_sound(name: str) -> bool:
     return SOUNDS.fullmatch(name.lower()) is not None
 
 
@@ -336,9 +336,9 @@ class Leftover:
         if key in self.ignore:
             self.names.add(key)
             return
-        if is_a_sound(key):
+        if names_sound(key):
             raise BadRow("modality", f"a turn holds {key}, and no base here hears")
-        if not says_nothing(key, value) and (
+        if not has_no_effect(key, value) and (
             meaning(key) is not None or names_media(key) or key in REPEATS
         ):
             raise unused(key, why="nothing reads it in such a turn")

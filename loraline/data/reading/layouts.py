@@ -1,4 +1,4 @@
-"""The columns that rows of each format have, and those that a row has."""
+"""Names of columns by format, and which of them a row has."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMATS = {
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 QUESTIONS = {"instruction": "alpaca", "prompt": "prompt_completion", "query": "prompt_completion"}
-ASKED = ("question", *QUESTIONS, "problem")
+QUESTION_COLUMNS = ("question", *QUESTIONS, "problem")
 ANSWERS = {
     "alpaca": ("output", "response", "completion"),
     "prompt_completion": ("completion", "response", "answer", "output"),
@@ -50,7 +50,7 @@ class Layout(NamedTuple):
 
     cells: tuple[str, ...]
     conversations: tuple[str, ...]
-    asked: tuple[str, ...]
+    questions: tuple[str, ...]
     images: tuple[str, ...]
     videos: tuple[str, ...]
     systems: tuple[str, ...]
@@ -63,11 +63,11 @@ class Layout(NamedTuple):
 def layout(keys: tuple[Any, ...]) -> Layout:
     """The columns among some keys; rows of a set mostly have the same."""
 
-    def there(names: Sequence[str]) -> tuple[str, ...]:
+    def present(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for name in names if name in keys)
 
-    names = (JSON_CELLS, CONVERSATIONS, ASKED, IMAGES, VIDEOS, SYSTEMS, TOOLS, SIDES)
-    return Layout(*map(there, names))
+    names = (JSON_CELLS, CONVERSATIONS, QUESTION_COLUMNS, IMAGES, VIDEOS, SYSTEMS, TOOLS, SIDES)
+    return Layout(*map(present, names))
 
 
 def first_of(names: Sequence[str], row: Mapping[str, Any]) -> str | None:

@@ -55,14 +55,16 @@ def limits(choices: Sequence[str] = ()) -> Limits:
     chosen: dict[str, Any] = {}
     for choice in choices:
         name, _, value = choice.partition("=")
-        kind: Any = type(getattr(Limits, name, None))
-        if kind is type(None) or name not in Limits.__dataclass_fields__:
+        number_type: Any = type(getattr(Limits, name, None))
+        if number_type is type(None) or name not in Limits.__dataclass_fields__:
             accepted = ", ".join(Limits.__dataclass_fields__)
             raise UserError(f"unknown limit {name!r} in {choice!r}; accepted: {accepted}")
         try:
-            chosen[name] = kind(value)
+            chosen[name] = number_type(value)
         except ValueError:
-            raise UserError(f"limit {name} cannot be {value!r}: expected {kind.__name__}") from None
+            raise UserError(
+                f"limit {name} cannot be {value!r}: expected {number_type.__name__}"
+            ) from None
         if not chosen[name] > 0:
             raise UserError(f"limit {name} cannot be {value!r}: expected more than 0")
     return Limits(**chosen)
@@ -72,7 +74,7 @@ Fetch = Callable[[str], Path]
 """Local path of a file of the source, by its name; raises BadRow when it is not inside."""
 
 
-def content_of(medium: str | bytes, fetch: Fetch, most: Limits, kind: str) -> bytes:
+def content_of(medium: str | bytes, fetch: Fetch, most: Limits, medium_type: str) -> bytes:
     """Bytes of one medium."""
     if isinstance(medium, bytes):
         content = medium
@@ -82,15 +84,16 @@ def content_of(medium: str | bytes, fetch: Fetch, most: Limits, kind: str) -> by
             body = "".join(body.split())
             content = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
         except binascii.Error as error:
-            raise BadRow("media_broken", f"{kind} in a data URI is not base64") from error
+            raise BadRow("media_broken", f"{medium_type} in a data URI is not base64") from error
     elif "://" in medium.removeprefix("file://")[:16]:
         raise BadRow(
-            "media_missing", f"{kind} {medium[:80]!r} is an address, expected a file of the source"
+            "media_missing",
+            f"{medium_type} {medium[:80]!r} is an address, expected a file of the source",
         )
     else:
-        content = bare_base64(medium) or file_content(medium, fetch, most, kind)
+        content = bare_base64(medium) or file_content(medium, fetch, most, medium_type)
     if len(content) > most.media_bytes:
-        raise over(kind, medium, f"{len(content)} bytes", most.media_bytes)
+        raise over_limit(medium_type, medium, f"{len(content)} bytes", most.media_bytes)
     return content
 
 
@@ -104,15 +107,15 @@ def bare_base64(medium: str) -> bytes | None:
         return None
 
 
-def file_content(medium: str, fetch: Fetch, most: Limits, kind: str) -> bytes:
+def file_content(medium: str, fetch: Fetch, most: Limits, medium_type: str) -> bytes:
     """Bytes of a file of the source."""
     try:
         path = fetch(medium.removeprefix("file://"))
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise BadRow("media_missing", f"{kind} {medium[:80]!r} is not a regular file")
+            raise BadRow("media_missing", f"{medium_type} {medium[:80]!r} is not a regular file")
         if status.st_size > most.media_bytes:
-            raise over(kind, medium, f"{status.st_size} bytes", most.media_bytes)
+            raise over_limit(medium_type, medium, f"{status.st_size} bytes", most.media_bytes)
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:60]
@@ -120,7 +123,7 @@ def file_content(medium: str, fetch: Fetch, most: Limits, kind: str) -> bytes:
         if "\\" in medium:
             hint = "write / in its path, not \\"
         raise BadRow(
-            "media_missing", f"{kind} {medium[:80]!r} cannot be read: {reason}; {hint}"
+            "media_missing", f"{medium_type} {medium[:80]!r} cannot be read: {reason}; {hint}"
         ) from error
 
 
@@ -131,8 +134,10 @@ def named(medium: str | bytes | Sequence[str]) -> str:
     return "in the row" if isinstance(medium, bytes) else f"of {len(medium)} frames"
 
 
-def over(kind: str, medium: Media, size: str, limit: float) -> BadRow:
-    return BadRow("media_limits", f"{kind} {named(medium)} has {size}, the limit is {limit:,.15g}")
+def over_limit(medium_type: str, medium: Media, size: str, limit: float) -> BadRow:
+    return BadRow(
+        "media_limits", f"{medium_type} {named(medium)} has {size}, the limit is {limit:,.15g}"
+    )
 
 
 def inside(folder: Path, root: Path) -> Fetch:
@@ -149,13 +154,13 @@ def inside(folder: Path, root: Path) -> Fetch:
     return fetch
 
 
-def measure(kind: str, medium: Media, width: int, height: int, most: Limits) -> None:
+def measure(medium_type: str, medium: Media, width: int, height: int, most: Limits) -> None:
     """Hold a size in pixels against the limits."""
     if width * height > most.image_pixels:
-        raise over(kind, medium, f"{width} x {height} pixels", most.image_pixels)
+        raise over_limit(medium_type, medium, f"{width} x {height} pixels", most.image_pixels)
     if max(width, height) > most.aspect_ratio * min(width, height):
         raise BadRow(
             "media_limits",
-            f"{kind} {named(medium)} is {width} x {height} pixels, the limit of the aspect ratio "
-            f"is {most.aspect_ratio}",
+            f"{medium_type} {named(medium)} is {width} x {height} pixels, the limit of the aspect "
+            f"ratio is {most.aspect_ratio}",
         )

@@ -6,7 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraline.data.reading.keys import filled, unused
-from loraline.data.reading.layouts import ANSWERS, ASKED, CONVERSATIONS, QUESTIONS, first_of
+from loraline.data.reading.layouts import (
+    ANSWERS,
+    CONVERSATIONS,
+    QUESTION_COLUMNS,
+    QUESTIONS,
+    first_of,
+)
 from loraline.data.reading.transcripts import dialogue
 from loraline.data.reading.values import objects, unpacked
 
@@ -66,18 +72,22 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
     for key in LABELS:
         if filled(row.get(key)) and not is_good(key, row[key]):
             raise LeftOut
-    if isinstance(asked := row.get("input"), dict) and isinstance(asked.get("messages"), list):
+    if isinstance(cell := row.get("input"), dict) and isinstance(cell.get("messages"), list):
         # OpenAI's form keeps the conversation and the tools under `input`.
-        row |= {"prompt": asked["messages"], "tools": asked.get("tools")}
+        row |= {"prompt": cell["messages"], "tools": cell.get("tools")}
         del row["input"]
     name = next((key for key in CHOSEN if filled(row.get(key))), None)
     if name and name != "chosen":
         row["chosen"] = row.pop(name)
     chosen = row.get("chosen")
-    if isinstance(chosen, str) and (turns := dialogue(chosen)) and first_of(ASKED, row) is None:
+    if (
+        isinstance(chosen, str)
+        and (turns := dialogue(chosen))
+        and first_of(QUESTION_COLUMNS, row) is None
+    ):
         chosen = row["chosen"] = turns
-    if isinstance(chosen, dict) and isinstance(asked_turns := turns_of(row), list):
-        row["messages"] = [*asked_turns, row.pop("chosen")]
+    if isinstance(chosen, dict) and isinstance(prompt_turns := turns_of(row), list):
+        row["messages"] = [*prompt_turns, row.pop("chosen")]
         row.pop("conversations", None)
     elif isinstance(chosen, list):
         row["messages"] = after_prompt(row.pop("prompt", None), chosen)
@@ -95,10 +105,10 @@ def is_good(key: str, value: Any) -> bool:
     """Whether a label calls its answer a good one; BadRow where it says something else."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    said = str(value).strip().lower()
-    if said not in GOOD + BAD:
-        raise unused(key, why=f"{said[:20]!r} is neither good nor bad")
-    return said in GOOD
+    label = str(value).strip().lower()
+    if label not in GOOD + BAD:
+        raise unused(key, why=f"{label[:20]!r} is neither good nor bad")
+    return label in GOOD
 
 
 def after_prompt(prompt: Any, chosen: list[Any]) -> list[Any]:
@@ -120,8 +130,8 @@ def after_prompt(prompt: Any, chosen: list[Any]) -> list[Any]:
 
 def answer_column(row: Mapping[str, Any]) -> str:
     """The name of the answer that goes with a row's question."""
-    asked = first_of(ASKED, row)
-    return ANSWERS[QUESTIONS.get(asked, "question_answer") if asked else "pairs"][0]
+    question_key = first_of(QUESTION_COLUMNS, row)
+    return ANSWERS[QUESTIONS.get(question_key, "question_answer") if question_key else "pairs"][0]
 
 
 def turns_of(row: Mapping[str, Any]) -> list[Any] | None:

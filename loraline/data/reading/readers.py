@@ -16,10 +16,10 @@ from loraline.data.checks import BadRow
 from loraline.data.reading import json_files, streams, tar_files
 from loraline.errors import UserError
 
-KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
+ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
 """Endings of the files that hold rows."""
 
-MORE_KINDS = (*streams.SAME_KIND, ".tgz")
+MORE_ENDINGS = (*streams.SAME_ENDING, ".tgz")
 
 Raw = Any
 """A parsed row, a BadRow, or None for a blank line."""
@@ -52,9 +52,9 @@ class Cursor:
 
 def holds_rows(name: str) -> bool:
     """Whether a file's name says that rows are in it, packed or not."""
-    if streams.packing_of(name) and streams.kind_of(name) in (".parquet", ".arrow"):
+    if streams.packing_of(name) and streams.ending_of(name) in (".parquet", ".arrow"):
         return False
-    return streams.kind_of(name) in KINDS
+    return streams.ending_of(name) in ENDINGS
 
 
 def rows(
@@ -69,17 +69,17 @@ def rows(
 
     `cursor` is set to the place of each row of a table of text.
     """
-    kind = streams.kind_of(path.name)
-    if kind == ".jsonl":
+    ending = streams.ending_of(path.name)
+    if ending == ".jsonl":
         if start == 0:
-            return json_files.whole_lines(path, stop, row_bytes, encoding)
+            return json_files.json_lines(path, stop, row_bytes, encoding)
         return json_files.lines_from(path, start, stop, row_bytes)
-    if kind == ".json":
+    if ending == ".json":
         return json_files.rows(path, row_bytes, encoding)
-    if kind in (".csv", ".tsv"):
-        delimiter = "\t" if kind == ".tsv" else ","
+    if ending in (".csv", ".tsv"):
+        delimiter = "\t" if ending == ".tsv" else ","
         return csv_rows(path, delimiter, row_bytes, encoding, cursor or Cursor())
-    if kind == ".tar":
+    if ending == ".tar":
         return tar_files.rows(path, row_bytes)
     return column_rows(path, start, stop)
 
@@ -105,7 +105,7 @@ def csv_rows(
             delimiter, first = match[1], next(lines, "")
         delimiter = delimiter_of(first, delimiter)
         reader = csv.DictReader(
-            again(first, lines),
+            with_first(first, lines),
             delimiter=delimiter,
             restkey="(no header)",
             strict=True,
@@ -140,10 +140,10 @@ def csv_rows(
                 )
 
 
-def again(first: str, others: Iterator[str]) -> Iterator[str]:
+def with_first(first: str, rest: Iterator[str]) -> Iterator[str]:
     """Lines with the first one, which was taken."""
     yield first
-    yield from others
+    yield from rest
 
 
 def delimiter_of(line: str, expected: str) -> str:
@@ -171,8 +171,12 @@ def has_spaces(line: str, delimiter: str) -> bool:
 
 def plain(error: csv.Error) -> str:
     """What csv complains of, without how its caller should have opened the file."""
-    said = str(error)
-    return "a quoted field does not end" if "unexpected end" in said else said.partition(" - ")[0]
+    message = str(error)
+    return (
+        "a quoted field does not end"
+        if "unexpected end" in message
+        else message.partition(" - ")[0]
+    )
 
 
 def header(path: Path, reader: csv.DictReader[str]) -> list[str]:
@@ -214,18 +218,18 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
     import pyarrow.parquet as pq
 
     try:
-        if streams.kind_of(path.name) == ".arrow":
+        if streams.ending_of(path.name) == ".arrow":
             table = arrow_table(path)
-            one_of_each(path, table.column_names)
+            refuse_equal_names(path, table.column_names)
             part = table.slice(start, None if stop is None else stop - start)
-            for batch in part.to_batches(max_chunksize=at_once(part.nbytes, len(part))):
+            for batch in part.to_batches(max_chunksize=batch_size(part.nbytes, len(part))):
                 yield from rows_of(batch)
             return
         with pq.ParquetFile(path) as file:
-            one_of_each(path, file.schema_arrow.names)
+            refuse_equal_names(path, file.schema_arrow.names)
             for number in range(start, file.num_row_groups if stop is None else stop):
                 group = file.metadata.row_group(number)
-                size = at_once(group.total_byte_size, group.num_rows)
+                size = batch_size(group.total_byte_size, group.num_rows)
                 for batch in file.iter_batches(size, row_groups=[number]):
                     yield from rows_of(batch)
     except (pa.ArrowException, OSError) as error:
@@ -233,7 +237,7 @@ def column_rows(path: Path, start: int, stop: int | None) -> Iterator[Raw]:
         raise UserError(f"{path} is broken: {reason}") from error
 
 
-def one_of_each(path: Path, names: list[str]) -> None:
+def refuse_equal_names(path: Path, names: list[str]) -> None:
     """A UserError where two columns have one name: a row would hold the last of them."""
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path} has two columns named {twice[0][:40]!r}; rename one")
@@ -277,7 +281,7 @@ def as_written(batch: Any) -> Any:
     return batch
 
 
-def at_once(size: int, rows: int) -> int:
+def batch_size(size: int, rows: int) -> int:
     """Rows that fit the memory, from the bytes that so many take."""
     return max(1, min(BATCH, BATCH_BYTES * rows // max(1, size)))
 

@@ -111,7 +111,7 @@ def llama_factory(file: Path, name: str, item: Any) -> dict[str, Any]:
             columns[ALPACA.get(theirs, theirs)] = column
         else:
             raise UserError(f"{file}: dataset {name!r} has a column {theirs!r}, which is not read")
-    fields: dict[str, Any] = {"uri": uri, "columns": not_the_same(columns)}
+    fields: dict[str, Any] = {"uri": uri, "columns": renamed_columns(columns)}
     if item.get("tags"):
         if unknown := item["tags"].keys() - TAGS.keys():
             raise UserError(
@@ -123,7 +123,7 @@ def llama_factory(file: Path, name: str, item: Any) -> dict[str, Any]:
     return fields
 
 
-def not_the_same(columns: Mapping[str, str]) -> dict[str, str]:
+def renamed_columns(columns: Mapping[str, str]) -> dict[str, str]:
     """Columns that go by another name than ours."""
     return {ours: theirs for ours, theirs in columns.items() if ours != theirs}
 
@@ -156,4 +156,4 @@ def swift(file: Path, item: Any) -> dict[str, Any]:
                 f"{file}: {name_of(item)[:60]!r} says {key}: {str(value)[:40]!r}, which is not read"
             )
     columns = {ours: theirs for theirs, ours in (item.get("columns") or {}).items()}
-    return {"uri": str(uri), "columns": not_the_same(columns)}
+    return {"uri": str(uri), "columns": renamed_columns(columns)}

@@ -73,14 +73,16 @@ class Bucket:
 
             from loraline.tracking.settings import Settings
 
-            given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+            endpoint_variable = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
+                "AWS_ENDPOINT_URL"
+            )
             config = Config(
                 connect_timeout=5,
                 read_timeout=30,
                 retries={"mode": "standard", "max_attempts": 3},
                 response_checksum_validation="when_required",
             )
-            endpoint = given or Settings().s3_endpoint or None
+            endpoint = endpoint_variable or Settings().s3_endpoint or None
             # A session of its own: the default one keeps the credentials it saw first.
             session = boto3.session.Session()
             self._client = session.client("s3", endpoint_url=endpoint, config=config)
@@ -175,11 +177,11 @@ class Bucket:
         except Exception as error:
             raise self.explained(error) from error
         size, etag = self.objects[name]
-        checksum, wanted = checksums(path, head, etag, size)
-        if checksum != wanted:
+        checksum, expected = checksums(path, head, etag, size)
+        if checksum != expected:
             raise UserError(
                 f"s3://{self.name}/{self.prefix}{name} arrived with checksum {checksum}, "
-                f"expected {wanted}"
+                f"expected {expected}"
             )
 
     @property
@@ -202,11 +204,11 @@ def checksums(path: Path, head: Mapping[str, Any], etag: str, size: int) -> tupl
     `head` is S3's answer to HeadObject. Without a checksum of the whole object, and with an ETag
     that is no MD5 (of an upload in parts, or encrypted by KMS), sizes in bytes are all there is.
     """
-    whole = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
-    if whole and "-" not in (wanted := head.get("ChecksumSHA256", "-")):
-        return base64.b64encode(digest(path, "sha256")).decode(), wanted
-    if whole and "-" not in (wanted := head.get("ChecksumCRC32", "-")):
-        return base64.b64encode(crc32(path).to_bytes(4, "big")).decode(), wanted
+    of_whole_object = head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT"
+    if of_whole_object and "-" not in (expected := head.get("ChecksumSHA256", "-")):
+        return base64.b64encode(digest(path, "sha256")).decode(), expected
+    if of_whole_object and "-" not in (expected := head.get("ChecksumCRC32", "-")):
+        return base64.b64encode(crc32(path).to_bytes(4, "big")).decode(), expected
     if len(etag) == 32 and "-" not in etag and "SSEKMSKeyId" not in head:
         return digest(path, "md5").hex(), etag
     return str(path.stat().st_size), str(size)

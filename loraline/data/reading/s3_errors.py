@@ -1,4 +1,4 @@
-"""What an error of boto3 means for the user: a mistake of theirs, or a service to try again."""
+"""Errors of boto3 as ours: a user's mistake, or a service to try again."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from loraline.data.checks import BadRow
 from loraline.data.reading.media import Fetch, inside
-from loraline.data.reading.readers import KINDS, MORE_KINDS, holds_rows
+from loraline.data.reading.readers import ENDINGS, MORE_ENDINGS, holds_rows
 from loraline.errors import TryAgain, UserError
 from loraline.preparation import Entry
 
@@ -44,7 +44,7 @@ NOT_ROWS = {
     "state.json",
     "manifest.json",
 }
-"""Files that datasets, and this line, keep beside the rows."""
+"""Files that the package datasets, and prepare_data, keep beside the rows."""
 
 UNREAD = re.compile(
     r"\.((jsonl?|ndjson|jsonlines|csv|tsv|parquet|arrow)\.(xz|lz4|br)"
@@ -116,7 +116,7 @@ def locate(entry: Entry, cache: Path) -> Source:
 
     Raises UserError when there is no such source, TryAgain when its service does not answer.
     """
-    scheme, separator, rest = entry.uri.partition("://")
+    scheme, separator, location = entry.uri.partition("://")
     if not separator:
         return local(entry, Path(entry.uri))
     if scheme == "s3":
@@ -126,11 +126,11 @@ def locate(entry: Entry, cache: Path) -> Source:
         listed = [(name, size, etag) for name, (size, etag) in bucket.objects.items()]
         return Source(entry, cache, chosen(entry, listed), bucket)
     if scheme == "hf":
-        return hugging_face(entry, rest)
+        return hugging_face(entry, location)
     if scheme == "dvc":
-        return dvc(entry, rest, cache)
+        return dvc(entry, location, cache)
     if scheme == "mlflow":
-        return earlier(entry, rest, cache)
+        return earlier(entry, location, cache)
     accepted = "a path, s3://, hf://, dvc:// or mlflow://"
     raise UserError(f"--data {entry.uri!r}: unknown source {scheme}://; accepted: {accepted}")
 
@@ -139,7 +139,7 @@ def local(entry: Entry, path: Path) -> Source:
     """A folder with data files, or one data file."""
     if path.is_file():
         if not holds_rows(path.name):
-            accepted = ", ".join([*KINDS, *MORE_KINDS])
+            accepted = ", ".join([*ENDINGS, *MORE_ENDINGS])
             raise UserError(
                 f"{path} is not a data file; accepted: {accepted}, packed as .gz, .bz2 or .zst"
             )
@@ -157,7 +157,7 @@ def local(entry: Entry, path: Path) -> Source:
 
 
 def advice(path: Path) -> str:
-    """What may have been meant by a path that leads nowhere."""
+    """A hint for a path that does not exist: names that are close to it."""
     folder = Path(os.path.abspath(path)).parent
     if not folder.is_dir():
         return f"there is no folder {folder}"
@@ -208,17 +208,19 @@ def may_hold_rows(path: Path) -> bool:
 
 def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFile, ...]:
     """The data files among those listed: the topmost ones, each with the split that it names."""
-    seen = [
+    visible = [
         item
         for item in listed
         if not any(part.startswith(".") for part in PurePosixPath(item[0]).parts)
     ]
     usable = [
-        item for item in seen if holds_rows(item[0]) and posixpath.basename(item[0]) not in NOT_ROWS
+        item
+        for item in visible
+        if holds_rows(item[0]) and posixpath.basename(item[0]) not in NOT_ROWS
     ]
     top = [item for item in usable if "/" not in item[0]]
-    archives = [name for name, *_ in seen if ARCHIVES.search(name.lower())]
-    unread = [name for name, *_ in seen if UNREAD.search(name.lower())]
+    archives = [name for name, *_ in visible if ARCHIVES.search(name.lower())]
+    unread = [name for name, *_ in visible if UNREAD.search(name.lower())]
     if unread := [name for name in [*archives, *unread] if "/" not in name or not top]:
         remedy = "unpack it" if unread[0] in archives else "save it as JSONL or CSV"
         raise UserError(
@@ -226,7 +228,7 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
             "give the files that are meant"
         )
     if not usable:
-        raise UserError(f"{entry.uri} holds no .jsonl file and none of {', '.join(KINDS[1:])}")
+        raise UserError(f"{entry.uri} holds no .jsonl file and none of {', '.join(ENDINGS[1:])}")
     files = [
         DataFile(name, entry.split or split_of(name), size, v)
         for name, size, v in sorted(top or usable)
@@ -250,12 +252,12 @@ def split_of(name: str) -> str | None:
     return None
 
 
-def hugging_face(entry: Entry, rest: str) -> Source:
+def hugging_face(entry: Entry, location: str) -> Source:
     """`hf://owner/name[@revision][:split]`, or a local folder of datasets in the owner's place."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError
 
-    path, _, split = rest.partition(":")
+    path, _, split = location.partition(":")
     path, _, revision = path.partition("@")
     if path.startswith(("/", ".")) and not Path(path).is_dir():
         raise UserError(f"{entry.uri}: {path} is no folder here, nor owner/name of the hub")
@@ -280,7 +282,7 @@ def hugging_face(entry: Entry, rest: str) -> Source:
     parts = dict(loaded) if isinstance(loaded, dict) else {split or "train": loaded}
     files = []
     for name, part in parts.items():
-        given = (
+        named_split = (
             SPLIT_NAMES.get(re.split(r"[-_.\[]", name.lower())[0])
             if len(parts) > 1 or split
             else None
@@ -290,7 +292,9 @@ def hugging_face(entry: Entry, rest: str) -> Source:
         for cached in part.cache_files:
             file = Path(cached["filename"])
             files.append(
-                DataFile(str(file), entry.split or given, file.stat().st_size, part._fingerprint)
+                DataFile(
+                    str(file), entry.split or named_split, file.stat().st_size, part._fingerprint
+                )
             )
     # The cached files lie anywhere; a row may name what belongs to its dataset, and nothing else.
     owned = Path(path) if Path(path).is_dir() else cache_of(path)
@@ -307,7 +311,7 @@ def cache_of(name: str) -> Path:
     return files if files.is_dir() else Path(datasets.config.HF_DATASETS_CACHE)
 
 
-def dvc(entry: Entry, rest: str, cache: Path) -> Source:
+def dvc(entry: Entry, location: str, cache: Path) -> Source:
     """`dvc://repository[@revision]:path`; the repository is a folder or a Git address."""
     try:
         from dvc.api import DVCFileSystem
@@ -316,7 +320,7 @@ def dvc(entry: Entry, rest: str, cache: Path) -> Source:
     except ImportError as error:
         raise UserError("dvc:// needs DVC; install loraline with the extra dvc") from error
 
-    place, separator, path = rest.rpartition(":")
+    place, separator, path = location.rpartition(":")
     if not separator or not place or not path:
         raise UserError(f"--data {entry.uri!r}: expected dvc://repository[@revision]:path")
     repository, at, revision = place.rpartition("@")
@@ -334,12 +338,12 @@ def dvc(entry: Entry, rest: str, cache: Path) -> Source:
     return local(entry, target)
 
 
-def earlier(entry: Entry, rest: str, cache: Path) -> Source:
+def earlier(entry: Entry, location: str, cache: Path) -> Source:
     """`mlflow://run` of an earlier prepare_data: its rows, splits and prompt."""
     from loraline.tracking import runs, store
 
     client = store.connect()
-    run = runs.upstream_run(client, rest, "prepare_data", flag="--data mlflow://")
+    run = runs.upstream_run(client, location, "prepare_data", flag="--data mlflow://")
     cache.mkdir(parents=True, exist_ok=True)
     folder = runs.download_dataset(client, run, cache)
     source = local(entry, folder)

@@ -20,7 +20,7 @@ NOT_UTF8 = (
 PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Endings of files that are unpacked as they are read, with Arrow's name of the way."""
 
-SAME_KIND = {
+SAME_ENDING = {
     ".ndjson": ".jsonl",
     ".jsonlines": ".jsonl",
     ".jl": ".jsonl",
@@ -29,7 +29,7 @@ SAME_KIND = {
 }
 """Endings by another name."""
 
-BEGINS = {
+FIRST_BYTES = {
     b"\x1f\x8b": "packed with gzip; name it .gz",
     b"\x28\xb5\x2f\xfd": "packed with Zstandard; name it .zst",
     b"BZh": "packed with bzip2; name it .bz2",
@@ -56,13 +56,13 @@ CONTROLS = re.compile("[\x80-\x84\x86-\x9f]")
 """Control characters that no text has, and that texts of cp1252 show when read as Latin-1."""
 
 
-def kind_of(name: str) -> str:
+def ending_of(name: str) -> str:
     """A data file's kind by its ending, without that of its packing: `.jsonl`, `.csv` and so on."""
     path = Path(name.lower())
     if path.suffix == ".tgz":
         return ".tar"
     suffix = Path(path.stem).suffix if path.suffix in PACKED else path.suffix
-    return SAME_KIND.get(suffix, suffix)
+    return SAME_ENDING.get(suffix, suffix)
 
 
 def packing_of(name: str) -> str | None:
@@ -120,18 +120,18 @@ class Translating(io.RawIOBase):
         self.file, self.path, self.encoding = file, path, encoding
         self.lines_end_in_cr = lines_end_in_cr
         self.decoder = codecs.getincrementaldecoder(encoding)() if encoding else None
-        self.left = b""
+        self.pending = b""
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self.left:
+        while not self.pending:
             content = self.file.read(HEAD)
-            last = not content
+            is_last = not content
             if self.decoder:
                 try:
-                    decoded = self.decoder.decode(content, last)
+                    decoded = self.decoder.decode(content, is_last)
                 except UnicodeDecodeError as error:
                     byte = error.object[error.start]
                     raise UserError(
@@ -146,24 +146,24 @@ class Translating(io.RawIOBase):
                         f"U+{ord(match.group()):04X}; give another --encoding, such as cp1252"
                     )
                 content = decoded.encode()
-            self.left = content.replace(b"\r", b"\n") if self.lines_end_in_cr else content
-            if last:
+            self.pending = content.replace(b"\r", b"\n") if self.lines_end_in_cr else content
+            if is_last:
                 break
-        size = min(len(buffer), len(self.left))
-        buffer[:size], self.left = self.left[:size], self.left[size:]
+        size = min(len(buffer), len(self.pending))
+        buffer[:size], self.pending = self.pending[:size], self.pending[size:]
         return size
 
 
-def needs_translation(path: Path, encoding: str) -> tuple[str, bool]:
+def translation_of(path: Path, encoding: str) -> tuple[str, bool]:
     """The encoding to decode with (none for UTF-8), and whether lines end in CR alone.
 
     Raises UserError where a file is in another encoding than it is said to be.
     """
     with unpacked(path) as file:
         head = file.read(HEAD)
-    other = next((remedy for begin, remedy in BEGINS.items() if head.startswith(begin)), None)
-    if other:
-        raise UserError(f"{path} is no text but {other}")
+    remedy = next((name for begin, name in FIRST_BYTES.items() if head.startswith(begin)), None)
+    if remedy:
+        raise UserError(f"{path} is no text but {remedy}")
     mark = next((name for mark, name in MARKS.items() if head.startswith(mark)), None)
     mark = mark or is_wide(head)
     if encoding and encoding.lower() not in UTF8:
@@ -206,15 +206,15 @@ def lines_are_not_utf8(head: bytes) -> bool:
     if is_utf8(head):
         return False
     lines = head.replace(b"\r", b"\n").split(b"\n")
-    whole = lines[:-1] if len(head) == HEAD else lines
-    wide = [line for line in whole if not line.isascii()]
+    complete_lines = lines[:-1] if len(head) == HEAD else lines
+    wide = [line for line in complete_lines if not line.isascii()]
     return len(wide) > 1 and not any(map(is_utf8, wide))
 
 
 @contextmanager
 def text(path: Path, encoding: str = "") -> Iterator[IO[bytes]]:
     """A text file as UTF-8 with LF, without a byte order mark."""
-    decoded, lines_end_in_cr = needs_translation(path, encoding)
+    decoded, lines_end_in_cr = translation_of(path, encoding)
     with unpacked(path) as file:
         stream: IO[bytes] = file
         if decoded or lines_end_in_cr:

@@ -34,28 +34,28 @@ def glaive(row: Mapping[str, Any]) -> dict[str, Any] | None:
     chat, system = row.get("chat"), row.get("system")
     if not isinstance(chat, str) or SPEAKERS.match(chat.lstrip()) is None:
         return None
-    made = {key: value for key, value in row.items() if key not in ("chat", "system")}
+    result = {key: value for key, value in row.items() if key not in ("chat", "system")}
     turns: list[dict[str, Any]] = []
     if isinstance(system, str) and system.strip():
         text = system.strip().removeprefix("SYSTEM:").strip()
         if OFFERED.search(text):
             # The chat template names the tools.
-            made["tools"] = tools_of(text)
+            result["tools"] = tools_of(text)
         else:
             turns.append({"role": "system", "content": text})
     pieces = SPEAKERS.split(chat.strip())
-    for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True):
-        turns.append(turn(GLAIVE[speaker], said.strip().removesuffix(END).strip()))
-    return made | {"messages": turns}
+    for speaker, spoken in zip(pieces[1::2], pieces[2::2], strict=True):
+        turns.append(turn(GLAIVE[speaker], spoken.strip().removesuffix(END).strip()))
+    return result | {"messages": turns}
 
 
-def turn(role: str, said: str) -> dict[str, Any]:
+def turn(role: str, text: str) -> dict[str, Any]:
     """One turn of a glaive chat, with its call if it makes one."""
-    match = CALL.search(said) if role == "assistant" else None
+    match = CALL.search(text) if role == "assistant" else None
     if match is None:
-        if "<functioncall>" in said:
+        if "<functioncall>" in text:
             raise BadRow("format", "a <functioncall> is not followed by an object")
-        return {"role": role, "content": said}
+        return {"role": role, "content": text}
     call = ARGUMENTS.sub(
         lambda quoted: quoted[1] + json.dumps(quoted["arguments"]) + quoted[3], match["call"]
     )
@@ -63,7 +63,7 @@ def turn(role: str, said: str) -> dict[str, Any]:
         parsed = json.loads(call)
     except ValueError:
         raise BadRow("format", f"a <functioncall> is no JSON: {call[:60]!r}") from None
-    return {"role": role, "content": said[: match.start()].rstrip(), "tool_calls": [parsed]}
+    return {"role": role, "content": text[: match.start()].rstrip(), "tool_calls": [parsed]}
 
 
 def tools_of(text: str) -> list[Any]:
@@ -79,8 +79,8 @@ def tools_of(text: str) -> list[Any]:
     return listed
 
 
-def asked_in_a_dialogue(text: str) -> list[tuple[str, str]]:
-    """The turns of a question that is a dialogue of HH and ends where the answer begins."""
+def turns_of_dialogue_question(text: str) -> list[tuple[str, str]]:
+    """Turns of a question that is a dialogue of HH and ends where the answer begins; else none."""
     turns = dialogue(text) if text.rstrip().endswith("Assistant:") else None
     if not turns or turns[-1] != {"role": "assistant", "content": ""}:
         return []
@@ -94,6 +94,6 @@ def dialogue(text: str) -> list[dict[str, str]] | None:
     pieces = HH.split(text.strip())
     names = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": names[speaker], "content": said.strip()}
-        for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True)
+        {"role": names[speaker], "content": spoken.strip()}
+        for speaker, spoken in zip(pieces[1::2], pieces[2::2], strict=True)
     ]

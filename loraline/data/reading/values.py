@@ -28,9 +28,9 @@ class Spelt(float):
     text: str
 
     def __new__(cls, text: str | Decimal) -> Spelt:
-        made = super().__new__(cls, text)
-        made.text = str(text)
-        return made
+        number = super().__new__(cls, text)
+        number.text = str(text)
+        return number
 
 
 def written(value: Any) -> str | None:
@@ -65,12 +65,12 @@ def unpacked(value: Any) -> Any:
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; BadRow where it has a key twice with different values."""
-    made: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in pairs:
-        if key in made and made[key] != value:
+        if key in result and result[key] != value:
             raise repeats(key)
-        made[key] = value
-    return made
+        result[key] = value
+    return result
 
 
 def repeats(key: str) -> BadRow:
@@ -99,7 +99,7 @@ def listed(value: Any) -> Any:
 def objects(value: Any, name: str) -> list[dict[str, Any]]:
     """A list of objects, also as JSON text, one alone, or one after the other in a text."""
     if isinstance(value, str):
-        value = several(value, name)
+        value = documents_in(value, name)
     items = value if isinstance(value, list) else [value]
     items = [unpacked(item) for item in items]
     if not all(isinstance(item, dict) for item in items):
@@ -107,7 +107,7 @@ def objects(value: Any, name: str) -> list[dict[str, Any]]:
     return items
 
 
-def several(text: str, name: str) -> Any:
+def documents_in(text: str, name: str) -> Any:
     """JSON documents that follow each other in a text: one as it is, several as a list."""
     decoder, documents, place = json.JSONDecoder(), [], 0
     text = text.strip()

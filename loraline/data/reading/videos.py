@@ -12,7 +12,7 @@ from loraline.base import pixels
 from loraline.data.checks import BadRow
 from loraline.data.reading.contents import Media
 from loraline.data.reading.images import OPENED, packed
-from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over
+from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over_limit
 from loraline.records import Video
 
 FRAME_FACTOR, MIN_FRAMES = 2, 4
@@ -41,8 +41,8 @@ def frame_indices(total: int, rate: float, most: Limits) -> list[int]:
     As qwen-vl-utils samples: `fps` frames a second, an even number, four at least.
     """
     most_frames = min(most.frames, total) // FRAME_FACTOR * FRAME_FACTOR
-    wanted = min(max(total / rate * most.fps, MIN_FRAMES), most_frames)
-    count = max(FRAME_FACTOR, math.floor(wanted / FRAME_FACTOR) * FRAME_FACTOR)
+    count_wanted = min(max(total / rate * most.fps, MIN_FRAMES), most_frames)
+    count = max(FRAME_FACTOR, math.floor(count_wanted / FRAME_FACTOR) * FRAME_FACTOR)
     return [round(index * (total - 1) / (count - 1)) for index in range(count)]
 
 
@@ -57,7 +57,7 @@ def load_video(medium: Media, fetch: Fetch, most: Limits, cell: int) -> Clip:
         source = hashlib.sha256(content).digest()
     else:
         if len(medium) > most.frames:
-            raise over("video", medium, f"{len(medium)} frames", most.frames)
+            raise over_limit("video", medium, f"{len(medium)} frames", most.frames)
         contents = [content_of(name, fetch, most, "frame") for name in medium]
         try:
             frames = [Image.open(io.BytesIO(item), formats=OPENED) for item in contents]
@@ -96,22 +96,22 @@ def sampled(content: bytes, medium: Media, most: Limits) -> tuple[list[Any], flo
             rate = float(stream.average_rate or stream.base_rate or 0)
             total = len([packet for packet in container.demux(stream) if packet.size])
         if total > most.video_frames:
-            raise over("video", medium, f"{total} frames", most.video_frames)
+            raise over_limit("video", medium, f"{total} frames", most.video_frames)
         if total < FRAME_FACTOR or rate <= 0:
             raise BadRow(
                 "media_broken", f"video {named(medium)} has {total} frames, expected 2 or more"
             )
-        wanted = frame_indices(total, rate, most)
+        indices = frame_indices(total, rate, most)
         frames = {}
         with av.open(io.BytesIO(content), "r") as container:
             for index, frame in enumerate(container.decode(video=0)):
-                if index in wanted:
+                if index in indices:
                     frames[index] = frame.to_image()
-        if len(frames) != len(set(wanted)):
+        if len(frames) != len(set(indices)):
             raise BadRow("media_broken", f"video {named(medium)} ends after {len(frames)} frames")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise BadRow("media_broken", f"video {named(medium)} cannot be decoded: {error}") from error
-    return [frames[index] for index in wanted], len(wanted) / total * rate
+    return [frames[index] for index in indices], len(indices) / total * rate
 
 
 def as_jpeg(frame: Any, most: Limits, cell: int) -> bytes:

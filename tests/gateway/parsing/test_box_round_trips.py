@@ -10,6 +10,7 @@ import io
 import random
 from collections.abc import Iterator
 
+import exif_turns
 import pytest
 from PIL import Image
 
@@ -58,10 +59,10 @@ def check(count: int, seed: int) -> None:
         left, top = pick.randint(0, width - wide), pick.randint(0, height - tall)
         unit = boxes.to_unit((left, top, left + wide, top + tall), stored, "pixels")
         for family in FAMILIES:
-            for orientation in boxes.TURNS:
-                upright = boxes.upright_size(stored, orientation)
-                pixels, counted = answered(boxes.turned(unit, orientation), upright, family)
-                back = boxes.turned_back(boxes.to_unit(pixels, upright, "pixels"), orientation)
+            for orientation in exif_turns.TURNS:
+                upright = exif_turns.upright_size(stored, orientation)
+                pixels, counted = answered(exif_turns.turned(unit, orientation), upright, family)
+                back = exif_turns.turned_back(boxes.to_unit(pixels, upright, "pixels"), orientation)
                 result = boxes.in_pixels(back, stored)
                 # A pixel of the picture, or of what the model's numbers count, the coarser one.
                 step = [max(1, side / steps) for side, steps in zip(upright, counted, strict=True)]
@@ -80,7 +81,7 @@ def test_boxes_of_ten_thousand_sizes_come_back_within_a_pixel() -> None:
     check(10_000, seed=1)
 
 
-@pytest.mark.parametrize("orientation", list(boxes.TURNS))
+@pytest.mark.parametrize("orientation", list(exif_turns.TURNS))
 def test_turns_are_those_of_pillow(orientation: int) -> None:
     """One dark pixel of a picture is found where Pillow shows it."""
     from PIL import ImageOps
@@ -91,14 +92,16 @@ def test_turns_are_those_of_pillow(orientation: int) -> None:
     file = io.BytesIO()
     stored.save(file, "PNG", exif=stored.getexif())
     shown = ImageOps.exif_transpose(Image.open(file))
-    assert boxes.upright_size((3, 5), orientation) == (shown.height, shown.width)
-    box = boxes.turned((1 / 5, 2 / 3, 2 / 5, 3 / 3), orientation)
+    assert exif_turns.upright_size((3, 5), orientation) == (shown.height, shown.width)
+    box = exif_turns.turned((1 / 5, 2 / 3, 2 / 5, 3 / 3), orientation)
     left, top, right, bottom = boxes.in_pixels(box, (shown.height, shown.width))
     assert (right - left, bottom - top) == (1, 1)
     assert shown.getpixel((left, top)) == 0
 
 
-@pytest.mark.parametrize("orientation", list(boxes.TURNS))
+@pytest.mark.parametrize("orientation", list(exif_turns.TURNS))
 def test_turning_back_undoes_a_turn(orientation: int) -> None:
     box = (0.1, 0.2, 0.5, 0.9)
-    assert boxes.turned_back(boxes.turned(box, orientation), orientation) == pytest.approx(box)
+    assert exif_turns.turned_back(
+        exif_turns.turned(box, orientation), orientation
+    ) == pytest.approx(box)

@@ -194,7 +194,7 @@ def test_the_longest_prompt_is_the_one_that_evaluation_would_ask(
 
     def taken(words: int) -> bool:
         with suppress(UserError):
-            return bool(model.encoded(0, "who " * words, model.contract.max_new_tokens))
+            return bool(model.encoded_input(0, "who " * words, model.contract.max_new_tokens))
         return False
 
     def askable(words: int) -> bool:

@@ -227,7 +227,7 @@ def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(workplace, "TEXT_PART", 600)
     data = write_lines(tmp_path / "data.jsonl", ROWS)
-    make, made = parts.make, []
+    make, made = parts.write_part, []
 
     def cut_off_once(work, part) -> None:
         if part.number == 3 and 4 not in made:
@@ -243,7 +243,7 @@ def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monke
             assert len(kept(merged)) == 90
             return merged
 
-    monkeypatch.setattr(parts, "make", cut_off_once)
+    monkeypatch.setattr(parts, "write_part", cut_off_once)
     with pytest.raises(KeyboardInterrupt):
         run()
     made.clear()

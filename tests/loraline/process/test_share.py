@@ -40,4 +40,4 @@ def test_processes_fit_the_cores_and_the_memory_of_the_container(
         if content is not None:
             (tmp_path / name).write_text(f"{content}\n")
     assert share.cpus() == cores
-    assert pool.fitting() == processes
+    assert pool.process_count() == processes

@@ -133,7 +133,7 @@ def test_a_deep_picture_whose_lowest_value_is_white_is_inverted(
     Image.fromarray(values).save(buffer, "TIFF", tiffinfo=tags)
     image = Image.open(buffer)
     assert (image.mode, image.tag_v2[262]) == ("I;16", 0)
-    shown = np.asarray(images.as_shown(image, window))
+    shown = np.asarray(images.standardized(image, window))
     low, high = window or (1000, 3000)
     lightest = round(255 * (high - 1000) / (high - low))
     assert shown[1, 1] == lightest
@@ -145,12 +145,12 @@ def test_a_deep_picture_is_white_where_it_is_transparent() -> None:
     values = np.array([[0, 1000], [3000, 0]], np.uint16)
     image = Image.fromarray(values)
     image.info["transparency"] = 0
-    assert np.asarray(images.as_shown(image)).tolist() == [[255, 0], [255, 255]]
+    assert np.asarray(images.standardized(image)).tolist() == [[255, 0], [255, 255]]
     image.info["transparency"] = 7
-    assert np.asarray(images.as_shown(image)).tolist() == [[0, 85], [255, 0]]
+    assert np.asarray(images.standardized(image)).tolist() == [[0, 85], [255, 0]]
     image = Image.fromarray(np.zeros((2, 2), np.uint16))
     image.info["transparency"] = 0
-    assert np.asarray(images.as_shown(image)).tolist() == [[255, 255], [255, 255]]
+    assert np.asarray(images.standardized(image)).tolist() == [[255, 255], [255, 255]]
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "L"])
@@ -161,7 +161,7 @@ def test_a_picture_of_one_transparent_color_is_white_where_it_has_it(mode: str) 
     if mode == "P":
         image.putpalette([0, 0, 0, 7, 7, 7])
     image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
-    shown = images.as_shown(image).convert("RGB")
+    shown = images.standardized(image).convert("RGB")
     assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (7, 7, 7)]
 
 
