@@ -45,7 +45,7 @@ HeldOut = Annotated[float | int, WrapValidator(share_or_count)]
 
 
 class Split(BaseModel):
-    """Rows that are held out, where no file is named after a split: a share, or so many."""
+    """Rows to hold out where no file is named after a split: a share, or a number of rows."""
 
     model_config = STRICT
 
@@ -138,9 +138,9 @@ Named = Annotated[str, Field(min_length=1)]
 
 
 class Prepare(SourceSettings):
-    """What prepare_data is asked for; a flag of its command line counts instead.
+    """Options of prepare_data; a flag of its command line counts instead.
 
-    The settings of a source hold for each that says nothing else of itself.
+    Its settings of a source apply to every source that does not set them itself.
     """
 
     sources: tuple[Annotated[Entry, BeforeValidator(as_entry)], ...] = ()

@@ -1,4 +1,4 @@
-"""Where profiles are looked for, and what a file's keys are with those of the one it extends."""
+"""The folders of profiles, and a file's keys with those of the profile that it extends."""
 
 from __future__ import annotations
 

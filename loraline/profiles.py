@@ -35,7 +35,7 @@ class Profile(Serving, Optimization, Trainable, Data, Identity):
     @model_validator(mode="before")
     @classmethod
     def full_is_whole_and_merged(cls, content: Any) -> Any:
-        """Under `train: full` what is not said of precision and export can only be one thing."""
+        """Under `train: full`, set quantization and export to their only possible values."""
         if isinstance(content, dict) and content.get("train") == "full":
             return {"quantization": "none", "export": "merged", **content}
         return content

@@ -24,7 +24,7 @@ from loraline.tracking import store
 
 @atexit.register
 def end_at_once() -> None:
-    """Spare the interpreter a walk through all that MLflow imported: half a second for nothing.
+    """Spare the interpreter a last collection over all that MLflow imported, half a second.
 
     Where torch is there the walk is taken, or else nanobind lists every function as leaked.
     """

@@ -1,7 +1,7 @@
 """Requests over HTTP to servers that may misbehave: bounded in size and time, and not redirected.
 
 A key that is sent to one host must not follow a redirect to another, and a server that redirects
-is not the one that was named. This machine's own servers are asked without a proxy.
+is not the one that was named. Servers on this machine are reached without a proxy.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class Encoder:
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def _lead(self) -> str:
-        """What has to stand before a text for its tokens to be those that it has behind a prompt.
+        """The text to put before an answer so that its tokens are those that it has after a prompt.
 
         A SentencePiece tokenizer puts a space before every text. An answer that the template puts
         right after a newline would then get a first token that the model never sees there.
@@ -181,7 +181,7 @@ class Encoder:
 
         They are one row where the chat template goes on after an earlier answer as it ended it.
         An answer that it prints in another way once it is history (without its reasoning, as
-        Qwen3's does) has a row of its own. Raises UserError as `encode` does.
+        Qwen3's does) becomes a separate row. Raises UserError as `encode` does.
         """
         row = self.encode(record)
         turns = record.learnt_turns()[:-1]
@@ -323,7 +323,7 @@ def split_off_prompt(prompt: str, whole: str) -> tuple[str, str]:
 def unprinted_part(record: Record, prompt: str, tail: str) -> str | None:
     """The part of a row's tools or answer that a chat template did not print; None if none.
 
-    `tail` is the answer with all that stands around it. Spaces may differ.
+    `tail` is the answer with what the template puts around it. Spaces are ignored.
     """
     prompt, tail = squeezed(prompt), squeezed(tail)
     detail = record.details.get(len(record.messages) - 1, Detail())

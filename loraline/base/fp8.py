@@ -1,7 +1,7 @@
 """Linear layers in FP8: a frozen base's weights in 8 bits, multiplied in 8 bits.
 
 A weight (out, in) is stored as float8_e4m3fn with a scale for each output channel, and each token's
-input is rounded on the way with a scale of its own. vLLM calls it `fp8_per_channel`: these are the
+input is rounded when it is read, with its own scale. vLLM calls it `fp8_per_channel`: these are the
 numbers that it serves, scale by scale.
 
 The gradient towards an input is a product in 8 bits, too: upstream (rows, out) times the weight,

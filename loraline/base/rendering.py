@@ -63,7 +63,7 @@ class Renderer:
         self.checked: set[tuple[str, ...]] = set()
 
     def render(self, rows: Sequence[Record]) -> list[tuple[str, str]]:
-        """Prompts, and answers with all that stands around them; UserError as `Encoder.render`."""
+        """Prompts, and answers with the template's text around them; raises as `Encoder.render`."""
         pairs: list[tuple[str, str]] = []
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
@@ -71,7 +71,7 @@ class Renderer:
         return pairs
 
     def render_batch(self, rows: Sequence[Record]) -> list[tuple[str, str]] | None:
-        """The pairs of some rows; None where each has to be rendered by itself."""
+        """The pairs of some rows; None where each has to be rendered alone."""
         conversations = [(row.prompt(), row.tool_list()) for row in rows]
         prompts = self.run(conversations, add_generation_prompt=True)
         wholes = self.run(

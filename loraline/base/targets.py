@@ -32,8 +32,8 @@ def targets_of(recipe: Profile) -> str:
 def target_modules(
     modality: str, projections: Sequence[str], merger: bool, tower: bool = False
 ) -> str:
-    """Regex over module paths, for PEFT: projections of the language model, and what is asked for
-    of the merger and the tower's blocks.
+    """Regex over module paths, for PEFT: projections of the language model, and the layers of the
+    merger and the tower if they are adapted.
 
     Anchored at the language model because Qwen2.5-VL's vision tower has gate, up and down
     projections of the same names, and vLLM drops tower weights unless a flag names them.

@@ -179,9 +179,9 @@ def convert(
 
 
 def refuse_places(turns: Turns, objects: Mapping[str, Any] | None) -> None:
-    """Neither objects nor a placeholder of a box in a text, of a source that says nothing of them.
+    """Raise BadRow for `objects`, or a placeholder of one, in a row whose source has no `boxes`.
 
-    Raises BadRow: nothing says what the numbers are.
+    Without that setting nothing says what the numbers mean.
     """
     places = (place for _, text in turns for place in (PLACE, NAME) if place in text)
     named = next(places, None) or ("`objects`" if objects else None)

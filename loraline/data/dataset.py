@@ -1,4 +1,4 @@
-"""The parts of a dataset as one: their tallies, facts about their rows, and an account of them."""
+"""Merge the parts of a dataset, and describe it: digest, manifest, parameters, metrics."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read(work: Work, workers: int, *, stop_at_failure: bool) -> Counted:
 
 
 def refuse(examples: Sequence[Mapping[str, Any]], report: str = "") -> None:
-    """A UserError when a check that is set to fail found something."""
+    """Raise UserError for the first row that failed a check whose action is to fail."""
     failed = [example for example in examples if example["action"] == FAIL]
     if failed:
         first = failed[0]
@@ -118,7 +118,7 @@ def merge(counted: Counted) -> Dataset:
 
 
 def refuse_empty(merged: Dataset) -> None:
-    """A UserError when a split has no rows, which says where they went."""
+    """Raise UserError if a split has no rows; the message says why."""
     for name, count in merged.rows.items():
         if not count:
             uris = short_path(", ".join(source.entry.uri for source in merged.work.sources))
@@ -162,7 +162,7 @@ def why_empty(merged: Dataset) -> str:
 
 
 def settings(work: Work) -> dict[str, Any]:
-    """What the rows depend on beside the sources: it is part of the digest and of the manifest."""
+    """Settings that the rows depend on beside the sources; part of digest and manifest."""
     return {
         "actions": dict(work.actions),
         "limits": vars(work.limits),

@@ -123,7 +123,7 @@ def near_pairs(keys: NDArray[Any], hashes: NDArray[Any]) -> Iterator[NDArray[Any
 
     Equal hashes are near, and only the first of them is compared with others. The hashes are sorted
     by key. Then each is compared with the next, with the second next and so on, until no two that
-    stand so far apart have equal keys.
+    at that distance have equal keys.
     """
     import numpy as np
 

@@ -24,7 +24,7 @@ def apply_check(
     clause: str,
     partner: Callable[[int], int | None] = lambda row: None,
 ) -> None:
-    """Count the rows in which a check found something, and do what the check's action says.
+    """Count the rows that did not pass a check, note examples, and drop them if its action is drop.
 
     `partner` gives the row that a row repeats, which the examples name.
     """
@@ -95,8 +95,11 @@ def assign_splits(merged: Dataset) -> None:
 
 
 def lower_bound(held_out: float, upper: float, points: NDArray[Any]) -> float:
-    """Where a split begins that ends at `upper`: a share of the hash range, or at least so many
-    of the points, shape (rows,)."""
+    """Where a split that ends at `upper` begins in the hash range.
+
+    It holds the share `held_out` of the range, or as a whole number at least so many of `points`
+    (rows,).
+    """
     import numpy as np
 
     if not isinstance(held_out, int):

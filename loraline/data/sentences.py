@@ -43,7 +43,7 @@ def refusal(place: str, clause: str, check: str, report: str = "") -> str:
 def shortened(text: str, most: int) -> str:
     """A text of at most `most` characters in one line.
 
-    The middle gives way where the end says what can be done, after a semicolon; else the end.
+    Where a remedy follows a semicolon, the middle is left out, otherwise the end.
     """
     text = " ".join(text.split())
     if len(text) <= most:

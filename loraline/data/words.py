@@ -1,6 +1,6 @@
 """The words of many texts as numbers, by operations on arrays instead of a loop over words.
 
-A word is what stands between two spaces. Its number is a polynomial of its bytes modulo 2**64, as
+A word is the text between two spaces. Its number is a polynomial of its bytes modulo 2**64, as
 the difference of two prefix sums (Karp and Rabin 1987), made to look random.
 """
 

@@ -77,7 +77,7 @@ class Request:
         encoding: str,
         overrides: Sequence[str] = (),
     ) -> Request:
-        """What the command line asks for and, where it says nothing, the profile's `prepare`."""
+        """The command line's choices, completed by those of the profile's `prepare`."""
         prepare = recipe.prepare
         sources: tuple[str | Entry, ...] = tuple(filter(None, data)) or prepare.sources
         if not sources and recipe.data:
@@ -207,15 +207,15 @@ def identity(work: Work) -> str:
 
 
 def changed_since(work: Work) -> str:
-    """What shows an interrupted run that a file was changed: sizes and times, or ETags."""
+    """Versions of the files, sizes and times or ETags, by which a resumed run notices a change."""
     return repr([[file.version for file in source.files] for source in work.sources])
 
 
 def state(work: Work) -> str | None:
     """SHA-256 of names, sizes and times of all files that a dataset comes from, media included.
 
-    While it is the same, the dataset is, and nothing has to be read to know it. None for sources
-    whose media may lie anywhere, or among too many files to ask.
+    While it is the same, the dataset is the same, and nothing has to be read. None for sources with
+    media in a folder of their own, or with too many files.
     """
     states = []
     for source in work.sources:

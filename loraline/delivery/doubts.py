@@ -1,4 +1,4 @@
-"""What a manifest needs on most clusters and does not say."""
+"""Warnings about a manifest that would not run on most clusters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HERE_ALONE = (
 def doubts(
     image: str, fetch: Mapping[str, str], server_image: str, gateway: Gateway | None = None
 ) -> list[str]:
-    """What a manifest needs on most clusters and does not say: the images of its containers, where
-    the init container finds MLflow, and what the gateway's replicas share."""
+    """Warnings about a manifest: images that are on no registry or unpinned, no address of MLflow
+    for the init container, and gateway replicas that share no volume or Redis."""
     if "MLFLOW_TRACKING_URI" not in fetch and image.startswith("localhost/") and gateway is None:
         # The other sentences do not help a user without a cluster.
         return [HERE_ALONE]

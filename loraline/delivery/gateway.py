@@ -149,7 +149,7 @@ class GatewayPod:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """With a digest of what is read at the start, so that a change starts new pods."""
+        """Includes a digest of what a pod reads at its start, so that a change starts new pods."""
         read = json.dumps([self.files(), self.variables()], sort_keys=True)
         return {
             "loraline/registered-version": self.servers[0].adapters[0].uri,

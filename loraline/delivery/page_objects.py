@@ -42,7 +42,7 @@ class PagePod:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """With a digest of what is read at the start, so that a change starts a new pod."""
+        """Includes a digest of what the pod reads at its start: a change starts a new one."""
         read = json.dumps(self.variables(), sort_keys=True)
         return {
             "loraline/registered-version": self.behind.servers[0].adapters[0].uri,

@@ -1,7 +1,7 @@
-"""What the gate asks of an evaluation before it judges: whether its numbers are what was measured.
+"""Checks of the gate before it judges: whether an evaluation's numbers are those it measured.
 
 Who may write to MLflow can log a metric again, name another dataset, or call any adapter the
-champion. What nobody can change there, parameters and old values of metrics, says otherwise.
+champion. Parameters and old values of metrics cannot be changed, and show it.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ class Measurement:
 def chosen_engine(requested: str, serve_dtype: str, videos: int = 0) -> str:
     """`hf` or `vllm`; `auto` takes vLLM where it is installed, has a GPU and the precision.
 
-    Rows that show up to so many `videos` are measured by `hf` alone.
+    `videos` is the most that a row shows; with any, `hf` measures.
 
-    Raises UserError if vLLM is asked for and cannot be had.
+    Raises UserError if vLLM is requested and cannot be used.
     """
     installed = find_spec("vllm") is not None
     if requested == "vllm" and not installed:
@@ -230,8 +230,8 @@ def fingerprints(encoder: Encoder, agreed: Contract, held_out: Sequence[Record])
     """SHA-256 of what must be equal before two models' numbers are compared.
 
     `tokenizer` is the vocabulary, `template` the chat template and the pixel limits, `prompt` what
-    questions are put into, which the rows are asked with already, `rows` the held-out rows with
-    their images and videos.
+    questions are put into, `rows` the held-out rows, which contain it already, with their images
+    and videos.
     """
     rows = hashlib.sha256()
     for record in held_out:

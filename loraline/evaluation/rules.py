@@ -158,7 +158,7 @@ def against_champion(
 ) -> Verdict:
     """Whether the candidate's gain over the champion exceeds the margin, interval included.
 
-    Numbers against another version, or on another tokenizer, template or prompt, say nothing.
+    Gains over another version, or with another tokenizer, template or prompt, do not count.
     """
     if champion is None:
         return Verdict(name, None, "above", margin, True, "there is no other champion")

@@ -63,7 +63,7 @@ def sentence(error: BaseException, store: str, *folders: Path) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[Cause]:
-    """What an exception and its causes say about missing room."""
+    """Failed writes that an exception and its causes report, the outermost first."""
     visited: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in visited:

@@ -70,7 +70,7 @@ def plan(
 
 
 def learned_gib(text: str, revision: str, source: str) -> float | None:
-    """The activations in GiB that a tag says of this revision of the base; None of another one.
+    """The activations in GiB that a tag holds for this revision of the base; None for another one.
 
     Raises UserError for what `remember` has not written.
     """

@@ -44,8 +44,8 @@ class Server:
     """A server at an address, with or without the interface's /v1, and with the key of the
     environment's VLLM_API_KEY.
 
-    What it is asked raises Refused when it answers 4xx, TryAgain when it fails or nobody listens,
-    UserError when the key is another or what answers is no vLLM server.
+    Every request raises Refused for an answer 4xx, TryAgain if the server fails or does not answer,
+    and UserError if it wants another key or is not vLLM.
     """
 
     def __init__(self, url: str, seconds: float = TIMEOUT) -> None:

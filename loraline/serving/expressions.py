@@ -31,7 +31,7 @@ for expression in expressions:
 
 
 def of(config: Mapping[str, Any]) -> list[str]:
-    """The expressions that stand in sound settings, as they are compared with paths."""
+    """The regular expressions in sound settings, as PEFT and vLLM compare them with paths."""
     full_matches = [config.get("target_modules"), config.get("exclude_modules")]
     end_matches = [
         key for name in ("rank_pattern", "alpha_pattern") for key in config.get(name) or ()

@@ -188,7 +188,7 @@ def sized(demand: Demand, gpu: str, cards: int, fraction: float = 1.0) -> Plan:
 
 
 def concurrency(requests: float) -> int:
-    """--max-num-seqs for a cache that holds so many of the longest requests, between 1 and 64.
+    """--max-num-seqs, from 1 to 64, for a cache that holds `requests` of the longest length.
 
     Twice as many, since most are shorter; vLLM makes one wait when all are long.
     """

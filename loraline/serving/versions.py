@@ -31,8 +31,8 @@ PLUGIN_SINCE = (0, 28)
 def check_image(image: str, base_config: Mapping[str, Any], quantization: str = "none") -> None:
     """Refuse an image whose vLLM is too old, or that cannot read or round the base.
 
-    vLLM's own image says its version, by tag or by digest; what other images hold is taken on trust
-    where their tag does not say.
+    vLLM's own image has its version in the tag, or is pinned by digest. Other images without a
+    version in the tag are trusted.
     """
     if not re.fullmatch(r"[a-zA-Z0-9][\w./:-]*(?:@sha256:[0-9a-f]{64})?", image):
         raise UserError(f"server image {image!r} is no image reference")

@@ -30,7 +30,7 @@ VERBS = {
 
 
 def expect(run: Run, tag: str, digest: str, name: str) -> None:
-    """Hold a digest of what is here against a run's tag; raises UserError if they differ."""
+    """Compare the digest of a downloaded object with a run's; raises UserError if they differ."""
     step = run.data.tags.get(STEP, "")
     expected = recorded(run, tag)
     if expected is None:
@@ -45,7 +45,7 @@ def expect(run: Run, tag: str, digest: str, name: str) -> None:
 
 
 def recorded(run: Run, tag: str) -> str | None:
-    """A digest that a run keeps: as a parameter, which nobody can change, or else as a tag."""
+    """A digest that a run logged: as a parameter, which MLflow never changes, or else as a tag."""
     value: str | None = run.data.params.get(tag, run.data.tags.get(tag))
     return value
 
@@ -61,7 +61,7 @@ def values_digest(values: Mapping[str, Any]) -> str:
 
 
 def check_dataset(folder: Path, run: Run, split: str | None = None) -> None:
-    """Hold a downloaded dataset, or one split of it, against its manifest and that against its run.
+    """Check a downloaded dataset, or one split, against its manifest, and that against its run.
 
     Raises UserError for a file that is another, missing or too many.
     """

@@ -43,7 +43,7 @@ def start_ticks(pid: int) -> str:
     """When a process began, in clock ticks since the machine did; empty where none is alive.
 
     It tells a process from a later one of the same number. See proc(5), fields 3 and 22 of `stat`:
-    one that has ended and that nobody has asked about (a container may lack an init) is a zombie.
+    one that has ended and was not waited for (a container may lack an init) is a zombie.
     """
     try:
         stat = Path("/proc", str(pid), "stat").read_text()

@@ -54,7 +54,7 @@ def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) 
     The lock is a registered model of its own beside it: the store lets one of several create it,
     since names are unique. A lock whose holder died is deleted (see `clear`) and then made anew.
     The lease, `lease_seconds` or else LEASE_SECONDS, is renewed while the work goes on; of a holder
-    that stands still, its process stopped or its machine asleep, another takes the lock over.
+    whose process is stopped or whose machine sleeps, another one takes the lock over.
     Raises TryAgain when the lock is not to be had.
     """
     lock = f"{name}{LOCK_SUFFIX}"
@@ -66,7 +66,7 @@ def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) 
 
 @contextmanager
 def renewed(client: MlflowClient, lock: str, lease_seconds: float) -> Iterator[None]:
-    """Renew a lock's lease three times a lease, from a thread of its own."""
+    """Renew a lock's lease from a thread, three times per lease."""
     finished = threading.Event()
 
     def renew() -> None:
@@ -173,7 +173,7 @@ def sweep(client: MlflowClient, lock: str, holder: str) -> None:
 
 
 def holder_of(client: MlflowClient, lock: str) -> str | None:
-    """Who holds a lock; None if nobody does, or no longer by the time that is read."""
+    """The holder of a lock; None if it has none, or had none any more when that was read."""
     return tags_of(client, lock).get(HOLDER)
 
 
@@ -202,7 +202,7 @@ def tags_of(client: MlflowClient, lock: str) -> dict[str, str]:
 
 
 def clear_dead(client: MlflowClient, name: str) -> None:
-    """Delete the lock of a process that died here, where nobody else is going to ask for it."""
+    """Delete the lock of a dead process of this machine, where no step will acquire it again."""
     lock = f"{name}{LOCK_SUFFIX}"
     with suppress(UserError):
         holder = holder_of(client, lock)

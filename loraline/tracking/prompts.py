@@ -1,4 +1,4 @@
-"""Prompts as MLflow's registry keeps them: named, numbered, and the same one everywhere."""
+"""Prompts in MLflow's registry: with a name and a version, the same for every step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLACEHOLDER, MLFLOW_PLACEHOLDER = "{question}", re.compile(r"\{\{\s*question\s*\
 
 @dataclass(frozen=True)
 class Prompt:
-    """A template, and where it stands in the registry."""
+    """A template, with its name and version in the registry."""
 
     template: str | None
     """None when no prompt was given: questions stand alone."""
@@ -35,7 +35,7 @@ class Prompt:
 
 
 def resolve(source: str | None, beside: Path | None, client: MlflowClient | None) -> Prompt:
-    """The prompt that `--prompt` asks for, or else the file beside the data.
+    """The prompt that `--prompt` names, or else the file beside the data.
 
     `source` is `prompts:/name/version`, `prompts:/name@alias` or a file. Raises UserError for one
     that does not exist or holds a media tag.

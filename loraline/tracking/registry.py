@@ -175,7 +175,7 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> ModelVersi
 def gate_run_of(client: MlflowClient, version: ModelVersion) -> str:
     """The gate run that passed a version; a UserError if none did, or a later one rejected it.
 
-    The tags of a version say which gate run it was, and that run has to say the same: see `passed`.
+    The version's tags name the gate run, which has to agree with them: see `verified_gate_run`.
     """
     label = f"version {version.version} of {version.name!r}"
     if version.tags.get(RESULT) == "failed":
@@ -382,7 +382,7 @@ def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVers
 def roll_back(client: MlflowClient, name: str, by: str) -> str:
     """Make `previous` the champion again; return its version.
 
-    It asks for what `previous` was promoted by, not for verdicts that came later. `previous` is
+    It needs the gate run that promoted `previous`, whatever later verdicts say. `previous` is
     gone afterwards, so that a repeated call never goes back two steps. Raises UserError when there
     is nothing to go back to. The caller holds the lock.
     """

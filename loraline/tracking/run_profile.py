@@ -1,4 +1,4 @@
-"""The profile of a training run: as it was trained with, and as it stands today."""
+"""The profile of a training run: as it was used then, and as it is today."""
 
 from __future__ import annotations
 

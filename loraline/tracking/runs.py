@@ -157,7 +157,7 @@ def open_run(
     """The MLflow run of one step; an exception marks it FAILED, a signal KILLED.
 
     `upstream` is the run handed over to the step, `parent` the run it is nested under in the UI,
-    `resumed` an unfinished run to go on with instead of opening a new one.
+    `resumed` an unfinished run to continue instead of opening a new one.
     """
     import mlflow
 

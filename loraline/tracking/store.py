@@ -112,7 +112,7 @@ def create_experiment(client: MlflowClient, name: str, artifacts: str | None) ->
 
 
 def expect_answer(store_uri: str) -> None:
-    """Fail at once, in one sentence, when nobody listens at the tracking server's address."""
+    """Raise TryAgain if no server listens at the tracking address, UserError for a bad address."""
     try:
         parts = urlsplit(store_uri)
         # The property raises as well, for what is no number.

@@ -110,7 +110,7 @@ class AdapterTrainer(Trainer):
             current[name].copy_(weight)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer, with rates of their own for the vision parts and for LoRA's B."""
+        """The optimizer, with separate rates for the vision parts and for LoRA's B."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = cls(self.parameter_groups(), **options)
@@ -125,7 +125,7 @@ class AdapterTrainer(Trainer):
         return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
     def rate_of(self, name: str) -> float:
-        """Learning rate of a parameter by the longest of the paths that have one of their own."""
+        """Learning rate of a parameter: that of the longest path in `rates` that contains it."""
         for path in sorted(self.rates, key=len, reverse=True):
             if f".{path}." in f".{name}":
                 return self.rates[path]

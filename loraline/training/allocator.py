@@ -12,7 +12,7 @@ SETTINGS = (SETTING, "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def follow_allocated() -> None:
-    """Let what is reserved follow what is allocated, unless the environment says otherwise.
+    """Let reserved memory follow allocated memory, unless the environment sets the allocator.
 
     Passes differ in length from step to step. Blocks of a fixed size are cut up by that until
     gigabytes are reserved that no tensor fits into; segments that grow are not.

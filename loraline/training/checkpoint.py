@@ -133,7 +133,7 @@ class KeepCheckpoints(TrainerCallback):
         self.stopped = False
 
     def listen(self) -> None:
-        """From now on SIGTERM ends the training after the step at hand, with a checkpoint."""
+        """From now on SIGTERM ends the training after the current step, with a checkpoint."""
 
         def stop(signum: int, frame: Any) -> None:
             self.stop_signal = signal.Signals(signum)
@@ -186,7 +186,7 @@ def size(learned: Iterable[Tensor]) -> int:
 
 
 def described(learned: Iterable[Tensor]) -> str:
-    """A checkpoint's size, and an estimate of what its upload takes of a pod's grace period."""
+    """A checkpoint's size, and an estimate of its upload, for which a grace period needs room."""
     written = size(learned)
     return f"{written / 2**30:.2f} GiB, an upload of {written / UPLOAD:.0f} s at 50 MiB a second"
 

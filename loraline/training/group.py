@@ -1,4 +1,4 @@
-"""The machines and GPUs that a training is given, and the flags that say so."""
+"""The machines and GPUs of a training, and the flags that set them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def loader(
 
 
 def on_device(pack: MicroBatch, device: torch.device) -> MicroBatch:
-    """A pass's input where the model is; the GPU goes on with the pass before it meanwhile."""
+    """A pass's input on the model's device, copied while the GPU computes the pass before."""
     if device.type != "cuda":
         return pack
     return {

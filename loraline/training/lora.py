@@ -1,6 +1,6 @@
 """PEFT's LoRA layers with their update added by the product that computes it, in its type.
 
-PEFT computes base(x) + scaling * B(A(dropout(x))) in passes of their own over the output: the
+PEFT computes base(x) + scaling * B(A(dropout(x))) in separate passes over the output: the
 product with B, the scaling, a copy for 4-bit bases, the sum. They cost about a twentieth of a
 training step and, without checkpointing, memory.
 """
@@ -25,7 +25,7 @@ def add_in_place(model: PeftModel) -> None:
 
 
 def keep_input_dtype(model: PeftModel) -> None:
-    """Let DoRA layers on a 4-bit base answer in the type that they are asked in, as others do.
+    """Let DoRA layers on a 4-bit base return the type of their input, as other layers do.
 
     Under a GPU's autocast PEFT leaves their answer in the magnitude's float32. That widens the
     residual stream and all that is kept of it, and an unpacked base would be trained differently.

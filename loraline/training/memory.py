@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def weights(self) -> str:
-        """Where weights are, in words."""
+        """The form or place of the weights, as the table of the estimate prints it."""
         if self.offloaded:
             return "in host memory"
         unpacked = "unpacked" if self.dequantized else "packed"

@@ -4,7 +4,7 @@
 
 KubeRay starts it as the entrypoint of a RayJob. The command stands in LORALINE_WORD_00 and so on,
 the group in LORALINE_NODES and LORALINE_GPUS. When a machine is lost, or says "try again", all
-begin anew and go on from the last checkpoint.
+start again from the last checkpoint.
 """
 
 from __future__ import annotations

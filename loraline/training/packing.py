@@ -1,6 +1,6 @@
 """Packing: the rows of one optimizer step, end to end in as few forward passes as fit.
 
-A padded batch spends most of its arithmetic on padding. Here rows of any length lie one behind the
+A padded batch spends most of its arithmetic on padding. Here rows of any length follow each
 other in a single sequence, with positions that start anew at each row and attention that stays
 within it (`loraline.training.attention`). The rows of an optimizer step are chosen first and
 packed after, so packing changes neither what a step learns from nor what the learning rate means.

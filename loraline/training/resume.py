@@ -118,7 +118,7 @@ def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
 
 
 def changes(run: Run, inputs: dict[str, str]) -> str:
-    """Which inputs of an earlier run differ from these, in words; empty if none does."""
+    """Names of the inputs that differ from an earlier run's, for a message; empty if none does."""
     before = json_object(run.data.tags, INPUTS)
     current = json.loads(identity(inputs)[INPUTS])
     return ", ".join(f"the {name}" for name in current if before.get(name) != current[name])

@@ -144,7 +144,7 @@ def as_dtensor(part: Tensor, template: Tensor) -> Tensor:
 
 
 class OutOfMemory(UserError):
-    """A process of several has run out of memory in the middle of what all of them compute."""
+    """One of several processes has run out of memory in a computation that all take part in."""
 
 
 def run_collectively(work: Callable[[], Tensor]) -> Tensor:

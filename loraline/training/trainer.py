@@ -300,7 +300,7 @@ class PackedTrainer(AdapterTrainer):
 
 
 def check_finite(logs: Mapping[str, float], step: int) -> None:
-    """Raise UserError, in all processes, where a loss is no number: nothing comes after it."""
+    """Raise UserError, in all processes, if a loss is not finite: the training cannot recover."""
     named = {"loss": "loss", "grad_norm": "loss", "eval_loss": "validation loss"}
     for key, name in named.items():
         if not math.isfinite(logs.get(key, 0.0)):

@@ -158,8 +158,8 @@ class Exact:
     def check_rendered(self, row: Record) -> None:
         """Raise BadRow of the check `unused` where the chat template leaves something out.
 
-        Tools, and of every answer that is learnt its text, its reasoning and its calls, must stand
-        in what the template prints for it. It may refuse a row, too.
+        For every answer that is learnt, the template has to print the tools and the answer's text,
+        reasoning and calls. It may refuse a row, too.
         """
         from loraline.base import encoding
 
@@ -175,7 +175,7 @@ class Exact:
                 raise BadRow("unused", f"the base's chat template does not print {name}")
 
     def up_to_the_end(self, tail: str) -> tuple[str, str]:
-        """What to tokenise before an answer, and it with what stands around it, to its end."""
+        """The lead to tokenise before an answer, and the answer up to the end-of-sequence token."""
         end = tail.find(self.end)
         if end < 0:
             raise UserError(
@@ -185,7 +185,7 @@ class Exact:
 
     @functools.cached_property
     def lead_tokens(self) -> int:
-        """Tokens that stand before an answer only for it to have those of a conversation."""
+        """Tokens of the lead, which is tokenised with an answer and does not belong to it."""
         return self.counts([self.encoder.lead])[0]
 
     def counts(self, texts: Sequence[str]) -> list[int]:

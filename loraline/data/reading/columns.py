@@ -94,7 +94,7 @@ def lacks_named_column(
 ) -> BadRow | None:
     """A row without a column of those that `columns` names, if they are not all there.
 
-    What may stand beside question and answer may be missing.
+    Columns that are optional beside question and answer may be missing.
     """
     for ours, named in columns.items():
         if ours not in SIDES and not is_template(named) and named not in raw:

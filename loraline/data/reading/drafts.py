@@ -51,10 +51,10 @@ class Draft:
     """Whether a part of a turn shows an image or a video."""
 
     number: str = ""
-    """What is said of an answer that is no text, but a number or a truth value."""
+    """The clause about an answer that is a number or a truth value; empty for a text."""
 
     missing: str = ""
-    """What is said of a question or an answer that tables write where there is none."""
+    """The clause about a question or answer that stands for a missing value, such as nan."""
 
 
 def insert_system(draft: Draft, text: str) -> None:
@@ -64,7 +64,7 @@ def insert_system(draft: Draft, text: str) -> None:
 
 
 def place_tags(draft: Draft) -> None:
-    """Put media before the question where these formats do not say where they go.
+    """Put the tags of media before the question in formats that do not place them.
 
     Raises BadRow where the text has places for them that are not ours.
     """

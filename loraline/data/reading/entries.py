@@ -58,7 +58,7 @@ def entries(
 
 
 def completed(entry: Entry, usual: Mapping[str, Any], recipe: str) -> Entry:
-    """An entry with the usual settings where it says nothing of its own."""
+    """An entry, completed by the usual settings for keys that it does not set."""
     missing = {key: value for key, value in usual.items() if key not in given_keys(entry)}
     updated = entry.model_copy(update=missing)
     if "columns" in missing:

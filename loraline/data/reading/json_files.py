@@ -146,10 +146,10 @@ def spells_anew(line: bytes, parsed: Any) -> bool:
 
 
 def may_repeat_a_key(line: bytes, parsed: Any) -> bool:
-    """Whether a row's line may say a key twice, of which a parser keeps the last one only.
+    """Whether a row's line may hold a key twice, of which a parser keeps only the last.
 
-    A line with as many `":` as the row that was read of it says none twice; escaped quotes and
-    spaces before a colon leave that open. In a flat row there are as many as keys, or more.
+    It does not if the line and the row, written again, hold equally many `":`. Escaped quotes and
+    spaces before a colon leave it open. In a flat row there are as many as keys, or more.
     """
     import orjson
 
@@ -248,7 +248,7 @@ def not_read(path: Path, error: Exception, after: str = "") -> UserError:
 
 
 def complaint(error: Exception) -> str:
-    """What a parser says in short, without its excerpt of the file."""
+    """A parser's message in short, without its excerpt of the file."""
     message = " ".join(str(error).split()).partition("(right here)")[0]
     if "UTF8" in message or "utf-8" in message:
         return ", nor UTF-8; name its encoding with --encoding"

@@ -225,7 +225,7 @@ MASKS = re.compile(
 
 
 def filled(value: Any) -> bool:
-    """Whether a column says anything in a row; NaN, which pandas writes, does not."""
+    """Whether a cell holds a value; pandas writes NaN for none."""
     if isinstance(value, float) and value != value:
         return False
     return value is not None and value != "" and value != [] and value != {}
@@ -268,7 +268,7 @@ def unused_keys(
 
 
 def repeats(name: str, value: Any, turns: Sequence[tuple[str, str]]) -> bool:
-    """Whether a text says nothing that the turns do not say, or is all of them written out.
+    """Whether a text only repeats a turn, or writes out the last two turns.
 
     What is called an answer has to end one.
     """
@@ -284,7 +284,7 @@ def repeats(name: str, value: Any, turns: Sequence[tuple[str, str]]) -> bool:
 
 
 def has_no_effect(name: str, value: Any) -> bool:
-    """Whether a key that says what is learnt has the value that all turns have without it."""
+    """Whether a key about what is learnt has the value that changes nothing."""
     if not isinstance(value, bool | int | float):
         return False
     plain = name.strip().lower()

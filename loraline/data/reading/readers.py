@@ -147,7 +147,7 @@ def with_first(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 
 def delimiter_of(line: str, expected: str) -> str:
-    """What separates the fields of a header: as its file's ending says, or else what there is."""
+    """The delimiter of a header: the expected one, or else the one that gives the most fields."""
 
     def fields(mark: str) -> int:
         try:
@@ -282,7 +282,7 @@ def as_written(batch: Any) -> Any:
 
 
 def batch_size(size: int, rows: int) -> int:
-    """Rows that fit the memory, from the bytes that so many take."""
+    """How many rows to read at a time: up to BATCH, and about BATCH_BYTES of a group's `size`."""
     return max(1, min(BATCH, BATCH_BYTES * rows // max(1, size)))
 
 

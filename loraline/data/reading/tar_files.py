@@ -91,7 +91,7 @@ def too_large(name: str) -> BadRow:
 
 
 def unpack(content: bytes, packing: str | None, name: str, most: int) -> bytes | BadRow:
-    """A member that is packed by itself, in bounded memory; others as they are."""
+    """A member's content, decompressed in bounded memory if it is packed by itself."""
     import pyarrow as pa
 
     if packing is None:

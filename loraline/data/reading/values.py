@@ -54,7 +54,7 @@ def type_name(value: Any) -> str:
 
 
 def unpacked(value: Any) -> Any:
-    """JSON in a text as what it says; every other value as it is."""
+    """The value of a text that is JSON; every other value as it is."""
     if isinstance(value, str) and value[:100].lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value, object_pairs_hook=without_repetition)
@@ -78,7 +78,7 @@ def repeats(key: str) -> BadRow:
 
 
 def structure(value: Any) -> Any:
-    """A list or an object that a text is, as JSON or as Python writes it; every other value."""
+    """The list or object of a text that is JSON or a Python literal; every other value as it is."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     parsed = unpacked(value)
