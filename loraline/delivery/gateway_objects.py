@@ -18,7 +18,7 @@ from loraline.delivery.gateway import (
     GatewayPod,
     Model,
 )
-from loraline.delivery.kube import Object, environment, run_as, secret, unprivileged
+from loraline.delivery.kube import Object, environment, run_as, scrape, secret, unprivileged
 from loraline.delivery.objects import ANYWHERE, DNS, MONITORING, disruption_budget, port_of, tcp
 from loraline.delivery.pod import Pod
 from loraline.serving import arguments
@@ -230,14 +230,4 @@ def network_policy(pod: GatewayPod) -> Object:
 def service_monitor(pod: GatewayPod) -> list[Object]:
     if not pod.monitored:
         return []
-    return [
-        {
-            "apiVersion": "monitoring.coreos.com/v1",
-            "kind": "ServiceMonitor",
-            "metadata": pod.metadata(),
-            "spec": {
-                "selector": {"matchLabels": pod.selector},
-                "endpoints": [{"port": "metrics", "path": "/metrics", "interval": "15s"}],
-            },
-        }
-    ]
+    return [scrape(pod.metadata(), pod.selector, "metrics")]

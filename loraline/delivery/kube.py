@@ -98,3 +98,16 @@ def http_service(metadata: Object, selector: Object, port: int) -> Object:
             "ports": [{"name": "http", "port": port, "targetPort": "http"}],
         },
     }
+
+
+def scrape(metadata: Object, selector: Object, port: str) -> Object:
+    """A ServiceMonitor, by which the Prometheus operator scrapes a Service's port by its name."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "ServiceMonitor",
+        "metadata": metadata,
+        "spec": {
+            "selector": {"matchLabels": selector},
+            "endpoints": [{"port": port, "path": "/metrics", "interval": "15s"}],
+        },
+    }

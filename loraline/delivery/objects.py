@@ -6,7 +6,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from loraline.delivery import containers
-from loraline.delivery.kube import Object, http_service
+from loraline.delivery.kube import Object, http_service, scrape
 from loraline.delivery.pod import NAME, Pod
 from loraline.serving.arguments import PORT
 
@@ -193,17 +193,7 @@ def autoscaler(pod: Pod) -> list[Object]:
 def service_monitor(pod: Pod) -> list[Object]:
     if not (pod.where.monitor or pod.where.prometheus):
         return []
-    return [
-        {
-            "apiVersion": "monitoring.coreos.com/v1",
-            "kind": "ServiceMonitor",
-            "metadata": pod.metadata(),
-            "spec": {
-                "selector": {"matchLabels": pod.selector},
-                "endpoints": [{"port": "http", "path": "/metrics", "interval": "15s"}],
-            },
-        }
-    ]
+    return [scrape(pod.metadata(), pod.selector, "http")]
 
 
 def tcp(*ports: int) -> list[Object]:

@@ -119,7 +119,7 @@ def test_both_layouts_give_the_same_gradient() -> None:
 
 
 def test_layers_that_read_the_same_input_round_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    layers, x = [layer(together=True) for _ in range(3)], torch.randn(5, 48)
+    layers, x = [layer(shares_input=True) for _ in range(3)], torch.randn(5, 48)
     calls = []
     rounding = fp8.quantize
     monkeypatch.setattr(fp8, "quantize", lambda *given: calls.append(1) or rounding(*given))
@@ -141,7 +141,7 @@ def test_layers_that_read_the_same_input_round_it_once(monkeypatch: pytest.Monke
 
 
 def test_a_backward_pass_lets_go_of_the_last_input() -> None:
-    made, x = layer(together=True), torch.randn(5, 48, requires_grad=True)
+    made, x = layer(shares_input=True), torch.randn(5, 48, requires_grad=True)
     out = made(x)
     assert fp8.LAST_INPUT.read is not None
     out.sum().backward()
