@@ -148,7 +148,7 @@ def spells_anew(line: bytes, parsed: Any) -> bool:
 def may_repeat_a_key(line: bytes, parsed: Any) -> bool:
     """Whether a row's line may hold a key twice, of which a parser keeps only the last.
 
-    It does not if the line and the row, written again, hold equally many `":`. Escaped quotes and
+    It does not if its text and the row, written again, hold equally many `":`. Escaped quotes and
     spaces before a colon leave it open. In a flat row there are as many as keys, or more.
     """
     import orjson
