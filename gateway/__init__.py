@@ -1,1 +1,1 @@
-"""The door in front of vLLM: it asks as the adapter was trained, and lets nobody ask otherwise."""
+"""The HTTP server in front of vLLM: the prompt of the training, uploads, tasks, keys and limits."""

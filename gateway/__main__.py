@@ -15,7 +15,7 @@ from loraline.errors import UserError
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """The door in front of vLLM: uploads, tasks, limits and the prompt of the training."""
+    """The server in front of vLLM: the prompt of the training, uploads, tasks, keys and limits."""
 
 
 @main.command()
@@ -36,7 +36,7 @@ def serve() -> None:
 @main.command()
 @click.argument("name")
 def new_key(name: str) -> None:
-    """Print a new key for NAME, and the entry for the keys' file that lets it in."""
+    """Print a new key for NAME, and its entry for the file of GATEWAY_API_KEYS_FILE."""
     from pydantic import ValidationError
 
     from gateway import keys
@@ -45,7 +45,8 @@ def new_key(name: str) -> None:
         key, entry = keys.new_key(name)
     except ValidationError:
         click.echo(
-            f"gateway: the name {name!r} has other characters than a-z 0-9 . @ _ -", err=True
+            f"gateway: the name {name!r} may have only letters, digits and . @ _ -, up to 64",
+            err=True,
         )
         sys.exit(UserError.exit_code)
     click.echo(f"key, shown once: {key}\nentry of the keys' file: {keys.entry(entry)}")

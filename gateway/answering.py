@@ -23,7 +23,7 @@ AT_ONCE = 4
 """Images of one request that are answered at a time."""
 
 
-class Asked(Protocol):
+class ParsedRequest(Protocol):
     """A parsed request: it builds what the server gets, and reads what the server answers."""
 
     @property
@@ -40,7 +40,7 @@ class Asked(Protocol):
 
 
 async def answered(
-    gateway: Gateway, asked: Asked, caller: Caller, exchange: Exchange
+    gateway: Gateway, parsed: ParsedRequest, caller: Caller, exchange: Exchange
 ) -> dict[str, Any]:
     """The answer to all images; at most AT_ONCE of them are asked at a time."""
     began = time.perf_counter()
@@ -48,23 +48,23 @@ async def answered(
 
     async def ask(index: int) -> tuple[dict[str, Any], Any]:
         async with places:
-            _, completion = await gateway.ask(asked.model, asked.body(index), caller, exchange)
+            _, completion = await gateway.ask(parsed.model, parsed.body(index), caller, exchange)
             choice = completion["choices"][0]
             text = choice["message"].get("content") or ""
-            return await asked.result(index, text, choice), completion.get("usage")
+            return await parsed.result(index, text, choice), completion.get("usage")
 
-    asking = [asyncio.ensure_future(ask(index)) for index in range(asked.count)]
+    asking = [asyncio.ensure_future(ask(index)) for index in range(parsed.count)]
     try:
         answers = await asyncio.gather(*asking)
     finally:
         await sse.end(*asking)
     results, usages = [each for each, _ in answers], [usage for _, usage in answers]
-    return summary(asked, exchange, results, usages, time.perf_counter() - began)
+    return summary(parsed, exchange, results, usages, time.perf_counter() - began)
 
 
 async def as_events(
     gateway: Gateway,
-    asked: Asked,
+    parsed: ParsedRequest,
     caller: Caller,
     exchange: Exchange,
     keep: Callable[[dict[str, Any]], Awaitable[None]],
@@ -72,11 +72,11 @@ async def as_events(
     """Pieces of each answer as they come, then the same document that is sent without streaming."""
     began = time.perf_counter()
     results, usages = [], []
-    with gateway.gate.turn(caller):
-        for index in range(asked.count):
+    with gateway.admission.caller_slot(caller):
+        for index in range(parsed.count):
             text, usage = "", None
             choice: dict[str, Any] = {}
-            events = gateway.stream(asked.model, asked.body(index), caller, exchange)
+            events = gateway.stream(parsed.model, parsed.body(index), caller, exchange)
             async with aclosing(events):
                 async for data in events:
                     for event in data.split(b"\n\n"):
@@ -84,10 +84,10 @@ async def as_events(
                         if piece:
                             text += piece
                             yield sse.event("token", {"image_index": index, "text": piece})
-            results.append(await asked.result(index, text, choice))
+            results.append(await parsed.result(index, text, choice))
             usages.append(usage)
         seconds = time.perf_counter() - began
-        answer = summary(asked, exchange, results, usages, seconds)
+        answer = summary(parsed, exchange, results, usages, seconds)
         await keep(answer)
         yield sse.event("done", answer)
 
@@ -110,7 +110,7 @@ def delta(event: bytes, choice: dict[str, Any], usage: Any) -> tuple[str, dict[s
 
 
 def summary(
-    asked: Asked,
+    parsed: ParsedRequest,
     exchange: Exchange,
     results: list[dict[str, Any]],
     usages: Sequence[Any],
@@ -119,9 +119,9 @@ def summary(
     """The fields of every answer beside its results."""
     reasons = [each["finish_reason"] for each in results]
     parse = sum(each.pop("parse_s", 0.0) for each in results)
-    return asked.document(results) | {
-        "model": asked.model.name,
-        "model_uri": asked.model.uri or None,
+    return parsed.document(results) | {
+        "model": parsed.model.name,
+        "model_uri": parsed.model.uri or None,
         "processing_time_ms": ms(exchange.seconds),
         "timing": timing(exchange, seconds - parse, parse),
         "usage": added(usages),
@@ -159,20 +159,20 @@ def added(usages: Sequence[Any]) -> dict[str, int]:
 async def respond(
     request: Request,
     gateway: Gateway,
-    asked: Asked,
+    parsed: ParsedRequest,
     caller: Caller,
     keep: Callable[[dict[str, Any]], Awaitable[None]],
     streamed: bool,
 ) -> Response:
     """The response to a parsed request; `keep` gets the whole answer before it is sent."""
     exchange = exchanges.of(request)
-    exchange.model, exchange.version = asked.model.name, asked.model.version
+    exchange.model, exchange.version = parsed.model.name, parsed.model.version
     if streamed:
-        events = as_events(gateway, asked, caller, exchange, keep)
+        events = as_events(gateway, parsed, caller, exchange, keep)
         return sse.Stream(
             events, exchange, lambda problem: sse.event("error", problem.document(exchange.id))
         )
-    with gateway.gate.turn(caller):
-        answer = await sse.while_there(request, answered(gateway, asked, caller, exchange))
+    with gateway.admission.caller_slot(caller):
+        answer = await sse.while_there(request, answered(gateway, parsed, caller, exchange))
     await keep(answer)
     return Response(orjson.dumps(answer), 200, None, "application/json")

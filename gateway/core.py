@@ -14,8 +14,8 @@ from gateway import exchange as exchanges
 from gateway import sse, tasks
 from gateway.cache import Cache
 from gateway.exchange import Exchange
-from gateway.keys import Caller, Door
-from gateway.limits import Gate, Rates
+from gateway.keys import Authenticator, Caller
+from gateway.limits import Admission, Rates
 from gateway.metrics import Metrics
 from gateway.oidc import Oidc
 from gateway.served import Model
@@ -34,16 +34,16 @@ class Gateway:
         self.tracer = Tracer.of(settings)
         self.upstreams = Upstreams(settings, self.metrics, self.tracer)
         self.rates = Rates(settings)
-        self.gate = Gate(settings, self.metrics)
+        self.admission = Admission(settings, self.metrics)
         self.cache = Cache(settings, self.metrics)
-        self.door = Door(settings, None)
+        self.authenticator = Authenticator(settings, None)
         self.sessions = Sessions(settings)
         self.tasks = tasks.load(settings.tasks_dir)
 
     async def start(self) -> None:
         await self.upstreams.start()
         if self.settings.oidc_issuer:
-            self.door.oidc = Oidc(self.settings, self.upstreams.session)
+            self.authenticator.oidc = Oidc(self.settings, self.upstreams.session)
 
     async def close(self) -> None:
         await self.upstreams.close()
@@ -60,7 +60,7 @@ class Gateway:
         if (kept := await self.cache.get(key)) is not None:
             exchange.cached = True
             return kept, orjson.loads(kept)
-        async with self.gate.place(exchange):
+        async with self.admission.slot(exchange):
             answer, completion = await self.upstreams.complete(model, content, exchange)
         await self.rates.charge(caller, used(completion.get("usage")))
         await self.cache.put(key, answer)
@@ -83,7 +83,7 @@ class Gateway:
         pieces, usage = 0, None
         try:
             async with (
-                self.gate.place(exchange),
+                self.admission.slot(exchange),
                 aclosing(self.upstreams.stream(model, content, exchange)) as events,
             ):
                 async for data in events:
@@ -118,19 +118,19 @@ def of(request: Request) -> Gateway:
     return gateway
 
 
-async def caller(request: Request) -> Caller:
+async def authenticated(request: Request) -> Caller:
     """Who asks, before a byte of the body is read."""
-    known = await of(request).door.caller(request)
-    exchanges.of(request).caller = known.name
-    return known
+    caller = await of(request).authenticator.caller(request)
+    exchanges.of(request).caller = caller.name
+    return caller
 
 
-async def counted(request: Request) -> Caller:
+async def rate_limited(request: Request) -> Caller:
     """Who asks, with this request counted in their rate."""
-    known = await caller(request)
-    await of(request).rates.check(known)
-    return known
+    caller = await authenticated(request)
+    await of(request).rates.check(caller)
+    return caller
 
 
-Known = Annotated[Caller, Depends(caller)]
-Counted = Annotated[Caller, Depends(counted)]
+Authenticated = Annotated[Caller, Depends(authenticated)]
+RateLimited = Annotated[Caller, Depends(rate_limited)]

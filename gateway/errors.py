@@ -99,9 +99,9 @@ def of(error: BaseException) -> Problem:
 
 def of_status(status: int) -> Problem:
     """The problem of an unknown route or method."""
-    known = {
+    details = {
         404: ("not_found", "There is nothing at this address; GET /openapi.json lists what is."),
         405: ("method", "This address does not take this method; Allow lists those it takes."),
     }
-    code, detail = known.get(status, ("http", HTTPStatus(status).description or "Refused."))
+    code, detail = details.get(status, ("http", HTTPStatus(status).description or "Refused."))
     return Problem(status, code, detail)

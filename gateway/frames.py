@@ -42,27 +42,27 @@ class Refused(Exception):
 
 
 def main() -> None:
-    asked = json.loads(sys.argv[1])
+    request = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (asked["seconds_cpu"], asked["seconds_cpu"] + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds_cpu"], request["seconds_cpu"] + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with os.fdopen(0, "rb", buffering=2**18) as file, os.fdopen(1, "wb") as out:
         try:
-            write(out, *sampled(Nameless(file), asked))
+            write(out, *sampled(Nameless(file), request))
         except Refused as refused:
             out.write(json.dumps({"refused": refused.args[0]}).encode() + b"\n")
         except Exception:
             out.write(json.dumps({"refused": "media_broken"}).encode() + b"\n")
 
 
-def sampled(file: Any, asked: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+def sampled(file: Any, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
     """Facts of a video, and frames spread evenly over it, two a second as far as they may be."""
-    with av.open(file, "r", format=FORMATS[asked["format"]]) as container:
+    with av.open(file, "r", format=FORMATS[request["format"]]) as container:
         if not container.streams.video:
             raise Refused("media_broken")
         stream = container.streams.video[0]
         width, height = stream.width, stream.height
-        if max(width, height) > MAX_SIDE or width * height > asked["max_pixels"]:
+        if max(width, height) > MAX_SIDE or width * height > request["max_pixels"]:
             raise Refused("media_pixels")
         rate = float(stream.average_rate or stream.base_rate or 0)
         total = 0
@@ -72,18 +72,18 @@ def sampled(file: Any, asked: dict[str, Any]) -> tuple[dict[str, Any], list[byte
                 raise Refused("media_frames")
     if total < 2 or rate <= 0 or min(width, height) <= 0:
         raise Refused("media_broken")
-    if total / rate > asked["max_seconds"]:
+    if total / rate > request["max_seconds"]:
         raise Refused("media_seconds")
-    limits = Limits(frames=max(2, asked["max_frames"]))
+    limits = Limits(frames=max(2, request["max_frames"]))
     wanted = frame_indices(total, rate, limits)
     file.seek(0)
     jpegs: dict[int, bytes] = {}
-    with av.open(file, "r", format=FORMATS[asked["format"]]) as container:
+    with av.open(file, "r", format=FORMATS[request["format"]]) as container:
         for index, frame in enumerate(container.decode(video=0)):
-            if frame.width * frame.height > asked["max_pixels"]:
+            if frame.width * frame.height > request["max_pixels"]:
                 raise Refused("media_pixels")
             if index in wanted:
-                jpegs[index] = as_jpeg(frame.to_image(), limits, asked["cell"])
+                jpegs[index] = as_jpeg(frame.to_image(), limits, request["cell"])
             if index >= wanted[-1]:
                 break
     if len(jpegs) != len(set(wanted)):

@@ -72,7 +72,7 @@ def forbid_bombs() -> None:
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def look(content: bytes, settings: Settings) -> Picture:
+def picture(content: bytes, settings: Settings) -> Picture:
     """The picture; Problem if its format is unknown, it exceeds a limit or does not decode."""
     from PIL import Image
 

@@ -47,8 +47,8 @@ class Intake:
             return
         exchange = Exchange(method=scope["method"])
         headers = dict(scope["headers"])
-        if UUID.fullmatch(given := headers.get(b"x-request-id", b"")):
-            exchange.id = given.decode()
+        if UUID.fullmatch(request_id := headers.get(b"x-request-id", b"")):
+            exchange.id = request_id.decode()
         scope.setdefault("state", {})["exchange"] = exchange
         answer = sender(send, exchange)
         with self.tracer.request(exchange, headers):
@@ -88,11 +88,11 @@ class Intake:
         """Receive the body within its size limit, from a client that keeps sending."""
         stall = self.settings.client_stall_s
         waited = 0.0
-        whole = False
+        complete = False
 
         async def receive_bounded() -> Message:
-            nonlocal waited, whole
-            if whole:
+            nonlocal waited, complete
+            if complete:
                 return await receive()
             patience = min(stall, stall + exchange.bytes_in / LEAST_RATE - waited)
             began = time.perf_counter()
@@ -109,10 +109,10 @@ class Intake:
             waited += time.perf_counter() - began
             if message["type"] == "http.disconnect":
                 exchange.code = "client_gone"
-                whole = True
+                complete = True
                 return message
             exchange.bytes_in += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
+            complete = not message.get("more_body", False)
             if exchange.bytes_in > most:
                 raise too_large(most)
             return message

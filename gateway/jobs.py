@@ -32,15 +32,15 @@ ITEMS, RESULTS = "items.jsonl", "results.jsonl"
 MAX_JOBS = 20
 """Jobs that one caller may have."""
 
-PASSING = (429, 502, 503, 504, 507)
-TRIES = 8
+TEMPORARY = (429, 502, 503, 504, 507)
+ATTEMPTS = 8
 """Failures of this kind are tried again, after 1, 2, 4… 60 s; a server may be starting."""
 
 Read = Callable[["Gateway", Form, Caller, Exchange], Awaitable[Any]]
 """Reads an item's fields and files as the routes for single questions do."""
 
-LOOK_S = 30
-"""Seconds between two looks for jobs that another replica left behind."""
+POLL_S = 30
+"""Seconds between two searches for jobs that another replica left behind."""
 
 
 class Jobs:
@@ -53,34 +53,34 @@ class Jobs:
         self.store = Store(self.settings.data_dir / "jobs", "job.json")
         self.places = asyncio.Semaphore(self.settings.jobs_parallel)
         self.running: dict[str, asyncio.Task[None]] = {}
-        self.looking: asyncio.Task[None] | None = None
+        self.polling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self.looking = asyncio.create_task(self.look())
+        self.polling = asyncio.create_task(self.poll())
 
     async def close(self) -> None:
         """Stop working; what is done stays done, and the rest is taken up at the next start."""
-        if self.looking:
-            await sse.end(self.looking)
+        if self.polling:
+            await sse.end(self.polling)
         await sse.end(*self.running.values())
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """Take up unfinished jobs, and sweep what has been kept long enough."""
         while True:
             try:
                 await asyncio.to_thread(self.sweep)
                 for folder in await asyncio.to_thread(self.store.all):
-                    self.take_up(folder)
+                    self.resume(folder)
             except Exception as error:
                 logs.log.error("jobs cannot be looked through", exc_info=error)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     def sweep(self) -> None:
         hours = self.settings.retention_hours
         self.store.sweep(hours)
         self.gateway.sessions.store.sweep(hours)
 
-    def take_up(self, folder: Path) -> None:
+    def resume(self, folder: Path) -> None:
         if folder.name in self.running:
             return
         with suppress(Problem):
@@ -166,7 +166,7 @@ class Jobs:
     ) -> dict[str, Any]:
         """One item's answer or its problem; a temporary failure is tried again."""
         facts: dict[str, Any] = {name: item[name] for name in item if name in SHOWN}
-        for tried in range(TRIES):
+        for attempt in range(ATTEMPTS):
             exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)
             try:
                 await self.gateway.rates.check(caller)
@@ -182,10 +182,10 @@ class Jobs:
             finally:
                 self.gateway.metrics.observe(exchange)
                 logs.write_audit(exchange)
-            if problem.status not in PASSING or tried == TRIES - 1:
+            if problem.status not in TEMPORARY or attempt == ATTEMPTS - 1:
                 break
             wait = float(problem.headers.get("Retry-After", 0))
-            await asyncio.sleep(min(max(wait, 2**tried), 60))
+            await asyncio.sleep(min(max(wait, 2**attempt), 60))
         return {**facts, "status": problem.status, "problem": problem.document(exchange.id)}
 
     async def answer(
@@ -205,11 +205,11 @@ class Jobs:
             file = path.open("rb")
             form.files.append(Upload(item.get("filename", ""), file, path.stat().st_size))
         try:
-            asked = await self.read(self.gateway, form, caller, exchange)
+            parsed = await self.read(self.gateway, form, caller, exchange)
         finally:
             for upload in form.files:
                 upload.file.close()
-        return await answered(self.gateway, asked, caller, exchange)
+        return await answered(self.gateway, parsed, caller, exchange)
 
     def progress(self, folder: Path) -> dict[str, Any]:
         """A job as its caller sees it."""

@@ -59,7 +59,7 @@ KEYS = TypeAdapter(list[Key])
 
 
 def new_key(name: str) -> tuple[str, Key]:
-    """A key of 32 random bytes, and the entry that lets it in."""
+    """A key of 32 random bytes, and its entry for the keys' file."""
     key = "ll-" + secrets.token_urlsafe(32)
     return key, Key(name=name, sha256=hashlib.sha256(key.encode()).hexdigest())
 
@@ -72,23 +72,23 @@ def read(path: Path) -> list[Key]:
         raise UserError(f"the keys' file {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"the keys' file {path}: {place}: {first['msg']}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"the keys' file {path}: {field}: {first['msg']}") from error
     names = [key.name for key in keys]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"the keys' file {path} has two entries {sorted(twice)[0]!r}")
     return keys
 
 
-class Door:
-    """Authenticates by the Authorization header; without keys, this machine may ask."""
+class Authenticator:
+    """Finds a request's caller by its Authorization header; without keys, this machine may ask."""
 
     def __init__(self, settings: Settings, oidc: Oidc | None) -> None:
         self.settings = settings
         self.oidc = oidc
         self.keys = read(settings.api_keys_file) if settings.api_keys_file else []
         self.changed = self.modified()
-        self.looked = time.monotonic()
+        self.checked_at = time.monotonic()
 
     def modified(self) -> float:
         path = self.settings.api_keys_file
@@ -97,9 +97,9 @@ class Door:
     def reload(self) -> None:
         """Take a new file; a broken one leaves the old keys in force."""
         now = time.monotonic()
-        if self.settings.api_keys_file is None or now - self.looked < RELOAD_S:
+        if self.settings.api_keys_file is None or now - self.checked_at < RELOAD_S:
             return
-        self.looked = now
+        self.checked_at = now
         try:
             if (changed := self.modified()) != self.changed:
                 self.keys, self.changed = read(self.settings.api_keys_file), changed
@@ -110,25 +110,25 @@ class Door:
 
     async def caller(self, request: Request) -> Caller:
         """The caller. A missing, a wrong and an expired key give the same Problem of 401."""
-        if not self.settings.open:
-            return self.limits("local")
+        if not self.settings.needs_key:
+            return self.caller_of("local")
         self.reload()
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        given = given.strip()
-        if scheme.lower() == "bearer" and given:
-            if (key := self.known(given)) is not None:
-                return self.limits(key.name, key)
-            if self.oidc and given.count(".") == 2 and (subject := await self.oidc.subject(given)):
-                return self.limits(f"oidc:{subject}")
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token.strip()
+        if scheme.lower() == "bearer" and token:
+            if (key := self.entry_of(token)) is not None:
+                return self.caller_of(key.name, key)
+            if self.oidc and token.count(".") == 2 and (subject := await self.oidc.subject(token)):
+                return self.caller_of(f"oidc:{subject}")
         raise Problem(401, "unauthorized", "Send a valid key as Authorization: Bearer KEY.")
 
-    def known(self, given: str) -> Key | None:
+    def entry_of(self, token: str) -> Key | None:
         """The entry of a key; all entries are compared, so that the time reveals nothing."""
-        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
         matching = [key for key in self.keys if secrets.compare_digest(key.sha256, digest)]
         return matching[0] if matching else None
 
-    def limits(self, name: str, key: Key | None = None) -> Caller:
+    def caller_of(self, name: str, key: Key | None = None) -> Caller:
         key = key or Key(name="none", sha256="0" * 64)
         return Caller(
             name,

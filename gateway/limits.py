@@ -112,7 +112,7 @@ def redis(settings: Settings) -> Storage:
     return storage
 
 
-class Gate:
+class Admission:
     """Bounds the requests to the servers and the requests that wait; refuses the rest."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -125,8 +125,8 @@ class Gate:
         self.metrics = metrics
 
     @asynccontextmanager
-    async def place(self, exchange: Exchange) -> AsyncIterator[None]:
-        """A place among the running requests; a Problem of 429 if none is free in time."""
+    async def slot(self, exchange: Exchange) -> AsyncIterator[None]:
+        """One of the running requests to the servers; a Problem of 429 if none is free in time."""
         await self.enter(exchange)
         self.metrics.running.inc()
         try:
@@ -136,7 +136,7 @@ class Gate:
             self.free.release()
 
     @contextmanager
-    def turn(self, caller: Caller) -> Iterator[None]:
+    def caller_slot(self, caller: Caller) -> Iterator[None]:
         """One of the requests that a caller may have running; a Problem of 429 beyond them."""
         if self.of_caller[caller.name] >= caller.streams:
             raise Problem(
@@ -176,13 +176,13 @@ class Gate:
         return Problem(
             429,
             "overload",
-            "All places are taken and enough requests wait already; try again in a moment.",
+            "Too many requests run and wait already; try again in a moment.",
             retry_after=self.patience / 2,
         )
 
     @contextmanager
-    def uploading(self) -> Iterator[None]:
-        """A place among the uploads that are read."""
+    def upload_slot(self) -> Iterator[None]:
+        """One of the uploads that are read at a time; a Problem of 429 beyond them."""
         if self.uploads <= 0:
             raise Problem(
                 429, "uploads", "Too many uploads come in at once; try again.", retry_after=2

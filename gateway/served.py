@@ -1,4 +1,4 @@
-"""The models behind the door: what their server lists, and what was registered of them."""
+"""The models behind the gateway: what their server lists, and what was registered of them."""
 
 from __future__ import annotations
 

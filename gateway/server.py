@@ -43,37 +43,37 @@ class Protocol(HttpToolsProtocol):
     """Closes a connection whose request's head is too long or takes too long."""
 
     head_bytes = 0
-    impatience: asyncio.TimerHandle | None = None
+    header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.impatience = self.loop.call_later(HEADER_S, transport.close)
+        self.header_timer = self.loop.call_later(HEADER_S, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.be_patient()
+        self.stop_header_timer()
         super().connection_lost(exc)
 
-    def be_patient(self) -> None:
-        if self.impatience is not None:
-            self.impatience.cancel()
-            self.impatience = None
+    def stop_header_timer(self) -> None:
+        if self.header_timer is not None:
+            self.header_timer.cancel()
+            self.header_timer = None
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.head_bytes = 0
-        if self.impatience is None:
-            self.impatience = self.loop.call_later(HEADER_S, self.transport.close)
+        if self.header_timer is None:
+            self.header_timer = self.loop.call_later(HEADER_S, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.impatience is not None:
+        if self.header_timer is not None:
             # The head has not ended with this piece.
             self.head_bytes += len(data)
             if self.head_bytes > HEADER_BYTES and not self.transport.is_closing():
                 self.send_400_response("Request head too long.")
 
     def on_headers_complete(self) -> None:
-        self.be_patient()
+        self.stop_header_timer()
         super().on_headers_complete()
 
 

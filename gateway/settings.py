@@ -61,13 +61,13 @@ class Settings(BaseSettings):
     servers: tuple[Server, ...] = Field(
         (Server(url="http://127.0.0.1:8000"),), min_length=1, validation_alias="GATEWAY_UPSTREAMS"
     )
-    """JSON list of the vLLM servers behind the door."""
+    """JSON list of the vLLM servers behind the gateway."""
 
     vllm_api_key: SecretStr | None = None
     """The servers' key; it never leaves the gateway."""
 
     api_keys_file: Path | None = None
-    """JSON list of who may ask; `python -m gateway new-key` prints an entry."""
+    """JSON list of keys; `python -m gateway new-key` prints an entry."""
 
     oidc_issuer: str | None = Field(None, pattern=r"^https?://\S+$")
     oidc_audience: str | None = None
@@ -157,10 +157,10 @@ class Settings(BaseSettings):
     """TrueType font of exported PDFs; one of the machine's is looked for when not set."""
 
     @model_validator(mode="after")
-    def is_closed(self) -> Self:
+    def check_access(self) -> Self:
         if bool(self.oidc_issuer) != bool(self.oidc_audience):
             raise ValueError("oidc_issuer and oidc_audience are set together")
-        if not self.open and self.host not in ("127.0.0.1", "::1", "localhost"):
+        if not self.needs_key and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise ValueError(
                 f"without keys the gateway listens on 127.0.0.1 only, not on {self.host}; set "
                 "GATEWAY_API_KEYS_FILE, or GATEWAY_OIDC_ISSUER and GATEWAY_OIDC_AUDIENCE"
@@ -168,8 +168,8 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def open(self) -> bool:
-        """Whether it may be reached from other machines, since it asks who is there."""
+    def needs_key(self) -> bool:
+        """Whether requests need a key or a token; only then may other machines reach it."""
         return self.api_keys_file is not None or self.oidc_issuer is not None
 
 
@@ -195,13 +195,13 @@ def check(variables: Mapping[str, str]) -> None:
     fields: dict[str, Any] = {"api_keys_file": Path("keys.json")}
     fields |= {name.removeprefix(PREFIX).lower(): value for name, value in variables.items()}
     try:
-        Elsewhere(**fields)
+        ExplicitSettings(**fields)
     except ValidationError as error:
         raise UserError(complaint(error)) from error
 
 
-class Elsewhere(Settings):
-    """Settings that are given, and nothing of the environment."""
+class ExplicitSettings(Settings):
+    """Settings from arguments alone; the environment is not read."""
 
     @classmethod
     def settings_customise_sources(

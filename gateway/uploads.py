@@ -30,7 +30,7 @@ MAX_FIELDS = 64
 MAX_FIELD = 256 * 1024
 NAME_LENGTH = 120
 
-LOOKING = ThreadPoolExecutor(2, "images")
+DECODERS = ThreadPoolExecutor(2, "images")
 """Images are decoded beside the event loop, two at a time."""
 
 
@@ -72,11 +72,11 @@ class Upload:
                 413, "image_too_large", f"An image is larger than {settings.max_image_mb:g} MiB."
             )
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(LOOKING, self.look, settings)
+        return await loop.run_in_executor(DECODERS, self.decoded, settings)
 
-    def look(self, settings: Settings) -> Picture:
+    def decoded(self, settings: Settings) -> Picture:
         self.file.seek(0)
-        return images.look(self.file.read(), settings)
+        return images.picture(self.file.read(), settings)
 
     async def clip(self, settings: Settings, **limits: float) -> Clip:
         """The frames of the video in the file; Problem if it is not a video."""

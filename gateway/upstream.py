@@ -84,9 +84,9 @@ class Upstreams:
 
         A connection that rests is used for that and closed, or it would never be idle for long.
         """
-        await asyncio.gather(*map(self.look, self.entries))
+        await asyncio.gather(*map(self.ask_for_models, self.entries))
 
-    async def look(self, url: str) -> None:
+    async def ask_for_models(self, url: str) -> None:
         before = self.listed.get(url)
         try:
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)

@@ -87,7 +87,7 @@ async def decode(
     file.seek(0)
     digest = await asyncio.to_thread(digest_of, file)
     file.seek(0)
-    asked = {
+    request = {
         "format": video_format,
         "max_pixels": settings.max_pixels,
         "max_seconds": max_seconds,
@@ -101,7 +101,7 @@ async def decode(
         sys.executable,
         "-m",
         "gateway.frames",
-        json.dumps(asked),
+        json.dumps(request),
         stdin=file.fileno(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

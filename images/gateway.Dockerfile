@@ -1,4 +1,4 @@
-# The door in front of vLLM: no model library, no MLflow, no GPU.
+# The gateway in front of vLLM: no model library, no MLflow, no GPU.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS requirements

@@ -23,7 +23,7 @@ from gateway.exchange import Exchange
 from gateway.keys import Caller
 from gateway.served import Model
 from gateway.settings import MIB, Settings
-from gateway.uploads import LOOKING
+from gateway.uploads import DECODERS
 from loraline.base import pixels
 
 MAX_SCHEMA = 16 * 1024
@@ -118,7 +118,7 @@ router = APIRouter(tags=["OpenAI"], route_class=Direct)
 @router.get("/v1/models", responses=documented.openai(401, 429, 503))
 async def models(request: Request) -> Response:
     """Models that this key may ask."""
-    gateway, caller = core.of(request), await core.caller(request)
+    gateway, caller = core.of(request), await core.authenticated(request)
     # Two servers may have the same base.
     by_name: dict[str, Model] = {}
     for model in gateway.upstreams.models:
@@ -148,16 +148,16 @@ async def models(request: Request) -> Response:
 async def chat_completions(request: Request) -> Response:
     """A chat completion, as OpenAI's clients ask for it."""
     gateway, exchange = core.of(request), exchanges.of(request)
-    caller = await core.counted(request)
-    asked = await bodies.read(request, ChatRequest)
-    model = gateway.upstreams.model(asked.model, caller)
+    caller = await core.rate_limited(request)
+    chat = await bodies.read(request, ChatRequest)
+    model = gateway.upstreams.model(chat.model, caller)
     exchange.model = model.name
-    body = await forwarded(asked, model, gateway.settings, exchange)
-    if asked.stream:
-        wanted = asked.stream_options is not None and asked.stream_options.include_usage
-        events = passed_on(gateway, model, body, caller, exchange, wanted)
+    body = await forwarded(chat, model, gateway.settings, exchange)
+    if chat.stream:
+        with_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        events = passed_on(gateway, model, body, caller, exchange, with_usage)
         return sse.Stream(events, exchange, lambda problem: failed(problem, exchange))
-    with gateway.gate.turn(caller):
+    with gateway.admission.caller_slot(caller):
         answer, _ = await sse.while_there(request, gateway.ask(model, body, caller, exchange))
     return Response(answer, 200, None, "application/json")
 
@@ -170,7 +170,7 @@ async def passed_on(
     exchange: Exchange,
     with_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
-    with gateway.gate.turn(caller):
+    with gateway.admission.caller_slot(caller):
         events = gateway.stream(model, body, caller, exchange, with_usage=with_usage)
         async with aclosing(events):
             async for data in events:
@@ -183,21 +183,21 @@ def failed(problem: Problem, exchange: Exchange) -> bytes:
 
 
 async def forwarded(
-    asked: ChatRequest, model: Model, settings: Settings, exchange: Exchange
+    chat: ChatRequest, model: Model, settings: Settings, exchange: Exchange
 ) -> dict[str, Any]:
     """The body for vLLM: the accepted fields, with checked media."""
-    body = asked.model_dump(exclude_none=True, by_alias=True)
+    body = chat.model_dump(exclude_none=True, by_alias=True)
     for name in ("user", "n", "stream", "stream_options"):
         body.pop(name, None)
     body["model"] = model.name
-    limit = asked.max_completion_tokens or asked.max_tokens
+    limit = chat.max_completion_tokens or chat.max_tokens
     body.pop("max_completion_tokens", None)
     if limit is not None:
         if limit > settings.max_tokens:
             raise Problem(422, "max_tokens", f"max_tokens may be {settings.max_tokens:,} at most.")
         body["max_tokens"] = limit
-    if asked.response_format and asked.response_format.json_schema:
-        check_schema(asked.response_format.json_schema.schema_)
+    if chat.response_format and chat.response_format.json_schema:
+        check_schema(chat.response_format.json_schema.schema_)
     media = [
         part
         for message in body["messages"]
@@ -225,7 +225,7 @@ async def forwarded(
 async def checked_image(url: str, settings: Settings, exchange: Exchange) -> str:
     encoded, content = images.from_uri(url)
     loop = asyncio.get_running_loop()
-    picture = await loop.run_in_executor(LOOKING, images.look, content, settings)
+    picture = await loop.run_in_executor(DECODERS, images.picture, content, settings)
     exchange.digests.append(picture.sha256)
     return f"data:{picture.mime};base64,{encoded}"
 

@@ -14,7 +14,7 @@ from gateway import core, documented, sse, uploads
 from gateway import exchange as exchanges
 from gateway.answering import answered
 from gateway.bodies import as_json
-from gateway.core import Counted, Gateway
+from gateway.core import Gateway, RateLimited
 from gateway.errors import Problem
 from gateway.exchange import Exchange
 from gateway.keys import Caller
@@ -42,24 +42,24 @@ FIELDS = {
     responses=documented.problems(*predict.ERRORS),
     openapi_extra=documented.form_body(FIELDS),
 )
-async def compare(request: Request, caller: Counted) -> Response:
+async def compare(request: Request, caller: RateLimited) -> Response:
     """Ask several models the same question, each greedily, and show where the answers differ."""
     gateway, exchange = core.of(request), exchanges.of(request)
-    with gateway.gate.uploading():
+    with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
-            asked = [
+            parsed = [
                 await model_request(gateway, form, name, caller) for name in names(gateway, form)
             ]
-    if len({each.model.name for each in asked}) < len(asked):
+    if len({each.model.name for each in parsed}) < len(parsed):
         raise Problem(422, "models", "Name each model once.")
-    pictures = list(asked[0].pictures)
+    pictures = list(parsed[0].pictures)
     exchange.digests += [picture.sha256 for picture in pictures]
-    exchange.task = form.text("task") and asked[0].task.name
+    exchange.task = form.text("task") and parsed[0].task.name
     question = form.fields.get("text") or form.fields.get("question", "")
     keeper = Keeper(gateway.sessions, caller, form.text("session"), "compare", question, pictures)
     await keeper.check()
-    with gateway.gate.turn(caller):
-        answers = await sse.while_there(request, all_answers(gateway, asked, caller, exchange))
+    with gateway.admission.caller_slot(caller):
+        answers = await sse.while_there(request, all_answers(gateway, parsed, caller, exchange))
     document = {
         "answers": answers,
         "comparisons": [compared(*pair) for pair in combinations(answers, 2)],
@@ -96,7 +96,7 @@ async def model_request(gateway: Gateway, form: Form, name: str, caller: Caller)
 
 
 async def all_answers(
-    gateway: Gateway, asked: list[Any], caller: Caller, exchange: Exchange
+    gateway: Gateway, parsed: list[Any], caller: Caller, exchange: Exchange
 ) -> list[dict[str, Any]]:
     """The answers of all models, asked at the same time; a failed model has its problem."""
 
@@ -111,7 +111,7 @@ async def all_answers(
         exchange.completion_tokens += single.completion_tokens
         return answer
 
-    asking = [asyncio.ensure_future(ask(each)) for each in asked]
+    asking = [asyncio.ensure_future(ask(each)) for each in parsed]
     try:
         return list(await asyncio.gather(*asking))
     finally:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gateway import core, documented, jobs, uploads
 from gateway.bodies import as_json
-from gateway.core import Counted, Gateway, Known
+from gateway.core import Authenticated, Gateway, RateLimited
 from gateway.errors import ClientGone, Problem
 from gateway.exchange import Exchange
 from gateway.jobs import Jobs
@@ -54,11 +54,11 @@ def request_body() -> dict[str, Any]:
 @router.post(
     "/jobs", status_code=202, responses=documented.problems(*ERRORS), openapi_extra=request_body()
 )
-async def create(request: Request, caller: Counted) -> Response:
+async def create(request: Request, caller: RateLimited) -> Response:
     """Hand in a job; its ID is known when all of its files are."""
     gateway = core.of(request)
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    with gateway.gate.uploading():
+    with gateway.admission.upload_slot():
         if media_type in LINES:
             folder = await from_lines(request, caller)
         else:
@@ -74,7 +74,7 @@ async def create(request: Request, caller: Counted) -> Response:
                     {"fields": form.fields},
                     jobs.from_files(form.files),
                 )
-    jobs_of(request).take_up(folder)
+    jobs_of(request).resume(folder)
     return as_json(await asyncio.to_thread(jobs_of(request).progress, folder), 202)
 
 
@@ -126,7 +126,7 @@ def jobs_of(request: Request) -> Jobs:
 
 
 @router.get("/jobs", responses=documented.problems(401, 500))
-async def listed(request: Request, caller: Known) -> Response:
+async def listed(request: Request, caller: Authenticated) -> Response:
     """This key's jobs."""
     all_jobs = jobs_of(request)
 
@@ -137,7 +137,7 @@ async def listed(request: Request, caller: Known) -> Response:
 
 
 @router.get("/jobs/{job}", responses=documented.problems(401, 404, 500))
-async def progress(request: Request, job: str, caller: Known) -> Response:
+async def progress(request: Request, job: str, caller: Authenticated) -> Response:
     """The progress of a job."""
     all_jobs = jobs_of(request)
     folder = all_jobs.store.folder(caller, job)
@@ -149,7 +149,7 @@ async def progress(request: Request, job: str, caller: Known) -> Response:
     response_class=Response,
     responses=documented.problems(401, 404, 500) | documented.answer(JSONL),
 )
-async def results(request: Request, job: str, caller: Known) -> Response:
+async def results(request: Request, job: str, caller: Authenticated) -> Response:
     """The results so far, in the order in which they came; `index` is the item's place."""
     folder = jobs_of(request).store.folder(caller, job)
 
@@ -163,7 +163,7 @@ async def results(request: Request, job: str, caller: Known) -> Response:
 
 
 @router.delete("/jobs/{job}", status_code=204, responses=documented.problems(401, 404, 500))
-async def delete(request: Request, job: str, caller: Known) -> Response:
+async def delete(request: Request, job: str, caller: Authenticated) -> Response:
     """Stop a job and forget it, with its files and results."""
     all_jobs = jobs_of(request)
     await all_jobs.delete(all_jobs.store.folder(caller, job))

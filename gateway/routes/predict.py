@@ -13,7 +13,7 @@ from starlette.responses import Response
 from gateway import core, documented, uploads
 from gateway import exchange as exchanges
 from gateway.answering import respond
-from gateway.core import Counted, Gateway
+from gateway.core import Gateway, RateLimited
 from gateway.errors import Problem
 from gateway.images import Picture
 from gateway.keys import Caller
@@ -45,18 +45,18 @@ ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
     | documented.answer(*documented.STREAMED, form=documented.PredictAnswer),
     openapi_extra=documented.form_body(FIELDS),
 )
-async def predict(request: Request, caller: Counted) -> Response:
+async def predict(request: Request, caller: RateLimited) -> Response:
     """Ask the adapter about each image, or a text adapter its question, with the trained prompt."""
     gateway, exchange = core.of(request), exchanges.of(request)
-    with gateway.gate.uploading():
+    with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
-            asked = await read(gateway, form, caller)
-    exchange.digests += [picture.sha256 for picture in asked.pictures]
+            parsed = await read(gateway, form, caller)
+    exchange.digests += [picture.sha256 for picture in parsed.pictures]
     keeper = Keeper(
-        gateway.sessions, caller, form.text("session"), "predict", asked.question, asked.pictures
+        gateway.sessions, caller, form.text("session"), "predict", parsed.question, parsed.pictures
     )
     await keeper.check()
-    return await respond(request, gateway, asked, caller, keeper.keep, form.flag("stream"))
+    return await respond(request, gateway, parsed, caller, keeper.keep, form.flag("stream"))
 
 
 @dataclass

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from gateway import bodies, core, documented, exports, images, store
 from gateway.bodies import Strict, as_json
-from gateway.core import Counted, Known
+from gateway.core import Authenticated, RateLimited
 from gateway.sessions import Sessions
 
 router = APIRouter(tags=["Sessions"])
@@ -43,14 +43,14 @@ def sessions_of(request: Request) -> Sessions:
     responses=documented.problems(*ERRORS, 409),
     openapi_extra=documented.json_body(NewSession),
 )
-async def create(request: Request, caller: Counted) -> Response:
+async def create(request: Request, caller: RateLimited) -> Response:
     """Begin a session."""
-    asked = await bodies.read(request, NewSession)
-    return as_json(await sessions_of(request).create(caller, asked.title), 201)
+    body = await bodies.read(request, NewSession)
+    return as_json(await sessions_of(request).create(caller, body.title), 201)
 
 
 @router.get("/sessions", responses=documented.problems(401, 500))
-async def listed(request: Request, caller: Known) -> Response:
+async def listed(request: Request, caller: Authenticated) -> Response:
     """This key's sessions, the last changed first."""
     sessions = sessions_of(request)
 
@@ -63,7 +63,7 @@ async def listed(request: Request, caller: Known) -> Response:
 
 
 @router.get("/sessions/{session}", responses=documented.problems(401, 404, 500))
-async def read_session(request: Request, session: str, caller: Known) -> Response:
+async def read_session(request: Request, session: str, caller: Authenticated) -> Response:
     """A session with all of its turns."""
     return as_json(await sessions_of(request).read(caller, session))
 
@@ -73,12 +73,12 @@ async def read_session(request: Request, session: str, caller: Known) -> Respons
     responses=documented.problems(*ERRORS),
     openapi_extra=documented.json_body(NewSession),
 )
-async def rename(request: Request, session: str, caller: Counted) -> Response:
+async def rename(request: Request, session: str, caller: RateLimited) -> Response:
     """Give a session another title."""
     sessions = sessions_of(request)
     folder = sessions.store.folder(caller, session)
-    asked = await bodies.read(request, NewSession)
-    change = {"title": asked.title}
+    body = await bodies.read(request, NewSession)
+    change = {"title": body.title}
     return as_json(
         await asyncio.to_thread(
             sessions.store.change, folder, lambda document: document.update(change)
@@ -92,24 +92,24 @@ async def rename(request: Request, session: str, caller: Counted) -> Response:
     responses=documented.problems(*ERRORS, 409),
     openapi_extra=documented.json_body(NewTurn),
 )
-async def add_turn(request: Request, session: str, caller: Counted) -> Response:
+async def add_turn(request: Request, session: str, caller: RateLimited) -> Response:
     """Keep a question and an answer that another route gave."""
     sessions = sessions_of(request)
     sessions.store.folder(caller, session)
-    asked = await bodies.read(request, NewTurn)
+    body = await bodies.read(request, NewTurn)
     turn = {
         "time": time.time(),
         "task": "chat",
-        "model": asked.model,
-        "question": asked.question,
+        "model": body.model,
+        "question": body.question,
         "media": [],
-        "answer": {"text": asked.answer},
+        "answer": {"text": body.answer},
     }
     return as_json(await sessions.add(caller, session, turn), 201)
 
 
 @router.delete("/sessions/{session}", status_code=204, responses=documented.problems(401, 404, 500))
-async def delete(request: Request, session: str, caller: Known) -> Response:
+async def delete(request: Request, session: str, caller: Authenticated) -> Response:
     """Forget a session and its media."""
     sessions = sessions_of(request)
     folder = sessions.store.folder(caller, session)
@@ -126,7 +126,7 @@ async def delete(request: Request, session: str, caller: Known) -> Response:
 async def export(
     request: Request,
     session: str,
-    caller: Known,
+    caller: Authenticated,
     format: Literal["json", "md", "csv", "html", "pdf"] = "json",
 ) -> Response:
     """A session as a file."""
@@ -146,7 +146,7 @@ async def export(
     response_class=Response,
     responses=documented.problems(401, 404, 500) | documented.answer(*images.MIME.values()),
 )
-async def medium(request: Request, session: str, sha256: str, caller: Known) -> Response:
+async def medium(request: Request, session: str, sha256: str, caller: Authenticated) -> Response:
     """An image of a session."""
     content, mime = await sessions_of(request).medium(caller, session, sha256)
     return Response(content, 200, {"Cache-Control": "private"}, mime)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from gateway import core, documented, metrics
 from gateway.bodies import as_json
-from gateway.core import Known
+from gateway.core import Authenticated
 from gateway.errors import Problem
 
 router = APIRouter(tags=["State"])
@@ -54,7 +54,7 @@ async def ready(request: Request) -> Response:
 
 
 @router.get("/info", responses=documented.problems(401))
-async def info(request: Request, caller: Known) -> Response:
+async def info(request: Request, caller: Authenticated) -> Response:
     """Models, what they were trained and measured with, limits and tasks."""
     gateway = core.of(request)
     settings = gateway.settings
@@ -88,6 +88,6 @@ async def info(request: Request, caller: Known) -> Response:
     response_class=Response,
     responses=documented.problems(401) | documented.answer("text/plain"),
 )
-async def metrics_text(request: Request, _: Known) -> Response:
+async def metrics_text(request: Request, _: Authenticated) -> Response:
     """Prometheus metrics; GATEWAY_METRICS_PORT serves them without a key on a separate port."""
     return Response(core.of(request).metrics.text(), 200, None, metrics.CONTENT_TYPE)

@@ -18,14 +18,14 @@ from gateway import core, documented, uploads
 from gateway import exchange as exchanges
 from gateway.answering import respond
 from gateway.bodies import as_json
-from gateway.core import Counted, Gateway, Known
+from gateway.core import Authenticated, Gateway, RateLimited
 from gateway.errors import Problem
 from gateway.images import Picture
 from gateway.routes.predict import max_tokens, sizes
 from gateway.served import Model
 from gateway.sessions import Keeper
 from gateway.tasks import Task
-from gateway.uploads import LOOKING, Form
+from gateway.uploads import DECODERS, Form
 from gateway.video import Clip
 from loraline.base import pixels
 
@@ -44,7 +44,7 @@ ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
 
 
 @router.get("/tasks", responses=documented.problems(401))
-async def listed(request: Request, _: Known) -> Response:
+async def listed(request: Request, _: Authenticated) -> Response:
     """The tasks, with what they take and what they answer."""
     return as_json({"tasks": [card(task) for task in core.of(request).tasks.values()]})
 
@@ -54,22 +54,22 @@ async def listed(request: Request, _: Known) -> Response:
     responses=documented.problems(*ERRORS) | documented.answer(*documented.STREAMED),
     openapi_extra=documented.form_body(FIELDS),
 )
-async def ask(request: Request, task: str, caller: Counted) -> Response:
+async def ask(request: Request, task: str, caller: RateLimited) -> Response:
     """Ask a model for a task, and read its answer."""
     gateway, exchange = core.of(request), exchanges.of(request)
     known = find(gateway, task)
     exchange.task = known.name
-    with gateway.gate.uploading():
+    with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
             name = form.text("model") or base(gateway)
             model = gateway.upstreams.model(name, caller, roomiest=True)
-            asked = await read(gateway, form, known, model)
-    exchange.digests += asked.digests
+            parsed = await read(gateway, form, known, model)
+    exchange.digests += parsed.digests
     keeper = Keeper(
-        gateway.sessions, caller, form.text("session"), known.name, asked.text, asked.pictures
+        gateway.sessions, caller, form.text("session"), known.name, parsed.text, parsed.pictures
     )
     await keeper.check()
-    return await respond(request, gateway, asked, caller, keeper.keep, form.flag("stream"))
+    return await respond(request, gateway, parsed, caller, keeper.keep, form.flag("stream"))
 
 
 @dataclass
@@ -118,7 +118,7 @@ class TaskRequest:
         began = time.perf_counter()
         reason = str(choice.get("finish_reason") or "")
         loop = asyncio.get_running_loop()
-        parsed = await loop.run_in_executor(LOOKING, self.parse, text, reason)
+        parsed = await loop.run_in_executor(DECODERS, self.parse, text, reason)
         if parsed.problems:
             self.gateway.metrics.repaired.labels(self.task.name).inc()
         answer: dict[str, Any] = {
@@ -131,7 +131,7 @@ class TaskRequest:
         if self.pictures:
             answer["image"] = sizes(self.model, self.pictures[0])
         if self.overlay:
-            answer["overlay"] = await loop.run_in_executor(LOOKING, self.draw, parsed.items)
+            answer["overlay"] = await loop.run_in_executor(DECODERS, self.draw, parsed.items)
         answer["parse_s"] = time.perf_counter() - began
         return answer
 

@@ -261,11 +261,11 @@ def needs(names: Sequence[str] = (), folder: Path | None = None) -> tuple[Need, 
     """What these tasks, or all, need of a server; UserError for an unknown name."""
     from loraline.delivery.tasks import Need
 
-    known = load(folder)
+    available = load(folder)
     for name in names:
-        if name not in known:
-            raise UserError(f"task {name!r} is not known; accepted: {', '.join(known)}")
-    asked = [(known[name], known[name].limits) for name in names or known]
+        if name not in available:
+            raise UserError(f"task {name!r} is not known; accepted: {', '.join(available)}")
+    chosen = [(available[name], available[name].limits) for name in names or available]
     return tuple(
         Need(
             task.name,
@@ -275,7 +275,7 @@ def needs(names: Sequence[str] = (), folder: Path | None = None) -> tuple[Need, 
             max_pixels=limits.max_pixels,
             answer_tokens=limits.max_new_tokens,
         )
-        for task, limits in asked
+        for task, limits in chosen
     )
 
 

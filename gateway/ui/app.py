@@ -34,21 +34,21 @@ def create_app(settings: Settings) -> FastAPI:
     import gradio as gr
 
     from gateway.ui import page, texts
-    from gateway.ui.door import Door
+    from gateway.ui.connections import Connections
 
-    door = Door(settings)
+    connections = Connections(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await door.close()
+        await connections.close()
 
     app = FastAPI(
         title="loraline page", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.state.http = door.http
+    app.state.http = connections.http
     app.state.asks_for_keys = None
-    app.add_middleware(Guard, visitors=door.visitors)
+    app.add_middleware(Guard, visitors=connections.visitors)
 
     @app.get("/health")
     async def health() -> Response:
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/login")
     async def sign_in(request: Request) -> Response:
-        return await door.visitors.sign_in(request)
+        return await connections.visitors.sign_in(request)
 
     @app.post("/logout")
     async def sign_out() -> Response:
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.add_route(path.rstrip("/"), to_folder)
         gr.mount_gradio_app(
             app,
-            page.build(door, language),
+            page.build(connections, language),
             path.rstrip("/") or "/",
             footer_links=[],
             run_history=False,

@@ -15,7 +15,7 @@ from anyio import to_thread
 from gateway.ui import asking, drawing, pictures, questions
 from gateway.ui.answer_panel import AnswerPanel
 from gateway.ui.client import Gateway, Refusal
-from gateway.ui.door import Door, Preferences
+from gateway.ui.connections import Connections, Preferences
 from gateway.ui.questions import CHAT, Question
 
 LONGEST_TITLE = 80
@@ -110,8 +110,8 @@ def examples_of(folder: Path) -> list[dict[str, Any]]:
 class AskScreen:
     """The screen's fields, and what happens when they are used."""
 
-    def __init__(self, door: Door, preferences: Any, _: Texts) -> None:
-        self.door = door
+    def __init__(self, connections: Connections, preferences: Any, _: Texts) -> None:
+        self.connections = connections
         self.preferences = preferences
         self.text = _
         self.build(_)
@@ -119,7 +119,7 @@ class AskScreen:
     def build(self, _: Texts) -> None:
         self.chosen = choices(_, "ask")
         self.session = gr.State("")
-        most = self.door.settings.max_file_mb
+        most = self.connections.settings.max_file_mb
         self.box = gr.MultimodalTextbox(
             label=_("Question and files"),
             placeholder=_("Ask, and drop or paste pictures or a video here"),
@@ -135,10 +135,10 @@ class AskScreen:
                 label=_("Picture of the camera"), elem_id="ask-camera",
             )  # fmt: skip
         self.examples()
-        self.panel = AnswerPanel(_, self.door.shown_gateway)
+        self.panel = AnswerPanel(_, self.connections.shown_gateway)
 
     def examples(self) -> None:
-        folder = self.door.settings.examples_dir
+        folder = self.connections.settings.examples_dir
         if folder is None or not folder.is_dir():
             return
         if offered := examples_of(folder):
@@ -206,7 +206,7 @@ class AskScreen:
         if not model or not way:
             yield self.panel.failed(self.text("Choose a model first; the gateway lists none yet."))
             return
-        gateway, preferences = self.door.gateway(request), Preferences.of(kept)
+        gateway, preferences = self.connections.gateway(request), Preferences.of(kept)
         question = Question(model, way, text, options, files)
         picture = await shown(files)
         try:
@@ -241,7 +241,7 @@ class AskScreen:
         if not text.strip():
             yield self.panel.failed(self.text("Write a question first."))
             return
-        gateway = self.door.gateway(request)
+        gateway = self.connections.gateway(request)
         turns = [*history, {"role": "user", "text": text, "files": []}]
         yield {
             self.panel.stop: gr.update(interactive=True),

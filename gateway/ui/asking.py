@@ -14,7 +14,7 @@ from anyio import to_thread
 
 from gateway.ui import pictures, questions
 from gateway.ui.client import Gateway, Refusal
-from gateway.ui.door import Preferences
+from gateway.ui.connections import Preferences
 from gateway.ui.pictures import Unreadable
 from gateway.ui.questions import CHAT, PREDICT, Question
 

@@ -16,7 +16,7 @@ from anyio import to_thread
 from gateway.ui import ask, drawing, pictures
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.compare import text_of
-from gateway.ui.door import Door
+from gateway.ui.connections import Connections
 from gateway.ui.questions import CHAT, PREDICT, Question
 
 EVERY_S = 1.0
@@ -26,8 +26,8 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class BatchScreen:
-    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
-        self.door = door
+    def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
+        self.connections = connections
         self.text = _
         self.chosen = ask.choices(_, "batch")
         self.question = gr.Textbox(label=_("Question, for all of them"), elem_id="batch-question")
@@ -100,7 +100,7 @@ class BatchScreen:
         if not paths or not model or not way:
             sentence = self.text("Choose files, a model and a task first.")
             return {self.line: drawing.sentence(sentence, wrong=True)}
-        gateway = self.door.gateway(request)
+        gateway = self.connections.gateway(request)
         question = Question(model, way, text, options)
         fields = question.fields() | ({} if way == PREDICT else {"task": way})
         try:
@@ -121,10 +121,10 @@ class BatchScreen:
     ) -> dict[Any, Any]:
         if not job:
             return {self.timer: gr.Timer(active=False)}
-        return await self.looked(self.door.gateway(request), job, small)
+        return await self.looked(self.connections.gateway(request), job, small)
 
     async def on_list(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
-        gateway = self.door.gateway(request)
+        gateway = self.connections.gateway(request)
         try:
             jobs = await listed(gateway)
         except Refusal as error:
@@ -136,7 +136,7 @@ class BatchScreen:
         )
 
     async def on_delete(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
-        gateway = self.door.gateway(request)
+        gateway = self.connections.gateway(request)
         if not job:
             return {self.line: drawing.sentence(self.text("Choose a batch first."), wrong=True)}
         try:
@@ -175,7 +175,7 @@ class BatchScreen:
             self.thumbnails: small,
         }
         if not running:
-            name, write = f"batch-{job[:8]}", self.door.downloads.write
+            name, write = f"batch-{job[:8]}", self.connections.downloads.write
             cells = as_csv(rows).encode()
             update |= {
                 self.jsonl: str(await to_thread.run_sync(write, f"{name}.jsonl", content)),

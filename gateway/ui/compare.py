@@ -14,7 +14,7 @@ import gradio as gr
 
 from gateway.ui import ask, drawing, pictures
 from gateway.ui.client import Refusal
-from gateway.ui.door import Door
+from gateway.ui.connections import Connections
 from gateway.ui.questions import CHAT, PREDICT, Question
 
 LETTERS = "ABCD"
@@ -25,8 +25,8 @@ WORD = re.compile(r"\s+|[^\s]+")
 
 
 class CompareScreen:
-    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
-        self.door = door
+    def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
+        self.connections = connections
         self.text = _
         self.chosen = ask.choices(_, "compare", several=True)
         self.answers = gr.State({})
@@ -113,7 +113,7 @@ class CompareScreen:
             sentence = self.text("Choose two to four models that share a task.")
             yield done | {self.line: drawing.sentence(sentence, wrong=True)}
             return
-        gateway = self.door.gateway(request)
+        gateway = self.connections.gateway(request)
         try:
             session = session or await ask.new_session(gateway, text or way)
             question = Question("", way, text, options, files, session)
@@ -157,7 +157,9 @@ class CompareScreen:
         )
         turn = {"question": f"Vote between {letters}", "answer": f"best: {best}", "model": best}
         try:
-            await self.door.gateway(request).json("POST", f"/sessions/{session}/turns", json=turn)
+            await self.connections.gateway(request).json(
+                "POST", f"/sessions/{session}/turns", json=turn
+            )
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
         if trouble := await self.counted(kept["answers"], chosen, request):
@@ -177,14 +179,14 @@ class CompareScreen:
         """Send the vote on the registered versions to the desk; returns why it failed."""
         uris = [each.get("model_uri") for each in answers]
         versions = [uri for uri in uris if uri]
-        if self.door.desk_http is None or not versions:
+        if self.connections.desk_http is None or not versions:
             return ""
         best = None
         if chosen in LETTERS:
             best = uris[LETTERS.index(chosen)] or "other"
         try:
             asked = {"compared": versions, "best": best}
-            await self.door.desk(request).call("POST", "/votes", json=asked)
+            await self.connections.desk(request).call("POST", "/votes", json=asked)
         except Refusal as error:
             return error.sentence
         return ""

@@ -13,15 +13,15 @@ from anyio import to_thread
 from gateway.ui import drawing
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.compare import text_of
-from gateway.ui.door import Door
+from gateway.ui.connections import Connections
 
 FORMATS = ("json", "md", "html", "csv", "pdf")
 SHOWN_SESSIONS = 200
 
 
 class HistoryScreen:
-    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
-        self.door = door
+    def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
+        self.connections = connections
         self.text = _
         gr.HTML(
             "<p>" + _("The gateway keeps conversations for some time, for your key alone.") + "</p>"
@@ -67,7 +67,7 @@ class HistoryScreen:
         self, words: str, session: str | None, request: gr.Request
     ) -> dict[Any, Any]:
         """Conversations whose title, questions or answers hold the words."""
-        gateway = self.door.gateway(request)
+        gateway = self.connections.gateway(request)
         try:
             conversations = await listed(gateway, words or "")
         except Refusal as error:
@@ -85,7 +85,7 @@ class HistoryScreen:
         if not session:
             return ready | {self.turns: ""}
         try:
-            document = await self.door.gateway(request).json("GET", f"/sessions/{session}")
+            document = await self.connections.gateway(request).json("GET", f"/sessions/{session}")
         except Refusal as error:
             return self.wrong(error)
         return ready | {self.turns: turns(document)}
@@ -99,11 +99,13 @@ class HistoryScreen:
             }
         path = f"/sessions/{session}/export"
         try:
-            response = await self.door.gateway(request).call("GET", path, params={"format": form})
+            response = await self.connections.gateway(request).call(
+                "GET", path, params={"format": form}
+            )
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
         written = await to_thread.run_sync(
-            self.door.downloads.write, f"session-{session[:8]}.{form}", response.content
+            self.connections.downloads.write, f"session-{session[:8]}.{form}", response.content
         )
         return {
             self.file: gr.update(value=str(written), interactive=True),
@@ -118,7 +120,7 @@ class HistoryScreen:
                 self.line: drawing.sentence(self.text("Choose a conversation first."), wrong=True)
             }
         try:
-            await self.door.gateway(request).call("DELETE", f"/sessions/{session}")
+            await self.connections.gateway(request).call("DELETE", f"/sessions/{session}")
         except Refusal as error:
             return self.wrong(error)
         return await self.on_search(words, None, request)

@@ -12,7 +12,7 @@ from gateway.ui.ask import AskScreen
 from gateway.ui.batch import BatchScreen
 from gateway.ui.client import Refusal
 from gateway.ui.compare import CompareScreen
-from gateway.ui.door import Door
+from gateway.ui.connections import Connections
 from gateway.ui.history import HistoryScreen
 from gateway.ui.preferences import PreferencesScreen
 from gateway.ui.review import REVIEWER, ReviewScreen
@@ -25,7 +25,7 @@ SWEEP_S, KEEP_S = 600, 1800
 """Uploads are checked this often, and removed at this age."""
 
 
-def build(door: Door, language: str) -> gr.Blocks:
+def build(connections: Connections, language: str) -> gr.Blocks:
     """The page; the gateway is asked when a visitor opens it."""
     _ = texts.of(language)
     with gr.Blocks(
@@ -38,20 +38,20 @@ def build(door: Door, language: str) -> gr.Blocks:
         kept = gr.State({})
         with gr.Tabs():
             with gr.Tab(_("Ask"), id="ask"):
-                asked = AskScreen(door, kept, _)
+                asked = AskScreen(connections, kept, _)
             with gr.Tab(_("Compare"), id="compare"):
-                compared = CompareScreen(door, _)
+                compared = CompareScreen(connections, _)
             with gr.Tab(_("Batch"), id="batch"):
-                batch = BatchScreen(door, _)
+                batch = BatchScreen(connections, _)
             with gr.Tab(_("History"), id="history") as opened:
-                history = HistoryScreen(door, _)
-            if door.settings.desk:
+                history = HistoryScreen(connections, _)
+            if connections.settings.desk:
                 with gr.Tab(_("Review"), id="review", visible=False) as reviewing:
-                    review = ReviewScreen(door, _)
+                    review = ReviewScreen(connections, _)
                     review.wire()
                     review.wire_opening(reviewing)
                 with gr.Tab(_("Train"), id="train", visible=False) as training:
-                    train = TrainScreen(door, _)
+                    train = TrainScreen(connections, _)
                     train.wire()
                     train.wire_opening(training)
             with gr.Tab(_("Settings"), id="settings"):
@@ -65,7 +65,7 @@ def build(door: Door, language: str) -> gr.Blocks:
         async def load(request: gr.Request) -> dict[Any, Any]:
             """What the gateway serves now, in every screen that asks it."""
             try:
-                catalogue = await ask.catalogue(door.gateway(request))
+                catalogue = await ask.catalogue(connections.gateway(request))
             except Refusal as error:
                 return {trouble: drawing.sentence(error.sentence, wrong=True)}
             listed, first = ask.model_choices(catalogue), ask.first_choice(catalogue)
@@ -83,7 +83,7 @@ def build(door: Door, language: str) -> gr.Blocks:
             load, None, [trouble, *catalogues, *models],
             show_progress="hidden", api_visibility="private", concurrency_limit=None,
         )  # fmt: skip
-        if door.settings.desk:
+        if connections.settings.desk:
 
             async def show_screens(request: gr.Request) -> list[Any]:
                 """Each of the desk's screens, to those with its role alone."""
@@ -97,8 +97,8 @@ def build(door: Door, language: str) -> gr.Blocks:
         history.wire_opening(opened)
         preferences.wire_opening(page)
     page.queue(
-        max_size=door.settings.max_waiting,
-        default_concurrency_limit=door.settings.max_running,
+        max_size=connections.settings.max_waiting,
+        default_concurrency_limit=connections.settings.max_running,
     )
     return page
 

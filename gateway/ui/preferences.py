@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from gateway.ui import drawing, texts
-from gateway.ui.door import Preferences
+from gateway.ui.connections import Preferences
 
 THEME_JS = """(chosen) => {
   localStorage.setItem("loraline-theme", chosen);

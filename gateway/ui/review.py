@@ -10,7 +10,7 @@ import gradio as gr
 
 from gateway.ui import drawing
 from gateway.ui.client import Refusal
-from gateway.ui.door import Door
+from gateway.ui.connections import Connections
 
 REVIEWER = "reviewer"
 ALIASES = ("candidate", "champion", "previous")
@@ -19,8 +19,8 @@ ALIASES = ("candidate", "champion", "previous")
 class ReviewScreen:
     """The desk decides who may do what; this screen is hidden from those who may not."""
 
-    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
-        self.door = door
+    def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
+        self.connections = connections
         self.text = _
         with gr.Row():
             self.model = gr.Dropdown(
@@ -86,13 +86,13 @@ class ReviewScreen:
     async def roles(self, request: gr.Request) -> set[str]:
         """What the visitor may do at the desk; empty while the desk is down."""
         try:
-            return set((await self.door.desk(request).json("GET", "/me"))["roles"])
+            return set((await self.connections.desk(request).json("GET", "/me"))["roles"])
         except (Refusal, KeyError, TypeError):
             return set()
 
     async def on_list(self, model: str | None, request: gr.Request) -> dict[Any, Any]:
         try:
-            names = (await self.door.desk(request).json("GET", "/models"))["models"]
+            names = (await self.connections.desk(request).json("GET", "/models"))["models"]
         except Refusal as error:
             return self.wrong(error)
         chosen = model if model in names else next(iter(names), None)
@@ -107,7 +107,7 @@ class ReviewScreen:
         if not model:
             return {self.line: ""}
         try:
-            board = await self.door.desk(request).json("GET", f"/models/{model}")
+            board = await self.connections.desk(request).json("GET", f"/models/{model}")
         except Refusal as error:
             return self.wrong(error)
         versions = board["versions"]
@@ -136,7 +136,7 @@ class ReviewScreen:
             if act == "reject":
                 asked["reason"] = reason
             try:
-                desk = self.door.desk(request)
+                desk = self.connections.desk(request)
                 done = await desk.json("POST", f"/models/{model}/moves", json=asked)
             except Refusal as error:
                 return self.wrong(error)
@@ -155,7 +155,7 @@ class ReviewScreen:
             return {self.line: drawing.sentence(self.text("There is none."), wrong=True)}
         path = f"/models/{model}/versions/{version['version']}/report"
         try:
-            response = await self.door.desk(request).call("GET", path)
+            response = await self.connections.desk(request).call("GET", path)
         except Refusal as error:
             return self.wrong(error)
         return {self.report: drawing.document(response.text), self.line: ""}

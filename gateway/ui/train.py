@@ -11,7 +11,7 @@ import gradio as gr
 
 from gateway.ui import drawing
 from gateway.ui.client import Gateway, Refusal
-from gateway.ui.door import Door
+from gateway.ui.connections import Connections
 from gateway.ui.profile_form import ProfileForm, overrides
 
 TRAINER = "trainer"
@@ -22,8 +22,8 @@ STYLES = {"Succeeded": "✔", "Failed": "✘", "Error": "✘", "Running": "▶",
 class TrainScreen:
     """The desk runs the trainings; this screen is hidden from those without the role."""
 
-    def __init__(self, door: Door, _: Callable[[str], str]) -> None:
-        self.door = door
+    def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
+        self.connections = connections
         self.text = _
         with gr.Row():
             self.profile = gr.Dropdown(
@@ -80,7 +80,7 @@ class TrainScreen:
 
     async def on_profiles(self, chosen: str | None, request: gr.Request) -> dict[Any, Any]:
         try:
-            names = (await self.door.desk(request).json("GET", "/profiles"))["profiles"]
+            names = (await self.connections.desk(request).json("GET", "/profiles"))["profiles"]
         except Refusal as error:
             return self.wrong(error)
         value = chosen if chosen in names else next(iter(names), None)
@@ -90,7 +90,7 @@ class TrainScreen:
         if not profile:
             return {self.line: ""}
         try:
-            fields = await self.door.desk(request).json("GET", f"/profiles/{profile}")
+            fields = await self.connections.desk(request).json("GET", f"/profiles/{profile}")
         except Refusal as error:
             return self.wrong(error)
         return {**self.form.filled(fields), self.line: ""}
@@ -102,7 +102,7 @@ class TrainScreen:
         if not profile:
             return {self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)}
         try:
-            check = await self.door.desk(request).json(
+            check = await self.connections.desk(request).json(
                 "POST", "/checks", json=recipe(profile, data, changed)
             )
         except Refusal as error:
@@ -127,7 +127,7 @@ class TrainScreen:
                 return {
                     self.line: drawing.sentence(self.text("Choose a profile first."), wrong=True)
                 }
-            desk = self.door.desk(request)
+            desk = self.connections.desk(request)
             try:
                 started = await desk.json("POST", f"/{where}", json=recipe(profile, data, changed))
             except Refusal as error:
@@ -139,10 +139,10 @@ class TrainScreen:
     async def on_look(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         if not place:
             return {self.timer: gr.Timer(active=False)}
-        return await self.looked(self.door.desk(request), place)
+        return await self.looked(self.connections.desk(request), place)
 
     async def on_list(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
-        desk = self.door.desk(request)
+        desk = self.connections.desk(request)
         try:
             places = [each for _, each in await self.choices(desk)]
         except Refusal as error:
@@ -162,7 +162,7 @@ class TrainScreen:
 
     def mover(self, act: str) -> Callable[..., Any]:
         async def move(place: str | None, request: gr.Request) -> dict[Any, Any]:
-            desk = self.door.desk(request)
+            desk = self.connections.desk(request)
             try:
                 await desk.json("POST", f"/{place}/{act}")
             except Refusal as error:

@@ -211,7 +211,7 @@ def test_a_client_that_leaves_ends_its_request_at_vllm_within_a_second(
 
     asyncio.run(leave())
     assert until(lambda: stub.running == 0) < 1
-    until(lambda: not vision.gateway.gate.of_caller)
+    until(lambda: not vision.gateway.admission.of_caller)
 
 
 def test_a_client_that_stops_sending_is_told_so(start, stub) -> None:

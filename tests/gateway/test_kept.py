@@ -229,7 +229,7 @@ def test_a_killed_gateway_goes_on_where_its_results_end(settings_for, stub, png)
 def test_a_server_that_comes_back_ends_the_job_without_a_failure(start, stub, png, monkeypatch):
     with start() as gateway:
         stub.failures_left = 4
-        monkeypatch.setattr("gateway.jobs.LOOK_S", 0.1)
+        monkeypatch.setattr("gateway.jobs.POLL_S", 0.1)
         job = gateway.client.post("/jobs", files={"files": ("x", png)}).json()["id"]
         assert wait_for(gateway, job)["failed"] == 0
 

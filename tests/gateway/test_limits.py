@@ -13,7 +13,7 @@ import pytest
 from gateway import keys
 from gateway.errors import Problem
 from gateway.exchange import Exchange
-from gateway.limits import Gate
+from gateway.limits import Admission
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from tests.gateway.conftest import ask_chat
@@ -55,7 +55,7 @@ def test_a_key_may_have_so_many_requests_running(start, stub) -> None:
     with start(streams_per_key=2) as gateway, ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: ask_chat(gateway), range(4)))
         assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
-        assert not gateway.gateway.gate.of_caller
+        assert not gateway.gateway.admission.of_caller
 
 
 def test_ten_times_the_load_is_refused_and_the_admitted_keep_their_latency(start, stub) -> None:
@@ -88,39 +88,39 @@ def test_a_place_is_free_again_however_a_request_ends(start, stub, png) -> None:
 
 def test_whoever_waits_too_long_is_refused() -> None:
     async def main() -> None:
-        gate = Gate(Settings(max_running=1, max_waiting=1, max_wait_s=0.05), Metrics())
-        async with gate.place(Exchange()):
+        admission = Admission(Settings(max_running=1, max_waiting=1, max_wait_s=0.05), Metrics())
+        async with admission.slot(Exchange()):
             began = time.perf_counter()
             exchange = Exchange()
             with pytest.raises(Problem) as refused:
-                async with gate.place(exchange):
+                async with admission.slot(exchange):
                     pass
             assert refused.value.status == 429
             assert 0.04 < time.perf_counter() - began < 1
             assert exchange.queue_s > 0.04
-        async with gate.place(Exchange()):
+        async with admission.slot(Exchange()):
             pass
-        assert gate.waiting == 0
+        assert admission.waiting == 0
 
     asyncio.run(main())
 
 
 def test_a_waiting_request_whose_client_leaves_takes_no_place() -> None:
     async def main() -> None:
-        gate = Gate(Settings(max_running=1, max_waiting=5, max_wait_s=5), Metrics())
+        admission = Admission(Settings(max_running=1, max_waiting=5, max_wait_s=5), Metrics())
 
         async def enter() -> None:
-            async with gate.place(Exchange()):
+            async with admission.slot(Exchange()):
                 pass
 
-        async with gate.place(Exchange()):
+        async with admission.slot(Exchange()):
             waiting = [asyncio.create_task(enter()) for _ in range(3)]
             await asyncio.sleep(0)
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
         await asyncio.wait_for(enter(), 1)
-        assert gate.waiting == 0
+        assert admission.waiting == 0
 
     asyncio.run(main())
 
@@ -139,7 +139,7 @@ def test_uploads_are_bounded_too(start, stub, png) -> None:
                 lambda: httpx.post(f"{gateway.url}/predict", content=slow(), headers=headers)
             )
             deadline = time.monotonic() + 5
-            while gateway.gateway.gate.uploads and time.monotonic() < deadline:
+            while gateway.gateway.admission.uploads and time.monotonic() < deadline:
                 time.sleep(0.01)
             refused = gateway.client.post("/predict", files={"files": ("x.png", png)})
             assert (refused.status_code, refused.json()["code"]) == (429, "uploads")

@@ -274,7 +274,7 @@ def test_a_png_is_turned_by_its_exif_wherever_that_stands(size, behind) -> None:
         chunk = content[start - 8 : stop + 4]
         content = content.replace(chunk, b"")
         content = content[:-12] + chunk + content[-12:]
-    seen = images.look(content, Settings())
+    seen = images.picture(content, Settings())
     assert (seen.width, seen.height) == size[::-1]
 
 
@@ -302,7 +302,7 @@ def peak():
     # Not getrusage: its peak is that of the process which started this one.
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 content, before = Path(sys.argv[1]).read_bytes(), peak()
-images.look(content, Settings())
+images.picture(content, Settings())
 print(peak() - before)
 """
 

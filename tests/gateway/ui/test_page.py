@@ -35,7 +35,7 @@ from gateway.ui import (
     settings,
     texts,
 )
-from gateway.ui.door import Preferences
+from gateway.ui.connections import Preferences
 from gateway.ui.questions import Question
 
 ROOT = Path(__file__).parents[3]

@@ -16,8 +16,8 @@ from gateway.ui.visitors import Visitors
 
 
 @dataclass
-class Door:
-    """One per process; screens ask the gateway through it."""
+class Connections:
+    """The clients of gateway and desk, one per process, which all screens share."""
 
     settings: Settings
     visitors: Visitors = field(init=False)
