@@ -40,19 +40,25 @@ COLD_START, ANSWER_512, PER_MINUTE = 60.0, 5.0, 10.0
     multiple=True,
     type=click.FloatRange(0, min_open=True),
     default=(1.0, 4.0, float("inf")),
-    help="Requests a second; inf sends all at once.  [default: 1, 4 and inf]",
+    help="Requests per second; inf sends all at once.  [default: 1, 4 and inf]",
 )
 @click.option(
-    "--prompts", type=click.IntRange(1), default=50, show_default=True, help="Requests each time."
+    "--prompts",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Requests at each rate.",
 )
 @click.option(
     "--goodput",
     default="ttft:1000 tpot:100",
     show_default=True,
-    help="Milliseconds that a good request keeps.",
+    help="Limits of a good request, in milliseconds.",
 )
 @click.option(
-    "--cold-start", type=click.FloatRange(0), help="Seconds to a ready server, as you timed them."
+    "--cold-start",
+    type=click.FloatRange(0),
+    help="Seconds until the server was ready, as you timed them.",
 )
 def benchmark_serving(
     run_id: str,

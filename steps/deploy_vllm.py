@@ -51,14 +51,14 @@ def deploy_vllm(
     options.check()
     order = ordered(client, gate_run, options)
     fingerprint = fingerprints.fingerprint(__file__, {"upstream": run_id, **asdict(order)})
-    done = None if force else runs.finished_run(client, "deploy_vllm", fingerprint)
-    deployed = done or render(client, train_run, gate_run, order, fingerprint)
+    finished = None if force else runs.finished_run(client, "deploy_vllm", fingerprint)
+    deployed = finished or render(client, train_run, gate_run, order, fingerprint)
 
     with runs.artifacts(client, deployed.info.run_id, MANIFEST) as rendered:
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / MANIFEST).write_bytes(rendered.read_bytes())
     cpus = ", for CPUs" if order.where.cpu else ""
-    click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if done else 'rendered'}{cpus})")
+    click.echo(f"manifest {out_dir / MANIFEST} ({'reused' if finished else 'rendered'}{cpus})")
     if git:
         click.echo(checkout.commit(out_dir / MANIFEST, git))
     for doubt in doubts.doubts(order.image, order.fetch, order.where.serving_image, order.gateway):

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "hf", "vllm"]),
     default="auto",
     show_default=True,
-    help="What generates: Hugging Face, or vLLM offline; auto takes vLLM where there is a GPU.",
+    help="Generate with Hugging Face or with vLLM; auto takes vLLM where there is a GPU.",
 )
 @recipes_option
 def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, force: bool) -> None:
@@ -59,16 +59,16 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
     recipe = run_profile.of_training(client, train_run)
     model_id = runs.model_id(train_run)
     champion = registry.other_champion(client, recipe.registered_model, model_id)
-    used = measurement.chosen_engine(engine, recipe.serve_dtype)
-    # Without what was set for the training: its limits are for the gate.
-    plugged = plugins.load(run_profile.as_today(train_run, (), recipes).metrics)
-    inputs = {"upstream": run_id, "engine": used, "champion": champion and champion.source}
-    if plugged:
-        inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in plugged]
+    chosen = measurement.chosen_engine(engine, recipe.serve_dtype)
+    # Without the --set of the training, whose limits are no concern of the evaluation.
+    custom_metrics = plugins.load(run_profile.as_today(train_run, (), recipes).metrics)
+    inputs = {"upstream": run_id, "engine": chosen, "champion": champion and champion.source}
+    if custom_metrics:
+        inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in custom_metrics]
     fingerprint = fingerprints.fingerprint(__file__, inputs)
-    if not force and (done := runs.finished_run(client, "evaluate", fingerprint)):
-        click.echo(f"evaluation of run {done.info.run_id} (reused)")
-        runs.hand_over(out_dir, done.info.run_id)
+    if not force and (finished := runs.finished_run(client, "evaluate", fingerprint)):
+        click.echo(f"evaluation of run {finished.info.run_id} (reused)")
+        runs.hand_over(out_dir, finished.info.run_id)
         return
 
     import mlflow
@@ -93,34 +93,34 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         runs.adapter(train_run) as adapter,
     ):
         agreed = contract.read(adapter)
-        used = measurement.chosen_engine(engine, recipe.serve_dtype, agreed.max_videos)
+        chosen = measurement.chosen_engine(engine, recipe.serve_dtype, agreed.max_videos)
         base = locate.locate_measured(agreed)
         held_out = records.read(dataset / "test.parquet")
         encoder = Encoder.of(agreed, base)
-        prints = measurement.fingerprints(encoder, agreed, held_out)
-        mlflow.set_tags({f"{tags.MEASURED}.{key}": print_ for key, print_ in prints.items()})
+        digests = measurement.fingerprints(encoder, agreed, held_out)
+        mlflow.set_tags({f"{tags.MEASURED}.{key}": digest for key, digest in digests.items()})
         mlflow.set_tag(tags.ADAPTER_DIGEST, train_run.data.tags[tags.ADAPTER_DIGEST])
         mlflow.set_tag(tags.DATASET_DIGEST, identity.recorded(data_run, tags.DATASET_DIGEST))
         datasets.log_dataset(data_run, run, "evaluation")
         prompts.link(client, data_run, run)
-        mlflow.log_params({"engine": used, "dtype": agreed.dtype})
+        mlflow.log_params({"engine": chosen, "dtype": agreed.dtype})
         mlflow.log_param("quantization", agreed.quantization)
-        mlflow.set_tag(tags.METRICS, plugins.as_tag(plugged))
-        compared = comparable_champion(champion, held_out, agreed, prints)
+        mlflow.set_tag(tags.METRICS, plugins.as_tag(custom_metrics))
+        compared = comparable_champion(champion, held_out, agreed, digests)
         with compared as (other, champion_story):
             adapters = {"base": None, "tuned": adapter, **other}
-            measured = measurement.measure(used, agreed, base, adapters, encoder, held_out)
+            measured = measurement.measure(chosen, agreed, base, adapters, encoder, held_out)
         mlflow.log_table(measurement.predictions(held_out, measured), "predictions.json")
         comparison = measurement.compare(
             {
-                model: measurement.scores(answered, held_out, recipe.answer_format, plugged)
+                model: measurement.scores(answered, held_out, recipe.answer_format, custom_metrics)
                 for model, answered in measured.items()
             }
         )
-        headline = (*measurement.HEADLINE, *(plugin.name for plugin in plugged))
+        headline = (*measurement.HEADLINE, *(plugin.name for plugin in custom_metrics))
         log_numbers(comparison, measured, headline, run, train_run)
-        log_details(comparison, prints, used, recipe.answer_format)
-        engine_took = f"{used}, {time.monotonic() - started:,.1f} s"
+        log_details(comparison, digests, chosen, recipe.answer_format)
+        engine_took = f"{chosen}, {time.monotonic() - started:,.1f} s"
         evaluation = report.Evaluation(
             train_run.info.run_name,
             report.facts(agreed, train_run, data_run, champion_story),
@@ -132,7 +132,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
             yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
             agreed.prompt,
             report.costs(train_run, engine_took),
-            {plugin.name: plugin.higher_is_better for plugin in plugged},
+            {plugin.name: plugin.higher_is_better for plugin in custom_metrics},
         )
         log_report(client, evaluation, run, train_run)
     print_headline(comparison, headline)
@@ -167,7 +167,7 @@ def log_numbers(
 
 
 def log_details(
-    comparison: Comparison, prints: Mapping[str, str], engine: str, answer_format: str
+    comparison: Comparison, digests: Mapping[str, str], engine: str, answer_format: str
 ) -> None:
     """Log what the numbers mean: intervals, how they were made, what they were measured on."""
     import mlflow
@@ -180,7 +180,7 @@ def log_details(
             "interval": {"level": bootstrap.LEVEL, "resamples": bootstrap.RESAMPLES},
             "bleu_signature": metrics.bleu_signature(answer_format),
             "engine": engine,
-            "fingerprints": dict(prints),
+            "fingerprints": dict(digests),
         },
         "measurements.json",
     )
@@ -198,7 +198,7 @@ def log_report(client: MlflowClient, evaluation: Evaluation, run: Run, train_run
         mlflow.log_figure(sheet, "contact_sheet.png")
     card = report.model_card(evaluation, runs.page_address(run, "report.html"))
     mlflow.log_text(card, "model_card.md")
-    # The tags still say what the gate has said, and so does the description.
+    # An earlier verdict of the gate stays in the description, as it stays in the tags.
     note = client.get_run(train_run.info.run_id).data.tags.get(tags.NOTE, "")
     note = description.of(description.verdict(note), card)
     client.set_tag(train_run.info.run_id, tags.NOTE, note)

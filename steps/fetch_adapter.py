@@ -1,4 +1,4 @@
-"""Fetch a registered adapter for a server: the files that were measured, and fit to be served.
+"""Fetch a registered adapter for a server; check that it was measured and that vLLM can serve it.
 
 The init container of the manifest runs it; by hand:
 
@@ -22,31 +22,30 @@ from loraline.step import LineCommand
 from loraline.tracking import identity, signature
 
 DONE = ".loraline-adapter"
-"""Holds, in a folder that is whole, what it was asked for and the digest of its own files."""
+"""File in a complete folder: what was asked for, and the digest of the folder's files."""
 
 
 @click.command(cls=LineCommand)
 @click.option("--model", required=True, metavar="models:/NAME/VERSION", help="Registered version.")
 @click.option("--sha256", "digest", required=True, help="Expected digest of the folder.")
-@click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="The server's.")
-@click.option("--merge", "base", metavar="BASE", help="Merge it into this base's copy instead.")
+@click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="Of the server.")
+@click.option("--merge", "base", metavar="BASE", help="Merge it into a copy of this base.")
 @click.option(
     "--out-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for the adapter, new, empty or of an earlier one; it appears whole or not at all.",
+    help="Folder for the adapter, new, empty or of an earlier fetch; it is complete or absent.",
 )
 def fetch_adapter(
     model: str, digest: str, max_lora_rank: int, base: str | None, out_dir: Path
 ) -> None:
-    """Download a registered adapter, hold it against its digest and look for what vLLM would
-    refuse or not apply."""
+    """Download a registered adapter, check its digest, and run the preflight."""
     expected = " ".join(filter(None, (digest, base, signature.key_digest())))
     if is_whole(out_dir, expected):
         click.echo(f"{model} is already in {out_dir}")
         return
     if out_dir.is_dir() and any(out_dir.iterdir()) and not (out_dir / DONE).is_file():
-        raise UserError(f"--out-dir {out_dir} holds files of others; name an empty or a new folder")
+        raise UserError(f"--out-dir {out_dir} holds other files; name an empty or a new folder")
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".fetch-") as part:
         adapter = download(model, Path(part))
@@ -68,16 +67,16 @@ def fetch_adapter(
 
 
 def is_whole(folder: Path, expected: str) -> bool:
-    """Whether an earlier start of the pod has left what is asked for, unchanged.
+    """Whether an earlier start of the pod has left the same adapter, unchanged.
 
-    That is the adapter's digest, the base where it is merged into one, and the key that its
-    signature was held against.
+    `expected` has the adapter's digest, the base that it is merged into, and the public key that
+    its signature was checked with.
     """
-    done = folder / DONE
-    if not done.is_file():
+    marker = folder / DONE
+    if not marker.is_file():
         return False
-    before, _, digest = done.read_text(errors="replace").strip().partition("\n")
-    return before == expected and folder_digest(folder, ignored=DONE) == digest
+    fetched, _, digest = marker.read_text(errors="replace").strip().partition("\n")
+    return fetched == expected and folder_digest(folder, ignored=DONE) == digest
 
 
 def download(model: str, folder: Path) -> Path:
@@ -113,7 +112,7 @@ def download(model: str, folder: Path) -> Path:
 
 
 def leave_out_pickles(adapter: Path, model: str) -> None:
-    """A trainer's leftovers beside the weights: nobody reads them, and the server gets none."""
+    """Remove pickles that a trainer left beside the weights."""
     for path in preflight.leftovers(adapter):
         path.unlink()
         click.echo(f"{model} holds {path.name}, which could run code; it is left out", err=True)

@@ -1,6 +1,6 @@
 """Keep a running server on the version that an alias names, without a restart.
 
-A sidecar of the server's pod, or one look with --once. The server must have been started with
+A sidecar of the server's pod, or one check with --once. The server must have been started with
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, which lets whoever holds the key load adapters; deploy_vllm
 renders both with --follow. Each version is served under a name of its own, `<name>-v<version>`: an
 adapter reloaded under its old name would be answered from the old one's cached prefixes.
@@ -49,17 +49,17 @@ FETCH = Path(__file__).with_name("fetch_adapter.py")
     "--adapters",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that the server sees under the same path.",
+    help="Folder that the server sees at the same path.",
 )
-@click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="The server's.")
+@click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="Of the server.")
 @click.option(
     "--interval",
     type=click.FloatRange(1),
     default=30.0,
     show_default=True,
-    help="Seconds between two looks.",
+    help="Seconds between two checks of the alias.",
 )
-@click.option("--once", is_flag=True, help="Look once; errors end the command.")
+@click.option("--once", is_flag=True, help="Check once; errors end the command.")
 def follow_alias(
     model: str,
     alias: str,
@@ -70,7 +70,7 @@ def follow_alias(
     interval: float,
     once: bool,
 ) -> None:
-    """Load the alias's version into the server, then unload the versions before it."""
+    """Load the version with the alias into the server, then unload the earlier ones."""
     try:
         agreed = Contract.model_validate_json(contract_file.read_text())
     except (OSError, ValueError) as error:
@@ -79,9 +79,9 @@ def follow_alias(
     follower = Follower(model, alias, Server(url), agreed, adapters.resolve(), max_lora_rank)
     while True:
         try:
-            if news := follower.look():
-                click.echo(news)
-        # Whatever MLflow or the server answers: the next look may find them well.
+            if changes := follower.check():
+                click.echo(changes)
+        # MLflow or the server may answer again at the next check.
         except Exception as error:
             if once:
                 raise
@@ -92,8 +92,8 @@ def follow_alias(
 
 
 class Follower:
-    """Compares what the alias names with what the server lists; it keeps no state of its own, so
-    a restart of either is seen at the next look."""
+    """Compares the alias with the models that the server lists. It keeps no state, so a restart of
+    either is noticed at the next check."""
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class Follower:
         self.max_lora_rank = max_lora_rank
         self.prefix = f"{names.served_name(model)}-v"
 
-    def look(self) -> str | None:
-        """Bring the server to the alias's version; returns what was done, if anything."""
-        version = self.wanted()
+    def check(self) -> str | None:
+        """Load the alias's version and unload the others; returns the changes, if there are any."""
+        version = self.version_of_alias()
         name = f"{self.prefix}{version}"
         listed = self.running.models()
         older = [
@@ -124,17 +124,17 @@ class Follower:
             and each.removeprefix(self.prefix).isdecimal()
             and each != name
         ]
-        done = []
+        changes = []
         if name not in listed:
             path = self.fetch(version)
             request = {"lora_name": name, "lora_path": str(path)}
             self.running.post("/v1/load_lora_adapter", request)
-            done.append(f"loaded {name}")
+            changes.append(f"loaded {name}")
         for each in older:
             self.running.post("/v1/unload_lora_adapter", {"lora_name": each})
-            done.append(f"unloaded {each}")
+            changes.append(f"unloaded {each}")
         self.remove_folders(version)
-        return ", ".join(done) or None
+        return ", ".join(changes) or None
 
     @property
     def folder(self) -> Path:
@@ -147,7 +147,7 @@ class Follower:
             if folder.name != f"v{version}":
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def wanted(self) -> str:
+    def version_of_alias(self) -> str:
         from mlflow.exceptions import MlflowException
 
         client = store.connect()

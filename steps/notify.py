@@ -1,4 +1,4 @@
-"""Tell a webhook how a workflow ended, in the one-field message that Slack and its likes take.
+"""Post to a webhook how a workflow ended, as the one-field message that Slack and others take.
 
 Reads: LORALINE_WEBHOOK_URL; without it nothing is sent.
 
@@ -35,7 +35,7 @@ def notify(workflow: str, status: str, failures: str) -> None:
     message = text(workflow, status, failures)
     click.echo(message)
     if not url:
-        click.echo("LORALINE_WEBHOOK_URL is not set: nobody is told")
+        click.echo("LORALINE_WEBHOOK_URL is not set, so the message was not sent")
         return
     if not url.startswith(("http://", "https://")) or len(url.split()) != 1:
         raise UserError(
@@ -54,7 +54,7 @@ def text(workflow: str, status: str, failures: str) -> str:
 
 
 def failed(failures: str) -> list[dict[str, str]]:
-    """Argo's list of failed nodes; Argo quotes it as a JSON text once more."""
+    """The failed nodes. Argo gives their JSON list quoted once more, as a JSON text."""
     try:
         listed = json.loads(failures or "[]")
         listed = json.loads(listed) if isinstance(listed, str) else listed
@@ -66,8 +66,8 @@ def failed(failures: str) -> list[dict[str, str]]:
 
 
 def send(url: str, message: str) -> None:
-    """Post the message; the URL is a secret and stands in no error."""
-    answer = web.request(url, body={"text": message}, seconds=TIMEOUT)
+    """Post the message; the URL is a secret, so no error contains it."""
+    answer = web.ask(url, body={"text": message}, seconds=TIMEOUT)
     if answer.status in (408, 429) or answer.status >= 500:
         raise TryAgain(f"the webhook answered {answer.status}; run it again")
     if answer.status >= 300:

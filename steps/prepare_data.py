@@ -1,7 +1,7 @@
-"""Read datasets, refuse what would ruin a run and say why, split the rest, log it for training.
+"""Read data, check every row, split the rows, and log them as one dataset.
 
-Reads: folders, files, s3://, hf://, dvc:// and mlflow://, see --data. What a flag leaves open is
-the profile's, in its block `prepare`.
+Reads: folders, files, s3://, hf://, dvc:// and mlflow://, see --data. Settings without a flag come
+from the block `prepare` of the profile.
 Writes: `dataset/` (Parquet shards, the prompt, a manifest), `report/` and `benchmark/` in MLflow;
 report.html and report.md among the output files.
 
@@ -47,18 +47,18 @@ if TYPE_CHECKING:
     "--on",
     multiple=True,
     metavar="CHECK=ACTION",
-    help="What a check does: fail, drop, repair or keep, as near_duplicates=drop. May be repeated.",
+    help="Action of a check: fail, drop, repair or keep, as near_duplicates=drop. May be repeated.",
 )
 @click.option(
     "--limit",
     multiple=True,
     metavar="NAME=VALUE",
-    help="What is too much, as in image_pixels=20000000, and fps of videos. May be repeated.",
+    help="Value of a limit, as image_pixels=20000000 or fps=1. May be repeated.",
 )
 @click.option(
     "--encoding",
     default="",
-    help="Of text files that are not UTF-8, as utf-16, gbk or latin-1; a registry may name it.",
+    help="Encoding of text files that are not UTF-8, as utf-16, gbk or latin-1.",
 )
 @click.option(
     "--group-by",
@@ -70,11 +70,11 @@ if TYPE_CHECKING:
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    help="Processes that read and check rows; 0 is one a core.  [default: 0]",
+    help="Processes that read and check rows; 0 starts one per core.  [default: 0]",
 )
-@click.option("--part", callback=or_none, help="Only the i-th of n shares of the data, as 1/4.")
-@click.option("--merge", callback=or_none, help="Runs made with --part, separated by commas.")
-@click.option("--check-only", is_flag=True, help="Write the report and log nothing.")
+@click.option("--part", callback=not_empty, help="Read only share i of n of the data, as 1/4.")
+@click.option("--merge", callback=not_empty, help="Merge runs of --part: IDs, comma-separated.")
+@click.option("--check-only", is_flag=True, help="Only write the report; log nothing.")
 @overrides_option
 @recipes_option
 def prepare_data(
@@ -101,7 +101,7 @@ def prepare_data(
 
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):
-        raise UserError("--part makes one share; --check-only and --merge are for the whole")
+        raise UserError("--part reads one share; it goes with neither --check-only nor --merge")
     request = workplace.Request.of(
         profile, recipe, data, prompt, group_by, on, limit, encoding, overrides
     )
@@ -116,9 +116,9 @@ def prepare_data(
         state = None if part or check_only else workplace.state(work)
         if part:
             run_id = log_part(workplace.share(work, part), part, workers)
-        elif state and not (merge or force) and (done := workplace.prepared(client, state)):
-            run_id = done.info.run_id
-            version, uris = done.data.params["version"], ", ".join(request.addresses)
+        elif state and not (merge or force) and (finished := workplace.prepared(client, state)):
+            run_id = finished.info.run_id
+            version, uris = finished.data.params["version"], ", ".join(request.addresses)
             click.echo(f"dataset {version} of {uris}: nothing changed (reused)")
         else:
             if merge:
@@ -131,24 +131,24 @@ def prepare_data(
             dataset.refuse(merged.examples)
             dataset.refuse_empty(merged)
             digest = dataset.digest(merged)
-            done = None if force else runs.finished_run(client, "prepare_data", digest)
-            run_id = done.info.run_id if done else log(merged, instruction, digest)
+            finished = None if force else runs.finished_run(client, "prepare_data", digest)
+            run_id = finished.info.run_id if finished else log(merged, instruction, digest)
             if state and client:
                 client.set_tag(run_id, tags.SOURCES, state)
             counts = outcome.counts(merged)
-            click.echo(f"dataset {digest[:8]} {counts} ({'reused' if done else 'logged'})")
+            click.echo(f"dataset {digest[:8]} {counts} ({'reused' if finished else 'logged'})")
             warn(*outcome.warnings(merged), outcome.shortage(merged))
     runs.hand_over(out_dir, run_id)
 
 
 def warn(*sentences: str) -> None:
-    """Say on standard error what is not empty."""
+    """Print each sentence that is not empty as a warning."""
     for sentence in filter(None, sentences):
         click.echo(f"warning: {sentence}", err=True)
 
 
 def check(merged: Dataset, out_dir: Path) -> None:
-    """Write the report, and end with what a check that is set to fail has found."""
+    """Write the report; a UserError if a check that is set to fail has found something."""
     from loraline.data import dataset, outcome
     from loraline.data.report import write
 

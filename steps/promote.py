@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="Registered model.")
 @click.option(
     "--version",
-    callback=or_none,
-    help="The version that was reviewed; another candidate is refused.  [default: any]",
+    callback=not_empty,
+    help="The version that was reviewed; if another one is the candidate, nothing moves.",
 )
 @click.option("--rollback", is_flag=True, help="Make `previous` the champion again.")
 @click.option(
     "--reject",
     "reason",
-    callback=or_none,
-    help="Why the reviewed candidate is not wanted; it loses its alias.",
+    callback=not_empty,
+    help="Reject the reviewed candidate for this reason; it loses its alias.",
 )
 @click.option(
     "--out-dir",
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
 def promote(
     model: str, version: str | None, rollback: bool, reason: str | None, out_dir: Path
 ) -> None:
-    """Move the champion of a registered model, forward to its candidate or back."""
+    """Make the candidate the champion, reject it, or go back to the champion before."""
     if rollback and (version is not None or reason is not None):
-        raise UserError("--version says what to promote or to reject; --rollback takes none")
+        raise UserError("--rollback takes neither --version nor --reject")
     if reason is not None and version is None:
         raise UserError("--reject needs the --version that was reviewed")
     from loraline.tracking import registry

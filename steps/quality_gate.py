@@ -1,4 +1,4 @@
-"""Hold a candidate against a policy, its base and the champion; register it if it keeps all rules.
+"""Judge a candidate by limits, its base and the champion; register it if it passes all rules.
 
 Reads: the metrics of the evaluate run, the adapter, the limits of the training run's profile.
 Writes: `verdict.json`; for a candidate that passed, a registered version with alias `candidate`;
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
 @click.option(
     "--policy",
-    callback=or_none,
-    help="YAML file with rules that replace the profile's.  [default: the profile's gate]",
+    callback=not_empty,
+    help="YAML file with limits that replace the profile's.  [default: the profile's gate]",
 )
 @limits_option
 @recipes_option
-@click.option("--fail-on-reject", is_flag=True, help="End with exit code 1 when it is rejected.")
+@click.option(
+    "--fail-on-reject", is_flag=True, help="End with exit code 1 if the candidate is rejected."
+)
 def quality_gate(
     run_id: str,
     policy: str | None,
@@ -45,7 +47,7 @@ def quality_gate(
     out_dir: Path,
     force: bool,
 ) -> None:
-    """Judge the tuned model by the policy's rules; register it if it keeps them all.
+    """Judge the tuned model by the policy's rules; register it if it passes them all.
 
     A rejected candidate is a result, not an error: the file `result` holds `failed` instead of
     `passed`, and the exit code is 0 unless --fail-on-reject is given.
@@ -67,22 +69,22 @@ def quality_gate(
         inputs = {"upstream": run_id, "limits": limits.model_dump(), "champion": champion}
         return fingerprints.fingerprint(__file__, inputs)
 
-    same = fingerprint(other_champion(client, name, model_id))
-    done = None if force else runs.finished_run(client, "quality_gate", same)
-    if done and still_holds(client, done, train_run):
+    expected = fingerprint(other_champion(client, name, model_id))
+    finished = None if force else runs.finished_run(client, "quality_gate", expected)
+    if finished and still_holds(client, finished, train_run):
         lock.clear_dead(client, name)
-        result = done.data.tags[tags.RESULT]
-        click.echo(f"verdict of run {done.info.run_id} (reused): {result}")
-        hand_over(out_dir, train_run, eval_run, done, fail_on_reject)
+        result = finished.data.tags[tags.RESULT]
+        click.echo(f"verdict of run {finished.info.run_id} (reused): {result}")
+        hand_over(out_dir, train_run, eval_run, finished, fail_on_reject)
         return
 
     data_run = runs.ancestor(client, train_run, "prepare_data")
     evidence.check_dataset(eval_run, train_run, data_run)
     with runs.adapter(train_run, eval_run) as adapter:
         served = servable(adapter, train_run.info.run_id)
-        evidence.check_champion_again(eval_run, name, adapter)
-    # Under the lock, since no champion may be promoted between the verdict and what follows from
-    # it; the training run's tags are shared by all its gates, so they too are the lock's.
+        evidence.champion_again(eval_run, name, adapter)
+    # The lock keeps the champion as it is between the verdict and the registration. It also guards
+    # the training run's tags, which all gates of the run write.
     with lock.locked(client, name):
         champion = other_champion(client, name, model_id)
         measured = eval_run.data
@@ -102,8 +104,8 @@ def quality_gate(
             outcome[tags.GATE_RUN] = run.info.run_id
             outcome[tags.ADAPTER_DIGEST] = train_run.data.tags[tags.ADAPTER_DIGEST]
             tag_runs(client, outcome, rules.markdown(verdicts), run, train_run)
-            again = measured.tags.get(tags.CHAMPION_AGAIN)
-            register(client, name, outcome, run, train_run, again)
+            champion_again = measured.tags.get(tags.CHAMPION_AGAIN)
+            register(client, name, outcome, run, train_run, champion_again)
     click.echo(rules.table(verdicts))
     click.echo(f"verdict: {result}")
     judged_run = client.get_run(run.info.run_id)
@@ -119,7 +121,7 @@ def other_champion(client: MlflowClient, name: str, model_id: str) -> str | None
 
 
 def servable(adapter: Path, run_id: str) -> Verdict:
-    """That vLLM would take the adapter and apply all of it; UserError with what says otherwise."""
+    """A passed preflight; UserError if vLLM would not take the adapter or not apply all of it."""
     from loraline import contract
     from loraline.evaluation.rules import Verdict
     from loraline.serving import preflight
@@ -150,9 +152,9 @@ def register(
 ) -> None:
     """Register a logged model that passed, once however often the gate runs, and move the alias.
 
-    One that was rejected gets no version; if it has one, that loses the alias and says why. One
-    whose adapter is the champion's, `champion_again`, is that version and no candidate. The caller
-    holds the registered model's lock.
+    A rejected model gets no version; a version from before loses the alias and says why. If the
+    adapter is that of the champion, trained again, `champion_again` is the champion's version, and
+    nothing is registered. The caller holds the registered model's lock.
     """
     from loraline.tracking import registry, signature
 
@@ -193,15 +195,15 @@ def hand_over(
         click.get_current_context().exit(1)
 
 
-def still_holds(client: MlflowClient, done: Run, train_run: Run) -> bool:
+def still_holds(client: MlflowClient, finished: Run, train_run: Run) -> bool:
     """Whether an earlier verdict is still the last one, and its version candidate or champion."""
     from loraline.tracking import registry
 
-    if train_run.data.tags.get(tags.GATE_RUN) != done.info.run_id:
+    if train_run.data.tags.get(tags.GATE_RUN) != finished.info.run_id:
         return False
-    if done.data.tags[tags.RESULT] == "failed":
+    if finished.data.tags[tags.RESULT] == "failed":
         return True
-    name, version = done.data.tags[tags.MODEL_NAME], done.data.tags[tags.MODEL_VERSION]
+    name, version = finished.data.tags[tags.MODEL_NAME], finished.data.tags[tags.MODEL_VERSION]
     aliases = (registry.CANDIDATE, registry.CHAMPION)
     holders = [registry.version_of(client, name, alias) for alias in aliases]
     return any(holder is not None and str(holder.version) == version for holder in holders)

@@ -76,10 +76,10 @@ def select_best(
 ) -> None:
     """Rank a sweep by the worse end of a metric's interval, and hand over the best evaluation.
 
-    If none keeps its limits, the best of all is handed over, for the gate to reject. Today's
-    champion, which beats no champion, comes last. Intervals that overlap do not tell two members
-    apart; though all were measured on the same rows, the intervals are each member's own and not of
-    the differences, so this says "not told apart" too often rather than too seldom.
+    If no member keeps its limits, the best of all is handed over, and the gate rejects it. Today's
+    champion comes last. A member whose interval overlaps that of the best is marked "not told
+    apart". The intervals are those of single members, not of the differences between them, so the
+    mark is set too often rather than too seldom.
     """
     from loraline.evaluation import metrics, plugins
 
@@ -104,10 +104,10 @@ def select_best(
         raise UserError(f"--metric {metric}: none of the runs has measured it")
     ranking = [asdict(member) for member in entries]
     fingerprint = fingerprints.fingerprint(__file__, {"metric": metric, "ranking": ranking})
-    done = None if force else tracking_runs.finished_run(client, "select_best", fingerprint)
+    finished = None if force else tracking_runs.finished_run(client, "select_best", fingerprint)
     best = entries[0]
-    if done and is_tagged_with(client, best.train_run_id, done):
-        click.echo(f"selection of run {done.info.run_id} (reused):")
+    if finished and is_tagged_with(client, best.train_run_id, finished):
+        click.echo(f"selection of run {finished.info.run_id} (reused):")
     else:
         log(client, entries, metric, fingerprint)
     for place, member in enumerate(entries, start=1):
@@ -118,7 +118,7 @@ def select_best(
 
 
 def is_tagged_with(client: MlflowClient, train_run_id: str, selection: Run) -> bool:
-    """Whether a training run's tag still speaks of this selection, and not of a later one."""
+    """Whether a training run's tag is from this selection, and not from a later one."""
     tags = client.get_run(train_run_id).data.tags
     return f"selection {selection.info.run_id}" in tags.get(SELECTED, "")
 
@@ -134,7 +134,7 @@ def parsed(run_ids: str) -> list[str]:
     evaluations = list(dict.fromkeys(filter(None, listed)))
     if not evaluations:
         raise UserError(
-            f"--run-ids {run_ids!r} names no run; in a sweep, every member of it has failed"
+            f"--run-ids {run_ids!r} names no run; in a sweep, all of its members have failed"
         )
     return evaluations
 
@@ -145,7 +145,7 @@ def refuse_unlike(runs: Sequence[Run]) -> None:
         values = {run.data.tags.get(f"{MEASURED}.{part}") for run in runs}
         if len(values) > 1 or None in values:
             raise UserError(
-                f"the runs were measured on different {part}, their numbers cannot be compared: "
+                f"the runs were measured with different {part}, so they cannot be compared: "
                 + ", ".join(run.info.run_id for run in runs)
             )
 

@@ -40,14 +40,14 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--port", default=8000, show_default=True, help="Port of vLLM on 127.0.0.1.")
 @click.option(
-    "--gateway/--no-gateway", default=True, show_default=True, help="The gateway in front of it."
+    "--gateway/--no-gateway", default=True, show_default=True, help="Start the gateway, too."
 )
 @click.option("--gateway-port", default=8080, show_default=True, help="Port of the gateway.")
 @click.option(
     "--question",
     help="Question of the example request.  [default: one that the evaluation answered right]",
 )
-@click.option("--image", type=FILE, help="Image of the example request.  [default: that one's]")
+@click.option("--image", type=FILE, help="Image of the example request.  [default: the question's]")
 def serve_local(
     manifest: Path | None,
     model: str | None,

@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of prepare_data.")
 @click.option("--profile", required=True, help="Name of a file in lora_profiles/.")
 @click.option(
-    "--resume",
-    "resumed",
-    callback=or_none,
-    help="Unfinished run to go on with, and no other.",
+    "--resume", "resumed", callback=not_empty, help="Continue this unfinished run, and no other."
 )
 @click.option(
     "--checkpoint-minutes",
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--ended",
     metavar="HOW",
-    help="How a group of machines ended that was to train this; its run is handed over.",
+    help="How a group of machines ended: hand over the run that it trained, and train nothing.",
 )
 @group.group_options
 @overrides_option
@@ -61,9 +58,9 @@ def train_qlora(
     ended: str | None,
     out_dir: Path,
     force: bool,
-    **machines: Any,
+    **group_flags: Any,
 ) -> None:
-    """Train a LoRA adapter on a frozen base, or the base; log it and hand over the run ID."""
+    """Train a LoRA adapter on a frozen base, or the base itself; log it; hand over the run ID."""
     from loraline import profiles
     from loraline.base import quantized, trainable
     from loraline.base.locate import locate
@@ -73,14 +70,14 @@ def train_qlora(
         group.leave_as_ended(ended)
     allocator.follow_allocated()
     recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
-    given = group.Group(**machines)
-    given.check(recipe.train)
-    assert launch.world() in (1, given.size), f"{given}, and {launch.world()} processes"
+    machines = group.Group(**group_flags)
+    machines.check(recipe.train)
+    assert launch.world() in (1, machines.size), f"{machines}, and {launch.world()} processes"
     if launch.rank():
         processes.follow(recipe, run_id, checkpoint_minutes)
         return
-    if given.node and not launch.launched():
-        launch.on_gpus(given)
+    if machines.node and not launch.launched():
+        launch.on_gpus(machines)
         return
     launch.announce_exit()
     client = store.connect()
@@ -90,9 +87,9 @@ def train_qlora(
     trainable.check_base(recipe, base.config)
     quantized.check_trainable(recipe, base.config)
     settings = recipe.model_dump(mode="json", exclude={"gate", "prepare", "metrics"})
-    # The name counts too: the gate judges by the limits of the profile that a run is tagged with.
+    # The profile's name is an input too: the gate judges by the limits of the profile it names.
     inputs = {
-        # By its content: prepare_data may have been repeated on data that did not change.
+        # The digest, not the run ID: prepare_data may have run again on unchanged data.
         "dataset": data_run.data.params["digest"],
         "prompt": data_run.data.params.get("prompt_uri", ""),
         "profile": json.dumps([profile, settings], sort_keys=True),
@@ -100,19 +97,19 @@ def train_qlora(
         "code": fingerprints.code_digest(__file__),
     }
     fingerprint = fingerprints.fingerprint(__file__, inputs)
-    if not force and (done := runs.finished_run(client, "train_qlora", fingerprint)):
-        # Limits are no input of the training: the gate is given its own, and compares.
-        client.set_tag(done.info.run_id, tags.OVERRIDES, json.dumps(overrides))
-        click.echo(f"adapter of run {done.info.run_id} (reused)")
-        runs.hand_over(out_dir, done.info.run_id)
+    if not force and (finished := runs.finished_run(client, "train_qlora", fingerprint)):
+        # Limits of the gate are no input of the training, so the overrides may differ.
+        client.set_tag(finished.info.run_id, tags.OVERRIDES, json.dumps(overrides))
+        click.echo(f"adapter of run {finished.info.run_id} (reused)")
+        runs.hand_over(out_dir, finished.info.run_id)
         return
     if ended is not None:
         raise UserError(
-            "a group of machines has ended well, and MLflow has no finished training of these "
-            "inputs: they were given other inputs, another image, or another MLflow"
+            "the group of machines succeeded, but MLflow has no finished training of these inputs: "
+            "the machines had other inputs, another image, or another MLflow"
         )
-    if given.size > 1 and not launch.launched():
-        launch.on_gpus(given)
+    if machines.size > 1 and not launch.launched():
+        launch.on_gpus(machines)
         return
 
     import mlflow
@@ -140,7 +137,7 @@ def train_qlora(
         upstream=data_run,
         tags={tags.OVERRIDES: json.dumps(overrides)},
     )
-    with opened as (run, earlier, held), launch.shared_folder() as scratch:
+    with opened as (run, earlier, lease), launch.shared_folder() as scratch:
         log_inputs(recipe, profile, base, version)
         datasets.log_dataset(data_run, run, "training")
         prompts.link(client, data_run, run)
@@ -151,34 +148,34 @@ def train_qlora(
         other_nodes.announce_start(start, earlier)
         encoder, prompt, rows, left_out = load_rows(scratch / "dataset", recipe, base)
         mlflow.log_metrics({f"{split}_rows_too_long": n for split, n in left_out.items()})
-        sft = processes.prepare(recipe, base, encoder, rows, scratch)
-        cost = curves.Cost(sft, earlier)
-        held.report = cost.tags
-        sft.add_callback(curves.CurvesToMlflow(held, curves.logged_to(client, earlier)))
+        trainer = processes.prepare(recipe, base, encoder, rows, scratch)
+        cost = curves.Cost(trainer, earlier)
+        lease.report = cost.tags
+        trainer.add_callback(curves.CurvesToMlflow(lease, curves.logged_to(client, earlier)))
         keeper = checkpoint.KeepCheckpoints(client, run.info.run_id, checkpoint_minutes)
-        learned = processes.train(sft, start, keeper)
-        curves.log_results(sft, cost)
-        adapter = trained_model.write(sft, recipe, base, learned, scratch / "adapter")
+        learned = processes.train(trainer, start, keeper)
+        curves.log_results(trainer, cost)
+        adapter = trained_model.write(trainer, recipe, base, learned, scratch / "adapter")
         contract = trained_contract.write(
             adapter, recipe, base, encoder, prompt, rows, data_run.data.params
         )
         preflight.check(adapter, contract, f"the adapter of run {run.info.run_id}")
         logged_model.log(adapter, contract, profile)
-        mlflow.log_figure(curves.figure(sft.state.log_history), "loss_curves.png")
-        checkpoint.delete_all(client, run.info.run_id)
-    what = f"rank {recipe.rank}" if recipe.rank else "the whole model"
-    click.echo(f"adapter of run {run.info.run_id} ({what}, {len(rows['train'])} rows)")
+        mlflow.log_figure(curves.figure(trainer.state.log_history), "loss_curves.png")
+        checkpoint.drop(client, run.info.run_id)
+    trained = f"rank {recipe.rank}" if recipe.rank else "the whole model"
+    click.echo(f"adapter of run {run.info.run_id} ({trained}, {len(rows['train'])} rows)")
     runs.hand_over(out_dir, run.info.run_id)
 
 
 def refuse_few(recipe: Profile, data_run: Run) -> None:
     """Refuse, before anything trains, rows after which the gate can only reject."""
-    rows, wanted = data_run.data.metrics.get("test_rows"), recipe.gate.min_rows
-    if rows is not None and rows < wanted:
+    rows, min_rows = data_run.data.metrics.get("test_rows"), recipe.gate.min_rows
+    if rows is not None and rows < min_rows:
         raise UserError(
-            f"the dataset has {rows:.0f} test rows, and the gate asks for {wanted} "
+            f"the dataset has {rows:.0f} test rows, and the gate asks for {min_rows} "
             "(gate.min_rows): add rows, hold out more (prepare_data --set "
-            f"split.test={wanted}), or judge by fewer (--set gate.min_rows={rows:.0f})"
+            f"split.test={min_rows}), or judge by fewer (--set gate.min_rows={rows:.0f})"
         )
 
 

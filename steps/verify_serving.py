@@ -1,8 +1,8 @@
-"""Whether a running server serves what was measured; exit code 1 when it does not.
+"""Compare a running server with the evaluation; exit code 1 where it differs.
 
 Reads: the version that the deploy_vllm run rendered, its contract, the held-out rows, the answers
 that evaluate measured. The key is VLLM_API_KEY of the environment.
-Writes: `verification.json` with what was found and every row that differs, agreement and latency.
+Writes: `verification.json` with the problems and every row that differs, agreement and latency.
 
     python steps/verify_serving.py --run-id "$(cat outputs/latest-pipeline/deploy-vllm/run-id)" \
         --url http://127.0.0.1:8000
@@ -50,10 +50,10 @@ SAMPLE = 10
     type=click.FloatRange(0, 1),
     default=0.9,
     show_default=True,
-    help="Share of answers that must be the measured ones; kernels round differently.",
+    help="Share of answers that must equal the measured ones; GPU kernels round differently.",
 )
 def verify_serving(run_id: str, url: str, min_agreement: float, out_dir: Path) -> None:
-    """Hold a running server against what was measured: models, prompts, answers, latency."""
+    """Compare a running server with the evaluation: models, prompts, answers; measure latency."""
     from loraline import contract
     from loraline.serving import names
     from loraline.serving.client import Server

@@ -169,7 +169,7 @@ def test_no_answer_ends_the_follower(
         if len(looks) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Follower, "look", look)
+    monkeypatch.setattr(module.Follower, "check", look)
     monkeypatch.setattr(module.time, "sleep", sleep)
     options = ("--model", MODEL, "--alias", "candidate", "--url", vllm.url)
     contract = ("--contract", str(workplace / "one" / "adapter" / "contract.json"))

@@ -87,7 +87,7 @@ def test_without_a_webhook_nobody_is_told_and_nothing_fails(
     result = notify("--status", "Failed")
 
     assert result.exit_code == 0
-    assert "nobody is told" in result.output
+    assert "the message was not sent" in result.output
 
 
 @pytest.mark.parametrize(("code", "exit_code"), [(503, 75), (429, 75), (404, 2)])

@@ -146,7 +146,7 @@ def test_runs_measured_on_something_else_are_not_compared(step, candidate, part:
     runs = [candidate(name="one"), candidate(name="two", tags={f"{tags.MEASURED}.{part}": "x"})]
     result = step("select_best", "--run-ids", json.dumps(runs))
     assert result.exit_code == 2
-    assert f"measured on different {part}, their numbers cannot be compared" in result.stderr
+    assert f"measured with different {part}, so they cannot be compared" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_runs_measured_on_something_else_are_not_compared(step, candidate, part:
     [
         ("nonsense", "is not a JSON list of run IDs"),
         ("[1]", "is not a JSON list of run IDs"),
-        ('["", ""]', "names no run; in a sweep, every member of it has failed"),
+        ('["", ""]', "names no run; in a sweep, all of its members have failed"),
     ],
 )
 def test_what_is_no_list_of_runs_is_refused(

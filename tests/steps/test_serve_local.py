@@ -540,7 +540,7 @@ def test_folder_with_files_of_others_is_left_alone(text, tmp_path):
     (tmp_path / "important.txt").write_text("mine")
     ended = fetch("models:/tiny-text/1", text.digest, tmp_path)
     assert ended.returncode == 2
-    assert f"--out-dir {tmp_path} holds files of others" in ended.stderr
+    assert f"--out-dir {tmp_path} holds other files" in ended.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["important.txt"]
 
 
