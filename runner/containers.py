@@ -151,7 +151,7 @@ async def attempt(
         container, str(folder), lambda text: substitute(text, values)
     )
     check_sizes(command, environment)
-    files = {name: filled(output, values) for name, output in outputs.items()}
+    files = {name: with_values(output, values) for name, output in outputs.items()}
     environment |= {"ARGO_PROGRESS_FILE": str(root / folder / PROGRESS)}
     place = root / folder
     with logged(place.with_name(f"{place.name}.log")) as writers:
@@ -161,13 +161,13 @@ async def attempt(
             message = f"main: Error (exit code {NOT_STARTED}): {not_started(command[0], error)}"
             return Attempt("Failed", message, NOT_STARTED, read_outputs(place, files)[0])
         deadline = time.monotonic() + min(container.seconds, timeout)
-        stopped = await ended(process, deadline, stop)
+        stopped = await wait_for_end(process, deadline, stop)
     # A death by a signal is reported as shells and Kubernetes do: 128 plus the signal.
     code = process.returncode or 0
     code = 128 - code if code < 0 else code
     if stopped:
         return Attempt("Failed", stopped, code, {}, limit_of(container, timeout, stopped))
-    return finished(place, files, code)
+    return result_of(place, files, code)
 
 
 def not_started(program: str, error: OSError | ValueError) -> str:
@@ -192,7 +192,7 @@ def limit_of(container: Container, timeout: float, stopped: str) -> str:
     return f"{field} is {min(container.seconds, timeout):g} s"
 
 
-def filled(output: Output, values: Mapping[str, str]) -> Output:
+def with_values(output: Output, values: Mapping[str, str]) -> Output:
     """An output whose path, default and name have their references filled in."""
     path = substitute(output.path, values)
     if ".." in Path(path).parts or path.startswith("/"):
@@ -201,7 +201,7 @@ def filled(output: Output, values: Mapping[str, str]) -> Output:
     return output._replace(path=path, default=default)
 
 
-def finished(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
+def result_of(folder: Path, outputs: dict[str, Output], code: int) -> Attempt:
     """The result of a process that ended by itself."""
     values, missing = read_outputs(folder, outputs)
     if why := unreadable(folder, outputs):
@@ -236,27 +236,29 @@ def unreadable(folder: Path, outputs: dict[str, Output]) -> str:
     return ""
 
 
-async def ended(process: Program, until: float, stop: Stop) -> str:
+async def wait_for_end(process: Program, until: float, stop: Stop) -> str:
     """Wait for a process and end the processes it leaves; returns why it was stopped, if it was."""
-    gone = asyncio.ensure_future(process.wait())
-    asked = asyncio.ensure_future(stop.event.wait())
-    left = None if until == float("inf") else max(0.0, until - time.monotonic())
+    exited = asyncio.ensure_future(process.wait())
+    stop_asked = asyncio.ensure_future(stop.event.wait())
+    seconds_left = None if until == float("inf") else max(0.0, until - time.monotonic())
     why = ""
     try:
-        await asyncio.wait({gone, asked}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if not gone.done():
+        await asyncio.wait(
+            {exited, stop_asked}, timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not exited.done():
             why = stop.why or LATE
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             killed_at = time.monotonic() + GRACE
-            while not gone.done() and time.monotonic() < killed_at and not stop.at_once:
-                await asyncio.wait({gone}, timeout=0.05)
+            while not exited.done() and time.monotonic() < killed_at and not stop.at_once:
+                await asyncio.wait({exited}, timeout=0.05)
     finally:
         # This also runs if the runner itself fails: no container outlives it.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        asked.cancel()
-    await gone
+        stop_asked.cancel()
+    await exited
     return why
 
 

@@ -27,13 +27,13 @@ async def run_dag(run: Controller, node: Node, dag: Dag, invocation: Invocation)
     )
     running: dict[str, asyncio.Future[Node | None]] = {}
     for task in dag.tasks:
-        before = {name: running[name] for name in task.upstreams}
-        running[task.name] = asyncio.ensure_future(run_task(run, task, frame, before))
-    ended = dict(zip(running, await asyncio.gather(*running.values()), strict=True))
-    if any(child is None for child in ended.values()):
+        dependencies = {name: running[name] for name in task.upstreams}
+        running[task.name] = asyncio.ensure_future(run_task(run, task, frame, dependencies))
+    children = dict(zip(running, await asyncio.gather(*running.values()), strict=True))
+    if any(child is None for child in children.values()):
         return False
     upstreams = {name for task in dag.tasks for name in task.upstreams}
-    targets = sorted(ended.keys() - upstreams)
+    targets = sorted(children.keys() - upstreams)
     phase = dag_phase(run.nodes, node.name, targets, fail_fast=dag.fail_fast)
     if phase == NEVER:
         message = f"{', '.join(targets)} cannot be reached past a node in Error; "
@@ -41,7 +41,7 @@ async def run_dag(run: Controller, node: Node, dag: Dag, invocation: Invocation)
         return True
     if phase == "Succeeded":
         for name in dag.order:
-            child = ended[name]
+            child = children[name]
             assert child is not None
             run.publish(child)
         if not hand_over(run, node, invocation, frame):
@@ -54,20 +54,20 @@ async def run_dag(run: Controller, node: Node, dag: Dag, invocation: Invocation)
 
 
 async def run_task(
-    run: Controller, task: Task, frame: Frame, before: Mapping[str, Awaitable[Node | None]]
+    run: Controller, task: Task, frame: Frame, dependencies: Mapping[str, Awaitable[Node | None]]
 ) -> Node | None:
     """Run a task once all its dependencies have ended."""
     facts: dict[str, bool] = {}
     parents: list[str] = []
-    for name in before:
-        ended = await before[name]
-        if ended is None and not (run.only and frame.name == run.name):
+    for name in dependencies:
+        upstream = await dependencies[name]
+        if upstream is None and not (run.only and frame.name == run.name):
             return None
-        if ended is not None:
-            facts |= outcomes(run, name, ended)
-            parents += outbound(run.nodes, ended.name)
+        if upstream is not None:
+            facts |= outcomes(run, name, upstream)
+            parents += outbound(run.nodes, upstream.name)
     node_name = f"{frame.name}.{task.name}"
-    parents = parents if before else [frame.name]
+    parents = parents if dependencies else [frame.name]
     if run.only and frame.name == run.name and task.name != run.only:
         node = run.keep(node_name, parents) if node_name in run.kept else None
     elif run.interrupted:

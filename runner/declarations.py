@@ -80,11 +80,11 @@ def read_outputs(where: str, raw: Object, template_type: str) -> dict[str, Outpu
     for name, output in by_name(where, "output", OutputShape, shape.parameters).items():
         at = f"{where}: output {name}"
         source = checked(at, "valueFrom", ValueFrom, output.valueFrom)
-        given = source.model_fields_set - {"default"}
-        if given != {SOURCES[template_type]}:
-            wanted = SOURCES[template_type]
+        source_fields = source.model_fields_set - {"default"}
+        if source_fields != {SOURCES[template_type]}:
+            expected = SOURCES[template_type]
             raise Refused(
-                f"{at} of a {template_type} needs valueFrom.{wanted}, not {listed(given)}"
+                f"{at} of a {template_type} needs valueFrom.{expected}, not {listed(source_fields)}"
             )
         path = source.path if source.path is not None else f"{OUT_DIR}/"
         if not path.startswith(f"{OUT_DIR}/") or ".." in path:

@@ -63,7 +63,7 @@ class Run(Controller):
         only: str = "",
     ) -> None:
         super().__init__(root, workflow, name, uid, parameters, kept, report)
-        self.given, self.only = answers, only
+        self.given_answers, self.only = answers, only
         self.mutexes = Mutexes()
         self.waits_for: list[str] = []
         self.jobs: set[str] = set()
@@ -81,7 +81,7 @@ class Run(Controller):
     async def all_nodes(self) -> None:
         self.stop = Stop()
         self.pods = semaphore(min(self.workflow.parallelism, AT_ONCE))
-        self.answers = Answers(self.given, self.stop)
+        self.answers = Answers(self.given_answers, self.stop)
         saving = asyncio.ensure_future(self.keep_saving(self.interrupt))
         root = await self.within_deadline(self.start(self.workflow.entrypoint, self.name))
         if self.only:
@@ -130,9 +130,9 @@ class Run(Controller):
     async def start(self, template: str, name: str) -> Node | None:
         """Run a template that no task calls; its inputs are the workflow's parameters."""
         inputs = self.workflow.templates[template].inputs
-        given = {p: value for p, value in self.parameters.items() if p in inputs}
+        arguments = {p: value for p, value in self.parameters.items() if p in inputs}
         frame = Frame("", Path(), math.inf, frozenset())
-        return await self.call(name, name, template, given, frame, Path(name).suffix[1:], [])
+        return await self.call(name, name, template, arguments, frame, Path(name).suffix[1:], [])
 
     def interrupt(self) -> None:
         self.interrupted = True
@@ -215,7 +215,7 @@ class Run(Controller):
                 return True
             self.show(node)
             try:
-                done = await attempt(
+                result = await attempt(
                     self.root,
                     container,
                     invocation.template.outputs,
@@ -228,9 +228,9 @@ class Run(Controller):
             except NodeError as error:
                 self.end(node, "Error", str(error), raised=True)
                 return True
-        node.outputs, node.exit_code, node.hint = done.outputs, done.exit_code, done.hint
+        node.outputs, node.exit_code, node.hint = result.outputs, result.exit_code, result.hint
         node.progress = progress_of(self.root / self.place(node))
-        self.end(node, done.phase, done.message)
+        self.end(node, result.phase, result.message)
         # Argo publishes what a pod wrote, even if the pod failed.
         self.publish(node)
         return True

@@ -44,19 +44,19 @@ class Frame:
 
     def learn(self, record: Record, family: str, task: Task, node: Node) -> None:
         """Make a task's outputs known to later tasks; `family` is tasks or steps."""
-        known = self.values.maps[0]
-        known[f"{family}.{task.name}.status"] = node.phase
+        values = self.values.maps[0]
+        values[f"{family}.{task.name}.status"] = node.phase
         for name in record.workflow.templates[task.template].outputs:
             reference = f"{family}.{task.name}.outputs.parameters.{name}"
             if node.type == "TaskGroup":
                 succeeded = [m for m in record.members(node) if m.phase == "Succeeded"]
                 texts = [m.outputs[name] for m in succeeded if name in m.outputs]
                 if texts:
-                    known[reference] = gathered(texts)
+                    values[reference] = gathered(texts)
             elif name in node.outputs:
-                known[reference] = node.outputs[name]
+                values[reference] = node.outputs[name]
             elif node.phase in ("Skipped", "Omitted"):
-                known[reference] = ""
+                values[reference] = ""
                 self.not_run.add(reference)
 
 

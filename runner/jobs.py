@@ -48,7 +48,7 @@ class RunningJob:
     def __init__(self, root: Path, job: Job, folder: Path, stop: Stop, programs: Programs) -> None:
         self.root, self.folder, self.run_stop = root, folder, stop
         self.programs = programs
-        self.job = here(job)
+        self.job = on_this_machine(job)
         self.stop = Stop()
         """Asked when the pods that are left have to end."""
         self.succeeded: set[int] = set()
@@ -58,19 +58,19 @@ class RunningJob:
     async def run(self) -> End | None:
         """Run all pods to the Job's end; None if the run was stopped before."""
         pods = [asyncio.ensure_future(self.pod(index)) for index in range(self.job.pods)]
-        everything: asyncio.Future[Any] = asyncio.gather(*pods)
+        all_pods: asyncio.Future[Any] = asyncio.gather(*pods)
         stopped: asyncio.Future[Any] = asyncio.ensure_future(self.run_stop.event.wait())
         seconds = None if self.job.seconds == float("inf") else self.job.seconds
         try:
             await asyncio.wait(
-                {everything, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                {all_pods, stopped}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
             )
-            if not everything.done():
+            if not all_pods.done():
                 if not stopped.done():
                     message = "Job was active longer than specified deadline"
-                    self.ended(End(False, "DeadlineExceeded", message))
+                    self.end_with(End(False, "DeadlineExceeded", message))
                 self.stop.ask(self.run_stop.why or LATE)
-            await everything
+            await all_pods
         finally:
             stopped.cancel()
         return self.end
@@ -78,13 +78,13 @@ class RunningJob:
     async def pod(self, index: int) -> None:
         """Run a pod, and once more as often as the Job's policies say."""
         while not self.stop.asked:
-            done = await self.attempt(index)
+            result = await self.attempt(index)
             if self.stop.asked:
                 return
-            if done.exit_code == 0:
+            if result.exit_code == 0:
                 self.succeed(index)
                 return
-            if (pause := self.fail(index, done.exit_code)) is None:
+            if (pause := self.fail(index, result.exit_code)) is None:
                 return
             await self.stop.unless_asked(asyncio.sleep(pause))
 
@@ -108,9 +108,9 @@ class RunningJob:
             return
         if self.job.succeeded_indexes is None:
             message = "Reached expected number of succeeded pods"
-            self.ended(End(True, "CompletionsReached", message))
+            self.end_with(End(True, "CompletionsReached", message))
         else:
-            self.ended(End(True, "SuccessPolicy", "Matched rules at index 0"))
+            self.end_with(End(True, "SuccessPolicy", "Matched rules at index 0"))
 
     def fail(self, index: int, code: int) -> float | None:
         """Seconds until the pod is made anew; None if the Job has failed."""
@@ -120,22 +120,22 @@ class RunningJob:
                 f"Container main for pod {self.job.name}-{index} failed with exit code {code} "
                 f"matching FailJob rule at index {rule.number}"
             )
-            self.ended(End(False, "PodFailurePolicy", message))
+            self.end_with(End(False, "PodFailurePolicy", message))
             return None
         if not rule or rule.action == "Count":
             self.failures += 1
         if self.failures > self.job.backoff_limit:
             message = "Job has reached the specified backoff limit"
-            self.ended(End(False, "BackoffLimitExceeded", message))
+            self.end_with(End(False, "BackoffLimitExceeded", message))
             return None
         return min(PAUSE * 2.0 ** max(self.failures - 1, 0), LONGEST_PAUSE)
 
-    def ended(self, end: End) -> None:
+    def end_with(self, end: End) -> None:
         self.end = self.end or end
         self.stop.ask(end.message)
 
 
-def here(job: Job) -> Job:
+def on_this_machine(job: Job) -> Job:
     """A Job whose pods are found on this machine, at free ports."""
     address = re.compile(
         rf"{re.escape(job.name)}-(\d+)\.{re.escape(job.subdomain)}[\w.-]*(?::(\d+))?"
@@ -147,7 +147,7 @@ def here(job: Job) -> Job:
             return "127.0.0.1"
         return f"127.0.0.1:{free.setdefault((match[1], match[2]), free_port())}"
 
-    def moved(text: str) -> str:
+    def with_local_addresses(text: str) -> str:
         return address.sub(local, text) if job.subdomain else text
 
     container = job.container
@@ -155,8 +155,10 @@ def here(job: Job) -> Job:
         job,
         container=replace(
             container,
-            command=[moved(word) for word in container.command],
-            environment={name: moved(text) for name, text in container.environment.items()},
+            command=[with_local_addresses(word) for word in container.command],
+            environment={
+                name: with_local_addresses(text) for name, text in container.environment.items()
+            },
         ),
     )
 

@@ -184,9 +184,11 @@ def read_condition(where: str, text: str) -> Condition:
         if match is None:
             raise Refused(f"{where}: {part.strip()!r} does not run here, only PATH == VALUE and "
                           "PATH in (VALUE, VALUE)")  # fmt: skip
-        path, value, several = match.groups()
+        path, value, listed_values = match.groups()
         check_path(where, path.split("."))
-        condition.append((path, [v.strip() for v in several.split(",")] if several else [value]))
+        condition.append(
+            (path, [v.strip() for v in listed_values.split(",")] if listed_values else [value])
+        )
     return condition
 
 

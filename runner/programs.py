@@ -149,8 +149,8 @@ class ForkServer:
                 self.forks.pop(answer["ended"]).ended.set_result(answer["code"])
         if not self.ready.done():
             self.ready.set_result(False)
-        for asked in self.waiting:
-            asked.set_result(None)
+        for answer in self.waiting:
+            answer.set_result(None)
         # Killed, for want of memory perhaps. Nobody is left to say how its children end.
         for fork in self.forks.values():
             with suppress(ProcessLookupError):
@@ -165,13 +165,13 @@ class ForkServer:
             return None
         request = {"arguments": arguments, "folder": str(root), "environment": dict(variables)}
         line = json.dumps(request).encode() + b"\n"
-        asked = asyncio.get_running_loop().create_future()
-        self.waiting.append(asked)
+        answer = asyncio.get_running_loop().create_future()
+        self.waiting.append(answer)
         with suppress(ConnectionError):
             # The server does nothing but read, so that this waits for a moment at most.
             ends = [writers.output, writers.error]
             self.requests.sendall(line[socket.send_fds(self.requests, [line], ends) :])
-        forked: Fork | None = await asked
+        forked: Fork | None = await answer
         return forked
 
     async def end(self) -> None:

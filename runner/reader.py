@@ -119,13 +119,15 @@ class Reader:
         called_by_tasks = {called for name in self.shapes for called in self.calls(name)}
         for name, template in self.shapes.items():
             where = f"template {name}"
-            given = [each for each in TEMPLATE_TYPES if getattr(template, each) is not None]
-            if len(given) != 1:
+            template_types = [
+                each for each in TEMPLATE_TYPES if getattr(template, each) is not None
+            ]
+            if len(template_types) != 1:
                 raise Refused(
-                    f"{where} needs one of {listed(TEMPLATE_TYPES)}; it has {listed(given)}"
+                    f"{where} needs one of {listed(TEMPLATE_TYPES)}; it has {listed(template_types)}"
                 )
             self.inputs[name] = read_parameters(where, template.inputs)
-            self.outputs[name] = read_outputs(where, template.outputs, given[0])
+            self.outputs[name] = read_outputs(where, template.outputs, template_types[0])
             # Argo's exit handlers do not know the global outputs of the entrypoint itself.
             called = name in called_by_tasks
             for output in self.outputs[name].values():

@@ -3,9 +3,9 @@
     python -m runner.run_local workflows/pipeline.yaml -p profile=smoke-vision
 
 A container becomes a process in the current folder; its `/tmp/outputs` becomes a folder of the
-node's own under outputs/. What this runner would not do as Argo does is refused by name before
-anything starts. Nodes run side by side where the workflow allows it; this machine has one of
-whatever a mutex or a semaphore guards.
+node's own under outputs/. What this runner would do otherwise than Argo is refused by name before
+anything starts. Nodes run in parallel where the workflow allows it; each mutex and each semaphore
+has the limit 1.
 """
 
 from __future__ import annotations
@@ -45,48 +45,61 @@ WAITS = 75
 
 
 class StillRunning(click.ClickException):
-    """Another process works on the run; nothing has been started."""
+    """Another process executes this run; nothing has been started."""
 
     exit_code = 75
 
 
 class Unwritable(click.ClickException):
-    """The run's folder cannot be written, as with a full disk; nothing runs any more."""
+    """The run's folder cannot be written, as on a full disk; nothing runs any more."""
 
     exit_code = 75
 
 
 @click.command(cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
+@click.option(
+    "-p", "assignments", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter."
+)
 @click.option(
     "--answer",
     "answers",
     metavar="TASK.NAME=VALUE",
     multiple=True,
-    help="What a suspended task would ask for; TASK alone lets it go on.",
+    help="Answer to a suspended task; TASK alone resumes it.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the last run: what succeeded is kept.")
-@click.option("--from", "start", metavar="TASK", help="Run TASK of the last run, and what follows.")
-@click.option("--only", metavar="TASK", help="Run TASK of the last run, and nothing else.")
-@click.option("--name", "named", help="Name of the new run, and of its folder under outputs/.")
-@click.option("--run", "before", help="A run under outputs/ instead of the workflow's last.")
+@click.option(
+    "--resume", is_flag=True, help="Continue the last run: keep what succeeded, run the rest."
+)
+@click.option(
+    "--from",
+    "from_task",
+    metavar="TASK",
+    help="Run TASK of the last run again, and what follows it.",
+)
+@click.option("--only", metavar="TASK", help="Run TASK of the last run again, and nothing else.")
+@click.option("--name", "new_name", help="Name of the new run, and of its folder under outputs/.")
+@click.option(
+    "--run",
+    "earlier_name",
+    help="With --resume, --from or --only: a run under outputs/ other than the last.",
+)
 @click.option(
     "--preload",
     metavar="MODULE",
     multiple=True,
-    help="What Python scripts import: once, by a process of which they begin as forks.",
+    help="Module to import once, in a process from which Python scripts are forked.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the commands; run nothing.")
 def run_local(
     file: Path,
-    given: tuple[str, ...],
+    assignments: tuple[str, ...],
     answers: tuple[str, ...],
     resume: bool,
-    start: str | None,
+    from_task: str | None,
     only: str | None,
-    named: str | None,
-    before: str | None,
+    new_name: str | None,
+    earlier_name: str | None,
     preload: tuple[str, ...],
     dry_run: bool,
 ) -> None:
@@ -96,29 +109,33 @@ def run_local(
     code of the step that failed.
     """
     workflow = read(file)
-    replies = dict(divided(answer) for answer in answers)
+    replies = dict(split_assignment(answer) for answer in answers)
     refuse_unknown(workflow, replies)
-    if dry_run and (resume or before):
-        raise Refused("--dry-run prints a run to come; it goes with -p, --only and --from alone")
-    if named and (resume or start or only or dry_run):
-        raise Refused("--name is for a new run; one that goes on is named by --run")
-    if sum(map(bool, (resume, start, only))) > 1:
-        raise Refused("--resume, --from and --only exclude each other")
-    first = start or only
-    chosen = tasks(workflow, first) if first else None
+    if dry_run and (resume or earlier_name):
+        raise Refused(
+            "--dry-run starts no run; it goes with -p, --from and --only, not with others"
+        )
+    if new_name and (resume or from_task or only or dry_run):
+        raise Refused("--name is for a new run; name a run that is continued with --run")
+    if sum(map(bool, (resume, from_task, only))) > 1:
+        raise Refused("--resume, --from and --only exclude each other; give one of them")
+    first_task = from_task or only
+    selected = tasks(workflow, first_task) if first_task else None
     if dry_run:
-        values = parameter_values(workflow, given, {})
-        print_commands(workflow, values, {only} if only else chosen)
+        values = parameter_values(workflow, assignments, {})
+        print_commands(workflow, values, {only} if only else selected)
         return
     progress = Progress(workflow)
-    if resume or start or only:
-        before = before or latest_of(file)
-        run = earlier(workflow, before, given, replies, start, only or "", progress.show)
+    if resume or from_task or only:
+        earlier_name = earlier_name or latest_of(file)
+        run = continued_run(
+            workflow, earlier_name, assignments, replies, from_task, only or "", progress.show
+        )
     else:
         uid = str(uuid.uuid4())
-        name = named or f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
+        name = new_name or f"{workflow.prefix}{datetime.now():%Y%m%d-%H%M%S}-{uid[:4]}"
         refuse_name(workflow, name)
-        parameters = parameter_values(workflow, given, {})
+        parameters = parameter_values(workflow, assignments, {})
         run = Run(Path.cwd(), workflow, name, uid, parameters, replies, {}, progress.show)
     signals: list[int] = []
     run.programs.preload = preload
@@ -127,37 +144,37 @@ def run_local(
         with locked(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
             runner.run(run.execute())
     except OSError as error:
-        raise Unwritable(f"{error.filename}: {error.strerror}; --resume goes on") from error
+        raise Unwritable(f"{error.filename}: {error.strerror}; continue with --resume") from error
     click.echo(f"status  {run.folder / 'status.json'}")
     sys.exit(exit_code(run, signals, file))
 
 
 def refuse_name(workflow: Workflow, name: str) -> None:
-    """Refuse a name that is no folder's, is not known again as this workflow's, or is in use."""
+    """Refuse a name that is no folder name, lacks the workflow's prefix, or is in use."""
     if not re.fullmatch(rf"{re.escape(workflow.prefix)}[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
         raise Refused(f"--name {name}: write {workflow.prefix}… in small letters, digits, - and .")
     if (Path.cwd() / "outputs" / name).exists():
-        raise Refused(f"--name {name}: there is such a run; --run {name} with --resume goes on")
+        raise Refused(f"--name {name}: there is such a run; continue it with --run {name} --resume")
 
 
 def refuse_unknown(workflow: Workflow, answers: Values) -> None:
     """Refuse an answer that no task asks for, or that its task would not accept."""
-    asked: dict[str, list[str]] = {}
+    questions: dict[str, list[str]] = {}
     for template in workflow.templates.values():
         for task in template.tasks:
             suspended = workflow.templates.get(task.template)
             if suspended is None or not isinstance(suspended.definition, Suspend):
                 continue
             inputs = suspended.inputs
-            asked |= {
+            questions |= {
                 f"{task.name}.{name}": inputs[name].enum if name in inputs else []
                 for name in suspended.outputs
             } or {task.name: []}
     for question, answer in answers.items():
         # A member of a fan-out is named `task(0:item)`.
-        accepted = asked.get(re.sub(r"\(.*\)", "", question))
+        accepted = questions.get(re.sub(r"\(.*\)", "", question))
         if accepted is None:
-            raise Refused(f"--answer {question}: nothing asks that; there are {listed(asked)}")
+            raise Refused(f"--answer {question}: no task asks that; accepted: {listed(questions)}")
         if accepted and answer not in accepted:
             raise Refused(f"--answer {question}={answer} is none of {listed(accepted)}")
 
@@ -171,7 +188,7 @@ def locked(run: Run) -> Iterator[None]:
         except BlockingIOError as error:
             at_work = ", ".join(users_of(Path(file.name))) or "unknown"
             raise StillRunning(
-                f"{run.name} is still at work (processes {at_work}); let them end, or end them"
+                f"{run.name} is still running (processes {at_work}); wait for them, or stop them"
             ) from error
         run.programs.lock = file.fileno()
         yield
@@ -187,7 +204,7 @@ def users_of(file: Path) -> list[str]:
     return sorted(set(pids) - {str(os.getpid())}, key=int)
 
 
-def divided(answer: str) -> tuple[str, str]:
+def split_assignment(answer: str) -> tuple[str, str]:
     name, _, value = answer.partition("=")
     return name, value
 
@@ -208,17 +225,17 @@ def tasks(workflow: Workflow, name: str) -> set[str]:
     return after
 
 
-def earlier(
+def continued_run(
     workflow: Workflow,
-    before: str,
-    given: tuple[str, ...],
+    earlier_name: str,
+    assignments: tuple[str, ...],
     answers: Values,
-    start: str | None,
+    from_task: str | None,
     only: str,
     show: Callable[[Node], None],
 ) -> Run:
     """The run `before`, to be resumed with its name, its parameters and its finished nodes."""
-    file = Path.cwd() / "outputs" / before / "status.json"
+    file = Path.cwd() / "outputs" / earlier_name / "status.json"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -227,7 +244,7 @@ def earlier(
     if not name.startswith(workflow.prefix):
         raise Refused(f"{name} is a run of another workflow; --run names one of {workflow.prefix}…")
     parameters = as_values(document["spec"]["arguments"]["parameters"])
-    again = tasks(workflow, start) if start else {only} if only else set()
+    again = tasks(workflow, from_task) if from_task else {only} if only else set()
     kept = {}
     statuses = document["status"]["nodes"]
     names = {node_id: node["name"] for node_id, node in statuses.items()}
@@ -239,7 +256,7 @@ def earlier(
         # A group that succeeded runs again: it only contains nodes, and does nothing itself.
         if only or (node.phase == "Succeeded" and node.type not in ("TaskGroup", "StepGroup")):
             kept[node.name] = node
-    values = parameter_values(workflow, given, parameters)
+    values = parameter_values(workflow, assignments, parameters)
     for parameter in (p for p in parameters if values.get(p) != parameters[p]):
         change = f"{parameter} was {parameters[parameter]!r} for what is kept of {name}"
         click.echo(f"{change}, and is {values.get(parameter)!r} from here on", err=True)
@@ -268,7 +285,7 @@ def stopped_by_signals(run: Run, runner: asyncio.Runner, signals: list[int]) -> 
 
     def stop(signum: int) -> None:
         if not signals and signum == signal.SIGINT:
-            click.echo("interrupted: what runs is ended; Ctrl-C again ends it at once", err=True)
+            click.echo("interrupted: stopping what runs; Ctrl-C again kills it at once", err=True)
         signals.append(signum)
         run.interrupt()
 
@@ -290,7 +307,7 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
     if run.waits_for and run.phase == "Running":
         question = run.waits_for[0]
         click.echo(
-            f"{run.name} waits for an answer; go on with: "
+            f"{run.name} waits for an answer; continue with: "
             f".venv/bin/python -m runner.run_local {file} --resume --answer {question}=…",
             err=True,
         )

@@ -226,7 +226,7 @@ def test_a_killed_run_can_be_resumed(run: Runner, place: Path):
     (outlived,) = children
     early = run(slow, "--resume", "-p", "s=0")
     assert early.exit_code == 75
-    assert f"is still at work (processes {outlived}); let them end, or end them" in early.stderr
+    assert f"is still running (processes {outlived}); wait for them, or stop them" in early.stderr
     os.kill(int(outlived), signal.SIGKILL)
     resumed = run(slow, "--resume", "-p", "s=0")
 
@@ -335,7 +335,7 @@ def test_a_suspended_run_waits_and_goes_on_with_an_answer(run: Runner):
     assert "--answer asked.word=maybe is none of no, yes" in wrong.stderr
     nobody = run(ASKED, "--resume", "--answer", "aksed.word=yes")
     assert nobody.exit_code == 2
-    assert "nothing asks that; there are asked.word" in nobody.stderr
+    assert "no task asks that; accepted: asked.word" in nobody.stderr
 
     answered = run(ASKED, "--resume", "--answer", "asked.word=yes")
     assert answered.exit_code == 0, answered.stderr
@@ -434,7 +434,7 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_no_process(place: Pat
     _, message = process.communicate(timeout=20)
 
     assert process.returncode == 75
-    assert message.splitlines()[-1].endswith("--resume goes on")
+    assert message.splitlines()[-1].endswith("continue with --resume")
     assert "Traceback" not in message
 
 

@@ -770,7 +770,7 @@ def test_an_interrupted_run_leaves_no_process_behind(root: Path, signum: int, ex
 
     _, stderr = process.communicate(timeout=10)
     assert process.returncode == exit_code
-    said = "interrupted: what runs is ended; Ctrl-C again ends it at once" in stderr
+    said = "interrupted: stopping what runs; Ctrl-C again kills it at once" in stderr
     assert said == (signum == signal.SIGINT)
     pids = [int(pid) for pid in (root / "pids").read_text().split()]
     wait_for(lambda: not any(alive(pid) for pid in pids))
