@@ -119,15 +119,13 @@ class Reader:
         called_by_tasks = {called for name in self.shapes for called in self.calls(name)}
         for name, template in self.shapes.items():
             where = f"template {name}"
-            template_types = [
-                each for each in TEMPLATE_TYPES if getattr(template, each) is not None
-            ]
-            if len(template_types) != 1:
+            present = [each for each in TEMPLATE_TYPES if getattr(template, each) is not None]
+            if len(present) != 1:
                 raise Refused(
-                    f"{where} needs one of {listed(TEMPLATE_TYPES)}; it has {listed(template_types)}"
+                    f"{where} needs one of {listed(TEMPLATE_TYPES)}; it has {listed(present)}"
                 )
             self.inputs[name] = read_parameters(where, template.inputs)
-            self.outputs[name] = read_outputs(where, template.outputs, template_types[0])
+            self.outputs[name] = read_outputs(where, template.outputs, present[0])
             # Argo's exit handlers do not know the global outputs of the entrypoint itself.
             called = name in called_by_tasks
             for output in self.outputs[name].values():

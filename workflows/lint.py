@@ -159,9 +159,9 @@ def of_resource(template: Object, spec: Object) -> Iterator[str]:
         yield "resource: setOwnerReference is not true, so that it outlives the workflow"
     if resource["action"] == "create":
         yield "resource: create makes another one when Argo's pod is lost; use apply"
-    made = production.made_by(resource)
-    pod = within(made, "spec", "template", "spec")
-    if not within(made, "spec", "activeDeadlineSeconds"):
+    manifest = production.made_by(resource)
+    pod = within(manifest, "spec", "template", "spec")
+    if not within(manifest, "spec", "activeDeadlineSeconds"):
         yield "manifest: no activeDeadlineSeconds, so it can run for ever"
     if "container" not in template and pod:
         (container,) = pod["containers"]
@@ -170,8 +170,9 @@ def of_resource(template: Object, spec: Object) -> Iterator[str]:
         yield from (f"manifest: {message}" for message in messages)
         if within(pod, "securityContext", "runAsNonRoot") is not True:
             yield "manifest: securityContext.runAsNonRoot is not true"
-        asked = container.get("resources", {})
-        if "memory" not in asked.get("requests", {}).keys() & asked.get("limits", {}).keys():
+        resources = container.get("resources", {})
+        bounded = resources.get("requests", {}).keys() & resources.get("limits", {}).keys()
+        if "memory" not in bounded:
             yield "manifest: it does not request and limit memory"
 
 
@@ -218,10 +219,10 @@ def of_pod(template: Object, container: Object, spec: Object) -> Iterator[str]:
         yield "neither resources nor a podSpecPatch with them"
     for literal in production.literals(patch):
         try:
-            asked = yaml.safe_load(literal) or {}
-            main = next(c for c in asked["containers"] if c["name"] == "main")
-            wanted = main["resources"]["requests"].keys() & main["resources"]["limits"].keys()
-            if literal and "memory" not in wanted:
+            content = yaml.safe_load(literal) or {}
+            main = next(c for c in content["containers"] if c["name"] == "main")
+            bounded = main["resources"]["requests"].keys() & main["resources"]["limits"].keys()
+            if literal and "memory" not in bounded:
                 yield "podSpecPatch does not request and limit memory"
         except (yaml.YAMLError, KeyError, StopIteration, TypeError, AttributeError):
             if literal:
@@ -250,11 +251,11 @@ def of_command_line(words: list[str]) -> Iterator[str]:
         if rest:
             yield f"{words[1]} takes no {' '.join(rest)}"
         for parameter in command.params:
-            given = values.get(parameter.name or "")
+            value = values.get(parameter.name or "")
             if parameter.required and parameter.name not in values:
                 yield f"{words[1]} needs {parameter.opts[0]}"
-            elif isinstance(given, str) and "{{" not in given and "$(" not in given:
-                parameter.type_cast_value(context, given)
+            elif isinstance(value, str) and "{{" not in value and "$(" not in value:
+                parameter.type_cast_value(context, value)
     except click.UsageError as error:
         yield f"{words[1]}: {error.format_message()}"
 
@@ -331,9 +332,9 @@ def argo_findings(files: Iterable[Path]) -> list[str]:
     lines = []
     for file in files:
         command = ["argo", "lint", "--offline", "--no-color", str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            output = " ".join((done.stdout + done.stderr).split())
+        linted = subprocess.run(command, capture_output=True, text=True, check=False)
+        if linted.returncode:
+            output = " ".join((linted.stdout + linted.stderr).split())
             lines.append(f"{file.name}: argo lint: {output}")
     return lines
 

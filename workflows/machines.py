@@ -55,20 +55,20 @@ def train_group(settings: Settings, alone: Object) -> Resource:
 
     (step,) = alone["templates"]
     trainer = TRAINERS[settings.trainer]
-    made = trainer.manifest(settings.classes[settings.machines], step, alone)
+    manifest = trainer.manifest(settings.classes[settings.machines], step, alone)
     return Resource(
         name="train-group",
         action="apply",
         set_owner_reference=True,
         success_condition=trainer.ended,
-        manifest=written(made),
+        manifest=as_yaml(manifest),
         inputs=[Parameter(name=each["name"]) for each in step["inputs"]["parameters"]],
         outputs=[
             Parameter(name="ended", value_from=models.ValueFrom(json_path=trainer.how, default=""))
         ],
         # Longer than the Job may take, which ends with a checkpoint.
         active_deadline_seconds=DAY + 2 * GRACE_SECONDS,
-        retry_strategy=tried_again(),
+        retry_strategy=retry_of_watching(),
         pod_spec_patch=json.dumps(EXECUTOR),
         synchronization=guard(large=True, registry=""),
         metrics=metrics("train-group"),
@@ -76,7 +76,7 @@ def train_group(settings: Settings, alone: Object) -> Resource:
     )
 
 
-def tried_again() -> Any:
+def retry_of_watching() -> Any:
     """For a pod of Argo's that is lost while it watches."""
     from hera.workflows import RetryStrategy, models
 
@@ -102,13 +102,13 @@ def stop_group(settings: Settings) -> Resource:
         flags=[TRAINERS[settings.trainer].resource, NAME],
         manifest=yaml.safe_dump({"spec": {"suspend": True}}),
         active_deadline_seconds=300,
-        retry_strategy=tried_again(),
+        retry_strategy=retry_of_watching(),
         pod_spec_patch=json.dumps(EXECUTOR),
         labels={"app.kubernetes.io/component": "stop-group"},
     )
 
 
-def written(manifest: Object) -> str:
+def as_yaml(manifest: Object) -> str:
     """A manifest as YAML in which inputs stand as JSON texts, whatever signs they hold."""
     # Without aliases, where the same object stands twice.
     text = yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False, width=10**6)

@@ -1,4 +1,4 @@
-"""The parameters of each workflow: their defaults, and what the UI says of them."""
+"""The parameters of each workflow, with defaults and descriptions for the UI."""
 
 from __future__ import annotations
 

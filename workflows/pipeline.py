@@ -1,4 +1,4 @@
-"""The DAGs of the line in Hera: pipeline, sweep, promote and retrain, as any kind of workflow.
+"""The DAGs in Hera: pipeline, sweep, promote and retrain, as any kind of workflow.
 
     python workflows/pipeline.py
     python workflows/pipeline.py --check
@@ -34,7 +34,7 @@ RECIPE = {
     "set": "{{workflow.parameters.set}}",
     "recipes": "{{workflow.parameters.recipes}}",
 }
-"""What may count instead of a profile's file."""
+"""Arguments that change or replace a profile's file."""
 
 ABOUT = {
     "pipeline": (
@@ -84,7 +84,7 @@ SCHEDULE = "0 3 * * 0"
 )
 @click.option(
     "--resources",
-    "several",
+    "machines_class",
     default="",
     metavar="CLASS",
     help="Train on this class of several machines: pipeline and retrain, which name it.",
@@ -97,24 +97,32 @@ SCHEDULE = "0 3 * * 0"
     help="What makes the group of machines: Kubernetes, Kubeflow Trainer or KubeRay.",
 )
 def pipeline(
-    check: bool, kind: str | None, out: Path, classes: Path | None, several: str, trainer: str
+    check: bool,
+    kind: str | None,
+    out: Path,
+    classes: Path | None,
+    machines_class: str,
+    trainer: str,
 ) -> None:
     """Render the workflows to YAML."""
-    if trainer != "job" and not several:
+    if trainer != "job" and not machines_class:
         raise click.UsageError(
             f"--trainer {trainer} needs --resources, a class of several machines"
         )
-    if (kind or classes or several) and out == HERE:
+    if (kind or classes or machines_class) and out == HERE:
         option = "--kind" if kind else "--classes" if classes else "--resources"
-        raise click.UsageError(f"{option} needs --out: here are the files that make and CI submit")
-    known = resources.load(classes)
-    groups = [name for name, wanted in known.items() if wanted.machines > 1]
-    if several and several not in groups:
         raise click.UsageError(
-            f"--resources {several} is no class of several machines; there are {', '.join(groups)}"
+            f"{option} needs --out, since make and CI use the files in {HERE.name}/"
         )
-    settings = Settings(classes=known, machines=several, trainer=trainer)
-    for name in ON_SEVERAL_MACHINES if several else DAGS:
+    classes_by_name = resources.load(classes)
+    groups = [name for name, wanted in classes_by_name.items() if wanted.machines > 1]
+    if machines_class and machines_class not in groups:
+        raise click.UsageError(
+            f"--resources {machines_class} is no class of several machines; accepted: "
+            f"{', '.join(groups)}"
+        )
+    settings = Settings(classes=classes_by_name, machines=machines_class, trainer=trainer)
+    for name in ON_SEVERAL_MACHINES if machines_class else DAGS:
         file, rendered = out / f"{name}.yaml", render(build(name, kind, settings))
         if not check:
             out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +132,7 @@ def pipeline(
             part.replace(file)
             click.echo(f"wrote {file}")
         elif not file.is_file() or file.read_text() != rendered:
-            click.echo(f"{file} is not what {Path(__file__).name} renders: run it", err=True)
+            click.echo(f"{file} is stale: run {Path(__file__).name} and commit the file", err=True)
             sys.exit(1)
 
 
@@ -208,7 +216,7 @@ def spec(settings: Settings) -> dict[str, Any]:
     }
 
 
-def line(settings: Settings) -> None:
+def five_steps(settings: Settings) -> None:
     """Five steps in a row, the last one only for a candidate that passed the gate."""
     from hera.workflows import DAG
 
@@ -222,12 +230,12 @@ def line(settings: Settings) -> None:
     gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)
     with DAG(name=ENTRYPOINT):
         prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})
-        given = {"run-id": run_id(prepared), "profile": PROFILE, **RECIPE}
+        arguments = {"run-id": run_id(prepared), "profile": PROFILE, **RECIPE}
         if group:
-            grouped = task(group, given)
-            given = {**given, "ended": grouped.get_parameter("ended")}
+            grouped = task(group, arguments)
+            arguments = {**arguments, "ended": grouped.get_parameter("ended")}
             prepared >> grouped
-        trained = task(train, given)
+        trained = task(train, arguments)
         measured = task(measure, {"run-id": run_id(trained), "recipes": RECIPE["recipes"]})
         judged = task(gate, {"run-id": run_id(measured), **RECIPE})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
@@ -235,7 +243,7 @@ def line(settings: Settings) -> None:
 
 
 def sweep(settings: Settings) -> None:
-    """Profiles side by side on the same data; the best of those that got through goes on."""
+    """Train each profile on the same data; the best member that succeeded goes to the gate."""
     from hera.workflows import DAG, Parameter, models
 
     model = templates.model_of_profile(settings)
@@ -261,19 +269,19 @@ def sweep(settings: Settings) -> None:
             )
         ],
     ) as candidate:
-        given = {name: f"{{{{inputs.parameters.{name}}}}}" for name in ("run-id", "profile")}
-        trained = task(train, {**given, **RECIPE})
+        arguments = {name: f"{{{{inputs.parameters.{name}}}}}" for name in ("run-id", "profile")}
+        trained = task(train, {**arguments, **RECIPE})
         measured = task(measure, {"run-id": run_id(trained), "recipes": RECIPE["recipes"]})
         trained >> measured
     with DAG(name=ENTRYPOINT):
         prepared = task(prepare, {"profile": PROFILE, "data": DATA, **RECIPE})
-        tried = candidate(
+        members = candidate(
             name="candidate",
             arguments={"run-id": run_id(prepared), "profile": "{{item}}"},
             with_param="{{workflow.parameters.profiles}}",
         )
-        prepared >> tried
-        given_runs = {"run-ids": run_id(tried), **RECIPE}
+        prepared >> members
+        given_runs = {"run-ids": run_id(members), **RECIPE}
         best = task(select, given_runs, depends="candidate.AnySucceeded")
         judged = task(gate, {"run-id": run_id(best), **RECIPE})
         deployed = task(deploy, {"run-id": run_id(judged)}, when=passed(judged))
@@ -281,19 +289,19 @@ def sweep(settings: Settings) -> None:
 
 
 def promote(_: Settings) -> None:
-    """A person's word, then the champion's alias, then its server."""
+    """Wait for a person's yes, move the alias `champion`, render the server."""
     from hera.workflows import DAG
 
     names = ("model", "version")
-    given = {name: f"{{{{workflow.parameters.{name}}}}}" for name in names}
-    approval, champion = templates.approval(), templates.promote(given["model"])
-    deploy = templates.deploy_vllm(given["model"])
+    arguments = {name: f"{{{{workflow.parameters.{name}}}}}" for name in names}
+    approval, champion = templates.approval(), templates.promote(arguments["model"])
+    deploy = templates.deploy_vllm(arguments["model"])
     with DAG(name=ENTRYPOINT):
-        asked: Any = approval(name="approval")
-        granted = f"{asked.get_parameter('decision')} == yes"
-        promoted = task(champion, given, when=granted)
-        asked >> promoted
-        # A bare `promote` would hold for one that was skipped, too.
+        waited: Any = approval(name="approval")
+        granted = f"{waited.get_parameter('decision')} == yes"
+        promoted = task(champion, arguments, when=granted)
+        waited >> promoted
+        # `promote` alone would also be true if that task was skipped.
         task(deploy, {"run-id": run_id(promoted)}, depends="promote.Succeeded")
 
 
@@ -311,10 +319,10 @@ def finish(settings: Settings) -> None:
     """What a workflow does at its end, however it ended."""
     from hera.workflows import Steps
 
-    tell = templates.notify()
+    notify = templates.notify()
     stop = machines.stop_group(settings) if settings.machines else None
     with Steps(name="finish") as steps, steps.parallel():
-        tell(
+        notify(
             name="notify",
             arguments={
                 "workflow": "{{workflow.name}}",
@@ -328,10 +336,10 @@ def finish(settings: Settings) -> None:
 
 
 DAGS: dict[str, Callable[[Settings], None]] = {
-    "pipeline": line,
+    "pipeline": five_steps,
     "sweep": sweep,
     "promote": promote,
-    "retrain": line,
+    "retrain": five_steps,
 }
 ON_SEVERAL_MACHINES = ("pipeline", "retrain")
 """A sweep trains its members side by side, each on one machine."""

@@ -38,7 +38,7 @@ def prepare_shares(check: bool) -> None:
         RENDERED.write_text(rendered)
         click.echo(f"wrote {RENDERED}")
     elif not RENDERED.is_file() or RENDERED.read_text() != rendered:
-        click.echo(f"{RENDERED} is not what {Path(__file__).name} renders: run it", err=True)
+        click.echo(f"{RENDERED} is stale: run {Path(__file__).name} and commit the file", err=True)
         sys.exit(1)
 
 
@@ -51,29 +51,33 @@ def build() -> Workflow:
     from hera.workflows import DAG, Workflow
 
     settings = Settings()
-    given = ["profile", "data", "set", "recipes"]
-    asked = {name: f"{{{{workflow.parameters.{name}}}}}" for name in (*given, "parts")}
+    shared_names = ["profile", "data", "set", "recipes"]
+    values = {name: f"{{{{workflow.parameters.{name}}}}}" for name in (*shared_names, "parts")}
     profile, data, *rest = one_profile(settings)
-    listed = '["1/4", "2/4", "3/4", "4/4"]'
-    parts = parameter("parts", listed, "The shares, a pod each: all of 1/N to N/N, as a JSON list.")
+    default_parts = '["1/4", "2/4", "3/4", "4/4"]'
+    parts = parameter(
+        "parts", default_parts, "The shares, a pod each: all of 1/N to N/N, as a JSON list."
+    )
     with Workflow(
         generate_name="loraline-data-",
         annotations=ABOUT,
         **spec(settings),
         arguments=[profile, data, parts, *rest],
     ) as workflow:
-        share = step("prepare-data", inputs=[*given, "part"], deadline=8 * HOUR)
+        share = step("prepare-data", inputs=[*shared_names, "part"], deadline=8 * HOUR)
         share.name = "share"
-        merge = step("prepare-data", inputs=[*given, "merge"], deadline=8 * HOUR)
+        merge = step("prepare-data", inputs=[*shared_names, "merge"], deadline=8 * HOUR)
         merge.name = "merge"
-        same = {name: asked[name] for name in given}
+        shared_values = {name: values[name] for name in shared_names}
         with DAG(name=ENTRYPOINT):
             shared: Any = share(
-                name="share", arguments=same | {"part": "{{item}}"}, with_param=asked["parts"]
+                name="share",
+                arguments=shared_values | {"part": "{{item}}"},
+                with_param=values["parts"],
             )
             # Argo gives the shares' outputs as one JSON list.
             runs = "{{tasks.share.outputs.parameters.run-id}}"
-            merged: Any = merge(name="merge", arguments=same | {"merge": runs})
+            merged: Any = merge(name="merge", arguments=shared_values | {"merge": runs})
             shared >> merged
         finish(settings)
     return workflow

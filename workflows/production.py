@@ -97,15 +97,15 @@ def of_resource(template: Object, read: Template) -> Iterator[str]:
     yield from of_patch(template.get("podSpecPatch", ""))
     if read.retry:
         yield from of_retry(read.retry)
-    made = made_by(template["resource"])
-    pod = made.get("spec", {}).get("template", {}).get("spec", {})
+    manifest = made_by(template["resource"])
+    pod = manifest.get("spec", {}).get("template", {}).get("spec", {})
     yield from (f"manifest: {fault}" for fault in [*given_away(pod, ""), *of_quantities(pod)])
     for container in pod.get("containers", []):
         faults = [*of_words([*container.get("command", []), *container.get("args", [])])]
         faults += of_variables(container.get("env", []))
-        asked = json.dumps(container.get("resources", {}))
+        resources = json.dumps(container.get("resources", {}))
         mounts = [mount.get("mountPath") for mount in container.get("volumeMounts", [])]
-        if DEVICE.search(asked) and "semaphore " not in " ".join(read.locks):
+        if DEVICE.search(resources) and "semaphore " not in " ".join(read.locks):
             faults.append("it may ask for a GPU and stands in no semaphore's queue")
         if "/dev/shm" not in mounts:
             faults.append("no volume is mounted at /dev/shm, whose 64 MiB are too few")
@@ -122,8 +122,8 @@ def made_by(resource: Object) -> Object:
 def of_variables(variables: list[Object]) -> Iterator[str]:
     for variable in variables:
         source = variable.get("valueFrom", {})
-        given = variable.get("value") or (source and "secretKeyRef" not in source)
-        if given and SECRET_NAME.search(variable["name"]):
+        literal = variable.get("value") or (source and "secretKeyRef" not in source)
+        if literal and SECRET_NAME.search(variable["name"]):
             yield f"env {variable['name']} holds a secret; take it from one with secretKeyRef"
 
 
@@ -157,9 +157,9 @@ def of_words(words: list[str]) -> Iterator[str]:
     parted = [part for word in words for part in re.split("(?<=^--profile)=", word)]
     for flag, value in pairwise(parted):
         if flag == "--profile" and "{{" not in value:
-            known = sorted(file.stem for file in (ROOT / "lora_profiles").glob("*.yaml"))
-            if value not in known:
-                yield f"--profile {value} is none of {', '.join(known)}"
+            profiles = sorted(file.stem for file in (ROOT / "lora_profiles").glob("*.yaml"))
+            if value not in profiles:
+                yield f"--profile {value} is none of {', '.join(profiles)}"
 
 
 def literals(patch: str) -> list[str]:
@@ -172,10 +172,10 @@ def of_patch(patch: str) -> Iterator[str]:
         yield "podSpecPatch is no choice from a table of patches, so that nobody can check it"
     for literal in literals(patch):
         try:
-            asked = yaml.safe_load(literal) or {}
+            content = yaml.safe_load(literal) or {}
         except yaml.YAMLError:
             continue
-        faults = [*given_away(asked, ""), *of_quantities(asked)]
+        faults = [*given_away(content, ""), *of_quantities(content)]
         yield from (f"podSpecPatch: {fault}" for fault in faults)
 
 

@@ -3,9 +3,9 @@
     python workflows/submit.py workflows/pipeline.yaml -p profile=smoke-text
     python workflows/submit.py workflows/pipeline.yaml -p profile=recipes/mine.yaml
 
-Argo takes parameters that no workflow has and values that its enums do not list, and finds out when
-a step has failed of them; and `argo submit --watch` ends with 0 whatever came of the workflow. The
-recipes of this machine go with the workflow, so that the image on the cluster need not hold them.
+Argo accepts unknown parameters and values that an enum does not list, and then a step fails; and
+`argo submit --watch` ends with 0 whether the workflow succeeded or not. This program checks both.
+It also sends the recipes of this machine along, so that no image has to contain them.
 """
 
 from __future__ import annotations
@@ -31,23 +31,27 @@ NOT_DONE = 1
 """Exit code of a workflow that was submitted and did not succeed."""
 
 RENDERED = Path("outputs", "workflows")
-"""Where a workflow is rendered whose profile is no file of ours."""
+"""Where a workflow is rendered for a profile or a class that the committed file does not list."""
 
 
 @click.command(cls=Command)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("-p", "given", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter.")
+@click.option(
+    "-p", "assignments", metavar="NAME=VALUE", multiple=True, help="Set a workflow parameter."
+)
 @click.option(
     "--classes",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML file with resource classes of this cluster; docs/cluster.md says what it holds.",
 )
-@click.option("--check", is_flag=True, help="Look at the parameters and profiles; submit nothing.")
-@click.option("--namespace", default="loraline", show_default=True, help="Where it runs.")
-@click.option("--no-watch", is_flag=True, help="Print its name and end, without waiting for it.")
+@click.option("--check", is_flag=True, help="Check the parameters and profiles; submit nothing.")
+@click.option("--namespace", default="loraline", show_default=True, help="Namespace to run in.")
+@click.option(
+    "--no-watch", is_flag=True, help="Print the workflow's name and end; do not wait for it."
+)
 def submit(
     file: Path,
-    given: tuple[str, ...],
+    assignments: tuple[str, ...],
     classes: Path | None,
     check: bool,
     namespace: str,
@@ -55,11 +59,11 @@ def submit(
 ) -> None:
     """Run the workflow in FILE on the cluster of the current context.
 
-    A profile may be a file, too. Ends with 0 if the workflow succeeded, with 1 if not, with 2 if it
-    was not submitted; with --no-watch, with 0 as soon as it was.
+    The parameter `profile` may be a file, too. Exit code: 0 if the workflow succeeded, 1 if not, 2
+    if it was not submitted. With --no-watch, 0 as soon as it is submitted.
     """
     try:
-        file, parameters = with_recipes(file, given, classes)
+        file, parameters = with_recipes(file, assignments, classes)
     except UserError as error:
         raise click.UsageError(str(error)) from error
     parameter_values(read(file), parameters, {})
@@ -83,16 +87,16 @@ def submit(
     if no_watch:
         click.echo(name)
         return
-    # A picture that is drawn anew each second is for a terminal.
+    # `argo watch` redraws the screen each second, which only a terminal can show.
     watch = "watch" if sys.stdout.isatty() else "wait"
     subprocess.run(["argo", watch, "--namespace", namespace, name], check=False)
-    got = subprocess.run(
+    fetched = subprocess.run(
         ["argo", "get", "--namespace", namespace, "--output", "json", name],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    status = json.loads(got.stdout)["status"]
+    status = json.loads(fetched.stdout)["status"]
     phase = status.get("phase", "Pending")
     for line in run_ids(status):
         click.echo(line)
@@ -114,30 +118,32 @@ def run_ids(status: Mapping[str, Any]) -> list[str]:
 
 
 def with_recipes(
-    file: Path, given: Sequence[str], classes: Path | None = None
+    file: Path, assignments: Sequence[str], classes: Path | None = None
 ) -> tuple[Path, list[str]]:
     """The workflow to submit, and its parameters with the recipes of the profiles they name.
 
-    A profile that the workflow does not list, and a file of `classes`, get a rendering of their
-    own. Raises UserError for what is unknown or wrong in either, before anything is submitted.
+    For a profile that the workflow does not list, and for a file of `classes`, the workflow is
+    rendered again. Raises UserError for a mistake in either, before anything is submitted.
     """
     workflow = read(file)
-    values = dict(parameter.partition("=")[::2] for parameter in given)
-    machines = several_machines(values.get("resources", ""), file.stem, classes)
+    values = dict(parameter.partition("=")[::2] for parameter in assignments)
+    machines = class_of_machines(values.get("resources", ""), file.stem, classes)
     if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
         if classes or machines:
             file = rendered(file.stem, {}, classes, machines)
-        return file, list(given)
-    known = profile_files.files()
-    values["profile"] = named(values["profile"], known)
-    members = listed(values["profiles"]) if "profiles" in values else []
-    asked = list(dict.fromkeys([values["profile"], *members]))
-    recipes = {name: profile_files.resolve(name, known) for name in asked}
+        return file, list(assignments)
+    files = profile_files.files()
+    values["profile"] = profile_name(values["profile"], files)
+    members = names_in(values["profiles"]) if "profiles" in values else []
+    profile_names = list(dict.fromkeys([values["profile"], *members]))
+    recipes = {name: profile_files.resolve(name, files) for name in profile_names}
     try:
         overrides = shlex.split(values.get("set", ""))
     except ValueError as error:
         raise UserError(f"-p set={values['set']} cannot be read: {error}") from error
-    loaded = {name: profiles.load(name, overrides=overrides, recipes=recipes) for name in asked}
+    loaded = {
+        name: profiles.load(name, overrides=overrides, recipes=recipes) for name in profile_names
+    }
     models = {name: profile.registered_model for name, profile in loaded.items()}
     if machines and loaded[values["profile"]].train == "full":
         raise UserError(
@@ -150,18 +156,18 @@ def with_recipes(
     return file, [f"{name}={value}" for name, value in values.items()]
 
 
-def named(profile: str, known: dict[str, Path]) -> str:
-    """The name of a profile; one that is given as a file joins those that are known."""
+def profile_name(profile: str, files: dict[str, Path]) -> str:
+    """The name of a profile; a profile that is a path is added to `files`."""
     path = Path(profile)
     if path.suffix not in (".yaml", ".yml"):
         return profile
     if not path.is_file():
         raise UserError(f"-p profile={profile}: there is no such file")
-    known[path.stem] = path
+    files[path.stem] = path
     return path.stem
 
 
-def listed(members: str) -> list[str]:
+def names_in(members: str) -> list[str]:
     """The names of a JSON list."""
     try:
         names = json.loads(members)
@@ -172,26 +178,26 @@ def listed(members: str) -> list[str]:
     return names
 
 
-def several_machines(asked: str, workflow: str, classes: Path | None) -> str:
+def class_of_machines(profile_names: str, workflow: str, classes: Path | None) -> str:
     """A class of several machines; empty where one machine trains. UserError where one has to."""
     import pipeline
     import resources
 
-    wanted = resources.load(classes).get(asked)
-    if wanted is None or wanted.machines == 1:
+    resource_class = resources.load(classes).get(profile_names)
+    if resource_class is None or resource_class.machines == 1:
         return ""
     if workflow not in pipeline.ON_SEVERAL_MACHINES:
         raise UserError(
-            f"-p resources={asked}: {workflow} trains on one machine; "
+            f"-p resources={profile_names}: {workflow} trains on one machine; "
             f"{' and '.join(pipeline.ON_SEVERAL_MACHINES)} train on several"
         )
-    return asked
+    return profile_names
 
 
 def rendered(
     name: str, models: Mapping[str, str], classes: Path | None = None, machines: str = ""
 ) -> Path:
-    """A workflow with these profiles, their registered models and these classes beside ours.
+    """The file of a workflow rendered with these registered models by profile and these classes.
 
     It trains on the class `machines`, if that is not empty.
     """

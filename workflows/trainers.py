@@ -140,10 +140,10 @@ def ray_job(wanted: Class, step: Object, alone: Object) -> Object:
     words = [*main.pop("command"), *main.pop("args")]
     variables = {f"LORALINE_WORD_{n:02}": word for n, word in enumerate(words)}
     variables |= {"LORALINE_NODES": str(wanted.machines), "LORALINE_GPUS": str(wanted.gpus)}
-    known = [each for each in main["env"] if each["name"] not in variables]
-    asked = [{"name": name, "value": value} for name, value in variables.items()]
-    head = {**main, "name": "ray-head", "env": [*known, *asked], "resources": HEAD}
-    worker = {**main, "name": "ray-worker", "env": known}
+    kept_variables = [each for each in main["env"] if each["name"] not in variables]
+    new_variables = [{"name": name, "value": value} for name, value in variables.items()]
+    head = {**main, "name": "ray-head", "env": [*kept_variables, *new_variables], "resources": HEAD}
+    worker = {**main, "name": "ray-worker", "env": kept_variables}
     common = {"serviceAccountName": alone["serviceAccountName"]}
     common |= {key: alone[key] for key in ("securityContext",)}
     common |= {"automountServiceAccountToken": False, "volumes": volumes(step, alone)}
