@@ -26,30 +26,30 @@ MANIFEST := outputs/latest/deploy-vllm/vllm.yaml
 # Without a GPU, vLLM's CPU build serves; it needs the CPU build of torch and two repairs.
 SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu$(comma)serve-gpu,serve-cpu)
 
-# uv where it is installed, unless pip was told of other places to fetch from, which uv would not know.
+# uv where it is installed, unless pip is configured with another index, which uv would not read.
 UV = $(shell $(PYTHON) -m pip config list 2>/dev/null | grep -E 'index|find-links' >/dev/null || command -v uv)
 FETCH = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(if $(filter serve-cpu,$(SERVE)),--torch-backend cpu),\
 	$(BIN)/pip install --quiet --no-compile)
-# The packages whose bytecode is written at once, by all cores; that of others when they are first imported.
+# Packages whose bytecode is compiled at once, on all cores; others are compiled when first imported.
 COMPILED := accelerate alembic bitsandbytes datasets fastapi gradio huggingface_hub matplotlib mlflow numpy pandas peft \
 	pyarrow scipy sklearn sqlalchemy sympy tokenizers torch torchvision transformers trl vllm
 
-# Make would take `profile=mine` and use the default without a word.
+# Without this check, make would accept `profile=mine` and silently use the default.
 $(foreach name,profile data set params port gateway_port profiles workflow model alias,$(if $(filter command%,$(origin $(name))),\
 	$(error $(name)= sets nothing; variables are written in capitals, such as PROFILE=$($(name)))))
 
 # A value in single quotes, for the shell.
 quoted = '$(subst ','\'',$(1))'
 
-# The rendered workflow lists the profiles. One of your own is not among them, and gets a rendering of
-# its own, so that no tracked file changes.
+# The committed workflow lists the profiles of the repository. For another one the workflow is rendered
+# into outputs/, so that no tracked file changes.
 KNOWN := $(shell grep -qx -- '      - $(PROFILE)' workflows/pipeline.yaml && echo yes)
 RENDERED := $(if $(KNOWN),workflows,outputs/workflows)
 
 # MLflow is imported once for all steps of a run.
 RUN := $(BIN)/python -m runner.run_local --preload loraline_cli.preload
 
-# The summary is of this run, and not of another one that was started meanwhile.
+# The run gets a name, so that the summary is of this run and not of one that was started meanwhile.
 named = name="$(1)-$$(date +%Y%m%d-%H%M%S)-$$$$"
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -74,7 +74,7 @@ ifeq ($(SERVE),serve-cpu)
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	$(FETCH) --no-deps ./images/cpu_repairs
 endif
-	@# Some packages carry templates that are no Python yet.
+	@# Some packages contain templates that do not compile.
 	@cd $(VENV)/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 0 $(COMPILED) >/dev/null 2>&1 || true
 	@touch $@
 
@@ -119,7 +119,7 @@ test: install  ## Run the tests: nothing is fetched
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
-lint: install  ## Hold the rendered workflows against Argo's rules and production's
+lint: install  ## Check the rendered workflows against Argo's rules and those of production
 	@$(BIN)/python workflows/lint.py
 
 .PHONY: images
@@ -205,11 +205,11 @@ docs: install  ## Build the documentation's site into outputs/site; links that l
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict && echo "outputs/site/index.html"
 
 .PHONY: zoo
-zoo: install  ## Ask a real vLLM again what it does with each adapter of tests/zoo: fifteen minutes
+zoo: install  ## Run a real vLLM on each adapter of tests/zoo and record what it does: fifteen minutes
 	$(BIN)/python tests/zoo/ask_vllm.py --again
 
 .PHONY: clean
-clean:  ## Remove what running left behind, the MLflow store and its registry included; keeps .venv
+clean:  ## Remove outputs/ and mlruns/, with the MLflow store and its registry; keeps .venv
 	@test ! -d mlruns -o -n "$(YES)" || { printf "Remove mlruns/ with every run and registered model? [y/N] " && \
 		read -r answer && test "$$answer" = y; } || { echo "clean: nothing was removed; make clean YES=1 does not ask"; exit 2; }
 	rm -rf outputs mlruns

@@ -78,10 +78,10 @@ def first_hour(clone: Path, skip: tuple[str, ...], rounds: int) -> None:
 def run(clone: Path, command: tuple[str, ...]) -> float:
     """Seconds of a command; its output is shown where it fails."""
     started = time.monotonic()
-    ended = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        click.echo(ended.stdout + ended.stderr, err=True)
-        sys.exit(f"{' '.join(command)} ended with {ended.returncode}")
+    finished = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        click.echo(finished.stdout + finished.stderr, err=True)
+        sys.exit(f"{' '.join(command)} ended with {finished.returncode}")
     return time.monotonic() - started
 
 

@@ -48,32 +48,32 @@ def fp8(tokens: int) -> None:
         sys.exit("products in FP8 are timed on a GPU, and there is none")
     torch.manual_seed(0)
     major, minor = torch.cuda.get_device_capability()
-    said("machine", gpu=torch.cuda.get_device_name(), capability=f"{major}.{minor}")
+    print_line("machine", gpu=torch.cuda.get_device_name(), capability=f"{major}.{minor}")
     for name, check in CHECKS.items():
-        tried(name, check)
+        run_and_print(name, check)
     for base, layers in LAYERS.items():
         sums: dict[str, float] = {}
         for name, (inputs, outputs, count) in layers.items():
-            times = tried(f"{base} {name}", lambda i=inputs, o=outputs: timed(i, o, tokens))
+            times = run_and_print(f"{base} {name}", lambda i=inputs, o=outputs: timed(i, o, tokens))
             for way, microseconds in (times or {}).items():
                 sums[way] = sums.get(way, 0.0) + count * microseconds
-        said(f"{base} a layer", **sums)
+        print_line(f"{base} a layer", **sums)
 
 
-def said(what: str, **values: Any) -> None:
+def print_line(what: str, **values: Any) -> None:
     rounded = {k: round(v, 1) if isinstance(v, float) else v for k, v in values.items()}
     print(json.dumps({"what": what, **rounded}), flush=True)
 
 
-def tried(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+def run_and_print(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     """What `work` gives, printed; a failure is printed too, and the next one is tried."""
     try:
         values = work()
     except Exception as error:
-        said(what, failed=f"{type(error).__name__}: {error}"[:600])
+        print_line(what, failed=f"{type(error).__name__}: {error}"[:600])
         traceback.print_exc()
         return None
-    said(what, **values)
+    print_line(what, **values)
     return values
 
 
@@ -94,12 +94,12 @@ def rounding() -> dict[str, Any]:
     for width in (64, 96, 4096, 11008, 14336):
         values = spread(257, width)
         columns = torch.rand(width, device="cuda")
-        for given in (None, columns):
-            found = base.quantize(values, given)
-            expected = base.quantize(values.cpu(), None if given is None else given.cpu())
-            where = f"{width}{'' if given is None else ' weighted'}"
-            apart[where] = int((found[0].cpu().float() != expected[0].float()).sum())
-            apart[where + " scales"] = int((found[1].cpu() != expected[1]).sum())
+        for weights in (None, columns):
+            result = base.quantize(values, weights)
+            expected = base.quantize(values.cpu(), None if weights is None else weights.cpu())
+            where = f"{width}{'' if weights is None else ' weighted'}"
+            apart[where] = int((result[0].cpu().float() != expected[0].float()).sum())
+            apart[where + " scales"] = int((result[1].cpu() != expected[1]).sum())
     return apart
 
 
@@ -127,13 +127,15 @@ def layer() -> dict[str, Any]:
                 x, upstream = torch.randn(rows, 2048), torch.randn(rows, 1024)
                 results = []
                 for device in ("cuda", "cpu"):
-                    made = base.Fp8Linear(linear, torch.device(device), keep_transposed=both)
-                    given = x.to(device).bfloat16().requires_grad_()
-                    out = made(given)
+                    module = base.Fp8Linear(linear, torch.device(device), both=both)
+                    x_on_device = x.to(device).bfloat16().requires_grad_()
+                    out = module(x_on_device)
                     out.backward(upstream.to(device).bfloat16())
-                    results.append([t.detach().cpu().double() for t in (out, given.grad)])
-                found = [float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True)]
-                apart[f"bias {bias}, both {both}, {rows} rows"] = [f"{v:.5f}" for v in found]
+                    results.append([t.detach().cpu().double() for t in (out, x_on_device.grad)])
+                differences = [
+                    float((a - b).norm() / b.norm()) for a, b in zip(*results, strict=True)
+                ]
+                apart[f"bias {bias}, both {both}, {rows} rows"] = [f"{v:.5f}" for v in differences]
     return apart
 
 
@@ -180,7 +182,9 @@ def timed(inputs: int, outputs: int, tokens: int) -> dict[str, float]:
         try:
             times[way] = microseconds(work)
         except Exception as error:
-            said(f"{way} ({inputs}, {outputs})", failed=f"{type(error).__name__}: {error}"[:600])
+            print_line(
+                f"{way} ({inputs}, {outputs})", failed=f"{type(error).__name__}: {error}"[:600]
+            )
     return times
 
 

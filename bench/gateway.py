@@ -129,11 +129,11 @@ async def streams(
     delays: list[float] = []
     async with session(places) as client:
 
-        async def one(at: int) -> float:
+        async def delayed_stream(at: int) -> float:
             await asyncio.sleep(at / RATE / count)
             return await stream(client, url, seconds, delays)
 
-        firsts = await asyncio.gather(*(one(at) for at in range(count)))
+        firsts = await asyncio.gather(*(delayed_stream(at) for at in range(count)))
     return [1000 * each for each in delays], [1000 * each for each in firsts]
 
 
@@ -212,12 +212,12 @@ def photo(size: int) -> bytes:
 async def images(places: Arms, seconds: float, _: int) -> None:
     """Images a second through /predict, sixteen at a time; answers are one token."""
     content = photo(10**6)
-    done = 0
+    uploaded = 0
     async with session(places) as client:
         deadline = time.perf_counter() + seconds
 
         async def upload() -> None:
-            nonlocal done
+            nonlocal uploaded
             while time.perf_counter() < deadline:
                 form = aiohttp.FormData({"max_tokens": "1"})
                 form.add_field("files", content, filename="x.jpg")
@@ -225,14 +225,14 @@ async def images(places: Arms, seconds: float, _: int) -> None:
                     if answer.status != 200:
                         raise click.ClickException(await answer.text())
                     await answer.read()
-                done += 1
+                uploaded += 1
 
         began, before = time.perf_counter(), cpu(places.pid)
         await asyncio.gather(*(upload() for _ in range(16)))
         took, used = time.perf_counter() - began, cpu(places.pid) - before
-    click.echo(f"  {len(content):,} bytes an image, {done} images in {took:.1f} s")
-    click.echo(f"  {1000 * used / done:.1f} ms of a processor for an image")
-    click.echo(Bar("one-megabyte images a second through /predict", least=60).line(done / took))
+    click.echo(f"  {len(content):,} bytes an image, {uploaded} images in {took:.1f} s")
+    click.echo(f"  {1000 * used / uploaded:.1f} ms of a processor for an image")
+    click.echo(Bar("one-megabyte images a second through /predict", least=60).line(uploaded / took))
 
 
 async def video(places: Arms, _: float, __: int) -> None:
@@ -241,11 +241,11 @@ async def video(places: Arms, _: float, __: int) -> None:
         await upload_video(client, places, 2**20)
         before = memory(places.pid)
         peak = before
-        ended = asyncio.ensure_future(upload_video(client, places, 99 * 2**20))
-        while not ended.done():
+        uploading = asyncio.ensure_future(upload_video(client, places, 99 * 2**20))
+        while not uploading.done():
             peak = max(peak, memory(places.pid))
             await asyncio.sleep(0.002)
-        await ended
+        await uploading
     click.echo(
         Bar("memory that a 100 MB video adds while it uploads, MB", most=40).line(peak - before)
     )
@@ -271,19 +271,19 @@ async def soak(places: Arms, _: float, requests: int) -> None:
     content = photo(30_000)
     random.seed(1)
     marks: list[float] = []
-    done = 0
+    sent_count = 0
 
     async with session(places) as client:
 
-        async def one() -> None:
-            kind = random.choice(("chat", "stream", "predict"))
-            if kind == "predict":
+        async def send_one() -> None:
+            route = random.choice(("chat", "stream", "predict"))
+            if route == "predict":
                 form = aiohttp.FormData({"max_tokens": "1", "stream": "true"})
                 form.add_field("files", content, filename="x.jpg")
                 sent: dict[str, Any] = {"data": form}
                 url = places["gateway"] + "/predict"
             else:
-                sent = {"json": chat(stream=kind == "stream", max_tokens=2)}
+                sent = {"json": chat(stream=route == "stream", max_tokens=2)}
                 url = places["gateway"] + "/v1/chat/completions"
             leaves = random.random() < 0.25
             async with client.post(url, **sent) as answer:
@@ -295,21 +295,21 @@ async def soak(places: Arms, _: float, requests: int) -> None:
                 await answer.read()
 
         async def worker() -> None:
-            nonlocal done
-            while done < requests:
-                done += 1
-                if done % max(1, requests // 20) == 0:
+            nonlocal sent_count
+            while sent_count < requests:
+                sent_count += 1
+                if sent_count % max(1, requests // 20) == 0:
                     marks.append(memory(places.pid))
                 timeout = 0.05 if random.random() < 0.1 else 30
                 with contextlib.suppress(asyncio.TimeoutError):
                     async with asyncio.timeout(timeout):
-                        await one()
+                        await send_one()
 
         began = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(64)))
         took = time.perf_counter() - began
     idle = time.perf_counter() + IDLE_S
-    while (left := sockets(places)) and time.perf_counter() < idle:
+    while (open_sockets := sockets(places)) and time.perf_counter() < idle:
         await asyncio.sleep(0.5)
     click.echo(
         f"  {requests} requests in {took:.0f} s; memory {marks[0]:.0f} to {marks[-1]:.0f} MB"
@@ -319,7 +319,7 @@ async def soak(places: Arms, _: float, requests: int) -> None:
     click.echo(Bar("growth of memory a thousand requests, MB", most=1).line(growth))
     files = sum(1 for path in (places.data / "uploads").iterdir())
     click.echo(Bar("files that are left", most=0).line(files))
-    click.echo(Bar(f"sockets that are open at most {IDLE_S} s later", most=0).line(left))
+    click.echo(Bar(f"sockets that are open at most {IDLE_S} s later", most=0).line(open_sockets))
 
 
 def slope(values: list[float]) -> float:

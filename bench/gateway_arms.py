@@ -42,13 +42,13 @@ def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
     (folder / "keys.json").write_text(json.dumps([entry | limits]))
     contract = json.loads(CONTRACT)
     (folder / "contract.json").write_text(json.dumps(contract))
-    stub, door, proxy = (free_port() for _ in range(3))
+    stub, gateway_port, proxy = (free_port() for _ in range(3))
     upstream = {"url": f"http://127.0.0.1:{stub}", "contract": str(folder / "contract.json")}
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "GATEWAY_UPSTREAMS": json.dumps([upstream]),
-        "GATEWAY_PORT": str(door),
+        "GATEWAY_PORT": str(gateway_port),
         "GATEWAY_API_KEYS_FILE": str(folder / "keys.json"),
         "GATEWAY_DATA_DIR": str(folder / "data"),
         "GATEWAY_AUDIT_FILE": str(folder / "audit.jsonl"),
@@ -58,14 +58,14 @@ def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
         "direct": [str(ROOT / "tests/gateway/stub.py"), str(stub), str(RATE), "100"],
         "gateway": ["-m", "gateway", "serve"],
     }
-    ports = {"direct": stub, "gateway": door}
+    ports = {"direct": stub, "gateway": gateway_port}
     if litellm:
         (folder / "litellm.json").write_text(json.dumps(proxied(stub, key)))
         commands["litellm"] = [str(litellm), "--config", str(folder / "litellm.json")]
         commands["litellm"] += ["--host", "127.0.0.1", "--port", str(proxy)]
         ports["litellm"] = proxy
-    found = Arms()
-    found.key, found.data = key, folder / "data"
+    arms = Arms()
+    arms.key, arms.data = key, folder / "data"
     running = []
     try:
         for name, command in commands.items():
@@ -79,10 +79,10 @@ def arms(folder: Path, litellm: Path | None) -> Iterator[Arms]:
             )
             running.append(process)
             if name == "gateway":
-                found.pid = process.pid
+                arms.pid = process.pid
             wait_for(ports[name], process, folder / f"{name}.log")
-            found[name] = f"http://127.0.0.1:{ports[name]}"
-        yield found
+            arms[name] = f"http://127.0.0.1:{ports[name]}"
+        yield arms
     finally:
         for process in running:
             process.terminate()
@@ -98,12 +98,12 @@ def facts(litellm: Path | None) -> Iterator[str]:
     usable = len(os.sched_getaffinity(0))
     load = os.getloadavg()[0]
     yield f"{name}, {usable} processors; load before the run {load:.1f}"
-    made = [f"Python {platform.python_version()}"]
-    made += [f"{library} {version(library)}" for library in LIBRARIES]
+    versions = [f"Python {platform.python_version()}"]
+    versions += [f"{library} {version(library)}" for library in LIBRARIES]
     if litellm:
-        asked = [litellm.with_name("python"), "-c", VERSION]
-        made.append(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
-    yield ", ".join(made).strip()
+        command = [litellm.with_name("python"), "-c", VERSION]
+        versions.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    yield ", ".join(versions).strip()
 
 
 VERSION = "from importlib.metadata import version; print('LiteLLM', version('litellm'))"
@@ -112,8 +112,8 @@ VERSION = "from importlib.metadata import version; print('LiteLLM', version('lit
 def new_key() -> tuple[str, dict[str, Any]]:
     """A key and its entry. This file is called as the package is, and cannot import it."""
     command = [sys.executable, "-m", "gateway", "new-key", KEY_NAME]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    key, entry = (line.partition(": ")[2] for line in made.splitlines())
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    key, entry = (line.partition(": ")[2] for line in printed.splitlines())
     return key, json.loads(entry)
 
 

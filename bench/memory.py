@@ -97,8 +97,8 @@ def memory(
         for task in tasks:
             base = kept_base(TASKS[task][0], bases or Path(folder))
             for mode in modes:
-                given = [task, mode, str(base), *map(str, tokens)]
-                click.echo(call(*launcher(gpus), __file__, "measure", *given), nl=False)
+                arguments = [task, mode, str(base), *map(str, tokens)]
+                click.echo(call(*launcher(gpus), __file__, "measure", *arguments), nl=False)
 
 
 def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
@@ -118,12 +118,12 @@ def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
     recipe = type(recipe).model_validate(recipe.model_dump() | changes)
     encoder = encoder_for(base, recipe)
     every = rows_for(rows, encoder, 128 * cards)
-    made = MODES[mode]
+    mode_settings = MODES[mode]
     full = recipe.train == "full"
     plan = memory.Plan(
         passes[-1],
-        checkpointing=made["checkpointing"],
-        dequantized=made.get("dequantized", False) and not full,
+        checkpointing=mode_settings["checkpointing"],
+        dequantized=mode_settings.get("dequantized", False) and not full,
         fused=memory.has_fused_kernels(),
         sharded=full or cards > 1 or mode == "offload",
         offloaded=mode == "offload",

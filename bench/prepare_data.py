@@ -327,17 +327,17 @@ def lay_out(place: Path, tree: Path) -> None:
 
     (place / "lora_profiles").mkdir()
     (place / "test_data").symlink_to(tree / "test_data")
-    for kind in ("text", "vision"):
-        profile = yaml.safe_load((tree / f"lora_profiles/smoke-{kind}.yaml").read_text())
+    for modality in ("text", "vision"):
+        profile = yaml.safe_load((tree / f"lora_profiles/smoke-{modality}.yaml").read_text())
         profile |= {"max_length": 4096, "max_new_tokens": 1024}
-        if kind == "text":
+        if modality == "text":
             profile |= {"base": "base"}
-        if kind == "vision":
+        if modality == "vision":
             profile |= {"min_pixels": 3136, "max_pixels": 1003520}
-        (place / f"lora_profiles/{kind}.yaml").write_text(yaml.safe_dump(profile))
-    own = os.environ | {"PYTHONPATH": str(tree)}
+        (place / f"lora_profiles/{modality}.yaml").write_text(yaml.safe_dump(profile))
+    environment = os.environ | {"PYTHONPATH": str(tree)}
     command = [sys.executable, "-c", CONNECT]
-    subprocess.run(command, cwd=place, env=own, check=True, capture_output=True)
+    subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True)
 
 
 def measure(

@@ -120,8 +120,8 @@ def run(
 ) -> dict[str, Any]:
     """Figures of one arm, from processes of its own; `rows` is rows a step, all GPUs together."""
     table = [str(kernels)] if kernels else []
-    given = ["run-arm", task, arm, str(base), str(steps), str(rows), *table]
-    lines = call(*launcher(gpus), __file__, *given)
+    arguments = ["run-arm", task, arm, str(base), str(steps), str(rows), *table]
+    lines = call(*launcher(gpus), __file__, *arguments)
     return dict(json.loads(lines.splitlines()[-1]))
 
 
@@ -130,14 +130,14 @@ def run_unsloth(python: Path | None, arm: str, base: Path, steps: int, rows: int
     recipe = recipe_for("text", base, rows, steps).model_dump(mode="json")
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "max_length", "rows_per_step")
     settings = {name: recipe[name] for name in (*names, "learning_rate", "warmup_steps")}
-    given = [arm, str(base.resolve()), str(steps), json.dumps(settings)]
+    arguments = [arm, str(base.resolve()), str(steps), json.dumps(settings)]
     # Offline, and without a word to its makers; PYTHONPATH would bring our versions along.
     environment = os.environ | {"UNSLOTH_DISABLE_STATISTICS": "1", "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory() as place:
         # It writes the code that it compiles into the folder that it runs in.
         script = str(ROOT / "bench/train_unsloth.py")
-        lines = call(script, *given, python=str(python), env=environment, cwd=place)
+        lines = call(script, *arguments, python=str(python), env=environment, cwd=place)
     # It may say more when it ends.
     measured = [line for line in lines.splitlines() if line.startswith("{")]
     return dict(json.loads(measured[-1]))
@@ -151,10 +151,12 @@ def launcher(gpus: int) -> list[str]:
 
 def call(*arguments: str, python: str = sys.executable, **options: Any) -> str:
     """Run a Python program; its standard output."""
-    done = subprocess.run([python, *arguments], stdout=subprocess.PIPE, text=True, **options)
-    if done.returncode:
-        sys.exit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-2000:]}")
-    return done.stdout
+    finished = subprocess.run([python, *arguments], stdout=subprocess.PIPE, text=True, **options)
+    if finished.returncode:
+        sys.exit(
+            f"{' '.join(arguments)} ended with {finished.returncode}:\n{finished.stdout[-2000:]}"
+        )
+    return finished.stdout
 
 
 def environment() -> None:

@@ -89,16 +89,16 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
     plan, table = memory.choose(recipe, located, rows, machine)
     click.echo(table, err=True)
     with tempfile.TemporaryDirectory() as scratch:
-        made = trainer.build(
+        built = trainer.build(
             recipe, located, encoder, {"train": rows, "validation": rows[:16]}, plan, Path(scratch)
         )
         clock = Clock()
-        made.add_callback(clock)
-        accumulate, training_step = made.accumulate, made.training_step
+        built.add_callback(clock)
+        accumulate, training_step = built.accumulate, built.training_step
 
         def counting(model: Any, step: Any) -> Any:
             # Of this process, so that the figures of several can be told apart.
-            clock.tokens += step.tokens / made.args.world_size
+            clock.tokens += step.tokens / built.args.world_size
             clock.passes += len(step.batches)
             clock.longest = max(
                 [clock.longest, *(batch["input_ids"].numel() for batch in step.batches)]
@@ -114,9 +114,9 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
             clock.stepping.append(time.perf_counter() - begun)
             return result
 
-        made.accumulate, made.training_step = counting, timed
-        made.args.eval_strategy = IntervalStrategy.NO
-        made.train()
+        built.accumulate, built.training_step = counting, timed
+        built.args.eval_strategy = IntervalStrategy.NO
+        built.train()
         if machine is not None:
             # Of the longest pass that came, and not of the longest that rows could make.
             as_run = dataclasses.replace(plan, token_budget=clock.longest)
@@ -129,7 +129,7 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
                 "one_card": on_one(recipe, located, rows, dataclasses.replace(machine, host=0)),
                 "one_card_with_host_memory": on_one(recipe, located, rows, machine),
             }
-    return made, clock
+    return built, clock
 
 
 def on_one(recipe: Any, base: Any, rows: list[Any], machine: Any) -> str:
@@ -169,7 +169,7 @@ def run_trl(task: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any,
     )
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
-        made = SFTTrainer(
+        trainer = SFTTrainer(
             model=str(base),
             args=SFTConfig(
                 output_dir=scratch,
@@ -197,9 +197,9 @@ def run_trl(task: str, base: Path, steps: int, rows_per_step: int) -> tuple[Any,
             ),
             callbacks=[clock],
         )
-        count_tokens(made, clock)
-        made.train()
-    return made, clock
+        count_tokens(trainer, clock)
+        trainer.train()
+    return trainer, clock
 
 
 def trl_rows(task: str, base: Path, count: int) -> tuple[Any, Any]:
@@ -215,11 +215,11 @@ def trl_rows(task: str, base: Path, count: int) -> tuple[Any, Any]:
         return words, Dataset.from_list(pairs)
     words = AutoProcessor.from_pretrained(base)
     words.image_processor.size = {"shortest_edge": 3136, "longest_edge": 401408}
-    asked = [{"type": "image"}, {"type": "text", "text": "Read the picture."}]
+    prompt = [{"type": "image"}, {"type": "text", "text": "Read the picture."}]
     rows = [
         {
             "images": [Image.open(io.BytesIO(image))],
-            "prompt": [{"role": "user", "content": asked}],
+            "prompt": [{"role": "user", "content": prompt}],
             "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
         }
         for image, answer in pictures(count)

@@ -77,8 +77,8 @@ def select_best(
     """Rank a sweep by the worse end of a metric's interval, and hand over the best evaluation.
 
     If no member keeps its limits, the best of all is handed over, and the gate rejects it. Today's
-    champion comes last. A member whose interval overlaps that of the best is marked "not told
-    apart". The intervals are those of single members, not of the differences between them, so the
+    champion comes last. A member is marked "not told apart from the best" where their intervals
+    overlap. The intervals are those of single members, not of the differences between them, so the
     mark is set too often rather than too seldom.
     """
     from loraline.evaluation import metrics, plugins

@@ -123,8 +123,8 @@ def parse_action(answer: Answer) -> tuple[Any, list[Item]]:
         if isinstance(block.value, Object) and is_call(plain(block.value))
     ]
     if not calls:
-        said = answer.text
-        return None, [{"kind": "text", "text": said}] if said else []
+        text = answer.text
+        return None, [{"kind": "text", "text": text}] if text else []
     if len(calls) > 1:
         answer.note("several", f"{len(calls)} actions were given; the first is taken")
     if not calls[0].value.whole:
@@ -177,5 +177,5 @@ def complaint(error: ValidationError) -> str:
 def said_before(text: str) -> Item:
     """What the model thought, and its action in a sentence, where it gave them."""
     thought, sentence = THOUGHT.search(text), SENTENCE.search(text)
-    said = {"thought": thought, "description": sentence}
-    return {name: match.group(1).strip().strip('"') for name, match in said.items() if match}
+    matches = {"thought": thought, "description": sentence}
+    return {name: match.group(1).strip().strip('"') for name, match in matches.items() if match}

@@ -162,8 +162,8 @@ def segments(text: str) -> list[str]:
 
 def words_item(text: str) -> list[Item]:
     """The words beside the items, as a separate item."""
-    said = "\n".join(line.strip() for line in text.splitlines() if line.strip())
-    return [{"kind": "text", "text": said}] if said else []
+    words = "\n".join(line.strip() for line in text.splitlines() if line.strip())
+    return [{"kind": "text", "text": words}] if words else []
 
 
 def first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -92,9 +92,9 @@ class PageReader:
         while position < len(text):
             start = text.find("<", position)
             if start != position:
-                said = text[position : start if start >= 0 else None]
-                self.texts.append(said)
-                yield html.escape(html.unescape(said), quote=False)
+                content = text[position : start if start >= 0 else None]
+                self.texts.append(content)
+                yield html.escape(html.unescape(content), quote=False)
             if start < 0:
                 break
             match = TAG.match(text, start)
@@ -153,25 +153,25 @@ class PageReader:
     def close(self) -> str:
         element = self.open.pop()
         if element.item is not None:
-            said = " ".join("".join(self.texts[element.start :]).split())
-            element.item["text"] = html.unescape(said)[:10_000]
+            content = " ".join("".join(self.texts[element.start :]).split())
+            element.item["text"] = html.unescape(content)[:10_000]
         return f"</{element.tag}>"
 
     def item(self, tag: str, values: dict[str, str]) -> Item | None:
         """The item of an element with a place; nested elements at the same place are one item."""
         named = {"tag": tag, "label": values.get("class") or tag, "text": ""}
-        made: Item | None = None
+        item: Item | None = None
         if "data-bbox" in values:
-            made = region(self.answer, values["data-bbox"])
+            item = region(self.answer, values["data-bbox"])
         elif "data-polygon" in values:
             numbers = [float(digits) for digits in NUMBERS.findall(values["data-polygon"])]
-            made = polygon(self.answer, numbers)
-        if made is None or len(self.items) >= MOST_ITEMS:
+            item = polygon(self.answer, numbers)
+        if item is None or len(self.items) >= MOST_ITEMS:
             return None
         around = self.open[-1].item if self.open else None
-        if around is not None and around["numbers"] == made["numbers"]:
+        if around is not None and around["numbers"] == item["numbers"]:
             return None
-        self.items.append({**made, "kind": "element", **named})
+        self.items.append({**item, "kind": "element", **named})
         return self.items[-1]
 
 
@@ -204,9 +204,9 @@ def parse_markdown(answer: Answer) -> tuple[Any, list[Item]]:
     items: list[Item] = []
     pieces, end = [], 0
     for match in REGION.finditer(text):
-        made = region(answer, match.group(2)) if len(items) < MOST_ITEMS else None
-        if made is not None:
-            items.append({**made, "kind": "element", "label": match.group(1).strip().lower()})
+        item = region(answer, match.group(2)) if len(items) < MOST_ITEMS else None
+        if item is not None:
+            items.append({**item, "kind": "element", "label": match.group(1).strip().lower()})
         pieces += [inert(answer, text[end : match.start()]), match.group()]
         end = match.end()
     return "".join([*pieces, inert(answer, text[end:])]), items
@@ -214,7 +214,7 @@ def parse_markdown(answer: Answer) -> tuple[Any, list[Item]]:
 
 def inert(answer: Answer, text: str) -> str:
     """Markdown that shows no picture from elsewhere and holds no element."""
-    made = PICTURE.sub(r"[\1]", RAW_HTML.sub("&lt;", text))
-    if made != text:
+    cleaned = PICTURE.sub(r"[\1]", RAW_HTML.sub("&lt;", text))
+    if cleaned != text:
         answer.note("sanitised")
-    return made
+    return cleaned

@@ -29,7 +29,7 @@ def parse_events(answer: Answer) -> tuple[Any, list[Item]]:
     answer to "when does it happen" does, is one event without a description.
     """
     items: list[Item] = []
-    said: list[str] = []
+    leftover: list[str] = []
     for segment in segments(answer.text):
         kept, end = [], 0
         for block in blocks(segment):
@@ -40,8 +40,8 @@ def parse_events(answer: Answer) -> tuple[Any, list[Item]]:
                 kept.append(segment[end : block.start])
                 end = block.end
                 note_block(answer, block)
-        said.append("".join([*kept, segment[end:]]))
-    text = "\n".join(said)
+        leftover.append("".join([*kept, segment[end:]]))
+    text = "\n".join(leftover)
     if not items:
         for match in SPAN.finditer(text):
             # A number that the end cut is wrong; two plain numbers need their unit.

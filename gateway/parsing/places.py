@@ -65,13 +65,13 @@ def parse_places(answer: Answer) -> tuple[Any, list[Item]]:
     `point` or `polygon`), and the other fields that the model wrote.
     """
     items: list[Item] = []
-    said: list[str] = []
+    leftover: list[str] = []
     for segment in segments(answer.text):
         rest = take_tags(answer, segment, items)
         rest = take_json(answer, rest, items)
         rest = take_tokens(answer, rest, items)
-        said.append(take_lines(answer, rest, items))
-    return [row_of(item) for item in items], items + words_item("\n".join(said))
+        leftover.append(take_lines(answer, rest, items))
+    return [row_of(item) for item in items], items + words_item("\n".join(leftover))
 
 
 def row_of(item: Item) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def take_row(answer: Answer, row: Row, items: list[Item]) -> None:
         place_type = PLACES.get(key.lower())
         if place_type is None:
             continue
-        several = place_type != "polygon" and isinstance(value, list) and value
-        for place in value if several and isinstance(value[0], list) else [value]:
+        nested = place_type != "polygon" and isinstance(value, list) and value
+        for place in value if nested and isinstance(value[0], list) else [value]:
             add(answer, items, place_type, place, names)
 
 
@@ -194,13 +194,13 @@ def names_of(fields: dict[str, Any]) -> Names:
 
 def take_tokens(answer: Answer, text: str, items: list[Item]) -> str:
     """Read places in round brackets with the names before them; returns the other words."""
-    said: list[str] = []
+    leftover: list[str] = []
     label = ""
     for line in text.split("\n"):
         places = list(PLACE.finditer(line))
         if not places:
             label = next((a or b for a, b in reversed(REF.findall(line))), "")
-            said.append(REF.sub(lambda match: match.group(1) or match.group(2) or "", line))
+            leftover.append(REF.sub(lambda match: match.group(1) or match.group(2) or "", line))
             continue
         tail = line[places[-1].end() :]
         # Words on both sides make a sentence with a box in it, not a name and its box.
@@ -215,11 +215,11 @@ def take_tokens(answer: Answer, text: str, items: list[Item]) -> str:
             elif words(lead):
                 label = "" if is_prose else words(lead)
             if is_prose or refs:
-                said.append(words(lead))
+                leftover.append(words(lead))
             take_place(answer, match, label.strip(), items)
-        said.append(tail)
+        leftover.append(tail)
         label = ""
-    return unfinished(answer, "\n".join(said))
+    return unfinished(answer, "\n".join(leftover))
 
 
 def words(text: str) -> str:
