@@ -2,7 +2,7 @@
 # and the Kubernetes client of deploy_vllm --apply.
 ARG BASE=python:3.11-slim-bookworm
 
-# What has to be installed, on its own: other changes to pyproject.toml leave the large layer alone.
+# The requirements in a file of their own: other changes to pyproject.toml do not rebuild the large layer.
 FROM ${BASE} AS requirements
 COPY pyproject.toml ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -11,7 +11,7 @@ RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['p
 
 FROM ${BASE}
 
-# Where pip's own index has no CPU build of torch, name one that does.
+# An index with the CPU build of torch, where pip's own index has none.
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -35,15 +35,15 @@ COPY steps steps
 COPY workflows workflows
 RUN pip install --no-deps .
 COPY test_data test_data
-# A checkout's files may be its owner's alone, and the image's user is another.
+# Files of a checkout may be readable by their owner only; the image has another user.
 RUN chmod -R a+rX .
 
 ARG GIT_SHA=""
-# The root file system may be read-only; whoever needs a home has it in /tmp.
+# The root file system may be read-only, so the home is /tmp.
 ENV HOME=/tmp PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet LORALINE_GIT_SHA=${GIT_SHA}
 # The user has a name because Python's getpass wants one, and a number because Kubernetes does.
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline
 USER 8737
 
-# An image in which a step does not start is none.
+# The build fails if a step does not start.
 RUN for step in steps/*.py; do python "$step" --help >/dev/null || exit 1; done

@@ -10,7 +10,7 @@ FROM ${BASE}
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 
-# Letters of exported PDFs.
+# A font for exported PDFs.
 RUN apt-get update && apt-get install --yes --no-install-recommends fonts-dejavu-core \
     && rm -rf /var/lib/apt/lists/*
 
@@ -22,15 +22,15 @@ RUN pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY loraline loraline
 COPY gateway gateway
-# A checkout's files may be its owner's alone, and the image's user is another.
+# Files of a checkout may be readable by their owner only; the image has another user.
 RUN chmod -R a+rX .
 
-# The root file system may be read-only: what is kept goes to GATEWAY_DATA_DIR, a volume.
+# The root file system may be read-only: jobs and sessions go to GATEWAY_DATA_DIR, a volume.
 ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GATEWAY_DATA_DIR=/data
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline && install -d -o 8737 /data
 USER 8737
 
-# An image whose gateway does not start, or brings a model library, is none.
+# The build fails if the gateway does not start, or if it imports a model library.
 RUN python -c "import sys, gateway.server; \
     sys.exit(bool({'torch', 'transformers', 'mlflow'} & set(sys.modules)))" \
     && python -m gateway --help >/dev/null

@@ -18,7 +18,7 @@ RUN pip install --constraint constraints.txt --requirement requirements.txt
 
 COPY gateway/__init__.py gateway/
 COPY gateway/ui gateway/ui
-# A checkout's files may be its owner's alone, and the image's user is another.
+# Files of a checkout may be readable by their owner only; the image has another user.
 RUN chmod -R a+rX .
 
 # The root file system may be read-only: uploads go to /uploads, a volume with a size.
@@ -27,7 +27,7 @@ ENV HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GRADIO_TEMP_DIR=/uplo
 RUN useradd --uid 8737 --home-dir /tmp --no-create-home loraline && install -d -m 0700 -o 8737 /uploads
 USER 8737
 
-# An image whose page does not start, or brings a model library, is none.
+# The build fails if the page does not start, or if it imports a model library.
 RUN python -c "import sys; from gateway.ui import app, settings; app.create_app(settings.Settings()); \
     sys.exit(bool({'torch', 'transformers', 'mlflow', 'loraline'} & set(sys.modules)))"
 

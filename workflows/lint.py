@@ -3,9 +3,8 @@
     python workflows/lint.py
     python workflows/lint.py workflows/sweep.yaml
 
-Needs no cluster. The local runner's reader checks fields, names, references and arguments; the
-rules here add what a workflow can be read without and not be trusted without. Where `argo` is
-installed, its own linter is asked, too.
+Needs no cluster. The local runner's reader checks fields, names, references and arguments. The
+rules here add what production needs. Where `argo` is installed, its own linter runs, too.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def lint(files: tuple[Path, ...]) -> None:
     all_findings = [f"{file.name}: {finding}" for file in chosen for finding in findings(file)]
     all_findings += argo_findings(chosen)
     if not shutil.which("argo"):
-        click.echo("argo is not installed: its own linter was not asked", err=True)
+        click.echo("argo is not installed, so `argo lint` was not run", err=True)
     for finding in all_findings:
         click.echo(finding, err=True)
     if all_findings:
@@ -150,7 +149,7 @@ def of_template(template: Object, spec: Object) -> Iterator[str]:
 
 
 def of_resource(template: Object, spec: Object) -> Iterator[str]:
-    """Rules for what Argo makes: that it goes with the workflow, and that its pods are in order."""
+    """Rules for objects that Argo creates: they belong to the workflow, and their pods are safe."""
     yield from of_pod(template, {}, spec)
     resource = template["resource"]
     if resource["action"] not in ("apply", "create"):

@@ -60,11 +60,13 @@ def train_group(settings: Settings, alone: Object) -> Resource:
         name="train-group",
         action="apply",
         set_owner_reference=True,
-        success_condition=trainer.ended,
+        success_condition=trainer.end_condition,
         manifest=as_yaml(manifest),
         inputs=[Parameter(name=each["name"]) for each in step["inputs"]["parameters"]],
         outputs=[
-            Parameter(name="ended", value_from=models.ValueFrom(json_path=trainer.how, default=""))
+            Parameter(
+                name="ended", value_from=models.ValueFrom(json_path=trainer.end_paths, default="")
+            )
         ],
         # Longer than the Job may take, which ends with a checkpoint.
         active_deadline_seconds=DAY + 2 * GRACE_SECONDS,

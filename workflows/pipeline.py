@@ -115,7 +115,9 @@ def pipeline(
             f"{option} needs --out, since make and CI use the files in {HERE.name}/"
         )
     classes_by_name = resources.load(classes)
-    groups = [name for name, wanted in classes_by_name.items() if wanted.machines > 1]
+    groups = [
+        name for name, resource_class in classes_by_name.items() if resource_class.machines > 1
+    ]
     if machines_class and machines_class not in groups:
         raise click.UsageError(
             f"--resources {machines_class} is no class of several machines; accepted: "
@@ -224,7 +226,7 @@ def five_steps(settings: Settings) -> None:
     group = machines.train_group(settings, alone(settings)) if settings.machines else None
     prepare, train, measure = (
         templates.prepare_data(),
-        templates.handed_over() if group else templates.train_qlora(settings),
+        templates.train_qlora_after_group() if group else templates.train_qlora(settings),
         templates.evaluate(settings),
     )
     gate, deploy = templates.quality_gate(model), templates.deploy_vllm(model)

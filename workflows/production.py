@@ -66,7 +66,7 @@ def of_spec(document: Object, spec: Object) -> Iterator[str]:
         yield "a parameter holds what looks like a secret"
 
 
-def of_template(template: Object, read: Template) -> Iterator[str]:
+def of_template(template: Object, read_template: Template) -> Iterator[str]:
     """Rules for a template that runs a container."""
     container = template["container"]
     words = [*container["command"], *container.get("args", [])]
@@ -78,9 +78,9 @@ def of_template(template: Object, read: Template) -> Iterator[str]:
     patch = template.get("podSpecPatch", "")
     yield from of_patch(patch)
     yield from of_quantities(container.get("resources"))
-    if read.retry:
-        yield from of_retry(read.retry)
-    locks = " ".join(read.locks)
+    if read_template.retry:
+        yield from of_retry(read_template.retry)
+    locks = " ".join(read_template.locks)
     mounts = [mount.get("mountPath") for mount in container.get("volumeMounts", [])]
     if DEVICE.search(patch + json.dumps(container.get("resources", {}))):
         if "semaphore " not in locks:
@@ -92,11 +92,11 @@ def of_template(template: Object, read: Template) -> Iterator[str]:
     yield from of_outputs(words, template)
 
 
-def of_resource(template: Object, read: Template) -> Iterator[str]:
+def of_resource(template: Object, read_template: Template) -> Iterator[str]:
     """Rules for a template that makes an object, and for the pods of a Job."""
     yield from of_patch(template.get("podSpecPatch", ""))
-    if read.retry:
-        yield from of_retry(read.retry)
+    if read_template.retry:
+        yield from of_retry(read_template.retry)
     manifest = made_by(template["resource"])
     pod = manifest.get("spec", {}).get("template", {}).get("spec", {})
     yield from (f"manifest: {fault}" for fault in [*given_away(pod, ""), *of_quantities(pod)])
@@ -105,7 +105,7 @@ def of_resource(template: Object, read: Template) -> Iterator[str]:
         faults += of_variables(container.get("env", []))
         resources = json.dumps(container.get("resources", {}))
         mounts = [mount.get("mountPath") for mount in container.get("volumeMounts", [])]
-        if DEVICE.search(resources) and "semaphore " not in " ".join(read.locks):
+        if DEVICE.search(resources) and "semaphore " not in " ".join(read_template.locks):
             faults.append("it may ask for a GPU and stands in no semaphore's queue")
         if "/dev/shm" not in mounts:
             faults.append("no volume is mounted at /dev/shm, whose 64 MiB are too few")

@@ -1,8 +1,8 @@
-"""Named classes of what a step gets of a node, and the pod patch that asks for it.
+"""Resource classes (CPU, memory, cards, nodes) and the pod patch for each.
 
-Argo takes no parameters in `resources`, so the class is a parameter of the workflow and the pod's
-spec is patched with what it stands for. A file of classes says what a cluster has instead; the
-names of shared devices are those of NVIDIA's plugin.
+Argo takes no parameters in `resources`. So the class is a parameter of the workflow, and the pod's
+spec is patched with its values. A file of classes replaces these for a cluster. The names of shared
+devices are those of NVIDIA's plugin.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Class(BaseModel):
     memory_limit: str
     device: str = ""
     gpus: PositiveInt = 1
-    """How many of the device; training runs in as many processes on each machine."""
+    """Cards per machine; training runs in as many processes on each machine."""
 
     machines: PositiveInt = 1
-    """How many train together; more than one are a Job of as many pods."""
+    """Machines that train together; more than one are a Job of as many pods."""
 
     gpu_memory_above: NonNegativeInt = 0
-    """MiB that a card of the node has more than, by the label GPU_MEMORY; 0 takes any card."""
+    """The node's cards must have more MiB than this, by the label GPU_MEMORY; 0 takes any card."""
 
     nodes: Mapping[str, str] = {}
     """Labels that the node must have."""
@@ -76,9 +76,10 @@ CLASSES: Mapping[str, Class] = {
 
 
 def load(file: Path | None) -> Mapping[str, Class]:
-    """Our classes with those of a file, in which a class of ours may leave out what stays.
+    """The classes here, with changes and additions from a file.
 
-    Raises UserError for a file that holds something else.
+    A class that is also here keeps the values that the file leaves out. Raises UserError for a file
+    of another form.
     """
     if file is None:
         return CLASSES
@@ -94,11 +95,11 @@ def load(file: Path | None) -> Mapping[str, Class]:
         try:
             classes[name] = Class.model_validate({**ours, **keys})
         except ValidationError as error:
-            wrong = error.errors()[0]
-            key = ".".join(map(str, wrong["loc"]))
+            first_error = error.errors()[0]
+            key = ".".join(map(str, first_error["loc"]))
             accepted = ", ".join(Class.model_fields)
             raise UserError(
-                f"classes {file}: {name}: {key}: {wrong['msg']} (keys: {accepted})"
+                f"classes {file}: {name}: {key}: {first_error['msg']} (keys: {accepted})"
             ) from error
     return classes
 
@@ -111,30 +112,39 @@ SMALL = Class(cpu="250m", memory="512Mi", memory_limit="4Gi")
 """For the steps that move files and rows: prepare, gate, deploy."""
 
 
-def patch(wanted: Class, grace_seconds: int | None = None) -> str:
-    """The strategic merge patch that gives a pod's main container what a class stands for."""
-    # Two braces side by side would end the expression that the patch stands in.
-    text = json.dumps(pod_fields(wanted, grace_seconds), separators=(",", ":"))
+def patch(resource_class: Class, grace_seconds: int | None = None) -> str:
+    """The strategic merge patch of a pod's main container for a class."""
+    # Two adjacent braces would end the expression around the patch.
+    text = json.dumps(pod_fields(resource_class, grace_seconds), separators=(",", ":"))
     return text.replace("}}", "} }").replace("}}", "} }")
 
 
-def pod_fields(wanted: Class, grace_seconds: int | None = None) -> dict[str, Any]:
-    """The fields of a pod's spec that a class stands for."""
-    limits = {"memory": wanted.memory_limit}
+def pod_fields(resource_class: Class, grace_seconds: int | None = None) -> dict[str, Any]:
+    """The fields of a pod's spec for a class."""
+    limits = {"memory": resource_class.memory_limit}
     spec: dict[str, Any] = {"containers": [{"name": "main", "resources": {"limits": limits}}]}
-    spec["containers"][0]["resources"]["requests"] = {"cpu": wanted.cpu, "memory": wanted.memory}
-    if wanted.device:
-        limits[wanted.device] = str(wanted.gpus)
+    spec["containers"][0]["resources"]["requests"] = {
+        "cpu": resource_class.cpu,
+        "memory": resource_class.memory,
+    }
+    if resource_class.device:
+        limits[resource_class.device] = str(resource_class.gpus)
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
-    if wanted.gpus > 1:
+    if resource_class.gpus > 1:
         # What train_qlora takes as --gpus; an argument cannot depend on the class.
-        spec["containers"][0]["env"] = [{"name": "LORALINE_GPUS", "value": str(wanted.gpus)}]
+        spec["containers"][0]["env"] = [
+            {"name": "LORALINE_GPUS", "value": str(resource_class.gpus)}
+        ]
     if grace_seconds is not None:
         spec["terminationGracePeriodSeconds"] = grace_seconds
-    if wanted.nodes:
-        spec["nodeSelector"] = dict(wanted.nodes)
-    if wanted.gpu_memory_above:
-        above = {"key": GPU_MEMORY, "operator": "Gt", "values": [str(wanted.gpu_memory_above)]}
+    if resource_class.nodes:
+        spec["nodeSelector"] = dict(resource_class.nodes)
+    if resource_class.gpu_memory_above:
+        above = {
+            "key": GPU_MEMORY,
+            "operator": "Gt",
+            "values": [str(resource_class.gpu_memory_above)],
+        }
         terms = {"nodeSelectorTerms": [{"matchExpressions": [above]}]}
         spec["affinity"] = {
             "nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}
@@ -142,7 +152,7 @@ def pod_fields(wanted: Class, grace_seconds: int | None = None) -> dict[str, Any
     return spec
 
 
-def chosen(table: dict[str, str], parameter: str) -> str:
+def entry_by_parameter(table: dict[str, str], parameter: str) -> str:
     """An expression for the entry of a table that a workflow parameter names."""
     entries = ",".join(f"'{key}':'{value}'" for key, value in table.items())
     return f"{{{{={{{entries}}}[workflow.parameters['{parameter}']]}}}}"

@@ -1,4 +1,4 @@
-"""Print what a local run of the pipeline came to, and what to do with it.
+"""Print the result of a local pipeline run, and the next commands.
 
 python workflows/summary.py outputs/latest
 """
@@ -36,7 +36,7 @@ def summary(run: Path) -> None:
 
 
 def table(card: dict[str, Any]) -> Any:
-    """Base, tuned and champion with their 95% intervals, one metric a row."""
+    """Base, tuned and champion with their 95% intervals, one row per metric."""
     from rich.table import Table
 
     title = f"{card['rows']:.0f} held-out rows, with 95% intervals"
@@ -63,7 +63,7 @@ def cell(value: list[float | None] | None) -> str:
 
 
 def verdict(card: dict[str, Any]) -> str:
-    """The gate's word for a person; a broken gain over the champion is said as what it means."""
+    """The verdict as a sentence; a gain that is too small is explained."""
     if card["result"] == "passed":
         return f"passed: registered as models:/{card['model']}/{card['version']} @{card['alias']}"
     reasons = []
@@ -89,7 +89,7 @@ def cost(card: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def links(card: dict[str, Any], run: Path) -> list[tuple[str, str]]:
-    """Where to look, and the commands to go on with."""
+    """Where to look, and the next commands."""
     store = card["store"]
     if store.startswith(("http://", "https://")):
         page = f"{store.rstrip('/')}/#/experiments/{card['experiment']}/runs"

@@ -1,7 +1,7 @@
-"""Templates of the pipeline's steps, each with what a step needs in production.
+"""Templates of the pipeline's steps, with deadlines, retries, resources and security.
 
-A factory a step: what it takes, what it hands over, how long it may take, and what guards it. The
-rest is the same for all and stands in `step`.
+Each step has a factory with its inputs, outputs, deadline and lock. What is the same for all steps
+is in `step`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resources import CLASSES, GRACE_SECONDS, SMALL, Class, chosen, patch
+from resources import CLASSES, GRACE_SECONDS, SMALL, Class, entry_by_parameter, patch
 
 if TYPE_CHECKING:
     from hera.workflows import Container, Suspend
@@ -39,16 +39,16 @@ RETRY = (
     "lastRetry.status == 'Error' || asInt(lastRetry.exitCode) == 75 || "
     "lastRetry.message matches 'node shutdown|pod deleted|evicted|Evicted|low on resource'"
 )
-"""A pod that was lost or a step that says "try again"; never a user's mistake, a bug, or memory.
+"""Retry after a lost pod or exit code 75; never after a user's mistake, a bug, or out of memory.
 
-A lost pod is an Error or, when its node goes down or evicts it, a failure that only its message
-tells apart. A CUDA out of memory ends with 1 and the kernel's with 137: both would come again.
+A lost pod is an Error. If its node shuts down or evicts it, it is a failure that only the message
+shows. Out of memory ends with 1 (CUDA) or 137 (kernel), and a retry would end in the same way.
 """
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What differs between clusters; each is rendered into the file."""
+    """What differs between clusters; all of it is rendered into the file."""
 
     image: str = "localhost/loraline:dev"
     gpu_image: str = "localhost/loraline:dev"
@@ -58,7 +58,7 @@ class Settings:
     model_cache: str = "loraline-models"
     """PersistentVolumeClaim of the model cache."""
     sent_models: Mapping[str, str] = field(default_factory=dict)
-    """Registered model of each profile that is sent with the workflow and no file of ours."""
+    """Registered models of profiles that are sent with the workflow, by profile."""
     classes: Mapping[str, Class] = field(default_factory=lambda: CLASSES)
     machines: str = ""
     """Class of several machines that training runs on; empty for the classes of one machine."""
@@ -70,7 +70,11 @@ class Settings:
         """The classes that the workflow's parameter `resources` may name."""
         if self.machines:
             return {self.machines: self.classes[self.machines]}
-        return {name: wanted for name, wanted in self.classes.items() if wanted.machines == 1}
+        return {
+            name: resource_class
+            for name, resource_class in self.classes.items()
+            if resource_class.machines == 1
+        }
 
 
 def prepare_data() -> Container:
@@ -88,10 +92,10 @@ def train_qlora(settings: Settings) -> Container:
     )
 
 
-def handed_over() -> Container:
-    """What follows a group of machines: the training's run ID, or the exit code of the group.
+def train_qlora_after_group() -> Container:
+    """The task after a group of machines: hands over its run ID, or ends with its exit code.
 
-    The same step in the same image, which finds the finished training by what went into it.
+    It is the same step in the same image, which finds the finished training by its inputs.
     """
     inputs = ["run-id", "profile", "set", "recipes", "ended"]
     return step("train-qlora", inputs=inputs, deadline=HOUR, gpu_image=True)
@@ -107,7 +111,7 @@ def select_best() -> Container:
 
 
 def quality_gate(model: str) -> Container:
-    # A gate whose word is lost has not let anything pass.
+    # If the file is lost, nothing has passed.
     result = {"result": "failed"}
     return step(
         "quality-gate",
@@ -131,7 +135,7 @@ def notify() -> Container:
 
 
 def approval() -> Suspend:
-    """Wait for a person's word; without one nothing is promoted."""
+    """Wait for a person's answer; without one nothing is promoted."""
     from hera.workflows import Parameter, Suspend, models
 
     return Suspend(
@@ -163,11 +167,11 @@ def step(
     registry: str = "",
     hands_over: bool = True,
 ) -> Container:
-    """A template for steps/<name>.py: a flag an input, a file an output.
+    """A template for steps/<name>.py: each input is a flag, each output is a file.
 
-    `outputs` names further outputs beside the run ID, each with its value if its file is missing;
-    a step with `classes` runs on the one that the workflow's parameter names; steps that change
-    what is registered run one at a time for the model that `registry` names.
+    `outputs` has further outputs beside the run ID, each with its value if the file is missing. A
+    step with `classes` runs on the class that the workflow's parameter `resources` names. Steps
+    that change the registry run one at a time for the model that `registry` names.
     """
     from hera.workflows import Container, EmptyDirVolume, Parameter, RetryStrategy, models
 
@@ -176,16 +180,18 @@ def step(
     image = f"{{{{workflow.parameters.{'gpu-image' if large or gpu_image else 'image'}}}}}"
     volumes: list[Any] = [EmptyDirVolume(name="tmp", mount_path="/tmp")]
     if large:
-        # Workers of a data loader hand tensors over in /dev/shm, and a pod's own has 64 MiB.
-        room = models.Quantity(root="8Gi")
-        shm = EmptyDirVolume(name="shm", mount_path="/dev/shm", medium="Memory", size_limit=room)
+        # A data loader's workers pass tensors in /dev/shm, which has 64 MiB by default.
+        shm_size = models.Quantity(root="8Gi")
+        shm = EmptyDirVolume(
+            name="shm", mount_path="/dev/shm", medium="Memory", size_limit=shm_size
+        )
         volumes.append(shm)
-    # Only training has a use for several cards; elsewhere a class gives one.
+    # Only training uses several cards; other steps get one.
     patches = {
-        key: patch(wanted if several_cards else one_card(wanted), grace_seconds)
-        for key, wanted in (classes or {}).items()
+        key: patch(resource_class if several_cards else one_card(resource_class), grace_seconds)
+        for key, resource_class in (classes or {}).items()
     }
-    handed = {"run-id": "", **(outputs or {})} if hands_over else {}
+    output_defaults = {"run-id": "", **(outputs or {})} if hands_over else {}
     return Container(
         name=name,
         image=image,
@@ -199,7 +205,7 @@ def step(
                 name=output,
                 value_from=models.ValueFrom(path=f"{OUT_DIR}/{output}", default=default),
             )
-            for output, default in handed.items()
+            for output, default in output_defaults.items()
         ],
         active_deadline_seconds=deadline,
         retry_strategy=RetryStrategy(
@@ -208,7 +214,7 @@ def step(
             expression=RETRY,
             backoff=models.Backoff(duration="15s", factor=models.IntOrString(root=3)),
         ),
-        pod_spec_patch=chosen(patches, "resources") if large else patch(SMALL),
+        pod_spec_patch=entry_by_parameter(patches, "resources") if large else patch(SMALL),
         synchronization=guard(large, registry),
         metrics=metrics(name),
         labels={"app.kubernetes.io/component": name},
@@ -222,12 +228,12 @@ def step(
     )
 
 
-def one_card(wanted: Class) -> Class:
-    return wanted.model_copy(update={"gpus": 1})
+def one_card(resource_class: Class) -> Class:
+    return resource_class.model_copy(update={"gpus": 1})
 
 
 def guard(large: bool, registry: str) -> Any:
-    """A place in the queue of the class, or the registered model to oneself."""
+    """A semaphore of the resource class, or a mutex of the registered model."""
     from hera.workflows import models
 
     if large:
@@ -241,7 +247,7 @@ def guard(large: bool, registry: str) -> Any:
 
 
 def registered_models(settings: Settings) -> dict[str, str]:
-    """Name of the registered model by profile, ours and those sent with the workflow."""
+    """Registered model by profile: those of the repository, and those sent with the workflow."""
     from loraline.profiles import load
 
     ours = sorted(file.stem for file in PROFILES.glob("*.yaml"))
@@ -252,12 +258,12 @@ def registered_models(settings: Settings) -> dict[str, str]:
 
 
 def model_of_profile(settings: Settings) -> str:
-    """The registered model that the parameter `profile` leads to."""
-    return chosen(registered_models(settings), "profile")
+    """An expression for the registered model of the parameter `profile`."""
+    return entry_by_parameter(registered_models(settings), "profile")
 
 
 def metrics(name: str) -> Any:
-    """How often each step ended in which way, and how long it took, for Prometheus."""
+    """Prometheus metrics: how often each step ended, by status, and how long it took."""
     from hera.workflows import models
 
     labels = [
@@ -292,7 +298,7 @@ SIGNING_OBJECT, SIGNING_ENTRY = "loraline-signing", "signing-key"
 
 
 def signing_key() -> list[Any]:
-    """The private key, from a Secret that no other step and no server is given."""
+    """The private key, from a Secret that only this step may read."""
     from hera.workflows import SecretEnv
 
     key = SecretEnv(
@@ -324,7 +330,7 @@ def environment(image: str, hands_over: bool) -> list[Any]:
         setting("HF_HUB_OFFLINE", "hf-hub-offline"),
         *(secret(key, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
         secret("HF_TOKEN", "hf-token"),
-        # Of an MLflow server that asks who is there.
+        # For an MLflow server with authentication.
         *(secret(key, key) for key in MLFLOW_CREDENTIALS),
         Env(name="HF_HOME", value=MODELS),
         Env(name="LORALINE_WORKFLOW_NAME", value="{{workflow.name}}"),

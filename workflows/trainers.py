@@ -1,6 +1,6 @@
 """What can make a group of machines: Kubernetes' own Job, Kubeflow's TrainJob, KubeRay's RayJob.
 
-A trainer is the manifest of an object, and how Argo sees that the object's work has ended.
+A trainer is the manifest of an object, and the condition by which Argo sees its end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from templates import DAY
 Object = dict[str, Any]
 
 NAME = "{{workflow.name}}-train"
-"""The object. A pod of Argo's that is lost and tried again finds it by its name."""
+"""Name of the object; a retried pod of Argo finds the object by it."""
 
 SERVICE = "loraline-training"
 """The namespace's headless Service, by which the pods of a Job have names in the DNS."""
@@ -41,31 +41,33 @@ class Trainer(NamedTuple):
     """What kubectl calls it."""
 
     manifest: Callable[[Class, Object, Object], Object]
-    """From a class, the template of the step and the spec of a workflow that has it alone."""
+    """From a class, the step's template, and the spec of a workflow with only that template."""
 
-    ended: str
-    """Argo's condition for its end, however it ended."""
+    end_condition: str
+    """Argo's condition for its end, with or without success."""
 
-    how: str
-    """What the step after the group is told, as paths of kubectl."""
+    end_paths: str
+    """kubectl paths of how it ended, which the step after the group gets."""
 
 
-def job(wanted: Class, step: Object, alone: Object) -> Object:
+def job(resource_class: Class, step: Object, alone: Object) -> Object:
     """An Indexed Job with a pod for each machine of a class."""
     first = f"{NAME}-0.{SERVICE}:{PORT}"
-    main = container(wanted, step, group_flags(wanted, "$(JOB_COMPLETION_INDEX)", first))
+    main = container(
+        resource_class, step, group_flags(resource_class, "$(JOB_COMPLETION_INDEX)", first)
+    )
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": NAME, "labels": LABELS},
         "spec": {
-            # Said, so that a retried workflow goes on with a Job that was suspended.
+            # Explicit, so that a retried workflow resumes a Job that was suspended.
             "suspend": False,
             "completionMode": "Indexed",
-            "completions": wanted.machines,
-            "parallelism": wanted.machines,
+            "completions": resource_class.machines,
+            "parallelism": resource_class.machines,
             "activeDeadlineSeconds": DAY,
-            "backoffLimit": RESTARTS * wanted.machines,
+            "backoffLimit": RESTARTS * resource_class.machines,
             # The first machine ends with 0 only when the adapter is logged.
             "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
             "podFailurePolicy": {"rules": failure_rules()},
@@ -77,7 +79,7 @@ def job(wanted: Class, step: Object, alone: Object) -> Object:
                     # A container's first process ignores a SIGTERM that it does not yet listen to.
                     "shareProcessNamespace": True,
                     "automountServiceAccountToken": False,
-                    **pod(wanted, step, alone),
+                    **pod(resource_class, step, alone),
                     "containers": [{**main, "name": "main"}],
                 },
             },
@@ -86,9 +88,9 @@ def job(wanted: Class, step: Object, alone: Object) -> Object:
 
 
 def failure_rules() -> list[Object]:
-    """A pod that the cluster takes away is replaced, and one that says "try again" some times.
+    """A pod that the cluster removes is replaced; a pod that ends with 75 is replaced a few times.
 
-    Any other exit code ends the group, and is the step's.
+    Any other exit code ends the group, and becomes that of the step.
     """
     codes = {"containerName": "main", "values": [TRY_AGAIN]}
     return [
@@ -98,16 +100,16 @@ def failure_rules() -> list[Object]:
     ]
 
 
-def train_job(wanted: Class, step: Object, alone: Object) -> Object:
+def train_job(resource_class: Class, step: Object, alone: Object) -> Object:
     """A TrainJob of Kubeflow Trainer 2.2, on its runtime `torch-distributed`.
 
     Its torch plugin gives each pod a number and the first one's address, in variables named PET_….
     What a TrainJob has no field for is a patch of the runtime.
     """
     first = "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)"
-    main = container(wanted, step, group_flags(wanted, "$(PET_NODE_RANK)", first))
+    main = container(resource_class, step, group_flags(resource_class, "$(PET_NODE_RANK)", first))
     patched = {key: main[key] for key in ("securityContext", "volumeMounts")}
-    spec = {**pod(wanted, step, alone), "containers": [{"name": "node", **patched}]}
+    spec = {**pod(resource_class, step, alone), "containers": [{"name": "node", **patched}]}
     node = {"template": {"metadata": {"labels": LABELS}, "spec": spec}}
     jobs = {"replicatedJobs": [{"name": "node", "template": {"spec": node}}]}
     return {
@@ -120,8 +122,8 @@ def train_job(wanted: Class, step: Object, alone: Object) -> Object:
             "runtimeRef": {"name": "torch-distributed"},
             "trainer": {
                 **{key: main[key] for key in ("image", "command", "args", "env")},
-                "numNodes": wanted.machines,
-                "numProcPerNode": wanted.gpus,
+                "numNodes": resource_class.machines,
+                "numProcPerNode": resource_class.gpus,
                 "resourcesPerNode": main["resources"],
             },
             "runtimePatches": [
@@ -131,15 +133,18 @@ def train_job(wanted: Class, step: Object, alone: Object) -> Object:
     }
 
 
-def ray_job(wanted: Class, step: Object, alone: Object) -> Object:
-    """A RayJob of KubeRay: a Ray cluster with a worker for each machine, gone with the training.
+def ray_job(resource_class: Class, step: Object, alone: Object) -> Object:
+    """A RayJob of KubeRay: a Ray cluster with a worker per machine, removed after the training.
 
-    The entrypoint goes through a shell, so the step's words are variables and not part of it.
+    A shell runs the entrypoint, so the step's arguments are passed as variables.
     """
-    main = container(wanted, step, [])
+    main = container(resource_class, step, [])
     words = [*main.pop("command"), *main.pop("args")]
     variables = {f"LORALINE_WORD_{n:02}": word for n, word in enumerate(words)}
-    variables |= {"LORALINE_NODES": str(wanted.machines), "LORALINE_GPUS": str(wanted.gpus)}
+    variables |= {
+        "LORALINE_NODES": str(resource_class.machines),
+        "LORALINE_GPUS": str(resource_class.gpus),
+    }
     kept_variables = [each for each in main["env"] if each["name"] not in variables]
     new_variables = [{"name": name, "value": value} for name, value in variables.items()]
     head = {**main, "name": "ray-head", "env": [*kept_variables, *new_variables], "resources": HEAD}
@@ -147,7 +152,7 @@ def ray_job(wanted: Class, step: Object, alone: Object) -> Object:
     common = {"serviceAccountName": alone["serviceAccountName"]}
     common |= {key: alone[key] for key in ("securityContext",)}
     common |= {"automountServiceAccountToken": False, "volumes": volumes(step, alone)}
-    size = dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), wanted.machines)
+    size = dict.fromkeys(("replicas", "minReplicas", "maxReplicas"), resource_class.machines)
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -170,7 +175,7 @@ def ray_job(wanted: Class, step: Object, alone: Object) -> Object:
                         **size,
                         "rayStartParams": {},
                         "template": templated(
-                            {**common, **pod(wanted, step, alone), "containers": [worker]}
+                            {**common, **pod(resource_class, step, alone), "containers": [worker]}
                         ),
                     }
                 ],
@@ -186,26 +191,26 @@ def templated(spec: Object) -> Object:
     return {"metadata": {"labels": LABELS}, "spec": spec}
 
 
-def group_flags(wanted: Class, number: str, first: str) -> list[str]:
-    """The flags by which the step knows its group."""
-    return ["--nodes", str(wanted.machines), "--node", number, "--first-node", first]
+def group_flags(resource_class: Class, number: str, first: str) -> list[str]:
+    """The flags that describe the group to the step."""
+    return ["--nodes", str(resource_class.machines), "--node", number, "--first-node", first]
 
 
-def container(wanted: Class, step: Object, others: list[str]) -> Object:
-    """The container of the step on one of several machines, with what a class gives."""
-    (given,) = pod_fields(wanted)["containers"]
+def container(resource_class: Class, step: Object, others: list[str]) -> Object:
+    """The step's container for one of several machines, with the resources of a class."""
+    (granted,) = pod_fields(resource_class)["containers"]
     alone = step["container"]
     return {
         **alone,
         "args": [*alone["args"], *others],
-        "env": [*alone["env"], *given.get("env", [])],
-        "resources": given["resources"],
+        "env": [*alone["env"], *granted.get("env", [])],
+        "resources": granted["resources"],
     }
 
 
-def pod(wanted: Class, step: Object, alone: Object) -> Object:
-    """What the pod of a machine has beside its container."""
-    fields = pod_fields(wanted, GRACE_SECONDS)
+def pod(resource_class: Class, step: Object, alone: Object) -> Object:
+    """The fields of a machine's pod, without its container."""
+    fields = pod_fields(resource_class, GRACE_SECONDS)
     del fields["containers"]
     return {
         "serviceAccountName": alone["serviceAccountName"],

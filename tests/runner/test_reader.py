@@ -369,7 +369,7 @@ def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_looked_at(
 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "argo is not installed: its own linter was not asked",
+        "argo is not installed, so `argo lint` was not run",
         "a.yaml: a workflow has to be a mapping, not nothing",
         "b.yaml: spec: onExit stop is no template; there are ask, group, main, older, say",
     ]

@@ -514,7 +514,7 @@ def test_findings_are_printed_one_a_line_and_end_with_1(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "argo is not installed: its own linter was not asked",
+        "argo is not installed, so `argo lint` was not run",
         "sweep.yaml: spec: no podGC",
         "sweep.yaml: spec: no ttlStrategy",
     ]
