@@ -30,7 +30,7 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
 
     `chosen` are the tasks of the entrypoint that would run; None stands for all.
     """
-    known = {f"workflow.parameters.{name}": value for name, value in parameters.items()}
+    scope = {f"workflow.parameters.{name}": value for name, value in parameters.items()}
 
     def walk(path: str, template_name: str, arguments: Values, folder: Path) -> None:
         template = workflow.templates[template_name]
@@ -40,18 +40,18 @@ def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | No
         }
         match template.definition:
             case Container() as container:
-                values = known | inputs
+                values = scope | inputs
                 command, _ = command_line(container, str(folder), filler(values))
                 click.echo(f"{path or template_name}: {shlex.join(command)}")
             case Resource() as resource:
-                click.echo(f"{path}: {resource_line(resource, known | inputs)}")
+                click.echo(f"{path}: {resource_line(resource, scope | inputs)}")
             case Dag() | Steps():
                 walk_tasks(template.tasks, path, inputs, folder)
             case _:
                 click.echo(f"{path}: waits for an answer")
 
     def walk_tasks(steps: list[Task], path: str, inputs: Values, folder: Path) -> None:
-        fill = filler(known | inputs)
+        fill = filler(scope | inputs)
         for task in steps:
             refuse_no_list(task, fill)
             arguments = {name: fill(text) for name, text in task.arguments.items()}

@@ -63,9 +63,9 @@ def members_of_the_file(task: Task, when: str, values: Mapping[str, str]) -> lis
 
     `when` is read once more with each item: `'{{item}}' == 'x'` is false in its braces, too.
     """
-    known = {n: v for n, v in values.items() if not n.startswith(("tasks.", "steps."))}
+    scope = {n: v for n, v in values.items() if not n.startswith(("tasks.", "steps."))}
     try:
-        items = items_of(task, known, as_written=True)
+        items = items_of(task, scope, as_written=True)
     except NodeError:
         return []
     return [member(number, item, when, task.arguments, values) for number, item in enumerate(items)]

@@ -46,9 +46,9 @@ def hand_over(run: Controller, node: Node, invocation: Invocation, frame: Frame)
 
     A task that did not run has no value: its default counts, or there is an error.
     """
-    known = {k: v for k, v in frame.values.items() if k not in frame.not_run}
+    scope = {k: v for k, v in frame.values.items() if k not in frame.not_run}
     for name, output in invocation.template.outputs.items():
-        value = output_of(output.reference, known)
+        value = output_of(output.reference, scope)
         if value is None and output.default is not None:
             value = substitute(output.default, run.values | invocation.values)
         if value is None:

@@ -149,10 +149,10 @@ class Reader:
         only_at_the_end = of_the_end - self.reached(entrypoint)
         templates = {}
         for name in self.shapes:
-            known = self.globals | (AFTER_THE_END if name in only_at_the_end else set())
+            scope = self.globals | (AFTER_THE_END if name in only_at_the_end else set())
             # Argo checks the globals of exit handlers at submit, when composed names are unknown.
             templates[name] = self.template(
-                name, known - {ANY_GLOBAL} if name in of_the_end else known
+                name, scope - {ANY_GLOBAL} if name in of_the_end else scope
             )
         for role in (entrypoint, on_exit):
             if role:
@@ -188,18 +188,18 @@ class Reader:
             if any(name in self.reached(called) for called in self.calls(name)):
                 raise Refused(f"template {name} calls itself, which does not run here")
 
-    def template(self, name: str, known: set[str]) -> Template:
+    def template(self, name: str, scope: set[str]) -> Template:
         where, shape = f"template {name}", self.shapes[name]
         for parameter in self.inputs[name].values():
-            check_references(where, parameter.preset or "", known)
-        known = known | {f"inputs.parameters.{parameter}" for parameter in self.inputs[name]}
+            check_references(where, parameter.preset or "", scope)
+        scope = scope | {f"inputs.parameters.{parameter}" for parameter in self.inputs[name]}
         check_limits(where, shape)
         retry = read_retry(where, shape.retryStrategy) if shape.retryStrategy is not None else None
         reader = TaskReader(self.inputs, self.outputs)
         inside = set[str]()
         definition: Container | Dag | Resource | Steps | Suspend
         if shape.container is not None:
-            definition = self.container(where, shape, known, retry)
+            definition = self.container(where, shape, scope, retry)
         elif shape.resource is not None:
             limit = or_unbounded(shape.activeDeadlineSeconds)
             definition = read_resource(where, shape.resource, self.inputs[name], limit)
@@ -207,17 +207,17 @@ class Reader:
                 check_json_path(f"{where}: output {declared}", wanted.json_path)
             plain = without_expressions(where, definition.manifest, self.inputs[name])
             for text in [plain, *definition.flags]:
-                check_references(where, text, known)
+                check_references(where, text, scope)
         elif shape.dag is not None:
             dag = checked(where, "dag", DagShape, shape.dag)
-            tasks, inside = reader.dag(where, dag, known)
+            tasks, inside = reader.dag(where, dag, scope)
             definition = Dag(tasks, dag.failFast, [task["name"] for task in dag.tasks])
         elif shape.steps is not None:
-            groups, inside = reader.steps(where, shape.steps, known)
+            groups, inside = reader.steps(where, shape.steps, scope)
             definition = Steps(groups)
         else:
             wait = checked(where, "suspend", SuspendShape, shape.suspend).duration
-            check_references(f"{where}: duration", wait, known)
+            check_references(f"{where}: duration", wait, scope)
             if wait and not references(wait):
                 seconds(f"{where}: duration", wait)
             definition = Suspend(wait)
@@ -226,13 +226,13 @@ class Reader:
             if output.reference:
                 check_output(at, output.reference, inside)
             for text in (output.default or "", output.path, output.global_name):
-                check_references(at, text, known)
+                check_references(at, text, scope)
         timeout = shape.timeout
         locks = read_locks(where, shape.synchronization)
         for lock in locks:
             # An expression is not evaluated: this machine has one lock for any name it may give.
             names = re.sub(r"\{\{=.*?\}\}", "", lock)
-            check_references(f"{where}: synchronization", names, known)
+            check_references(f"{where}: synchronization", names, scope)
         return Template(
             name=name,
             inputs=self.inputs[name],
@@ -245,7 +245,7 @@ class Reader:
         )
 
     def container(
-        self, where: str, template: TemplateShape, known: set[str], retry: Retry | None
+        self, where: str, template: TemplateShape, scope: set[str], retry: Retry | None
     ) -> Container:
         container = checked(where, "container", ContainerShape, template.container)
         if template.name != template.name.lower():
@@ -264,10 +264,10 @@ class Reader:
             if variable.valueFrom is None
         }
         if retry:
-            known = known | {"retries", *(f"lastRetry.{word}" for word in OF_A_RETRY)}
+            scope = scope | {"retries", *(f"lastRetry.{word}" for word in OF_A_RETRY)}
         command = [*container.command, *container.args]
         for word in [*command, *environment.values()]:
-            check_references(where, word, known)
+            check_references(where, word, scope)
         inherited = [name for name in variables if name not in environment]
         return Container(
             command, environment, inherited, or_unbounded(template.activeDeadlineSeconds)

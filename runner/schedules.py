@@ -33,8 +33,8 @@ def check_times(cron: Cron) -> None:
     for schedule in cron.schedules or []:
         check_schedule(schedule)
     if (cron.concurrencyPolicy or "") not in POLICIES:
-        known = ", ".join(POLICIES[1:])
-        raise Refused(f"spec: concurrencyPolicy {cron.concurrencyPolicy} is none of {known}")
+        accepted = ", ".join(POLICIES[1:])
+        raise Refused(f"spec: concurrencyPolicy {cron.concurrencyPolicy} is none of {accepted}")
     if cron.timezone and cron.timezone not in available_timezones():
         raise Refused(f"spec: timezone {cron.timezone} is none that is known")
 

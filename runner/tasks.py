@@ -52,7 +52,7 @@ class TaskReader:
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
 
-    def dag(self, where: str, dag: DagShape, known: set[str]) -> tuple[list[Task], set[str]]:
+    def dag(self, where: str, dag: DagShape, scope: set[str]) -> tuple[list[Task], set[str]]:
         """Tasks in the order in which Argo visits them, and the references to their outputs."""
         shapes = by_name(where, "task", TaskShape, dag.tasks)
         if not shapes:
@@ -68,7 +68,7 @@ class TaskReader:
         }
         ordered, reachable = list[Task](), dict[str, set[str]]()
         for name in in_order(where, upstreams):
-            available = known.union(*(reachable[upstream] for upstream in upstreams[name]))
+            available = scope.union(*(reachable[upstream] for upstream in upstreams[name]))
             at = f"{where}: task {name}"
             task = self.task(at, shapes[name], available, depends[name], upstreams[name])
             reachable[name] = available | self.handed_over("tasks", task)
@@ -76,7 +76,7 @@ class TaskReader:
         return ordered, set[str]().union(*reachable.values())
 
     def steps(
-        self, where: str, raw_groups: list[Any], known: set[str]
+        self, where: str, raw_groups: list[Any], scope: set[str]
     ) -> tuple[list[list[Task]], set[str]]:
         """Groups of steps, and the references to their outputs; a group sees the earlier groups."""
         groups, names, inside = list[list[Task]](), set[str](), set[str]()
@@ -90,14 +90,14 @@ class TaskReader:
                 )
             names |= shapes.keys()
             steps = [
-                self.task(f"{where}: step {name}", step, known, ALWAYS, ())
+                self.task(f"{where}: step {name}", step, scope, ALWAYS, ())
                 for name, step in shapes.items()
             ]
             groups.append(steps)
             for step in steps:
                 # Argo never ends a list of steps that reads an output of a skipped step.
                 inside |= (handed := self.handed_over("steps", step))
-                known = known | ({f"steps.{step.name}.status"} if step.when else handed)
+                scope = scope | ({f"steps.{step.name}.status"} if step.when else handed)
         return groups, inside
 
     def handed_over(self, prefix: str, task: Task) -> set[str]:
@@ -111,7 +111,7 @@ class TaskReader:
         self,
         where: str,
         shape: StepShape,
-        known: set[str],
+        scope: set[str],
         depends: Expression,
         upstreams: tuple[str, ...],
     ) -> Task:
@@ -123,10 +123,10 @@ class TaskReader:
         items = read_items(where, shape)
         if items is not None:
             source = items if isinstance(items, str) else " ".join(items)
-            check_references(f"{where}: withParam", source, known)
-            known = known | known_of_items(items)
+            check_references(f"{where}: withParam", source, scope)
+            scope = scope | references_of_items(items)
         for source in [*arguments.values(), shape.when]:
-            check_references(where, source, known)
+            check_references(where, source, scope)
         if shape.when:
             check_when(f"{where}: when", shape.when)
         return Task(shape.name, template, arguments, shape.when, items, depends, upstreams)
@@ -236,7 +236,7 @@ def read_items(where: str, task: StepShape) -> list[str] | str | None:
     return task.withParam
 
 
-def known_of_items(items: list[str] | str) -> set[str]:
+def references_of_items(items: list[str] | str) -> set[str]:
     """References that the items give; a list that is known only at run time may give any."""
     if isinstance(items, str):
         return {"item", "item.*"}
@@ -257,7 +257,7 @@ def check_when(where: str, source: str) -> None:
         raise Refused(f"{where}: {error}") from error
 
 
-def check_references(where: str, source: str, known: set[str]) -> None:
+def check_references(where: str, source: str, scope: set[str]) -> None:
     if "{{" in REFERENCE.sub("", source):
         raise Refused(
             f"{where}: {shown(source)} opens a reference and does not close it; Argo would read on "
@@ -265,12 +265,12 @@ def check_references(where: str, source: str, known: set[str]) -> None:
         )
     for written in REFERENCE.findall(source):
         reference = written.strip()
-        if reference in known:
+        if reference in scope:
             continue
         family = "item.*" if reference.startswith("item.") else "workflow.outputs.parameters.*"
-        if reference.startswith(family.removesuffix("*")) and family in known:
+        if reference.startswith(family.removesuffix("*")) and family in scope:
             continue
         hint = ""
         if output := OUTPUT.fullmatch(reference):
             hint = f" (does the task depend on {output[1]}, and has it an output {output[2]}?)"
-        raise Refused(f"{where}: {{{{{written}}}}} is not known here{hint}; known: {listed(known)}")
+        raise Refused(f"{where}: {{{{{written}}}}} is not known here{hint}; known: {listed(scope)}")
