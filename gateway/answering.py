@@ -173,6 +173,8 @@ async def respond(
             events, exchange, lambda problem: sse.event("error", problem.document(exchange.id))
         )
     with gateway.admission.caller_slot(caller):
-        answer = await sse.while_there(request, answered(gateway, parsed, caller, exchange))
+        answer = await sse.unless_client_leaves(
+            request, answered(gateway, parsed, caller, exchange)
+        )
     await keep(answer)
     return Response(orjson.dumps(answer), 200, None, "application/json")

@@ -75,8 +75,8 @@ class Gateway:
         *,
         with_usage: bool = True,
     ) -> AsyncGenerator[bytes, None]:
-        """Whole events as the server wrote them. It is always asked what was used; that event is
-        left out where the client did not ask."""
+        """Complete events as the server wrote them. The server is always asked for its usage; that
+        event is left out where the client did not ask for it."""
         exchange.model, exchange.version = model.name, model.version
         body = body | {"stream": True, "stream_options": {"include_usage": True}}
         content = orjson.dumps(body)

@@ -1,4 +1,4 @@
-"""Server-sent events: whole ones are passed on as they came, half ones wait for the rest."""
+"""Server-sent events: complete ones are passed on unchanged, incomplete ones wait for the rest."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ HEADERS = [
 ]
 
 
-class Whole:
+class EventBuffer:
     """Cuts a stream of bytes at the ends of events."""
 
     def __init__(self) -> None:
         self.rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """All events that are whole by now, as they came; empty while one is not."""
+        """The events that are complete by now, unchanged; empty while there is none."""
         if self.rest:
             data = self.rest + data
             self.rest = b""
@@ -95,16 +95,16 @@ def garbage() -> Problem:
     return Problem(502, "upstream_garbage", "The model's server answers in an unknown form.")
 
 
-async def gone(receive: Receive) -> None:
+async def client_left(receive: Receive) -> None:
     """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; it is cancelled, and ClientGone raised, when the client leaves first."""
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; ClientGone, and the work cancelled, if the client leaves first."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(gone(request.receive))
+    leaving = asyncio.ensure_future(client_left(request.receive))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -121,8 +121,8 @@ async def end(*tasks: asyncio.Future[Any]) -> None:
 
 
 class Stream(Response):
-    """Sends events as they are made. What goes wrong before the first one is a plain problem,
-    what goes wrong later an event of its own, and never a silent end."""
+    """Sends events as they are made. An error before the first event is a plain problem; a later
+    error is an event. A stream never ends silently."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Stream(Response):
         while True:
             try:
                 async with asyncio.timeout(QUIET_S):
-                    await gone(receive)
+                    await client_left(receive)
                 return
             except TimeoutError:
                 if self.last and clock() - self.last > QUIET_S:

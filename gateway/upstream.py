@@ -54,7 +54,7 @@ class Upstreams:
             self.headers["Authorization"] = f"Bearer {key.get_secret_value()}"
 
     async def start(self) -> None:
-        # The gate bounds the connections. No cookies, no proxies of the environment, no redirects.
+        # Admission bounds the connections. No cookies, no proxies of the environment, no redirects.
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -82,12 +82,12 @@ class Upstreams:
     async def refresh(self) -> None:
         """Ask every server for its models.
 
-        A connection that rests is used for that and closed, or it would never be idle for long.
+        This uses an idle connection and closes it; otherwise idle connections would never time out.
         """
         await asyncio.gather(*map(self.ask_for_models, self.entries))
 
     async def ask_for_models(self, url: str) -> None:
-        before = self.listed.get(url)
+        listed_before = self.listed.get(url)
         try:
             timeout = aiohttp.ClientTimeout(total=CONNECT_S)
             async with self.session.get(
@@ -102,9 +102,9 @@ class Upstreams:
                 self.listed[url] = models_of(self.entries[url], orjson.loads(body))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             self.listed.pop(url, None)
-            if before is not None:
+            if listed_before is not None:
                 log.warning("a model's server does not answer", exc_info=error)
-        for model in before or []:
+        for model in listed_before or []:
             self.metrics.up.labels(model.name).set(0)
         for model in self.listed.get(url, []):
             self.metrics.up.labels(model.name).set(1)
@@ -113,26 +113,26 @@ class Upstreams:
     def models(self) -> list[Model]:
         return [model for url in self.entries for model in self.listed.get(url, [])]
 
-    def model(self, name: str | None, caller: Caller, *, roomiest: bool = False) -> Model:
+    def model(self, name: str | None, caller: Caller, *, longest_context: bool = False) -> Model:
         """The model of a request: by its name or role, or the first adapter when none is named.
 
-        Two servers may have the same base: the first is the adapter's, the `roomiest` has the
-        longest context, which tasks want.
+        Two servers may have the same base. The first is the adapter's; with `longest_context` it is
+        the one with the longest context, which tasks need.
         """
         models = self.models
         if not models:
             raise upstream_errors.unavailable(self.settings.refresh_s)
         if name:
-            named = [model for model in models if model.name == name]
-            named = named or [model for model in models if model.role == name]
+            matching = [model for model in models if model.name == name]
+            matching = matching or [model for model in models if model.role == name]
         else:
-            named = [model for model in models if model.adapted] or models
-        if not named or not caller.may_ask(named[0].name):
+            matching = [model for model in models if model.adapted] or models
+        if not matching or not caller.may_ask(matching[0].name):
             raise Problem(
                 404, "model_unknown", "No such model for this key; GET /v1/models lists them."
             )
-        longest = max(named, key=lambda model: model.max_model_len or 0)
-        return longest if roomiest and longest.name == named[0].name else named[0]
+        longest = max(matching, key=lambda model: model.max_model_len or 0)
+        return longest if longest_context and longest.name == matching[0].name else matching[0]
 
     @asynccontextmanager
     async def post(self, model: Model, body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -182,7 +182,7 @@ class Upstreams:
         self, model: Model, body: bytes, exchange: Exchange
     ) -> AsyncGenerator[bytes, None]:
         """Whole events as they come. They end with the server's own end, or with a Problem."""
-        whole = sse.Whole()
+        buffer = sse.EventBuffer()
         total = 0
         ended = False
         async with self.post(model, body) as answer:
@@ -190,7 +190,7 @@ class Upstreams:
                 raise self.garbage(model)
             async for data in answer.content.iter_any():
                 total += len(data)
-                events = whole.feed(data)
+                events = buffer.feed(data)
                 if not events:
                     if total > MAX_ANSWER:
                         break

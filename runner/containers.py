@@ -93,14 +93,14 @@ def command_line(
     References are Argo's to `fill` in, `$(VARIABLE)` is Kubernetes'.
     """
 
-    def here(word: str) -> str:
+    def translated(word: str) -> str:
         return fill(re.sub(rf"{OUT_DIR}(?![\w.-])", folder, word))
 
     variables = {name: os.environ[name] for name in container.inherited if name in os.environ}
     environment: Values = {}
     for name, value in container.environment.items():
-        environment[name] = variables[name] = expanded(here(value), variables)
-    command = [expanded(here(word), variables) for word in container.command]
+        environment[name] = variables[name] = expanded(translated(value), variables)
+    command = [expanded(translated(word), variables) for word in container.command]
     if command[0] == "python":
         command[0] = sys.executable
     return command, environment

@@ -158,7 +158,9 @@ async def chat_completions(request: Request) -> Response:
         events = passed_on(gateway, model, body, caller, exchange, with_usage)
         return sse.Stream(events, exchange, lambda problem: failed(problem, exchange))
     with gateway.admission.caller_slot(caller):
-        answer, _ = await sse.while_there(request, gateway.ask(model, body, caller, exchange))
+        answer, _ = await sse.unless_client_leaves(
+            request, gateway.ask(model, body, caller, exchange)
+        )
     return Response(answer, 200, None, "application/json")
 
 

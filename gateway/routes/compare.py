@@ -59,7 +59,9 @@ async def compare(request: Request, caller: RateLimited) -> Response:
     keeper = Keeper(gateway.sessions, caller, form.text("session"), "compare", question, pictures)
     await keeper.check()
     with gateway.admission.caller_slot(caller):
-        answers = await sse.while_there(request, all_answers(gateway, parsed, caller, exchange))
+        answers = await sse.unless_client_leaves(
+            request, all_answers(gateway, parsed, caller, exchange)
+        )
     document = {
         "answers": answers,
         "comparisons": [compared(*pair) for pair in combinations(answers, 2)],
@@ -86,7 +88,7 @@ def names(gateway: Gateway, form: Form) -> list[str]:
 async def model_request(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
     """The request to one model."""
     if task := form.text("task"):
-        model = gateway.upstreams.model(name, caller, roomiest=True)
+        model = gateway.upstreams.model(name, caller, longest_context=True)
         if form.text("question"):
             raise Problem(422, "question", "A task is asked with text, not with a question.")
         return await tasks.read(gateway, form, tasks.find(gateway, task), model)

@@ -62,7 +62,7 @@ async def ask(request: Request, task: str, caller: RateLimited) -> Response:
     with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
             name = form.text("model") or base(gateway)
-            model = gateway.upstreams.model(name, caller, roomiest=True)
+            model = gateway.upstreams.model(name, caller, longest_context=True)
             parsed = await read(gateway, form, known, model)
     exchange.digests += parsed.digests
     keeper = Keeper(

@@ -205,8 +205,8 @@ def test_verify_serving_asks_through_the_gateway_as_it_asks_vllm(vision, stub, p
 def test_events_are_cut_at_their_ends_however_they_come() -> None:
     events = b'data: {"a":1}\n\n: note\n\ndata: [DONE]\n\n'
     for size in range(1, len(events) + 1):
-        whole = sse.Whole()
-        result = [whole.feed(events[at : at + size]) for at in range(0, len(events), size)]
+        buffer = sse.EventBuffer()
+        result = [buffer.feed(events[at : at + size]) for at in range(0, len(events), size)]
         assert b"".join(result) == events
         assert all(piece.endswith(b"\n\n") for piece in result if piece)
 
