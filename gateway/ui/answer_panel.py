@@ -51,7 +51,7 @@ class AnswerPanel:
             self.follow, self.stop, self.history,
         ]  # fmt: skip
 
-    def whole(
+    def complete_answer(
         self,
         progress: Progress,
         question: Question,
@@ -59,13 +59,13 @@ class AnswerPanel:
         turns: list[dict[str, Any]],
     ) -> dict[Any, Any]:
         """What is shown of a whole answer."""
-        return self.ended(progress, turns) | {
+        return self.ended_answer(progress, turns) | {
             self.result: result(progress.document, picture),
             self.curl: questions.as_curl(self.address, question),
             self.python: questions.as_python(self.address, question),
         }
 
-    def ended(self, progress: Progress, turns: list[dict[str, Any]]) -> dict[Any, Any]:
+    def ended_answer(self, progress: Progress, turns: list[dict[str, Any]]) -> dict[Any, Any]:
         history = [*turns, {"role": "assistant", "text": progress.text}]
         return {
             self.answer: progress.text,
@@ -81,7 +81,7 @@ class AnswerPanel:
         self, progress: Progress, turns: list[dict[str, Any]], chat_request: dict[str, Any]
     ) -> dict[Any, Any]:
         """What is shown of a whole answer to a conversation."""
-        return self.ended(progress, turns) | {
+        return self.ended_answer(progress, turns) | {
             self.curl: questions.chat_as_curl(self.address, chat_request),
             self.python: questions.chat_as_python(self.address, chat_request),
         }

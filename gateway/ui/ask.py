@@ -224,7 +224,7 @@ class AskScreen:
                 async for progress in growing:
                     if not progress.document:
                         yield {self.panel.answer: progress.text}
-            yield self.panel.whole(progress, question, picture, [turn])
+            yield self.panel.complete_answer(progress, question, picture, [turn])
         except Refusal as error:
             yield self.panel.failed(error.sentence)
 

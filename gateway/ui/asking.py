@@ -70,7 +70,7 @@ async def ask(
         if question.way != PREDICT and preferences.megapixels:
             files = await to_thread.run_sync(smaller, files, preferences.megapixels, Path(folder))
         fields = {**question.fields(), "stream": "true"}
-        several = len(files) > 1 and question.way == PREDICT
+        several_files = len(files) > 1 and question.way == PREDICT
         async with aclosing(gateway.events(question.path, fields, files)) as events:
             at = 0
             async for event, data in events:
@@ -82,7 +82,7 @@ async def ask(
                         progress.text = "\n\n".join(captions)
                     yield progress
                     return
-                if several and data.get("image_index", 0) != at:
+                if several_files and data.get("image_index", 0) != at:
                     at = data["image_index"]
                     progress.text += "\n\n"
                 if progress.add(str(data.get("text", ""))):
@@ -91,13 +91,13 @@ async def ask(
 
 def smaller(files: Sequence[Path], megapixels: float, folder: Path) -> list[Path]:
     """The pictures no larger than that; other files as they are."""
-    made = []
+    sent = []
     for path in files:
         try:
-            made.append(pictures.sent(path, megapixels, folder))
+            sent.append(pictures.sent(path, megapixels, folder))
         except Unreadable:
-            made.append(path)
-    return made
+            sent.append(path)
+    return sent
 
 
 async def chat(

@@ -114,14 +114,14 @@ class BatchScreen:
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
         small = await to_thread.run_sync(thumbnails, paths)
-        return await self.looked(gateway, job["id"], small)
+        return await self.job_updates(gateway, job["id"], small)
 
     async def on_look(
         self, job: str | None, small: dict[str, str], request: gr.Request
     ) -> dict[Any, Any]:
         if not job:
             return {self.timer: gr.Timer(active=False)}
-        return await self.looked(self.connections.gateway(request), job, small)
+        return await self.job_updates(self.connections.gateway(request), job, small)
 
     async def on_list(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
         gateway = self.connections.gateway(request)
@@ -132,7 +132,7 @@ class BatchScreen:
         names = [name for _, name in jobs]
         chosen = job if job in names else next(iter(names), None)
         return {self.jobs: gr.update(choices=jobs, value=chosen)} | (
-            await self.looked(gateway, chosen, {}) if chosen else {}
+            await self.job_updates(gateway, chosen, {}) if chosen else {}
         )
 
     async def on_delete(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
@@ -153,7 +153,9 @@ class BatchScreen:
             self.csv: None,
         }
 
-    async def looked(self, gateway: Gateway, job: str, small: dict[str, str]) -> dict[Any, Any]:
+    async def job_updates(
+        self, gateway: Gateway, job: str, small: dict[str, str]
+    ) -> dict[Any, Any]:
         """The progress of a batch, and its results so far."""
         try:
             state = await gateway.json("GET", f"/jobs/{job}")

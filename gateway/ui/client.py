@@ -74,8 +74,8 @@ class Gateway:
 
     async def chat(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks of a chat completion, as OpenAI has them."""
-        wanted = {"stream": True, "stream_options": {"include_usage": True}}
-        stream = self.stream("/v1/chat/completions", {"json": body | wanted})
+        stream_fields = {"stream": True, "stream_options": {"include_usage": True}}
+        stream = self.stream("/v1/chat/completions", {"json": body | stream_fields})
         async with aclosing(stream) as events:
             async for _, data in events:
                 if data == "[DONE]":

@@ -108,10 +108,10 @@ class CompareScreen:
         }
         files = [Path(path) for path in (box or {}).get("files") or ()]
         text = (box or {}).get("text") or ""
-        done = {self.stop: gr.update(interactive=False)}
+        stop_disabled = {self.stop: gr.update(interactive=False)}
         if not models or not 2 <= len(models) <= len(LETTERS) or not way:
             sentence = self.text("Choose two to four models that share a task.")
-            yield done | {self.line: drawing.sentence(sentence, wrong=True)}
+            yield stop_disabled | {self.line: drawing.sentence(sentence, wrong=True)}
             return
         gateway = self.connections.gateway(request)
         try:
@@ -121,7 +121,7 @@ class CompareScreen:
             fields |= {} if way == PREDICT else {"task": way}
             document = await gateway.form("/compare", fields, files)
         except Refusal as error:
-            yield done | {self.line: drawing.sentence(error.sentence, wrong=True)}
+            yield stop_disabled | {self.line: drawing.sentence(error.sentence, wrong=True)}
             return
         answers = document["answers"]
         if blind:
@@ -131,7 +131,7 @@ class CompareScreen:
         well = [
             letter for letter, each in zip(LETTERS, answers, strict=False) if "problem" not in each
         ]
-        yield done | {
+        yield stop_disabled | {
             self.session: session,
             self.answers: kept,
             self.line: drawing.sentence(agreement(document["comparisons"], hidden=blind)),

@@ -89,8 +89,8 @@ def asked_text(question: Question, card: Mapping[str, Any], task: Mapping[str, A
         return question.text
     prompts = task.get("prompts", {})
     prompt = str(prompts.get(card.get("family"), prompts.get("default", "{text}")))
-    given = {**task.get("variables", {}), **options_of(question.options), "text": question.text}
-    for name, value in given.items():
+    values = {**task.get("variables", {}), **options_of(question.options), "text": question.text}
+    for name, value in values.items():
         prompt = prompt.replace("{" + name + "}", str(value if value is not None else ""))
     return prompt
 
@@ -177,5 +177,5 @@ def in_words(answer: Mapping[str, Any], seconds: float, first: float | None) -> 
             parts.append(f"{(tokens - 1) / (seconds - first):.1f} tokens a second")
     parts.append(f"{seconds:.2f} s in all")
     reason = str(answer.get("finish_reason") or "")
-    ended = REASONS.get(reason, f"Ended: {reason}." if reason else "")
-    return f"{', '.join(parts)}. {ended}".strip()
+    ending = REASONS.get(reason, f"Ended: {reason}." if reason else "")
+    return f"{', '.join(parts)}. {ending}".strip()

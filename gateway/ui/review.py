@@ -137,11 +137,11 @@ class ReviewScreen:
                 asked["reason"] = reason
             try:
                 desk = self.connections.desk(request)
-                done = await desk.json("POST", f"/models/{model}/moves", json=asked)
+                moved = await desk.json("POST", f"/models/{model}/moves", json=asked)
             except Refusal as error:
                 return self.wrong(error)
             return await self.on_model(model, request) | {
-                self.line: drawing.sentence(done["done"]),
+                self.line: drawing.sentence(moved["done"]),
                 self.reason: "",
             }
 

@@ -132,14 +132,14 @@ class TrainScreen:
                 started = await desk.json("POST", f"/{where}", json=recipe(profile, data, changed))
             except Refusal as error:
                 return self.wrong(error)
-            return await self.looked(desk, f"{where}/{started['name']}")
+            return await self.run_updates(desk, f"{where}/{started['name']}")
 
         return start
 
     async def on_look(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         if not place:
             return {self.timer: gr.Timer(active=False)}
-        return await self.looked(self.connections.desk(request), place)
+        return await self.run_updates(self.connections.desk(request), place)
 
     async def on_list(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         desk = self.connections.desk(request)
@@ -148,7 +148,7 @@ class TrainScreen:
         except Refusal as error:
             return self.wrong(error)
         chosen = place if place in places else next(iter(places), None)
-        return await self.looked(desk, chosen) if chosen else {self.line: ""}
+        return await self.run_updates(desk, chosen) if chosen else {self.line: ""}
 
     async def choices(self, desk: Gateway) -> list[tuple[str, str]]:
         """Trainings by name and by the desk's address: those here, then those on the cluster."""
@@ -167,11 +167,11 @@ class TrainScreen:
                 await desk.json("POST", f"/{place}/{act}")
             except Refusal as error:
                 return self.wrong(error)
-            return await self.looked(desk, str(place))
+            return await self.run_updates(desk, str(place))
 
         return move
 
-    async def looked(self, desk: Gateway, place: str) -> dict[Any, Any]:
+    async def run_updates(self, desk: Gateway, place: str) -> dict[Any, Any]:
         """The progress of a training; it is polled as long as the training runs."""
         try:
             choices = await self.choices(desk)
@@ -179,14 +179,14 @@ class TrainScreen:
         except Refusal as error:
             return self.wrong(error) | {self.timer: gr.Timer(active=False)}
         running = run["running"]
-        done = run["phase"] == "Succeeded"
+        succeeded = run["phase"] == "Succeeded"
         return {
             self.line: drawing.sentence(f"{run['name']}: {run['phase']}"),
             self.run: gr.update(choices=choices, value=place),
             self.nodes: nodes(run["nodes"]),
             self.log: "\n".join(run["log"]),
             self.stop: gr.update(interactive=running),
-            self.resume: gr.update(interactive=not running and not done),
+            self.resume: gr.update(interactive=not running and not succeeded),
             self.timer: gr.Timer(active=running),
         }
 
