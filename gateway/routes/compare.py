@@ -48,7 +48,8 @@ async def compare(request: Request, caller: RateLimited) -> Response:
     with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
             parsed = [
-                await model_request(gateway, form, name, caller) for name in names(gateway, form)
+                await model_request(gateway, form, name, caller)
+                for name in model_names(gateway, form)
             ]
     if len({each.model.name for each in parsed}) < len(parsed):
         raise Problem(422, "models", "Name each model once.")
@@ -71,18 +72,18 @@ async def compare(request: Request, caller: RateLimited) -> Response:
     return as_json(document)
 
 
-def names(gateway: Gateway, form: Form) -> list[str]:
+def model_names(gateway: Gateway, form: Form) -> list[str]:
     """The models that the form names, or all that have a role."""
-    given = [part.strip() for part in form.text("models").split(",") if part.strip()]
-    if not given:
+    names = [part.strip() for part in form.text("models").split(",") if part.strip()]
+    if not names:
         roles = {model.role: model.name for model in gateway.upstreams.models if model.role}
         adapters = [model.name for model in gateway.upstreams.models if model.adapted]
-        given = [roles[role] for role in ("base", "candidate", "champion") if role in roles]
-        given += [name for name in adapters if name not in given]
-        given = given[:MOST]
-    if not 2 <= len(given) <= MOST:
+        names = [roles[role] for role in ("base", "candidate", "champion") if role in roles]
+        names += [name for name in adapters if name not in names]
+        names = names[:MOST]
+    if not 2 <= len(names) <= MOST:
         raise Problem(422, "models", f"Name from 2 to {MOST} models.")
-    return given
+    return names
 
 
 async def model_request(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:

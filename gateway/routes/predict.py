@@ -29,7 +29,7 @@ router = APIRouter(tags=["Adapter"])
 QUESTION = "{question}"
 
 FIELDS = {
-    "question": "What is put into the adapter's prompt; left out where that asks no question.",
+    "question": "Goes into the adapter's prompt; leave it out where the prompt has none.",
     "model": "Name or role of a model; by default the adapter.",
     "max_tokens": "Longest answer in tokens; by default and at most the contract's.",
     "stream": "true for server-sent events.",
@@ -155,18 +155,18 @@ def check(contract: Contract, question: str, files: bool) -> None:
         raise Problem(
             422,
             "question",
-            f"A question has no {tag[0]} in it: what is uploaded stands before it.",
+            f"A question must not contain {tag[0]}; uploads go before the question.",
         )
     if (contract.modality == "vision") != files:
         wanted = "takes an image" if contract.modality == "vision" else "takes no files"
         raise Problem(422, "files", f"This model {wanted}.")
 
 
-def max_tokens(given: str, most: int) -> int:
+def max_tokens(requested: str, most: int) -> int:
     """The requested answer length; Problem if it is not a number or too large."""
-    if not given:
+    if not requested:
         return most
-    is_number = given.isdecimal() and given.isascii() and len(given) < 7
-    if not is_number or not 0 < int(given) <= most:
+    is_number = requested.isdecimal() and requested.isascii() and len(requested) < 7
+    if not is_number or not 0 < int(requested) <= most:
         raise Problem(422, "max_tokens", f"max_tokens is a number from 1 to {most}.")
-    return int(given)
+    return int(requested)

@@ -32,12 +32,12 @@ from loraline.base import pixels
 router = APIRouter(tags=["Tasks"])
 
 FIELDS = {
-    "text": "What the task is about: a question, the things to find, what an agent shall do.",
+    "text": "A question, the things to find, or what an agent has to do.",
     "options": "JSON object with the prompt's other variables.",
     "model": "Name or role of a model; by default the base.",
     "max_tokens": "Longest answer in tokens; by default and at most the task's.",
     "stream": "true for server-sent events.",
-    "overlay": "svg, png or both, with a comma between: the image with what was found on it.",
+    "overlay": "svg, png, or both with a comma between: the image with its results marked.",
     "session": "Session that keeps question and answer.",
 }
 ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
@@ -57,16 +57,16 @@ async def listed(request: Request, _: Authenticated) -> Response:
 async def ask(request: Request, task: str, caller: RateLimited) -> Response:
     """Ask a model for a task, and read its answer."""
     gateway, exchange = core.of(request), exchanges.of(request)
-    known = find(gateway, task)
-    exchange.task = known.name
+    chosen = find(gateway, task)
+    exchange.task = chosen.name
     with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
             name = form.text("model") or base(gateway)
             model = gateway.upstreams.model(name, caller, longest_context=True)
-            parsed = await read(gateway, form, known, model)
+            parsed = await read(gateway, form, chosen, model)
     exchange.digests += parsed.digests
     keeper = Keeper(
-        gateway.sessions, caller, form.text("session"), known.name, parsed.text, parsed.pictures
+        gateway.sessions, caller, form.text("session"), chosen.name, parsed.text, parsed.pictures
     )
     await keeper.check()
     return await respond(request, gateway, parsed, caller, keeper.keep, form.flag("stream"))
@@ -216,7 +216,7 @@ def longest_answer(gateway: Gateway, task: Task, model: Model) -> int:
 
 
 def variables(task: Task, model: Model, form: Form, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """What goes into the task's prompt; Problem when a variable is missing or none of it."""
+    """Values of the prompt's variables; Problem when one is missing, too long or unknown."""
     try:
         options = orjson.loads(form.text("options") or b"{}")
     except ValueError:
@@ -225,35 +225,37 @@ def variables(task: Task, model: Model, form: Form, pictures: Sequence[Picture])
         isinstance(value, str | int | float) for value in options.values()
     ):
         raise Problem(422, "options", "options is a JSON object of texts and numbers.")
-    given = {str(name): value for name, value in options.items()}
+    values = {str(name): value for name, value in options.items()}
     if form.text("text"):
-        given["text"] = form.fields["text"]
-    if set(given) - set(task.variables):
+        values["text"] = form.fields["text"]
+    if set(values) - set(task.variables):
         accepted = ", ".join(task.variables) or "none"
-        raise Problem(422, "options", f"The task has other variables: {accepted}.")
+        raise Problem(
+            422, "options", f"options has a variable that the task lacks; accepted: {accepted}."
+        )
     if pictures:
         seen = model.shown_size(pictures[0].width, pictures[0].height)
         width, height = seen or (pictures[0].width, pictures[0].height)
-        given |= {"width": width, "height": height}
+        values |= {"width": width, "height": height}
     try:
-        task.messages(model.family, **given)
+        task.messages(model.family, **values)
     except LookupError:
-        wanted = ", ".join(name for name, value in task.variables.items() if value is None)
+        required = ", ".join(name for name, value in task.variables.items() if value is None)
         raise Problem(
             422,
             "options",
-            f"The task needs {wanted or 'no variables'}, of 10,000 characters at most.",
+            f"The task needs {required or 'no variables'}, of 10,000 characters at most.",
         ) from None
-    return given
+    return values
 
 
 def overlays(form: Form, task: Task) -> tuple[str, ...]:
-    wanted = tuple(part.strip() for part in form.text("overlay").split(",") if part.strip())
-    if not set(wanted) <= {"svg", "png"}:
+    formats = tuple(part.strip() for part in form.text("overlay").split(",") if part.strip())
+    if not set(formats) <= {"svg", "png"}:
         raise Problem(422, "overlay", "overlay is svg, png or both.")
-    if wanted and task.inputs != "image":
+    if formats and task.inputs != "image":
         raise Problem(422, "overlay", "Only a task on an image has an overlay.")
-    return wanted
+    return formats
 
 
 def find(gateway: Gateway, name: str) -> Task:
