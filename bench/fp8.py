@@ -2,7 +2,7 @@
 
     python bench/fp8.py
 
-Each line is JSON. First what the kernels compute is held against what a CPU computes; then each
+Each line is JSON. First the kernels' results are compared with those of a CPU; then each
 shape's products are timed with all that belongs to them, in the ways that there are: fast or full
 accumulation, and for the backward pass a transposed copy that is kept or made anew.
 """

@@ -73,7 +73,7 @@ class Store:
 
     @contextmanager
     def locked(self, folder: Path, *, wait: bool = True) -> Iterator[bool]:
-        """Hold the folder against other replicas; says whether it could be had."""
+        """Lock the folder against other replicas; yields whether this one got the lock."""
         try:
             file = (folder / "lock").open("w")
         except FileNotFoundError:

@@ -144,7 +144,7 @@ def read_locks(where: str, raw: Object) -> list[str]:
         key = checked(where, "configMapKeyRef", ConfigMapKey, source)
         locks.append(f"semaphore {key.name}/{key.key}")
     if len(set(locks)) < len(locks):
-        raise Refused(f"{where}: {listed(locks)}: one of them stands there twice")
+        raise Refused(f"{where}: {listed(locks)}: one of them is there twice")
     return locks
 
 

@@ -46,11 +46,11 @@ def letter(_: Loader, node: yaml.ScalarNode) -> str:
 
 def infinity(_: Loader, node: yaml.ScalarNode) -> None:
     line = node.start_mark.line + 1
-    raise Refused(f"line {line}: {node.value} is no number that JSON has; a text stands in quotes")
+    raise Refused(f"line {line}: {node.value} is no number that JSON has; put a text in quotes")
 
 
 def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
-    """A mapping; Refused if a key stands there twice, or again in what is merged."""
+    """A mapping; Refused if a key is there twice, also through a merge."""
     loader.flatten_mapping(node)
     read: dict[Any, Any] = {}
     yield read  # what is in it may refer to it
@@ -62,7 +62,7 @@ def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
                 f"line {line}: {{{{ opens two mappings; a text that begins so needs quotes"
             )
         if key in read:
-            raise Refused(f"line {line}: {shown(key)} stands there twice, which Argo refuses")
+            raise Refused(f"line {line}: {shown(key)} is there twice, which Argo refuses")
         read[key] = loader.construct_object(value_node)
 
 

@@ -28,7 +28,7 @@ from runner.manifests import AS_JSON, read_job
 def print_commands(workflow: Workflow, parameters: Values, chosen: set[str] | None) -> None:
     """Print each container's command; values that only a run can give stay references.
 
-    `chosen` are the tasks of the entrypoint that would run; None stands for all.
+    `chosen` are the tasks of the entrypoint that would run; None means all.
     """
     scope = {f"workflow.parameters.{name}": value for name, value in parameters.items()}
 

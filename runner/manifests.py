@@ -69,7 +69,7 @@ class Job:
     backoff_limit: int
     rules: list[ExitRule]
     succeeded_indexes: frozenset[int] | None
-    """The pods that have to succeed; None stands for all."""
+    """The pods that have to succeed; None means all."""
 
     container: Container
 

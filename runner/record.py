@@ -111,7 +111,7 @@ class Record:
         return self.folder / node.folder
 
     def is_work(self, node: Node) -> bool:
-        """Whether a node stands for work that a person would ask about."""
+        """Whether a node is work that a person would ask about."""
         if node.boundary in self.nodes and self.nodes[node.boundary].type == "Retry":
             return False
         return node.type in (*LEAVES, "Retry")

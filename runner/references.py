@@ -28,7 +28,7 @@ class NodeError(Exception):
 def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], str] = str) -> str:
     """Fill in the references of a text, each value as `spelled` writes it.
 
-    One without a value stays as it stands, as on Argo; but for outputs of tasks and steps, for
+    One without a value stays unchanged, as on Argo; but for outputs of tasks and steps, for
     which Argo would wait: they end their node in Error.
     """
 

@@ -246,7 +246,7 @@ def references_of_items(items: list[str] | str) -> set[str]:
 def check_when(where: str, source: str) -> None:
     """Refuse a condition that is invalid for all values of its references.
 
-    Values come into the text before it is read; any word stands for them here.
+    Values are put into the text before it is read; here a word takes their place.
     """
     try:
         if REFERENCE.search(source):

@@ -144,7 +144,7 @@ class Item:
 
     @property
     def text(self) -> str:
-        """The item as text: what stands between the quotes of a JSON string, escapes and all."""
+        """The item as text: what is between the quotes of a JSON string, with escapes."""
         source = self.raw[1:-1] if self.raw.startswith('"') else self.raw
         return without_html_escapes(source)
 

@@ -141,7 +141,7 @@ def merge(adapter: Path, base: str, folder: Path) -> Path:
 
     agreed = contract.read(adapter)
     if Path(base).is_dir() and not agreed.is_folder:
-        # A folder that stands in for the hub's commit has a digest of its own.
+        # A folder in place of the hub's commit has another digest.
         located = locate(base, None)
     else:
         located = locate_measured(agreed.model_copy(update={"base": base}))

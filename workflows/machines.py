@@ -112,7 +112,7 @@ def stop_group(settings: Settings) -> Resource:
 
 def as_yaml(manifest: Object) -> str:
     """A manifest as YAML in which inputs stand as JSON texts, whatever signs they hold."""
-    # Without aliases, where the same object stands twice.
+    # Without YAML aliases, which the same object in two places would get.
     text = yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False, width=10**6)
     return re.sub(
         r"'\{\{inputs\.parameters\.([\w-]+)\}\}'", r"{{=toJson(inputs.parameters['\1'])}}", text

@@ -84,7 +84,7 @@ def of_template(template: Object, read_template: Template) -> Iterator[str]:
     mounts = [mount.get("mountPath") for mount in container.get("volumeMounts", [])]
     if DEVICE.search(patch + json.dumps(container.get("resources", {}))):
         if "semaphore " not in locks:
-            yield "it may ask for a GPU and stands in no semaphore's queue"
+            yield "it may ask for a GPU and waits for no semaphore"
         if "/dev/shm" not in mounts:
             yield "no volume is mounted at /dev/shm, whose 64 MiB are too few for a data loader"
     if REGISTRY_STEPS & set(words) and "mutex " not in locks:
@@ -106,7 +106,7 @@ def of_resource(template: Object, read_template: Template) -> Iterator[str]:
         resources = json.dumps(container.get("resources", {}))
         mounts = [mount.get("mountPath") for mount in container.get("volumeMounts", [])]
         if DEVICE.search(resources) and "semaphore " not in " ".join(read_template.locks):
-            faults.append("it may ask for a GPU and stands in no semaphore's queue")
+            faults.append("it may ask for a GPU and waits for no semaphore")
         if "/dev/shm" not in mounts:
             faults.append("no volume is mounted at /dev/shm, whose 64 MiB are too few")
         yield from (f"manifest: {fault}" for fault in faults)
@@ -149,9 +149,9 @@ def of_words(words: list[str]) -> Iterator[str]:
     """A parameter must not become a program, and a secret must not be in the file."""
     templated = [number for number, word in enumerate(words) if "{{" in word]
     if templated and any(Path(word).name in SHELLS for word in words[: templated[0] + 1]):
-        yield "a parameter goes through a shell, which would run what it holds"
+        yield "a parameter goes through a shell, which would run its value"
     elif any(number and words[number - 1] == "-c" for number in templated):
-        yield "a parameter stands in the code after -c, which would run what it holds"
+        yield "a parameter is in the code after -c, which would run its value"
     if any(SECRET.search(word) for word in words):
         yield "the arguments hold what looks like a secret; take it from one with secretKeyRef"
     parted = [part for word in words for part in re.split("(?<=^--profile)=", word)]

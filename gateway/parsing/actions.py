@@ -1,4 +1,4 @@
-"""Actions of a computer or a phone, held against what its tool can do. Nothing is ever executed.
+"""Actions of a computer or a phone, checked against their tool. Nothing is ever executed.
 
 The tools are those of Qwen's cookbooks (`computer_use`, `mobile_use`). An action that is
 unfinished, unknown, lacks an argument or points beyond the screenshot is refused, never mended: a

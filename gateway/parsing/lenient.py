@@ -40,7 +40,7 @@ CLOSES_STRING = re.compile(
     r"""\s{0,64}(?:\Z|[\]}):]|,\s{0,64}(?:\Z|["'\[{\]}\d-]|true|false|null|True|False|None|[A-Za-z_]\w{0,64}:)"""
     r"""|["'][\w -]{1,64}["']\s{0,8}:)"""
 )
-"""What follows a quote that ends a string rather than stands in it."""
+"""What follows a quote that ends a string, and is not part of it."""
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 CONSTANTS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}

@@ -9,7 +9,7 @@ from gateway.parsing.answer import FENCE, Answer, Item, segments, words_item
 from gateway.parsing.lenient import Block, blocks, plain
 
 MOST_VALUES = 100
-"""JSON values of one answer that are held against the schema; brackets in prose are many."""
+"""Most JSON values of one answer that are checked; prose may have many brackets."""
 
 
 def parse_text(answer: Answer) -> tuple[Any, list[Item]]:

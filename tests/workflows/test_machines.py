@@ -202,7 +202,7 @@ BROKEN = {
             ),
             group.pop("synchronization"),
         ),
-        "manifest: it may ask for a GPU and stands in no semaphore's queue",
+        "manifest: it may ask for a GPU and waits for no semaphore",
     ),
 }
 
