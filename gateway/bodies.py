@@ -48,7 +48,7 @@ def complaint(error: ValidationError) -> Problem:
     """The first thing wrong, by its place and what was expected there, without what was sent."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"] if str(part).replace("_", "").isalnum())
-    message = first["msg"] if first["type"] != "extra_forbidden" else "this field is not taken"
+    message = first["msg"] if first["type"] != "extra_forbidden" else "this field is not accepted"
     return Problem(422, "field", f"{place[:120] or 'The body'}: {message}.")
 
 

@@ -197,8 +197,8 @@ def unsupported() -> Problem:
     return Problem(
         415,
         "media_type",
-        "A file is of none of the types PNG, JPEG, WebP, GIF, BMP, TIFF, MP4, MOV, WebM, MKV and "
-        "AVI by its content.",
+        "The content of a file is none of PNG, JPEG, WebP, GIF, BMP, TIFF, MP4, MOV, WebM, MKV and "
+        "AVI.",
     )
 
 

@@ -269,7 +269,7 @@ def check_schema(schema: dict[str, Any]) -> None:
             continue
         for key, value in node.items():
             if key in COSTLY and not isinstance(value, dict):
-                raise costly(f"{key} is not taken")
+                raise costly(f"{key} is not accepted")
             if key in COUNTS and isinstance(value, int | float) and value > MAX_REPEATS:
                 raise costly(f"{key} is above {MAX_REPEATS}")
             if key == "$ref" and not str(value).startswith("#"):
@@ -278,4 +278,4 @@ def check_schema(schema: dict[str, Any]) -> None:
 
 
 def costly(why: str) -> Problem:
-    return Problem(422, "schema", f"The schema of the answer is not taken: {why}.")
+    return Problem(422, "schema", f"The answer's schema is not accepted: {why}.")
