@@ -73,8 +73,8 @@ class Rates:
             raise Problem(
                 429,
                 "tokens",
-                f"This key has used its {caller.tokens_per_minute:,} tokens of this minute; wait for "
-                "the next one.",
+                f"This key has used its {caller.tokens_per_minute:,} tokens of this minute; wait "
+                "for the next one.",
                 retry_after=reset - time.time(),
             )
 
