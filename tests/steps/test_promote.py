@@ -150,7 +150,7 @@ def test_a_second_rollback_does_not_go_two_steps_back(step, passed) -> None:
     ("arguments", "message"),
     [
         (("--version", "2"), "'mistral-7b-lora' has no version 2; found: 1"),
-        (("--rollback", "--version", "1"), "--rollback takes none"),
+        (("--rollback", "--version", "1"), "--rollback takes neither"),
     ],
 )
 def test_what_was_not_reviewed_is_not_promoted(step, passed, arguments, message: str) -> None:
@@ -305,7 +305,7 @@ def test_a_rejected_candidate_that_passes_again_is_promoted_by_its_number_alone(
     ("words", "sentence"),
     [
         (["--reject", "No."], "--reject needs the --version"),
-        (["--rollback", "--reject", "No."], "--rollback takes none"),
+        (["--rollback", "--reject", "No."], "--rollback takes neither"),
         (["--version", "2", "--reject", "No."], "has no version 2"),
         (["--version", "1", "--reject", "x" * 2000], "1 to 1000 characters"),
         (["--version", "1", "--reject", " "], ""),
