@@ -556,7 +556,7 @@ def test_shares_of_the_data_merge_to_the_dataset_of_one_run(
     checked = step("prepare_data", *arguments, "--merge", ",".join(runs), "--check-only")
     assert (checked.exit_code, "report in outputs" in checked.stdout) == (0, True)
     both = step("prepare_data", *arguments, "--part", "1/3", "--check-only")
-    assert (both.exit_code, "are for the whole" in both.stderr) == (2, True)
+    assert (both.exit_code, "goes with neither" in both.stderr) == (2, True)
     nobodys = step("prepare_data", *arguments, "--merge", "nobody", "--check-only")
     assert (nobodys.exit_code, "--merge 'nobody' is not a run" in nobodys.stderr) == (2, True)
     assert "(reused)" in alone.stdout
