@@ -216,7 +216,7 @@ def test_a_broken_group_is_refused_by_name(
     group = template(result["spec"], "train-group")
     made = job(result["spec"])
     change(made, group)
-    group["resource"]["manifest"] = script("workflows/machines.py").written(made)
+    group["resource"]["manifest"] = script("workflows/machines.py").as_yaml(made)
     file = tmp_path / "pipeline.yaml"
     file.write_text(yaml.safe_dump(result))
 
