@@ -67,7 +67,7 @@ def failed(failures: str) -> list[dict[str, str]]:
 
 def send(url: str, message: str) -> None:
     """Post the message; the URL is a secret, so no error contains it."""
-    answer = web.ask(url, body={"text": message}, seconds=TIMEOUT)
+    answer = web.request(url, body={"text": message}, seconds=TIMEOUT)
     if answer.status in (408, 429) or answer.status >= 500:
         raise TryAgain(f"the webhook answered {answer.status}; run it again")
     if answer.status >= 300:

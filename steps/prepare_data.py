@@ -72,8 +72,8 @@ if TYPE_CHECKING:
     default=0,
     help="Processes that read and check rows; 0 starts one per core.  [default: 0]",
 )
-@click.option("--part", callback=not_empty, help="Read only share i of n of the data, as 1/4.")
-@click.option("--merge", callback=not_empty, help="Merge runs of --part: IDs, comma-separated.")
+@click.option("--part", callback=or_none, help="Read only share i of n of the data, as 1/4.")
+@click.option("--merge", callback=or_none, help="Merge runs of --part: IDs, comma-separated.")
 @click.option("--check-only", is_flag=True, help="Only write the report; log nothing.")
 @overrides_option
 @recipes_option

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 @click.option("--model", required=True, help="Registered model.")
 @click.option(
     "--version",
-    callback=not_empty,
+    callback=or_none,
     help="The version that was reviewed; if another one is the candidate, nothing moves.",
 )
 @click.option("--rollback", is_flag=True, help="Make `previous` the champion again.")
 @click.option(
     "--reject",
     "reason",
-    callback=not_empty,
+    callback=or_none,
     help="Reject the reviewed candidate for this reason; it loses its alias.",
 )
 @click.option(

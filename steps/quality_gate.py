@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of evaluate.")
 @click.option(
     "--policy",
-    callback=not_empty,
+    callback=or_none,
     help="YAML file with limits that replace the profile's.  [default: the profile's gate]",
 )
 @limits_option
@@ -82,7 +82,7 @@ def quality_gate(
     evidence.check_dataset(eval_run, train_run, data_run)
     with runs.adapter(train_run, eval_run) as adapter:
         served = servable(adapter, train_run.info.run_id)
-        evidence.champion_again(eval_run, name, adapter)
+        evidence.check_champion_again(eval_run, name, adapter)
     # The lock keeps the champion as it is between the verdict and the registration. It also guards
     # the training run's tags, which all gates of the run write.
     with lock.locked(client, name):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--run-id", required=True, help="MLflow run of prepare_data.")
 @click.option("--profile", required=True, help="Name of a file in lora_profiles/.")
 @click.option(
-    "--resume", "resumed", callback=not_empty, help="Continue this unfinished run, and no other."
+    "--resume", "resumed", callback=or_none, help="Continue this unfinished run, and no other."
 )
 @click.option(
     "--checkpoint-minutes",
