@@ -127,7 +127,7 @@ def layer() -> dict[str, Any]:
                 x, upstream = torch.randn(rows, 2048), torch.randn(rows, 1024)
                 results = []
                 for device in ("cuda", "cpu"):
-                    module = base.Fp8Linear(linear, torch.device(device), both=both)
+                    module = base.Fp8Linear(linear, torch.device(device), keep_transposed=both)
                     x_on_device = x.to(device).bfloat16().requires_grad_()
                     out = module(x_on_device)
                     out.backward(upstream.to(device).bfloat16())

@@ -162,7 +162,7 @@ def train_qlora(
         preflight.check(adapter, contract, f"the adapter of run {run.info.run_id}")
         logged_model.log(adapter, contract, profile)
         mlflow.log_figure(curves.figure(trainer.state.log_history), "loss_curves.png")
-        checkpoint.drop(client, run.info.run_id)
+        checkpoint.delete_all(client, run.info.run_id)
     trained = f"rank {recipe.rank}" if recipe.rank else "the whole model"
     click.echo(f"adapter of run {run.info.run_id} ({trained}, {len(rows['train'])} rows)")
     runs.hand_over(out_dir, run.info.run_id)
