@@ -48,7 +48,7 @@ def request(
 
     name = redacted(url, path=False)
     if re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise UserError(f"{name} is no address of a server: it holds a blank")
+        raise UserError(f"{name} is not a server's address: it contains a blank")
     deadline = time.monotonic() + seconds
     late = f"{name} has not answered whole within {seconds:g} s"
     try:
@@ -82,7 +82,7 @@ def request(
                     on_chunk(chunk)
             return Answer(answer.status_code, bytes(read))
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
-        raise UserError(f"{name} is no address of a server") from error
+        raise UserError(f"{name} is not a server's address") from error
     except httpx.TimeoutException as error:
         raise TryAgain(late) from error
     except (httpx.RemoteProtocolError, httpx.DecodingError) as error:

@@ -210,7 +210,7 @@ def setting_findings(
         findings.append(Finding("init_lora_weights", rule, "use another initialisation"))
     findings += [
         Finding(
-            key, f"is {printed(value)}, a setting that PEFT's LoRA has not", "train a plain LoRA"
+            key, f"is {printed(value)}, which is no setting of PEFT's LoRA", "train a plain LoRA"
         )
         for key, value in config.items()
         if key not in KNOWN and value

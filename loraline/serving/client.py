@@ -103,7 +103,7 @@ class Server:
             yield
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
-                f"{self.name} is no vLLM server: what {path} answers has another form "
+                f"{self.name} is no vLLM server: its answer to {path} has another form "
                 f"({type(error).__name__}: {error})"
             ) from error
 
@@ -121,7 +121,7 @@ class Server:
         if answer.status < 300:
             return answer.body
         if answer.status in (401, 403):
-            raise UserError(f"{self.name} wants another key than VLLM_API_KEY's")
+            raise UserError(f"{self.name} refuses the key in VLLM_API_KEY")
         # It may repeat the key that it was sent.
         reason = scrubbed(" ".join(answer.body.decode(errors="replace").split()))[:300]
         message = f"{self.name}{path} answers {answer.status}: {reason or 'nothing more'}"

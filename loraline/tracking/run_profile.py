@@ -64,8 +64,8 @@ def as_today(
     if overrides is None and (limits := tagged_limits(train_run)):
         raise UserError(
             f"run {train_run.info.run_id} was trained with the limits {', '.join(limits)[:200]}, "
-            "which whoever may tag it can change: give this step those that are to count as "
-            "--set, or --set '' for the profile's own"
+            "which anyone who may set its tags can change: give this step the limits that shall "
+            "count with --set, or --set '' for the profile's own"
         )
     return profiles.load(name, overrides=overrides or (), recipes=recipes)
 

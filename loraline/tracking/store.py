@@ -233,15 +233,16 @@ def refusal(error: BaseException) -> str | None:
         )
     if any("failed with error code 401" in str(cause) for cause in causes(error)):
         return (
-            f"MLflow at {uri()} asks who is there: set MLFLOW_TRACKING_USERNAME and "
+            f"MLflow at {uri()} requires a user: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD to those of a user (for steps in a cluster they are keys of "
             "the Secret loraline)"
         )
     if any("failed with error code 403" in str(cause) for cause in causes(error)):
         user = os.environ.get("MLFLOW_TRACKING_USERNAME", "this user")
         return (
-            f"MLflow at {uri()} does not let {user} do that: ask its administrator. Where it "
-            "refuses the name that it is called by, its --allowed-hosts has to list that"
+            f"MLflow at {uri()} does not allow {user} to do this: ask its administrator for the "
+            "permission. If it refuses the host name in its address, add that to its "
+            "--allowed-hosts"
         )
     redirects = [REDIRECT.search(str(cause)) for cause in causes(error)]
     if answered := next(filter(None, redirects), None):

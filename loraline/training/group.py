@@ -70,8 +70,8 @@ def leave_as_ended(how: str) -> None:
         return
     code = re.search(r"exit code (\d+)", how)
     click.echo(
-        f"train_qlora: the machines that trained together have ended: {how or 'nobody knows how'}; "
-        "their logs say why",
+        "train_qlora: the machines that trained together have ended: "
+        f"{how or 'for an unknown reason'}; their logs say why",
         err=True,
     )
     sys.exit(int(code[1]) if code else 1)

@@ -177,8 +177,8 @@ def test_the_tags_of_a_run_set_no_limits(step, workplace: Path, candidate) -> No
     assert refused.exit_code == 2
     assert (
         f"run {train} was trained with the limits gate.min_bleu=0, gate={{min_rows: 2}}, which "
-        "whoever may tag it can change: give this step those that are to count as --set, or "
-        "--set '' for the profile's own"
+        "anyone who may set its tags can change: give this step the limits that shall count with "
+        "--set, or --set '' for the profile's own"
     ) in refused.stderr
     assert client.search_registered_models() == []
     assert step("quality_gate", "--run-id", run_id, "--set", "").exit_code == 0

@@ -236,7 +236,7 @@ def test_after_a_group_of_machines_the_step_hands_over_its_run_or_its_exit_code(
         ),
         ("Failed: Container main for pod a/b failed with exit code 137 matching", 137, "a/b"),
         ("Failed: Job has reached the specified backoff limit", 1, "their logs say why"),
-        ("", 1, "nobody knows how"),
+        ("", 1, "for an unknown reason"),
     ):
         ended = step("train_qlora", *words, how)
         assert ended.exit_code == code

@@ -66,11 +66,11 @@ def test_only_the_administrator_moves_an_alias(
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     become(None, monkeypatch)
-    with pytest.raises(UserError, match="asks who is there: set MLFLOW_TRACKING_USERNAME"):
+    with pytest.raises(UserError, match="requires a user: set MLFLOW_TRACKING_USERNAME"):
         store.connect()
 
     become((ADMIN[0], "another"), monkeypatch)
-    with pytest.raises(UserError, match="asks who is there"):
+    with pytest.raises(UserError, match="requires a user"):
         store.connect()
 
     become(ADMIN, monkeypatch)
@@ -88,4 +88,4 @@ def test_only_the_administrator_moves_an_alias(
     with pytest.raises(MlflowException) as refused:
         client.set_registered_model_alias("shop", "candidate", "1")
     sentence = store.refusal(refused.value)
-    assert sentence is not None and "does not let reader do that" in sentence
+    assert sentence is not None and "does not allow reader to do this" in sentence

@@ -117,7 +117,7 @@ def test_what_changes_nothing_is_let_through(key: str, value: Any) -> None:
         ("target_modules", "(q_proj", "not a regular expression or a list of names"),
         ("layers_pattern", "layers", "PEFT takes none without layers_to_transform"),
         ("task_type", "causal_lm", "task_type: is 'causal_lm', not one of SEQ_CLS"),
-        ("use_kasa", True, "a setting that PEFT's LoRA has not"),
+        ("use_kasa", True, "which is no setting of PEFT's LoRA"),
         ("kasa_config", {}, "kasa_config: is {}, which makes it more than a LoRA"),
         ("lora_dropout", 2.0, "lora_dropout: is 2.0, not a number up to 1"),
         ("x\ny", 1, "x\\ny: is 1"),

@@ -57,8 +57,8 @@ def test_an_artifact_store_that_refuses_is_said(workplace: Path, code: str) -> N
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        (401, "asks who is there: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
-        (403, "does not let reader do that: ask its administrator"),
+        (401, "requires a user: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        (403, "does not allow reader to do this: ask its administrator"),
     ],
 )
 def test_a_server_that_wants_other_credentials_is_said(
