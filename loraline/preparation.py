@@ -26,6 +26,7 @@ STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def share_or_count(value: Any, number: ValidatorFunctionWrapHandler, at: ValidationInfo) -> float:
+    """A held-out share up to 0.4, or a whole number of rows; ValueError for anything else."""
     try:
         held_out: float = number(value)
     except ValidationError:

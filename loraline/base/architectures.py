@@ -199,6 +199,7 @@ def tables(config: Mapping[str, Any]) -> Linears:
 
 
 def decoder_layer(text: Mapping[str, Any]) -> Linears:
+    """Linear layers of one decoder layer whose projections are separate, by their names there."""
     hidden, inner, heads = (
         text[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
     )

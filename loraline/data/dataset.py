@@ -46,6 +46,7 @@ class Counted:
         self.examples: list[dict[str, Any]] = []
 
     def add(self, part: Part, tally: Mapping[str, Any]) -> None:
+        """Add the tally of the next part; examples get the places of their rows."""
         self.places.add(part, tally["lines"])
         for example in tally["examples"]:
             label = f"{example['check']} {example['action']}"

@@ -47,6 +47,10 @@ def plan(sources: Sequence[Source], size: int) -> Iterator[Part]:
 
 
 def ranges(source: Source, name: str, length: int, size: int) -> Iterator[tuple[int, int | None]]:
+    """Start and stop of each part of a file: bytes of JSONL, row groups of Parquet, rows of Arrow.
+
+    A file that cannot be cut is one part, from 0 to its end (None). `length` and `size` are bytes.
+    """
     ending = streams.ending_of(name)
     if ending == ".jsonl" and not streams.packing_of(name) and not source.entry.encoding:
         for start in range(0, max(length, 1), size):
@@ -131,6 +135,7 @@ def process(work: Work, part: Part) -> None:
 
 
 def write_part(work: Work, part: Part) -> None:
+    """Write a part's rows (.arrow), facts (.npz), signatures (.npy), and its tally (.json) last."""
     import numpy as np
     import pyarrow as pa
 

@@ -40,6 +40,7 @@ class Shards:
             self.flush()
 
     def flush(self) -> None:
+        """Hand the waiting rows to the writer as a row group; close a shard of SHARD bytes."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

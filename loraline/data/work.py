@@ -108,6 +108,7 @@ class Tally:
     def add(
         self, check: str, action: str, number: int, clause: str, content: Any, line: int
     ) -> None:
+        """Count a row that did not pass a check, and keep the first EXAMPLES of each action."""
         self.counts[f"{check} {action}"] += 1
         if self.counts[f"{check} {action}"] <= EXAMPLES:
             text = content if isinstance(content, str) else repr(content)[:2000]

@@ -45,6 +45,7 @@ def commit(manifest: Path, folder: Path) -> str:
 
 
 def git(folder: Path, *arguments: str) -> str:
+    """Run git in a folder and return its output; UserError with git's reason if it fails."""
     ended = subprocess.run(
         ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
     )

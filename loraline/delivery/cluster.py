@@ -181,6 +181,7 @@ POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 def connect(deployment: Object) -> tuple[DynamicClient, str]:
+    """A client of the cluster, and the namespace of the objects; UserError without a kubeconfig."""
     from kubernetes import client, config
     from kubernetes.config import ConfigException
     from kubernetes.dynamic import DynamicClient
@@ -335,6 +336,7 @@ def waits_for(pod: Object) -> list[str]:
 
 
 def last_log_line(pod: Object, container: Object) -> str:
+    """A container's last line of log, as the end of a sentence; empty without one."""
     from kubernetes.client import ApiException, CoreV1Api
 
     place = (pod["metadata"]["name"], pod["metadata"]["namespace"])

@@ -28,6 +28,7 @@ def external_route(pod: Reachable, port: int, host: str | None, parent: str | No
 
 
 def ingress(pod: Reachable, host: str) -> Object:
+    """An Ingress with TLS to the pod's Service, with the annotations of ingress-nginx."""
     backend = {"service": {"name": pod.name, "port": {"name": "http"}}}
     metadata = pod.metadata()
     # The controller's defaults refuse files of 1 MB and cut streams after a minute.
@@ -51,6 +52,7 @@ def ingress(pod: Reachable, host: str) -> Object:
 
 
 def route(pod: Reachable, port: int, host: str, parent: str) -> Object:
+    """An HTTPRoute of the Gateway API to the pod's Service."""
     namespace, _, name = parent.partition("/")
     return {
         "apiVersion": "gateway.networking.k8s.io/v1",

@@ -111,6 +111,7 @@ def container(pod: GatewayPod) -> Object:
 
 
 def pod_spec(pod: GatewayPod) -> Object:
+    """The specification of the gateway's pod: container, configuration, keys and data."""
     paths = {
         name: f"tasks/{name.removeprefix('task.')}" if name.startswith("task.") else name
         for name in pod.files()

@@ -66,6 +66,7 @@ def load(entries: Sequence[str]) -> list[Plugin]:
 
 
 def plugin(entry: str) -> Plugin:
+    """The metric of one entry; UserError if it has no function `score`."""
     module = from_file(Path(entry)) if entry.endswith(".py") else from_package(entry)
     score = getattr(module, "score", None)
     if not callable(score):
@@ -93,6 +94,7 @@ def from_file(path: Path) -> ModuleType:
 
 
 def from_package(name: str) -> ModuleType:
+    """The module behind an entry point of GROUP; UserError if there is none or it fails."""
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         installed = ", ".join(sorted(points)) or "none"

@@ -125,7 +125,8 @@ def pair_findings(
     if set(pair) != {"A", "B"}:
         return [Finding(module, f"has lora_{min(pair)} alone", "log the adapter anew")]
     size = layers.size(module)
-    rank = rank_of(config, module) if sound else pair["A"].shape[0] if pair["A"].shape else 0
+    stored_rank = pair["A"].shape[0] if pair["A"].shape else 0
+    rank = rank_of(config, module) if sound else stored_rank
     assert size is not None
     expected = ((rank, size[0]), (size[1], rank))
     if (pair["A"].shape, pair["B"].shape) != expected:

@@ -92,6 +92,7 @@ def answer_problems(
 def differences(
     rows: Sequence[dict[str, Any]], answers: dict[str, list[Served]]
 ) -> list[dict[str, Any]]:
+    """Answers that differ from the measured ones: row, model, both texts, first differing token."""
     return [
         {
             "row": row["row"],

@@ -171,6 +171,7 @@ def call_parser(contract: Contract) -> str:
 
 
 def lora_arguments(contract: Contract, adapters: Sequence[Adapter], spare: int) -> list[str]:
+    """Arguments for adapters, with `spare` more slots for those that are loaded later."""
     rank = max_lora_rank(max(adapter.rank for adapter in adapters))
     args = [
         "--enable-lora",

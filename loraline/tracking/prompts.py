@@ -66,6 +66,7 @@ def resolve(source: str | None, beside: Path | None, client: MlflowClient | None
 
 
 def load(client: MlflowClient, uri: str) -> Prompt:
+    """A prompt of MLflow's registry; UserError if there is none or it is a chat prompt."""
     from mlflow.exceptions import MlflowException
 
     from loraline.tracking import store

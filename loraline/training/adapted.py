@@ -51,6 +51,7 @@ def for_training(base: Base, recipe: Profile, plan: Plan) -> Any:
 
 
 def with_adapter(model: Any, recipe: Profile) -> PeftModel:
+    """The base frozen, with the profile's new adapter on it."""
     from peft import LoraConfig, get_peft_model
 
     tuned = get_peft_model(

@@ -225,6 +225,7 @@ class PackedTrainer(AdapterTrainer):
         self.model.zero_grad()
 
     def accumulate(self, model: Any, step: Step) -> Tensor:
+        """Add up the gradients of a step's packs; this process' part of the step's mean loss."""
         if step.budget > self.budget.tokens:
             packs = self.packs([self.rows["train"][i] for i in step.rows], self.budget.tokens)
         else:

@@ -102,6 +102,7 @@ class Calls:
         return [self.call(item) for item in objects(value, "tool_calls")]
 
     def call(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """One call as chat templates take it; BadRow without a name or an object of arguments."""
         function = item["function"] if isinstance(item.get("function"), dict) else item
         name = function.get("name")
         argument_keys = [key for key in ARGUMENTS if filled(function.get(key))]

@@ -67,6 +67,7 @@ class Bucket:
 
     @property
     def client(self) -> Any:
+        """boto3's client, made at the first use in each process."""
         if self._client is None:
             import boto3
             from botocore.config import Config
@@ -159,6 +160,7 @@ class Bucket:
             part.replace(target)
 
     def read_range(self, name: str, etag: str, start: int, stop: int, file: Any) -> None:
+        """Append bytes `start` to `stop` of an object to a file, if it still has this ETag."""
         answer = self.client.get_object(
             Bucket=self.name,
             Key=self.prefix + name,
