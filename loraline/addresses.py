@@ -16,7 +16,7 @@ SECRETS = (
     "MLFLOW_TRACKING_TOKEN",
     "VLLM_API_KEY",
 )
-"""Variables of the environment whose values nobody may read."""
+"""Environment variables whose values are secret."""
 
 ADDRESSES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),

@@ -141,7 +141,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "split": Split,
     "tune": Tune,
 }
-"""What may stand in a block of a profile."""
+"""The model of each block of a profile, for messages about unknown keys."""
 
 
 def complaints(error: ValidationError, model: type[Strict] = Profile) -> list[str]:

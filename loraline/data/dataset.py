@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loraline.tracking.prompts import Prompt
 
 FORMAT = 1
-"""Of the shards; another one makes every dataset a new one."""
+"""Version of the shards' format; a new one changes the digest of every dataset."""
 
 MANIFEST = "manifest.json"
 

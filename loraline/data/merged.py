@@ -29,7 +29,7 @@ class Dataset:
 
     split: NDArray[Any]
     copies: NDArray[Any]
-    """How often each row stands in the dataset; 0 is out."""
+    """How many copies of each row are in the dataset; 0 leaves it out."""
 
     counts: Counter[str] = field(default_factory=Counter)
     """Rows by `check action`."""

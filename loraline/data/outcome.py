@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 UNEVEN = 1.5
 """Times the rows that were asked for, above which a split is said to be large."""
 
-ASKED = ("sample", "weight", "preference")
-"""Checks that drop rows because somebody asked for it."""
+BY_SETTING = ("sample", "weight", "preference")
+"""Names under which rows are counted that a setting left out, not a check."""
 
 
 def counts(merged: Dataset) -> str:
@@ -30,7 +30,7 @@ def counts(merged: Dataset) -> str:
 def loss(merged: Dataset) -> str:
     """A warning if checks dropped over a tenth of the rows; else an empty text."""
     dropped = dataset.dropped(merged.counts)
-    lost = {check: count for check, count in dropped.items() if check not in ASKED}
+    lost = {check: count for check, count in dropped.items() if check not in BY_SETTING}
     total = sum(lost.values())
     if 10 * total <= merged.read:
         return ""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FACTOR = 0x5851F42D4C957F2D
-"""Of the polynomial: odd, so that it has an inverse (Knuth's multiplier for MMIX)."""
+"""The polynomial's base: odd, so that it has an inverse (Knuth's multiplier for MMIX)."""
 
 MIX = 0x9E3779B97F4A7C15
 """Odd and without pattern: the golden ratio in 64 bits."""

@@ -88,7 +88,7 @@ class Tally:
     """Counts and examples of one part."""
 
     lines: int = 0
-    """Of the file, or its rows; some lines are blank."""
+    """Lines of the part, blank ones included, or its rows."""
 
     rows: int = 0
     formats: Counter[str] = field(default_factory=Counter)

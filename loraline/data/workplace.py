@@ -57,10 +57,10 @@ class Request:
     actions: Policy
     limits: Limits
     encoding: str = ""
-    """Of text files whose registry entry names none."""
+    """Encoding of text files whose registry entry names none."""
 
     defaults: SourceSettings | None = None
-    """What the profile says of sources that say nothing of themselves."""
+    """The profile's settings for sources that do not set them."""
 
     recipe: str = "the recipe"
     """Where the defaults were given, for messages."""

@@ -113,7 +113,7 @@ class Model:
     name: str
     contract: Contract
     role: str | None = None
-    """`candidate` or `champion`, where one stands beside the other."""
+    """`candidate` or `champion`, where both are served."""
 
 
 @dataclass(frozen=True)

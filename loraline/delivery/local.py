@@ -314,7 +314,7 @@ for second in 1 2 3 4 5 6 7 8 9 10; do
 done
 kill -KILL "-$1"
 """
-"""A shell's commands that end a group of processes when the standard input comes to its end."""
+"""Shell commands that end a group of processes at the end of the standard input."""
 
 
 def guarded(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:

@@ -27,7 +27,7 @@ class Need:
 
     min_pixels: int
     max_pixels: int
-    """Of an image or a frame after resizing."""
+    """Limits of an image or a frame after resizing, in pixels."""
 
     answer_tokens: int
 

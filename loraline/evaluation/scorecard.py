@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 FILE = "scorecard.json"
 COST = ("train_seconds", "train_tokens_per_second", "peak_memory_gib")
-"""What the closing table says of a training's cost; there is no peak without a GPU."""
+"""Metrics of a training's cost in the closing table; there is no peak without a GPU."""
 
 METRICS = ("bleu", "levenshtein", "exact_match", "perplexity")
 

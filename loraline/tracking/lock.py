@@ -31,7 +31,7 @@ RENEWED = "loraline.lock.renewed"
 POLL_SECONDS = 0.2
 
 NAMELESS_READS = 5
-"""Reads that find an entry without a holder until it is taken for somebody's registered model."""
+"""Reads in a row without a holder after which an entry counts as a user's registered model."""
 
 LOST_RACES = (
     "RESOURCE_ALREADY_EXISTS",

@@ -24,7 +24,7 @@ class Prompt:
     """A template, with its name and version in the registry."""
 
     template: str | None
-    """None when no prompt was given: questions stand alone."""
+    """None if no prompt was given, so that the question is the whole user turn."""
 
     name: str = ""
     version: int = 0

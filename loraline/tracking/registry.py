@@ -37,7 +37,7 @@ PREVIOUS = "previous"
 
 PROMOTED = "loraline.promoted"
 PROMOTED_GATE = "loraline.promoted.gate_run_id"
-"""The gate run that a version was promoted by: what a rollback goes by, whatever came later."""
+"""The gate run that a version was promoted by; a rollback relies on it, not on later verdicts."""
 
 ROLLED_BACK = "loraline.rolled_back"
 REJECTED = "loraline.rejected"

@@ -139,8 +139,8 @@ def latest_runs(client: MlflowClient, step: str, condition: str, most: int) -> l
 
 
 FOREIGN_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_RUN_CONTEXT", "MLFLOW_ACTIVE_MODEL_ID")
-"""What `mlflow run`, or a job around this one, leaves in the environment about a run of its own;
-MLflow would write into that run."""
+"""Variables that `mlflow run`, or a job around this one, sets for its own run; MLflow would write
+into that run."""
 
 
 @contextmanager
@@ -260,7 +260,7 @@ def download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path
 
 
 MISSING = re.compile(r"No such (artifact|file)|NoSuchKey|Not Found|does not exist")
-"""What MLflow's stores say of a file that they do not have."""
+"""Messages of MLflow's stores about a file that they do not have."""
 
 
 @contextmanager

@@ -198,7 +198,7 @@ PASSING = (
 STORAGE_ANSWER = re.compile(
     r"An error occurred \((?P<code>[\w.]*)\) when calling the (?P<call>\w+)"
 )
-"""What botocore says of an answer of S3 that is an error."""
+"""botocore's message about an error that S3 answers."""
 
 STORAGE_PASSING = (
     *("500", "502", "503", "504", "429"),
@@ -259,10 +259,10 @@ def refusal(error: BaseException) -> str | None:
 
 
 REDIRECT = re.compile(r"failed with error code (?P<code>30[12378])\b")
-"""What MLflow's client says of a redirect that it does not follow."""
+"""The message of MLflow's client about a redirect that it does not follow."""
 
 UNFIT = re.compile(r"outside the artifact directory|is a named pipe")
-"""What MLflow says of files in a folder of artifacts that are links or no plain files."""
+"""MLflow's messages about artifacts that are links or not plain files."""
 
 
 def unfit(name: str, error: Exception) -> str | None:

@@ -33,10 +33,10 @@ SHARED = "LORALINE_SHARED_FOLDER"
 """Environment variable with the folder that the processes of a training share."""
 
 READY = "ready"
-"""File in the shared folder that says that all else in it is complete."""
+"""File in the shared folder that marks its other files as complete."""
 
 LEFT = "left"
-"""File in the shared folder that says that the first process ended without a training."""
+"""File in the shared folder that marks the end of the first process without a training."""
 
 START = "start"
 """Key of the launcher's store with the checkpoint that all machines go on from."""

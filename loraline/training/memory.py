@@ -88,7 +88,7 @@ class Estimate:
     """Pixels of the pack's images."""
 
     gathered: int = 0
-    """Of weights that are shared out: layers as they compute, and their gradients on the way."""
+    """With sharded weights: layers gathered to compute, and their gradients before reduction."""
 
     host: int = 0
     """In the host's memory, all processes together."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loraline.profiles import Profile
 
 BYTES_A_TOKEN = 3.6
-"""Of English prose in the vocabularies of Mistral and Qwen; only for the estimate."""
+"""Bytes per token of English prose with Mistral's and Qwen's vocabularies; for the estimate."""
 
 TURN_TOKENS = 5
 """Tokens that a chat template adds to a turn; only for the estimate."""

@@ -63,7 +63,7 @@ READ_OR_HARMLESS = {
     *KEYS,
     *PLAIN,
 }
-"""Their keys that are read here, or say nothing of the rows."""
+"""Axolotl's keys that are read here, or do not concern the rows."""
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
 

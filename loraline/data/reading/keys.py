@@ -87,7 +87,7 @@ HARMLESS = frozenset(
         "sha256",
     ]
 )
-"""Where a row comes from and what it is like; the answer does not depend on it."""
+"""Keys about a row's origin and properties, on which the answer does not depend."""
 
 SETTINGS = "under prepare in the recipe, or in datasets.yaml"
 """Where it is said how rows are read."""
@@ -170,7 +170,7 @@ MEANS: tuple[tuple[str, str], ...] = (
 NAMES_OF_MEDIA = re.compile(
     r"(image|img|picture|photo|video|pdf|figure)s?[ _-](path|file|filename|name|url|uri|link)s?"
 )
-"""Keys that name what a row shows; beside the media themselves they say nothing more."""
+"""Keys that name a row's media; where the media are there, they add nothing."""
 
 SOUNDS = re.compile(r"(input_)?(audio|speech|sound|wav|voice)s?(_(path|file|url|byte)s?)?")
 """Keys of what no base here can hear."""
@@ -203,7 +203,7 @@ REPEATS = frozenset(
         "value",
     ]
 )
-"""Keys of other formats. They often repeat what the row says already, and else say more."""
+"""Keys of other formats. They are harmless only if they repeat a text of the row."""
 
 OF_ANSWERS = frozenset(
     ["completion", "output", "response", "answer", "answers", "solution", "target", "targets"]
@@ -211,17 +211,17 @@ OF_ANSWERS = frozenset(
 """Those of them that hold an answer."""
 
 ENDS = " \t\r\n.!}$"
-"""What may stand after a result at the end of an answer."""
+"""Characters that may follow a result at the end of an answer."""
 
 SWITCHES = re.compile(
     rf"((is|do|compute|sample|loss)_)?(weight|loss|loss_scale|train|training|trainable|learn)|{GOOD}"
 )
-"""Keys that say nothing where they are 1 or true."""
+"""Keys that change nothing where they are 1 or true."""
 
 MASKS = re.compile(
     r"(is_)?mask(ed)?|mask_history|no_(loss|train)|train_on_inputs?|(is_)?(skip(ped)?|ignored?)"
 )
-"""Keys that say nothing where they are 0 or false."""
+"""Keys that change nothing where they are 0 or false."""
 
 
 def filled(value: Any) -> bool:

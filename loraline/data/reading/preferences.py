@@ -59,7 +59,7 @@ GOOD, BAD = (
     ("true", "1", "good", "yes", "desirable"),
     ("false", "0", "-1", "bad", "no", "undesirable"),
 )
-"""What labels say of an answer."""
+"""Labels of a good and of a bad answer."""
 
 
 class LeftOut(Exception):

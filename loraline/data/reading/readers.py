@@ -33,7 +33,7 @@ SEPARATOR = re.compile(r"sep=(.)\r?\n?")
 """A line that Excel writes before the header, and reads."""
 
 SPACE_BEFORE_QUOTE = re.compile(r'\s+".*"\s*', re.DOTALL)
-"""A field whose quotes are read as text, since a space stands before them."""
+"""A field whose quotes are read as text because of the space before them."""
 
 ARROW_FILE = b"ARROW1"
 """First bytes of Arrow's file format; what datasets writes is a stream."""

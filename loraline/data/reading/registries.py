@@ -50,7 +50,7 @@ SWIFT = {
     "subsets": (["default"],),
     "split": (["train"],),
 }
-"""ms-swift's keys that are read or say nothing of the rows, with the only values of some."""
+"""ms-swift's keys that are read or do not concern the rows, some with the only values accepted."""
 
 
 CONFIGURATIONS = ("base_model", "model_name", "model_name_or_path", "model", "dataset_dir")

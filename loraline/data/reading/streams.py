@@ -38,7 +38,7 @@ FIRST_BYTES = {
     b"ARROW1": "Arrow; name it .arrow",
     b"SQLite": "an SQLite database; save its table as CSV",
 }
-"""First bytes of what is no text, whatever its name says, with the remedy."""
+"""First bytes of files that are not text, with the remedy."""
 
 HEAD = 2**16
 """Bytes of a file that are looked at to tell what it is."""

@@ -23,7 +23,7 @@ ARGUMENTS = re.compile(r"""("arguments":\s*)'(?P<arguments>.*)'(\s*\}\s*)$""", r
 """Arguments as JSON in single quotes, which is how glaive writes them."""
 
 OFFERED = re.compile(r"with access to the following functions[^\n{\[]*")
-"""What glaive's system text says before its list of tools."""
+"""Glaive's phrase before the list of tools in a system text."""
 
 HH = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 """Who speaks in the dialogues of HH."""
