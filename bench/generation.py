@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 if TYPE_CHECKING:
     from loraline.base.encoding import Encoder, Row
@@ -68,7 +68,7 @@ class Timing:
     answers: list[list[int]]
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option(
     "--shape",
     type=click.Choice(["tiny-text", "tiny-vision", "mistral-7b"]),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def to_be_drawn(ctx: click.Context, parameter: click.Parameter, value: Path | No
     return value
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option("--modality", type=click.Choice(["text", "vision"]), default="text")
 @click.option(
     "--sizes",

@@ -1,1 +1,1 @@
-"""One line from data to a served LoRA adapter."""
+"""The pipeline from data to a served LoRA adapter."""

@@ -32,8 +32,9 @@ def end_at_once() -> None:
         gc.freeze()
 
 
-class LineCommand(click.Command):
-    """Ends a user's mistake in one sentence and exit code 2, a passing trouble in 75."""
+class PipelineCommand(click.Command):
+    """A command with the documented exit codes: 2 for a user's mistake, 75 to try again, each with one
+    sentence on standard error."""
 
     def make_context(
         self,
@@ -76,7 +77,7 @@ class LineCommand(click.Command):
             end(ctx, f"lost {store.uri()}: {first_line(error)}; run it again", 75)
 
 
-class StepCommand(LineCommand):
+class StepCommand(PipelineCommand):
     """A step of the pipeline: a command with an output folder and, where its function takes
     `force`, the right to repeat its work; a measurement is made anew each time and does not."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loraline.errors import TryAgain, UserError
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 if TYPE_CHECKING:
     from loraline.serving.client import Server
@@ -86,7 +86,7 @@ class Answer:
             raise ValueError("it breaks off")
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option(
     "--url",
     default="http://127.0.0.1:8080",

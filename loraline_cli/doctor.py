@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import click
 
 from loraline.errors import TryAgain, UserError
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 ROOM_GIB = 20
 """Free disk below which a 7B base, its adapter and a checkpoint do not fit."""
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
     """Whether the pipeline cannot run here without it."""
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option(
     "--bases", is_flag=True, help="List the bases that can be trained, and those that cannot."
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.argument("name", required=False)
 def profiles(name: str | None) -> None:
     """List the profiles, or show profile NAME with what it extends filled in."""

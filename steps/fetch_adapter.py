@@ -18,14 +18,14 @@ from loraline.contract import folder_digest
 from loraline.errors import UserError
 from loraline.serving import preflight
 from loraline.serving.preflight import LORA_RANKS
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 from loraline.tracking import identity, signature
 
 DONE = ".loraline-adapter"
 """File in a complete folder: what was asked for, and the digest of the folder's files."""
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option("--model", required=True, metavar="models:/NAME/VERSION", help="Registered version.")
 @click.option("--sha256", "digest", required=True, help="Expected digest of the folder.")
 @click.option("--max-lora-rank", default=LORA_RANKS[-1], show_default=True, help="Of the server.")

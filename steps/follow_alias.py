@@ -27,14 +27,14 @@ from loraline.errors import TryAgain, UserError
 from loraline.serving import arguments, names
 from loraline.serving.client import Server
 from loraline.serving.preflight import LORA_RANKS
-from loraline.step import LineCommand, first_line
+from loraline.step import PipelineCommand, first_line
 from loraline.tracking import registry, store
 from loraline.tracking.tags import ADAPTER_DIGEST
 
 FETCH = Path(__file__).with_name("fetch_adapter.py")
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option("--model", required=True, help="Registered model.")
 @click.option("--alias", required=True, help="Alias to follow.")
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The server.")

@@ -14,7 +14,7 @@ import click
 
 from loraline import web
 from loraline.errors import TryAgain, UserError
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 TIMEOUT = 20
 """Seconds that the webhook may take to answer."""
@@ -25,7 +25,7 @@ SHOWN = 5
 SIGNS = {"Succeeded": "✓", "Failed": "✗", "Error": "✗"}
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option("--workflow", required=True, help="Name of the workflow that ended.")
 @click.option("--status", required=True, help="How it ended: Succeeded, Failed or Error.")
 @click.option("--failures", default="", help="The nodes that failed, as Argo's JSON list.")

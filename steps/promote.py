@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand, or_none
+from loraline.step import PipelineCommand, or_none
 from loraline.tracking import runs, store, tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option("--model", required=True, help="Registered model.")
 @click.option(
     "--version",

@@ -23,7 +23,7 @@ from loraline.delivery import example, local, local_gateway
 from loraline.delivery.example import Example
 from loraline.delivery.local import Running
 from loraline.errors import UserError
-from loraline.step import LineCommand, or_none
+from loraline.step import PipelineCommand, or_none
 
 EXAMPLES = Path("outputs/examples")
 """Where the page looks for questions to offer; see `make ui`."""
@@ -32,7 +32,7 @@ IMAGES = local.ROOT / "test_data/vision/images"
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.argument("manifest", type=FILE, required=False)
 @click.option("--model", callback=or_none, help="Registered model, instead of a manifest.")
 @click.option(

@@ -23,8 +23,8 @@ ANYWHERE: list[Object] = [
     {"ipBlock": {"cidr": "::/0", "except": ["fe80::/10", "fd00:ec2::254/128"]}},
     {"namespaceSelector": {}},
 ]
-"""Every peer but the cloud's metadata service: by address outside of the cluster, by selector inside.
-Kubernetes means addresses for the outside, and Cilium enforces that."""
+"""Every peer but the cloud's metadata service: by address outside of the cluster, by selector
+inside. Kubernetes means addresses for the outside, and Cilium enforces that."""
 
 DNS: Object = {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]}
 

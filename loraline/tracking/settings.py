@@ -19,7 +19,7 @@ class Settings(BaseSettings):
     experiment: str = Field(
         "vllm-lora-training", validation_alias=AliasChoices("MLFLOW_EXPERIMENT_NAME"), min_length=1
     )
-    """MLflow experiment that all runs of the line go to."""
+    """MLflow experiment that all runs of the pipeline go to."""
 
     s3_endpoint: str = Field("", validation_alias=AliasChoices("MLFLOW_S3_ENDPOINT_URL"))
     """S3-compatible endpoint of MLflow's artifacts; empty means AWS, or none at all."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand, or_none
+from loraline.step import PipelineCommand, or_none
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8090, show_default=True, help="Port."

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import click
 
-from loraline.step import LineCommand, overrides_option
+from loraline.step import PipelineCommand, overrides_option
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.argument("profile")
 @overrides_option
 def show_plans(profile: str, overrides: tuple[str, ...]) -> None:

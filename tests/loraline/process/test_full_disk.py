@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loraline.process import full_disk
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 from loraline.tracking import runs, store
 
 STORE = "sqlite:///mlruns/mlflow.db"
@@ -83,7 +83,7 @@ def downloading(workplace: Path) -> Result:
         (workplace / "weights").write_bytes(bytes(2**16))
         client.log_artifact(run.info.run_id, str(workplace / "weights"))
 
-    @click.command(cls=LineCommand)
+    @click.command(cls=PipelineCommand)
     def fetch() -> None:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, before[1]))

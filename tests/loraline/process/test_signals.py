@@ -16,7 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from loraline.process import progress, signals
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 from loraline.tracking import runs, store, tags
 
 
@@ -33,7 +33,7 @@ def handlers() -> Iterator[None]:
 
 
 def told(work: click.decorators.FC) -> Result:
-    return CliRunner().invoke(click.command("work", cls=LineCommand)(work))
+    return CliRunner().invoke(click.command("work", cls=PipelineCommand)(work))
 
 
 def test_what_a_signal_turned_into_another_error_is_stopped() -> None:
