@@ -12,13 +12,13 @@ from typing import Any
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
 WAIT_MS = 60_000
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.argument("address")
 @click.argument("picture", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))

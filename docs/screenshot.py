@@ -11,13 +11,13 @@ from pathlib import Path
 import click
 
 from loraline.errors import UserError
-from loraline.step import LineCommand
+from loraline.step import PipelineCommand
 
 # The page asks for nothing, and neither should the browser itself.
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
 
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.argument("page", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("picture", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--height", default=1500, show_default=True, help="Pixels from the top.")

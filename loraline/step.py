@@ -33,8 +33,10 @@ def end_at_once() -> None:
 
 
 class PipelineCommand(click.Command):
-    """A command with the documented exit codes: 2 for a user's mistake, 75 to try again, each with one
-    sentence on standard error."""
+    """A command that ends a user's mistake with exit code 2 and a temporary failure with 75.
+
+    Both print one sentence on standard error.
+    """
 
     def make_context(
         self,

@@ -23,13 +23,13 @@ IMAGE = "localhost/loraline:dev"
 PROGRAM = """
 import click
 from pathlib import Path
-from loraline import delivery
-from loraline.step import LineCommand
+from loraline.delivery import cluster
+from loraline.step import PipelineCommand
 
-@click.command(cls=LineCommand)
+@click.command(cls=PipelineCommand)
 @click.argument("manifest", type=Path)
 def deploy(manifest):
-    delivery.apply(manifest, click.echo)
+    cluster.apply(manifest, click.echo)
 
 deploy()
 """
