@@ -22,6 +22,7 @@ import sys
 import threading
 import types
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,22 @@ def serve(replies: int) -> Request | None:
         *requests, lines = (lines + read).split(b"\n")
         for request in requests:
             output, error, *written_to = written_to
-            leads, led = os.pipe()
+            server_end, fork_end = socket.socketpair()
             if pid := os.fork():
-                os.close(led)
+                fork_end.close()
                 # Until it leads a session of its own, nobody could end what it starts.
-                os.read(leads, 1)
-                os.close(leads)
+                server_end.recv(5)
                 say(replies, began=pid)
+                # Until the runner is told, it must not begin: the runner would begin it again.
+                with suppress(BrokenPipeError):
+                    server_end.send(b"begin")
+                server_end.close()
                 os.close(output)
                 os.close(error)
                 continue
             os.setsid()
-            os.close(leads)
-            os.close(led)
+            server_end.close()
+            wait_to_begin(fork_end)
             for number, end in ((1, output), (2, error)):
                 os.dup2(end, number)
                 os.close(end)
@@ -103,6 +107,15 @@ def serve(replies: int) -> Request | None:
                 os.close(descriptor)
             asking.detach()
             return Request(**json.loads(request))
+
+
+def wait_to_begin(fork_end: socket.socket) -> None:
+    """Let a fork wait for the server's word; end it where the server is killed before that."""
+    with fork_end, suppress(ConnectionError):
+        fork_end.send(b"leads")
+        if fork_end.recv(5):
+            return
+    os._exit(NOT_FORKED)
 
 
 def reap(replies: int) -> None:

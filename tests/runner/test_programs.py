@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import atexit, json, os, pathlib, signal, sys
@@ -161,3 +164,46 @@ def test_of_a_bar_the_log_keeps_its_end(tmp_path: Path) -> None:
     run(tmp_path, "end", script=BARS)
     (log,) = tmp_path.glob("outputs/*.log")
     assert sorted(log.read_text().splitlines()) == ["first", "last", "red"]
+
+
+DIES_BEFORE_IT_ANSWERS = """
+import os, signal
+from runner import fork_server
+
+say = fork_server.say
+
+def die(replies, **answer):
+    if "began" in answer:
+        os.kill(os.getpid(), signal.SIGKILL)
+    say(replies, **answer)
+
+fork_server.say = die
+fork_server.main()
+"""
+
+
+def test_a_fork_of_which_nobody_was_told_does_not_begin(tmp_path: Path) -> None:
+    """The runner starts the script itself then; both would be at work."""
+    (tmp_path / "script.py").write_text("print('begun')")
+    request = {"arguments": ["script.py"], "folder": str(tmp_path), "environment": {}}
+    answers, replies = os.pipe()
+    output, written = os.pipe()
+    requests, server_end = socket.socketpair()
+    server = subprocess.Popen(
+        [sys.executable, "-c", DIES_BEFORE_IT_ANSWERS, str(replies)],
+        cwd=ROOT,
+        stdin=server_end,
+        pass_fds=[replies],
+    )
+    for end in (replies, server_end.detach()):
+        os.close(end)
+    assert json.loads(os.read(answers, 100)) == {"ready": True}
+
+    socket.send_fds(requests, [json.dumps(request).encode() + b"\n"], [written, written])
+    os.close(written)
+
+    assert server.wait() == -signal.SIGKILL
+    with os.fdopen(output) as lines:
+        assert lines.read() == ""
+    os.close(answers)
+    requests.close()
