@@ -170,7 +170,7 @@ def candidates(
     """Rows of a part that pass the checks that need no other row; the rest is counted."""
     source = work.sources[part.source]
     entry = source.entry
-    how = Reading(
+    reading = Reading(
         work.prompt,
         entry.columns,
         entry.columns_from,
@@ -200,7 +200,7 @@ def candidates(
         try:
             if isinstance(raw, BadRow):
                 raise raw
-            drafted = formats.draft(raw, how)
+            drafted = formats.draft(raw, reading)
             tally.formats[drafted.format] += 1
             for key in drafted.listed:
                 tally.unused[key] += 1

@@ -19,7 +19,7 @@ from loraline.data import boxes, parts
 from loraline.data.checks import Policy, policy
 from loraline.data.lengths import rows
 from loraline.data.reading import entries, sources
-from loraline.data.reading.media import Limits, limits
+from loraline.data.reading.media import Limits, parse_limits
 from loraline.data.sentences import brief
 from loraline.data.work import Work
 from loraline.errors import Stopped, TryAgain, UserError
@@ -89,7 +89,7 @@ class Request:
             prompt or prepare.prompt,
             group_by or prepare.group_by,
             policy([*(f"{check}={action}" for check, action in prepare.checks.items()), *on]),
-            limits([*(f"{name}={most}" for name, most in prepare.limits.items()), *limit]),
+            parse_limits([*(f"{name}={most}" for name, most in prepare.limits.items()), *limit]),
             encoding,
             prepare,
             "--set" if any(map(NAMES_COLUMNS.match, overrides)) else f"profile {profile!r}",

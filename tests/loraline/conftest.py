@@ -48,7 +48,7 @@ def prepare(
             recipe = profile(modality, **changes)
             uris = tuple(map(str, data))
             request = workplace.Request(
-                uris, prompt, group_by, checks.policy(on), media.limits(limit), encoding
+                uris, prompt, group_by, checks.policy(on), media.parse_limits(limit), encoding
             )
             place = stack.enter_context(workplace.folder(request, recipe))
             work, _ = workplace.plan(request, recipe, None, place)

@@ -85,7 +85,7 @@ class Reading:
     """Whether text may name images in tags."""
 
 
-def draft(raw: Any, how: Reading) -> Draft:
+def draft(raw: Any, reading: Reading) -> Draft:
     """Recognise a row's format and draft it; BadRow says what was expected and found.
 
     Raises LeftOut for a row that `preference: good` leaves out.
@@ -95,11 +95,11 @@ def draft(raw: Any, how: Reading) -> Draft:
     row = raw
     sources: set[str] = set()
     replaced: list[str] = []
-    if how.columns:
-        row, sources, replaced = columns.renamed(raw, how.columns, how.columns_from)
-    if how.ignore:
-        replaced += [key for key in how.ignore if filled(row.get(key))]
-        row = {key: value for key, value in row.items() if key not in how.ignore}
+    if reading.columns:
+        row, sources, replaced = columns.renamed(raw, reading.columns, reading.columns_from)
+    if reading.ignore:
+        replaced += [key for key in reading.ignore if filled(row.get(key))]
+        row = {key: value for key, value in row.items() if key not in reading.ignore}
     has = layout(tuple(row))
     sides = [(key, row[key]) for key in has.sides] if has.sides else ()
     if absent := [key for key, said in sides if is_missing_value(said)]:
@@ -116,11 +116,11 @@ def draft(raw: Any, how: Reading) -> Draft:
                 parsed = python_value(parsed)
             if parsed is not row[key] and is_structure(key, parsed):
                 row = {**row, key: parsed}
-    good = how.preference == "good"
+    good = reading.preference == "good"
     if good:
         row = good_half(row)
         has = layout(tuple(row))
-    result = conversation(row, has, how) or single(row, has, how, raw)
+    result = conversation(row, has, reading) or single(row, has, reading, raw)
     for key in has.systems:
         if isinstance(row[key], str) and row[key]:
             if result.turns[0][0] != "system":
@@ -129,13 +129,13 @@ def draft(raw: Any, how: Reading) -> Draft:
             break
     if result.format not in ("conversations", "messages"):
         place_tags(result)
-    elif how.vision and not result.images:
+    elif reading.vision and not result.images:
         images_in_text(result)
-    if how.group_by not in ("answer", "row"):
-        if (group := row.get(how.group_by, raw.get(how.group_by))) is None:
-            raise BadRow("format", f"column {how.group_by!r} of --group-by is missing")
+    if reading.group_by not in ("answer", "row"):
+        if (group := row.get(reading.group_by, raw.get(reading.group_by))) is None:
+            raise BadRow("format", f"column {reading.group_by!r} of --group-by is missing")
         result.group = str(group)
-        result.used.add(how.group_by)
+        result.used.add(reading.group_by)
     for key in has.tools:
         if filled(row[key]) and not result.tools:
             result.tools = calls.tools(row[key])
@@ -168,7 +168,7 @@ def is_structure(key: str, parsed: Any) -> bool:
     return bool(parsed) and all(isinstance(turn, dict) and "role" in turn for turn in parsed)
 
 
-def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | None:
+def conversation(row: Mapping[str, Any], has: Layout, reading: Reading) -> Draft | None:
     """A row that holds its turns as a list."""
     if not has.conversations and "prompt" not in row:
         return None
@@ -189,14 +189,14 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
             return None
     result = Draft("messages", [], used=used)
     add_media(result, row, has)
-    read = conversations.Turns(how.turns, how.ignore, result.images, result.videos)
+    read = conversations.Turns(reading.turns, reading.ignore, result.images, result.videos)
     read.has_tools = any(filled(row[name]) for name in has.tools)
     read.read(turns)
     result.format, result.turns, result.details = read.format, read.turns, read.details
     result.shows = read.parts.shows
     if read.leftover.names:
         result.listed += [f"{named}[].{key}" for key in sorted(read.leftover.names)]
-    if how.learn == "last":
+    if reading.learn == "last":
         conversations.learn_only_last(result.turns, result.details)
     if result.details:
         conversations.cut_after_last_learnt(result.turns, result.details)
@@ -208,7 +208,7 @@ def conversation(row: Mapping[str, Any], has: Layout, how: Reading) -> Draft | N
     return result
 
 
-def single(row: Mapping[str, Any], has: Layout, how: Reading, raw: Mapping[str, Any]) -> Draft:
+def single(row: Mapping[str, Any], has: Layout, reading: Reading, raw: Mapping[str, Any]) -> Draft:
     """A row of one question or one instruction for its media, and the answer.
 
     `raw` is the row as its source has it, for messages.
@@ -234,8 +234,8 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading, raw: Mapping[str, 
     if asked_text is None or answer is None or not (key or has_media):
         name = result.format if key or has_media else None
         if (column := nothing_in(row, name, key, answered)) is not None:
-            raise BadRow("empty", f"{how.columns.get(column, column)} is empty")
-        raise columns.lacks_named_column(raw, how.columns, how.columns_from) or expected(
+            raise BadRow("empty", f"{reading.columns.get(column, column)} is empty")
+        raise columns.lacks_named_column(raw, reading.columns, reading.columns_from) or expected(
             row, name, key, answered
         )
     result.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
@@ -252,7 +252,10 @@ def single(row: Mapping[str, Any], has: Layout, how: Reading, raw: Mapping[str, 
     if before := transcripts.turns_of_dialogue_question(asked_text):
         result.turns = [*before, ("assistant", answer)]
     else:
-        result.turns = [("user", question(asked_text, key is not None, how)), ("assistant", answer)]
+        result.turns = [
+            ("user", question(asked_text, key is not None, reading)),
+            ("assistant", answer),
+        ]
     if "history" not in row:
         return result
     history = row["history"] or []
@@ -311,18 +314,18 @@ def called(result: Draft, row: Mapping[str, Any], key: str) -> Draft:
     return result
 
 
-def question(asked_text: str, has_column: bool, how: Reading) -> str:
+def question(asked_text: str, has_column: bool, reading: Reading) -> str:
     """The user turn of a row: its question in the prompt, or the prompt alone."""
     if not has_column:
-        if how.prompt is None:
+        if reading.prompt is None:
             raise UserError(
                 "prompt.txt is missing: it holds the instruction that goes with each image; "
                 "put it beside the data, or give --prompt"
             )
-        return how.prompt.replace("{question}", "")
-    if how.prompt is not None and "{question}" not in how.prompt:
+        return reading.prompt.replace("{question}", "")
+    if reading.prompt is not None and "{question}" not in reading.prompt:
         raise UserError("the prompt must contain {question}, the place of the row's question")
-    return (how.prompt or "{question}").replace("{question}", asked_text)
+    return (reading.prompt or "{question}").replace("{question}", asked_text)
 
 
 def expected(

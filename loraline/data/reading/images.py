@@ -111,7 +111,7 @@ class Picture:
 def load_image(
     medium: str | bytes,
     fetch: Fetch,
-    most: Limits,
+    limits: Limits,
     actions: Policy,
     flagged: list[str],
     window: tuple[float, float] | None = None,
@@ -123,7 +123,7 @@ def load_image(
     import imagehash
     from PIL import Image
 
-    content = content_of(medium, fetch, most, "image")
+    content = content_of(medium, fetch, limits, "image")
     opened = OPENED
     for begin, (check, clause) in IN_PLACE_OF_PICTURES.items():
         if content[:64].lstrip().lower().startswith(begin):
@@ -145,7 +145,7 @@ def load_image(
                 f"image {named(medium)} is a camera's raw file, of which a preview would be read; "
                 "convert it to PNG or JPEG",
             )
-        measure("image", medium, image.width, image.height, most)
+        measure("image", medium, image.width, image.height, limits)
         # Of these, Pillow opens the picture that the file itself calls the first.
         single = image.format in ("MPO", "HEIF")
         frames = 1 if single else getattr(image, "n_frames", 1)
@@ -161,7 +161,7 @@ def load_image(
         standard = standardized(image, window)
         near = int.from_bytes(packed(imagehash.phash(standard).hash), "big")
     except Image.DecompressionBombError:
-        raise over_limit("image", medium, "far more pixels", most.image_pixels) from None
+        raise over_limit("image", medium, "far more pixels", limits.image_pixels) from None
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         reason = str(error).partition(" <_io")[0][:80]
         raise BadRow(

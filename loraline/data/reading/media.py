@@ -50,7 +50,7 @@ class Limits:
     """Size of one line or row of a data file, without its media in files of their own."""
 
 
-def limits(choices: Sequence[str] = ()) -> Limits:
+def parse_limits(choices: Sequence[str] = ()) -> Limits:
     """The limits, with choices written as `name=value`."""
     chosen: dict[str, Any] = {}
     for choice in choices:
@@ -74,7 +74,7 @@ Fetch = Callable[[str], Path]
 """Local path of a file of the source, by its name; raises BadRow when it is not inside."""
 
 
-def content_of(medium: str | bytes, fetch: Fetch, most: Limits, medium_type: str) -> bytes:
+def content_of(medium: str | bytes, fetch: Fetch, limits: Limits, medium_type: str) -> bytes:
     """Bytes of one medium."""
     if isinstance(medium, bytes):
         content = medium
@@ -91,9 +91,9 @@ def content_of(medium: str | bytes, fetch: Fetch, most: Limits, medium_type: str
             f"{medium_type} {medium[:80]!r} is an address, expected a file of the source",
         )
     else:
-        content = bare_base64(medium) or file_content(medium, fetch, most, medium_type)
-    if len(content) > most.media_bytes:
-        raise over_limit(medium_type, medium, f"{len(content)} bytes", most.media_bytes)
+        content = bare_base64(medium) or file_content(medium, fetch, limits, medium_type)
+    if len(content) > limits.media_bytes:
+        raise over_limit(medium_type, medium, f"{len(content)} bytes", limits.media_bytes)
     return content
 
 
@@ -107,15 +107,15 @@ def bare_base64(medium: str) -> bytes | None:
         return None
 
 
-def file_content(medium: str, fetch: Fetch, most: Limits, medium_type: str) -> bytes:
+def file_content(medium: str, fetch: Fetch, limits: Limits, medium_type: str) -> bytes:
     """Bytes of a file of the source."""
     try:
         path = fetch(medium.removeprefix("file://"))
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise BadRow("media_missing", f"{medium_type} {medium[:80]!r} is not a regular file")
-        if status.st_size > most.media_bytes:
-            raise over_limit(medium_type, medium, f"{status.st_size} bytes", most.media_bytes)
+        if status.st_size > limits.media_bytes:
+            raise over_limit(medium_type, medium, f"{status.st_size} bytes", limits.media_bytes)
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)[:60]
@@ -154,13 +154,13 @@ def inside(folder: Path, root: Path) -> Fetch:
     return fetch
 
 
-def measure(medium_type: str, medium: Media, width: int, height: int, most: Limits) -> None:
+def measure(medium_type: str, medium: Media, width: int, height: int, limits: Limits) -> None:
     """Hold a size in pixels against the limits."""
-    if width * height > most.image_pixels:
-        raise over_limit(medium_type, medium, f"{width} x {height} pixels", most.image_pixels)
-    if max(width, height) > most.aspect_ratio * min(width, height):
+    if width * height > limits.image_pixels:
+        raise over_limit(medium_type, medium, f"{width} x {height} pixels", limits.image_pixels)
+    if max(width, height) > limits.aspect_ratio * min(width, height):
         raise BadRow(
             "media_limits",
             f"{medium_type} {named(medium)} is {width} x {height} pixels, the limit of the aspect "
-            f"ratio is {most.aspect_ratio}",
+            f"ratio is {limits.aspect_ratio}",
         )

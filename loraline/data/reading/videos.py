@@ -35,47 +35,47 @@ class Clip:
     """Perceptual hash of the middle frame, 64 bits."""
 
 
-def frame_indices(total: int, rate: float, most: Limits) -> list[int]:
+def frame_indices(total: int, rate: float, limits: Limits) -> list[int]:
     """Frames to take of `total` at `rate` frames a second, evenly from the first to the last.
 
     As qwen-vl-utils samples: `fps` frames a second, an even number, four at least.
     """
-    most_frames = min(most.frames, total) // FRAME_FACTOR * FRAME_FACTOR
-    count_wanted = min(max(total / rate * most.fps, MIN_FRAMES), most_frames)
+    most_frames = min(limits.frames, total) // FRAME_FACTOR * FRAME_FACTOR
+    count_wanted = min(max(total / rate * limits.fps, MIN_FRAMES), most_frames)
     count = max(FRAME_FACTOR, math.floor(count_wanted / FRAME_FACTOR) * FRAME_FACTOR)
     return [round(index * (total - 1) / (count - 1)) for index in range(count)]
 
 
-def load_video(medium: Media, fetch: Fetch, most: Limits, cell: int) -> Clip:
+def load_video(medium: Media, fetch: Fetch, limits: Limits, cell: int) -> Clip:
     """Decode a video and sample its frames, as JPEG; a list of paths is frames already sampled."""
     import imagehash
     from PIL import Image
 
     if isinstance(medium, str | bytes):
-        content = content_of(medium, fetch, most, "video")
-        frames, fps = sampled(content, medium, most)
+        content = content_of(medium, fetch, limits, "video")
+        frames, fps = sampled(content, medium, limits)
         source = hashlib.sha256(content).digest()
     else:
-        if len(medium) > most.frames:
-            raise over_limit("video", medium, f"{len(medium)} frames", most.frames)
-        contents = [content_of(name, fetch, most, "frame") for name in medium]
+        if len(medium) > limits.frames:
+            raise over_limit("video", medium, f"{len(medium)} frames", limits.frames)
+        contents = [content_of(name, fetch, limits, "frame") for name in medium]
         try:
             frames = [Image.open(io.BytesIO(item), formats=OPENED) for item in contents]
             for frame in frames:
-                measure("frame", medium, frame.width, frame.height, most)
+                measure("frame", medium, frame.width, frame.height, limits)
             frames = [frame.convert("RGB") for frame in frames]
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadRow(
                 "media_broken", f"video {named(medium)} cannot be decoded: {error}"
             ) from error
-        fps = most.fps
+        fps = limits.fps
         source = hashlib.sha256(
             b"".join(hashlib.sha256(item).digest() for item in contents)
         ).digest()
     height, width = frames[0].height, frames[0].width
     near = int.from_bytes(packed(imagehash.phash(frames[len(frames) // 2]).hash), "big")
     return Clip(
-        Video(tuple(as_jpeg(frame, most, cell) for frame in frames), fps),
+        Video(tuple(as_jpeg(frame, limits, cell) for frame in frames), fps),
         source,
         height,
         width,
@@ -83,7 +83,7 @@ def load_video(medium: Media, fetch: Fetch, most: Limits, cell: int) -> Clip:
     )
 
 
-def sampled(content: bytes, medium: Media, most: Limits) -> tuple[list[Any], float]:
+def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], float]:
     """Sampled frames of an encoded video as RGB images, and how many make a second."""
     import av
 
@@ -92,16 +92,16 @@ def sampled(content: bytes, medium: Media, most: Limits) -> tuple[list[Any], flo
             if not container.streams.video:
                 raise BadRow("media_broken", f"video {named(medium)} has no picture")
             stream = container.streams.video[0]
-            measure("video", medium, stream.width, stream.height, most)
+            measure("video", medium, stream.width, stream.height, limits)
             rate = float(stream.average_rate or stream.base_rate or 0)
             total = len([packet for packet in container.demux(stream) if packet.size])
-        if total > most.video_frames:
-            raise over_limit("video", medium, f"{total} frames", most.video_frames)
+        if total > limits.video_frames:
+            raise over_limit("video", medium, f"{total} frames", limits.video_frames)
         if total < FRAME_FACTOR or rate <= 0:
             raise BadRow(
                 "media_broken", f"video {named(medium)} has {total} frames, expected 2 or more"
             )
-        indices = frame_indices(total, rate, most)
+        indices = frame_indices(total, rate, limits)
         frames = {}
         with av.open(io.BytesIO(content), "r") as container:
             for index, frame in enumerate(container.decode(video=0)):
@@ -114,11 +114,11 @@ def sampled(content: bytes, medium: Media, most: Limits) -> tuple[list[Any], flo
     return [frames[index] for index in indices], len(indices) / total * rate
 
 
-def as_jpeg(frame: Any, most: Limits, cell: int) -> bytes:
+def as_jpeg(frame: Any, limits: Limits, cell: int) -> bytes:
     """A frame as JPEG, resized as the processor would where it is over the limit."""
-    if frame.width * frame.height > most.frame_pixels:
+    if frame.width * frame.height > limits.frame_pixels:
         height, width = pixels.resized(
-            frame.height, frame.width, cell=cell, min_pixels=0, max_pixels=most.frame_pixels
+            frame.height, frame.width, cell=cell, min_pixels=0, max_pixels=limits.frame_pixels
         )
         frame = frame.resize((width, height))
     buffer = io.BytesIO()

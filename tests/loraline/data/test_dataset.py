@@ -220,7 +220,7 @@ def test_the_digest_knows_no_places(tmp_path, prepare) -> None:
 
 
 def asked(data: Path) -> workplace.Request:
-    return workplace.Request((str(data),), None, "answer", checks.policy(), media.limits())
+    return workplace.Request((str(data),), None, "answer", checks.policy(), media.parse_limits())
 
 
 def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monkeypatch) -> None:
