@@ -12,6 +12,11 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 WORDS: dict[str, str] = yaml.safe_load((ROOT / "tests" / "dialect.yaml").read_text())
+VAGUE = re.compile(
+    "found|told|one|own|kind|take|hold|given|made|said|what|way|several|asked|wanted|seen|shown"
+)
+"""Names that say nothing of what they hold."""
+
 FOLDERS = ("bench", "gateway", "loraline", "loraline_cli", "runner", "steps", "workflows")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -31,6 +36,22 @@ def docstrings(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, documented):
             yield ast.get_docstring(node) or ""
+
+
+def names(source: str) -> Iterator[str]:
+    """Names that a module gives to functions, classes, parameters, variables and attributes."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case (
+                ast.FunctionDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+                | ast.ClassDef(name=name)
+            ):
+                yield name
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -58,3 +79,20 @@ def test_docstrings_are_in_plain_words(folder: str) -> None:
 )
 def test_the_words_are_noticed(sentence: str) -> None:
     assert slips(sentence)
+
+
+def test_names_of_the_library_say_what_they_hold() -> None:
+    vague = {
+        str(file.relative_to(ROOT)): result
+        for file in sorted((ROOT / "loraline").rglob("*.py"))
+        if (result := sorted(filter(VAGUE.fullmatch, names(file.read_text()))))
+    }
+    assert vague == {}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def told(): ...", "def f(kind): ...", "made = 1", "self.found = 1", "[one for one in rows]"],
+)
+def test_vague_names_are_noticed(source: str) -> None:
+    assert any(map(VAGUE.fullmatch, names(source)))

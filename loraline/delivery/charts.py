@@ -65,9 +65,11 @@ def helm_values(pod: Pod) -> Object:
         # The chart makes a claim for the hub's cache and sets its path.
         claim = {"pvcStorage": pod.storage, "pvcAccessMode": ["ReadWriteOnce"]}
         del variables["HF_HOME"]
-    shown = [{"name": "MLFLOW_TRACKING_USERNAME"}, {"name": "MLFLOW_TRACKING_PASSWORD"}]
-    shown += [{"name": "AWS_ACCESS_KEY_ID"}, {"name": "AWS_SECRET_ACCESS_KEY"}]
-    keys = [secret(each["name"], "loraline", each["name"], optional=True) for each in shown]
+    names = [
+        *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    ]
+    keys = [secret(name, "loraline", name, optional=True) for name in names]
     model = {
         "name": pod.adapters[0].name,
         "annotations": pod.annotations,

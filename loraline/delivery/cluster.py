@@ -72,12 +72,12 @@ def apply(manifest: Path, say: Say) -> None:
             for deployment in deployments:
                 wait(client, deployment, namespace, say)
         except BaseException as error:
-            done = roll_back(client, changed, namespace)
+            rollback = roll_back(client, changed, namespace)
             if isinstance(error, ApiException):
-                raise refused(error, f"{name} was not deployed", done) from error
+                raise refused(error, f"{name} was not deployed", rollback) from error
             if isinstance(error, UserError):
-                raise UserError(f"{name} was not deployed: {error}; {done}") from error
-            say(f"{name} was not deployed; {done}")
+                raise UserError(f"{name} was not deployed: {error}; {rollback}") from error
+            say(f"{name} was not deployed; {rollback}")
             raise
     except ApiException as error:
         raise refused(error, "the cluster refused") from error
@@ -363,24 +363,24 @@ def roll_back(
     from kubernetes.dynamic.exceptions import NotFoundError
     from urllib3.exceptions import HTTPError
 
-    done = set()
+    actions = set()
     try:
         for entry, previous in changed:
             if previous is not None:
                 apply_object(client, previous, namespace)
-                done.add("what was there is put back")
+                actions.add("what was there is put back")
             elif entry["kind"] == "PersistentVolumeClaim":
-                done.add("the claim with what was downloaded is kept")
+                actions.add("the claim with what was downloaded is kept")
             else:
                 with suppress(NotFoundError):
                     resource_type(client, entry).delete(
                         name=entry["metadata"]["name"], namespace=namespace
                     )
-                done.add("what was made is deleted")
+                actions.add("what was made is deleted")
     except (ApiException, HTTPError) as error:
         name = changed[0][0]["metadata"]["name"]
         raise TryAgain(
             f"{name} was not deployed, and is left half applied since the cluster did not answer; "
             "deploy the version before it again"
         ) from error
-    return ", ".join(sorted(done, reverse=True)) or "nothing was changed"
+    return ", ".join(sorted(actions, reverse=True)) or "nothing was changed"

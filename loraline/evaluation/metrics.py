@@ -292,8 +292,8 @@ def json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Metr
     """
 
     def counts(prediction: str, reference: str) -> list[float]:
-        predicted, wanted = fields(parse_json(prediction)), fields(parse_json(reference))
-        return [(predicted & wanted).total(), predicted.total(), wanted.total()]
+        predicted, expected = fields(parse_json(prediction)), fields(parse_json(reference))
+        return [(predicted & expected).total(), predicted.total(), expected.total()]
 
     return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 
@@ -342,9 +342,9 @@ def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metri
     """
 
     def counts(prediction: str, reference: str) -> list[float]:
-        predicted, wanted = boxes(prediction), boxes(reference)
+        predicted, expected = boxes(prediction), boxes(reference)
         overlaps = sorted(
-            ((iou(a, b), i, j) for i, a in enumerate(predicted) for j, b in enumerate(wanted)),
+            ((iou(a, b), i, j) for i, a in enumerate(predicted) for j, b in enumerate(expected)),
             reverse=True,
         )
         paired: tuple[set[int], set[int]] = (set(), set())
@@ -352,7 +352,7 @@ def grounding_f1(predictions: Sequence[str], references: Sequence[str]) -> Metri
             if overlap >= 0.5 and i not in paired[0] and j not in paired[1]:
                 paired[0].add(i)
                 paired[1].add(j)
-        return [len(paired[0]), len(predicted), len(wanted)]
+        return [len(paired[0]), len(predicted), len(expected)]
 
     return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])
 

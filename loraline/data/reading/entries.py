@@ -38,9 +38,9 @@ def entries(
     listed: list[Entry] = []
     for flag in flags:
         address = flag if isinstance(flag, str) else flag.uri
-        given = {} if isinstance(flag, str) else settings_of(flag)
-        named = [entry.model_copy(update=given) for entry in addressed(address, registry)]
-        if "columns" in given:
+        settings = {} if isinstance(flag, str) else settings_of(flag)
+        named = [entry.model_copy(update=settings) for entry in addressed(address, registry)]
+        if "columns" in settings:
             named = [entry.with_columns_from(f"prepare.sources of {recipe}") for entry in named]
         listed += named
     usual = {"encoding": encoding} if encoding else {}
@@ -68,8 +68,8 @@ def completed(entry: Entry, usual: Mapping[str, Any], recipe: str) -> Entry:
 
 def given_keys(settings: SourceSettings) -> set[str]:
     """Keys of the settings that were given and not left to their defaults."""
-    given = settings.model_fields_set & set(SourceSettings.model_fields)
-    return {key for key in given if key != "encoding" or settings.encoding}
+    fields_set = settings.model_fields_set & set(SourceSettings.model_fields)
+    return {key for key in fields_set if key != "encoding" or settings.encoding}
 
 
 def settings_of(entry: Entry) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def draft(raw: Any, reading: Reading) -> Draft:
         row = {key: value for key, value in row.items() if key not in reading.ignore}
     has = layout(tuple(row))
     sides = [(key, row[key]) for key in has.sides] if has.sides else ()
-    if absent := [key for key, said in sides if is_missing_value(said)]:
+    if absent := [key for key, value in sides if is_missing_value(value)]:
         replaced += absent
         row = {key: value for key, value in row.items() if key not in absent}
         has = layout(tuple(row))
