@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from loraline import profile_files
 from loraline.errors import TryAgain, UserError
 from loraline.tracking import store
-from loraline_cli.desk import forms, review
+from loraline_cli.desk import forms, loss, review
 from loraline_cli.desk.argo import Argo
 from loraline_cli.desk.people import REVIEWER, TRAINER, People, Person, Turned
 from loraline_cli.desk.training import Trainings
@@ -181,6 +181,11 @@ def run(name: str, work: Work, _: Trainer) -> Response:
     return JSONResponse(work.status(name))
 
 
+@router.get("/runs/{name}/loss")
+def run_loss(name: str, work: Work, _: Trainer) -> Response:
+    return JSONResponse(loss.of(store.connect(), name, work.read(name)))
+
+
 @router.post("/runs/{name}/stop")
 def stop(name: str, work: Work, _: Trainer) -> Response:
     work.stop(name)
@@ -215,6 +220,11 @@ def submit(asked: Recipe, cluster: Cluster, _: Trainer) -> Response:
 @router.get("/workflows/{name}")
 def workflow(name: str, cluster: Cluster, _: Trainer) -> Response:
     return JSONResponse(cluster.status(name))
+
+
+@router.get("/workflows/{name}/loss")
+def workflow_loss(name: str, cluster: Cluster, _: Trainer) -> Response:
+    return JSONResponse(loss.of(store.connect(), name, cluster.read(name)))
 
 
 @router.post("/workflows/{name}/stop")

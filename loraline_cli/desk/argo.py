@@ -64,9 +64,15 @@ class Argo:
         latest = sorted(workflows or [], key=lambda each: each["metadata"]["creationTimestamp"])
         return [each["metadata"]["name"] for each in reversed(latest)]
 
+    def read(self, name: str) -> dict[str, Any]:
+        """A workflow's status as Argo writes it."""
+        workflow = json.loads(self.ask("get", checked(name), "-o", "json"))
+        status: dict[str, Any] = workflow.get("status") or {}
+        return status
+
     def status(self, name: str) -> dict[str, Any]:
         """A workflow's nodes and the end of its log."""
-        status = json.loads(self.ask("get", checked(name), "-o", "json")).get("status") or {}
+        status = self.read(name)
         running = status.get("phase", "Pending") in ("Pending", "Running")
         try:
             log = self.ask("logs", name, "--no-color", "--tail", str(LINES), seconds=LOG_S)

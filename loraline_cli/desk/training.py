@@ -144,14 +144,19 @@ class Trainings:
         files = sorted(OUTPUTS.glob(f"*/{STATUS}"), key=lambda file: -file.stat().st_mtime)
         return [self.status(file.parent.name) for file in files if not file.parent.is_symlink()]
 
-    def status(self, name: str) -> dict[str, Any]:
-        """A run's nodes and the end of its log; UserError for an unknown name."""
+    def read(self, name: str) -> dict[str, Any]:
+        """A run's status as the runner writes it; UserError for an unknown name."""
         if "/" in name or name.startswith("."):
             raise UserError(f"there is no run {name!r} here")
         try:
-            status = json.loads((OUTPUTS / name / STATUS).read_text())["status"]
+            status: dict[str, Any] = json.loads((OUTPUTS / name / STATUS).read_text())["status"]
         except (OSError, ValueError) as error:
             raise UserError(f"there is no run {name!r} here") from error
+        return status
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A run's nodes and the end of its log; UserError for an unknown name."""
+        status = self.read(name)
         here = self.is_going() and os.readlink(OUTPUTS / "latest") == name
         if status["phase"] == "Running" and not here:
             status["phase"] = "Stopped"

@@ -33,6 +33,7 @@ def test_a_training_is_submitted_watched_stopped_and_resumed(
     assert (run["phase"], run["running"]) == ("Running", True)
     assert [node["name"] for node in run["nodes"]] == ["train-qlora"]
     assert run["log"] == ["submitted-1-train: loss 2.5"]
+    assert desk.get("/workflows/submitted-1/loss").json()["points"] == {}
     assert desk.post("/workflows/submitted-1/stop").status_code == 200
     assert desk.get("/workflows/submitted-1").json()["running"] is False
     assert desk.post("/workflows/submitted-1/resume").status_code == 200

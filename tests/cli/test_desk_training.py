@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 import time
@@ -9,11 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
+from mlflow.entities import Metric
+from starlette.testclient import TestClient
 
 from loraline import profiles
 from loraline.errors import TryAgain, UserError
-from loraline_cli.desk import forms
+from loraline.tracking import runs, store, tags
+from loraline_cli.desk import forms, loss
+from loraline_cli.desk.app import create_app
 from loraline_cli.desk.training import Going, Trainings
 
 WORKFLOW = """
@@ -179,3 +186,77 @@ def test_the_data_are_checked_before_anything_starts(trainings: Small, workplace
     assert "128 tokens" in result["plan"][0]
     peaks = [line.split()[1] for line in result["plan"] if "peak" in line]
     assert len(peaks) == 2 and float(peaks[1]) <= float(peaks[0])
+
+
+def logged(workflow: str, name: str = "one", **curves: dict[int, float]) -> str:
+    """A training run of a workflow with these values by step; its ID."""
+    store.connect()
+    given = {tags.WORKFLOW_NAME: workflow}
+    with runs.open_run("train_qlora", name=name, fingerprint=name, tags=given) as run:
+        points = [
+            Metric(key, value, 1000 + step, step)
+            for key, values in curves.items()
+            for step, value in values.items()
+        ]
+        mlflow.MlflowClient().log_batch(run.info.run_id, points)
+    return str(run.info.run_id)
+
+
+def run_folder(workplace: Path, name: str, handed_over: str = "") -> None:
+    """A run of the desk's folder whose training step has handed this over."""
+    node = {"displayName": "train-qlora(0)", "type": "Pod", "phase": "Running"}
+    node |= {"outputs": {"parameters": [{"name": "run-id", "value": handed_over}]}}
+    folder = workplace / "outputs" / name
+    folder.mkdir(parents=True)
+    status = {"phase": "Running", "nodes": {"a": node}}
+    (folder / "status.json").write_text(json.dumps({"status": status}))
+
+
+def test_the_loss_of_a_training_comes_from_its_run(workplace: Path) -> None:
+    run_folder(workplace, "pipeline-1")
+    desk = TestClient(create_app(None))
+    assert desk.get("/runs/pipeline-1/loss").json()["points"] == {}
+
+    logged("pipeline-0", "zero", loss={1: 9.0})
+    speed = {1: 700.0, 2: 800.0}
+    run = logged(
+        "pipeline-1", loss={1: 4.0, 2: 2.0}, eval_loss={2: 3.0}, tokens_per_second=speed
+    )
+    answer = desk.get("/runs/pipeline-1/loss").json()
+
+    assert answer["run_id"] == run
+    assert answer["points"] == {"training": [[1, 4.0], [2, 2.0]], "validation": [[2, 3.0]]}
+    assert answer["drawn"]["lines"] == {
+        "training": "300.0,0.0 600.0,100.0",
+        "validation": "600.0,50.0",
+    }
+    assert (answer["drawn"]["last"], answer["drawn"]["highest"]) == (2, 4.0)
+    assert answer["tokens_per_second"] == 800.0
+    refused = desk.get("/runs/none/loss")
+    assert refused.status_code == 422 and "no run" in refused.json()["detail"]
+
+
+def test_a_training_that_was_there_already_shows_the_loss_that_it_had(workplace: Path) -> None:
+    """The step hands over the finished run of an earlier workflow."""
+    run = logged("pipeline-0", loss={1: 4.0})
+    run_folder(workplace, "pipeline-1", run)
+    answer = TestClient(create_app(None)).get("/runs/pipeline-1/loss").json()
+    assert (answer["run_id"], answer["points"]["training"]) == (run, [[1, 4.0]])
+
+
+def test_a_loss_that_is_no_number_is_counted_and_not_drawn(workplace: Path) -> None:
+    run_folder(workplace, "pipeline-1")
+    logged("pipeline-1", loss={1: 4.0, 2: math.nan, 3: math.inf, 4: 3.0})
+    answer = TestClient(create_app(None)).get("/runs/pipeline-1/loss").json()
+    assert answer["points"] == {"training": [[1, 4.0], [4, 3.0]]}
+    assert (answer["not_finite"], answer["drawn"]["highest"]) == (2, 4.0)
+
+
+def test_a_long_curve_keeps_its_ends_and_its_peaks() -> None:
+    points = [(step, 100.0 if step == 5003 else 1.0 + 1 / step) for step in range(1, 20_001)]
+    kept = loss.thinned(points)
+    assert len(kept) <= loss.MOST_POINTS
+    assert kept == sorted(kept) and set(kept) <= set(points)
+    assert (kept[0], kept[-1]) == (points[0], points[-1])
+    assert (5003, 100.0) in kept
+    assert loss.thinned(points[:50]) == points[:50]

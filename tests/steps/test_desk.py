@@ -73,11 +73,13 @@ ADDRESSES = [
     ("GET", "/runs", None),
     ("POST", "/runs", {"profile": "smoke-text"}),
     ("GET", "/runs/latest", None),
+    ("GET", "/runs/latest/loss", None),
     ("POST", "/runs/latest/stop", None),
     ("POST", "/runs/latest/resume", None),
     ("GET", "/workflows", None),
     ("POST", "/workflows", {"profile": "smoke-text"}),
     ("GET", "/workflows/one", None),
+    ("GET", "/workflows/one/loss", None),
     ("POST", "/workflows/one/stop", None),
     ("POST", "/workflows/one/resume", None),
 ]
