@@ -9,13 +9,16 @@ from typing import Any
 
 import gradio as gr
 
-from gateway.ui import drawing
+from gateway.ui import drawing, loss_curve
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.connections import Connections
 from gateway.ui.profile_form import ProfileForm, overrides
 
 TRAINER = "trainer"
 EVERY_S = 2.0
+LOSS_EVERY_S = 5.0
+"""The trainer sends its losses this often."""
+
 STYLES = {"Succeeded": "✔", "Failed": "✘", "Error": "✘", "Running": "▶", "Skipped": "-"}
 
 
@@ -45,15 +48,23 @@ class TrainScreen:
             self.stop = gr.Button(_("Stop"), interactive=False, elem_id="train-stop")
             self.resume = gr.Button(_("Resume"), interactive=False, elem_id="train-resume")
             self.refresh = gr.Button(_("Look again"))
+        self.phase = gr.HTML(elem_id="train-phase")
         self.nodes = gr.HTML(elem_id="train-nodes")
+        self.loss = gr.HTML(elem_id="train-loss")
+        with gr.Accordion(_("The loss as a table"), open=False, visible=False) as self.values:
+            self.loss_table = gr.HTML(elem_id="train-loss-table")
         self.log = gr.Textbox(
             label=_("Log"), lines=8, max_lines=16, interactive=False, elem_id="train-log"
         )
         self.timer = gr.Timer(EVERY_S, active=False)
+        self.loss_timer = gr.Timer(LOSS_EVERY_S, active=False)
 
     @property
     def shown(self) -> list[Any]:
-        return [self.line, self.run, self.nodes, self.log, self.stop, self.resume, self.timer]
+        return [
+            self.line, self.run, self.phase, self.nodes, self.log, self.stop, self.resume,
+            self.timer, self.loss_timer,
+        ]  # fmt: skip
 
     def wire(self) -> None:
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -69,6 +80,11 @@ class TrainScreen:
         self.start.click(self.starter("runs"), recipe, self.shown, **quick)
         self.submit.click(self.starter("workflows"), recipe, self.shown, **quick)
         gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
+        # The phase changes when another training is chosen, when one starts, and when it ends.
+        gr.on(
+            [self.loss_timer.tick, self.phase.change], self.on_loss, [self.run],
+            [self.loss, self.loss_table, self.values], trigger_mode="always_last", **quick,
+        )  # fmt: skip
         self.refresh.click(self.on_list, [self.run], self.shown, **quick)
         self.stop.click(self.mover("stop"), [self.run], self.shown, **quick)
         self.resume.click(self.mover("resume"), [self.run], self.shown, **quick)
@@ -132,23 +148,56 @@ class TrainScreen:
                 started = await desk.json("POST", f"/{where}", json=recipe(profile, data, changed))
             except Refusal as error:
                 return self.wrong(error)
+<<<<<<< HEAD
             return await self.run_updates(desk, f"{where}/{started['name']}")
+=======
+            return {self.line: ""} | await self.looked(desk, f"{where}/{started['name']}")
+>>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
 
         return start
 
     async def on_look(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         if not place:
+<<<<<<< HEAD
             return {self.timer: gr.Timer(active=False)}
         return await self.run_updates(self.connections.desk(request), place)
+=======
+            return self.watched(running=False)
+        return await self.looked(self.door.desk(request), place)
+>>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
+
+    async def on_loss(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
+        """The loss of the chosen training as far as it is logged."""
+        if not place:
+            return {self.loss: "", self.values: gr.update(visible=False)}
+        try:
+            loss = await self.door.desk(request).json("GET", f"/{place}/loss")
+        except Refusal as error:
+            return {self.loss: drawing.sentence(error.sentence, wrong=True)}
+        return {
+            self.loss: loss_curve.figure(loss, self.text),
+            self.loss_table: loss_curve.table(loss, self.text),
+            self.values: gr.update(visible=bool(loss["points"])),
+        }
+
+    def watched(self, *, running: bool) -> dict[Any, Any]:
+        return {
+            self.timer: gr.Timer(active=running),
+            self.loss_timer: gr.Timer(active=running),
+        }
 
     async def on_list(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         desk = self.connections.desk(request)
         try:
             places = [each for _, each in await self.choices(desk)]
         except Refusal as error:
-            return self.wrong(error)
+            return self.unseen(error)
         chosen = place if place in places else next(iter(places), None)
+<<<<<<< HEAD
         return await self.run_updates(desk, chosen) if chosen else {self.line: ""}
+=======
+        return await self.looked(desk, chosen) if chosen else {self.phase: ""}
+>>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
 
     async def choices(self, desk: Gateway) -> list[tuple[str, str]]:
         """Trainings by name and by the desk's address: those here, then those on the cluster."""
@@ -166,8 +215,13 @@ class TrainScreen:
             try:
                 await desk.json("POST", f"/{place}/{act}")
             except Refusal as error:
+<<<<<<< HEAD
                 return self.wrong(error)
             return await self.run_updates(desk, str(place))
+=======
+                return self.unseen(error)
+            return await self.looked(desk, str(place))
+>>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
 
         return move
 
@@ -177,21 +231,30 @@ class TrainScreen:
             choices = await self.choices(desk)
             run = await desk.json("GET", f"/{place}")
         except Refusal as error:
-            return self.wrong(error) | {self.timer: gr.Timer(active=False)}
+            return self.unseen(error) | self.watched(running=False)
         running = run["running"]
         succeeded = run["phase"] == "Succeeded"
         return {
-            self.line: drawing.sentence(f"{run['name']}: {run['phase']}"),
+            self.phase: drawing.sentence(f"{run['name']}: {run['phase']}"),
             self.run: gr.update(choices=choices, value=place),
             self.nodes: nodes(run["nodes"]),
             self.log: "\n".join(run["log"]),
             self.stop: gr.update(interactive=running),
+<<<<<<< HEAD
             self.resume: gr.update(interactive=not running and not succeeded),
             self.timer: gr.Timer(active=running),
+=======
+            self.resume: gr.update(interactive=not running and not done),
+            **self.watched(running=running),
+>>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
         }
 
     def wrong(self, error: Refusal) -> dict[Any, Any]:
         return {self.line: drawing.sentence(error.sentence, wrong=True)}
+
+    def unseen(self, error: Refusal) -> dict[Any, Any]:
+        """What is wrong with the chosen training, beside it."""
+        return {self.phase: drawing.sentence(error.sentence, wrong=True)}
 
 
 def recipe(profile: str, data: str, changed: Mapping[str, Any]) -> dict[str, Any]:

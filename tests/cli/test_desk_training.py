@@ -219,9 +219,7 @@ def test_the_loss_of_a_training_comes_from_its_run(workplace: Path) -> None:
 
     logged("pipeline-0", "zero", loss={1: 9.0})
     speed = {1: 700.0, 2: 800.0}
-    run = logged(
-        "pipeline-1", loss={1: 4.0, 2: 2.0}, eval_loss={2: 3.0}, tokens_per_second=speed
-    )
+    run = logged("pipeline-1", loss={1: 4.0, 2: 2.0}, eval_loss={2: 3.0}, tokens_per_second=speed)
     answer = desk.get("/runs/pipeline-1/loss").json()
 
     assert answer["run_id"] == run

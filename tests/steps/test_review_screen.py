@@ -15,6 +15,7 @@ import uvicorn
 from gateway.keys import entry, new_key
 from loraline.tracking import registry
 from loraline_cli.desk.app import create_app
+from tests.cli.test_desk_training import logged, run_folder
 from tests.gateway.conftest import _stub, settings_for, start, stub, stub_url
 from tests.gateway.ui.conftest import browser, open_page, opened
 
@@ -121,6 +122,43 @@ def test_a_trainer_fills_the_form_and_sees_what_the_data_are_like(
     assert page.frame_locator("#train-checked iframe").locator("body").inner_text()
 
 
+def step_of(point: Any) -> int:
+    return int(point.step)
+
+
+def test_the_loss_of_each_training_is_seen_when_it_is_chosen(
+    desk_page: Any, opened: Any, workplace: Path
+) -> None:
+    url, keys = desk_page
+    for number in (1, 2):
+        run_folder(workplace, f"pipeline-{number}")
+        losses = {step: number + 10 / step for step in range(1, 60)}
+        logged(f"pipeline-{number}", str(number), loss=losses, eval_loss={59: number + 0.5})
+    run_folder(workplace, "pipeline-none")
+    page = signed_in(opened, url, keys["rita"])
+    page.get_by_role("tab", name="Train").click()
+    says(page, "#train-phase", "pipeline-")
+    # The form of the profile comes after the trainings, and leaves what is said of them.
+    page.wait_for_function("document.querySelector('#train-overrides')")
+    for number in (1, 2):
+        page.click("#train-run input")
+        page.get_by_role("option", name=f"pipeline-{number}", exact=True).click()
+        says(page, "#train-loss", f"Training loss {number + 10 / 59:.4g} at step 59;")
+        ends = page.locator("#train-loss .ll-ends").all_inner_texts()
+        assert [each.split() for each in ends] == [[f"{number + 10:d}"], ["0", "step", "59"]]
+        colours = "['polyline', 'circle'].map((mark) => getComputedStyle(document.querySelector("
+        colours += (
+            "`#train-loss svg .ll-validation ${mark}`))[mark == 'circle' ? 'fill' : 'stroke'])"
+        )
+        line, dot = page.evaluate(colours)
+        assert line == dot != "rgb(0, 0, 0)"
+
+    page.click("#train-run input")
+    page.get_by_role("option", name="pipeline-none", exact=True).click()
+    says(page, "#train-loss", "No loss is logged")
+    assert not page.get_by_role("button", name="The loss as a table").is_visible()
+
+
 def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
     desk_page: Any, opened: Any, workplace: Path
 ) -> None:
@@ -134,10 +172,19 @@ def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
 
     page.set_default_timeout(60_000)
     page.click("#train-start")
-    says(page, "#train-line", "Running")
+    says(page, "#train-phase", "Running")
     says(page, "#train-nodes", "prepare-data")
     page.set_default_timeout(600_000)
-    says(page, "#train-line", "Succeeded")
+    # Curves grow while it trains: the first point comes long before the last.
+    says(page, "#train-loss figcaption", "Training loss")
+    assert "Running" in page.inner_text("#train-phase")
+    says(page, "#train-phase", "Succeeded")
+    says(page, "#train-loss figcaption", "validation loss")
+    assert page.locator("#train-loss svg .ll-training polyline").count() == 1
+    assert page.locator("#train-loss svg .ll-validation circle").count() >= 1
+    page.get_by_role("button", name="The loss as a table").click()
+    table = page.locator("#train-loss-table tbody tr")
+    table.first.wait_for()
     nodes = page.locator("#train-nodes").inner_text()
     for step in ("prepare-data", "train-qlora", "evaluate", "quality-gate"):
         assert f"✔ {step}" in nodes
@@ -148,19 +195,24 @@ def test_a_training_is_started_in_the_browser_and_watched_to_its_end(
         "tags.`loraline.step` = 'train_qlora'",
     )
     assert run.info.status == "FINISHED" and float(run.data.params["num_train_epochs"]) == 1
+    last = max(mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss"), key=step_of)
+    assert f"Training loss {last.value:.4g} at step {last.step};" in page.inner_text("#train-loss")
+    assert table.last.inner_text().split("\t")[:2] == [str(last.step), f"{last.value:.4g}"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_fault_in_review_and_train_and_both_fit_a_phone(
-    scheme: str, desk_page: Any, opened: Any, candidate: Any, step: Any
+    scheme: str, desk_page: Any, opened: Any, candidate: Any, step: Any, workplace: Path
 ) -> None:
+    run_folder(workplace, "pipeline-1")
+    logged("pipeline-1", loss={1: 4.0, 2: 2.0, 3: 1.0}, eval_loss={3: 1.5})
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     url, keys = desk_page
     step("quality_gate", "--run-id", candidate(name="one"))
     page = signed_in(opened, url, keys["rita"], color_scheme=scheme)
     for name, field, words in (
         ("Review", "#review-cards", "candidate · 1"),
-        ("Train", "#train-profile", "Profile"),
+        ("Train", "#train-loss", "Training loss 1 at step 3"),
     ):
         page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_role("tab", name=name).click()

@@ -30,6 +30,7 @@ from gateway.ui import (
     compare,
     downloads,
     drawing,
+    loss_curve,
     pictures,
     questions,
     settings,
@@ -217,6 +218,51 @@ def test_an_answers_end_is_told_in_words() -> None:
         "11 tokens, 7 in the prompt, first after 1.00 s, 5.0 tokens a second, 3.00 s in all. "
         "The answer is cut: it reached the most tokens."
     )
+
+
+LOSS = {
+    "points": {"training": [[1, 4.0], [2, 2.0]], "validation": [[1, 3.0], [2, 3.25]]},
+    "drawn": {
+        "last": 2,
+        "highest": 4.0,
+        "lines": {"training": "300.0,0.0 600.0,100.0", "validation": "300.0,50.0 600.0,37.5"},
+    },
+    "not_finite": 0,
+    "tokens_per_second": 1234.5,
+}
+
+
+def test_a_loss_is_drawn_told_in_words_and_written_as_a_table() -> None:
+    drawn = loss_curve.figure(LOSS, str)
+    assert (
+        "Training loss 2 at step 2; validation loss 3.25 at step 2, lowest 3 at step 1; "
+        "1,234 tokens a second." in drawn
+    )
+    assert drawn.count('<polyline points="300.0') == 2 and drawn.count("<circle") == 4
+    assert 'role="img" aria-label="Loss over steps"' in drawn
+    table = loss_curve.table(LOSS, str)
+    assert "<tr><td>2</td><td>2</td><td>3.25</td></tr>" in table
+
+
+def test_a_loss_of_one_point_is_seen_and_none_is_said() -> None:
+    one = LOSS | {
+        "points": {"training": [[1, 4.0]]},
+        "drawn": {"last": 1, "highest": 4.0, "lines": {"training": "600.0,0.0"}},
+        "not_finite": 3,
+    }
+    drawn = loss_curve.figure(one, str)
+    assert drawn.count("<circle") == 1 and "validation" not in drawn
+    assert "3 values are no numbers" in drawn
+    none = LOSS | {"points": {}, "drawn": {}}
+    assert "No loss is logged" in loss_curve.figure(none, str)
+    assert loss_curve.table(none, str) == ""
+
+
+def test_the_table_of_a_long_loss_has_its_ends_and_some_between() -> None:
+    long = LOSS | {"points": {"training": [[step, 1.0] for step in range(1, 401)]}}
+    table = loss_curve.table(long, str)
+    assert table.count("<tr><td>") == loss_curve.MOST_ROWS
+    assert "<td>1</td>" in table and "<td>400</td>" in table
 
 
 @pytest.mark.parametrize(
