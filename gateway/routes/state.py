@@ -63,7 +63,7 @@ async def info(request: Request, caller: Authenticated) -> Response:
             "name": "loraline gateway",
             "version": own_version(),
             "models": [
-                model.card() for model in gateway.upstreams.models if caller.may_ask(model.name)
+                model.card() for model in gateway.upstreams.models if caller.may_ask(*model.names)
             ],
             "tasks": sorted(gateway.tasks),
             "limits": {

@@ -80,10 +80,11 @@ class TrainScreen:
         self.start.click(self.starter("runs"), recipe, self.shown, **quick)
         self.submit.click(self.starter("workflows"), recipe, self.shown, **quick)
         gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
-        # The phase changes when another training is chosen, when one starts, and when it ends.
+        # The phase changes when a training starts, and when it ends.
         gr.on(
-            [self.loss_timer.tick, self.phase.change], self.on_loss, [self.run],
-            [self.loss, self.loss_table, self.values], trigger_mode="always_last", **quick,
+            [self.loss_timer.tick, self.phase.change, self.run.change], self.on_loss,
+            [self.run], [self.loss, self.loss_table, self.values],
+            trigger_mode="always_last", **quick,
         )  # fmt: skip
         self.refresh.click(self.on_list, [self.run], self.shown, **quick)
         self.stop.click(self.mover("stop"), [self.run], self.shown, **quick)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.keys import entry as entry_of
+from gateway.keys import new_key
 from gateway.served import Entry, Model, models_of
 from gateway.settings import Server
 from loraline.contract import Contract
-from tests.gateway.conftest import CONTRACT, started
+from tests.gateway.conftest import CONTRACT, picture, started
 from tests.gateway.stub import Stub, served
 
 URL = "http://lora-radiology:8000"
@@ -69,6 +72,35 @@ def test_a_server_that_follows_an_alias_is_asked_for_its_newest_version(
     assert [model.name for model in models] == [own]
     version = own.rpartition("-v")[2] if "-v" in own else "3"
     assert models[0].uri == f"models:/radiology/{version}"
+
+
+def test_the_name_of_a_followed_adapter_is_its_newest_version_for_every_client(
+    start: Any, stub: Stub, tmp_path: Path
+) -> None:
+    """The follower loads the version under a name of its own soon after the server's start: who
+    asked by the adapter's name goes on, and a key for that name as well."""
+    key, made = new_key("alice")
+    file = tmp_path / "keys.json"
+    file.write_text(f"[{entry_of(made.model_copy(update={'models': ('tiny-lora',)}))}]")
+    before = stub.models
+    adapter = {"object": "model", "parent": "base", "root": "/adapters/tiny-lora/v"}
+    listed = [{"id": "base", "max_model_len": 512}, adapter | {"id": "tiny-lora"}]
+    stub.models = [*listed, adapter | {"id": "tiny-lora-v4", "root": "/adapters/tiny-lora/v4"}]
+    try:
+        with start(server={"name": "tiny-lora"}, api_keys_file=file) as gateway:
+            client = gateway.client
+            client.headers["Authorization"] = f"Bearer {key}"
+            asked = {"model": "tiny-lora"}
+            answer = client.post("/predict", data=asked, files={"files": ("x.png", picture())})
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["model_uri"] == "models:/tiny-lora/4"
+            chat = asked | {"messages": [{"role": "user", "content": "Hello"}]}
+            assert client.post("/v1/chat/completions", json=chat).status_code == 200
+            cards = [model["id"] for model in client.get("/info").json()["models"]]
+    finally:
+        stub.models = before
+    assert [each["model"] for each in stub.requests] == ["tiny-lora-v4"] * 2
+    assert cards == ["tiny-lora-v4"]
 
 
 def test_a_base_alone_has_a_size_for_its_images_and_no_prompt_of_its_own() -> None:

@@ -130,14 +130,16 @@ def test_the_loss_of_each_training_is_seen_when_it_is_chosen(
     desk_page: Any, opened: Any, workplace: Path
 ) -> None:
     url, keys = desk_page
+    run_folder(workplace, "pipeline-none")
     for number in (1, 2):
         run_folder(workplace, f"pipeline-{number}")
         losses = {step: number + 10 / step for step in range(1, 60)}
         logged(f"pipeline-{number}", str(number), loss=losses, eval_loss={59: number + 0.5})
-    run_folder(workplace, "pipeline-none")
     page = signed_in(opened, url, keys["rita"])
     page.get_by_role("tab", name="Train").click()
-    says(page, "#train-phase", "pipeline-")
+    # The latest is chosen.
+    says(page, "#train-phase", "pipeline-2")
+    says(page, "#train-loss", "Training loss")
     # The form of the profile comes after the trainings, and leaves what is said of them.
     page.wait_for_function("document.querySelector('#train-overrides')")
     for number in (1, 2):
