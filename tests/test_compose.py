@@ -136,19 +136,19 @@ def test_code_in_the_file_is_python(code: str) -> None:
 
 
 def test_programs_are_started_with_options_that_they_have() -> None:
-    from mlflow.cli import cli as mlflow
+    from mlflow.cli import cli
 
     from loraline_cli.desk.__main__ import desk
     from steps.serve_local import serve_local
 
     programs = {
-        "mlflow": mlflow.commands["server"],
+        "mlflow": cli.commands["server"],
         "desk": desk,
         "vllm-cpu": serve_local,
         "vllm-gpu": serve_local,
     }
     for name, program in programs.items():
-        known = {option for each in program.params for option in (*each.opts, *each.secondary_opts)}
+        known = {word for each in program.params for word in (*each.opts, *each.secondary_opts)}
         flags = [word for word in SERVICES[name]["command"] if word.startswith("--")]
         assert flags and {flag.partition("=")[0] for flag in flags} <= known, name
 
