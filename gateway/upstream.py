@@ -123,19 +123,11 @@ class Upstreams:
         if not models:
             raise upstream_errors.unavailable(self.settings.refresh_s)
         if name:
-<<<<<<< HEAD
-            matching = [model for model in models if model.name == name]
+            matching = [model for model in models if name in model.names]
             matching = matching or [model for model in models if model.role == name]
         else:
             matching = [model for model in models if model.adapted] or models
-        if not matching or not caller.may_ask(matching[0].name):
-=======
-            named = [model for model in models if name in model.names]
-            named = named or [model for model in models if model.role == name]
-        else:
-            named = [model for model in models if model.adapted] or models
-        if not named or not caller.may_ask(*named[0].names):
->>>>>>> 58aa499 (The name of a followed adapter is its newest version, for keys too; the compose file is held against Makefile, images and the programs' options)
+        if not matching or not caller.may_ask(*matching[0].names):
             raise Problem(
                 404, "model_unknown", "No such model for this key; GET /v1/models lists them."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ def test_programs_are_started_with_options_that_they_have() -> None:
     from mlflow.cli import cli
 
     from loraline_cli.desk.__main__ import desk
-    from steps.serve_local import serve_local
 
+    serve_local = runpy.run_path(str(ROOT / "steps/serve_local.py"))["serve_local"]
     programs = {
         "mlflow": cli.commands["server"],
         "desk": desk,

@@ -149,30 +149,21 @@ class TrainScreen:
                 started = await desk.json("POST", f"/{where}", json=recipe(profile, data, changed))
             except Refusal as error:
                 return self.wrong(error)
-<<<<<<< HEAD
-            return await self.run_updates(desk, f"{where}/{started['name']}")
-=======
-            return {self.line: ""} | await self.looked(desk, f"{where}/{started['name']}")
->>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
+            return {self.line: ""} | await self.run_updates(desk, f"{where}/{started['name']}")
 
         return start
 
     async def on_look(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         if not place:
-<<<<<<< HEAD
-            return {self.timer: gr.Timer(active=False)}
-        return await self.run_updates(self.connections.desk(request), place)
-=======
             return self.watched(running=False)
-        return await self.looked(self.door.desk(request), place)
->>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
+        return await self.run_updates(self.connections.desk(request), place)
 
     async def on_loss(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
         """The loss of the chosen training as far as it is logged."""
         if not place:
             return {self.loss: "", self.values: gr.update(visible=False)}
         try:
-            loss = await self.door.desk(request).json("GET", f"/{place}/loss")
+            loss = await self.connections.desk(request).json("GET", f"/{place}/loss")
         except Refusal as error:
             return {self.loss: drawing.sentence(error.sentence, wrong=True)}
         return {
@@ -194,11 +185,7 @@ class TrainScreen:
         except Refusal as error:
             return self.unseen(error)
         chosen = place if place in places else next(iter(places), None)
-<<<<<<< HEAD
-        return await self.run_updates(desk, chosen) if chosen else {self.line: ""}
-=======
-        return await self.looked(desk, chosen) if chosen else {self.phase: ""}
->>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
+        return await self.run_updates(desk, chosen) if chosen else {self.phase: ""}
 
     async def choices(self, desk: Gateway) -> list[tuple[str, str]]:
         """Trainings by name and by the desk's address: those here, then those on the cluster."""
@@ -216,13 +203,8 @@ class TrainScreen:
             try:
                 await desk.json("POST", f"/{place}/{act}")
             except Refusal as error:
-<<<<<<< HEAD
-                return self.wrong(error)
-            return await self.run_updates(desk, str(place))
-=======
                 return self.unseen(error)
-            return await self.looked(desk, str(place))
->>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
+            return await self.run_updates(desk, str(place))
 
         return move
 
@@ -241,13 +223,8 @@ class TrainScreen:
             self.nodes: nodes(run["nodes"]),
             self.log: "\n".join(run["log"]),
             self.stop: gr.update(interactive=running),
-<<<<<<< HEAD
             self.resume: gr.update(interactive=not running and not succeeded),
-            self.timer: gr.Timer(active=running),
-=======
-            self.resume: gr.update(interactive=not running and not done),
             **self.watched(running=running),
->>>>>>> 12868e7 (The Train screen draws the loss while it trains and afterwards, says it in words, and has it as a table)
         }
 
     def wrong(self, error: Refusal) -> dict[Any, Any]:
