@@ -7,7 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import gradio as gr
+
 from gateway.ui import drawing
+from gateway.ui.client import Refusal
+from gateway.ui.connections import Connections
+
+EVERY_S = 5.0
+"""The trainer sends its losses this often."""
 
 MOST_DOTS = 30
 """Curves of fewer points have a dot at each: a line needs two."""
@@ -18,6 +25,40 @@ MOST_ROWS = 20
 CURVES = ("training", "validation")
 Texts = Callable[[str], str]
 Points = Sequence[tuple[int, float]]
+
+
+class LossPanel:
+    """The curves of the chosen training and their table; asked of the desk as long as it runs."""
+
+    def __init__(self, connections: Connections, _: Texts) -> None:
+        self.connections = connections
+        self.text = _
+        self.figure = gr.HTML(elem_id="train-loss")
+        with gr.Accordion(_("The loss as a table"), open=False, visible=False) as self.values:
+            self.table = gr.HTML(elem_id="train-loss-table")
+        self.timer = gr.Timer(EVERY_S, active=False)
+
+    def wire(self, training: Any, changes: Sequence[Any]) -> None:
+        """`training` has the desk's address of the chosen one; `changes` tell of news."""
+        gr.on(
+            [self.timer.tick, *changes], self.on_loss, [training],
+            [self.figure, self.table, self.values], trigger_mode="always_last",
+            show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+
+    async def on_loss(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
+        """The loss of the chosen training as far as it is logged."""
+        if not place:
+            return {self.figure: "", self.values: gr.update(visible=False)}
+        try:
+            loss = await self.connections.desk(request).json("GET", f"/{place}/loss")
+        except Refusal as error:
+            return {self.figure: drawing.sentence(error.sentence, wrong=True)}
+        return {
+            self.figure: figure(loss, self.text),
+            self.table: table(loss, self.text),
+            self.values: gr.update(visible=bool(loss["points"])),
+        }
 
 
 def names(_: Texts) -> dict[str, str]:

@@ -9,16 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from gateway.ui import drawing, loss_curve
+from gateway.ui import drawing
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.connections import Connections
+from gateway.ui.loss_curve import LossPanel
 from gateway.ui.profile_form import ProfileForm, overrides
 
 TRAINER = "trainer"
 EVERY_S = 2.0
-LOSS_EVERY_S = 5.0
-"""The trainer sends its losses this often."""
-
 STYLES = {"Succeeded": "✔", "Failed": "✘", "Error": "✘", "Running": "▶", "Skipped": "-"}
 
 
@@ -50,20 +48,17 @@ class TrainScreen:
             self.refresh = gr.Button(_("Look again"))
         self.phase = gr.HTML(elem_id="train-phase")
         self.nodes = gr.HTML(elem_id="train-nodes")
-        self.loss = gr.HTML(elem_id="train-loss")
-        with gr.Accordion(_("The loss as a table"), open=False, visible=False) as self.values:
-            self.loss_table = gr.HTML(elem_id="train-loss-table")
+        self.loss = LossPanel(connections, _)
         self.log = gr.Textbox(
             label=_("Log"), lines=8, max_lines=16, interactive=False, elem_id="train-log"
         )
         self.timer = gr.Timer(EVERY_S, active=False)
-        self.loss_timer = gr.Timer(LOSS_EVERY_S, active=False)
 
     @property
     def shown(self) -> list[Any]:
         return [
             self.line, self.run, self.phase, self.nodes, self.log, self.stop, self.resume,
-            self.timer, self.loss_timer,
+            self.timer, self.loss.timer,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -81,11 +76,7 @@ class TrainScreen:
         self.submit.click(self.starter("workflows"), recipe, self.shown, **quick)
         gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
         # The phase changes when a training starts, and when it ends.
-        gr.on(
-            [self.loss_timer.tick, self.phase.change, self.run.change], self.on_loss,
-            [self.run], [self.loss, self.loss_table, self.values],
-            trigger_mode="always_last", **quick,
-        )  # fmt: skip
+        self.loss.wire(self.run, [self.phase.change, self.run.change])
         self.refresh.click(self.on_list, [self.run], self.shown, **quick)
         self.stop.click(self.mover("stop"), [self.run], self.shown, **quick)
         self.resume.click(self.mover("resume"), [self.run], self.shown, **quick)
@@ -158,24 +149,10 @@ class TrainScreen:
             return self.watched(running=False)
         return await self.run_updates(self.connections.desk(request), place)
 
-    async def on_loss(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
-        """The loss of the chosen training as far as it is logged."""
-        if not place:
-            return {self.loss: "", self.values: gr.update(visible=False)}
-        try:
-            loss = await self.connections.desk(request).json("GET", f"/{place}/loss")
-        except Refusal as error:
-            return {self.loss: drawing.sentence(error.sentence, wrong=True)}
-        return {
-            self.loss: loss_curve.figure(loss, self.text),
-            self.loss_table: loss_curve.table(loss, self.text),
-            self.values: gr.update(visible=bool(loss["points"])),
-        }
-
     def watched(self, *, running: bool) -> dict[Any, Any]:
         return {
             self.timer: gr.Timer(active=running),
-            self.loss_timer: gr.Timer(active=running),
+            self.loss.timer: gr.Timer(active=running),
         }
 
     async def on_list(self, place: str | None, request: gr.Request) -> dict[Any, Any]:
