@@ -12,6 +12,9 @@ import httpx
 
 NO_ANSWER = "The gateway does not answer; try again in a moment, or tell its operator."
 
+PASSING = (0, 502, 503, 504)
+"""Statuses of a Refusal that may be another in a moment; 0 is no answer at all."""
+
 
 class Refusal(Exception):
     """The gateway did not answer as asked; its own sentence says why."""
@@ -23,10 +26,16 @@ class Refusal(Exception):
 
 
 class Gateway:
-    """Calls of one visitor; `http` is shared by all of them and holds no key."""
+    """Calls of one visitor; `http` is shared by all of them and holds no key.
 
-    def __init__(self, http: httpx.AsyncClient, key: str | None) -> None:
+    `service` is what does not answer, in a sentence: the gateway, or the desk.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient, key: str | None, *, service: str = "gateway"
+    ) -> None:
         self.http = http
+        self.no_answer = NO_ANSWER.replace("gateway", service)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def call(self, method: str, path: str, **more: Any) -> httpx.Response:
@@ -35,7 +44,7 @@ class Gateway:
         try:
             response = await self.http.request(method, path, headers=headers, **more)
         except httpx.TransportError as error:
-            raise Refusal(NO_ANSWER) from error
+            raise Refusal(self.no_answer) from error
         if response.status_code >= 300:
             raise refusal(response)
         return response

@@ -38,7 +38,7 @@ class Connections:
     def desk(self, request: gr.Request) -> Gateway:
         """The desk, with the same key; only where one is set."""
         assert self.desk_http is not None
-        return Gateway(self.desk_http, self.visitors.key(request.request))
+        return Gateway(self.desk_http, self.visitors.key(request.request), service="desk")
 
     async def close(self) -> None:
         self.downloads.close()

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from gateway.ui import drawing
-from gateway.ui.client import Gateway, Refusal
+from gateway.ui.client import PASSING, Gateway, Refusal
 from gateway.ui.connections import Connections
 from gateway.ui.loss_curve import LossPanel
 from gateway.ui.profile_form import ProfileForm, overrides
@@ -191,7 +191,7 @@ class TrainScreen:
             choices = await self.choices(desk)
             run = await desk.json("GET", f"/{place}")
         except Refusal as error:
-            return self.unseen(error) | self.watched(running=False)
+            return self.unseen(error) | self.watched(running=error.status in PASSING)
         running = run["running"]
         succeeded = run["phase"] == "Succeeded"
         return {

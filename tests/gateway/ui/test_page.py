@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import json
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -35,6 +36,7 @@ from gateway.ui import (
     questions,
     settings,
     texts,
+    train,
 )
 from gateway.ui.connections import Preferences
 from gateway.ui.questions import Question
@@ -328,6 +330,35 @@ def test_lines_of_a_batch_keep_what_they_name(tmp_path: Path) -> None:
 def test_a_refusal_is_the_gateways_own_sentence(content: bytes, status: int, sentence: str) -> None:
     refusal = client.refusal(httpx.Response(status, content=content))
     assert (refusal.sentence, refusal.status) == (sentence, status)
+
+
+class Refusing:
+    """A desk that refuses every call."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    async def json(self, *_: Any) -> Any:
+        raise client.Refusal("Not now.", self.status)
+
+
+@pytest.mark.parametrize(("status", "goes_on"), [(0, True), (503, True), (422, False)])
+def test_a_desk_that_is_away_for_a_moment_ends_no_watching(status: int, goes_on: bool) -> None:
+    gr = pytest.importorskip("gradio")
+    with gr.Blocks():
+        screen = train.TrainScreen(cast(Any, None), str)
+    updates = asyncio.run(screen.run_updates(cast(Any, Refusing(status)), "runs/one"))
+    assert "Not now." in updates[screen.phase]
+    assert (updates[screen.timer].active, updates[screen.loss.timer].active) == (goes_on, goes_on)
+
+
+def test_who_does_not_answer_is_named() -> None:
+    async def asked() -> None:
+        async with httpx.AsyncClient(base_url="http://127.0.0.1:9") as http:
+            await client.Gateway(http, None, service="desk").json("GET", "/runs")
+
+    with pytest.raises(client.Refusal, match=r"^The desk does not answer"):
+        asyncio.run(asked())
 
 
 def test_a_refusal_says_when_to_try_again() -> None:
