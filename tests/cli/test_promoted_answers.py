@@ -4,7 +4,6 @@ the champion, the gateway, the desk and the page, in a Chromium."""
 from __future__ import annotations
 
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -141,7 +140,7 @@ def asked(page: Any, version: str, question: str) -> str:
     """
     page.wait_for_function("document.querySelector('#ask-task input')?.value")
     page.click("#ask-model input")
-    page.get_by_role("option", name=re.compile(rf" · models:/{MODEL}/{version}$")).first.click()
+    page.get_by_role("option", name=f" · models:/{MODEL}/{version}").first.click()
     page.fill("#ask-box textarea", question)
     page.press("#ask-box textarea", "Enter")
     page.wait_for_selector("#ask-line .ll-line")
