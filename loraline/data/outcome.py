@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from loraline.data import dataset
 from loraline.data.reading import columns
+from loraline.data.reading.keys import HARMLESS
 from loraline.records import SPLITS
 
 if TYPE_CHECKING:
@@ -40,7 +41,26 @@ def loss(merged: Dataset) -> str:
 
 def warnings(merged: Dataset) -> list[str]:
     """Warnings beside the counts, whether or not the rows are logged; some may be empty."""
-    return [loss(merged), absent(merged), uneven(merged)]
+    return [loss(merged), absent(merged), not_used(merged), uneven(merged)]
+
+
+def not_used(merged: Dataset) -> str:
+    """That columns hold something that nothing reads, though nobody asked for it."""
+    entries = [source.entry for source in merged.work.sources]
+    meant = {name for entry in entries for name in (*entry.ignore, *entry.columns)}
+    names = [
+        name
+        for name, _ in merged.unused.most_common()
+        if name.rpartition("[].")[2] not in meant | HARMLESS and not name.endswith("_id")
+    ]
+    if not names:
+        return ""
+    shown = ", ".join(name[:40] for name in names[:6])
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (
+        f"columns not used: {shown}{more} (the report says in how many rows; `columns` and "
+        "`ignore` say what they are for)"
+    )
 
 
 def absent(merged: Dataset) -> str:

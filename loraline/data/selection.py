@@ -10,6 +10,7 @@ from loraline.data.checks import DROP
 from loraline.data.facts import FLAGS
 from loraline.data.words import MIX, scattered
 from loraline.data.work import EXAMPLES
+from loraline.records import SPLITS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +89,11 @@ def assign_splits(merged: Dataset) -> None:
     bounds = (lower_bound(held_out.validation, test, open_points), test)
     by_point = (points[:, None] >= np.array(bounds)).sum(axis=1).astype(np.int8)
     merged.split = np.where(named, merged.split, by_point)
+    by_name = {file.split for source in merged.work.sources for file in source.files}
     for code, (low, high) in ((1, bounds), (2, (bounds[1], 1.0))):
+        if SPLITS[code] in by_name:
+            # Its rows are those of its files, though the checks drop them all.
+            continue
         if named.any() and not (alive & (merged.split == code)).any():
             filled = named & (merged.split == 0) & (points >= low) & (points < high)
             merged.split[filled] = code

@@ -469,6 +469,26 @@ def test_blank_lines_are_no_rows(step, workplace: Path) -> None:
     )
 
 
+def test_columns_that_are_not_used_are_said(step, workplace: Path) -> None:
+    rows = [{**row, "mood": "calm", "id": n} for n, row in enumerate(ROWS)]
+    data = write_rows(workplace / "data", rows)
+    result = step("prepare_data", "--profile", "smoke-text", "--data", data)
+    assert "warning: columns not used: mood (the report says in how many rows" in result.stderr
+    again = step(
+        "prepare_data", "--profile", "smoke-text", "--data", data, "--set", "prepare.ignore=[mood]"
+    )
+    assert "columns not used" not in again.stderr
+
+
+def test_a_split_that_a_file_names_is_not_filled_with_other_rows(step, workplace: Path) -> None:
+    write_rows(workplace / "data", ROWS, "train.jsonl")
+    write_rows(workplace / "data", [{"question": "What?", "answer": "word " * 900}], "test.jsonl")
+    result = step("prepare_data", "--profile", "smoke-text", "--data", workplace / "data")
+    assert result.exit_code == 2
+    assert "no rows for test of" in result.stderr
+    assert "1 dropped by too_long" in result.stderr
+
+
 def test_losing_most_of_the_data_is_said(step, workplace: Path) -> None:
     long = [{"question": f"{n}?", "answer": f"{n} word" * 900} for n in range(len(ROWS) + 1)]
     data = write_rows(workplace / "data", [*ROWS, *long])

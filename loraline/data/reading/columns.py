@@ -16,13 +16,14 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.keys import CHOOSE, filled, meaning
+from loraline.data.reading.keys import filled
 from loraline.data.reading.layouts import ANSWERS, SIDES
+from loraline.data.reading.meanings import CHOOSE, meaning
 from loraline.data.reading.values import NOTHING, structure, type_name, written
 
 PLACE = re.compile(
@@ -146,9 +147,32 @@ def filled_in(raw: Mapping[str, Any], ours: str, template: str, columns_from: st
         return text
 
     empty: list[str] = []
-    text_of_columns = PLACE.sub(place, template)
-    # An empty column leaves no empty lines before or after the others.
-    return text_of_columns.strip("\n") if empty else text_of_columns
+    pieces: list[tuple[str, bool]] = []
+    end = 0
+    for match in PLACE.finditer(template):
+        pieces += [(template[end : match.start()], False), (place(match), True)]
+        end = match.end()
+    pieces.append((template[end:], False))
+    if empty:
+        # An empty column leaves no empty lines before or after the others.
+        pieces = without_lines(pieces, lambda text: text.lstrip("\n"))
+        pieces = without_lines(pieces[::-1], lambda text: text.rstrip("\n"))[::-1]
+    return "".join(text for text, _ in pieces)
+
+
+def without_lines(
+    pieces: Sequence[tuple[str, bool]], cut: Callable[[str], str]
+) -> list[tuple[str, bool]]:
+    """Pieces of a template, columns (True) and what is between them, cut up to the first that says
+    something."""
+    kept = list(pieces)
+    for number, (text, is_column) in enumerate(pieces):
+        if not is_column:
+            text = cut(text)
+            kept[number] = (text, False)
+        if text:
+            break
+    return kept
 
 
 def is_empty(cell: Any) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraline.data.checks import BadRow
-from loraline.data.reading.keys import Leftover, names_sound, unused
+from loraline.data.reading.keys import Leftover, unused
+from loraline.data.reading.meanings import names_sound
 from loraline.data.reading.values import type_name, unpacked
 from loraline.records import IMAGE, VIDEO
 
@@ -45,6 +46,18 @@ def parts_of(text: str) -> str | list[Any]:
         for part in parts
     )
     return parts if parts and are_parts else text
+
+
+def text_alone(value: Any) -> str | None:
+    """A text, or parts of text as one; None for everything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return None
+    known = all(part.keys() <= {"type", "text"} for part in value if isinstance(part, dict))
+    parts = [part.get("text") if isinstance(part, dict) else part for part in value]
+    texts = [text for text in parts if isinstance(text, str)]
+    return "".join(texts) if known and len(texts) == len(parts) else None
 
 
 def medium(item: Any) -> Media:

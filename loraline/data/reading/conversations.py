@@ -17,11 +17,14 @@ from loraline.records import Detail
 ROLES = {
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "model": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
+    "chatbot": "assistant",
     "system": "system",
     "developer": "system",
     "tool": "tool",
@@ -52,6 +55,9 @@ PAIRS = (
 
 LEARNT = ("weight", "loss_weight", "loss", "train", "training")
 """Keys of a turn that say whether it is learnt: OpenAI, LLaMA-Factory, ms-swift, axolotl."""
+
+WEIGHTS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+"""Values of these keys that are texts."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 
@@ -162,11 +168,11 @@ class Turns:
             content = parts_of(content)
         if isinstance(content, list):
             content = self.parts.text(content)
-        if content is None and (detail and detail.calls):
+        if content is None and (role == "system" or (detail and detail.calls)):
             content = ""
         if not isinstance(content, str):
-            raise BadRow("format", f"content of a {role} turn is {type_name(content)}, not text")
-        if role == "system" and content == "" and self.format == "conversations":
+            raise BadRow("format", f"content of the {role} turn is {type_name(content)}, not text")
+        if role == "system" and not content.strip():
             return
         if role == "tool":
             self.add_results(content, detail or Detail())
@@ -288,6 +294,8 @@ def is_learnt(key: str, value: Any) -> bool:
     """Whether a turn with such a weight is learnt; BadRow for a weight between none and all."""
     if value in (0, 1):
         return bool(value)
+    if isinstance(value, str) and value.strip().lower() in WEIGHTS:
+        return WEIGHTS[value.strip().lower()]
     raise unused(key, why=f"{str(value)[:20]} is neither 0 nor 1")
 
 

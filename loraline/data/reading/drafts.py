@@ -9,7 +9,7 @@ from typing import Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading.contents import Media, medium
-from loraline.data.reading.keys import filled
+from loraline.data.reading.keys import filled, unused
 from loraline.data.reading.layouts import Layout
 from loraline.data.reading.values import structure
 from loraline.records import IMAGE, TAGS, VIDEO, Detail
@@ -19,6 +19,11 @@ OTHER_TAGS = re.compile(r"<(image|img|video)[ _-]?\d+>|<ImageHere>|<\|(image|vid
 
 IMG = re.compile(r"<img>([^<>\n]+)</img>")
 """How Qwen-VL, the first, names an image in its text."""
+
+NAMED = re.compile(
+    r"<(img|audio)>[^<>\n]+\.\w{2,5}</(img|audio)>|<\|(AUDIO|audio_(bos|start|pad))\|>"
+)
+"""An image or a sound that a text of Qwen-VL or Qwen-Audio names or has a place for."""
 
 
 @dataclass(slots=True)
@@ -57,10 +62,16 @@ class Draft:
     """The clause about a question or answer that stands for a missing value, such as nan."""
 
 
-def insert_system(draft: Draft, text: str) -> None:
-    """Put a system turn before the others."""
-    draft.turns.insert(0, ("system", text))
-    draft.details = {number + 1: detail for number, detail in draft.details.items()}
+def put_first(draft: Draft, key: str, text: str) -> None:
+    """Put what the column `key` says of the system before the turns.
+
+    Raises BadRow where they begin with another system turn.
+    """
+    if draft.turns[0][0] != "system":
+        draft.turns.insert(0, ("system", text))
+        draft.details = {number + 1: detail for number, detail in draft.details.items()}
+    elif draft.turns[0][1] != text:
+        raise unused(key, why="the row has another system turn")
 
 
 def place_tags(draft: Draft) -> None:
@@ -86,6 +97,19 @@ def images_in_text(draft: Draft) -> None:
         if "<img>" in text:
             draft.images += [name.strip() for name in IMG.findall(text)]
             draft.turns[number] = (role, IMG.sub(IMAGE, text))
+
+
+def refuse_named_media(draft: Draft) -> None:
+    """BadRow where a question names an image or a sound that nothing shows or plays."""
+    for role, text in draft.turns:
+        if (
+            role == "user"
+            and ("<img>" in text or "<audio>" in text or "<|" in text)
+            and (match := NAMED.search(text))
+        ):
+            raise BadRow(
+                "modality", f"the user turn names {match.group()[:60]!r}, which would stay text"
+            )
 
 
 def add_media(draft: Draft, row: Mapping[str, Any], has: Layout) -> None:

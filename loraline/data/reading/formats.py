@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import calls, columns, conversations, transcripts
+from loraline.data.reading.contents import text_alone
 from loraline.data.reading.drafts import (
     Draft,
     add_media,
     images_in_text,
-    insert_system,
     place_tags,
+    put_first,
+    refuse_named_media,
 )
-from loraline.data.reading.keys import GOOD_HALF, SETTINGS, filled, unused, unused_keys
+from loraline.data.reading.keys import SETTINGS, filled, unused, unused_keys
 from loraline.data.reading.layouts import (
     ANSWERS,
     CONVERSATIONS,
@@ -30,7 +32,8 @@ from loraline.data.reading.layouts import (
     first_of,
     layout,
 )
-from loraline.data.reading.preferences import CHOSEN, LABELS, RANKED, REJECTED, good_half
+from loraline.data.reading.meanings import GOOD_HALF
+from loraline.data.reading.preferences import CHOSEN, RANKED, REJECTED, good_half, labels_of
 from loraline.data.reading.values import (
     NOT_A_NUMBER,
     NOTHING,
@@ -122,15 +125,15 @@ def draft(raw: Any, reading: Reading) -> Draft:
         has = layout(tuple(row))
     result = conversation(row, has, reading) or single(row, has, reading, raw)
     for key in has.systems:
-        if isinstance(row[key], str) and row[key]:
-            if result.turns[0][0] != "system":
-                result.used.add(key)
-                insert_system(result, row[key])
-            break
+        if (said := text_alone(row[key])) is not None:
+            result.used.add(key)
+            if said.strip():
+                put_first(result, key, said)
+    if reading.vision and not result.images:
+        images_in_text(result)
     if result.format not in ("conversations", "messages"):
         place_tags(result)
-    elif reading.vision and not result.images:
-        images_in_text(result)
+    refuse_named_media(result)
     if reading.group_by not in ("answer", "row"):
         if (group := row.get(reading.group_by, raw.get(reading.group_by))) is None:
             raise BadRow("format", f"column {reading.group_by!r} of --group-by is missing")
@@ -145,8 +148,9 @@ def draft(raw: Any, reading: Reading) -> Draft:
         result.used.add("objects")
     result.used |= sources
     if good:
-        result.listed += [key for key in (*REJECTED, *LABELS) if filled(row.get(key))]
-        result.used.update(REJECTED, LABELS)
+        labels = labels_of(row)
+        result.listed += [*filter(lambda key: filled(row.get(key)), REJECTED), *labels]
+        result.used.update(REJECTED, labels)
     if unread_keys := row.keys() - result.used:
         keys = sorted(unread_keys, key=str) if len(unread_keys) > 1 else unread_keys
         result.listed += unused_keys(
@@ -215,7 +219,7 @@ def single(row: Mapping[str, Any], has: Layout, reading: Reading, raw: Mapping[s
     """
     result = Draft("pairs", [])
     add_media(result, row, has)
-    key = first_of(has.questions, row) or first_of(("input",), row)
+    key = first_of(named_first(has.questions, reading), row) or first_of(("input",), row)
     if key:
         result.format = QUESTIONS.get(key, "question_answer")
     has_media = bool(result.images or result.videos)
@@ -226,7 +230,7 @@ def single(row: Mapping[str, Any], has: Layout, reading: Reading, raw: Mapping[s
             f"{' and '.join(filled_names)} stand beside the image; say which asks, as in "
             f"columns: {{question: {filled_names[0]}}}",
         )
-    answered = first_of(names, row)
+    answered = first_of(named_first(names, reading), row)
     if key and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
         return called(result, row, key)
     asked_text = written(row[key]) if key else ""
@@ -267,6 +271,11 @@ def single(row: Mapping[str, Any], has: Layout, reading: Reading, raw: Mapping[s
     if history:
         result.used.add("history")
     return result
+
+
+def named_first(names: Sequence[str], reading: Reading) -> Sequence[str]:
+    """Columns of one use, those before the others that the registry gives a name."""
+    return sorted(names, key=lambda name: name not in reading.columns) if reading.columns else names
 
 
 def is_missing_value(value: Any) -> bool:

@@ -13,6 +13,7 @@ from loraline.data.reading.layouts import (
     QUESTIONS,
     first_of,
 )
+from loraline.data.reading.meanings import is_a_label, is_poor
 from loraline.data.reading.transcripts import dialogue
 from loraline.data.reading.values import objects, unpacked
 
@@ -43,21 +44,9 @@ SCORES = ("overall_score", "score", "rating", "reward")
 RANKS = ("rank", "ranking")
 """Keys of an answer that are lower for a better one."""
 
-LABELS = (
-    "label",
-    "kto_tag",
-    "is_good",
-    "is_chosen",
-    "is_preferred",
-    "is_correct",
-    "desirable",
-    "thumbs_up",
-    "upvoted",
-)
-
 GOOD, BAD = (
-    ("true", "1", "good", "yes", "desirable"),
-    ("false", "0", "-1", "bad", "no", "undesirable"),
+    ("true", "1", "good", "yes", "desirable", "up", "positive"),
+    ("false", "0", "-1", "bad", "no", "undesirable", "down", "negative"),
 )
 """Labels of a good and of a bad answer."""
 
@@ -69,9 +58,8 @@ class LeftOut(Exception):
 def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of preference data as one of the answer that was preferred."""
     row = dict(row)
-    for key in LABELS:
-        if filled(row.get(key)) and not is_good(key, row[key]):
-            raise LeftOut
+    if any(not is_good(key, row[key]) for key in labels_of(row)):
+        raise LeftOut
     if isinstance(cell := row.get("input"), dict) and isinstance(cell.get("messages"), list):
         # OpenAI's form keeps the conversation and the tools under `input`.
         row |= {"prompt": cell["messages"], "tools": cell.get("tools")}
@@ -101,6 +89,15 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
     return row
 
 
+def labels_of(row: Mapping[str, Any]) -> list[str]:
+    """Columns of a row that say whether its answer is a good one."""
+    return [
+        key
+        for key, value in row.items()
+        if filled(value) and is_a_label(str(key)) and key not in CHOSEN
+    ]
+
+
 def is_good(key: str, value: Any) -> bool:
     """Whether a label calls its answer a good one; BadRow where it says something else."""
     if isinstance(value, float) and value.is_integer():
@@ -108,7 +105,7 @@ def is_good(key: str, value: Any) -> bool:
     label = str(value).strip().lower()
     if label not in GOOD + BAD:
         raise unused(key, why=f"{label[:20]!r} is neither good nor bad")
-    return label in GOOD
+    return (label in GOOD) != is_poor(key)
 
 
 def after_prompt(prompt: Any, chosen: list[Any]) -> list[Any]:

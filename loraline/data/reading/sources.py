@@ -33,7 +33,9 @@ SPLIT_NAMES = {
     "val": "validation",
     "dev": "validation",
     "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
+    "testing": "test",
 }
 """Words that name a split in the name of a file or of its folder."""
 
@@ -243,12 +245,15 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
 
 
 def split_of(name: str) -> str | None:
-    """The split that a file's name or its folder's names."""
+    """The split that a word of a file's name, or else of its folder's, names; the first that does.
+
+    As datasets has it: `data_test.csv` holds the rows of a test.
+    """
     path = PurePosixPath(name)
-    for word in (path.stem, *reversed(path.parent.parts)):
-        first = re.split(r"[-_.]", word.lower())[0]
-        if first in SPLIT_NAMES:
-            return SPLIT_NAMES[first]
+    for part in (path.stem, *reversed(path.parent.parts)):
+        for word in re.split(r"[-_. \d]+", part.lower()):
+            if word in SPLIT_NAMES:
+                return SPLIT_NAMES[word]
     return None
 
 

@@ -45,7 +45,10 @@ def glaive(row: Mapping[str, Any]) -> dict[str, Any] | None:
             turns.append({"role": "system", "content": text})
     pieces = SPEAKERS.split(chat.strip())
     for speaker, spoken in zip(pieces[1::2], pieces[2::2], strict=True):
-        turns.append(turn(GLAIVE[speaker], spoken.strip().removesuffix(END).strip()))
+        # A space stands before the mark; the answer's own spaces and lines are kept.
+        marked = spoken.endswith(END)
+        text = spoken.removesuffix(END).removesuffix(" ") if marked else spoken
+        turns.append(turn(GLAIVE[speaker], text))
     return result | {"messages": turns}
 
 
@@ -82,7 +85,7 @@ def tools_of(text: str) -> list[Any]:
 def turns_of_dialogue_question(text: str) -> list[tuple[str, str]]:
     """Turns of a question that is a dialogue of HH and ends where the answer begins; else none."""
     turns = dialogue(text) if text.rstrip().endswith("Assistant:") else None
-    if not turns or turns[-1] != {"role": "assistant", "content": ""}:
+    if not turns or turns[-1]["role"] != "assistant" or turns[-1]["content"].strip():
         return []
     return [(turn["role"], turn["content"]) for turn in turns[:-1]]
 
@@ -91,9 +94,9 @@ def dialogue(text: str) -> list[dict[str, str]] | None:
     """The turns of a dialogue of HH, which begins with `Human:`; None for any other text."""
     if not text.lstrip().startswith("Human:"):
         return None
-    pieces = HH.split(text.strip())
+    pieces = HH.split(text.lstrip())
     names = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": names[speaker], "content": spoken.strip()}
+        {"role": names[speaker], "content": spoken}
         for speaker, spoken in zip(pieces[1::2], pieces[2::2], strict=True)
     ]

@@ -74,6 +74,12 @@ def test_an_empty_column_leaves_no_empty_lines_around_the_question(empty: object
     assert turns(row, {"question": "{question}\n\n{context}"}) == ["Where?", "Here."]
 
 
+def test_an_empty_column_cuts_no_lines_off_the_others() -> None:
+    row = {"question": "Where?\n", "context": None, "answer": "\n    Here.\n"}
+    columns = {"question": "{context}\n{question}\n{context}", "answer": "{context}{answer}"}
+    assert turns(row, columns) == ["Where?\n", "\n    Here.\n"]
+
+
 def test_lines_of_a_filled_column_are_kept() -> None:
     row = {"question": "Where?", "context": "\n  low", "answer": "Here."}
     assert turns(row, {"question": "{context}\n{question}"})[0] == "\n  low\nWhere?"
@@ -114,3 +120,21 @@ def test_a_column_that_another_replaces_is_listed() -> None:
     made = formats.draft({"asked": "Where?", "question": "When?", "answer": "Here."}, how)
     assert made.turns[0] == ("user", "Where?")
     assert "question" in made.listed
+
+
+@pytest.mark.parametrize(
+    ("columns", "own"),
+    [
+        ({"prompt": "ask", "completion": "reply"}, {"question": "Who?", "answer": "He."}),
+        ({"answer": "reply", "query": "ask"}, {"question": "Who?", "solution": "He."}),
+        ({"instruction": "ask", "output": "reply"}, {"question": "Who?", "response": "He."}),
+    ],
+)
+def test_a_named_column_comes_before_a_rows_own_of_another_name(
+    columns: dict[str, str], own: dict[str, str]
+) -> None:
+    row = {**own, "ask": "Where?", "reply": "Here."}
+    made = formats.draft(row, Reading(None, columns, ignore=tuple(own)))
+    assert made.turns == [("user", "Where?"), ("assistant", "Here.")]
+    with pytest.raises(BadRow, match=f"'({'|'.join(own)})' would not be used"):
+        formats.draft(row, Reading(None, columns))

@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import film, kept, picture, write_lines
 
+from loraline.data import dataset
 from loraline.data.checks import BadRow
 from loraline.data.reading import formats, readers
 from loraline.data.reading.formats import Reading
@@ -195,7 +197,7 @@ def test_several_images_of_a_question_stand_before_it() -> None:
         ),
         (
             {"messages": [{"role": "user", "content": 3}]},
-            "content of a user turn is a number, not text",
+            "content of the user turn is a number, not text",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
@@ -509,10 +511,60 @@ def test_what_follows_the_last_learnt_answer_is_left_out() -> None:
     assert formats.draft(row, Reading(None)).turns == ASKED
 
 
-def test_an_empty_system_turn_of_a_conversation_is_none() -> None:
-    system = {"from": "system", "value": ""}
-    row = {"conversations": [system, *TEXT_ROWS["conversations"]["conversations"]]}
+@pytest.mark.parametrize("empty", ["", " \n", None, [], [{"type": "text", "text": ""}]], ids=repr)
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_an_empty_system_turn_is_none(empty: object, role: str) -> None:
+    system = {"from": role, "value": empty}
+    row: dict[str, Any] = {"conversations": [system, *TEXT_ROWS["conversations"]["conversations"]]}
     assert formats.draft(row, Reading(None)).turns == ASKED
+    row = {"messages": [{"role": role, "content": empty}, *SAID]}
+    assert formats.draft(row, Reading(None)).turns == ASKED
+    with_column = formats.draft({**row, "system": "Be brief."}, Reading(None))
+    assert with_column.turns == [("system", "Be brief."), *ASKED]
+    assert formats.draft({"messages": SAID, "system": empty}, Reading(None)).turns == ASKED
+
+
+def test_a_system_column_may_be_parts_of_text() -> None:
+    row = {"messages": SAID, "system": [{"text": "Be "}, {"text": "brief."}]}
+    assert formats.draft(row, Reading(None)).turns == [("system", "Be brief."), *ASKED]
+
+
+def test_a_system_column_may_say_what_the_system_turn_says() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, *SAID]
+    made = formats.draft({"messages": turns, "system": "Be brief."}, Reading(None))
+    assert made.turns == [("system", "Be brief."), *ASKED]
+    with pytest.raises(BadRow, match=r"'system' would not be used; .*\(the row has another system"):
+        formats.draft({"messages": turns, "system": "Be long."}, Reading(None))
+    with pytest.raises(BadRow, match="'system_prompt' would not be used"):
+        formats.draft({"messages": SAID, "system": "a", "system_prompt": "b"}, Reading(None))
+
+
+@pytest.mark.parametrize("role", ["ai", "Chatbot", "model"])
+def test_an_assistant_goes_by_several_names(role: str) -> None:
+    turns = [{"role": "prompter", "content": "Where?"}, {"role": role, "content": "Here."}]
+    assert formats.draft({"messages": turns}, Reading(None)).turns == ASKED
+
+
+CODE = "    n = 1\n    return n\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "preference"),
+    [
+        (
+            {"chosen": f"\n\nHuman: def f():\n\nAssistant: {CODE}", "rejected": "x"},
+            "good",
+        ),
+        ({"prompt": "\n\nHuman: def f():\n\nAssistant:", "completion": CODE}, None),
+        (
+            {"system": "", "chat": f"USER: def f():\n\n\nASSISTANT: {CODE} <|endoftext|>\n\n\n"},
+            None,
+        ),
+    ],
+)
+def test_an_answer_in_a_dialogue_keeps_its_indentation(row: Any, preference: Any) -> None:
+    made = formats.draft(row, Reading(None, preference=preference))
+    assert made.turns == [("user", "def f():"), ("assistant", CODE)]
 
 
 def test_calls_in_a_turn_of_their_own_join_those_before_them() -> None:
@@ -534,3 +586,33 @@ def test_a_picture_that_a_turn_names_stands_where_it_was_named() -> None:
     turns = [{**SAID[0], "content": "<img>a.png</img>\nWhere?"}, SAID[1]]
     made = formats.draft({"messages": turns}, Reading(None, vision=True))
     assert (made.images, made.turns[0]) == (["a.png"], ("user", f"{IMAGE}\nWhere?"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "<img>a.png</img>\nWhere?", "answer": "Here."},
+        {"instruction": "<img>a.png</img>\nWhere?", "output": "Here."},
+    ],
+)
+def test_a_picture_that_a_question_names_stands_where_it_was_named(row: dict[str, str]) -> None:
+    made = formats.draft(row, Reading(None, vision=True))
+    assert (made.images, made.turns[0]) == (["a.png"], ("user", f"{IMAGE}\nWhere?"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<img>a.png</img> Where?", "<audio>a.wav</audio> What?", "<|audio_bos|><|AUDIO|> What?"],
+)
+def test_media_that_a_text_names_are_refused_where_nothing_shows_them(
+    text: str, tmp_path: Path, prepare
+) -> None:
+    write_lines(tmp_path / "a.jsonl", [{"question": text, "answer": "Here."}])
+    with pytest.raises(UserError, match=r"the user turn names .* \(check modality"):
+        dataset.refuse(prepare(tmp_path).examples)
+
+
+@pytest.mark.parametrize("text", ["What does <img> do?", "Write <audio></audio>.", "<video>?"])
+def test_tags_of_html_are_text(text: str, tmp_path: Path, prepare) -> None:
+    write_lines(tmp_path / "a.jsonl", [{"question": text, "answer": f"{text} It shows."}])
+    assert len(kept(prepare(tmp_path, stop=True))) == 1

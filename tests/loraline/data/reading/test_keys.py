@@ -14,6 +14,7 @@ from loraline.data.reading import formats
 from loraline.data.reading.conversations import LEARNT, REASONING
 from loraline.data.reading.formats import Reading
 from loraline.data.reading.keys import HARMLESS, REPEATS, filled
+from loraline.data.reading.preferences import LeftOut
 from loraline.records import Detail, Record
 
 MEANING = [
@@ -141,10 +142,74 @@ MEANING = [
     "model_reasoning",
     "polygon",
     "depth",
+    "ctx",
+    "query_context",
+    "sql_schema",
+    "ddl",
+    "background_info",
+    "source_text",
+    "clinical_note",
+    "premise_text",
+    "evidences",
+    "few_shot",
+    "accessibility_tree",
+    "tool_definitions",
+    "toolConfig",
+    "functions_json",
+    "api_list",
+    "mcp_servers",
+    "plugins",
+    "toolCalls",
+    "functionCall",
+    "tool_use",
+    "api_call",
+    "actions",
+    "reasoningContent",
+    "deepseek_reasoning",
+    "chain-of-thought",
+    "inner_thoughts",
+    "scratchpad",
+    "lossWeight",
+    "trainOn",
+    "loss_multiplier",
+    "exclude_from_loss",
+    "only_last_turn_loss",
+    "roles_to_train",
+    "is_bad",
+    "thumbs_down",
+    "downvoted",
+    "deleted",
+    "human_label",
+    "completion_label",
+    "vote",
+    "feedback",
+    "second_image",
+    "image_before",
+    "mask_image",
+    "screenshot",
+    "frames",
+    "pixel_values",
+    "generations",
+    "rejected_answer_text",
 ]
 """Names of columns that carry meaning elsewhere."""
 
-SOUNDS = ["audio", "audios", "speech", "sound", "sounds", "input_audio", "wav", "audio_path"]
+SOUNDS = [
+    "audio",
+    "audios",
+    "speech",
+    "sound",
+    "sounds",
+    "input_audio",
+    "wav",
+    "audio_path",
+    "audio_filepath",
+    "source_audio",
+    "audio1",
+    "audioTokens",
+    "mp3",
+    "waveform",
+]
 
 KNOWN = sorted(
     {*HARMLESS, *MEANING, *REPEATS, *SOUNDS, "system", "tools", "tags", "images", "video"}
@@ -304,7 +369,22 @@ def test_a_turn_that_may_not_be_learnt_is_refused_by_whatever_name(key: str) -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["id", "train_id", "weight_kg", "masked_name", "question_count", "h"]
+    "key",
+    [
+        "id",
+        "train_id",
+        "weight_kg",
+        "masked_name",
+        "question_count",
+        "h",
+        "image_count",
+        "document_id",
+        "audio_duration",
+        "context_length",
+        "schema_version",
+        "num_images",
+        "video_fps",
+    ],
 )
 def test_a_key_that_looks_like_a_switch_and_is_none_is_listed(key: str) -> None:
     assert formats.draft({**ROW, key: 7}, Reading(None)).listed == [key]
@@ -320,6 +400,10 @@ def test_a_key_that_looks_like_a_switch_and_is_none_is_listed(key: str) -> None:
         ("trainable", True),
         ("is_correct", True),
         ("loss", 1.0),
+        ("deleted", False),
+        ("is_bad", 0),
+        ("lossWeight", 1),
+        ("verified", True),
     ],
 )
 def test_a_switch_that_changes_nothing_is_listed(key: str, value: object) -> None:
@@ -329,6 +413,81 @@ def test_a_switch_that_changes_nothing_is_listed(key: str, value: object) -> Non
 def test_the_name_of_a_medium_beside_it_is_listed() -> None:
     row = {**ROW, "image": "a.png", "image_url": "https://x/a.png", "image_name": "a"}
     assert formats.draft(row, Reading(None)).listed == ["image_name", "image_url"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("verified", False),
+        ("passed", 0),
+        ("is_accepted", False),
+        ("liked", False),
+        ("toxic", True),
+        ("is_hallucination", 1),
+        ("flagged", True),
+    ],
+)
+def test_an_answer_that_a_key_calls_bad_is_refused(key: str, value: object) -> None:
+    with pytest.raises(BadRow, match=f"'{key}' would not be used; .*preference: good"):
+        formats.draft({**ROW, key: value}, Reading(None))
+    with pytest.raises(LeftOut):
+        formats.draft({**ROW, key: value}, Reading(None, preference="good"))
+    good = formats.draft({**ROW, key: not value}, Reading(None, preference="good"))
+    assert good.turns == [("user", "Where?"), ("assistant", "Here.")]
+
+
+@pytest.mark.parametrize("key", ["odd", "path", "image_id", "filename"])
+@pytest.mark.parametrize(
+    "value", ["i/a.png", ["a.JPG", "b.jpg"], {"bytes": b"x", "path": None}, "clip.mp4"]
+)
+def test_a_column_that_names_media_is_refused_where_a_row_shows_none(
+    key: str, value: object
+) -> None:
+    with pytest.raises(BadRow, match=f"'{key}' would not be used; .*names the media"):
+        formats.draft({**ROW, key: value}, Reading(None))
+    shown = formats.draft({**ROW, "image": "b.png", key: value}, Reading(None))
+    assert shown.listed == [key]
+
+
+@pytest.mark.parametrize("value", ["a.wav", ["x/a.flac"], {"array": [0.1], "sampling_rate": 8000}])
+def test_a_column_that_names_sounds_is_refused(value: object) -> None:
+    with pytest.raises(BadRow, match="holds odd, and no base here hears"):
+        formats.draft({**ROW, "odd": value}, Reading(None))
+
+
+@pytest.mark.parametrize("key", ["bounding_box", "boundingBox", "gt_bbox", "roi", "x1", "regions"])
+def test_a_box_beside_an_image_is_refused(key: str) -> None:
+    row = {**ROW, "image": "a.png", key: [1, 2, 3, 4]}
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft(row, Reading(None))
+
+
+@pytest.mark.parametrize("key", ["gold_answer", "expected_output", "deepseek_solution"])
+def test_another_answer_is_refused_unless_it_ends_the_answer(key: str) -> None:
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft({**ROW, key: "There."}, Reading(None))
+    assert formats.draft({**ROW, key: "Here"}, Reading(None)).listed == [key]
+
+
+@pytest.mark.parametrize(
+    "key", ["analysis", "channel", "plan", "attachments", "is_context", "action", "lm_loss"]
+)
+def test_a_key_that_changes_what_a_turn_means_is_refused(key: str) -> None:
+    answer = {"role": "assistant", "content": "Here.", key: True if key == "is_context" else "x"}
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft({"messages": [{"role": "user", "content": "?"}, answer]}, Reading(None))
+
+
+@pytest.mark.parametrize("weight", ["0", "false", "False"])
+def test_a_weight_that_is_a_text_is_read(weight: str) -> None:
+    turns = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Lost.", "weight": weight},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "Here.", "weight": "1"},
+    ]
+    made = formats.draft({"messages": turns}, Reading(None))
+    assert made.details == {1: Detail(learnt=False)}
 
 
 @pytest.mark.parametrize("key", ["id", "source", "odd_name"])

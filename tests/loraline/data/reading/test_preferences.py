@@ -9,8 +9,21 @@ import pytest
 from loraline.data.checks import BadRow
 from loraline.data.reading import formats
 from loraline.data.reading.formats import Reading
-from loraline.data.reading.preferences import LABELS, LeftOut
+from loraline.data.reading.preferences import LeftOut
 
+LABELS = (
+    "label",
+    "kto_tag",
+    "is_good",
+    "is_chosen",
+    "is_preferred",
+    "is_correct",
+    "desirable",
+    "thumbs_up",
+    "upvoted",
+    "human_label",
+    "verdict",
+)
 GOOD = Reading(None, preference="good")
 ROW = {"prompt": "Where?", "completion": "Here."}
 TURNS = [("user", "Where?"), ("assistant", "Here.")]
