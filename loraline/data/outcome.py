@@ -55,10 +55,10 @@ def not_used(merged: Dataset) -> str:
     ]
     if not names:
         return ""
-    shown = ", ".join(name[:40] for name in names[:6])
+    first = ", ".join(name[:40] for name in names[:6])
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return (
-        f"columns not used: {shown}{more} (the report says in how many rows; `columns` and "
+        f"columns not used: {first}{more} (the report says in how many rows; `columns` and "
         "`ignore` say what they are for)"
     )
 

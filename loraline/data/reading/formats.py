@@ -125,10 +125,10 @@ def draft(raw: Any, reading: Reading) -> Draft:
         has = layout(tuple(row))
     result = conversation(row, has, reading) or single(row, has, reading, raw)
     for key in has.systems:
-        if (said := text_alone(row[key])) is not None:
+        if (text := text_alone(row[key])) is not None:
             result.used.add(key)
-            if said.strip():
-                put_first(result, key, said)
+            if text.strip():
+                put_first(result, key, text)
     if reading.vision and not result.images:
         images_in_text(result)
     if result.format not in ("conversations", "messages"):
