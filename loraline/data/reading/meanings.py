@@ -43,6 +43,9 @@ LABEL = (
 )
 """Keys whose value says which of the two it is."""
 
+LABELS = rf"{LABEL}|{GOOD}|{POOR}"
+"""Keys that say in one of these ways whether an answer is good."""
+
 LEARNT = (
     r"(loss(es)?|weights?|train(s|ed|ing|able)?|learn(ed|t|able|ing)?|mask(s|ed)?|supervised?"
     r"|skip(ped)?|ignored?|excluded?)"
@@ -86,7 +89,7 @@ MEANS: tuple[tuple[str, str], ...] = (
         r"(_(response|answer|output|message|text|completion|image)s?)*",
         GOOD_HALF,
     ),
-    (rf"{LABEL}|{GOOD}|{POOR}", GOOD_HALF),
+    (LABELS, GOOD_HALF),
     (r"mask_history", LAST),
     (
         rf"(?!masks$)(({ABOUT}|{LEARNT})[_-])*{LEARNT}([_-]({ABOUT}|{LEARNT}))*",
@@ -260,6 +263,10 @@ def spellings(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((plain.lower(), apart)))
 
 
+def words_of(name: str) -> set[str]:
+    return set(spellings(name)[-1].split("_"))
+
+
 def fits(pattern: re.Pattern[str], name: str) -> bool:
     return any(pattern.fullmatch(spelt) for spelt in spellings(name))
 
@@ -278,7 +285,7 @@ def meaning(name: str) -> str | None:
         for names, remedy in MEANS:
             if re.fullmatch(names, spelt):
                 return remedy
-    words = set(spellings(name)[-1].split("_"))
+    words = words_of(name)
     if words & PLAIN:
         return None
     return next((remedy for some, remedy in WORDS if words.intersection(some)), None)
@@ -286,7 +293,7 @@ def meaning(name: str) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def names_sound(name: str) -> bool:
-    words = set(spellings(name)[-1].split("_"))
+    words = words_of(name)
     return fits(SOUNDS, name) or (bool(words & {"audio", "audios"}) and not words & PLAIN)
 
 
@@ -314,7 +321,7 @@ def is_poor(name: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def is_a_label(name: str) -> bool:
     """Whether a key's value says that an answer is good or bad."""
-    return fits(re.compile(rf"{LABEL}|{GOOD}|{POOR}"), name)
+    return fits(re.compile(LABELS), name)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -247,12 +247,12 @@ def test_a_loss_is_drawn_told_in_words_and_written_as_a_table() -> None:
 
 
 def test_a_loss_of_one_point_is_seen_and_none_is_said() -> None:
-    one = LOSS | {
+    with_one_point = LOSS | {
         "points": {"training": [[1, 4.0]]},
         "drawn": {"last": 1, "highest": 4.0, "lines": {"training": "600.0,0.0"}},
         "not_finite": 3,
     }
-    drawn = loss_curve.figure(one, str)
+    drawn = loss_curve.figure(with_one_point, str)
     assert drawn.count("<circle") == 1 and "validation" not in drawn
     assert "3 values are no numbers" in drawn
     none = LOSS | {"points": {}, "drawn": {}}
