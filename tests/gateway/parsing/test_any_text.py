@@ -61,6 +61,24 @@ def check(parsed: Parsed) -> None:
             assert box[0] < box[2] and box[1] < box[3]
 
 
+def seconds_to_read(
+    text: str, task: str, family: str, reason: str, original: tuple[int, int] | None
+) -> float:
+    """CPU seconds of reading a text and checking what is read, the least of up to three times.
+
+    A slow parser is slow every time. A machine that does something else, such as collecting the
+    garbage of all tests, is slow once.
+    """
+    least = float("inf")
+    for _ in range(3):
+        began = time.thread_time()
+        check(read(text, task, family, reason, original))
+        least = min(least, time.thread_time() - began)
+        if least < 1:
+            break
+    return least
+
+
 def texts(seed: int) -> Iterator[str]:
     """Recorded answers changed at random places, pieces thrown together, and noise; endless."""
     pick = random.Random(seed)
@@ -82,16 +100,13 @@ def run(count: int, seed: int) -> None:
     pick = random.Random(seed)
     names = sorted(TASKS)
     for text in itertools.islice(texts(seed), count):
-        began = time.thread_time()
-        parsed = read(
-            text,
+        arguments = (
             pick.choice(names),
             pick.choice(FAMILIES),
             pick.choice(["stop", "length", ""]),
             pick.choice(SIZES),
         )
-        seconds = time.thread_time() - began
-        check(parsed)
+        seconds = seconds_to_read(text, *arguments)
         assert seconds < 1, f"{seconds:.2f} s for {text[:200]!r}"
 
 
@@ -115,18 +130,16 @@ LONG = [piece * (2**18 // len(piece)) for piece in PIECES] + [
 def test_no_long_answer_takes_a_second(task: str) -> None:
     slowest = ("", 0.0)
     for text in LONG:
-        began = time.thread_time()
-        check(read(text, task, "qwen2-vl", "length", (1280, 960)))
-        slowest = max(slowest, (text[:80], time.thread_time() - began), key=lambda each: each[1])
+        seconds = seconds_to_read(text, task, "qwen2-vl", "length", (1280, 960))
+        slowest = max(slowest, (text[:80], seconds), key=lambda each: each[1])
     assert slowest[1] < 1, slowest
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_answers_without_an_end_are_read_in_time(task: str) -> None:
     for piece in ("[", "{", '{"a":', "<a ", "<div>", '[{"bbox_2d": [1, 2, 3, 4]},', '"', "1,2 "):
-        began = time.thread_time()
-        check(read(piece * (2**16 // len(piece)), task, "qwen3-vl", "length", (1280, 960)))
-        assert time.thread_time() - began < 1, piece
+        text = piece * (2**16 // len(piece))
+        assert seconds_to_read(text, task, "qwen3-vl", "length", (1280, 960)) < 1, piece
 
 
 @given(st.text(max_size=300), st.sampled_from(sorted(TASKS)), st.sampled_from(FAMILIES))
