@@ -81,9 +81,7 @@ def tower_activations(
     if not recipe.trains_vision:
         return 0, 0
     vision = base.config["vision_config"]
-    image = base.config["image_token_id"]
-    share = max(row.prompt.count(image) / len(row) for row in rows)
-    patches = math.ceil(tokens * share) * vision.get("spatial_merge_size", 2) ** 2
+    patches = visual_tokens(base, rows, tokens) * vision.get("spatial_merge_size", 2) ** 2
     block = tower_block(base.architecture, vision)
     width, (inner, _) = block["attn.qkv"][0], list(block.values())[-1]
     mergers = 1 + len(vision.get("deepstack_visual_indexes", []))
@@ -96,6 +94,23 @@ def tower_activations(
         again = patches * (of_block + 4 * inner + 2 * width)
         return kept + patches * vision["depth"] * 2 * width, again
     return kept + patches * vision["depth"] * of_block, 0
+
+
+def visual_tokens(base: Base, rows: Sequence[Row], tokens: int) -> int:
+    """Tokens of images and videos that a pass of so many tokens has at most.
+
+    It has most where the rows with the largest shares of them come together, each row once.
+    """
+    placeholders = {base.config["image_token_id"], base.config["video_token_id"]}
+    counted = [(sum(map(row.prompt.count, placeholders)), len(row)) for row in rows]
+    visual, room = 0.0, tokens
+    for of_row, length in sorted(counted, key=lambda row: row[0] / row[1], reverse=True):
+        taken = min(length, room)
+        visual += of_row * taken / length
+        room -= taken
+        if not room:
+            break
+    return math.ceil(visual)
 
 
 def kept_by_block(base: Base, recipe: Profile, *, fused: bool) -> int:

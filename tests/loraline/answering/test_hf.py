@@ -102,6 +102,33 @@ def test_no_more_logits_are_made_at_once_than_fit_a_card(
     assert len(passes) == -(-len(rows) // 3) and max(passes) <= hf.LOGITS
 
 
+def test_no_batch_has_more_tokens_than_fit_a_card(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder, rows = tiny
+    whole = likelihoods(tiny, 32), hf.answers(model, encoder, rows, 8, ignore)
+    sizes: list[tuple[int, int]] = []
+    collate = encoder.collate
+
+    def counted(batch, **options):
+        collated = collate(batch, **options)
+        sizes.append(tuple(collated["input_ids"].shape))
+        return collated
+
+    monkeypatch.setattr(encoder, "collate", counted)
+    monkeypatch.setattr(hf, "TOKENS", 3 * max(len(row) for row in rows))
+    assert likelihoods(tiny, 32) == pytest.approx(whole[0], rel=1e-5)
+    assert sizes[0][0] == 3 and all(count * length <= hf.TOKENS for count, length in sizes)
+
+    sizes.clear()
+    monkeypatch.setattr(hf, "TOKENS", 3 * (8 + max(len(row.prompt) for row in rows)))
+    assert hf.answers(model, encoder, rows, 8, ignore) == whole[1]
+    assert sizes[0][0] == 3 and all(count * (length + 8) <= hf.TOKENS for count, length in sizes)
+
+
+def test_a_row_that_fits_no_batch_is_asked_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf, "TOKENS", 100)
+    assert list(hf.batches([20, 500, 40, 50], 3)) == [[1], [3, 2], [0]]
+
+
 def test_likelihoods_are_the_models_own_loss(tiny) -> None:
     model, encoder, rows = tiny
     result = likelihoods(tiny, 32)

@@ -336,6 +336,21 @@ def test_an_adapted_tower_takes_memory_by_its_images(tiny_base: Callable[[str], 
     assert 0.5 * frozen < alone < frozen
 
 
+def test_a_tower_sees_what_a_pass_can_hold_of_the_rows(tiny_base: Callable[[str], Path]) -> None:
+    base = locate(str(tiny_base("qwen3-vl")), None)
+    image, video = base.config["image_token_id"], base.config["video_token_id"]
+
+    def row(placeholder: int, shown: int) -> Row:
+        return Row([placeholder] * shown + [300] * (99 - shown), [301])
+
+    rows = [row(image, 10), row(image, 90), row(video, 50)]
+    # Both rows whole, and no second copy of the one with the largest share.
+    assert activations.visual_tokens(base, rows, 200) == 90 + 50
+    assert activations.visual_tokens(base, rows, 150) == 90 + 25
+    assert activations.visual_tokens(base, rows, 999) == 90 + 50 + 10
+    assert activations.visual_tokens(base, rows[:1] * 9, 300) == 30
+
+
 def test_doras_copies_of_the_weights_are_counted(mistral: Base) -> None:
     """With dropout and kept activations PEFT's DoRA holds every adapted weight once more."""
     attention = sum(2 * 4096 * out for out in (4096, 1024, 1024, 4096)) * 32
