@@ -257,21 +257,21 @@ def estimate(
     tower, tower_again = tower_activations(
         recipe, base, rows, tokens, checkpointing=plan.checkpointing, fused=plan.fused
     )
+    copies, dora = dora_weights(recipe, base)
+    # A layer is multiplied, and its magnitudes computed, while no logits are there.
+    product = product_bytes(recipe, text, plan, tokens) + dora
     if plan.checkpointing:
         # Each layer's input is kept; one layer at a time is run again, with the gradients of its
         # widest tensors and its unpacked weights beside it. The tower's turn comes last, when the
         # language model's have gone.
         activations = tokens * layers * 2 * width
         again = tokens * (bytes_a_token + 4 * text["intermediate_size"] + 2 * width)
-        product = product_bytes(recipe, text, plan, tokens)
-        working = max(again + product, logits, tower_again - activations)
+        again += copies // layers
+        working = max(again + product, logits, tower_again + dora - activations)
     else:
-        activations = tokens * layers * bytes_a_token
-        working = max(product_bytes(recipe, text, plan, tokens), logits - LOSS // 2)
+        activations = tokens * layers * bytes_a_token + copies
+        working = max(product, logits - LOSS // 2)
     activations += tower
-    copies, dora = dora_weights(recipe, base)
-    activations += 0 if plan.checkpointing else copies
-    working += dora + (copies // layers if plan.checkpointing else 0)
     inputs = 0
     if recipe.modality == "vision":
         vision = base.config["vision_config"]

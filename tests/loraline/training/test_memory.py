@@ -116,6 +116,27 @@ def test_weights_that_are_shared_out_take_what_was_measured(
     assert needed == pytest.approx(peak, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("keeps_activations", "tokens", "peak"),
+    [
+        (False, 1021, 4.64),
+        (False, 2038, 5.10),
+        (False, 4080, 6.02),
+        (False, 8175, 7.97),
+        (True, 1021, 21.92),
+        (True, 2038, 27.57),
+        (True, 4080, 38.85),
+    ],
+)
+def test_dora_takes_what_was_measured(
+    keeps_activations: bool, tokens: int, peak: float, mistral: Base
+) -> None:
+    recipe = STANDARD.model_copy(update={"use_dora": True, "export": "merged"})
+    plan = memory.Plan(tokens, not keeps_activations, dequantized=keeps_activations, fused=True)
+    needed = memory.estimate(recipe, mistral, rows(tokens), plan).total / GIB
+    assert needed == pytest.approx(peak, rel=0.1)
+
+
 def test_a_step_of_several_cards_is_each_cards_part_of_it(mistral: Base) -> None:
     """Rows go to the card with the fewest tokens, so none has more than a row beyond its part."""
     recipe = STANDARD.model_copy(update={"rows_per_step": 32})
