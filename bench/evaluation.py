@@ -118,10 +118,19 @@ def make_base(profile: str, folder: Path, tiny: bool) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    start = ROOT / "test_data" / "shapes" / TINY[profile]
     if tiny:
-        shutil.copytree(start, folder)
+        shutil.copytree(ROOT / "test_data" / "shapes" / TINY[profile], folder)
         return
+    write_shape(profile, folder)
+    torch.manual_seed(0)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    config = AutoConfig.from_pretrained(folder)
+    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+
+
+def write_shape(profile: str, folder: Path) -> None:
+    """Write what a base of this shape has besides its weights."""
+    start = ROOT / "test_data" / "shapes" / TINY[profile]
     shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     content = json.loads((folder / "config.json").read_text())
     for part, values in SHAPES[profile].items():
@@ -131,10 +140,6 @@ def make_base(profile: str, folder: Path, tiny: bool) -> None:
     for part in ("image_processor", "video_processor"):
         processor[part]["patch_size"] = content["vision_config"]["patch_size"]
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    torch.manual_seed(0)
-    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
-    config = AutoConfig.from_pretrained(folder)
-    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
 def measure(name: str, folder: Path, count: int, card_gib: float) -> None:

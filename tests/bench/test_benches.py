@@ -65,6 +65,35 @@ def test_a_baseline_that_is_no_commit_is_refused(script, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_evaluation_is_measured_beside_the_plan_of_the_training() -> None:
+    printed = run("bench/evaluation.py", "--tiny", "--rows", "2").splitlines()
+    lines = [[cell.strip() for cell in line.split("|")[1:4]] for line in printed if "|" in line]
+    assert lines[2:] == [
+        [profile, part, "2"]
+        for profile in ("latex-ocr", "qwen3-vl")
+        for part in ("training, planned", "likelihoods", "answers")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profile", "parameters"),
+    # As the hub counts Qwen2-VL-7B-Instruct and Qwen3-VL-8B-Instruct.
+    [("latex-ocr", 8_291_375_616), ("qwen3-vl", 8_767_123_696)],
+)
+def test_the_shapes_of_the_evaluation_are_those_of_the_models(
+    script, tmp_path: Path, profile: str, parameters: int
+) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    script("bench/evaluation.py").write_shape(profile, tmp_path / "base")
+    config = AutoConfig.from_pretrained(tmp_path / "base")
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    assert sum(each.numel() for each in model.parameters()) == parameters
+
+
+@pytest.mark.slow
 def test_the_learning_curve_is_measured_and_drawn(tmp_path: Path) -> None:
     sizes = ("--sizes", "4,8", "--steps", "2", "--tested", "4")
     printed = run("bench/learning_curve.py", *sizes, "--picture", tmp_path / "curve.png")
