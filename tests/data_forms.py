@@ -92,6 +92,16 @@ FORMS = [
         "content as parts",
         {"messages": [{"role": "user", "content": [PART]}, said(Q, A)[1]]},
     ),
+    text_form(
+        "OpenAI",
+        "content as parts of Responses",
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "input_text", "text": Q}]},
+                {"role": "assistant", "content": [{"type": "output_text", "text": A}]},
+            ]
+        },
+    ),
     Form(
         "OpenAI",
         "weight 0 of an answer",

@@ -24,7 +24,10 @@ PART_KEYS = {
     "path",
 }
 
-PART_TYPES = ("text", "image", "image_url", "video", "video_url")
+RESPONSES = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
+"""Types of parts in OpenAI's Responses API, and what its messages call them."""
+
+PART_TYPES = ("text", "image", "image_url", "video", "video_url", *RESPONSES)
 
 Media = str | bytes | Sequence[str]
 """A path inside the source or a data URI; the content itself; a video's frames as paths."""
@@ -94,6 +97,7 @@ class Parts:
             part_type = part.get("type") or next(
                 (key for key in ("text", "image", "video") if part.get(key) is not None), None
             )
+            part_type = RESPONSES.get(str(part_type), part_type)
             if part_type == "text":
                 part_text = part.get("text", part.get("value"))
                 if not isinstance(part_text, str):
@@ -119,7 +123,10 @@ class Parts:
             (part[key] for key in (part_type, "url", "path", "value") if part.get(key) is not None),
             None,
         )
-        named = named.get("url") if isinstance(named, dict) and "url" in named else named
+        if isinstance(named, dict) and "url" in named:
+            for key in named.keys() - {"url"}:
+                self.leftover.add(str(key), named[key])
+            named = named["url"]
         is_image = part_type.startswith("image")
         self.shows = True
         media = self.images if is_image else self.videos

@@ -17,8 +17,8 @@ from loraline.data.reading.keys import SETTINGS
 from loraline.errors import UserError
 
 LEAST_BASE64 = 64
-BASE64_BEGINS = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A")
-"""First letters of PNG, JPEG, GIF, WebP, BMP and TIFF in base64."""
+BASE64_BEGINS = ("iVBORw0KGgo", "/9j/", "_9j_", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A")
+"""First letters of PNG, JPEG in both alphabets, GIF, WebP, BMP and TIFF in base64."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def content_of(medium: str | bytes, fetch: Fetch, limits: Limits, medium_type: s
     elif medium.startswith("data:"):
         head, _, body = medium.partition(",")
         try:
-            body = "".join(body.split())
-            content = base64.b64decode(body, validate=True) if head.endswith(";base64") else b""
+            content = from_base64(body) if head.endswith(";base64") else b""
         except binascii.Error as error:
             raise BadRow("media_broken", f"{medium_type} in a data URI is not base64") from error
     elif "://" in medium.removeprefix("file://")[:16]:
@@ -102,9 +101,18 @@ def bare_base64(medium: str) -> bytes | None:
     if len(medium) < LEAST_BASE64 or not medium.startswith(BASE64_BEGINS):
         return None
     try:
-        return base64.b64decode("".join(medium.split()), validate=True)
+        return from_base64(medium)
     except binascii.Error:
         return None
+
+
+def from_base64(text: str) -> bytes:
+    """Content of base64, or of base64url (RFC 4648, section 5), in one line or many.
+
+    The = at the end may be missing. Raises binascii.Error.
+    """
+    letters = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"})
+    return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
 
 
 def file_content(medium: str, fetch: Fetch, limits: Limits, medium_type: str) -> bytes:

@@ -161,6 +161,42 @@ def test_parts_of_a_message_become_tags_and_media() -> None:
     assert made.images == [data, "b.png"]
 
 
+def test_parts_of_openais_responses_are_those_of_its_messages() -> None:
+    content = [
+        {"type": "input_image", "image_url": "a.png"},
+        {"type": "input_text", "text": "What is it?"},
+    ]
+    answer = [{"type": "output_text", "text": "A cat."}]
+    row = {
+        "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    }
+    made = formats.draft(row, Reading(None))
+    assert made.turns == [("user", f"{IMAGE}What is it?"), ("assistant", "A cat.")]
+    assert made.images == ["a.png"]
+    # A table holds parts as JSON text.
+    row["messages"][0]["content"] = json.dumps(content)  # type: ignore[call-overload]
+    assert formats.draft(row, Reading(None)).turns == made.turns
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
+        {"type": "input_image", "image_url": "a.png", "detail": "low"},
+    ],
+)
+def test_a_detail_of_an_image_is_listed_as_not_used(part: dict[str, object]) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": [part, {"type": "text", "text": "Where?"}]},
+            {"role": "assistant", "content": "x"},
+        ]
+    }
+    made = formats.draft(row, Reading(None))
+    assert made.images == ["a.png"]
+    assert made.listed == ["messages[].detail"]
+
+
 @pytest.mark.parametrize("key", ["file_name", "image", "images"])
 def test_an_image_with_text_is_asked_with_the_prompt(key: str) -> None:
     value = ["a.png"] if key == "images" else "a.png"

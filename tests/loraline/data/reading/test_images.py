@@ -121,6 +121,19 @@ def test_base64_may_be_broken_into_lines(before: str, tmp_path: Path, prepare) -
     assert record.images == (picture(1),)
 
 
+@pytest.mark.parametrize("before", ["", "data:image/jpeg;base64,"])
+def test_base64_may_be_of_the_alphabet_for_addresses(before: str, tmp_path: Path, prepare) -> None:
+    """With - and _ instead of + and /, and often without the = at its end."""
+    file = io.BytesIO()
+    Image.effect_noise((40, 31), 90).convert("RGB").save(file, "JPEG")
+    content = file.getvalue() + b"\0" * ((1 - len(file.getvalue())) % 3)
+    encoded = base64.urlsafe_b64encode(content).decode().rstrip("=")
+    assert "-" in encoded and "_" in encoded and len(encoded) % 4
+    write_lines(tmp_path / "data" / "rows.jsonl", [{"image": before + encoded, **ROW}])
+    (record,) = kept(prepare(tmp_path / "data", modality="vision", stop=True))
+    assert record.images == (content,)
+
+
 @pytest.mark.parametrize("window", [None, (0, 4000)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_deep_picture_whose_lowest_value_is_white_is_inverted(
