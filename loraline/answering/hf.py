@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base.encoding import IGNORED, Encoder, Row
+from loraline.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,8 +114,8 @@ def answers(
     # Unset fields would come from the base's sampling settings.
     model.generation_config = greedy
     by_index: dict[int, Answer] = {}
-    lengths = [len(row.prompt) + max_new_tokens for row in rows]
-    for indices in batches(lengths, batch_size):
+
+    def generate(indices: list[int]) -> None:
         batch = encoder.collate([rows[i] for i in indices], answers=False, side="left")
         with torch.inference_mode():
             output = model.generate(**to_device(batch, model), generation_config=greedy)
@@ -124,6 +125,8 @@ def answers(
             answer = tokens[: tokens.index(encoder.end)] if ended else tokens
             by_index[index] = Answer(encoder.decode(answer), answer, not ended)
         advance(len(indices), "")
+
+    in_batches([len(row.prompt) + max_new_tokens for row in rows], batch_size, generate)
     return [by_index[index] for index in range(len(rows))]
 
 
@@ -142,7 +145,8 @@ def negative_log_likelihoods(
     vocabulary = model.config.get_text_config().vocab_size
     longest = max((len(row.answer) for row in rows), default=0) + 1
     fitting = max(1, min(batch_size, LOGITS // (longest * vocabulary)))
-    for indices in batches([len(row) for row in rows], fitting):
+
+    def measure(indices: list[int]) -> None:
         # Padded on the left, all answers end in the last column, and only their logits are built.
         batch = encoder.collate([rows[i] for i in indices], answers=True, side="left")
         longest_in_batch = max(len(rows[i].answer) for i in indices)
@@ -159,19 +163,47 @@ def negative_log_likelihoods(
                     )
                 )
         advance(len(indices), "")
+
+    in_batches([len(row) for row in rows], fitting, measure)
     return [by_index[index] for index in range(len(rows))]
 
 
-def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices of rows of similar length: up to `size` of them, or as many as TOKENS holds.
+def in_batches(lengths: Sequence[int], size: int, work: Callable[[list[int]], None]) -> None:
+    """Give the indices of rows to `work`, up to `size` at a time, or as many as TOKENS holds.
 
-    The longest come first, so that memory fails early or never.
+    Rows of similar length are together, the longest first. A batch that a GPU has no memory for is
+    halved, and those after it have no more tokens than its half. Raises UserError for a row that
+    does not fit alone.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    tokens = TOKENS
     while order:
-        fitting = max(1, min(size, TOKENS // lengths[order[0]]))
-        yield order[:fitting]
-        order = order[fitting:]
+        longest = lengths[order[0]]
+        batch = order[: max(1, min(size, tokens // longest))]
+        if fits_memory(batch, work):
+            order = order[len(batch) :]
+        elif len(batch) > 1:
+            tokens = longest * (len(batch) // 2)
+        else:
+            raise UserError(
+                f"the GPU has no memory for a row of {longest} tokens beside the base: evaluate on "
+                "a larger GPU, or train with a lower max_length or max_pixels"
+            )
+
+
+def fits_memory(batch: list[int], work: Callable[[list[int]], None]) -> bool:
+    """Do the work on a batch; False where the GPU ran out of memory for it."""
+    import torch
+
+    try:
+        work(batch)
+    except torch.OutOfMemoryError:
+        pass
+    else:
+        return True
+    # Here the error, which holds what the batch had allocated, is gone.
+    torch.cuda.empty_cache()
+    return False
 
 
 def to_device(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:

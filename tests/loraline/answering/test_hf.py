@@ -11,6 +11,7 @@ from loraline.base import targets
 from loraline.base.encoding import Encoder
 from loraline.base.load import attach, load
 from loraline.base.locate import locate
+from loraline.errors import UserError
 from loraline.evaluation import metrics
 from loraline.records import from_prompt
 from loraline.training import attention, loss, packing
@@ -126,7 +127,52 @@ def test_no_batch_has_more_tokens_than_fit_a_card(tiny, monkeypatch: pytest.Monk
 
 def test_a_row_that_fits_no_batch_is_asked_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "TOKENS", 100)
-    assert list(hf.batches([20, 500, 40, 50], 3)) == [[1], [3, 2], [0]]
+    asked: list[list[int]] = []
+    hf.in_batches([20, 500, 40, 50], 3, asked.append)
+    assert asked == [[1], [3, 2], [0]]
+
+
+def test_a_batch_that_a_gpu_has_no_memory_for_is_halved(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoder, rows = tiny
+    whole = likelihoods(tiny, 32), hf.answers(model, encoder, rows, 8, ignore)
+    sizes: list[int] = []
+    advanced: list[int] = []
+
+    def scarce(work, room: int, new_tokens: int = 0):
+        def limited(*arguments, **inputs):
+            count, length = inputs["input_ids"].shape
+            sizes.append(count)
+            if count * (length + new_tokens) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return work(*arguments, **inputs)
+
+        return limited
+
+    longest = max(len(row) for row in rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", scarce(model.forward, 9 * longest))
+        assert likelihoods(tiny, 32) == pytest.approx(whole[0], rel=1e-5)
+    # Each row once, and nothing too large after the first batch.
+    assert sizes[:3] == [32, 16, 8] and sum(sizes[2:]) == len(rows)
+
+    sizes.clear()
+    longest = max(len(row.prompt) for row in rows)
+    monkeypatch.setattr(model, "generate", scarce(model.generate, 9 * (longest + 8), 8))
+    answers = hf.answers(model, encoder, rows, 8, lambda units, _: advanced.append(units))
+    assert answers == whole[1]
+    assert sizes[:3] == [32, 16, 8] and sum(sizes[2:]) == len(rows) == sum(advanced)
+
+
+def test_a_row_that_a_gpu_has_no_memory_for_is_one_sentence() -> None:
+    def work(indices: list[int]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.55 GiB.")
+
+    with pytest.raises(
+        UserError, match="no memory for a row of 50 tokens beside the base: evaluate on"
+    ):
+        hf.in_batches([20, 50], 32, work)
 
 
 def test_likelihoods_are_the_models_own_loss(tiny) -> None:
