@@ -3,10 +3,9 @@
     python bench/evaluation.py
     python bench/evaluation.py --profile latex-ocr --card-gib 14 --rows 64
 
-Every row has an image of the profile's most pixels and an answer of its most tokens, so no batch of
-real rows takes more. The process may allocate what a card of 24 GB has for it, for which both
-profiles were made. The base has the shape that the profile names and random weights, in 4-bit NF4
-with an adapter.
+Every row has a square image of the profile's most pixels and an answer of its most tokens. The
+process may allocate what a card of 24 GB has for it, for which both profiles were made. The base
+has the shape that the profile names and random weights, in 4-bit NF4 with an adapter.
 """
 
 from __future__ import annotations
@@ -157,6 +156,7 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
     from loraline.training.machine import Machine
 
     allocator.follow_allocated()
+    on_gpu = torch.cuda.is_available()
     profile = profiles.load(name, ROOT / "lora_profiles", [f"base={folder}"])
     base = locate(str(folder), None)
     encoder = Encoder(
@@ -166,7 +166,7 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
     _, table = memory.choose(profile, base, rows, Machine(int(card_gib * memory.GIB)))
     planned = next(line.split()[1] for line in table.splitlines() if "peak" in line)
     print(f"| {name} | training, planned | {len(rows)} | {planned} | | |", flush=True)
-    if torch.cuda.is_available():
+    if on_gpu:
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, card_gib * memory.GIB / whole))
     loaded = load(base, "vision", quantization=profile.quantization, dtype="bfloat16")
@@ -185,13 +185,12 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
 
     parts: dict[str, Callable[[], Any]] = {"likelihoods": likelihoods, "answers": answers}
     for part, run in parts.items():
-        if torch.cuda.is_available():
+        if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         run()
         seconds = time.perf_counter() - started
-        on_gpu = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() / memory.GIB if on_gpu else float("nan")
         reserved = allocator.reserved() / memory.GIB if on_gpu else float("nan")
         print(

@@ -22,7 +22,7 @@ BATCH = 32
 
 TOKENS = 2**15
 """Tokens of a batch at most, padding and new ones included. On a card that may allocate 24 GiB, the
-shape of Qwen3-VL-8B in 4 bits ran out of memory with 32 rows of 1,500 tokens."""
+shape of Qwen3-VL-8B in 4 bits ran out of memory with 32 rows of 1,568 tokens."""
 
 LOGITS = 2**29
 """Logits of a forward pass at most: 1 GiB in bfloat16, where 32 answers of 384 tokens and a
@@ -186,8 +186,9 @@ def in_batches(lengths: Sequence[int], size: int, work: Callable[[list[int]], No
             tokens = longest * (len(batch) // 2)
         else:
             raise UserError(
-                f"the GPU has no memory for a row of {longest} tokens beside the base: evaluate on "
-                "a larger GPU, or train with a lower max_length or max_pixels"
+                f"the GPU has no memory for {longest} tokens, prompt and answer together, beside "
+                "the base: use a larger GPU, or a profile with a lower max_length, max_pixels or "
+                "max_new_tokens"
             )
 
 

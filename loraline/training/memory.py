@@ -266,8 +266,10 @@ def estimate(
         # language model's have gone.
         activations = tokens * layers * 2 * width
         again = tokens * (bytes_a_token + 4 * text["intermediate_size"] + 2 * width)
-        again += copies // layers
-        working = max(again + product, logits, tower_again + dora - activations)
+        of_a_layer = copies // layers
+        working = max(
+            again + of_a_layer + product, logits, tower_again + of_a_layer + dora - activations
+        )
     else:
         activations = tokens * layers * bytes_a_token + copies
         working = max(product, logits - LOSS // 2)

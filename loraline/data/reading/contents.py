@@ -24,6 +24,9 @@ PART_KEYS = {
     "path",
 }
 
+UNUSED_PART_KEYS = {"detail", "annotations", "logprobs"}
+"""What OpenAI puts into a part and nothing here reads; the report lists those that are filled."""
+
 RESPONSES = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
 """Types of parts in OpenAI's Responses API, and what its messages call them."""
 
@@ -44,7 +47,7 @@ def parts_of(text: str) -> str | list[Any]:
     are_parts = all(
         isinstance(part, dict)
         and part.get("type") in PART_TYPES
-        and part.keys() <= PART_KEYS
+        and part.keys() <= PART_KEYS | UNUSED_PART_KEYS
         and len(part) > 1
         for part in parts
     )

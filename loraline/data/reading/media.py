@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def content_of(medium: str | bytes, fetch: Fetch, limits: Limits, medium_type: s
         head, _, body = medium.partition(",")
         try:
             content = from_base64(body) if head.endswith(";base64") else b""
-        except binascii.Error as error:
+        except ValueError as error:
             raise BadRow("media_broken", f"{medium_type} in a data URI is not base64") from error
     elif "://" in medium.removeprefix("file://")[:16]:
         raise BadRow(
@@ -102,14 +101,14 @@ def bare_base64(medium: str) -> bytes | None:
         return None
     try:
         return from_base64(medium)
-    except binascii.Error:
+    except ValueError:
         return None
 
 
 def from_base64(text: str) -> bytes:
     """Content of base64, or of base64url (RFC 4648, section 5), in one line or many.
 
-    The = at the end may be missing. Raises binascii.Error.
+    The = at the end may be missing. Raises ValueError.
     """
     letters = "".join(text.split()).translate({ord("-"): "+", ord("_"): "/"})
     return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)

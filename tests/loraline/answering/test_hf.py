@@ -1,5 +1,6 @@
 import copy
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,6 +151,13 @@ def test_a_batch_that_a_gpu_has_no_memory_for_is_halved(
 
         return limited
 
+    def empty_cache() -> None:
+        # While the error is there, so is what its frames had allocated.
+        assert sys.exc_info()[0] is None
+        emptied.append(True)
+
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     longest = max(len(row) for row in rows)
     with monkeypatch.context() as patch:
         patch.setattr(model, "forward", scarce(model.forward, 9 * longest))
@@ -163,6 +171,7 @@ def test_a_batch_that_a_gpu_has_no_memory_for_is_halved(
     answers = hf.answers(model, encoder, rows, 8, lambda units, _: advanced.append(units))
     assert answers == whole[1]
     assert sizes[:3] == [32, 16, 8] and sum(sizes[2:]) == len(rows) == sum(advanced)
+    assert len(emptied) == 4
 
 
 def test_a_row_that_a_gpu_has_no_memory_for_is_one_sentence() -> None:
@@ -170,7 +179,7 @@ def test_a_row_that_a_gpu_has_no_memory_for_is_one_sentence() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.55 GiB.")
 
     with pytest.raises(
-        UserError, match="no memory for a row of 50 tokens beside the base: evaluate on"
+        UserError, match="no memory for 50 tokens, prompt and answer together, beside the base: use"
     ):
         hf.in_batches([20, 50], 32, work)
 

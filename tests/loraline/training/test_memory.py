@@ -92,12 +92,14 @@ WAITING = replace(LOADED, offloaded=True)
 @pytest.mark.parametrize(
     ("changes", "plan", "cards", "tokens", "peak"),
     [
-        # Weights in host memory, on an H100; the others on two H200.
+        # Weights in host memory, on an H100 and on an H200; the others on two H200.
         ({"quantization": "none"}, WAITING, 1, 2038, 1.80),
         ({"quantization": "none"}, WAITING, 1, 8175, 4.33),
         ({"quantization": "none"}, LOADED, 2, 2080, 9.04),
+        ({"quantization": "none"}, LOADED, 2, 4103, 9.83),
         ({"quantization": "none"}, LOADED, 2, 4132, 9.85),
         ({"train": "full"}, LOADED, 2, 2080, 55.64),
+        ({"train": "full"}, LOADED, 2, 4103, 55.89),
         ({"train": "full"}, LOADED, 2, 4132, 58.10),
     ],
 )
@@ -399,6 +401,7 @@ QWEN_2_5_VL_3B = {
     "vocab_size": 151936,
     "tie_word_embeddings": True,
     "image_token_id": 151655,
+    "video_token_id": 151656,
     "vision_config": {
         "depth": 32,
         "hidden_size": 1280,
@@ -449,6 +452,7 @@ def qwen3_vl(width: int, inner: int, tied: bool) -> dict[str, Any]:
         "text_config": text,
         "tie_word_embeddings": tied,
         "image_token_id": 151655,
+        "video_token_id": 151656,
         "vision_config": QWEN3_VISION
         | (SMALLER_TOWER if tied else {})
         | {"out_hidden_size": width},

@@ -163,10 +163,10 @@ def test_parts_of_a_message_become_tags_and_media() -> None:
 
 def test_parts_of_openais_responses_are_those_of_its_messages() -> None:
     content = [
-        {"type": "input_image", "image_url": "a.png"},
+        {"type": "input_image", "image_url": "a.png", "detail": "low"},
         {"type": "input_text", "text": "What is it?"},
     ]
-    answer = [{"type": "output_text", "text": "A cat."}]
+    answer = [{"type": "output_text", "text": "A cat.", "annotations": [], "logprobs": []}]
     row = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
     }
@@ -174,7 +174,8 @@ def test_parts_of_openais_responses_are_those_of_its_messages() -> None:
     assert made.turns == [("user", f"{IMAGE}What is it?"), ("assistant", "A cat.")]
     assert made.images == ["a.png"]
     # A table holds parts as JSON text.
-    row["messages"][0]["content"] = json.dumps(content)  # type: ignore[call-overload]
+    for turn in row["messages"]:
+        turn["content"] = json.dumps(turn["content"])
     assert formats.draft(row, Reading(None)).turns == made.turns
 
 
