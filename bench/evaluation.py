@@ -191,7 +191,7 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
         started = time.perf_counter()
         run()
         seconds = time.perf_counter() - started
-        peak = torch.cuda.max_memory_allocated() / memory.GIB if on_gpu else float("nan")
+        peak = allocator.peak() / memory.GIB if on_gpu else float("nan")
         reserved = allocator.reserved() / memory.GIB if on_gpu else float("nan")
         print(
             f"| {name} | {part} | {len(rows)} | {peak:.2f} | {reserved:.2f} | {seconds:.1f} |",
@@ -201,10 +201,9 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
 
 def longest_rows(encoder: Any, profile: Any, count: int) -> list[Any]:
     """Rows with a square image of the most pixels and an answer of the most tokens."""
-    import io
     import random
 
-    from PIL import Image
+    from train_rows import BLOCKS, photograph
 
     from loraline.records import from_prompt
 
@@ -212,10 +211,8 @@ def longest_rows(encoder: Any, profile: Any, count: int) -> list[Any]:
     side = int(profile.max_pixels**0.5)
     rows = []
     for _ in range(count):
-        small = Image.frombytes("RGB", (16, 16), rng.randbytes(768))
-        file = io.BytesIO()
-        small.resize((side, side)).save(file, "JPEG")
-        row = encoder.encode(from_prompt("Read the picture.", "", "x", file.getvalue()))
+        image = photograph(rng.randbytes(BLOCKS), (side, side))
+        row = encoder.encode(from_prompt("Read the picture.", "", "x", image))
         words = [rng.randrange(20, 300) for _ in range(profile.max_new_tokens - 1)]
         rows.append(replace(row, answer=[*words, encoder.end]))
     return rows

@@ -7,6 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+BLOCKS = 16 * 16 * 3
+"""Bytes of the colours of a photograph's blocks."""
+
 
 def texts(count: int) -> list[tuple[str, str]]:
     """Questions and answers of uneven length: log-normal, a few of them near the limit."""
@@ -27,18 +30,23 @@ def texts(count: int) -> list[tuple[str, str]]:
 
 
 def pictures(count: int) -> list[tuple[bytes, str]]:
-    """JPEG photographs of noise blocks in many sizes, and answers of 10 to 100 words."""
-    from PIL import Image
-
+    """Photographs of noise blocks in many sizes, and answers of 10 to 100 words."""
     rng = random.Random(0)
     rows = []
     for _ in range(count):
-        small = Image.frombytes("RGB", (16, 16), rng.randbytes(768))
-        image = small.resize((rng.randrange(224, 900), rng.randrange(224, 700)))
-        file = io.BytesIO()
-        image.save(file, "JPEG")
-        rows.append((file.getvalue(), " ".join(["x + y"] * rng.randrange(5, 40))))
+        blocks = rng.randbytes(BLOCKS)
+        image = photograph(blocks, (rng.randrange(224, 900), rng.randrange(224, 700)))
+        rows.append((image, " ".join(["x + y"] * rng.randrange(5, 40))))
     return rows
+
+
+def photograph(blocks: bytes, size: tuple[int, int]) -> bytes:
+    """A JPEG of `size` pixels that shows 16 x 16 blocks of these colours."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.frombytes("RGB", (16, 16), blocks).resize(size).save(file, "JPEG")
+    return file.getvalue()
 
 
 def recipe_for(task: str, base: Path, rows_per_step: int, steps: int) -> Any:

@@ -121,6 +121,12 @@ def test_base64_may_be_broken_into_lines(before: str, tmp_path: Path, prepare) -
     assert record.images == (picture(1),)
 
 
+def test_a_data_uri_with_other_letters_is_refused(tmp_path: Path, prepare) -> None:
+    write_lines(tmp_path / "data" / "rows.jsonl", [{"image": "data:image/png;base64,é", **ROW}])
+    with pytest.raises(UserError, match="image in a data URI is not base64"):
+        dataset.refuse(prepare(tmp_path / "data", modality="vision").examples)
+
+
 @pytest.mark.parametrize("before", ["", "data:image/jpeg;base64,"])
 def test_base64_may_be_of_the_alphabet_for_addresses(before: str, tmp_path: Path, prepare) -> None:
     """With - and _ instead of + and /, and often without the = at its end."""
