@@ -16,7 +16,7 @@ extension, the exception is lost or becomes another one; long work looks here.""
 
 
 AGAIN = 0.05
-"""Seconds after which a signal that struck a transaction is raised again."""
+"""Seconds after which a signal that came in a harmful moment is raised again."""
 
 
 def listen() -> None:
@@ -28,32 +28,41 @@ def listen() -> None:
 
 def stop(signum: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
-    if not defer_in_transaction(stop, signum, frame):
+    if not defer_in_harmful_moment(stop, signum, frame):
         received.append(Stopped(f"stopped by {signal.Signals(signum).name}; start it again"))
         raise received[0]
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """The handler of Ctrl-C."""
-    if not defer_in_transaction(interrupt, signum, frame):
+    if not defer_in_harmful_moment(interrupt, signum, frame):
         raise KeyboardInterrupt
 
 
-def defer_in_transaction(
+def defer_in_harmful_moment(
     handler: Callable[..., None], signum: int, frame: FrameType | None
 ) -> bool:
-    """Whether a signal struck a database transaction; if so, it is raised again after AGAIN.
-
-    A transaction that an exception leaves open keeps SQLite locked against the step itself, which
-    could no longer say how its run ended.
-    """
+    """Whether a signal came in a harmful moment; if so, it is raised again after AGAIN."""
     while frame is not None:
-        if "sqlalchemy" in frame.f_globals.get("__name__", ""):
+        if is_harmful(frame):
             signal.signal(signal.SIGALRM, lambda _, later: handler(signum, later))
             signal.setitimer(signal.ITIMER_REAL, AGAIN)
             return True
         frame = frame.f_back
     return False
+
+
+def is_harmful(frame: FrameType) -> bool:
+    """Whether an exception that is raised in this frame would keep the process from its end.
+
+    A database transaction that is left open keeps SQLite locked against the step itself, which
+    could no longer say how its run ended. A thread that a pool has started and does not know yet
+    is never told to end, and the interpreter waits for it for ever.
+    """
+    module = frame.f_globals.get("__name__", "")
+    return "sqlalchemy" in module or (
+        module == "concurrent.futures.thread" and frame.f_code.co_name == "submit"
+    )
 
 
 def check() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -137,3 +139,39 @@ def test_a_signal_within_a_transaction_is_heard_after_it(
     assert not slept
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 1.0})
+
+
+STOPPED_AS_A_POOL_STARTS = """
+import signal, threading, time
+from concurrent.futures import ThreadPoolExecutor
+import click
+from loraline.step import PipelineCommand
+
+start = threading.Thread.start
+
+def start_and_be_stopped(thread):
+    threading.Thread.start = start
+    start(thread)
+    signal.raise_signal(signal.SIGTERM)
+
+@click.command("work", cls=PipelineCommand)
+def work():
+    pool = ThreadPoolExecutor(1)
+    threading.Thread.start = start_and_be_stopped
+    pool.submit(int)
+    time.sleep(10)
+    print("never")
+
+work()
+"""
+
+
+def test_a_process_ends_that_was_stopped_while_a_pool_started_a_thread() -> None:
+    # The interpreter waits at its end for each thread of a pool, and wakes those that it knows.
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED_AS_A_POOL_STARTS],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stdout) == (75, ""), ended.stderr
