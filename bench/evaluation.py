@@ -146,18 +146,18 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from loraline import profiles
     from loraline.answering import hf
     from loraline.base import targets
     from loraline.base.encoding import Encoder
     from loraline.base.load import load
     from loraline.base.locate import locate
+    from loraline.profiles.profile import load_profile
     from loraline.training import allocator, memory
     from loraline.training.machine import Machine
 
     allocator.follow_allocated()
     on_gpu = torch.cuda.is_available()
-    profile = profiles.load(name, ROOT / "lora_profiles", [f"base={folder}"])
+    profile = load_profile(name, ROOT / "lora_profiles", [f"base={folder}"])
     base = locate(str(folder), None)
     encoder = Encoder(
         base.path, "vision", min_pixels=profile.min_pixels, max_pixels=profile.max_pixels

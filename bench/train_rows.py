@@ -51,7 +51,7 @@ def photograph(blocks: bytes, size: tuple[int, int]) -> bytes:
 
 def recipe_for(task: str, base: Path, rows_per_step: int, steps: int) -> Any:
     """The standard profile for text; rank 16 on all projections for vision."""
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
     common = {
         "base": str(base),

@@ -187,7 +187,7 @@ def read_recipes(ctx: click.Context, parameter: click.Parameter, value: Any) -> 
     """Callback of --recipes: the keys of each profile by its name."""
     import yaml
 
-    from loraline.layered_yaml import read_yaml_text
+    from loraline.profiles.layered_yaml import read_yaml_text
 
     try:
         recipes = read_yaml_text(value) or {}

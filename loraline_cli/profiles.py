@@ -13,14 +13,15 @@ def profiles(name: str | None) -> None:
     """List the profiles, or show profile NAME with what it extends filled in."""
     import yaml
 
-    from loraline import profile_files, profiles
+    from loraline.profiles import catalog
+    from loraline.profiles.profile import load_profile
 
     if name is not None:
-        recipe = profiles.load(name)
-        click.echo(f"# {profile_files.files()[name]}")
+        recipe = load_profile(name)
+        click.echo(f"# {catalog.files()[name]}")
         click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
         return
-    files = profile_files.files()
+    files = catalog.files()
     width = max(map(len, files), default=0)
     for profile, file in files.items():
         first = file.read_text().partition("\n")[0]

@@ -95,11 +95,11 @@ def prepare_data(
     force: bool,
 ) -> None:
     """Read, check and split datasets; log them as one and hand over the run ID."""
-    from loraline import profiles
     from loraline.base import trainable
     from loraline.data import dataset, outcome, pool, workplace
+    from loraline.profiles.profile import load_profile
 
-    recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
+    recipe = load_profile(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):
         raise UserError("--part reads one share; it goes with neither --check-only nor --merge")
     request = workplace.Request.of(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 @step
@@ -61,15 +61,15 @@ def train_qlora(
     **group_flags: Any,
 ) -> None:
     """Train a LoRA adapter on a frozen base, or the base itself; log it; hand over the run ID."""
-    from loraline import profiles
     from loraline.base import quantized, trainable
     from loraline.base.locate import locate
+    from loraline.profiles.profile import load_profile
     from loraline.serving import preflight
 
     if ended is not None:
         group.leave_as_ended(ended)
     allocator.follow_allocated()
-    recipe = profiles.load(profile, overrides=overrides, recipes=recipes)
+    recipe = load_profile(profile, overrides=overrides, recipes=recipes)
     machines = group.Group(**group_flags)
     machines.check(recipe.train)
     assert launch.world() in (1, machines.size), f"{machines}, and {launch.world()} processes"

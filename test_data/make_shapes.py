@@ -202,7 +202,7 @@ def record(scene: Scene, architecture: str, picture: bytes, size: tuple[int, int
     `size` is the picture's height and width.
     """
     from loraline.data import boxes
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
     convention = architecture.replace("-", "_").replace(".", "_")
     limits = Profile(

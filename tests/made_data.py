@@ -9,7 +9,7 @@ from typing import Any
 
 from loraline import records
 from loraline.data.merged import Dataset
-from loraline.profiles import Profile
+from loraline.profiles.profile import Profile
 
 
 def profile(modality: str = "text", **changes: Any) -> Profile:

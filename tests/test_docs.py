@@ -12,11 +12,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from loraline import layered_yaml, limits, profile_files, profiles
 from loraline.base import architectures
 from loraline.evaluation import plugins
-from loraline.preparation import Prepare, Split
-from loraline.profile_keys import Tune
+from loraline.profiles import catalog, layered_yaml, limits
+from loraline.profiles.keys import Tune
+from loraline.profiles.preparation import Prepare, Split
+from loraline.profiles.profile import Profile, load_profile
 from loraline_cli import main as cli
 
 ROOT = Path(__file__).parents[1]
@@ -94,10 +95,10 @@ def test_objects_in_the_docs_are_what_kubernetes_takes(text: str) -> None:
 
 @pytest.mark.parametrize("text", [t for _, t in yaml_blocks() if "extends:" in t])
 def test_recipes_in_the_docs_are_ones(text: str) -> None:
-    files = dict(profile_files.files(ROOT / "lora_profiles"))
+    files = dict(catalog.files(ROOT / "lora_profiles"))
     recipe = yaml.safe_load(text)
-    parent = profile_files.resolve(recipe.pop("extends"), files)
-    profiles.Profile.model_validate(layered_yaml.merge(parent, recipe))
+    parent = catalog.resolve(recipe.pop("extends"), files)
+    Profile.model_validate(layered_yaml.merge(parent, recipe))
 
 
 def test_classes_in_the_docs_are_ones(script, tmp_path: Path) -> None:
@@ -230,8 +231,8 @@ def test_each_option_of_a_step_is_documented(script) -> None:
 def test_profiles_page_lists_every_profile_and_key() -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
     listed = set(re.findall(r"`([\w.-]+)`", page))
-    assert set(profile_files.names(ROOT / "lora_profiles")) <= listed
-    keys = set(profiles.Profile.model_fields) - {"gate"}
+    assert set(catalog.names(ROOT / "lora_profiles")) <= listed
+    keys = set(Profile.model_fields) - {"gate"}
     keys -= {"split", "tune", "prepare"}
     keys |= {f"prepare.{key}" for key in Prepare.model_fields}
     keys |= {f"gate.{key}" for key in limits.Gate.model_fields}
@@ -242,9 +243,9 @@ def test_profiles_page_lists_every_profile_and_key() -> None:
 
 def test_profiles_page_tells_the_ladders_numbers() -> None:
     page = (ROOT / "docs" / "profiles.md").read_text()
-    for name in profile_files.names(ROOT / "lora_profiles"):
+    for name in catalog.names(ROOT / "lora_profiles"):
         if not name.startswith("smoke"):
-            profile = profiles.load(name, ROOT / "lora_profiles")
+            profile = load_profile(name, ROOT / "lora_profiles")
             dropout = f"{profile.lora_dropout:g}"
             assert f"| {profile.r}, {profile.lora_alpha}, {dropout} |" in page, name
 

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from loraline import profiles
 from loraline.base import locate
 from loraline.base.encoding import Encoder, Row
 from loraline.errors import UserError
+from loraline.profiles.profile import Profile
 from loraline.training import exchange, launch, memory, trainer
 
 RECIPE = {
@@ -141,7 +141,7 @@ def run(base_folder: str, folder: Path, name: str) -> dict[str, Any]:
     scenario = SCENARIOS[name]
     base = locate.locate(base_folder, None)
     encoder = Encoder(base.path, "text")
-    recipe = profiles.Profile(base=base_folder, **RECIPE | scenario.recipe)
+    recipe = Profile(base=base_folder, **RECIPE | scenario.recipe)
     plan = memory.Plan(
         scenario.budgets[launch.rank()],
         **{"checkpointing": False, "dequantized": False, "fused": False, **scenario.plan},

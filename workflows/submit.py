@@ -22,8 +22,9 @@ from typing import Any
 import click
 import yaml
 
-from loraline import profile_files, profiles
 from loraline.errors import UserError
+from loraline.profiles import catalog
+from loraline.profiles.profile import load_profile
 from runner.command import Command
 from runner.reader import parameter_values, read
 
@@ -132,17 +133,17 @@ def with_recipes(
         if classes or machines:
             file = rendered(file.stem, {}, classes, machines)
         return file, list(assignments)
-    files = profile_files.files()
+    files = catalog.files()
     values["profile"] = profile_name(values["profile"], files)
     members = names_in(values["profiles"]) if "profiles" in values else []
     profile_names = list(dict.fromkeys([values["profile"], *members]))
-    recipes = {name: profile_files.resolve(name, files) for name in profile_names}
+    recipes = {name: catalog.resolve(name, files) for name in profile_names}
     try:
         overrides = shlex.split(values.get("set", ""))
     except ValueError as error:
         raise UserError(f"-p set={values['set']} cannot be read: {error}") from error
     loaded = {
-        name: profiles.load(name, overrides=overrides, recipes=recipes) for name in profile_names
+        name: load_profile(name, overrides=overrides, recipes=recipes) for name in profile_names
     }
     models = {name: profile.registered_model for name, profile in loaded.items()}
     if machines and loaded[values["profile"]].train == "full":

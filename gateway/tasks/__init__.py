@@ -15,9 +15,9 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from loraline.errors import UserError
-from loraline.layered_yaml import read_yaml
-from loraline.limits import Strict
-from loraline.profiles import complaints
+from loraline.profiles.layered_yaml import read_yaml
+from loraline.profiles.limits import Strict
+from loraline.profiles.profile import complaints
 
 if TYPE_CHECKING:
     from loraline.delivery.tasks import Need

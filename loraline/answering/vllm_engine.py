@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from loraline.answering.hf import Answer
 from loraline.base.encoding import Encoder, Row
 from loraline.base.media import rgb_images
-from loraline.profile_keys import Projection
+from loraline.profiles.keys import Projection
 from loraline.serving.adapter_config import CONFIG
 
 if TYPE_CHECKING:

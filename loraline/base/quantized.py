@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 KERNELS = ("gptqmodel", "optimum")
 """Packages through which transformers multiplies by GPTQ weights, and PEFT adapts them."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 VISION_TOWER = "model.visual"
 """Module path of the vision tower and its merger in Qwen2-VL, Qwen2.5-VL and Qwen3-VL."""

@@ -11,7 +11,7 @@ from loraline.base.architectures import NOT_TRAINED, TEXT, VISION, projections
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from loraline.base import pixels
 from loraline.data.checks import BadRow, Turns
 from loraline.data.reading.keys import SETTINGS
-from loraline.profiles import Profile
+from loraline.profiles.profile import Profile
 
 CONVENTIONS = {
     "qwen2_vl": "0 to 1000 of the image",

@@ -29,7 +29,7 @@ from loraline.data.reading.sources import Source
 from loraline.data.work import Candidate, Medium, Part, Tally, Work
 from loraline.errors import TryAgain
 from loraline.process import signals
-from loraline.profiles import Profile
+from loraline.profiles.profile import Profile
 from loraline.records import Record, Video, batch, schema
 
 ROWS, BYTES = 2048, 32 * 2**20

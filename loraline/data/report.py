@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from loraline.base.encoding import Row
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 TEMPLATE = Path(__file__).with_suffix(".html.j2")
 WORST, SEEN, CLUSTERS, BINS = 10, 5, 10, 24

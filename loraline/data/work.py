@@ -11,7 +11,7 @@ from loraline.data.checks import Policy
 from loraline.data.reading.drafts import Draft
 from loraline.data.reading.media import Limits
 from loraline.data.reading.sources import Source
-from loraline.profiles import Profile
+from loraline.profiles.profile import Profile
 from loraline.records import Record
 
 EXAMPLES = 5

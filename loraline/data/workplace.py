@@ -23,7 +23,7 @@ from loraline.data.reading.media import Limits, parse_limits
 from loraline.data.sentences import brief
 from loraline.data.work import Work
 from loraline.errors import Stopped, TryAgain, UserError
-from loraline.preparation import Entry, SourceSettings
+from loraline.profiles.preparation import Entry, SourceSettings
 from loraline.tracking import prompts, tags
 from loraline.tracking.fingerprints import fingerprint
 from loraline.tracking.prompts import Prompt
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 TEXT_PART, VISION_PART = 2**20, 2**16
 """Bytes of a data file that make one part; a row with images is worth some milliseconds."""

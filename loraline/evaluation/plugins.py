@@ -20,7 +20,7 @@ import numpy as np
 
 from loraline.errors import UserError
 from loraline.evaluation import metrics
-from loraline.limits import metric_name
+from loraline.profiles.limits import metric_name
 from loraline.tracking import tags
 
 GROUP = "loraline.metrics"

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from loraline.errors import UserError
 from loraline.evaluation import plugins
 from loraline.evaluation.metrics import HIGHER_IS_BETTER
-from loraline.layered_yaml import read_yaml
-from loraline.limits import Gate, check_metrics
-from loraline.profiles import complaints
+from loraline.profiles.layered_yaml import read_yaml
+from loraline.profiles.limits import Gate, check_metrics
+from loraline.profiles.profile import complaints
 from loraline.tracking.tags import CHAMPION, CHAMPION_AGAIN, CHAMPION_REFUSED, MEASURED
 
 REQUIRED = tuple(

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 def of_training(client: MlflowClient, train_run: Run) -> Profile:
     """The resolved profile that a training run was made with."""
     from pydantic import ValidationError
 
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
     with runs.artifacts(client, train_run.info.run_id, "profile.json") as file:
         text = file.read_bytes()
@@ -54,7 +54,7 @@ def as_today(
     given other limits by --set and this step was given nothing. Which profile it is, the run's
     parameter says, which nobody can change; UserError where its tag says something else.
     """
-    from loraline import profiles
+    from loraline.profiles.profile import load_profile
 
     name = train_run.data.tags.get(PROFILE, "")
     trained_with = train_run.data.params.get("profile", name)
@@ -67,7 +67,7 @@ def as_today(
             "which anyone who may set its tags can change: give this step the limits that shall "
             "count with --set, or --set '' for the profile's own"
         )
-    return profiles.load(name, overrides=overrides or (), recipes=recipes)
+    return load_profile(name, overrides=overrides or (), recipes=recipes)
 
 
 def tagged_limits(train_run: Run) -> list[str]:

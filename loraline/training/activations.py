@@ -11,7 +11,7 @@ from loraline.base.architectures import decoder_layer, fused_layer, tower_block
 if TYPE_CHECKING:
     from loraline.base.encoding import Row
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> int:

@@ -15,7 +15,7 @@ from loraline.training import lora
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
     from loraline.training.memory import Plan
 
 

@@ -12,7 +12,7 @@ from loraline.base.targets import MERGERS, VISION_TOWER
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
     from loraline.training.memory import Plan
 
 SCHEDULES = {"constant": "constant_with_warmup"}

@@ -10,7 +10,7 @@ from loraline.base.targets import MERGERS
 
 if TYPE_CHECKING:
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 def layers_gathered(recipe: Profile, base: Base, cards: int) -> int:

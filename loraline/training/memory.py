@@ -23,7 +23,7 @@ from loraline.training.machine import HEADROOM, Machine
 if TYPE_CHECKING:
     from loraline.base.encoding import Row
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 GIB = 2**30
 BUDGETS = (16384, 10240, 6144, 4096, 2048, 1024, 512)

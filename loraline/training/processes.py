@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loraline.base.encoding import Encoder, Row
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
     from loraline.training.trainer import PackedTrainer
 
 

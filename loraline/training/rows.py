@@ -11,7 +11,7 @@ from loraline.errors import UserError
 
 if TYPE_CHECKING:
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 def check_positions(recipe: Profile, base: Base, longest: int) -> None:

@@ -12,7 +12,7 @@ from loraline.base import architectures
 if TYPE_CHECKING:
     from loraline.base.encoding import Encoder, Row
     from loraline.base.locate import Base
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 
 def write(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loraline.base.encoding import Encoder, Row
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
     from loraline.training.memory import Plan
 
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from loraline import profile_files
 from loraline.errors import TryAgain, UserError
+from loraline.profiles import catalog
 from loraline.tracking import store
 from loraline_cli.desk import forms, loss, review
 from loraline_cli.desk.argo import Argo
@@ -150,7 +150,7 @@ def vote(asked: Vote, person: Known) -> Response:
 
 @router.get("/profiles")
 def profile_names(_: Trainer) -> Response:
-    return JSONResponse({"profiles": profile_files.names()})
+    return JSONResponse({"profiles": catalog.names()})
 
 
 @router.get("/profiles/{profile}")

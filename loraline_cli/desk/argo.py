@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraline import profiles
 from loraline.errors import TryAgain, UserError
+from loraline.profiles.profile import load_profile
 from loraline_cli import main
 from loraline_cli.desk import progress
 
@@ -48,7 +48,7 @@ class Argo:
         UserError for a mistake in the recipe, before anything is submitted, and for Argo's refusal.
         """
         self.expect()
-        profiles.load(profile, overrides=overrides)
+        load_profile(profile, overrides=overrides)
         given = {"profile": profile, "data": data, "set": shlex.join(overrides)}
         words = [word for name, text in given.items() for word in ("-p", f"{name}={text}")]
         folder = main.HOME / "workflows"

@@ -8,8 +8,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from loraline import limits, preparation, profile_keys, profiles
-from loraline.profiles import Profile
+from loraline.profiles import keys, limits, preparation, profile
+from loraline.profiles.profile import Profile, load_profile
 
 SCALARS = ("string", "integer", "number", "boolean")
 
@@ -18,7 +18,7 @@ SCALARS = ("string", "integer", "number", "boolean")
 def documented() -> dict[str, dict[str, str]]:
     """The docstring under each key, by class and key; pydantic leaves it in the source."""
     by_class: dict[str, dict[str, str]] = {}
-    for module in (limits, preparation, profile_keys, profiles):
+    for module in (limits, preparation, keys, profile):
         for definition in ast.parse(inspect.getsource(module)).body:
             if not isinstance(definition, ast.ClassDef):
                 continue
@@ -73,7 +73,7 @@ def of_model(
 
 def form(profile: str) -> dict[str, Any]:
     """The form of a profile with its values; UserError for an unknown profile."""
-    values = profiles.load(profile).model_dump(mode="json")
+    values = load_profile(profile).model_dump(mode="json")
 
     def value(name: str) -> Any:
         node: Any = values

@@ -18,12 +18,12 @@ def show_plans(profile: str, overrides: tuple[str, ...]) -> None:
 
     The training plans again with the rows that there are; theirs is never more.
     """
-    from loraline import profiles
     from loraline.base.encoding import Row
     from loraline.base.locate import locate
+    from loraline.profiles.profile import load_profile
     from loraline.training import memory
 
-    recipe = profiles.load(profile, overrides=overrides)
+    recipe = load_profile(profile, overrides=overrides)
     base = locate(recipe.base, recipe.base_revision)
     # Of a row, only its length counts, and how much of it is image: all of it, at most.
     token = base.config.get("image_token_id", 0)

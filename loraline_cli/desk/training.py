@@ -16,8 +16,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from loraline import profiles
 from loraline.errors import TryAgain, UserError
+from loraline.profiles.profile import load_profile
 from loraline_cli import main
 from loraline_cli import run as workflow_files
 from loraline_cli.desk import progress
@@ -54,7 +54,7 @@ class Trainings:
     def check(self, profile: str, data: str, overrides: Sequence[str]) -> dict[str, Any]:
         """What prepare_data says of the data and the profile before anything starts, and what the
         memory comes to at most."""
-        profiles.load(profile, overrides=overrides)
+        load_profile(profile, overrides=overrides)
         sets = [word for text in overrides for word in ("--set", shlex.quote(text))]
         with tempfile.TemporaryDirectory(prefix="loraline-desk-") as folder:
             command = [sys.executable, str(main.HOME / "steps/prepare_data.py"), "--check-only"]
@@ -78,7 +78,7 @@ class Trainings:
 
     def start(self, profile: str, data: str, overrides: Sequence[str]) -> str:
         """Start the pipeline; returns its name. UserError for an unknown profile or override."""
-        profiles.load(profile, overrides=overrides)
+        load_profile(profile, overrides=overrides)
         given = {"profile": profile, "data": data, "set": shlex.join(overrides)}
         words = [word for name, text in given.items() for word in ("-p", f"{name}={text}")]
         return self.launch([str(self.file(profile)), *words])

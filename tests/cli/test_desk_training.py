@@ -16,8 +16,8 @@ import pytest
 from mlflow.entities import Metric
 from starlette.testclient import TestClient
 
-from loraline import profiles
 from loraline.errors import TryAgain, UserError
+from loraline.profiles.profile import Profile, load_profile
 from loraline.tracking import runs, store, tags
 from loraline_cli.desk import forms, loss
 from loraline_cli.desk.app import create_app
@@ -168,14 +168,14 @@ def test_a_workflow_that_cannot_start_says_why(trainings: Small, workplace: Path
 def test_the_form_has_every_key_with_one_value_its_bounds_and_its_words(workplace: Path) -> None:
     result = {each["name"]: each for each in forms.form("smoke-text")["fields"]}
 
-    for name, field in profiles.Profile.model_fields.items():
+    for name, field in Profile.model_fields.items():
         if field.annotation in (int, float, bool, str):
             assert name in result, name
     assert (result["r"]["minimum"], result["r"]["maximum"]) == (1, 512)
     assert result["modality"]["choices"] == ["text", "vision"]
     assert result["gate.min_rows"]["type"] == "integer"
     assert [name for name, each in result.items() if not each["doc"]] == []
-    assert result["r"]["value"] == profiles.load("smoke-text").r
+    assert result["r"]["value"] == load_profile("smoke-text").r
 
 
 def test_the_data_are_checked_before_anything_starts(trainings: Small, workplace: Path) -> None:

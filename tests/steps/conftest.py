@@ -93,8 +93,9 @@ def candidate(workplace: Path) -> Candidate:
     """Log a training run with its adapter and an evaluate run; return the latter's ID."""
     import mlflow
 
-    from loraline import contract, profiles
+    from loraline import contract
     from loraline.answering import logged_model
+    from loraline.profiles.profile import load_profile
     from loraline.tracking import identity, runs, store
     from loraline.tracking import tags as tracking_tags
 
@@ -118,7 +119,7 @@ def candidate(workplace: Path) -> Candidate:
             tags={tracking_tags.PROFILE: profile},
         ) as train:
             mlflow.set_tag(tracking_tags.DATASET_DIGEST, "d" * 64)
-            recipe = profiles.load(profile)
+            recipe = load_profile(profile)
             resolved = recipe.model_dump(mode="json")
             mlflow.log_dict(resolved, "profile.json")
             mlflow.set_tag(tracking_tags.PROFILE_DIGEST, identity.values_digest(resolved))

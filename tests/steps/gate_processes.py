@@ -22,13 +22,14 @@ import mlflow.store.tracking.sqlalchemy_store
 import sqlalchemy.orm
 from mlflow.tracking._model_registry.client import ModelRegistryClient
 
-from loraline import contract, profiles
+from loraline import contract
 from loraline.evaluation import rules
+from loraline.profiles import profile
 from loraline.serving import preflight
 from loraline.tracking import lock, registry
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = (contract, mlflow, rules, preflight, profiles, registry)
+PRELOADED = (contract, mlflow, rules, preflight, profile, registry)
 
 
 def run(job: dict[str, Any]) -> None:

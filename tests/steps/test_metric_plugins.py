@@ -8,9 +8,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from loraline import profiles
 from loraline.errors import UserError
 from loraline.evaluation import plugins
+from loraline.profiles.profile import Profile
 
 WORDS = '''
 """The share of the reference's words that the answer has."""
@@ -139,4 +139,4 @@ def test_an_installed_package_names_a_metric_by_its_entry_point(
 def test_a_limit_is_of_a_metric_that_is_measured(changes: dict, sentence: str) -> None:
     keys = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], **changes}
     with pytest.raises(ValueError, match=sentence):
-        profiles.Profile.model_validate(keys)
+        Profile.model_validate(keys)

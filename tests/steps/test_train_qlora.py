@@ -8,9 +8,10 @@ import mlflow
 import pytest
 import yaml
 
-from loraline import contract, profiles
+from loraline import contract
 from loraline.base.encoding import Encoder
 from loraline.base.locate import locate
+from loraline.profiles.profile import Profile
 from loraline.records import from_prompt
 from loraline.serving import preflight
 from loraline.tracking import run_profile, runs, store, tags
@@ -153,7 +154,7 @@ def test_the_parts_of_a_vision_model_learn_at_their_own_rates_or_not_at_all(
     tiny_base, workplace: Path, architecture: str, parts: dict, expected: dict[str, float]
 ) -> None:
     base = locate(str(tiny_base(architecture)), None)
-    recipe = profiles.Profile(
+    recipe = Profile(
         base=str(base.path),
         modality="vision",
         r=2,

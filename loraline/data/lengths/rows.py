@@ -17,7 +17,7 @@ from loraline.errors import UserError
 from loraline.records import TAGS, Record
 
 if TYPE_CHECKING:
-    from loraline.profiles import Profile
+    from loraline.profiles.profile import Profile
 
 BYTES_A_TOKEN = 3.6
 """Bytes per token of English prose with Mistral's and Qwen's vocabularies; for the estimate."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from loraline.data.reading import axolotl, registries
 from loraline.errors import UserError
-from loraline.preparation import Entry, SourceSettings
+from loraline.profiles.preparation import Entry, SourceSettings
 
 REGISTRY = "datasets.yaml"
 

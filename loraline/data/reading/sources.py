@@ -20,7 +20,7 @@ from loraline.data.checks import BadRow
 from loraline.data.reading.media import Fetch, inside
 from loraline.data.reading.readers import ENDINGS, MORE_ENDINGS, holds_rows
 from loraline.errors import TryAgain, UserError
-from loraline.preparation import Entry
+from loraline.profiles.preparation import Entry
 
 if TYPE_CHECKING:
     from loraline.data.reading.s3 import Bucket

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from loraline import profiles
 from loraline.base import locate, quantized, targets, trainable
 from loraline.errors import UserError
+from loraline.profiles.profile import Profile, load_profile
 from loraline.serving import sizing
 from loraline.training import memory
 
@@ -32,9 +32,9 @@ def base(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(**keys: Any) -> profiles.Profile:
+def recipe(**keys: Any) -> Profile:
     given = [f"{key}={value}" for key, value in {"quantization": "none", **keys}.items()]
-    return profiles.load("smoke-text", ROOT / "lora_profiles", overrides=given)
+    return load_profile("smoke-text", ROOT / "lora_profiles", overrides=given)
 
 
 def test_each_weight_is_kept_to_half_a_level_of_its_group(tiny: Any, base: Path) -> None:

@@ -17,7 +17,7 @@ from loraline.data.lengths.rows import Exact
 from loraline.data.reading import formats
 from loraline.data.reading.formats import Reading
 from loraline.evaluation import calls
-from loraline.profiles import Profile
+from loraline.profiles.profile import Profile
 from loraline.records import Detail, Record
 from loraline.serving.arguments import Adapter, arguments
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from loraline import profile_files, profiles
 from loraline.contract import Contract
 from loraline.delivery import kube, manifest, tasks
 from loraline.delivery.gateway import Gateway, Model
 from loraline.delivery.page import Page
 from loraline.delivery.placement import Placement
 from loraline.delivery.tasks import Need
+from loraline.profiles import catalog
+from loraline.profiles.profile import Profile, load_profile
 from loraline.serving import preflight, sizing, versions
 from loraline.serving.arguments import Adapter, demand, startup_seconds
 from loraline.serving.names import served_name
@@ -26,7 +27,7 @@ from loraline.serving.names import served_name
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 GOLDENS = HERE / "manifests"
-PROFILES = profile_files.names(ROOT / "lora_profiles")
+PROFILES = catalog.names(ROOT / "lora_profiles")
 GATEWAY_IMAGE = "localhost/loraline-gateway:dev"
 PAGE = Page("localhost/loraline-page:dev")
 PINNED = "vllm/vllm-openai:v0.32.0@sha256:" + "12" * 32
@@ -112,7 +113,7 @@ WAYS: dict[str, tuple[str, Placement, dict[str, Any]]] = {
 }
 
 
-def contract_of(profile: profiles.Profile) -> Contract:
+def contract_of(profile: Profile) -> Contract:
     """The contract that training with a profile writes, but for what only training knows."""
     vision = profile.modality == "vision"
     local = profile.base.startswith("test_data")
@@ -136,7 +137,7 @@ def contract_of(profile: profiles.Profile) -> Contract:
     )
 
 
-def base_config(profile: profiles.Profile) -> dict[str, Any]:
+def base_config(profile: Profile) -> dict[str, Any]:
     if profile.base.startswith("test_data"):
         return json.loads((ROOT / profile.base / "config.json").read_text())
     name = profile.base.rpartition("/")[2]
@@ -155,7 +156,7 @@ def rendered(
     tasks_beside: bool = False,
     tasks_instead: bool = False,
 ) -> list[dict[str, Any]]:
-    profile = profiles.load(name, ROOT / "lora_profiles")
+    profile = load_profile(name, ROOT / "lora_profiles")
     agreed, config = contract_of(profile), base_config(profile)
     if quantized:
         config |= {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
@@ -202,7 +203,7 @@ def rendered(
 
 def usual_place(name: str) -> Placement:
     """Where deploy_vllm places a profile's model when it is not told."""
-    profile = profiles.load(name, ROOT / "lora_profiles")
+    profile = load_profile(name, ROOT / "lora_profiles")
     if versions.needs_cpu(profile.serve_dtype, merged=profile.export == "merged"):
         return Placement(cpu=True)
     return Placement()
@@ -397,7 +398,7 @@ def test_only_what_a_server_needs_is_reachable() -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_plan_of_each_profile_fits_the_card_it_names(name: str) -> None:
-    profile = profiles.load(name, ROOT / "lora_profiles")
+    profile = load_profile(name, ROOT / "lora_profiles")
     config = base_config(profile)
     wanted = demand(contract_of(profile), config, [profile.r])
     result = sizing.smallest(wanted, {})

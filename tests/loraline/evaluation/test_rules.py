@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from loraline.errors import UserError
 from loraline.evaluation import rules
-from loraline.limits import Gate
+from loraline.profiles.limits import Gate
 
 MEASURED = {f"loraline.measured.{part}": "x" for part in ("tokenizer", "template", "rows")}
 LIMITS = Gate(min_bleu=70, max_levenshtein=0.1, min_rows=20)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from loraline import profiles
 from loraline.base import architectures
 from loraline.base.encoding import Row
 from loraline.base.locate import Base, locate
 from loraline.errors import UserError
+from loraline.profiles.profile import Profile
 from loraline.training import activations, gathering, memory
 from loraline.training.adapted import for_training
 from loraline.training.machine import Machine
@@ -31,7 +31,7 @@ MISTRAL_7B = {
     "intermediate_size": 14336,
 }
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-STANDARD = profiles.Profile(r=8, lora_alpha=16, target_modules=ATTENTION, max_length=2048)
+STANDARD = Profile(r=8, lora_alpha=16, target_modules=ATTENTION, max_length=2048)
 GIB = 2**30
 
 
@@ -247,7 +247,7 @@ class Kept:
         self.tensor = tensor
 
 
-def kept_by_autograd(config: Any, recipe: profiles.Profile, patches: int) -> int:
+def kept_by_autograd(config: Any, recipe: Profile, patches: int) -> int:
     """Bytes that the forward pass of an adapted tower of random weights keeps, on the CPU."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -291,9 +291,9 @@ def kept_by_autograd(config: Any, recipe: profiles.Profile, patches: int) -> int
     return sum(size for place, size in sizes.items() if place not in owned)
 
 
-def seeing(**changes: Any) -> profiles.Profile:
+def seeing(**changes: Any) -> Profile:
     settings = {"r": 8, "lora_alpha": 8, "target_modules": ("q_proj",), "modality": "vision"}
-    return profiles.Profile(**settings | {"min_pixels": 1, "max_pixels": 1} | changes)
+    return Profile(**settings | {"min_pixels": 1, "max_pixels": 1} | changes)
 
 
 @pytest.mark.parametrize(("dropout", "dora"), [(0.0, False), (0.1, True)])
@@ -505,7 +505,7 @@ def test_the_seeds_trainings_are_planned_on_their_cards(
     seed: Callable[[str], Base],
 ) -> None:
     settings = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "rows_per_step": 8}
-    recipe = profiles.Profile(**settings | changes)
+    recipe = Profile(**settings | changes)
     pictured = [Row([151655] * 400 + [1] * 200, [2] * 100)] * 64
     plan, table = memory.choose(recipe, seed(name), pictured, on(gib, cards, host))
     assert plan.weights == where, table
@@ -524,7 +524,7 @@ def test_a_whole_model_that_fits_nowhere_is_refused_with_numbers(
     name: str, gib: int, cards: int, host: int, message: str, seed: Callable[[str], Base]
 ) -> None:
     settings = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "train": "full"}
-    recipe = profiles.Profile(**settings)
+    recipe = Profile(**settings)
     pictured = [Row([151655] * 400 + [1] * 200, [2] * 100)] * 64
     with pytest.raises(UserError, match=message):
         memory.choose(recipe, seed(name), pictured, on(gib, cards, host))
@@ -543,7 +543,7 @@ def test_every_parameter_that_learns_of_a_whole_model_is_counted(
     architecture: str, tune: dict[str, bool], tiny_base: Callable[[str], Path]
 ) -> None:
     seeing_all = {"modality": "vision", "min_pixels": 1, "max_pixels": 1, "tune": tune}
-    recipe = profiles.Profile(train="full", **({} if architecture == "mistral" else seeing_all))
+    recipe = Profile(train="full", **({} if architecture == "mistral" else seeing_all))
     base = locate(str(tiny_base(architecture)), None)
     model = for_training(base, recipe, memory.CPU)
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import TrainerCallback
 
-from loraline import profiles
 from loraline.base.encoding import Encoder, Row
 from loraline.base.load import attach, load
 from loraline.base.locate import locate
 from loraline.errors import UserError
+from loraline.profiles.profile import Profile
 from loraline.training import attention, curves, lora, loss, memory, pissa, trainer
 from loraline.training.readings import Reading
 
@@ -49,7 +49,7 @@ def make(tiny_base: Callable[[str], Path], tmp_path: Path) -> Make:
     rows = {"train": [row(n) for n in range(24)], "validation": [row(n) for n in range(7)]}
 
     def build(plan: memory.Plan = memory.CPU, **changes: Any) -> trainer.PackedTrainer:
-        recipe = profiles.Profile(base=str(base.path), **RECIPE | changes)
+        recipe = Profile(base=str(base.path), **RECIPE | changes)
         torch.manual_seed(0)
         return trainer.build(recipe, base, encoder, rows, plan, tmp_path)
 

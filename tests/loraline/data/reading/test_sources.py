@@ -12,7 +12,7 @@ from made_data import kept, picture, write_lines
 
 from loraline.data.reading import entries, sources
 from loraline.errors import TryAgain, UserError
-from loraline.preparation import Entry, SourceSettings
+from loraline.profiles.preparation import Entry, SourceSettings
 
 ROWS = [{"question": f"What is {n}?", "answer": f"it is {n}"} for n in range(20)]
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from loraline.limits import Strict
-from loraline.preparation import Prepare, Split
+from loraline.profiles.limits import Strict
+from loraline.profiles.preparation import Prepare, Split
 
 SeparateProjection = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"

@@ -3,15 +3,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loraline import profile_files, profiles
 from loraline.errors import UserError
+from loraline.profiles import catalog
+from loraline.profiles.profile import load_profile
 
-FOLDER = Path(__file__).parents[2] / "lora_profiles"
+FOLDER = Path(__file__).parents[3] / "lora_profiles"
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def test_the_folder_holds_the_promised_profiles() -> None:
-    assert profile_files.names(FOLDER) == [
+    assert catalog.names(FOLDER) == [
         "aggressive",
         "debug",
         "high_capacity",
@@ -29,7 +30,7 @@ def test_the_folder_holds_the_promised_profiles() -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_profile_loads_and_says_what_it_is_for(path: Path) -> None:
-    profiles.load(path.stem, FOLDER)
+    load_profile(path.stem, FOLDER)
     assert path.read_text().startswith("# ")
 
 
@@ -45,7 +46,7 @@ def test_every_profile_loads_and_says_what_it_is_for(path: Path) -> None:
 def test_the_ladder_keeps_its_values(
     name: str, rank: int, alpha: int, dropout: float, projections: tuple[str, ...]
 ) -> None:
-    profile = profiles.load(name, FOLDER)
+    profile = load_profile(name, FOLDER)
     assert (profile.r, profile.lora_alpha, profile.lora_dropout) == (rank, alpha, dropout)
     assert profile.target_modules == projections
     assert profile.base == "mistralai/Mistral-7B-v0.1"
@@ -56,14 +57,14 @@ def test_the_ladder_keeps_its_values(
 
 
 def test_vision_profiles_keep_their_values() -> None:
-    radiology = profiles.load("radiology", FOLDER)
+    radiology = load_profile("radiology", FOLDER)
     assert radiology.base == "Qwen/Qwen2.5-VL-3B-Instruct"
     assert (radiology.r, radiology.lora_alpha) == (64, 128)
     assert (radiology.learning_rate, radiology.merger_learning_rate) == (2e-4, 2e-5)
-    qwen3 = profiles.load("qwen3-vl", FOLDER)
+    qwen3 = load_profile("qwen3-vl", FOLDER)
     assert (qwen3.r, qwen3.lora_alpha, qwen3.lora_dropout) == (64, 128, 0.05)
     assert qwen3.learning_rate == 1e-5
-    assert profiles.load("debug", FOLDER).max_steps == 10
+    assert load_profile("debug", FOLDER).max_steps == 10
 
 
 GOOD = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
@@ -158,7 +159,7 @@ def test_a_wrong_value_is_refused_in_one_sentence(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(GOOD | change))
     with pytest.raises(UserError) as refusal:
-        profiles.load("mine", tmp_path)
+        load_profile("mine", tmp_path)
     assert message in str(refusal.value)
     assert "mine.yaml" in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -166,21 +167,21 @@ def test_a_wrong_value_is_refused_in_one_sentence(
 
 def test_an_unknown_profile_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="unknown profile 'standrad'; accepted: aggressive, debug"):
-        profiles.load("standrad", FOLDER)
+        load_profile("standrad", FOLDER)
 
 
 def test_a_profile_name_cannot_leave_the_folder(tmp_path: Path) -> None:
     (tmp_path / "outside.yaml").write_text(yaml.safe_dump(GOOD))
     (tmp_path / "inside").mkdir()
     with pytest.raises(UserError, match="unknown profile"):
-        profiles.load("../outside", tmp_path / "inside")
+        load_profile("../outside", tmp_path / "inside")
 
 
 @pytest.mark.parametrize("content", ["r: [", "", "- a", "just text"])
 def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(UserError, match=r"mine\.yaml"):
-        profiles.load("mine", tmp_path)
+        load_profile("mine", tmp_path)
 
 
 def write_profile(folder: Path, name: str, text: str) -> None:
@@ -196,7 +197,7 @@ def test_a_profile_extends_another_and_says_only_what_differs(tmp_path: Path) ->
     )
     write_profile(tmp_path, "team", "{extends: standard, registered_model: ours, lora_alpha: 32}")
     write_profile(tmp_path, "mine", "{extends: team, r: 16, gate: {min_bleu: 50}}")
-    mine = profiles.load("mine", tmp_path)
+    mine = load_profile("mine", tmp_path)
     assert (mine.r, mine.lora_alpha, mine.registered_model) == (16, 32, "ours")
     assert (mine.gate.min_rows, mine.gate.min_bleu) == (30, 50)
 
@@ -217,16 +218,16 @@ def test_what_cannot_be_extended_is_refused(tmp_path: Path, text: str, sentence:
     write_profile(tmp_path, "mine", text)
     write_profile(tmp_path, "other", "extends: mine")
     with pytest.raises(UserError) as error:
-        profiles.load("mine", tmp_path)
+        load_profile("mine", tmp_path)
     assert sentence in str(error.value)
 
 
 def test_values_set_for_one_run_count_instead_of_the_files(tmp_path: Path) -> None:
     overrides = ("learning_rate=1e-4", "gate.min_rows=10", "target_modules=[v_proj]")
-    profile = profiles.load("standard", FOLDER, overrides)
+    profile = load_profile("standard", FOLDER, overrides)
     assert (profile.learning_rate, profile.gate.min_rows) == (1e-4, 10)
     assert profile.target_modules == ("v_proj",)
-    before = profiles.load("standard", FOLDER)
+    before = load_profile("standard", FOLDER)
     assert profile.gate.max_perplexity == before.gate.max_perplexity
 
 
@@ -243,7 +244,7 @@ def test_values_set_for_one_run_count_instead_of_the_files(tmp_path: Path) -> No
 )
 def test_values_that_cannot_be_set_are_refused(override: str, sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        profiles.load("standard", FOLDER, (override,))
+        load_profile("standard", FOLDER, (override,))
     assert sentence in str(error.value)
 
 
@@ -253,10 +254,10 @@ def test_the_current_folders_profiles_come_before_the_users_and_ours(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     recipe = "{lora_alpha: 1, target_modules: [q_proj], r: %d}"
-    assert profiles.load("standard").r == profiles.load("standard", FOLDER).r
+    assert load_profile("standard").r == load_profile("standard", FOLDER).r
     write_profile(tmp_path / "config/loraline/profiles", "standard", recipe % 3)
     write_profile(tmp_path / "config/loraline/profiles", "mine", recipe % 4)
-    assert (profiles.load("standard").r, profiles.load("mine").r) == (3, 4)
+    assert (load_profile("standard").r, load_profile("mine").r) == (3, 4)
     write_profile(tmp_path / "lora_profiles", "standard", recipe % 5)
-    assert (profiles.load("standard").r, profiles.load("mine").r) == (5, 4)
-    assert {"standard", "mine", "smoke-text"} <= set(profile_files.names())
+    assert (load_profile("standard").r, load_profile("mine").r) == (5, 4)
+    assert {"standard", "mine", "smoke-text"} <= set(catalog.names())

@@ -11,11 +11,11 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from loraline.errors import UserError
-from loraline.layered_yaml import override
-from loraline.limits import Gate, Strict, check_metrics, metric_name
-from loraline.preparation import Entry, Prepare, Split
-from loraline.profile_files import files, resolve
-from loraline.profile_keys import Data, Identity, Optimization, Serving, Trainable, Tune
+from loraline.profiles.catalog import files, resolve
+from loraline.profiles.keys import Data, Identity, Optimization, Serving, Trainable, Tune
+from loraline.profiles.layered_yaml import override
+from loraline.profiles.limits import Gate, Strict, check_metrics, metric_name
+from loraline.profiles.preparation import Entry, Prepare, Split
 
 
 # pydantic takes the keys of the last group first.
@@ -109,7 +109,7 @@ class Profile(Serving, Optimization, Trainable, Data, Identity):
         return self
 
 
-def load(
+def load_profile(
     name: str,
     folder: Path | None = None,
     overrides: Sequence[str] = (),

@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 
 from loraline.errors import UserError
-from loraline.layered_yaml import merge, read_yaml
+from loraline.profiles.layered_yaml import merge, read_yaml
 
 FOLDER = Path("lora_profiles")
 
 
 def folders() -> list[Path]:
     """Where profiles are looked for, in this order: the current folder, the user's, ours."""
-    installed = Path(__file__).parent / "lora_profiles"
-    checkout = Path(__file__).parents[1] / "lora_profiles"
+    installed = Path(__file__).parents[1] / "lora_profiles"
+    checkout = Path(__file__).parents[2] / "lora_profiles"
     user = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return [FOLDER, user / "loraline" / "profiles", installed, checkout]
 

@@ -1,0 +1,1 @@
+"""A training recipe: its keys, their rules, and the YAML files that it is read from."""
