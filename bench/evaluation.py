@@ -151,7 +151,7 @@ def measure(name: str, folder: Path, count: int, card_gib: float) -> None:
     from loraline.base.encoding import Encoder
     from loraline.base.load import load
     from loraline.base.locate import locate
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
     from loraline.training import allocator, memory
     from loraline.training.machine import Machine
 

@@ -14,7 +14,7 @@ def profiles(name: str | None) -> None:
     import yaml
 
     from loraline.profiles import catalog
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
 
     if name is not None:
         recipe = load_profile(name)

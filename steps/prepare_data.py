@@ -97,7 +97,7 @@ def prepare_data(
     """Read, check and split datasets; log them as one and hand over the run ID."""
     from loraline.base import trainable
     from loraline.data import dataset, outcome, pool, workplace
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
 
     recipe = load_profile(profile, overrides=overrides, recipes=recipes)
     if part and (check_only or merge):

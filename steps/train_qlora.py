@@ -63,7 +63,7 @@ def train_qlora(
     """Train a LoRA adapter on a frozen base, or the base itself; log it; hand over the run ID."""
     from loraline.base import quantized, trainable
     from loraline.base.locate import locate
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
     from loraline.serving import preflight
 
     if ended is not None:

@@ -16,8 +16,9 @@ from loraline.base import architectures
 from loraline.evaluation import plugins
 from loraline.profiles import catalog, layered_yaml, limits
 from loraline.profiles.keys import Tune
+from loraline.profiles.loading import load_profile
 from loraline.profiles.preparation import Prepare, Split
-from loraline.profiles.profile import Profile, load_profile
+from loraline.profiles.profile import Profile
 from loraline_cli import main as cli
 
 ROOT = Path(__file__).parents[1]

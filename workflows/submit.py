@@ -24,7 +24,7 @@ import yaml
 
 from loraline.errors import UserError
 from loraline.profiles import catalog
-from loraline.profiles.profile import load_profile
+from loraline.profiles.loading import load_profile
 from runner.command import Command
 from runner.reader import parameter_values, read
 

@@ -248,7 +248,7 @@ def guard(large: bool, registry: str) -> Any:
 
 def registered_models(settings: Settings) -> dict[str, str]:
     """Registered model by profile: those of the repository, and those sent with the workflow."""
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
 
     ours = sorted(file.stem for file in PROFILES.glob("*.yaml"))
     models = {name: load_profile(name, PROFILES).registered_model for name in ours} | dict(

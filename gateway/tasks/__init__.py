@@ -17,7 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from loraline.errors import UserError
 from loraline.profiles.layered_yaml import read_yaml
 from loraline.profiles.limits import Strict
-from loraline.profiles.profile import complaints
+from loraline.profiles.loading import complaints
 
 if TYPE_CHECKING:
     from loraline.delivery.tasks import Need

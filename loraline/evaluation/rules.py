@@ -17,7 +17,7 @@ from loraline.evaluation import plugins
 from loraline.evaluation.metrics import HIGHER_IS_BETTER
 from loraline.profiles.layered_yaml import read_yaml
 from loraline.profiles.limits import Gate, check_metrics
-from loraline.profiles.profile import complaints
+from loraline.profiles.loading import complaints
 from loraline.tracking.tags import CHAMPION, CHAMPION_AGAIN, CHAMPION_REFUSED, MEASURED
 
 REQUIRED = tuple(

@@ -54,7 +54,7 @@ def as_today(
     given other limits by --set and this step was given nothing. Which profile it is, the run's
     parameter says, which nobody can change; UserError where its tag says something else.
     """
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
 
     name = train_run.data.tags.get(PROFILE, "")
     trained_with = train_run.data.params.get("profile", name)

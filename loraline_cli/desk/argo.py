@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraline.errors import TryAgain, UserError
-from loraline.profiles.profile import load_profile
+from loraline.profiles.loading import load_profile
 from loraline_cli import main
 from loraline_cli.desk import progress
 

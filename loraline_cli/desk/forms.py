@@ -9,7 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from loraline.profiles import keys, limits, preparation, profile
-from loraline.profiles.profile import Profile, load_profile
+from loraline.profiles.loading import load_profile
+from loraline.profiles.profile import Profile
 
 SCALARS = ("string", "integer", "number", "boolean")
 

@@ -20,7 +20,7 @@ def show_plans(profile: str, overrides: tuple[str, ...]) -> None:
     """
     from loraline.base.encoding import Row
     from loraline.base.locate import locate
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
     from loraline.training import memory
 
     recipe = load_profile(profile, overrides=overrides)

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import Any
 
 from loraline.errors import TryAgain, UserError
-from loraline.profiles.profile import load_profile
+from loraline.profiles.loading import load_profile
 from loraline_cli import main
 from loraline_cli import run as workflow_files
 from loraline_cli.desk import progress

@@ -17,7 +17,8 @@ from mlflow.entities import Metric
 from starlette.testclient import TestClient
 
 from loraline.errors import TryAgain, UserError
-from loraline.profiles.profile import Profile, load_profile
+from loraline.profiles.loading import load_profile
+from loraline.profiles.profile import Profile
 from loraline.tracking import runs, store, tags
 from loraline_cli.desk import forms, loss
 from loraline_cli.desk.app import create_app

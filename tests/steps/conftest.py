@@ -95,7 +95,7 @@ def candidate(workplace: Path) -> Candidate:
 
     from loraline import contract
     from loraline.answering import logged_model
-    from loraline.profiles.profile import load_profile
+    from loraline.profiles.loading import load_profile
     from loraline.tracking import identity, runs, store
     from loraline.tracking import tags as tracking_tags
 

@@ -24,12 +24,12 @@ from mlflow.tracking._model_registry.client import ModelRegistryClient
 
 from loraline import contract
 from loraline.evaluation import rules
-from loraline.profiles import profile
+from loraline.profiles import loading
 from loraline.serving import preflight
 from loraline.tracking import lock, registry
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = (contract, mlflow, rules, preflight, profile, registry)
+PRELOADED = (contract, mlflow, rules, preflight, loading, registry)
 
 
 def run(job: dict[str, Any]) -> None:

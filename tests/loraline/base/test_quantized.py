@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from loraline.base import locate, quantized, targets, trainable
 from loraline.errors import UserError
-from loraline.profiles.profile import Profile, load_profile
+from loraline.profiles.loading import load_profile
+from loraline.profiles.profile import Profile
 from loraline.serving import sizing
 from loraline.training import memory
 

@@ -10,7 +10,7 @@ import pytest
 
 from loraline.base import architectures, trainable
 from loraline.errors import UserError
-from loraline.profiles.profile import load_profile
+from loraline.profiles.loading import load_profile
 
 
 def test_a_base_that_the_server_cannot_load_is_refused_before_it_is_trained_on() -> None:

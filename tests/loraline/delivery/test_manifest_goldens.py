@@ -19,7 +19,8 @@ from loraline.delivery.page import Page
 from loraline.delivery.placement import Placement
 from loraline.delivery.tasks import Need
 from loraline.profiles import catalog
-from loraline.profiles.profile import Profile, load_profile
+from loraline.profiles.loading import load_profile
+from loraline.profiles.profile import Profile
 from loraline.serving import preflight, sizing, versions
 from loraline.serving.arguments import Adapter, demand, startup_seconds
 from loraline.serving.names import served_name

@@ -5,7 +5,7 @@ import yaml
 
 from loraline.errors import UserError
 from loraline.profiles import catalog
-from loraline.profiles.profile import load_profile
+from loraline.profiles.loading import load_profile
 
 FOLDER = Path(__file__).parents[3] / "lora_profiles"
 ALL_SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
