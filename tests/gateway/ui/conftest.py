@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
@@ -15,8 +16,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-# Gradio takes its folder when it is imported; a test leaves none behind.
-os.environ.setdefault("GRADIO_TEMP_DIR", tempfile.mkdtemp(prefix="page-test-"))
+# Gradio takes its folder when it is imported; the tests leave none behind.
+if "GRADIO_TEMP_DIR" not in os.environ:
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="page-test-")
+    atexit.register(shutil.rmtree, os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ARGS = [
