@@ -296,7 +296,12 @@ def vision_folder(workplace: Path, name: str) -> Path:
     ("name", "content", "message"),
     [
         ("gone.png", None, "image 'gone.png' cannot be read: No such file"),
-        ("text.png", b"not an image", "image 'text.png' cannot be decoded"),
+        (
+            "text.png",
+            b"not an image",
+            "image 'text.png' cannot be decoded: it begins like no picture that is read; if it is "
+            "one, convert it to PNG or JPEG",
+        ),
         ("cut.png", "half", "image 'cut.png' cannot be decoded"),
         ("../x.png", None, "image '../x.png' lies outside of"),
         ("/etc/passwd", None, "image '/etc/passwd' lies outside of"),

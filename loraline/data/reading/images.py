@@ -121,7 +121,7 @@ def load_image(
     `window` gives the values that are black and white in a picture of more than eight bits.
     """
     import imagehash
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     content = content_of(medium, fetch, limits, "image")
     opened = OPENED
@@ -162,6 +162,12 @@ def load_image(
         near = int.from_bytes(packed(imagehash.phash(standard).hash), "big")
     except Image.DecompressionBombError:
         raise over_limit("image", medium, "far more pixels", limits.image_pixels) from None
+    except UnidentifiedImageError as error:
+        raise BadRow(
+            "media_broken",
+            f"image {named(medium)} cannot be decoded: it begins like no picture that is read; if "
+            "it is one, convert it to PNG or JPEG",
+        ) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         reason = str(error).partition(" <_io")[0][:80]
         raise BadRow(

@@ -38,6 +38,9 @@ SPACE_BEFORE_QUOTE = re.compile(r'\s+".*"\s*', re.DOTALL)
 ARROW_FILE = b"ARROW1"
 """First bytes of Arrow's file format; what datasets writes is a stream."""
 
+FEATHER_1 = b"FEA1"
+"""First bytes of the format before Arrow's, which recent versions of pandas do not write."""
+
 
 @dataclass
 class Cursor:
@@ -172,11 +175,11 @@ def has_spaces(line: str, delimiter: str) -> bool:
 def plain(error: csv.Error) -> str:
     """What csv complains of, without how its caller should have opened the file."""
     message = str(error)
-    return (
-        "a quoted field does not end"
-        if "unexpected end" in message
-        else message.partition(" - ")[0]
-    )
+    if "unexpected end" in message:
+        return "a quoted field does not end"
+    if "new-line character" in message:
+        return "a line ends with CR alone; save it with LF or CRLF at the end of each line"
+    return message.partition(" - ")[0]
 
 
 def header(path: Path, reader: csv.DictReader[str]) -> list[str]:
@@ -203,11 +206,19 @@ def is_utf8(text: str) -> bool:
 
 
 def arrow_table(path: Path) -> Any:
-    """All of an Arrow file, memory-mapped, be it a stream or in the file format."""
+    """All of an Arrow file, memory-mapped, be it a stream or in the file format.
+
+    Raises UserError for Feather 1.
+    """
     import pyarrow as pa
 
     source = pa.memory_map(str(path))
     head = source.read(len(ARROW_FILE))
+    if head.startswith(FEATHER_1):
+        raise UserError(
+            f"{path} is Feather 1, which is not read; write it again, as pyarrow's write_feather "
+            "writes it"
+        )
     source.seek(0)
     return (pa.ipc.open_file if head == ARROW_FILE else pa.ipc.open_stream)(source).read_all()
 

@@ -36,6 +36,7 @@ FIRST_BYTES = {
     b"PK\3\4": "a ZIP archive; unpack it",
     b"PAR1": "Parquet; name it .parquet",
     b"ARROW1": "Arrow; name it .arrow",
+    b"FEA1": "Feather 1; write it again, as pyarrow's write_feather writes it, and name it .arrow",
     b"SQLite": "an SQLite database; save its table as CSV",
 }
 """First bytes of files that are not text, with the remedy."""

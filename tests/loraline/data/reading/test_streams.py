@@ -76,6 +76,9 @@ def test_rows_are_the_same_in_whatever_they_are_packed_and_encoded(
         ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "", "objects over many lines; name it"),
         ("a.parquet", LINES.encode(), "", "is broken"),
         ("a.arrow", LINES.encode(), "", "is broken"),
+        ("a.feather", b"FEA1" + b"\0" * 40, "", "is Feather 1, which .* write_feather writes"),
+        ("a.jsonl", b"FEA1" + b"\0" * 40, "", "is no text but Feather 1"),
+        ("a.csv", b'question,answer\r"1\n2",3\r', "", "a line ends with CR alone; save it with LF"),
         ("a.tar", LINES.encode(), "", "is not a whole tar archive"),
         (
             "a.json",
