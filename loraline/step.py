@@ -124,6 +124,7 @@ def check_writable(out_dir: Path) -> None:
 
 
 def end(ctx: click.Context, sentence: str, exit_code: int) -> None:
+    signals.ignore()
     click.echo(f"{ctx.command.name}: {scrubbed(sentence)}", err=True)
     ctx.exit(exit_code)
 

@@ -22,8 +22,19 @@ AGAIN = 0.05
 def listen() -> None:
     """Handle SIGTERM, and Ctrl-C unless it is ignored, as in the background of a script."""
     signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, ignored):
         signal.signal(signal.SIGINT, interrupt)
+
+
+def ignore() -> None:
+    """Ignore signals from now on: the command ends by itself, and has said why."""
+    for number, handler in ((signal.SIGTERM, stop), (signal.SIGINT, interrupt)):
+        if signal.getsignal(number) is handler:
+            signal.signal(number, ignored)
+
+
+def ignored(signum: int, frame: FrameType | None) -> None:
+    """The handler of a signal that changes nothing; unlike SIG_IGN no child process inherits it."""
 
 
 def stop(signum: int, frame: FrameType | None) -> None:

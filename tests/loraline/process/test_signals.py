@@ -23,18 +23,14 @@ from loraline.tracking import runs, store, tags
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
-    before = [signal.getsignal(number) for number in numbers]
-    # As in a terminal; a shell's job in the background has Ctrl-C ignored.
+def terminal(signal_handlers: None) -> Iterator[None]:
+    """Ctrl-C is heard, as in a terminal; a shell's job in the background has it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
     signals.received.clear()
 
 
-def told(work: click.decorators.FC) -> Result:
+def invoke(work: click.decorators.FC) -> Result:
     return CliRunner().invoke(click.command("work", cls=PipelineCommand)(work))
 
 
@@ -45,7 +41,7 @@ def test_what_a_signal_turned_into_another_error_is_stopped() -> None:
         except BaseException as error:
             raise ImportError("initialization of _C failed") from error
 
-    result = told(work)
+    result = invoke(work)
     assert (result.exit_code, result.stderr) == (75, "work: stopped by SIGTERM; start it again\n")
 
 
@@ -59,13 +55,13 @@ def test_long_work_hears_of_a_signal_that_was_swallowed() -> None:
             advance(1, "")
             done.append(1)
 
-    assert told(work).exit_code == 75
+    assert invoke(work).exit_code == 75
     assert not done
 
 
 def test_a_signal_that_came_before_is_none_for_the_next_command() -> None:
-    told(lambda: signal.raise_signal(signal.SIGTERM))
-    assert told(lambda: None).exit_code == 0
+    invoke(lambda: signal.raise_signal(signal.SIGTERM))
+    assert invoke(lambda: None).exit_code == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -115,7 +111,7 @@ def test_a_run_that_is_stopped_while_it_is_opened_is_killed(
         with runs.open_run("prepare_data", name="x", fingerprint="f"):
             client.create_experiment("never")
 
-    assert told(work).exit_code == 75
+    assert invoke(work).exit_code == 75
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (run.info.status, run.data.tags[tags.FINGERPRINT]) == ("KILLED", "f")
     assert mlflow.active_run() is None
@@ -135,7 +131,7 @@ def test_a_signal_within_a_transaction_is_heard_after_it(
             slept.append(10)
 
     slept: list[int] = []
-    assert told(work).exit_code == exit_code
+    assert invoke(work).exit_code == exit_code
     assert not slept
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (run.info.status, run.data.metrics) == ("KILLED", {"loss": 1.0})
@@ -175,3 +171,37 @@ def test_a_process_ends_that_was_stopped_while_a_pool_started_a_thread() -> None
         timeout=60,
     )
     assert (ended.returncode, ended.stdout) == (75, ""), ended.stderr
+
+
+STOPPED_TWICE = """
+import atexit, signal
+import click
+from loraline.step import PipelineCommand
+
+@click.command("work", cls=PipelineCommand)
+def work():
+    atexit.register(signal.raise_signal, signal.{again})
+    signal.raise_signal(signal.{signal})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+work()
+"""
+
+
+@pytest.mark.parametrize("again", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "exit_code", "sentence"),
+    [
+        ("SIGTERM", 75, "work: stopped by SIGTERM; start it again\n"),
+        ("SIGINT", 130, "work: interrupted\n"),
+    ],
+)
+def test_a_command_that_is_stopped_twice_says_so_once(
+    number: str, exit_code: int, sentence: str, again: str
+) -> None:
+    # A controller signals a container, and the node that drains signals it again.
+    script = STOPPED_TWICE.format(signal=number, again=again)
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (exit_code, sentence)
