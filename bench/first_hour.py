@@ -28,7 +28,7 @@ READY = "curl "
 class Measured(NamedTuple):
     """One line of the table."""
 
-    what: str
+    name: str
     seconds: float
     limit: float
 
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
 class Timed(NamedTuple):
     """A command of the README and the seconds that it should take at most."""
 
-    what: str
+    name: str
     command: tuple[str, ...]
     limit: float
 
@@ -70,7 +70,7 @@ def first_hour(clone: Path, skip: tuple[str, ...], rounds: int) -> None:
             continue
         measure: Callable[[Path, tuple[str, ...]], float] = until_ready if name == "serve" else run
         times = [measure(clone, timed.command) for _ in range(rounds if name == "unchanged" else 1)]
-        measured.append(Measured(timed.what, min(times), timed.limit))
+        measured.append(Measured(timed.name, min(times), timed.limit))
         click.echo(f"{timed.what}: {', '.join(f'{t:.1f}' for t in times)} s", err=True)
     click.echo(table(measured))
 

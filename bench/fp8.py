@@ -55,25 +55,25 @@ def fp8(tokens: int) -> None:
         sums: dict[str, float] = {}
         for name, (inputs, outputs, count) in layers.items():
             times = run_and_print(f"{base} {name}", lambda i=inputs, o=outputs: timed(i, o, tokens))
-            for way, microseconds in (times or {}).items():
-                sums[way] = sums.get(way, 0.0) + count * microseconds
+            for arm, microseconds in (times or {}).items():
+                sums[arm] = sums.get(arm, 0.0) + count * microseconds
         print_line(f"{base} a layer", **sums)
 
 
-def print_line(what: str, **values: Any) -> None:
+def print_line(measurement: str, **values: Any) -> None:
     rounded = {k: round(v, 1) if isinstance(v, float) else v for k, v in values.items()}
-    print(json.dumps({"what": what, **rounded}), flush=True)
+    print(json.dumps({"what": measurement, **rounded}), flush=True)
 
 
-def run_and_print(what: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+def run_and_print(measurement: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
     """What `work` gives, printed; a failure is printed too, and the next one is tried."""
     try:
         values = work()
     except Exception as error:
-        print_line(what, failed=f"{type(error).__name__}: {error}"[:600])
+        print_line(measurement, failed=f"{type(error).__name__}: {error}"[:600])
         traceback.print_exc()
         return None
-    print_line(what, **values)
+    print_line(measurement, **values)
     return values
 
 
@@ -178,12 +178,12 @@ def timed(inputs: int, outputs: int, tokens: int) -> dict[str, float]:
         "transpose, torch": lambda: rounded.view(torch.uint8).T.contiguous(),
     }
     times = {}
-    for way, work in ways.items():
+    for arm, work in ways.items():
         try:
-            times[way] = microseconds(work)
+            times[arm] = microseconds(work)
         except Exception as error:
             print_line(
-                f"{way} ({inputs}, {outputs})", failed=f"{type(error).__name__}: {error}"[:600]
+                f"{arm} ({inputs}, {outputs})", failed=f"{type(error).__name__}: {error}"[:600]
             )
     return times
 

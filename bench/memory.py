@@ -152,10 +152,10 @@ def measure(task: str, mode: str, base: Path, passes: list[int]) -> None:
             sft.train()
             measured = torch.cuda.max_memory_allocated()
             if sft.is_world_process_zero():
-                shown = [estimated / memory.GIB, measured / memory.GIB]
+                figures = [estimated / memory.GIB, measured / memory.GIB]
                 print(
                     f"| {task}{f', {cards} GPUs' if cards > 1 else ''} | {mode} | {longest} "
-                    f"| {shown[0]:.2f} | {shown[1]:.2f} | {shown[0] / shown[1] - 1:+.1%} "
+                    f"| {figures[0]:.2f} | {figures[1]:.2f} | {figures[0] / figures[1] - 1:+.1%} "
                     f"| {allocator.reserved() / memory.GIB:.2f} |",
                     flush=True,
                 )

@@ -141,9 +141,12 @@ def prepare_data(
         if rows:
             print(f"{tokens(text, place / 'base'):.0f} tokens a text row, without the template\n")
         if llamafactory:
-            for kind, folder, count in (("text", text, rows), ("images", pictures, images)):
-                command = [llamafactory, "-c", FACTORY, str(folder), kind]
-                runs[f"LLaMA-Factory converter (no media, no tokens), {kind}"] = (count, command)
+            for modality, folder, count in (("text", text, rows), ("images", pictures, images)):
+                command = [llamafactory, "-c", FACTORY, str(folder), modality]
+                runs[f"LLaMA-Factory converter (no media, no tokens), {modality}"] = (
+                    count,
+                    command,
+                )
         print("| | rows | seconds | CPU seconds | rows/s | peak GiB |\n|---|---|---|---|---|---|")
         if baseline:
             with older(baseline, Path(scratch)) as tree:
@@ -211,11 +214,11 @@ def compare(
         )
         print(line(f"{commit}, {data}", rows[data], *before))
         print(line(f"now, {data}", rows[data], *now), flush=True)
-        for what, index in (("seconds", 0), ("CPU seconds", 1), ("peak memory", 2)):
+        for unit, index in (("seconds", 0), ("CPU seconds", 1), ("peak memory", 2)):
             share = now[index] / before[index]
-            print(f"{data}: {what} {share:.3f} of {commit}'s", file=sys.stderr)
-            if share > SLOWER and what != "CPU seconds":
-                above.append(f"{data}: {what} {share - 1:.1%} above {commit}'s")
+            print(f"{data}: {unit} {share:.3f} of {commit}'s", file=sys.stderr)
+            if share > SLOWER and unit != "CPU seconds":
+                above.append(f"{data}: {unit} {share - 1:.1%} above {commit}'s")
     if above:
         raise click.ClickException("; ".join(above))
 
@@ -235,16 +238,16 @@ def make_text(folder: Path, rows: int) -> None:
         after[word] = [*(after.get(word) or []), following]
 
     def say(length: int) -> str:
-        said, word = [], ""
+        words, word = [], ""
         for _ in range(length):
             drawn = draw()
             if drawn > 0.99:
-                said.append(str(int(draw() * 10**6)))
+                words.append(str(int(draw() * 10**6)))
                 continue
             others = after[word] if drawn < 0.8 else words
             word = others[int(draw() * len(others))]
-            said.append(word)
-        return " ".join(said)
+            words.append(word)
+        return " ".join(words)
 
     with (folder / "data.jsonl").open("w") as file:
         for _ in range(rows):

@@ -108,9 +108,9 @@ def run_ours(task: str, arm: str, base: Path, steps: int, rows_per_step: int) ->
             clock.launching.append(time.perf_counter() - begun)
             return summed
 
-        def timed(*given: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
             begun = time.perf_counter()
-            result = training_step(*given)
+            result = training_step(*arguments)
             clock.stepping.append(time.perf_counter() - begun)
             return result
 
@@ -250,19 +250,19 @@ def run_arm(
     allocator.follow_allocated()
     launch.join()
     if arm == "trl":
-        made, clock = run_trl(task, base, steps, rows_per_step)
+        trainer, clock = run_trl(task, base, steps, rows_per_step)
     else:
-        made, clock = run_ours(task, arm, base, steps, rows_per_step)
-    measured = figures(task, arm, base, made, clock)
+        trainer, clock = run_ours(task, arm, base, steps, rows_per_step)
+    measured = figures(task, arm, base, trainer, clock)
     if kernels and arm in OURS:
         kernels.parent.mkdir(parents=True, exist_ok=True)
         try:
-            table = kernel_table(made, rows_per_step)
+            table = kernel_table(trainer, rows_per_step)
         except RuntimeError:
             table = traceback.format_exc()  # The figures are there all the same.
-        if made.is_world_process_zero():
+        if trainer.is_world_process_zero():
             kernels.write_text(table)
-    if made.is_world_process_zero():
+    if trainer.is_world_process_zero():
         print(json.dumps(measured))
 
 
@@ -295,22 +295,22 @@ def figures(task: str, arm: str, base: Path, trainer: Any, clock: Any) -> dict[s
     }
 
 
-def kernel_table(made: Any, rows_per_step: int) -> str:
+def kernel_table(trainer: Any, rows_per_step: int) -> str:
     """Where the time of a step goes, kernel by kernel, and how long the GPU had work."""
     import torch
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    step = made.step_of(range(rows_per_step))
-    made.training_step(made.model, step)
+    step = trainer.step_of(range(rows_per_step))
+    trainer.training_step(trainer.model, step)
     torch.cuda.synchronize()
     begun = time.perf_counter()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(2):
-            made.training_step(made.model, step)
+            trainer.training_step(trainer.model, step)
         torch.cuda.synchronize()
     took = time.perf_counter() - begun
-    averages = seen.key_averages()
+    averages = profiler.key_averages()
     kernels = [event for event in averages if event.device_type == DeviceType.CUDA]
     busy = sum(event.self_device_time_total for event in kernels) / 1e6
     head = f"two steps: {took:.3f} s under the profiler, kernels {busy:.3f} s\n"

@@ -75,28 +75,28 @@ def sampled(file: Any, request: dict[str, Any]) -> tuple[dict[str, Any], list[by
     if total / rate > request["max_seconds"]:
         raise Refused("media_seconds")
     limits = Limits(frames=max(2, request["max_frames"]))
-    wanted = frame_indices(total, rate, limits)
+    indices = frame_indices(total, rate, limits)
     file.seek(0)
     jpegs: dict[int, bytes] = {}
     with av.open(file, "r", format=FORMATS[request["format"]]) as container:
         for index, frame in enumerate(container.decode(video=0)):
             if frame.width * frame.height > request["max_pixels"]:
                 raise Refused("media_pixels")
-            if index in wanted:
+            if index in indices:
                 jpegs[index] = as_jpeg(frame.to_image(), limits, request["cell"])
-            if index >= wanted[-1]:
+            if index >= indices[-1]:
                 break
-    if len(jpegs) != len(set(wanted)):
+    if len(jpegs) != len(set(indices)):
         raise Refused("media_broken")
     facts = {
         "width": width,
         "height": height,
         "fps": rate,
         "total": total,
-        "indices": wanted,
+        "indices": indices,
         "duration": total / rate,
     }
-    return facts, [jpegs[index] for index in wanted]
+    return facts, [jpegs[index] for index in indices]
 
 
 def write(out: BinaryIO, facts: dict[str, Any], frames: list[bytes]) -> None:

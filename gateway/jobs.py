@@ -288,8 +288,8 @@ def from_lines(content: Iterator[bytes], known: set[str]) -> Iterator[dict[str, 
         yield item | {"fields": fields}
 
 
-def bad_line(number: int, what: str) -> Problem:
-    return Problem(422, "line", f"Line {number} {what}.")
+def bad_line(number: int, clause: str) -> Problem:
+    return Problem(422, "line", f"Line {number} {clause}.")
 
 
 def from_files(files: list[Upload]) -> Iterator[dict[str, Any]]:

@@ -68,8 +68,8 @@ class Text(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             error = record.exc_info[1]
             line += f" {type(error).__name__} at {'; '.join(places(error))}"
-        shown = getattr(record, "shown", None)
-        return f"{line} {shown}" if shown else line
+        fields = getattr(record, "fields", None)
+        return f"{line} {fields}" if fields else line
 
 
 def set_up(settings: Settings) -> None:
@@ -134,8 +134,8 @@ def write_audit(exchange: Exchange) -> None:
         fields["ttft_ms"] = round(exchange.ttft_s * 1000, 1)
     if exchange.cached:
         fields["cached"] = True
-    shown = " ".join(f"{name}={value}" for name, value in fields.items())
-    audit.info("request", extra=fields | {"shown": shown} if text_only() else fields)
+    line = " ".join(f"{name}={value}" for name, value in fields.items())
+    audit.info("request", extra=fields | {"fields": line} if text_only() else fields)
 
 
 def text_only() -> bool:

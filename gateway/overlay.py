@@ -83,8 +83,8 @@ def png(image_bytes: bytes, items: Sequence[dict[str, Any]]) -> bytes:
             raise UserError(f"the picture has more than {MOST_PIXELS:,} pixels")
         picture = ImageOps.exif_transpose(picture)
         white = Image.new("RGB", picture.size, "white")
-        shown = picture.convert("RGBA")
-        white.paste(shown, mask=shown.getchannel("A"))
+        rgba = picture.convert("RGBA")
+        white.paste(rgba, mask=rgba.getchannel("A"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError("the picture cannot be decoded") from error
     pen = ImageDraw.Draw(white)

@@ -12,9 +12,11 @@ import aiohttp
 from gateway.errors import Problem
 
 LENGTHS = (
-    re.compile(r"maximum context length is (?P<limit>\d+).*?contains (?:at least )?(?P<asked>\d+)"),
-    re.compile(r"\(length (?P<asked>\d+)\).*?maximum model length of (?P<limit>\d+)"),
-    re.compile(r"maximum context length is (?P<limit>\d+).*?requested (?P<asked>\d+)"),
+    re.compile(
+        r"maximum context length is (?P<limit>\d+).*?contains (?:at least )?(?P<length>\d+)"
+    ),
+    re.compile(r"\(length (?P<length>\d+)\).*?maximum model length of (?P<limit>\d+)"),
+    re.compile(r"maximum context length is (?P<limit>\d+).*?requested (?P<length>\d+)"),
 )
 """How vLLM says that a request is too long (renderers/params.py, v1/engine/input_processor.py)."""
 
@@ -56,15 +58,15 @@ def too_long(text: str) -> Problem | None:
     """The problem of a request beyond the context, with both numbers, if it is that."""
     for pattern in LENGTHS:
         if match := pattern.search(text):
-            limit, asked = int(match["limit"]), int(match["asked"])
-            unit = "characters" if f"{asked} characters" in text else "tokens"
+            limit, length = int(match["limit"]), int(match["length"])
+            unit = "characters" if f"{length} characters" in text else "tokens"
             return Problem(
                 422,
                 "context",
-                f"The request is {asked:,} {unit} long, and the model takes {limit:,} tokens with "
+                f"The request is {length:,} {unit} long, and the model takes {limit:,} tokens with "
                 "its answer.",
                 limit=limit,
-                asked=asked,
+                asked=length,
             )
     return None
 

@@ -174,8 +174,8 @@ def choose(models: list[dict[str, Any]], name: str, server: str) -> dict[str, An
         raise UserError(f"--model {name!r} is not served at {server}: it lists {', '.join(names)}")
     if not models:
         raise TryAgain(f"{server} lists no model; its server may still be starting")
-    wanted = [card for card in models if (card["id"] == name if name else card.get("parent"))]
-    return (wanted or models)[0]
+    adapters = [card for card in models if (card["id"] == name if name else card.get("parent"))]
+    return (adapters or models)[0]
 
 
 def picture(path: str) -> bytes:

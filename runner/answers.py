@@ -12,13 +12,13 @@ from runner.language import Values
 class Answers:
     """Answers by `task.output`, or by `task` for a suspend task without outputs."""
 
-    def __init__(self, given: Values, stop: Stop) -> None:
-        self.given, self.stop = given, stop
+    def __init__(self, answers: Values, stop: Stop) -> None:
+        self.answers, self.stop = answers, stop
         self.terminal = asyncio.Lock()
 
     async def find(self, name: str, accepted: list[str], default: str | None) -> str | None:
         """The answer to a question; None if it is missing or not accepted."""
-        answer = self.given.get(name)
+        answer = self.answers.get(name)
         if answer is None and sys.stdin.isatty():
             async with self.terminal:
                 answer = await self.typed(name.replace(".", ": "), accepted, default or "")

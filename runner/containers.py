@@ -56,10 +56,10 @@ class Stop:
         self.why = ""
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         return self.event.is_set()
 
-    async def unless_asked(
+    async def unless_requested(
         self, waiting: Coroutine[Any, Any, Any], seconds: float | None = None
     ) -> bool:
         """Whether a wait finished before the stop and before its time limit."""

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from runner.language import Object, Refused
-from runner.shapes import shown
+from runner.shapes import brief
 from runner.values import json_number
 
 LITERAL = ("default", "enum", "value", "withItems")
@@ -62,7 +62,7 @@ def mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[Object]:
                 f"line {line}: {{{{ opens two mappings; a text that begins so needs quotes"
             )
         if key in read:
-            raise Refused(f"line {line}: {shown(key)} is there twice, which Argo refuses")
+            raise Refused(f"line {line}: {brief(key)} is there twice, which Argo refuses")
         read[key] = loader.construct_object(value_node)
 
 
@@ -102,7 +102,7 @@ def load(file: Path) -> Object:
         if is_json(text):
             document = whole_signs(document)
         if not isinstance(document, dict):
-            raise Refused(f"a workflow has to be a mapping, not {shown(document)}")
+            raise Refused(f"a workflow has to be a mapping, not {brief(document)}")
         mapping: Object = plain(document)
         return mapping
     except OSError as error:
@@ -147,11 +147,11 @@ def plain(value: Any, *, literal: bool = False) -> Any:
     if isinstance(value, list):
         return [plain(member, literal=literal) for member in value]
     if isinstance(value, str) and HALF_A_SIGN.search(value):
-        raise Refused(f"{shown(value)} has an escape of half a sign, which YAML has not")
+        raise Refused(f"{brief(value)} has an escape of half a sign, which YAML has not")
     if value is not None and not isinstance(value, str | bool | int | float):
-        raise Refused(f"{shown(value)} is a {type(value).__name__}, which JSON has not")
+        raise Refused(f"{brief(value)} is a {type(value).__name__}, which JSON has not")
     if isinstance(value, float) and not math.isfinite(value):
-        raise Refused(f"{shown(value)} is no number that JSON has")
+        raise Refused(f"{brief(value)} is no number that JSON has")
     return value
 
 

@@ -153,7 +153,7 @@ class Run(Controller):
             return self.keep(name, parents)
         template = self.workflow.templates[template_name]
         async with AsyncExitStack() as stack:
-            if frame.limit and await self.stop.unless_asked(frame.limit.acquire()):
+            if frame.limit and await self.stop.unless_requested(frame.limit.acquire()):
                 stack.callback(frame.limit.release)
             if self.interrupted:
                 return None
@@ -171,7 +171,7 @@ class Run(Controller):
             if not await self.mutexes.acquire(stack, locks, self.stop, template.seconds):
                 if self.interrupted:
                     return None
-                return self.end(node, "Failed", TOO_LATE if self.stop.asked else "timeout")
+                return self.end(node, "Failed", TOO_LATE if self.stop.requested else "timeout")
             invocation = Invocation(template, values, frame.locks | set(locks))
             if template.retry:
                 ended = await run_attempts(self, node, template.retry, invocation)
@@ -204,9 +204,9 @@ class Run(Controller):
 
     async def run_container(self, node: Node, container: Container, invocation: Invocation) -> bool:
         async with AsyncExitStack() as stack:
-            if await self.stop.unless_asked(self.pods.acquire()):
+            if await self.stop.unless_requested(self.pods.acquire()):
                 stack.callback(self.pods.release)
-            if self.stop.asked:
+            if self.stop.requested:
                 node.end("Failed", "interrupted" if self.interrupted else TOO_LATE)
                 return not self.interrupted
             if container.seconds == 0:

@@ -19,7 +19,7 @@ from runner.govaluate_tokens import (
     VALUES,
     Token,
     check_order,
-    shown,
+    go_text,
     tokenized,
 )
 
@@ -42,7 +42,7 @@ def is_true(source: str) -> bool:
     """Whether a condition is true; raises SyntaxRefused or EvaluationError as Argo would fail."""
     result = evaluate(source)
     if not isinstance(result, bool):
-        raise EvaluationError(f"Expected boolean evaluation for '{source}'. Got {shown(result)}")
+        raise EvaluationError(f"Expected boolean evaluation for '{source}'. Got {go_text(result)}")
     return result
 
 
@@ -128,7 +128,7 @@ def prefixed(symbol: str, operand: Stage | None) -> Stage:
             return -value
         if symbol == "~" and is_number(value):
             return float(~int(value))
-        raise EvaluationError(f"Value '{shown(value)}' cannot be used with the prefix '{symbol}'")
+        raise EvaluationError(f"Value '{go_text(value)}' cannot be used with the prefix '{symbol}'")
 
     return stage
 
@@ -194,7 +194,7 @@ ORDERS: dict[str, Callable[[Any, Any], bool]] = {
 
 def computed(symbol: str, left: Any, right: Any) -> Any:
     if symbol == "+" and (isinstance(left, str) or isinstance(right, str)):
-        return shown(left) + shown(right)
+        return go_text(left) + go_text(right)
     for side in (left, right):
         if not is_number(side):
             raise not_usable(side, "modifier", symbol, "number")
@@ -203,7 +203,7 @@ def computed(symbol: str, left: Any, right: Any) -> Any:
     except ZeroDivisionError:
         return math.nan if symbol == "%" or not left else math.copysign(math.inf, left)
     except (OverflowError, ValueError) as error:
-        raise EvaluationError(f"{shown(left)} {symbol} {shown(right)}: {error}") from error
+        raise EvaluationError(f"{go_text(left)} {symbol} {go_text(right)}: {error}") from error
 
 
 ARITHMETIC: dict[str, Callable[[float, float], float]] = {
@@ -225,7 +225,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float)
 
 
-def not_usable(value: Any, role: str, symbol: str, wanted: str) -> EvaluationError:
+def not_usable(value: Any, role: str, symbol: str, expected: str) -> EvaluationError:
     return EvaluationError(
-        f"Value '{shown(value)}' cannot be used with the {role} '{symbol}', it is not a {wanted}"
+        f"Value '{go_text(value)}' cannot be used with the {role} '{symbol}', "
+        f"it is not a {expected}"
     )

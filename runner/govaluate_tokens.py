@@ -196,21 +196,22 @@ def check_order(tokens: list[Token]) -> None:
         if token.kind not in MAY_FOLLOW[before.kind]:
             if before.kind == "VARIABLE" and token.kind == "CLAUSE":
                 raise SyntaxRefused(f"Undefined function {before.value}")
-            first = f"{before.kind} [{shown(before.value)}]"
+            first = f"{before.kind} [{go_text(before.value)}]"
             raise SyntaxRefused(
-                f"Cannot transition token types from {first} to {token.kind} [{shown(token.value)}]"
+                f"Cannot transition token types from {first} "
+                f"to {token.kind} [{go_text(token.value)}]"
             )
         before = token
     if tokens and before.kind not in MAY_END:
         raise SyntaxRefused("Unexpected end of expression")
 
 
-def shown(value: Any) -> str:
+def go_text(value: Any) -> str:
     """A value as Go's `%v` prints it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return plain_number(value) if 1e-4 <= abs(value) < 1e21 or not value else f"{value:g}"
     if isinstance(value, list):
-        return f"[{' '.join(map(shown, value))}]"
+        return f"[{' '.join(map(go_text, value))}]"
     return "<nil>" if value is None else str(value)

@@ -77,16 +77,16 @@ class RunningJob:
 
     async def pod(self, index: int) -> None:
         """Run a pod, and once more as often as the Job's policies say."""
-        while not self.stop.asked:
+        while not self.stop.requested:
             result = await self.attempt(index)
-            if self.stop.asked:
+            if self.stop.requested:
                 return
             if result.exit_code == 0:
                 self.succeed(index)
                 return
             if (pause := self.fail(index, result.exit_code)) is None:
                 return
-            await self.stop.unless_asked(asyncio.sleep(pause))
+            await self.stop.unless_requested(asyncio.sleep(pause))
 
     async def attempt(self, index: int) -> Attempt:
         container = self.job.container

@@ -22,8 +22,8 @@ LONGEST_LINE = 2**16
 class Stream:
     """A pipe that takes the place of a program's standard output or error."""
 
-    def __init__(self, shown: IO[str], log: IO[bytes]) -> None:
-        self.shown, self.log = shown, log
+    def __init__(self, terminal: IO[str], log: IO[bytes]) -> None:
+        self.terminal, self.log = terminal, log
         self.line = b""
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.reader, False)
@@ -38,7 +38,7 @@ class Stream:
         if not read:
             asyncio.get_running_loop().remove_reader(self.reader)
             return False
-        click.echo(read, file=self.shown, nl=False)
+        click.echo(read, file=self.terminal, nl=False)
         *lines, self.line = (self.line + read).split(b"\n")
         self.keep(b"".join(final(line) + b"\n" for line in lines))
         if len(self.line) > LONGEST_LINE:
@@ -81,7 +81,7 @@ class Writers:
 def logged(file: Path) -> Iterator[Writers]:
     """Where a program is to write, for as long as it runs; attempts are one after another."""
     with file.open("ab", buffering=0) as log:
-        streams = [Stream(shown, log) for shown in (sys.stdout, sys.stderr)]
+        streams = [Stream(terminal, log) for terminal in (sys.stdout, sys.stderr)]
         try:
             yield Writers(*(stream.writer for stream in streams))
         finally:

@@ -25,7 +25,7 @@ class Mutexes:
         longest = None if math.isinf(seconds) else seconds
         for name in sorted(names):
             lock = self.locks.setdefault(name, asyncio.Lock())
-            if not await stop.unless_asked(lock.acquire(), longest):
+            if not await stop.unless_requested(lock.acquire(), longest):
                 return False
             stack.callback(lock.release)
         return True

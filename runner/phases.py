@@ -39,7 +39,7 @@ def dag_phase(
     """
     phases = dict.fromkeys((f"{dag}.{target}" for target in sorted(targets)), NEVER)
     queue = deque((child, "Succeeded") for child in nodes[dag].children)
-    seen = set(queue)
+    visited = set(queue)
     while queue:
         name, branch = queue.popleft()
         if name not in nodes:
@@ -49,8 +49,8 @@ def dag_phase(
         if name in phases and phases[name] not in FAILED:
             phases[name] = branch
         for child in children(nodes, node):
-            if (child, branch) not in seen:
-                seen.add((child, branch))
+            if (child, branch) not in visited:
+                visited.add((child, branch))
                 queue.append((child, branch))
     return combined(phases.values(), fail_fast=fail_fast)
 

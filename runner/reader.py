@@ -203,8 +203,8 @@ class Reader:
         elif shape.resource is not None:
             limit = or_unbounded(shape.activeDeadlineSeconds)
             definition = read_resource(where, shape.resource, self.inputs[name], limit)
-            for declared, wanted in self.outputs[name].items():
-                check_json_path(f"{where}: output {declared}", wanted.json_path)
+            for declared, output in self.outputs[name].items():
+                check_json_path(f"{where}: output {declared}", output.json_path)
             plain = without_expressions(where, definition.manifest, self.inputs[name])
             for text in [plain, *definition.flags]:
                 check_references(where, text, scope)
@@ -324,12 +324,14 @@ def check_locks(templates: Mapping[str, Template], name: str, owners: dict[str, 
         check_locks(templates, called, owners)
 
 
-def parameter_values(workflow: Workflow, given: Iterable[str], before: Mapping[str, str]) -> Values:
+def parameter_values(
+    workflow: Workflow, settings: Iterable[str], before: Mapping[str, str]
+) -> Values:
     """Values of the workflow's parameters: from -p, else from `before`, else presets."""
     declared = workflow.parameters
     values = {name: p.preset for name, p in declared.items() if p.preset is not None}
     values |= {name: value for name, value in before.items() if name in declared}
-    for setting in given:
+    for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or name not in declared:
             raise Refused(f"-p {setting} sets no parameter; they are {listed(declared)}")

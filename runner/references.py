@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from runner.language import REFERENCE, Refused
-from runner.shapes import shown
+from runner.shapes import brief
 from runner.values import quoted, survives_quoting
 
 NEVER_ENDS = "on Argo the workflow would wait for it for ever"
@@ -46,7 +46,7 @@ def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], 
 def handed_on(where: str, value: str) -> str:
     """A value from the file or the command line; Refused if Argo cannot fill it in anywhere."""
     if not survives_quoting(value):
-        raise Refused(f"{where}: {shown(value)} has a sign in it that Argo cannot hand on")
+        raise Refused(f"{where}: {brief(value)} has a sign in it that Argo cannot hand on")
     return value
 
 

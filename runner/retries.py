@@ -44,7 +44,7 @@ async def run_attempts(run: Controller, node: Node, retry: Retry, invocation: In
         node.phase, node.finished = "Running", None
         node.message += f"; attempt {number + 2} of {retry.limit + 1} follows in {pause:g} s"
         run.show(node)
-        if not await run.stop.unless_asked(asyncio.sleep(pause)):
+        if not await run.stop.unless_requested(asyncio.sleep(pause)):
             if run.interrupted:
                 return False
             node.end_as(attempt)
@@ -98,7 +98,7 @@ def pause_before_next(
 
     The order of the reasons is that of Argo's `processNodeRetries`.
     """
-    if run.stop.asked:
+    if run.stop.requested:
         return attempt.message
     if elapsed > retry.longest:
         return "Max duration limit exceeded"

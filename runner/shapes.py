@@ -305,7 +305,7 @@ S = TypeVar("S", bound=Shape)
 def checked(where: str, part: str, shape: type[S], raw: Any) -> S:
     """The object in its shape; Refused if a field is unknown or of the wrong type."""
     if not isinstance(raw, dict):
-        raise Refused(f"{where}: {part} has to be a mapping, not {shown(raw)}")
+        raise Refused(f"{where}: {part} has to be a mapping, not {brief(raw)}")
     try:
         valid = shape.model_validate(raw)
     except ValidationError as error:
@@ -317,8 +317,8 @@ def checked(where: str, part: str, shape: type[S], raw: Any) -> S:
                 f"{listed(shape.obeyed())}"
             ) from None
         field = str(errors[0]["loc"][0])
-        wanted = expected(shape, field)
-        raise Refused(f"{where}: {field} has to be {wanted}, not {shown(raw[field])}") from None
+        needed = expected(shape, field)
+        raise Refused(f"{where}: {field} has to be {needed}, not {brief(raw[field])}") from None
     if message := kubernetes.fault(part, raw):
         raise Refused(f"{where}: {message}: Argo refuses the workflow")
     return valid
@@ -334,7 +334,7 @@ def expected(shape: type[Shape], field: str) -> str:
     return "a whole number"
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value, cut to fit into a message."""
     text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
@@ -356,11 +356,11 @@ def by_name(where: str, part: str, shape: type[S], raw: Iterable[Object]) -> dic
         name = item.get("name")
         pattern = NAMES.get(part, TEMPLATES_NAME)
         if not isinstance(name, str) or name in objects:
-            raise Refused(f"{where}: each {part} needs a plain name of its own, not {shown(name)}")
+            raise Refused(f"{where}: each {part} needs a plain name of its own, not {brief(name)}")
         if not re.fullmatch(pattern, name, re.ASCII) or len(name) > 128:
             more = ", underscores" if part in NAMES else ""
             raise Refused(
-                f"{where}: each {part} needs a plain name of its own, not {shown(name)}: Argo "
+                f"{where}: each {part} needs a plain name of its own, not {brief(name)}: Argo "
                 f"takes at most 128 letters, digits and dashes{more}"
             )
         at = f"template {name}" if part == "template" else f"{where}: {part} {name}"

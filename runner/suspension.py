@@ -23,12 +23,12 @@ async def run_suspend(run: Controller, node: Node, duration: str, invocation: In
         run.end(node, "Error", str(error), raised=True)
         return True
     if pause is None:
-        if not run.stop.asked and not await answered(run, node, invocation.template):
+        if not run.stop.requested and not await answered(run, node, invocation.template):
             return past_the_deadline(run, node)
     else:
-        await run.stop.unless_asked(asyncio.sleep(pause))
+        await run.stop.unless_requested(asyncio.sleep(pause))
         take_defaults(run, node, invocation.template, values)
-    if run.stop.asked:
+    if run.stop.requested:
         return past_the_deadline(run, node)
     if not node.failed:
         run.end(node, "Succeeded")
@@ -36,7 +36,7 @@ async def run_suspend(run: Controller, node: Node, duration: str, invocation: In
 
 
 def past_the_deadline(run: Controller, node: Node) -> bool:
-    if run.interrupted or not run.stop.asked:
+    if run.interrupted or not run.stop.requested:
         return False
     node.outputs = {}
     run.end(node, "Failed", TOO_LATE)

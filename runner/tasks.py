@@ -33,9 +33,9 @@ from runner.shapes import (
     ParameterShape,
     StepShape,
     TaskShape,
+    brief,
     by_name,
     checked,
-    shown,
 )
 from runner.values import Item, dumps, parameter_text, without_signed_zeros
 
@@ -82,7 +82,7 @@ class TaskReader:
         groups, names, inside = list[list[Task]](), set[str](), set[str]()
         for group in raw_groups:
             if not isinstance(group, list) or not all(isinstance(step, dict) for step in group):
-                raise Refused(f"{where}: steps has to be a list of lists, not of {shown(group)}")
+                raise Refused(f"{where}: steps has to be a list of lists, not of {brief(group)}")
             shapes = by_name(where, "step", StepShape, group)
             if names & shapes.keys():
                 raise Refused(
@@ -260,7 +260,7 @@ def check_when(where: str, source: str) -> None:
 def check_references(where: str, source: str, scope: set[str]) -> None:
     if "{{" in REFERENCE.sub("", source):
         raise Refused(
-            f"{where}: {shown(source)} opens a reference and does not close it; Argo would read on "
+            f"{where}: {brief(source)} opens a reference and does not close it; Argo would read on "
             "to the next }} of the file"
         )
     for written in REFERENCE.findall(source):

@@ -79,7 +79,7 @@ def serve_local(
                 )
             examples = example.of_version(server.uri, server.contract["prompt"])
             example.write(examples, EXAMPLES)
-            show(server, front, *asked(server, examples, question, image))
+            show(server, front, *question_and_image(server, examples, question, image))
             wait(server, front)
     except KeyboardInterrupt:
         click.echo("stopped")
@@ -109,15 +109,15 @@ def of_registered(model: str, alias: str) -> Path:
     return manifest
 
 
-def asked(
+def question_and_image(
     server: Running, examples: Sequence[Example], question: str | None, image: Path | None
 ) -> tuple[str, Path | None, str]:
     """The question to show, its image, and the answer to expect, if that is known."""
     vision = server.contract["modality"] == "vision"
     if question is None and image is None and examples:
         first = examples[0]
-        shown = first.image and example.file_of(first.image, server.folder, "example")
-        return first.question, shown or None, first.answer
+        file = first.image and example.file_of(first.image, server.folder, "example")
+        return first.question, file or None, first.answer
     return question or "What is this?", (image or first_image()) if vision else None, ""
 
 

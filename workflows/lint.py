@@ -305,7 +305,8 @@ def runs_without(name: str, missing: str, tasks: list[Task]) -> bool:
         phases = {failing: "Skipped" if failing == missing else "Failed"}
         for task in tasks:
             facts = {
-                leaf: phases[leaf.partition(".")[0]] in wanted(leaf) for leaf in task.depends.names
+                leaf: phases[leaf.partition(".")[0]] in phases_of(leaf)
+                for leaf in task.depends.names
             }
             runs = task.depends.is_true(facts)
             phases.setdefault(task.name, "Succeeded" if runs else "Omitted")
@@ -316,7 +317,7 @@ def runs_without(name: str, missing: str, tasks: list[Task]) -> bool:
     return False
 
 
-def wanted(leaf: str) -> Iterable[str]:
+def phases_of(leaf: str) -> Iterable[str]:
     """Phases for which a name in `depends` holds."""
     word = leaf.partition(".")[2]
     if not word:

@@ -37,14 +37,14 @@ def parse(
     family: str,
     finish_reason: str,
     original: tuple[int, int] | None,
-    shown: tuple[int, int] | None,
+    resized: tuple[int, int] | None,
 ) -> Parsed:
     """Read a model's answer to a task.
 
-    `original` is the width and height in pixels of the image, upright; `shown` the same as the
+    `original` is the width and height in pixels of the image, upright; `resized` the same as the
     model saw it, resized, in whose pixels Qwen2.5-VL counts. Both are None for a text or a video.
     """
-    answer = read(task, text, family, finish_reason, original, shown)
+    answer = read(task, text, family, finish_reason, original, resized)
     if not answer.text:
         return Parsed(None, [], answer.problems)
     if loops.ends_in_loop(answer.text):

@@ -75,7 +75,7 @@ class Answer:
     original: Size | None
     """Height and width in pixels of the image, upright; None without an image."""
 
-    shown: Size | None
+    resized: Size | None
     """The same after resizing, as the model saw it."""
 
     counted: Size | None = None
@@ -117,7 +117,7 @@ def read(
     family: str,
     finish_reason: str,
     original: tuple[int, int] | None,
-    shown: tuple[int, int] | None,
+    resized: tuple[int, int] | None,
 ) -> Answer:
     """The answer, ready for a parser; what holds for any answer is noted here.
 
@@ -130,7 +130,7 @@ def read(
         convention if convention in boxes.CONVENTIONS else None,
         finish_reason == "length" or len(text) > MOST_CHARACTERS,
         sized(original),
-        sized(shown),
+        sized(resized),
     )
     answer.counted = counted(answer, task.grid.get(family))
     if len(text) > MOST_CHARACTERS:
@@ -151,7 +151,7 @@ def counted(answer: Answer, grid: int | None) -> Size | None:
     if grid:
         return grid, grid
     if answer.convention is None or answer.convention == "qwen2_5_vl":
-        return answer.shown
+        return answer.resized
     return boxes.counted_to(answer.convention, (1, 1))
 
 

@@ -131,8 +131,8 @@ def with_lists(value: Any) -> Object | List | None:
                         node[index] = replacement
                     below.append(child)
         if not below:
-            made: Object | List = top[0]
-            return made
+            root: Object | List = top[0]
+            return root
         level = below
     return None
 

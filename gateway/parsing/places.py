@@ -143,13 +143,13 @@ def rows_of(block: Block, *, of_points: bool) -> Iterator[Row]:
 def split(node: Object) -> Iterator[Row]:
     """The rows of an object: one, or one for each time that its keys begin anew."""
     rows: list[list[tuple[str, Any]]] = [[]]
-    seen: set[str] = set()
+    keys: set[str] = set()
     for key, value in node:
-        if key in seen:
+        if key in keys:
             rows.append([])
-            seen.clear()
+            keys.clear()
         rows[-1].append((key, value))
-        seen.add(key)
+        keys.add(key)
     for index, pairs in enumerate(rows):
         if any(key.lower() in PLACES for key, _ in pairs):
             yield Row(pairs, node.whole or index < len(rows) - 1)
@@ -185,9 +185,9 @@ def names_of(fields: dict[str, Any]) -> Names:
     label = first(fields, LABELS)
     if isinstance(label, dict):
         label = label.get("en") or next(iter(label.values()), None)
-    for name, said in (("label", label), ("text", first(fields, TEXTS))):
-        if isinstance(said, str | int | float):
-            names[name] = str(said)
+    for name, value in (("label", label), ("text", first(fields, TEXTS))):
+        if isinstance(value, str | int | float):
+            names[name] = str(value)
     others = {key: value for key, value in fields.items() if key.lower() not in ("label", *TEXTS)}
     return {**names, "fields": others} if others else names
 

@@ -118,13 +118,13 @@ async def read(gateway: Gateway, form: Form, caller: Caller, name: str | None = 
 
 def sizes(model: Model, picture: Picture) -> dict[str, Any]:
     """An image's size as a person sees it and as the model does."""
-    shown = model.shown_size(picture.width, picture.height) or (None, None)
+    resized = model.shown_size(picture.width, picture.height) or (None, None)
     return {
         "width": picture.width,
         "height": picture.height,
         "sha256": picture.sha256,
-        "resized_width": shown[0],
-        "resized_height": shown[1],
+        "resized_width": resized[0],
+        "resized_height": resized[1],
     }
 
 
@@ -158,8 +158,8 @@ def check(contract: Contract, question: str, files: bool) -> None:
             f"A question must not contain {tag[0]}; uploads go before the question.",
         )
     if (contract.modality == "vision") != files:
-        wanted = "takes an image" if contract.modality == "vision" else "takes no files"
-        raise Problem(422, "files", f"This model {wanted}.")
+        requirement = "takes an image" if contract.modality == "vision" else "takes no files"
+        raise Problem(422, "files", f"This model {requirement}.")
 
 
 def max_tokens(requested: str, most: int) -> int:

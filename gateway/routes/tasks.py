@@ -138,17 +138,17 @@ class TaskRequest:
     def parse(self, text: str, reason: str) -> Any:
         from gateway import parsing
 
-        original = shown = None
+        original = resized = None
         if self.pictures:
             original = (self.pictures[0].width, self.pictures[0].height)
-            shown = self.model.shown_size(*original)
+            resized = self.model.shown_size(*original)
         return parsing.parse(
             self.task,
             text,
             family=self.model.family,
             finish_reason=reason,
             original=original,
-            shown=shown,
+            resized=resized,
         )
 
     def draw(self, items: list[dict[str, Any]]) -> dict[str, str]:
@@ -234,8 +234,8 @@ def variables(task: Task, model: Model, form: Form, pictures: Sequence[Picture])
             422, "options", f"options has a variable that the task lacks; accepted: {accepted}."
         )
     if pictures:
-        seen = model.shown_size(pictures[0].width, pictures[0].height)
-        width, height = seen or (pictures[0].width, pictures[0].height)
+        resized = model.shown_size(pictures[0].width, pictures[0].height)
+        width, height = resized or (pictures[0].width, pictures[0].height)
         values |= {"width": width, "height": height}
     try:
         task.messages(model.family, **values)

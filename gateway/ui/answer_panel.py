@@ -110,9 +110,7 @@ def result(document: dict[str, Any], picture: pictures.Picture | None) -> str:
         {"file": each.get("filename"), "answer": each.get("caption")}
         for each in document["predictions"]
     ]
-    several = drawing.facts(rows) if len(rows) > 1 else ""
+    facts = drawing.facts(rows) if len(rows) > 1 else ""
     cut = [note for each in document["predictions"] for note in each.get("notes", ())]
-    seen = drawing.overlay(picture, []) if picture else ""
-    return (
-        drawing.notes(cut) + f'<div class="ll-result"><div>{seen}</div><div>{several}</div></div>'
-    )
+    drawn = drawing.overlay(picture, []) if picture else ""
+    return drawing.notes(cut) + f'<div class="ll-result"><div>{drawn}</div><div>{facts}</div></div>'

@@ -28,24 +28,24 @@ class Choices:
     """The fields that say what is asked of which model; two screens have them."""
 
     model: Any
-    way: Any
+    task: Any
     options: Any
     catalogue: Any
     """State: what the gateway says of its models and tasks."""
 
 
-def choices(_: Texts, screen: str, *, several: bool = False) -> Choices:
+def choices(_: Texts, screen: str, *, multiple: bool = False) -> Choices:
     with gr.Row():
         model = gr.Dropdown(
-            label=_("Models") if several else _("Model"), choices=[], multiselect=several,
-            max_choices=4 if several else None, scale=1, min_width=160,
+            label=_("Models") if multiple else _("Model"), choices=[], multiselect=multiple,
+            max_choices=4 if multiple else None, scale=1, min_width=160,
             elem_id=f"{screen}-model",
         )  # fmt: skip
-        way = gr.Dropdown(
+        task = gr.Dropdown(
             label=_("Task"), choices=[], scale=1, min_width=160, elem_id=f"{screen}-task"
         )
     options = gr.Textbox(label=_("Options of the task, as JSON"), visible=False, lines=2)
-    return Choices(model, way, options, gr.State({}))
+    return Choices(model, task, options, gr.State({}))
 
 
 async def catalogue(gateway: Gateway) -> dict[str, Any]:
@@ -74,12 +74,12 @@ def first_choice(catalogue: dict[str, Any]) -> str | None:
     return next(iter(adapted or cards), None)
 
 
-def way_update(catalogue: dict[str, Any], models: list[str], chosen: str | None, _: Texts) -> Any:
+def tasks_update(catalogue: dict[str, Any], models: list[str], chosen: str | None, _: Texts) -> Any:
     """The ways to ask that all of these models share; the chosen one stays if it is among them."""
     cards = [catalogue["models"][name] for name in models if name in catalogue.get("models", {})]
     tasks = list(catalogue.get("tasks", {}).values())
-    lists = [asking.ways(card, tasks) for card in cards]
-    shared = [way for way in lists[0] if all(way in other for other in lists)] if lists else []
+    lists = [asking.task_choices(card, tasks) for card in cards]
+    shared = [task for task in lists[0] if all(task in other for other in lists)] if lists else []
     names = [name for _title, name in shared]
     return gr.update(
         choices=[(_(title), name) for title, name in shared],
@@ -87,10 +87,10 @@ def way_update(catalogue: dict[str, Any], models: list[str], chosen: str | None,
     )
 
 
-def options_update(catalogue: dict[str, Any], way: str | None) -> Any:
+def options_update(catalogue: dict[str, Any], task: str | None) -> Any:
     """The task's variables beside the question, with their defaults."""
-    task = catalogue.get("tasks", {}).get(way, {})
-    rest = {name: value for name, value in task.get("variables", {}).items() if name != "text"}
+    declared = catalogue.get("tasks", {}).get(task, {})
+    rest = {name: value for name, value in declared.get("variables", {}).items() if name != "text"}
     return gr.update(visible=bool(rest), value=json.dumps(rest) if rest else "")
 
 
@@ -148,24 +148,24 @@ class AskScreen:
         chosen = self.chosen
         gr.on(
             [chosen.model.change],
-            lambda catalogue, model, way: way_update(
-                catalogue, [model] if model else [], way, self.text
+            lambda catalogue, model, task: tasks_update(
+                catalogue, [model] if model else [], task, self.text
             ),
-            [chosen.catalogue, chosen.model, chosen.way],
-            [chosen.way],
+            [chosen.catalogue, chosen.model, chosen.task],
+            [chosen.task],
             queue=False, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        chosen.way.change(
-            options_update, [chosen.catalogue, chosen.way], [chosen.options],
+        chosen.task.change(
+            options_update, [chosen.catalogue, chosen.task], [chosen.options],
             queue=False, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         inputs = [
-            self.box, self.camera, chosen.model, chosen.way, chosen.options, chosen.catalogue,
+            self.box, self.camera, chosen.model, chosen.task, chosen.options, chosen.catalogue,
             self.preferences, self.session,
         ]  # fmt: skip
         panel = self.panel
         outputs = [*panel.outputs, self.session]
-        asked = self.box.submit(
+        submitted = self.box.submit(
             self.on_ask, inputs, outputs,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
@@ -177,12 +177,12 @@ class AskScreen:
         )  # fmt: skip
         panel.stop.click(
             self.on_stop, None, [panel.line, panel.stop],
-            cancels=[asked, followed], queue=False, show_progress="hidden",
+            cancels=[submitted, followed], queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
         panel.fresh.click(
             self.on_fresh, None, [*outputs, self.box, self.camera],
-            cancels=[asked, followed], queue=False, show_progress="hidden",
+            cancels=[submitted, followed], queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
 
@@ -191,7 +191,7 @@ class AskScreen:
         box: dict[str, Any] | None,
         camera: str | None,
         model: str | None,
-        way: str | None,
+        task: str | None,
         options: str,
         catalogue: dict[str, Any],
         kept: Any,
@@ -203,22 +203,22 @@ class AskScreen:
         files = [Path(path) for path in (box or {}).get("files") or ()]
         files += [Path(camera)] if camera else []
         yield self.panel.emptied() | {self.panel.stop: gr.update(interactive=True)}
-        if not model or not way:
+        if not model or not task:
             yield self.panel.failed(self.text("Choose a model first; the gateway lists none yet."))
             return
         gateway, preferences = self.connections.gateway(request), Preferences.of(kept)
-        question = Question(model, way, text, options, files)
-        picture = await shown(files)
+        question = Question(model, task, text, options, files)
+        picture = await first_picture(files)
         try:
-            session = session or await new_session(gateway, text or way)
+            session = session or await new_session(gateway, text or task)
             yield {self.session: session}
-            card, task = catalogue["models"].get(model, {}), catalogue["tasks"].get(way)
+            card, declared = catalogue["models"].get(model, {}), catalogue["tasks"].get(task)
             turn = {"role": "user", "text": text, "files": [str(path) for path in files]}
-            if way == CHAT:
+            if task == CHAT:
                 async for update in self.chat(gateway, model, [turn], preferences, session):
                     yield update
                 return
-            turn["text"] = questions.asked_text(question, card, task)
+            turn["text"] = questions.asked_text(question, card, declared)
             question = asking.with_session(question, session)
             async with aclosing(asking.ask(gateway, question, preferences)) as growing:
                 async for progress in growing:
@@ -288,12 +288,12 @@ class AskScreen:
         }
 
 
-async def shown(files: list[Path]) -> pictures.Picture | None:
+async def first_picture(files: list[Path]) -> pictures.Picture | None:
     """The first file as a picture; None if it is not a picture."""
     if not files:
         return None
     try:
-        return await to_thread.run_sync(pictures.shown, files[0])
+        return await to_thread.run_sync(pictures.prepared, files[0])
     except pictures.Unreadable:
         return None
 

@@ -38,7 +38,7 @@ class Progress:
     """Seconds to the first piece."""
 
     seconds: float = 0.0
-    shown: float = 0.0
+    shown_at: float = 0.0
 
     def add(self, piece: str) -> bool:
         """Take a piece; whether it is time to show what there is."""
@@ -46,9 +46,9 @@ class Progress:
         if self.first is None:
             self.first = now - self.began
         self.text += piece
-        if now - self.shown < SHOWN_EVERY_S:
+        if now - self.shown_at < SHOWN_EVERY_S:
             return False
-        self.shown = now
+        self.shown_at = now
         return True
 
     def end(self, document: dict[str, Any]) -> None:
@@ -67,16 +67,16 @@ async def ask(
     progress = Progress()
     with tempfile.TemporaryDirectory(prefix="loraline-page-") as folder:
         files: Sequence[Path] = question.files
-        if question.way != PREDICT and preferences.megapixels:
+        if question.task != PREDICT and preferences.megapixels:
             files = await to_thread.run_sync(smaller, files, preferences.megapixels, Path(folder))
         fields = {**question.fields(), "stream": "true"}
-        several_files = len(files) > 1 and question.way == PREDICT
+        several_files = len(files) > 1 and question.task == PREDICT
         async with aclosing(gateway.events(question.path, fields, files)) as events:
             at = 0
             async for event, data in events:
                 if event == "done":
                     progress.end(data)
-                    if question.way == PREDICT:
+                    if question.task == PREDICT:
                         # Pieces come with the space around an answer, which is measured without it.
                         captions = (str(each["caption"]) for each in data["predictions"])
                         progress.text = "\n\n".join(captions)
@@ -143,7 +143,7 @@ def chat_body(
     }
 
 
-def ways(card: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def task_choices(card: dict[str, Any], tasks: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Title and name of each way to ask a model: its own prompt, a free question, and the tasks."""
     choices = []
     if card.get("prompt"):

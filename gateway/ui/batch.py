@@ -57,11 +57,11 @@ class BatchScreen:
         chosen = self.chosen
         quick = {"show_progress": "hidden", "api_visibility": "private"}
         chosen.model.change(
-            self.way_update, [chosen.catalogue, chosen.model, chosen.way], [chosen.way],
+            self.tasks_update, [chosen.catalogue, chosen.model, chosen.task], [chosen.task],
             queue=False, **quick,
         )  # fmt: skip
-        chosen.way.change(
-            ask.options_update, [chosen.catalogue, chosen.way], [chosen.options],
+        chosen.task.change(
+            ask.options_update, [chosen.catalogue, chosen.task], [chosen.options],
             queue=False, **quick,
         )  # fmt: skip
         outputs = [
@@ -69,7 +69,7 @@ class BatchScreen:
         ]  # fmt: skip
         self.start.click(
             self.on_start,
-            [self.files, self.folder, self.question, chosen.model, chosen.way, chosen.options],
+            [self.files, self.folder, self.question, chosen.model, chosen.task, chosen.options],
             outputs, **quick,
         )  # fmt: skip
         gr.on(
@@ -79,11 +79,11 @@ class BatchScreen:
         self.refresh.click(self.on_list, [self.jobs], outputs, **quick)
         self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
 
-    def way_update(self, catalogue: dict[str, Any], model: str | None, way: str | None) -> Any:
-        update = ask.way_update(catalogue, [model] if model else [], way, self.text)
+    def tasks_update(self, catalogue: dict[str, Any], model: str | None, task: str | None) -> Any:
+        update = ask.tasks_update(catalogue, [model] if model else [], task, self.text)
         shared = [each for each in update["choices"] if each[1] != CHAT]
         names = [name for _, name in shared]
-        return gr.update(choices=shared, value=way if way in names else next(iter(names), None))
+        return gr.update(choices=shared, value=task if task in names else next(iter(names), None))
 
     async def on_start(
         self,
@@ -91,18 +91,18 @@ class BatchScreen:
         folder: list[str] | None,
         text: str,
         model: str | None,
-        way: str | None,
+        task: str | None,
         options: str,
         request: gr.Request,
     ) -> dict[Any, Any]:
         """Submit the batch."""
         paths = [Path(path) for path in files or ()] + seen_in(folder or ())
-        if not paths or not model or not way:
+        if not paths or not model or not task:
             sentence = self.text("Choose files, a model and a task first.")
             return {self.line: drawing.sentence(sentence, wrong=True)}
         gateway = self.connections.gateway(request)
-        question = Question(model, way, text, options)
-        fields = question.fields() | ({} if way == PREDICT else {"task": way})
+        question = Question(model, task, text, options)
+        fields = question.fields() | ({} if task == PREDICT else {"task": task})
         try:
             if len(paths) == 1 and paths[0].suffix.lower() in (".jsonl", ".ndjson"):
                 lines = await to_thread.run_sync(with_fields, paths[0], fields)
@@ -222,7 +222,7 @@ def thumbnails(paths: Sequence[Path]) -> dict[str, str]:
     uris = {}
     for at, path in enumerate(paths[:SHOWN_ROWS]):
         try:
-            uris[str(at)] = pictures.shown(path, pictures.THUMBNAIL).uri
+            uris[str(at)] = pictures.prepared(path, pictures.THUMBNAIL).uri
         except pictures.Unreadable:
             continue
     return uris

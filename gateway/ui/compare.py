@@ -28,7 +28,7 @@ class CompareScreen:
     def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
         self.connections = connections
         self.text = _
-        self.chosen = ask.choices(_, "compare", several=True)
+        self.chosen = ask.choices(_, "compare", multiple=True)
         self.answers = gr.State({})
         self.session = gr.State("")
         self.box = gr.MultimodalTextbox(
@@ -51,12 +51,12 @@ class CompareScreen:
     def wire(self) -> None:
         chosen = self.chosen
         chosen.model.change(
-            lambda catalogue, models, way: self.way_update(catalogue, models or [], way),
-            [chosen.catalogue, chosen.model, chosen.way], [chosen.way],
+            lambda catalogue, models, task: self.tasks_update(catalogue, models or [], task),
+            [chosen.catalogue, chosen.model, chosen.task], [chosen.task],
             queue=False, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        chosen.way.change(
-            ask.options_update, [chosen.catalogue, chosen.way], [chosen.options],
+        chosen.task.change(
+            ask.options_update, [chosen.catalogue, chosen.task], [chosen.options],
             queue=False, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
         outputs = [
@@ -64,7 +64,7 @@ class CompareScreen:
         ]  # fmt: skip
         compared = self.box.submit(
             self.on_compare,
-            [self.box, chosen.model, chosen.way, chosen.options, self.blind, self.session],
+            [self.box, chosen.model, chosen.task, chosen.options, self.blind, self.session],
             outputs,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
@@ -81,19 +81,19 @@ class CompareScreen:
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
 
-    def way_update(self, catalogue: dict[str, Any], models: list[str], way: str | None) -> Any:
+    def tasks_update(self, catalogue: dict[str, Any], models: list[str], task: str | None) -> Any:
         """Free questions are sampled, so that two answers say nothing of two models."""
-        update = ask.way_update(catalogue, models, way, self.text)
+        update = ask.tasks_update(catalogue, models, task, self.text)
         shared = [each for each in update["choices"] if each[1] != CHAT]
         names = [name for _, name in shared]
-        value = way if way in names else next(iter(names), None)
+        value = task if task in names else next(iter(names), None)
         return gr.update(choices=shared, value=value)
 
     async def on_compare(
         self,
         box: dict[str, Any] | None,
         models: list[str] | None,
-        way: str | None,
+        task: str | None,
         options: str,
         blind: bool,
         session: str,
@@ -109,16 +109,16 @@ class CompareScreen:
         files = [Path(path) for path in (box or {}).get("files") or ()]
         text = (box or {}).get("text") or ""
         stop_disabled = {self.stop: gr.update(interactive=False)}
-        if not models or not 2 <= len(models) <= len(LETTERS) or not way:
+        if not models or not 2 <= len(models) <= len(LETTERS) or not task:
             sentence = self.text("Choose two to four models that share a task.")
             yield stop_disabled | {self.line: drawing.sentence(sentence, wrong=True)}
             return
         gateway = self.connections.gateway(request)
         try:
-            session = session or await ask.new_session(gateway, text or way)
-            question = Question("", way, text, options, files, session)
+            session = session or await ask.new_session(gateway, text or task)
+            question = Question("", task, text, options, files, session)
             fields = question.fields() | {"models": ",".join(models)}
-            fields |= {} if way == PREDICT else {"task": way}
+            fields |= {} if task == PREDICT else {"task": task}
             document = await gateway.form("/compare", fields, files)
         except Refusal as error:
             yield stop_disabled | {self.line: drawing.sentence(error.sentence, wrong=True)}
@@ -126,7 +126,7 @@ class CompareScreen:
         answers = document["answers"]
         if blind:
             random.shuffle(answers)
-        picture = await ask.shown(files)
+        picture = await ask.first_picture(files)
         kept = {"answers": answers, "comparisons": document["comparisons"], "picture": picture}
         well = [
             letter for letter, each in zip(LETTERS, answers, strict=False) if "problem" not in each
@@ -185,8 +185,8 @@ class CompareScreen:
         if chosen in LETTERS:
             best = uris[LETTERS.index(chosen)] or "other"
         try:
-            asked = {"compared": versions, "best": best}
-            await self.connections.desk(request).call("POST", "/votes", json=asked)
+            vote = {"compared": versions, "best": best}
+            await self.connections.desk(request).call("POST", "/votes", json=vote)
         except Refusal as error:
             return error.sentence
         return ""
@@ -223,8 +223,8 @@ def side_by_side(
             took = (answer.get("timing") or {}).get("generate_ms") or 0
             usage = (answer.get("usage") or {}).get("completion_tokens") or 0
             facts = f"<p>{took / 1000:.2f} s, {int(usage)} tokens</p>"
-            shown = drawing.result(answer, picture) if answer.get("items") else ""
-            content = f'<div class="ll-answer">{marked(first, text)}</div>{facts}{shown}'
+            places = drawing.result(answer, picture) if answer.get("items") else ""
+            content = f'<div class="ll-answer">{marked(first, text)}</div>{facts}{places}'
         columns.append(f"<section><h3>{escape(name)}</h3>{content}</section>")
     return f'<div class="ll-columns">{"".join(columns)}</div>'
 

@@ -38,7 +38,7 @@ def build(connections: Connections, language: str) -> gr.Blocks:
         kept = gr.State({})
         with gr.Tabs():
             with gr.Tab(_("Ask"), id="ask"):
-                asked = AskScreen(connections, kept, _)
+                ask_screen = AskScreen(connections, kept, _)
             with gr.Tab(_("Compare"), id="compare"):
                 compared = CompareScreen(connections, _)
             with gr.Tab(_("Batch"), id="batch"):
@@ -56,9 +56,9 @@ def build(connections: Connections, language: str) -> gr.Blocks:
                     train.wire_opening(training)
             with gr.Tab(_("Settings"), id="settings"):
                 preferences = PreferencesScreen(kept, language, _)
-        for screen in (asked, compared, batch, history, preferences):
+        for screen in (ask_screen, compared, batch, history, preferences):
             screen.wire()
-        screens = (asked, compared, batch)
+        screens = (ask_screen, compared, batch)
         catalogues = [screen.chosen.catalogue for screen in screens]
         models = [screen.chosen.model for screen in screens]
 
@@ -69,12 +69,12 @@ def build(connections: Connections, language: str) -> gr.Blocks:
             except Refusal as error:
                 return {trouble: drawing.sentence(error.sentence, wrong=True)}
             listed, first = ask.model_choices(catalogue), ask.first_choice(catalogue)
-            several = [name for _, name in listed][:4]
+            four = [name for _, name in listed][:4]
             return {
                 trouble: "",
                 **dict.fromkeys(catalogues, catalogue),
                 **{
-                    model: gr.update(choices=listed, value=several if screen is compared else first)
+                    model: gr.update(choices=listed, value=four if screen is compared else first)
                     for screen, model in zip(screens, models, strict=True)
                 },
             }

@@ -40,14 +40,14 @@ def upright(path: Path) -> Any:
             raise Unreadable(f"the picture has more than {MOST_PIXELS:,} pixels")
         turned = ImageOps.exif_transpose(picture)
         white = Image.new("RGB", turned.size, "white")
-        shown = turned.convert("RGBA")
-        white.paste(shown, mask=shown.getchannel("A"))
+        rgba = turned.convert("RGBA")
+        white.paste(rgba, mask=rgba.getchannel("A"))
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise Unreadable("the file is no picture that can be shown") from error
     return white
 
 
-def shown(path: Path, longer_side: int = LONGER_SIDE) -> Picture:
+def prepared(path: Path, longer_side: int = LONGER_SIDE) -> Picture:
     """A picture for the page; Unreadable for any other file."""
     picture = upright(path)
     width, height = picture.size

@@ -118,8 +118,8 @@ class PreferencesScreen:
         fields = values(Preferences.of(kept))
         return [*fields.values(), fields]
 
-    def on_save(self, *given: Any) -> list[Any]:
-        chosen = values(Preferences.of(dict(zip(values(Preferences()), given, strict=True))))
+    def on_save(self, *inputs: Any) -> list[Any]:
+        chosen = values(Preferences.of(dict(zip(values(Preferences()), inputs, strict=True))))
         return [chosen, chosen, drawing.sentence(self.text("Kept in this browser."))]
 
     def on_reset(self) -> list[Any]:

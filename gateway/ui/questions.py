@@ -44,7 +44,7 @@ class Question:
     """What is asked: of which model, in which way, about which files."""
 
     model: str
-    way: str
+    task: str
     """PREDICT, CHAT, or a task's name."""
 
     text: str = ""
@@ -56,13 +56,13 @@ class Question:
 
     @property
     def path(self) -> str:
-        return "/predict" if self.way == PREDICT else f"/tasks/{self.way}"
+        return "/predict" if self.task == PREDICT else f"/tasks/{self.task}"
 
     def fields(self) -> dict[str, str]:
         """The form of /predict or of a task; what is empty is left out."""
-        named = "question" if self.way == PREDICT else "text"
+        named = "question" if self.task == PREDICT else "text"
         fields = {"model": self.model, named: self.text, "session": self.session}
-        if self.way != PREDICT:
+        if self.task != PREDICT:
             fields["options"] = self.options
         return {name: value for name, value in fields.items() if value.strip()}
 
@@ -83,7 +83,7 @@ def turns(system: str, history: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 def asked_text(question: Question, card: Mapping[str, Any], task: Mapping[str, Any] | None) -> str:
     """The words that the model saw, for a follow-up that keeps to them."""
-    if question.way == PREDICT:
+    if question.task == PREDICT:
         return str(card.get("prompt") or "").replace("{question}", question.text)
     if task is None:
         return question.text

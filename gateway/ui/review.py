@@ -55,7 +55,7 @@ class ReviewScreen:
         self.history = gr.HTML(elem_id="review-history")
 
     @property
-    def shown(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         return [
             self.line, self.model, self.board, self.cards, self.history, self.report,
             self.promote, self.reject, self.back, self.reason,
@@ -63,15 +63,15 @@ class ReviewScreen:
 
     def wire(self) -> None:
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.model.input(self.on_model, [self.model], self.shown, **quick)
-        self.refresh.click(self.on_list, [self.model], self.shown, **quick)
+        self.model.input(self.on_model, [self.model], self.outputs, **quick)
+        self.refresh.click(self.on_list, [self.model], self.outputs, **quick)
         for button, act in (
             (self.promote, "promote"),
             (self.reject, "reject"),
             (self.back, "rollback"),
         ):
             button.click(
-                self.mover(act), [self.model, self.board, self.reason], self.shown, **quick
+                self.mover(act), [self.model, self.board, self.reason], self.outputs, **quick
             )
         self.open_report.click(
             self.on_report, [self.model, self.board, self.whose], [self.report, self.line], **quick
@@ -79,7 +79,7 @@ class ReviewScreen:
 
     def wire_opening(self, tab: Any) -> None:
         tab.select(
-            self.on_list, [self.model], self.shown,
+            self.on_list, [self.model], self.outputs,
             show_progress="hidden", api_visibility="private",
         )  # fmt: skip
 
@@ -129,15 +129,15 @@ class ReviewScreen:
             model: str | None, board: dict[str, Any], reason: str, request: gr.Request
         ) -> dict[Any, Any]:
             """The move about the version that was looked at, and not about a later one."""
-            seen = board.get("versions", {}).get("candidate") or {}
-            asked: dict[str, Any] = {"act": act}
+            candidate = board.get("versions", {}).get("candidate") or {}
+            order: dict[str, Any] = {"act": act}
             if act != "rollback":
-                asked["version"] = seen.get("version")
+                order["version"] = candidate.get("version")
             if act == "reject":
-                asked["reason"] = reason
+                order["reason"] = reason
             try:
                 desk = self.connections.desk(request)
-                moved = await desk.json("POST", f"/models/{model}/moves", json=asked)
+                moved = await desk.json("POST", f"/models/{model}/moves", json=order)
             except Refusal as error:
                 return self.wrong(error)
             return await self.on_model(model, request) | {

@@ -55,7 +55,7 @@ class TrainScreen:
         self.timer = gr.Timer(EVERY_S, active=False)
 
     @property
-    def shown(self) -> list[Any]:
+    def outputs(self) -> list[Any]:
         return [
             self.line, self.run, self.phase, self.nodes, self.log, self.stop, self.resume,
             self.timer, self.loss.timer,
@@ -72,19 +72,19 @@ class TrainScreen:
             self.on_check, recipe, [self.line, self.checked],
             api_visibility="private",
         )  # fmt: skip
-        self.start.click(self.starter("runs"), recipe, self.shown, **quick)
-        self.submit.click(self.starter("workflows"), recipe, self.shown, **quick)
-        gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.shown, **quick)
+        self.start.click(self.starter("runs"), recipe, self.outputs, **quick)
+        self.submit.click(self.starter("workflows"), recipe, self.outputs, **quick)
+        gr.on([self.timer.tick, self.run.input], self.on_look, [self.run], self.outputs, **quick)
         # The phase changes when a training starts, and when it ends.
         self.loss.wire(self.run, [self.phase.change, self.run.change])
-        self.refresh.click(self.on_list, [self.run], self.shown, **quick)
-        self.stop.click(self.mover("stop"), [self.run], self.shown, **quick)
-        self.resume.click(self.mover("resume"), [self.run], self.shown, **quick)
+        self.refresh.click(self.on_list, [self.run], self.outputs, **quick)
+        self.stop.click(self.mover("stop"), [self.run], self.outputs, **quick)
+        self.resume.click(self.mover("resume"), [self.run], self.outputs, **quick)
 
     def wire_opening(self, tab: Any) -> None:
         quick: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         tab.select(self.on_profiles, [self.profile], [self.profile, self.line], **quick)
-        tab.select(self.on_list, [self.run], self.shown, **quick)
+        tab.select(self.on_list, [self.run], self.outputs, **quick)
 
     async def on_profiles(self, chosen: str | None, request: gr.Request) -> dict[Any, Any]:
         try:

@@ -134,17 +134,17 @@ def report(model: str, version: str, _: Reviewer) -> Response:
 
 
 @router.post("/models/{model}/moves")
-def move(model: str, asked: Move, person: Reviewer, cluster: Cluster) -> Response:
+def move(model: str, order: Move, person: Reviewer, cluster: Cluster) -> Response:
     """Promote, reject or roll back in this person's name, and answer the workflows that wait."""
-    done = review.move(store.connect(), model, person.name, asked.act, asked.version, asked.reason)
-    answered = review.answered(cluster, model, asked.act, asked.version)
+    done = review.move(store.connect(), model, person.name, order.act, order.version, order.reason)
+    answered = review.answered(cluster, model, order.act, order.version)
     return JSONResponse({"done": " ".join(filter(None, (done, answered)))})
 
 
 @router.post("/votes", status_code=204)
-def vote(asked: Vote, person: Known) -> Response:
+def vote(ballot: Vote, person: Known) -> Response:
     """Keep a blind vote in the registry; everybody with a key may vote."""
-    review.vote(store.connect(), person.name, asked.compared, asked.best)
+    review.vote(store.connect(), person.name, ballot.compared, ballot.best)
     return Response(status_code=204)
 
 
@@ -160,9 +160,9 @@ def profile_form(profile: str, _: Trainer) -> Response:
 
 
 @router.post("/checks")
-def check(asked: Recipe, work: Work, _: Trainer) -> Response:
+def check(recipe: Recipe, work: Work, _: Trainer) -> Response:
     """The checks of prepare_data, before anything starts."""
-    return JSONResponse(work.check(asked.profile, asked.data, asked.overrides))
+    return JSONResponse(work.check(recipe.profile, recipe.data, recipe.overrides))
 
 
 @router.get("/runs")
@@ -171,9 +171,9 @@ def listed(work: Work, _: Trainer) -> Response:
 
 
 @router.post("/runs", status_code=201)
-def start(asked: Recipe, work: Work, _: Trainer) -> Response:
+def start(recipe: Recipe, work: Work, _: Trainer) -> Response:
     """Start the pipeline here, as `make pipeline` does."""
-    return JSONResponse({"name": work.start(asked.profile, asked.data, asked.overrides)}, 201)
+    return JSONResponse({"name": work.start(recipe.profile, recipe.data, recipe.overrides)}, 201)
 
 
 @router.get("/runs/{name}")
@@ -212,9 +212,11 @@ def submitted(cluster: Cluster, _: Trainer) -> Response:
 
 
 @router.post("/workflows", status_code=201)
-def submit(asked: Recipe, cluster: Cluster, _: Trainer) -> Response:
+def submit(recipe: Recipe, cluster: Cluster, _: Trainer) -> Response:
     """Submit the pipeline to Argo, as `make submit` does."""
-    return JSONResponse({"name": cluster.submit(asked.profile, asked.data, asked.overrides)}, 201)
+    return JSONResponse(
+        {"name": cluster.submit(recipe.profile, recipe.data, recipe.overrides)}, 201
+    )
 
 
 @router.get("/workflows/{name}")

@@ -49,8 +49,8 @@ class Argo:
         """
         self.expect()
         load_profile(profile, overrides=overrides)
-        given = {"profile": profile, "data": data, "set": shlex.join(overrides)}
-        words = [word for name, text in given.items() for word in ("-p", f"{name}={text}")]
+        parameters = {"profile": profile, "data": data, "set": shlex.join(overrides)}
+        words = [word for name, text in parameters.items() for word in ("-p", f"{name}={text}")]
         folder = main.HOME / "workflows"
         command = [sys.executable, str(folder / "submit.py"), str(folder / "pipeline.yaml")]
         done = ended([*command, "--namespace", str(self.namespace), "--no-watch", *words], SUBMIT_S)
@@ -102,8 +102,8 @@ class Argo:
         running = ("list", "--running", "-l", f"{COMPONENT}=promote", "-o", "json")
         names = []
         for workflow in json.loads(self.ask(*running) or "[]") or []:
-            given = workflow["spec"].get("arguments", {}).get("parameters", [])
-            values = {each["name"]: each.get("value", "") for each in given}
+            parameters = workflow["spec"].get("arguments", {}).get("parameters", [])
+            values = {each["name"]: each.get("value", "") for each in parameters}
             nodes = workflow.get("status", {}).get("nodes") or {}
             waits = any(
                 (node["displayName"], node["type"], node["phase"])

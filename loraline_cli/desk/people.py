@@ -49,8 +49,8 @@ class People:
     def who(self, request: Request) -> Person:
         if self.file is None:
             return Person(local_name(), frozenset((REVIEWER, TRAINER)))
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(given.strip().encode("utf-8", "surrogateescape")).hexdigest()
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
         try:
             # The file is small and read seldom, so a removed role is gone at once.
             entries = keys.read(self.file)

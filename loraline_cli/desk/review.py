@@ -138,9 +138,9 @@ def worst(predictions: str | None) -> list[dict[str, str]]:
     def distance(row: dict[str, str]) -> float:
         return float(Levenshtein.normalized_distance(row["reference"], row["tuned"]))
 
-    shown = ("question", "reference", "tuned", "champion")
+    columns = ("question", "reference", "tuned", "champion")
     return [
-        {name: row[name][:LONGEST_CELL] for name in shown if name in row}
+        {name: row[name][:LONGEST_CELL] for name in columns if name in row}
         for row in sorted(wrong, key=distance, reverse=True)[:WORST_ROWS]
     ]
 

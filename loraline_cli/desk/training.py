@@ -79,8 +79,8 @@ class Trainings:
     def start(self, profile: str, data: str, overrides: Sequence[str]) -> str:
         """Start the pipeline; returns its name. UserError for an unknown profile or override."""
         load_profile(profile, overrides=overrides)
-        given = {"profile": profile, "data": data, "set": shlex.join(overrides)}
-        words = [word for name, text in given.items() for word in ("-p", f"{name}={text}")]
+        parameters = {"profile": profile, "data": data, "set": shlex.join(overrides)}
+        words = [word for name, text in parameters.items() for word in ("-p", f"{name}={text}")]
         return self.launch([str(self.file(profile)), *words])
 
     def resume(self, name: str) -> str:
@@ -164,8 +164,8 @@ class Trainings:
 
     def profile_of(self, name: str) -> str:
         document = json.loads((OUTPUTS / name / STATUS).read_text())
-        given = document["spec"]["arguments"]["parameters"]
-        return str(next((each["value"] for each in given if each["name"] == "profile"), ""))
+        parameters = document["spec"]["arguments"]["parameters"]
+        return str(next((each["value"] for each in parameters if each["name"] == "profile"), ""))
 
     def file(self, profile: str) -> Path:
         """The rendered pipeline; for a profile that it does not list, one rendered anew."""

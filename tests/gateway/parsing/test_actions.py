@@ -20,7 +20,7 @@ def read(task: str, text: str, family: str = "qwen3-vl") -> Parsed:
         family=family,
         finish_reason="stop",
         original=(2000, 1000),
-        shown=(1000, 500),
+        resized=(1000, 500),
     )
 
 

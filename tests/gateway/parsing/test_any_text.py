@@ -46,7 +46,7 @@ def read(
         family=family,
         finish_reason=reason,
         original=original,
-        shown=original,
+        resized=original,
     )
 
 

@@ -35,7 +35,7 @@ def answered(box: Box, upright: Size, family: str) -> tuple[list[int], Size]:
         family=family,
         finish_reason="stop",
         original=(upright[1], upright[0]),
-        shown=(shown[1], shown[0]),
+        resized=(shown[1], shown[0]),
     )
     (item,) = parsed.items
     pixels: list[int] = item["box_pixels"]

@@ -19,7 +19,7 @@ def read(text: str, task: str = "document-html", reason: str = "stop") -> Parsed
         family="qwen3-vl",
         finish_reason=reason,
         original=(1000, 1000),
-        shown=(1000, 1000),
+        resized=(1000, 1000),
     )
 
 

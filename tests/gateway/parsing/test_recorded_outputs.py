@@ -27,7 +27,7 @@ def read(family: str, case: Recorded) -> Parsed:
         family=family,
         finish_reason="length" if case.cut else "stop",
         original=ORIGINAL,
-        shown=SHOWN,
+        resized=SHOWN,
     )
 
 
@@ -84,6 +84,6 @@ def test_a_cut_answer_is_known_without_its_finish_reason() -> None:
             family=family,
             finish_reason="stop",
             original=ORIGINAL,
-            shown=SHOWN,
+            resized=SHOWN,
         )
         assert any(problem.startswith("cut:") for problem in parsed.problems), case.text

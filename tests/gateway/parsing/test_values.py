@@ -17,7 +17,7 @@ TASK = tasks.load(None)["key-facts"]
 
 def read(text: str, reason: str = "stop") -> Parsed:
     return parse(
-        TASK, text, family="qwen3-vl", finish_reason=reason, original=(100, 100), shown=(100, 100)
+        TASK, text, family="qwen3-vl", finish_reason=reason, original=(100, 100), resized=(100, 100)
     )
 
 

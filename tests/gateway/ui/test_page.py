@@ -143,7 +143,7 @@ def test_a_picture_is_shown_upright_and_small_and_sent_as_it_is(tmp_path: Path) 
     noise = [Image.effect_noise((1500, 1000), 64) for _ in range(3)]
     Image.merge("RGB", noise).save(path, exif=exif)
 
-    shown = pictures.shown(path)
+    shown = pictures.prepared(path)
 
     assert (shown.width, shown.height) == (1000, 1500)
     assert shown.uri.startswith("data:image/jpeg;base64,")
@@ -158,7 +158,7 @@ def test_what_is_no_picture_is_not_shown(content: bytes, tmp_path: Path) -> None
     path.write_bytes(content)
 
     with pytest.raises(pictures.Unreadable):
-        pictures.shown(path)
+        pictures.prepared(path)
     with pytest.raises(pictures.Unreadable):
         pictures.data_uri(path)
     assert not pictures.is_picture(path)
