@@ -37,7 +37,7 @@ def rendered(
         adapter,
         agreed,
         f"{order.name} version {order.version}",
-        vllm=versions.version_of(order.image),
+        vllm=versions.version_of(order.where.serving_image),
     )
     if agreed.export == "merged":
         order = replace(order, where=replace(order.where, merged=True))
@@ -96,7 +96,7 @@ def join_beside(agreed: Contract, order: Order) -> tuple[Contract, Adapter, Mode
             folder,
             other,
             names.model_uri(order.name, order.beside),
-            vllm=versions.version_of(order.image),
+            vllm=versions.version_of(order.where.serving_image),
         )
     name = f"{names.served_name(order.name)[:38].strip('-')}-{order.alias}"
     names.checked_name(name, "name of the adapter beside it,")

@@ -297,29 +297,56 @@ def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_r
     assert "activations 4.69" in (workplace / "outputs" / "vllm.yaml").read_text()
 
 
-def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
-    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def set_behind_the_gate(gate_run: str, settings: str) -> None:
+    """Add settings to the adapter's configuration as if the gate had judged it with them."""
     from loraline import contract
     from loraline.serving import adapter_config
 
     client = mlflow.MlflowClient()
     train = runs.ancestor(client, client.get_run(gate_run), "train_qlora")
     logged = mlflow.get_logged_model(train.data.tags[tags.MODEL_ID])
-    # The gate would have rejected it, so it is changed behind the gate's back.
     adapter = Path(logged.artifact_location.removeprefix("file://")) / runs.ADAPTER
-    settings = adapter / adapter_config.CONFIG
-    settings.write_text(settings.read_text().replace('"r": 8', '"r": 8, "use_dora": true'))
+    file = adapter / adapter_config.CONFIG
+    file.write_text(file.read_text().replace('"r": 8', f'"r": 8, {settings}'))
     assert contract.read(adapter)
     digest = contract.folder_digest(adapter)
     for run_id in (train.info.run_id, gate_run):
         client.set_tag(run_id, tags.ADAPTER_DIGEST, digest)
     client.set_model_version_tag("mistral-7b-lora", "1", tags.ADAPTER_DIGEST, digest)
+
+
+def test_an_adapter_that_vllm_would_not_apply_is_not_deployed(
+    step, workplace: Path, gate_run: str
+) -> None:
+    set_behind_the_gate(gate_run, '"use_dora": true')
     result = step("deploy_vllm", "--run-id", gate_run)
     assert result.exit_code == 2
     message = "mistral-7b-lora version 1 cannot be served: use_dora: is True, which vLLM refuses"
     assert message in result.stderr
     assert not (workplace / "outputs" / "vllm.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("release", "exit_code", "sentence"),
+    [
+        ("v0.32.0", 0, ""),
+        ("v0.24.0", 2, "rank_pattern: is not read by vLLM 0.24; serve with 0.32 or later"),
+    ],
+)
+def test_an_adapter_is_checked_against_the_release_of_the_server(
+    step,
+    gate_run: str,
+    monkeypatch: pytest.MonkeyPatch,
+    release: str,
+    exit_code: int,
+    sentence: str,
+) -> None:
+    # The version of the steps' image says nothing about vLLM's.
+    monkeypatch.setenv("LORALINE_IMAGE", "registry/loraline:0.2.0")
+    set_behind_the_gate(gate_run, '"rank_pattern": {"q_proj": 8}')
+    server = f"vllm/vllm-openai:{release}"
+    result = step("deploy_vllm", "--run-id", gate_run, "--server-image", server)
+    assert (result.exit_code, sentence in result.stderr) == (exit_code, True), result.stderr
 
 
 @pytest.fixture
