@@ -45,7 +45,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="loraline gateway",
-        version=state.own_version(),
+        version=state.package_version(),
         description=__doc__,
         lifespan=lifespan,
         docs_url=None,

@@ -20,6 +20,8 @@ COPY --from=requirements /requirements.txt ./
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt --requirement requirements.txt
 
+# The version is read from it.
+COPY pyproject.toml ./
 COPY loraline loraline
 COPY gateway gateway
 # Files of a checkout may be readable by their owner only; the image has another user.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -15,12 +17,16 @@ from gateway.errors import Problem
 
 router = APIRouter(tags=["State"])
 
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+"""Lies beside the sources in a checkout and in the gateway's image, where nothing is installed."""
 
-def own_version() -> str:
+
+def package_version() -> str:
+    """The project's version, three numbers."""
     try:
-        return version("loraline")
+        return version("loraline-pipeline")
     except PackageNotFoundError:
-        return "0"
+        return str(tomllib.loads(PROJECT.read_text())["project"]["version"])
 
 
 @router.get("/")
@@ -29,7 +35,7 @@ async def root(request: Request) -> Response:
     links = ["/health", "/ready", "/info", "/predict", "/tasks", "/v1/chat/completions"]
     if core.of(request).settings.docs:
         links += ["/docs", "/openapi.json"]
-    return as_json({"name": "loraline gateway", "version": own_version(), "see": links})
+    return as_json({"name": "loraline gateway", "version": package_version(), "see": links})
 
 
 @router.get("/health")
@@ -61,7 +67,7 @@ async def info(request: Request, caller: Authenticated) -> Response:
     return as_json(
         {
             "name": "loraline gateway",
-            "version": own_version(),
+            "version": package_version(),
             "models": [
                 model.card() for model in gateway.upstreams.models if caller.may_ask(*model.names)
             ],

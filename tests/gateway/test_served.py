@@ -165,3 +165,22 @@ def test_adapters_of_one_server_are_compared_each_with_its_own_prompt(
     prompts = {body["model"]: body["messages"][0]["content"][-1]["text"] for body in stub.requests}
     assert prompts["old-lora"] == "Read the formula."
     assert prompts["tiny-lora"] == CONTRACT["prompt"]
+
+
+def test_the_gateway_says_its_version(start, monkeypatch) -> None:
+    import tomllib
+    from importlib import metadata
+
+    from gateway.routes import state
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    with start() as gateway:
+        for address in ("/", "/info"):
+            assert gateway.client.get(address).json()["version"] == project["version"]
+    # An image has a copy of the sources, and no installed distribution.
+
+    def not_installed(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(state, "version", not_installed)
+    assert state.package_version() == project["version"]
