@@ -101,11 +101,16 @@ class Store:
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self, hours: float) -> None:
-        """Remove folders unchanged for this long, and what a killed process left unfinished."""
+        """Remove folders unchanged for this long, and what a killed process left unfinished.
+
+        A job at work holds its folder's lock, and writes its document only at its end: it stays.
+        """
         oldest = time.time() - hours * 3600
         for folder in self.all():
             if (folder / self.document).stat().st_mtime < oldest:
-                self.remove(folder)
+                with self.locked(folder, wait=False) as is_free:
+                    if is_free:
+                        self.remove(folder)
         for half in self.root.glob("*/.[0-9a-f]*"):
             if half.stat().st_mtime < time.time() - 3600:
                 shutil.rmtree(half, ignore_errors=True)

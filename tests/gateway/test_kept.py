@@ -278,6 +278,21 @@ def test_what_has_been_kept_long_enough_is_swept(tmp_path) -> None:
     assert not half.exists() and not old.exists()
 
 
+def test_a_job_at_work_is_not_swept_however_long_it_takes(tmp_path) -> None:
+    import os
+
+    from gateway.keys import Caller
+
+    store = Store(tmp_path, "job.json")
+    job = store.create(Caller("alice", "1/second", 1, 1), {})
+    os.utime(job / "job.json", (1, 1))
+    with store.locked(job):
+        store.sweep(24)
+    assert store.all() == [job]
+    store.sweep(24)
+    assert store.all() == []
+
+
 @pytest.fixture(scope="module")
 def caching(start):
     with start(cache_mb=1, cache_s=60) as gateway:
