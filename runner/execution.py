@@ -121,18 +121,21 @@ class Run(Controller):
         elapsed = datetime.now(UTC) - self.started
         self.values["workflow.duration"] = f"{elapsed.total_seconds():.6f}"
         self.stop.clear()
-        node = await self.start(self.workflow.on_exit, f"{self.name}.onExit")
+        node = await self.start(self.workflow.on_exit, f"{self.name}.onExit", "onExit")
         if node is None:
             self.phase = "Running"
         elif self.phase == "Succeeded" and node.failed:
             self.phase = node.phase
 
-    async def start(self, template: str, name: str) -> Node | None:
-        """Run a template that no task calls; its inputs are the workflow's parameters."""
+    async def start(self, template: str, name: str, folder: str = "") -> Node | None:
+        """Run a template that no task calls; its inputs are the workflow's parameters.
+
+        Its files lie in `folder` of the run's.
+        """
         inputs = self.workflow.templates[template].inputs
         arguments = {p: value for p, value in self.parameters.items() if p in inputs}
         frame = Frame("", Path(), math.inf, frozenset())
-        return await self.call(name, name, template, arguments, frame, Path(name).suffix[1:], [])
+        return await self.call(name, name, template, arguments, frame, folder, [])
 
     def interrupt(self) -> None:
         self.interrupted = True

@@ -119,6 +119,10 @@ def run_local(
         raise Refused("--name is for a new run; name a run that is continued with --run")
     if sum(map(bool, (resume, from_task, only))) > 1:
         raise Refused("--resume, --from and --only exclude each other; give one of them")
+    if earlier_name and not (resume or from_task or only):
+        raise Refused(
+            f"--run {earlier_name} names a run to continue: give --resume, --from or --only, too"
+        )
     first_task = from_task or only
     selected = tasks(workflow, first_task) if first_task else None
     if dry_run:

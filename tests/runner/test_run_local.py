@@ -396,6 +396,28 @@ def test_dry_run_prints_what_would_run(run: Runner, arguments: list[str], printe
     assert [line[0] for line in ran.stdout.splitlines() if line[1:3] == ": "] == list(printed)
 
 
+def test_a_run_is_named_only_to_be_continued(run: Runner, root: Path):
+    document = workflow({"one": python("")}, [{"name": "a", "template": "one"}])
+    ran = run(document, "--run", "small-1")
+
+    assert (ran.exit_code, ran.stderr) == (
+        2,
+        "run-local: --run small-1 names a run to continue: give --resume, --from or --only, too\n",
+    )
+    assert not (root / "outputs").exists()
+
+
+def test_files_lie_in_the_run_s_folder_though_its_name_has_a_dot(run: Runner):
+    document = workflow({"one": python("")}, [{"name": "a", "template": "one"}])
+    document["spec"]["onExit"] = "one"
+    ran = run(document, "--name", f"{document['metadata']['generateName']}v1.2")
+
+    assert ran.exit_code == 0
+    folders = {path.name for path in (ran.root / "outputs/latest").resolve().iterdir()}
+    assert folders >= {"a", "onExit"}
+    assert "2" not in folders
+
+
 PARAMETERS = {
     "parameters": [{"name": "profile", "value": "one", "enum": ["one", "two"]}, {"name": "data"}]
 }
