@@ -184,6 +184,13 @@ class Follower:
         together = arguments.shared_contract(self.agreed, theirs)
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
+        for field in ("max_images", "max_videos", "tools"):
+            needed, started_for = getattr(together, field), getattr(self.agreed, field)
+            if needed != started_for:
+                raise UserError(
+                    f"{uri} needs {field} {needed}, and the server was started for {started_for}: "
+                    "deploy the version"
+                )
         path = self.folder / f"v{version}"
         command = [sys.executable, str(FETCH), "--model", uri, "--sha256", digest]
         command += ["--max-lora-rank", str(self.max_lora_rank), "--out-dir", str(path)]

@@ -95,6 +95,22 @@ def test_an_alias_that_was_set_by_hand_serves_nothing(
     assert vllm.adapters == {}
 
 
+def test_a_version_that_the_server_was_not_started_for_is_not_loaded(
+    step, candidate, vllm: Vllm, workplace: Path
+) -> None:
+    step("quality_gate", "--run-id", candidate(name="one"))
+    started_for = workplace / "one" / "adapter" / "contract.json"
+    settings = json.loads(started_for.read_text())
+    started_for.write_text(json.dumps(settings | {"max_images": 0}))
+    result = follow(step, vllm, workplace, "--once")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"follow-alias: models:/{MODEL}/1 needs max_images 1, and the server was started for 0: "
+        "deploy the version\n"
+    )
+    assert vllm.adapters == {}
+
+
 @pytest.mark.parametrize("attack", ["digest", "gate run", "promotion"])
 def test_a_version_with_tags_of_nobody_is_not_served(
     step, candidate, vllm: Vllm, workplace: Path, attack: str

@@ -400,8 +400,23 @@ def test_what_does_not_go_together_is_refused():
         arguments.shared_contract(TEXT, TEXT.model_copy(update={"dtype": "float32"}))
     with pytest.raises(UserError, match="export 'adapter' and the one beside it has 'merged'"):
         arguments.shared_contract(TEXT, TEXT.model_copy(update={"export": "merged"}))
-    longer = TEXT.model_copy(update={"max_length": 900})
-    assert arguments.shared_contract(TEXT, longer).max_length == 900
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        {"max_length": 9000},
+        {"max_new_tokens": 9000},
+        {"max_images": 3},
+        {"max_videos": 2},
+        {"tools": True},
+    ],
+    ids=lambda larger: next(iter(larger)),
+)
+def test_two_versions_on_a_server_have_the_larger_limits(larger: dict[str, int | bool]):
+    one, other = VISION, VISION.model_copy(update=larger)
+    assert arguments.shared_contract(one, other) == other
+    assert arguments.shared_contract(other, one) == other
 
 
 def test_a_server_takes_as_many_images_a_request_as_the_rows_have():
