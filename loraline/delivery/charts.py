@@ -65,11 +65,6 @@ def helm_values(pod: Pod) -> Object:
         # The chart makes a claim for the hub's cache and sets its path.
         claim = {"pvcStorage": pod.storage, "pvcAccessMode": ["ReadWriteOnce"]}
         del variables["HF_HOME"]
-    names = [
-        *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
-    ]
-    keys = [secret(name, "loraline", name, optional=True) for name in names]
     model = {
         "name": pod.adapters[0].name,
         "annotations": pod.annotations,
@@ -85,10 +80,13 @@ def helm_values(pod: Pod) -> Object:
         "chatTemplateConfigMap": pod.contract.chat_template,
         # By default the chart switches prefix caching off.
         "vllmConfig": {"enablePrefixCaching": True, "extraArgs": args},
-        "env": [*environment(variables), container["env"][-1]],
+        "env": [
+            *environment(variables),
+            secret("HF_TOKEN", pod.secret, "hf-token", optional=True),
+        ],
         "initContainer": {
             **{key: fetch[key] for key in ("name", "image", "command", "resources")},
-            "env": [*fetch["env"], *keys],
+            "env": fetch["env"],
             "extraVolumeMounts": fetch["volumeMounts"],
         },
         "extraVolumes": [

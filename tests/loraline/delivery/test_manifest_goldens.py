@@ -243,6 +243,14 @@ def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_no_container_has_a_variable_twice(name: str) -> None:
+    # A server-side apply refuses it, and otherwise the last of them counts.
+    for container in containers(ALL[name]):
+        variables = [variable["name"] for variable in container["env"]]
+        assert len(variables) == len(set(variables)), variables
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_no_secret_is_in_a_manifest(name: str) -> None:
     assert containers(ALL[name])
     assert not any(entry.get("kind") == "Secret" for entry in ALL[name])
