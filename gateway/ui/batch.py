@@ -274,4 +274,4 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def safe(value: Any) -> str:
     text = str(value if value is not None else "")
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return f"'{text}" if text.lstrip().startswith(FORMULA) or text[:1] in FORMULA else text

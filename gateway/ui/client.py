@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-NO_ANSWER = "The gateway does not answer; try again in a moment, or tell its operator."
+NO_ANSWER = "The {} does not answer; try again in a moment, or tell its operator."
 
 PASSING = (0, 502, 503, 504)
 """Statuses of a Refusal that may be another in a moment; 0 is no answer at all."""
@@ -28,14 +28,15 @@ class Refusal(Exception):
 class Gateway:
     """Calls of one visitor; `http` is shared by all of them and holds no key.
 
-    `service` is what does not answer, in a sentence: the gateway, or the desk.
+    `service` names it in a sentence: the gateway, or the desk.
     """
 
     def __init__(
         self, http: httpx.AsyncClient, key: str | None, *, service: str = "gateway"
     ) -> None:
         self.http = http
-        self.no_answer = NO_ANSWER.replace("gateway", service)
+        self.service = service
+        self.no_answer = NO_ANSWER.format(service)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def call(self, method: str, path: str, **more: Any) -> httpx.Response:
@@ -46,7 +47,7 @@ class Gateway:
         except httpx.TransportError as error:
             raise Refusal(self.no_answer) from error
         if response.status_code >= 300:
-            raise refusal(response)
+            raise self.refusal(response)
         return response
 
     async def json(self, method: str, path: str, **more: Any) -> Any:
@@ -54,7 +55,8 @@ class Gateway:
         try:
             return response.json()
         except ValueError as error:
-            raise Refusal("The gateway's answer cannot be read.", response.status_code) from error
+            sentence = f"The {self.service}'s answer cannot be read."
+            raise Refusal(sentence, response.status_code) from error
 
     async def form(self, path: str, fields: dict[str, str], files: Sequence[Path]) -> Any:
         """The answer to a form with files, which are read from disk as they go out."""
@@ -72,9 +74,9 @@ class Gateway:
             form = multipart(fields, files, opened)
             async with aclosing(self.stream(path, form)) as events:
                 async for event, data in events:
-                    value = parsed(data)
+                    value = self.parsed(data)
                     if event == "error":
-                        sentence = str(value.get("detail", NO_ANSWER))
+                        sentence = str(value.get("detail", self.no_answer))
                         raise Refusal(sentence, int(value.get("status", 0)))
                     yield event, value
                     if event == "done":
@@ -89,9 +91,9 @@ class Gateway:
             async for _, data in events:
                 if data == "[DONE]":
                     return
-                chunk = parsed(data)
+                chunk = self.parsed(data)
                 if error := chunk.get("error"):
-                    raise Refusal(str(error.get("message", NO_ANSWER)))
+                    raise Refusal(str(error.get("message", self.no_answer)))
                 yield chunk
         raise Refusal("The answer broke off; what came of it is shown.")
 
@@ -103,7 +105,7 @@ class Gateway:
             async with self.http.stream("POST", path, headers=self.headers, **request) as response:
                 if response.status_code >= 300:
                     await response.aread()
-                    raise refusal(response)
+                    raise self.refusal(response)
                 event, data = "message", []
                 async for line in response.aiter_lines():
                     if line.startswith("event:"):
@@ -114,7 +116,28 @@ class Gateway:
                         yield event, "\n".join(data)
                         event, data = "message", []
         except httpx.TransportError as error:
-            raise Refusal(NO_ANSWER) from error
+            raise Refusal(self.no_answer) from error
+
+    def parsed(self, data: str) -> dict[str, Any]:
+        try:
+            value = json.loads(data)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise Refusal(f"The {self.service}'s answer cannot be read.")
+        return value
+
+    def refusal(self, response: httpx.Response) -> Refusal:
+        """The service's sentence, from either form of its errors."""
+        try:
+            document = response.json()
+            error = document.get("error")
+            sentence = error["message"] if isinstance(error, dict) else document["detail"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            sentence = f"The {self.service} answered with status {response.status_code}."
+        wait = response.headers.get("Retry-After", "")
+        again = f" Try again in {wait} s." if wait.isdecimal() else ""
+        return Refusal(f"{sentence}{again}", response.status_code)
 
 
 def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) -> dict[str, Any]:
@@ -123,26 +146,3 @@ def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) 
     for path in files:
         parts.append(("files", (path.name, opened.enter_context(path.open("rb")))))
     return {"files": parts}
-
-
-def parsed(data: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise Refusal("The gateway's answer cannot be read.")
-    return value
-
-
-def refusal(response: httpx.Response) -> Refusal:
-    """The gateway's sentence, from either form of its errors."""
-    try:
-        document = response.json()
-        error = document.get("error")
-        sentence = error["message"] if isinstance(error, dict) else document["detail"]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        sentence = f"The gateway answered with status {response.status_code}."
-    wait = response.headers.get("Retry-After", "")
-    again = f" Try again in {wait} s." if wait.isdecimal() else ""
-    return Refusal(f"{sentence}{again}", response.status_code)

@@ -152,7 +152,7 @@ class Guard:
 
 def turned_away(request: Request, *, down: bool) -> Response:
     if down:
-        return Response(f"{NO_ANSWER}\n", 503, {"Retry-After": "5"}, "text/plain")
+        return Response(f"{NO_ANSWER.format('gateway')}\n", 503, {"Retry-After": "5"}, "text/plain")
     if "text/html" in request.headers.get("accept", ""):
         return RedirectResponse("/login", 303)
     return Response("Sign in first.\n", 401, None, "text/plain")

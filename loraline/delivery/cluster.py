@@ -379,8 +379,11 @@ def roll_back(
                 actions.add("what was made is deleted")
     except (ApiException, HTTPError) as error:
         name = changed[0][0]["metadata"]["name"]
+        why = "the cluster did not answer"
+        if isinstance(error, ApiException):
+            why = f"the cluster refused to put it back ({error.status} {error.reason})"
         raise TryAgain(
-            f"{name} was not deployed, and is left half applied since the cluster did not answer; "
+            f"{name} was not deployed, and is left half applied since {why}; "
             "deploy the version before it again"
         ) from error
     return ", ".join(sorted(actions, reverse=True)) or "nothing was changed"

@@ -37,7 +37,7 @@ def findings(folder: Path, base_config: dict[str, Any], dtype: str) -> list[Find
     problems = [
         Finding(name, "holds NaN or infinity", "train again, at a lower rate")
         for name, tensor in tensors.items()
-        if not tensor.finite()
+        if tensor.dtype == NAMES[dtype] and not tensor.finite()
     ]
     problems += [
         Finding(name, f"is of type {tensor.dtype}, measured was {dtype}", LOG_ANEW)

@@ -121,9 +121,11 @@ def test_a_whole_model_is_logged_in_the_type_that_serves_and_has_learned(
         assert not list(folder.glob("adapter*"))
         # What a gate, a fetch and a server would see of other weights in their place.
         preflight.check(folder, agreed, "it")
-        save_file({k: w.float() for k, w in weights.items()}, folder / "model.safetensors")
-        with pytest.raises(UserError, match="is of type F32, measured was bfloat16"):
-            preflight.check(folder, agreed, "it")
+        for other, name in ((torch.float32, "F32"), (torch.complex64, "C64")):
+            changed = {k: w.to(other) for k, w in weights.items()}
+            save_file(changed, folder / "model.safetensors")
+            with pytest.raises(UserError, match=f"is of type {name}, measured was bfloat16"):
+                preflight.check(folder, agreed, "it")
         with pytest.raises(UserError, match=r"the model in .* has digest .*, its contract says"):
             contract.read(folder)
     assert (agreed.train, agreed.export, agreed.r) == ("full", "merged", 0)

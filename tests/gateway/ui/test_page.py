@@ -295,12 +295,12 @@ def test_examples_are_those_of_a_list_or_the_pictures_of_a_folder(tmp_path: Path
 
 def test_a_batch_as_a_table_for_spreadsheets_computes_nothing() -> None:
     rows = [
-        {"index": 0, "filename": "=cmd", "status": 200, "answer": {"raw": "@SUM(1)"}},
+        {"index": 0, "filename": " =cmd", "status": 200, "answer": {"raw": "@SUM(1)"}},
         {"index": 1, "id": "x", "status": 415, "problem": {"detail": "No image."}},
     ]
     lines = batch.as_csv(rows).splitlines()
 
-    assert lines[1].startswith("0,,'=cmd,200,'@SUM(1)")
+    assert lines[1].startswith("0,,' =cmd,200,'@SUM(1)")
     assert lines[2] == "1,x,,415,No image.,"
     assert batch.table(rows, {}).index("No image.") < batch.table(rows, {}).index("@SUM")
 
@@ -323,13 +323,36 @@ def test_lines_of_a_batch_keep_what_they_name(tmp_path: Path) -> None:
     [
         (b'{"detail": "Send a file."}', 422, "Send a file."),
         (b'{"error": {"message": "Too long."}}', 422, "Too long."),
-        (b"<html>", 502, "The gateway answered with status 502."),
-        (b"[]", 500, "The gateway answered with status 500."),
+        (b"<html>", 502, "The desk answered with status 502."),
+        (b"[]", 500, "The desk answered with status 500."),
+        (b"<html>", 200, "The desk's answer cannot be read."),
+        (None, 0, "The desk does not answer; try again in a moment, or tell its operator."),
     ],
 )
-def test_a_refusal_is_the_gateways_own_sentence(content: bytes, status: int, sentence: str) -> None:
-    refusal = client.refusal(httpx.Response(status, content=content))
-    assert (refusal.sentence, refusal.status) == (sentence, status)
+def test_a_refusal_is_the_service_s_sentence_or_names_the_service(
+    content: bytes | None, status: int, sentence: str
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if content is None:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(status, content=content)
+
+    async def refusals() -> list[client.Refusal]:
+        async with httpx.AsyncClient(
+            transport=httpx.MockTransport(answer), base_url="http://desk"
+        ) as http:
+            desk = client.Gateway(http, None, service="desk")
+            with pytest.raises(client.Refusal) as asked_once:
+                await desk.json("GET", "/me")
+            if status == 200:
+                return [asked_once.value]
+            with pytest.raises(client.Refusal) as streamed:
+                async for _ in desk.stream("/me", {}):
+                    pass
+        return [asked_once.value, streamed.value]
+
+    for refusal in asyncio.run(refusals()):
+        assert (refusal.sentence, refusal.status) == (sentence, status)
 
 
 class Refusing:
@@ -363,7 +386,8 @@ def test_who_does_not_answer_is_named() -> None:
 
 def test_a_refusal_says_when_to_try_again() -> None:
     response = httpx.Response(429, json={"detail": "Busy."}, headers={"Retry-After": "7"})
-    assert client.refusal(response).sentence == "Busy. Try again in 7 s."
+    gateway = client.Gateway(cast(Any, None), None)
+    assert gateway.refusal(response).sentence == "Busy. Try again in 7 s."
 
 
 # --- sign-in

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -281,3 +281,27 @@ class TestSecrets:
             return
         with pytest.raises(ApiException):
             delivery_cluster.check_secrets([deployment], look, print)
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_roll_back_that_fails_says_whether_the_cluster_answered(
+    refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import ProtocolError
+
+    def apply(*_: Any) -> None:
+        raise ApiException(403, "Forbidden") if refused else ProtocolError("reset")
+
+    monkeypatch.setattr(delivery_cluster, "apply_object", apply)
+    why = (
+        "the cluster refused to put it back (403 Forbidden)"
+        if refused
+        else "the cluster did not answer"
+    )
+    with pytest.raises(TryAgain) as failed:
+        delivery_cluster.roll_back(cast(Any, None), [(DEPLOYMENT, DEPLOYMENT)], "default")
+    assert str(failed.value) == (
+        f"lora-tiny-lora was not deployed, and is left half applied since {why}; "
+        "deploy the version before it again"
+    )
