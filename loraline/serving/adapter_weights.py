@@ -99,16 +99,19 @@ def paired(tensors: Mapping[str, Tensor], layers: Layers) -> tuple[dict[str, Pai
             findings.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
         else:
             pairs.setdefault(match["module"], {})[match["side"] or match["table"]] = tensor
-        try:
-            finite = tensor.finite()
-        except ValueError as error:
-            findings.append(Finding(key, str(error), "save it in a type of float"))
-        else:
-            if not finite:
-                findings.append(
-                    Finding(key, "holds NaN or infinity", "train again, at a lower rate")
-                )
+        findings += number_findings(key, tensor)
     return pairs, findings
+
+
+def number_findings(key: str, tensor: Tensor) -> list[Finding]:
+    """What is wrong with a tensor's numbers."""
+    try:
+        finite = tensor.finite()
+    except ValueError as error:
+        return [Finding(key, str(error), "save it in a type of float")]
+    if finite:
+        return []
+    return [Finding(key, "holds NaN or infinity", "train again, at a lower rate")]
 
 
 def fits(module: str, table: str | None, layers: Layers) -> bool:
@@ -237,7 +240,8 @@ def without_magnitudes(
     tensors: Mapping[str, Tensor], layers: Layers
 ) -> tuple[dict[str, Tensor], list[Finding]]:
     """The tensors without DoRA's magnitudes, and what is wrong with the magnitudes."""
-    findings, others = [], {}
+    findings: list[Finding] = []
+    others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         match = MAGNITUDE.fullmatch(key)
         size = layers.linears.get(match["module"]) if match else None
@@ -245,9 +249,11 @@ def without_magnitudes(
             others[key] = tensor
         elif size is None:
             findings.append(Finding(key, "matches no linear layer of the base", hint(key, layers)))
-        elif tensor.shape != (size[1],) or not tensor.finite():
-            rule = f"has shape {tensor.shape}, or holds NaN or infinity"
-            findings.append(Finding(key, rule, "train again, or merge it into its own base"))
+        elif tensor.shape != (size[1],):
+            rule = f"has shape {tensor.shape}, and the layer has {size[1]} outputs"
+            findings.append(Finding(key, rule, "merge it into its own base"))
+        else:
+            findings += number_findings(key, tensor)
     return others, findings
 
 
