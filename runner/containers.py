@@ -193,7 +193,7 @@ def limit_of(container: Container, timeout: float, stopped: str) -> str:
 
 
 def with_values(output: Output, values: Mapping[str, str]) -> Output:
-    """An output whose path, default and name have their references filled in."""
+    """An output whose path and default have their references filled in."""
     path = substitute(output.path, values)
     if ".." in Path(path).parts or path.startswith("/"):
         raise NodeError(f"the output's path {path!r} is not in {OUT_DIR}")

@@ -40,7 +40,7 @@ def letter(_: Loader, node: yaml.ScalarNode) -> str:
     """To Argo a bare y or n is a boolean; to most who write it, it is a text."""
     line = node.start_mark.line + 1
     raise Refused(
-        f"line {line}: {node.value} without quotes is a truth to Argo; write it in quotes"
+        f"line {line}: {node.value} without quotes is a boolean to Argo; write it in quotes"
     )
 
 
@@ -147,7 +147,7 @@ def plain(value: Any, *, literal: bool = False) -> Any:
     if isinstance(value, list):
         return [plain(member, literal=literal) for member in value]
     if isinstance(value, str) and HALF_A_SIGN.search(value):
-        raise Refused(f"{brief(value)} has an escape of half a sign, which YAML has not")
+        raise Refused(f"{brief(value)} has an escape of half a surrogate pair, which YAML has not")
     if value is not None and not isinstance(value, str | bool | int | float):
         raise Refused(f"{brief(value)} is a {type(value).__name__}, which JSON has not")
     if isinstance(value, float) and not math.isfinite(value):

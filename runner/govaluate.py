@@ -77,7 +77,7 @@ def planned(source: str) -> Stage | None:
 
 
 class Planner:
-    """Plans stages from tokens: one method for each kind of operand or level of operators."""
+    """Plans stages from tokens: `level` for a level of precedence, `operand` for what it joins."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens, self.position = tokens, 0

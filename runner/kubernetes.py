@@ -193,10 +193,10 @@ LONGEST_NAME = 63
 """Most characters of a workflow's name that Argo accepts."""
 
 LONGEST_CRON = 52
-"""The same for a CronWorkflow, whose workflows have its name and eleven signs more."""
+"""The same for a CronWorkflow, whose workflows have its name and eleven characters more."""
 
 LONGEST_PREFIX = 253
-"""Signs of generateName that Kubernetes takes at most; it cuts what does not fit into a name."""
+"""Characters of generateName that Kubernetes takes at most; it cuts longer ones in a name."""
 
 
 def fault_of_metadata(
@@ -208,12 +208,12 @@ def fault_of_metadata(
     if name and not NAME.fullmatch(name):
         return f"name {name!r} has to be of small letters, digits, dashes and dots between them"
     if len(name) > longest:
-        return f"name {name!r} has {len(name)} signs; Argo takes {longest}"
+        return f"name {name!r} has {len(name)} characters; Argo takes {longest}"
     # A generated name continues with letters and digits.
     if generated and not NAME.fullmatch(f"{generated}a"):
         return f"generateName {generated!r} has to be of small letters, digits, dashes and dots"
     if len(generated) > LONGEST_PREFIX:
-        return f"generateName has {len(generated)} signs; Kubernetes takes {LONGEST_PREFIX}"
+        return f"generateName has {len(generated)} characters; Kubernetes takes {LONGEST_PREFIX}"
     for key, value in labels.items():
         prefix, slash, last = key.rpartition("/")
         plain_key = last and LABEL.fullmatch(last) and (NAME.fullmatch(prefix) or not slash)

@@ -46,7 +46,7 @@ def substitute(source: str, values: Mapping[str, str], spelled: Callable[[str], 
 def handed_on(where: str, value: str) -> str:
     """A value from the file or the command line; Refused if Argo cannot fill it in anywhere."""
     if not survives_quoting(value):
-        raise Refused(f"{where}: {brief(value)} has a sign in it that Argo cannot hand on")
+        raise Refused(f"{where}: {brief(value)} has a character that Argo cannot hand on")
     return value
 
 
@@ -57,7 +57,7 @@ def safe(name: str, values: Mapping[str, str]) -> str:
         # Argo's message about the escape codes of colours, and other invisible characters.
         raise NodeError(
             "cannot finish template replacement because the result was invalid JSON: "
-            f"{{{{{name}}}}} has a sign in it that Argo cannot hand on"
+            f"{{{{{name}}}}} has a character that Argo cannot hand on"
         )
     # The failures' messages about references are Argo's text, which it does not read again.
     if name != "workflow.failures" and (tag := filled_again(value, values)):

@@ -238,7 +238,7 @@ def continued_run(
     only: str,
     show: Callable[[Node], None],
 ) -> Run:
-    """The run `before`, to be resumed with its name, its parameters and its finished nodes."""
+    """The run `earlier_name`, to be continued with its name, its parameters and the nodes kept."""
     file = Path.cwd() / "outputs" / earlier_name / "status.json"
     try:
         document = json.loads(file.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """The fields that a workflow's file may have, and their types.
 
 A field that is not here would have no effect, so it is refused by name. Fields that
-only concern Kubernetes have the types that Argo's own have; nothing here looks into them.
+only concern Kubernetes have no effect here; `kubernetes.py` checks their types as Argo does.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ def whole_or_digits(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(whole)]
 WholeOrDigits = Annotated[int, BeforeValidator(whole_or_digits)]
-OfKubernetes = Annotated[Any, "of Kubernetes"]
-"""Marks a field that nothing here obeys."""
 
 
 class Shape(BaseModel):
@@ -66,6 +64,7 @@ KubernetesObjects = Annotated[list[dict[str, Any]] | None, "a list of mappings",
 KubernetesText = Annotated[str | None, "a text", "of Kubernetes"]
 KubernetesInteger = Annotated[int | None, "a whole number", "of Kubernetes"]
 KubernetesAny = Annotated[Any, "of Kubernetes"]
+"""Types of fields that have no effect here."""
 
 
 class Placement(Shape):

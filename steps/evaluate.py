@@ -77,7 +77,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
     from loraline import contract, records
     from loraline.base import locate
     from loraline.base.encoding import Encoder
-    from loraline.evaluation import report
+    from loraline.evaluation import metrics, report
     from loraline.evaluation.champion import comparable_champion
 
     started = time.monotonic()
@@ -93,6 +93,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
         runs.adapter(train_run) as adapter,
     ):
         agreed = contract.read(adapter)
+        # The contract says whether rows show videos, which only hf measures.
         chosen = measurement.chosen_engine(engine, recipe.serve_dtype, agreed.max_videos)
         base = locate.locate_measured(agreed)
         held_out = records.read(dataset / "test.parquet")
@@ -117,7 +118,7 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
                 for model, answered in measured.items()
             }
         )
-        headline = (*measurement.HEADLINE, *(plugin.name for plugin in custom_metrics))
+        headline = (*metrics.HEADLINE, *(plugin.name for plugin in custom_metrics))
         log_numbers(comparison, measured, headline, run, train_run)
         log_details(comparison, digests, chosen, recipe.answer_format)
         engine_took = f"{chosen}, {time.monotonic() - started:,.1f} s"

@@ -135,7 +135,6 @@ def check_signature(model: str, digest: str) -> None:
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:
     """The base with the adapter merged into it, in the contract's precision, with its tokenizer."""
-    from loraline import contract
     from loraline.base import merging
     from loraline.base.locate import locate, locate_measured
 

@@ -124,9 +124,7 @@ def within(value: Any, *path: str) -> Any:
 def unused(workflow: Workflow) -> Iterator[str]:
     called = {workflow.entrypoint, workflow.on_exit}
     for template in workflow.templates.values():
-        groups = [template.definition.tasks] if isinstance(template.definition, Dag) else []
-        groups = getattr(template.definition, "groups", groups)
-        called |= {task.template for group in groups for task in group}
+        called |= {task.template for task in template.tasks}
     for name in workflow.templates.keys() - called:
         yield f"template {name}: nothing calls it"
 

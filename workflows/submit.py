@@ -179,20 +179,20 @@ def names_in(members: str) -> list[str]:
     return names
 
 
-def class_of_machines(profile_names: str, workflow: str, classes: Path | None) -> str:
+def class_of_machines(class_name: str, workflow: str, classes: Path | None) -> str:
     """A class of several machines; empty where one machine trains. UserError where one has to."""
     import pipeline
     import resources
 
-    resource_class = resources.load(classes).get(profile_names)
+    resource_class = resources.load(classes).get(class_name)
     if resource_class is None or resource_class.machines == 1:
         return ""
     if workflow not in pipeline.ON_SEVERAL_MACHINES:
         raise UserError(
-            f"-p resources={profile_names}: {workflow} trains on one machine; "
+            f"-p resources={class_name}: {workflow} trains on one machine; "
             f"{' and '.join(pipeline.ON_SEVERAL_MACHINES)} train on several"
         )
-    return profile_names
+    return class_name
 
 
 def rendered(

@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-ON_CPU = {"kv_cache_memory_bytes": 2**30}
+KV_CACHE_BYTES_ON_CPU = 2**30
 """Without a GPU, vLLM takes its share of all memory, and all of that must be free at the start."""
 
 
@@ -158,7 +158,7 @@ def start_engine(agreed: Contract, base: Base, adapters: Sequence[Path], longest
     # A reference may be longer than any answer that the server would give.
     arguments.max_model_len = max(agreed.max_model_len, longest + 1)
     if not torch.cuda.is_available():
-        arguments.kv_cache_memory_bytes = ON_CPU["kv_cache_memory_bytes"]
+        arguments.kv_cache_memory_bytes = KV_CACHE_BYTES_ON_CPU
     return LLM.from_engine_args(arguments)
 
 

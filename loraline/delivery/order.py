@@ -33,8 +33,10 @@ class Order:
     as they are."""
 
     alias: str | None
-    beside: str | None
     """Alias of another version of the same model, to be served beside this version."""
+
+    beside: str | None
+    """The version that has this alias."""
 
     where: Placement
     gpu: str | None

@@ -27,7 +27,7 @@ ROLES = {"champion": "candidate", "candidate": "champion"}
 def rendered(
     client: MlflowClient, adapter: Path, order: Order, say: Callable[[str], None]
 ) -> tuple[str, Plan | None]:
-    """The manifest as YAML, and the card that the adapter's server is sized for, if any.
+    """The manifest as YAML, and the plan that the adapter's server is sized by, if any.
 
     `adapter` is the folder with the version's files. UserError for what vLLM or Kubernetes would
     refuse, and for what fits no card.
@@ -49,7 +49,9 @@ def rendered(
         agreed, other, model = join_beside(agreed, order)
         beside, ranks, models = [other], [*ranks, other.rank], [served, model]
     videos, otherwise = 0, ""
-    measured, wide = agreed, tasks.widened(agreed, order.needs) if order.tasks else agreed
+    measured = wide = agreed
+    if order.tasks:
+        wide = tasks.widened(agreed, order.needs)
     if order.tasks == "instead":
         agreed, videos = wide, tasks.videos(order.needs)
         otherwise = tasks.differences(measured, wide, videos)
@@ -76,9 +78,9 @@ def rendered(
         say(f"the adapter was measured with other limits: {otherwise}")
     if order.tasks == "beside":
         videos = tasks.videos(order.needs)
-        card = size(client, wide, base_config, [], order, videos)
+        tasks_plan = size(client, wide, base_config, [], order, videos)
         second = manifest.tasks_server(
-            wide, servers[0], videos=videos, base_config=base_config, plan=card
+            wide, servers[0], videos=videos, base_config=base_config, plan=tasks_plan
         )
         servers.append(second)
         say(f"tasks are served by {second.resource}, which has no adapter")

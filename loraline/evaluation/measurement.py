@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from loraline.evaluation.plugins import Plugin
     from loraline.records import Record
 
-HEADLINE = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
-"""Metrics of every task, which a reviewer sees first and which the gate's rules use."""
-
 FAILED = Answer("", [], truncated=False, failed=True)
 
 

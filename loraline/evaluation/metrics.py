@@ -23,6 +23,9 @@ FloatArray = NDArray[np.float64]
 LATEX_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\S")
 """A LaTeX command, an escaped character, or one visible character."""
 
+HEADLINE = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
+"""Metrics of every task, which a reviewer sees first and which the gate's rules use."""
+
 HIGHER_IS_BETTER = {
     "bleu": True,
     "bleu_13a": True,

@@ -67,7 +67,7 @@ class Evaluation:
     @property
     def headline(self) -> tuple[str, ...]:
         """The metrics that a reviewer sees first."""
-        return (*measurement.HEADLINE, *self.user_metrics)
+        return (*metrics.HEADLINE, *self.user_metrics)
 
 
 def facts(agreed: Contract, train_run: Run, data_run: Run, champion: str | None) -> dict[str, str]:

@@ -14,17 +14,13 @@ from pydantic import ValidationError
 
 from loraline.errors import UserError
 from loraline.evaluation import plugins
-from loraline.evaluation.metrics import HIGHER_IS_BETTER
+from loraline.evaluation.metrics import HEADLINE, HIGHER_IS_BETTER
 from loraline.profiles.layered_yaml import read_yaml
 from loraline.profiles.limits import Gate, check_metrics
 from loraline.profiles.loading import complaints
 from loraline.tracking.tags import CHAMPION, CHAMPION_AGAIN, CHAMPION_REFUSED, MEASURED
 
-REQUIRED = tuple(
-    f"{model}_{name}"
-    for model in ("base", "tuned")
-    for name in ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
-)
+REQUIRED = tuple(f"{model}_{name}" for model in ("base", "tuned") for name in HEADLINE)
 """Metrics that every measured candidate has."""
 
 

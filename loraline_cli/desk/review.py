@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import TryAgain, UserError
+from loraline.evaluation import scorecard
 from loraline.tracking import registry, runs, tags
 from loraline.tracking.lock import HOLDER
 from loraline_cli import main
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 ALIASES = (registry.CANDIDATE, registry.CHAMPION, registry.PREVIOUS)
-METRICS = ("bleu", "levenshtein", "exact_match", "perplexity")
 MOST_BYTES = 32 * 2**20
 """Bytes of a report that are handed on."""
 
@@ -76,7 +76,7 @@ def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         document["rules"] = json.loads(text)["verdicts"] if text else []
         evaluation = run_of(client, gate.data.tags.get(tags.UPSTREAM))
         if evaluation is not None:
-            document["metrics"] = numbers(evaluation)
+            document["metrics"] = scorecard.intervals(evaluation)
             document["rows"] = evaluation.data.metrics.get("rows")
             document["compared_with"] = evaluation.data.tags.get(tags.CHAMPION)
             document["evaluate"] = evaluation.info.run_id
@@ -112,19 +112,6 @@ def vote(client: MlflowClient, by: str, compared: Sequence[str], best: str | Non
     for uri, (name, _, number) in zip(compared, versions, strict=True):
         result = "even" if best is None else "won" if uri == best else "lost"
         client.set_model_version_tag(name, number, key, f"{result} by {by}")
-
-
-def numbers(evaluation: Run) -> dict[str, dict[str, list[float | None]]]:
-    """Value and interval of each metric, of base, candidate and champion."""
-    measured = evaluation.data.metrics
-    return {
-        name: {
-            model: [measured.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]
-            for model in ("base", "tuned", "champion")
-            if f"{model}_{name}" in measured
-        }
-        for name in METRICS
-    }
 
 
 def worst(predictions: str | None) -> list[dict[str, str]]:

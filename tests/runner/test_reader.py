@@ -229,7 +229,7 @@ CRON: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "a number": (("spec", "failedJobsHistoryLimit"), "3", "has to be a whole number, not '3'"),
     "a deadline": (("spec", "startingDeadlineSeconds"), -3, "has to be a whole number, not -3"),
     "a label": (("spec", "workflowMetadata"), {"labels": {"a": 1}}, "a mapping of texts"),
-    "a name": (("metadata", "name"), "a" * 53, "has 53 signs; Argo takes 52"),
+    "a name": (("metadata", "name"), "a" * 53, "has 53 characters; Argo takes 52"),
     "no value": (
         (*SPEC, "arguments", "parameters", 0),
         {"name": "word"},
@@ -328,7 +328,7 @@ def test_half_a_sign_in_a_yaml_file_is_refused_as_go_refuses_it(tmp_path: Path) 
     file = tmp_path / "w.yaml"
     file.write_text('kind: "\\ud83d\\ude42"')
 
-    with pytest.raises(Refused, match="half a sign"):
+    with pytest.raises(Refused, match="half a surrogate pair"):
         load(file)
 
 
@@ -342,7 +342,7 @@ def test_half_a_sign_in_a_yaml_file_is_refused_as_go_refuses_it(tmp_path: Path) 
         ("a: [", "is not YAML"),
         ("a: \x00", "is not YAML"),
         ("kind: Pod", "kind Pod is no workflow"),
-        ("a: [x, y]", "line 1: y without quotes is a truth to Argo"),
+        ("a: [x, y]", "line 1: y without quotes is a boolean to Argo"),
     ],
 )
 def test_a_file_that_is_no_workflow_is_refused(

@@ -181,22 +181,22 @@ def claim(mode: str, storage: str = "10Gi") -> dict[str, Any]:
 def test_a_claim_that_would_have_to_change_is_told_with_what_to_do() -> None:
     one, several = claim("ReadWriteOnce"), claim("ReadWriteMany")
     with pytest.raises(UserError) as error:
-        delivery_cluster.check_claims([several, DEPLOYMENT], [one, DEPLOYMENT])
+        delivery_cluster.reconcile_claims([several, DEPLOYMENT], [one, DEPLOYMENT])
     assert "lora-tiny-lora is ReadWriteOnce, this number of replicas needs ReadWriteMany" in (
         str(error.value)
     )
     assert "--base-volume" in str(error.value) and "delete the Deployment" in str(error.value)
-    delivery_cluster.check_claims([several, DEPLOYMENT], [None, DEPLOYMENT])
-    delivery_cluster.check_claims([several], [several])
+    delivery_cluster.reconcile_claims([several, DEPLOYMENT], [None, DEPLOYMENT])
+    delivery_cluster.reconcile_claims([several], [several])
 
 
 def test_a_claim_keeps_its_size_where_a_smaller_base_needs_less() -> None:
     """Kubernetes refuses to reduce one, and a larger one serves as well."""
     needs, has = claim("ReadWriteOnce", "10Gi"), claim("ReadWriteOnce", "30Gi")
-    delivery_cluster.check_claims([needs], [has])
+    delivery_cluster.reconcile_claims([needs], [has])
     assert needs["spec"]["resources"]["requests"]["storage"] == "30Gi"
     needs, has = claim("ReadWriteOnce", "31Gi"), claim("ReadWriteOnce", "30720Mi")
-    delivery_cluster.check_claims([needs], [has])
+    delivery_cluster.reconcile_claims([needs], [has])
     assert needs["spec"]["resources"]["requests"]["storage"] == "31Gi"
 
 
