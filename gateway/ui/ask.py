@@ -87,6 +87,17 @@ def tasks_update(catalogue: dict[str, Any], models: list[str], chosen: str | Non
     )
 
 
+def tasks_update_without_chat(
+    catalogue: dict[str, Any], models: list[str], chosen: str | None, _: Texts
+) -> Any:
+    """The same without free questions, which are sampled: one answer says nothing of a model."""
+    update = tasks_update(catalogue, models, chosen, _)
+    choices = [choice for choice in update["choices"] if choice[1] != CHAT]
+    names = [name for _title, name in choices]
+    value = chosen if chosen in names else next(iter(names), None)
+    return gr.update(choices=choices, value=value)
+
+
 def options_update(catalogue: dict[str, Any], task: str | None) -> Any:
     """The task's variables beside the question, with their defaults."""
     declared = catalogue.get("tasks", {}).get(task, {})

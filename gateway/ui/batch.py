@@ -17,7 +17,7 @@ from gateway.ui import ask, drawing, pictures
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.compare import text_of
 from gateway.ui.connections import Connections
-from gateway.ui.questions import CHAT, PREDICT, Question
+from gateway.ui.questions import PREDICT, Question
 
 EVERY_S = 1.0
 SHOWN_ROWS = 200
@@ -80,10 +80,8 @@ class BatchScreen:
         self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
 
     def tasks_update(self, catalogue: dict[str, Any], model: str | None, task: str | None) -> Any:
-        update = ask.tasks_update(catalogue, [model] if model else [], task, self.text)
-        shared = [each for each in update["choices"] if each[1] != CHAT]
-        names = [name for _, name in shared]
-        return gr.update(choices=shared, value=task if task in names else next(iter(names), None))
+        models = [model] if model else []
+        return ask.tasks_update_without_chat(catalogue, models, task, self.text)
 
     async def on_start(
         self,

@@ -15,7 +15,7 @@ import gradio as gr
 from gateway.ui import ask, drawing, pictures
 from gateway.ui.client import Refusal
 from gateway.ui.connections import Connections
-from gateway.ui.questions import CHAT, PREDICT, Question
+from gateway.ui.questions import PREDICT, Question
 
 LETTERS = "ABCD"
 MOST_WORDS = 1500
@@ -82,12 +82,7 @@ class CompareScreen:
         )  # fmt: skip
 
     def tasks_update(self, catalogue: dict[str, Any], models: list[str], task: str | None) -> Any:
-        """Free questions are sampled, so that two answers say nothing of two models."""
-        update = ask.tasks_update(catalogue, models, task, self.text)
-        shared = [each for each in update["choices"] if each[1] != CHAT]
-        names = [name for _, name in shared]
-        value = task if task in names else next(iter(names), None)
-        return gr.update(choices=shared, value=value)
+        return ask.tasks_update_without_chat(catalogue, models, task, self.text)
 
     async def on_compare(
         self,
