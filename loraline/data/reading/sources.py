@@ -260,7 +260,7 @@ def split_of(name: str) -> str | None:
 def hugging_face(entry: Entry, location: str) -> Source:
     """`hf://owner/name[@revision][:split]`, or a local folder of datasets in the owner's place."""
     import datasets
-    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     path, _, split = location.partition(":")
     path, _, revision = path.partition("@")
@@ -274,16 +274,14 @@ def hugging_face(entry: Entry, location: str) -> Source:
             loaded = loaded[split] if split else loaded
         else:
             loaded = datasets.load_dataset(path, revision=revision or None, split=split or None)
-    except (DatasetNotFoundError, FileNotFoundError, KeyError, ValueError) as error:
-        if not Path(path).exists() and isinstance(error, FileNotFoundError | ConnectionError):
+    except (FileNotFoundError, ConnectionError, HfHubHTTPError, KeyError, ValueError) as error:
+        if is_hub_away(error):
             raise TryAgain(
                 f"{entry.uri} is not in the local cache and the hub does not answer"
             ) from error
         raise UserError(
             f"{entry.uri} cannot be loaded: {' '.join(str(error).split())[:300]}"
         ) from error
-    except ConnectionError as error:
-        raise TryAgain(f"{entry.uri}: the hub does not answer") from error
     parts = dict(loaded) if isinstance(loaded, dict) else {split or "train": loaded}
     files = []
     for name, part in parts.items():
@@ -304,6 +302,29 @@ def hugging_face(entry: Entry, location: str) -> Source:
     # The cached files lie anywhere; a row may name what belongs to its dataset, and nothing else.
     owned = Path(path) if Path(path).is_dir() else cache_of(path)
     return Source(entry, Path("/"), tuple(files), media=owned)
+
+
+def is_hub_away(error: Exception) -> bool:
+    """Whether an exception of datasets means that the hub cannot be reached or is overloaded.
+
+    What the hub answers about a dataset is a FileNotFoundError as well, and is final.
+    """
+    from datasets.exceptions import FileNotFoundDatasetsError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    from loraline.tracking.store import causes
+
+    if isinstance(error, FileNotFoundDatasetsError):
+        return False
+    for cause in causes(error):
+        if isinstance(cause, ConnectionError | LocalEntryNotFoundError):
+            return True
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (
+            429,
+            *range(500, 600),
+        ):
+            return True
+    return False
 
 
 def cache_of(name: str) -> Path:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -249,8 +252,68 @@ def test_a_hugging_face_row_names_no_file_outside_of_its_folder(tmp_path: Path, 
     assert merged.counts == {"media_missing drop": 1}
 
 
-def test_a_hub_dataset_that_cannot_be_had_is_said(tmp_path: Path) -> None:
-    with pytest.raises((UserError, TryAgain), match="hf://nobody/nothing"):
+def test_a_hub_that_cannot_be_reached_is_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(TryAgain, match="hf://nobody/nothing is not in the local cache and the hub"):
+        sources.locate(Entry(uri="hf://nobody/nothing"), tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[Callable[[int, str], None]]:
+    """A hub that answers every request with a status and, where one is set, with a code."""
+    import datasets
+    from huggingface_hub import constants
+
+    answer: list[tuple[int, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, code = answer[-1]
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # The hub's client waits between its tries.
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    yield lambda status, code: answer.append((status, code))
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason"),
+    [
+        (404, "RepoNotFound", "doesn't exist on the Hub or cannot be accessed"),
+        (401, "GatedRepo", "is a gated dataset"),
+        (404, "RevisionNotFound", "Revision 'v9' doesn't exist"),
+        (401, "", "401 Unauthorized"),
+    ],
+)
+def test_what_the_hub_refuses_is_not_tried_again(
+    status: int, code: str, reason: str, hub: Callable[[int, str], None], tmp_path: Path
+) -> None:
+    hub(status, code)
+    with pytest.raises(UserError, match=f"hf://nobody/nothing@v9 cannot be loaded: .*{reason}"):
+        sources.locate(Entry(uri="hf://nobody/nothing@v9"), tmp_path)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_that_is_overloaded_is_tried_again(
+    status: int, hub: Callable[[int, str], None], tmp_path: Path
+) -> None:
+    hub(status, "")
+    with pytest.raises(TryAgain, match="the hub does not answer"):
         sources.locate(Entry(uri="hf://nobody/nothing"), tmp_path)
 
 
