@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from loraline.base.architectures import decoder_layer, fused_layer, tower_block
+from loraline.base.architectures import head_dim, kv_heads, layer_of, text_config, tower_block
 
 if TYPE_CHECKING:
     from loraline.base.encoding import Row
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from loraline.profiles.profile import Profile
 
 
-def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> int:
+def kept_by_layer(base: Base, recipe: Profile, *, fused: bool) -> int:
     """Bytes a token that one decoder layer keeps for its backward pass, in bfloat16."""
-    width, inner = text["hidden_size"], text["intermediate_size"]
-    heads, kv = text["num_attention_heads"], text["num_key_value_heads"]
-    head = text.get("head_dim") or width // heads
-    queries, keys = heads * head, kv * head
+    text = text_config(base.config)
+    width, inner, heads = (
+        text[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+    )
+    queries, keys = heads * head_dim(text), kv_heads(text) * head_dim(text)
     model = str(text.get("model_type", ""))
     each = 4 if model.startswith("gemma3") else 2
     norms = each * 2 * width
@@ -35,7 +36,7 @@ def kept_by_layer(text: Mapping[str, Any], recipe: Profile, *, fused: bool) -> i
     read = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "attention")
     read |= {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "gated"}
     read |= {"qkv_proj": "attention", "gate_up_proj": "mlp"}
-    layer = fused_layer(text) if model == "phi3" else decoder_layer(text)
+    layer = layer_of(base.architecture, text)
     sizes = {name.rpartition(".")[2]: size for name, size in layer.items()}
     learning = sizes if recipe.train == "full" and recipe.tune.language else recipe.projections
     adapted = {name: sizes[name] for name in learning}

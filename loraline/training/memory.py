@@ -249,7 +249,7 @@ def estimate(
     share = min(step, -(-step // cards) + lengths[0])
     tokens = max(lengths[0], min(plan.token_budget, share))
     layers = text["num_hidden_layers"]
-    bytes_a_token = kept_by_layer(text, recipe, fused=plan.fused)
+    bytes_a_token = kept_by_layer(base, recipe, fused=plan.fused)
     width = text["hidden_size"]
     fixed = independent_of_rows(recipe, base, plan, cards)
     # While logits are there, no layer is gathered.

@@ -85,6 +85,19 @@ def test_recomputed_activations_take_what_was_measured(
     assert result == pytest.approx(peak, rel=0.15)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_base_that_names_no_heads_of_keys_has_one_for_each_of_its_queries(
+    checkpointing: bool, mistral: Base
+) -> None:
+    grouped = replace(mistral, config=MISTRAL_7B | {"num_key_value_heads": 32})
+    silent = {key: MISTRAL_7B[key] for key in MISTRAL_7B if key != "num_key_value_heads"}
+    plan = memory.Plan(2048, checkpointing, dequantized=False, fused=True)
+
+    result = memory.estimate(STANDARD, replace(mistral, config=silent), rows(2038), plan)
+
+    assert result == memory.estimate(STANDARD, grouped, rows(2038), plan)
+
+
 LOADED = memory.Plan(2048, checkpointing=True, dequantized=False, fused=True, sharded=True)
 WAITING = replace(LOADED, offloaded=True)
 
