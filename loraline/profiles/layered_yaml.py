@@ -55,9 +55,11 @@ def override(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, 
         if not (key and equals):
             raise UserError(f"--set {text!r} is not KEY=VALUE, such as learning_rate=1e-4")
         try:
-            parsed = yaml.safe_load(value)
+            parsed = read_yaml_text(value)
         except yaml.YAMLError as error:
-            raise UserError(f"--set {text!r}: {value!r} is not a value of YAML") from error
+            problem = getattr(error, "problem", None)
+            reason = f" ({problem})" if problem else ""
+            raise UserError(f"--set {text!r}: {value!r} is not a value of YAML{reason}") from error
         # YAML 1.1 reads 1e-4, which has no point, as text.
         if isinstance(parsed, str) and NUMBER.fullmatch(parsed):
             parsed = float(parsed)

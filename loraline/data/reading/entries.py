@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from loraline.data.reading import axolotl, registries
 from loraline.errors import UserError
+from loraline.profiles.layered_yaml import read_yaml_text
 from loraline.profiles.preparation import Entry, SourceSettings
 
 REGISTRY = "datasets.yaml"
@@ -125,7 +126,7 @@ def read_registry(file: Path) -> dict[str, Entry]:
 
     try:
         text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        content = json.loads(text) if file.suffix == ".json" else read_yaml_text(text)
     except FileNotFoundError as error:
         raise UserError(f"registry {file} does not exist") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -239,6 +239,10 @@ def test_values_set_for_one_run_count_instead_of_the_files(tmp_path: Path) -> No
         ("lr=3", "standard.yaml with lr=3: unknown key 'lr' (accepted: answer_format"),
         ("r=0", "standard.yaml with r=0: r: 0 is refused"),
         ("r=[", "--set 'r=[': '[' is not a value of YAML"),
+        (
+            "gate={min_rows: 10, min_rows: 1}",
+            "'{min_rows: 10, min_rows: 1}' is not a value of YAML (key 'min_rows' is given twice)",
+        ),
         ("gate.min_bleu=high", "gate.min_bleu: 'high' is refused"),
     ],
 )

@@ -75,6 +75,7 @@ def test_a_registry_names_sources_and_says_more_than_flags(
     ("content", "message"),
     [
         ("a: [", "is not valid YAML"),
+        ("a: one.jsonl\na: other.jsonl", "is not valid YAML: key 'a' is given twice"),
         ("", "must hold names of datasets"),
         ("a: {url: b}", r"dataset 'a', key 'uri': field required \(keys: columns, .*, uri, sample"),
         ("a: {uri: b, smaple: 3}", "key 'smaple': extra inputs are not permitted"),
