@@ -20,3 +20,9 @@ class Stopped(BaseException):
     """Told to stop by a signal. Not an Exception: libraries catch those, and would go on."""
 
     exit_code = TryAgain.exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from loraline.addresses import scrubbed
-from loraline.errors import Stopped, TryAgain, UserError
+from loraline.errors import Stopped, TryAgain, UserError, first_line
 from loraline.process import full_disk, quiet, signals
 from loraline.tracking import store
 
@@ -127,10 +127,6 @@ def end(ctx: click.Context, sentence: str, exit_code: int) -> None:
     signals.ignore()
     click.echo(f"{ctx.command.name}: {scrubbed(sentence)}", err=True)
     ctx.exit(exit_code)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def step(function: Callable[..., None]) -> StepCommand:

@@ -23,11 +23,11 @@ from pydantic import ValidationError
 
 from loraline.addresses import scrubbed
 from loraline.contract import FILE, Contract, first_complaint
-from loraline.errors import TryAgain, UserError
+from loraline.errors import TryAgain, UserError, first_line
 from loraline.serving import arguments, names
 from loraline.serving.client import Server
 from loraline.serving.preflight import LORA_RANKS
-from loraline.step import PipelineCommand, first_line
+from loraline.step import PipelineCommand
 from loraline.tracking import registry, store
 from loraline.tracking.tags import ADAPTER_DIGEST
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loraline.addresses import redacted, scrubbed
-from loraline.errors import TryAgain, UserError
+from loraline.errors import TryAgain, UserError, first_line
 from loraline.process import full_disk
 from loraline.tracking import sqlite_store, views
 
@@ -75,7 +75,7 @@ def connect() -> MlflowClient:
             create_experiment(client, settings.experiment, artifacts)
         mlflow.set_experiment(settings.experiment)
     except Exception as error:
-        reason = scrubbed(str(error).splitlines()[0])
+        reason = scrubbed(first_line(error))
         file = sqlite_store.file_of(settings.store_uri())
         if file is not None and "out-of-date database schema" in reason:
             sentence = sqlite_store.table_problem(file, settings.store_uri(), refused=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from loraline.errors import TryAgain
+from loraline.errors import TryAgain, first_line
 from loraline.training.group import MEETING
 
 RESTARTS = 3
@@ -81,7 +81,7 @@ def run_on_all(
             elif ended == leader:
                 return 0
     except RayError as error:
-        click.echo(f"a machine was lost: {str(error).splitlines()[0]}", err=True)
+        click.echo(f"a machine was lost: {first_line(error)}", err=True)
         return TryAgain.exit_code
     # A machine that ended because another had left says 75; the other one knows why.
     return next((code for code in codes if code != TryAgain.exit_code), TryAgain.exit_code)

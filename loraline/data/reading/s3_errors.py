@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraline.addresses import scrubbed
-from loraline.errors import TryAgain, UserError
+from loraline.errors import TryAgain, UserError, first_line
 
 STRANGERS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "XAdminUserNotFound"}
 """Error codes of servers that do not know the key, whatever their status says (Versity: 404)."""
@@ -43,5 +43,4 @@ def explained(error: Exception, place: str, *, connected: bool) -> UserError | T
         return UserError(f"{place}: AWS_ENDPOINT_URL_S3 is no address ({scrubbed(str(error))})")
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         raise error
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return TryAgain(f"{place} does not answer ({reason}); run it again")
+    return TryAgain(f"{place} does not answer ({first_line(error)}); run it again")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loraline.errors import UserError
+from loraline.errors import TryAgain, UserError
 from loraline.tracking import store
 
 
@@ -71,6 +71,20 @@ def test_a_server_that_wants_other_credentials_is_said(
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "reader")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", answering(code, "no"))
     with pytest.raises(UserError, match=sentence):
+        store.connect()
+
+
+def test_an_outage_without_a_text_is_said_by_its_name(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import requests
+
+    def fail() -> None:
+        raise requests.exceptions.ConnectionError
+
+    monkeypatch.setattr(mlflow, "MlflowClient", fail)
+    with pytest.raises(TryAgain, match="does not answer: ConnectionError"):
         store.connect()
 
 
