@@ -219,7 +219,7 @@ def candidates(
             action = DROP if action == REPAIR else action
             tally.add(bad.check, action, number, bad.clause, content, cursor.line)
             continue
-        for check in set(candidate.flagged):
+        for check in dict.fromkeys(candidate.flagged):
             meaning = checks.CHECKS[check].meaning
             tally.add(check, work.actions[check], number, meaning, raw, cursor.line)
         candidate.line = cursor.line

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -217,6 +219,38 @@ def test_the_digest_knows_no_places(tmp_path, prepare) -> None:
         data = write_lines(tmp_path / place / "data.jsonl", ROWS)
         digests.add(dataset.digest(prepare(data.parent)))
     assert len(digests) == 1
+
+
+SCRIPT = """
+import json, sys
+from made_data import profile
+from loraline.data import checks, dataset, workplace
+from loraline.data.reading import media
+from loraline.tracking.prompts import Prompt
+
+request = workplace.Request((sys.argv[1],), None, "answer", checks.policy(), media.parse_limits())
+with workplace.folder(request, profile()) as place:
+    work, _ = workplace.plan(request, profile(), None, place)
+    merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
+    manifest = dataset.manifest(merged, Prompt(None), "", dataset.digest(merged), [])
+    print(json.dumps([manifest, merged.examples]))
+"""
+
+
+def test_every_process_writes_the_same_manifest(tmp_path: Path) -> None:
+    row = {"question": "What is it?\x07", "answer": "a cafe\u0301\n"}
+    data = write_lines(tmp_path / "data.jsonl", [row])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    manifests = []
+    for seed in "12":
+        words = [sys.executable, "-c", SCRIPT, str(data)]
+        variables = {"PYTHONHASHSEED": seed, "PYTHONPATH": path, "TMPDIR": str(tmp_path)}
+        ended = subprocess.run(words, env=os.environ | variables, capture_output=True, check=True)
+        manifests.append(json.loads(ended.stdout, object_pairs_hook=list))
+
+    assert manifests[0] == manifests[1]
+    flags = [("characters repair", 1), ("line_ends keep", 1), ("normalization keep", 1)]
+    assert dict(manifests[0][0])["counts"] == flags
 
 
 def asked(data: Path) -> workplace.Request:
