@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import math
+import re
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -114,14 +115,26 @@ def logged_to(client: MlflowClient, resumed: Run | None) -> int:
 
 
 PEAK_FLOPS = {
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bf16 FLOP/s of cards by a part of their name, from their makers' data sheets."""
+"""Dense bf16 FLOP/s of cards by words of their name, from NVIDIA's data sheets.
+
+Those of Hopper say it with sparsity, which is twice as much: nvidia.com/data-center/h100 and /h200.
+"""
+
+
+def peak_flops(card: str) -> float | None:
+    """The peak of a card by the name that CUDA gives it: the first whose words are all there."""
+    peaks = (peak for name, peak in PEAK_FLOPS.items() if re.search(rf"\b{name}\b", card))
+    return next(peaks, None)
 
 
 class Cost:
@@ -166,12 +179,11 @@ def utilization(sft: PackedTrainer) -> dict[str, float]:
 
     if not torch.cuda.is_available():
         return {}
-    card = torch.cuda.get_device_name()
-    for name, peak in PEAK_FLOPS.items():
-        if name in card:
-            flops = sft.flops * sft.tokens_seen
-            return {"mfu": flops / max(sft.clock.seconds(), 1e-9) / peak / sft.args.world_size}
-    return {}
+    peak = peak_flops(torch.cuda.get_device_name())
+    if peak is None:
+        return {}
+    flops = sft.flops * sft.tokens_seen
+    return {"mfu": flops / max(sft.clock.seconds(), 1e-9) / peak / sft.args.world_size}
 
 
 def log_results(sft: PackedTrainer, cost: Cost) -> None:
