@@ -1,4 +1,4 @@
-"""The lock between steps that change one registered model."""
+"""The lock between steps that change one registered model, or open the run of one training."""
 
 from __future__ import annotations
 
@@ -49,10 +49,11 @@ FAILURES = ("TEMPORARILY_UNAVAILABLE",)
 
 @contextmanager
 def locked(client: MlflowClient, name: str, lease_seconds: float | None = None) -> Iterator[None]:
-    """Hold the registered model's lock, on whatever machines the others are.
+    """Hold the lock of this name, on whatever machines the others are.
 
-    The lock is a registered model of its own beside it: the store lets one of several create it,
-    since names are unique. A lock whose holder died is deleted (see `clear`) and then made anew.
+    `name` is a registered model, or what trainings with the same inputs have in common. The lock is
+    a registered model of its own: the store lets one of several create it, since names are unique.
+    A lock whose holder died is deleted (see `clear`) and then made anew.
     The lease, `lease_seconds` or else LEASE_SECONDS, is renewed while the work goes on; of a holder
     whose process is stopped or whose machine sleeps, another one takes the lock over.
     Raises TryAgain when the lock is not to be had.
@@ -111,27 +112,27 @@ def acquire(client: MlflowClient, lock: str, holder: str, lease_seconds: float) 
     while time.monotonic() < deadline:
         with races_lost():
             client.create_registered_model(
-                lock, {HOLDER: holder}, "Held while an alias is moved; gone in seconds."
+                lock,
+                {HOLDER: holder},
+                "Held while an alias is moved or a training's run is opened; gone in seconds.",
             )
             return
         tags = tags_of(client, lock)
-        state = tags.get(HOLDER), tags.get(RENEWED)
-        if state[0] == holder:
+        current, renewals = tags.get(HOLDER), tags.get(RENEWED)
+        if current == holder:
             # The lock was made; the answer was lost, and MLflow's client asked again.
             return
-        if state != last_state:
-            last_state, since = state, time.monotonic()
-        if state[0] is None and time.monotonic() - since > lease_seconds:
+        if (current, renewals) != last_state:
+            last_state, since = (current, renewals), time.monotonic()
+        if current is None and time.monotonic() - since > lease_seconds:
             # Nobody holds it, and it cannot be made.
             raise TryAgain(f"MLflow at {store.uri()} was locked by another program; run it again")
-        if state[0] and (is_dead(state[0]) or time.monotonic() - since > lease_seconds):
-            clear(client, lock, state[0], lease_seconds)
+        if current and (is_dead(current) or time.monotonic() - since > lease_seconds):
+            clear(client, lock, current, lease_seconds)
         else:
             time.sleep(POLL_SECONDS)
     name = lock.removesuffix(LOCK_SUFFIX)
-    raise TryAgain(
-        f"registered model {name!r} is locked by {last_state[0] or 'somebody'}; run it again"
-    )
+    raise TryAgain(f"the lock {name!r} is held by {last_state[0] or 'somebody'}; run it again")
 
 
 def clear(client: MlflowClient, lock: str, dead: str, lease_seconds: float) -> None:

@@ -284,7 +284,7 @@ def test_a_lock_that_is_always_held_is_try_again(client, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(client, "delete_registered_model", taken_again_at_once)
     with (
-        pytest.raises(TryAgain, match="'some-lora' is locked by elsewhere:1:abc"),
+        pytest.raises(TryAgain, match="the lock 'some-lora' is held by elsewhere:1:abc; run it"),
         tracking_lock.locked(client, MODEL, lease_seconds=0.2),
     ):
         pass
