@@ -13,6 +13,7 @@ from loraline.records import TAGS
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import PromptVersion
 
 SCHEME = "prompts:/"
 PLACEHOLDER, MLFLOW_PLACEHOLDER = "{question}", re.compile(r"\{\{\s*question\s*\}\}")
@@ -94,14 +95,26 @@ def register(client: MlflowClient, prompt: Prompt, name: str) -> Prompt:
         return prompt
     template = prompt.template.replace(PLACEHOLDER, "{{question}}")
     try:
-        versions = client.search_prompt_versions(name)
-    except MlflowException:
+        versions = versions_of(client, name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         versions = []
     for registered in sorted(versions, key=lambda version: int(version.version)):
         if registered.template == template:
             return Prompt(prompt.template, name, int(registered.version))
     created = client.register_prompt(name, template, commit_message="registered by prepare_data")
     return Prompt(prompt.template, name, int(created.version))
+
+
+def versions_of(client: MlflowClient, name: str) -> list[PromptVersion]:
+    """All versions of a prompt; MLflow gives a hundred at a time."""
+    page = client.search_prompt_versions(name)
+    versions = list(page)
+    while page.token:
+        page = client.search_prompt_versions(name, page_token=page.token)
+        versions += page
+    return versions
 
 
 def link(client: MlflowClient, data_run: Run, run: Run) -> None:

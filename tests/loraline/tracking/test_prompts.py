@@ -25,6 +25,42 @@ def test_a_file_is_registered_on_first_use_and_found_again(workplace: Path) -> N
     assert client.load_prompt("prompts:/support-prompt/1").template == "Say it: {{question}}"
 
 
+def test_an_equal_version_is_found_among_hundreds(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = store.connect()
+    for number in range(4):
+        client.register_prompt("ask", f"{number}: {{{{question}}}}")
+    search = client.search_prompt_versions
+    pages = []
+
+    def paged(name: str, page_token: str | None = None) -> Any:
+        pages.append(page_token)
+        return search(name, max_results=2, page_token=page_token)
+
+    monkeypatch.setattr(client, "search_prompt_versions", paged)
+    assert prompts.register(client, Prompt("0: {question}"), "ask").version == 1
+    assert len(pages) == 2
+
+
+def test_a_registry_that_is_away_gets_no_second_version(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    client = store.connect()
+    prompts.register(client, Prompt("Say it: {question}"), "ask")
+
+    def fail(name: str, page_token: str | None = None) -> Any:
+        raise MlflowException("API request failed: Max retries exceeded")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(client, "search_prompt_versions", fail)
+        with pytest.raises(MlflowException, match="Max retries"):
+            prompts.register(client, Prompt("Say it: {question}"), "ask")
+    assert len(client.search_prompt_versions("ask")) == 1
+
+
 @pytest.mark.parametrize("uri", ["prompts:/ask/1", "prompts:/ask@production"])
 def test_the_registry_is_asked_by_version_or_alias(uri: str, workplace: Path) -> None:
     client = store.connect()
