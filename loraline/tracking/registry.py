@@ -149,8 +149,8 @@ def withdraw(client: MlflowClient, name: str, version: str) -> None:
 def move_candidate(client: MlflowClient, name: str, version: str) -> None:
     """Point `candidate` at a version; the caller holds the lock.
 
-    Every order of its writes can be cut anywhere and repeated: `previous` is written first, from
-    what `candidate` still says.
+    It can be cut anywhere and repeated, since it writes `previous` first, from what `candidate`
+    still says.
     """
     before = version_of(client, name, CANDIDATE)
     if before is not None and str(before.version) == version:
@@ -307,7 +307,7 @@ def promote(client: MlflowClient, name: str, reviewed: str | None, by: str) -> s
     """
     candidate = version_of(client, name, CANDIDATE)
     if reviewed is not None and (candidate is None or str(candidate.version) != reviewed):
-        raise UserError(why_not(client, name, reviewed, candidate))
+        raise UserError(why_not_candidate(client, name, reviewed, candidate, "promote"))
     if candidate is None:
         raise UserError(f"registered model {name!r} has no candidate: nothing to promote")
     version = str(candidate.version)
@@ -347,7 +347,7 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
         raise UserError(f"a reason of 1 to {LONGEST_REASON} characters says why; got {len(reason)}")
     candidate = version_of(client, name, CANDIDATE)
     if candidate is None or str(candidate.version) != reviewed:
-        raise UserError(why_not(client, name, reviewed, candidate))
+        raise UserError(why_not_candidate(client, name, reviewed, candidate, "reject"))
     champion = version_of(client, name, CHAMPION)
     if champion is not None and str(champion.version) == reviewed:
         raise UserError(
@@ -360,10 +360,13 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
     return reviewed
 
 
-def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None) -> str:
-    """Why a version that a person named is not promoted: it is none, was rejected, or has no alias.
+def why_not_candidate(
+    client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None, verb: str
+) -> str:
+    """Why a version that a person named is not the candidate: it is none, was rejected, or has no
+    alias.
 
-    `candidate` is the version that has the alias, if any has it.
+    `candidate` is the version that has the alias, if any has it; `verb` is what cannot be done.
     """
     entries = client.search_model_versions(f"name = '{name}'")
     versions = {str(each.version): each for each in entries}
@@ -374,7 +377,7 @@ def why_not(client: MlflowClient, name: str, reviewed: str, candidate: ModelVers
     if tags.get(RESULT) == "failed":
         return f"version {reviewed} of {name!r} was rejected: {tags.get(REASON)}"
     if candidate is None:
-        return f"registered model {name!r} has no candidate: nothing to promote"
+        return f"registered model {name!r} has no candidate: nothing to {verb}"
     named = candidate.version
     return f"the candidate of {name!r} is version {named}, not {reviewed}: review it first"
 

@@ -322,6 +322,16 @@ def test_a_rejection_without_what_it_needs_moves_nothing(
     assert alias("candidate") == "1"
 
 
+def test_without_a_candidate_there_is_nothing_to_reject(step, passed) -> None:
+    passed("one")
+    step("promote", "--model", MODEL, "--version", "1", "--reject", "No.")
+    result = step("promote", "--model", MODEL, "--version", "1", "--reject", "No.")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"promote: registered model '{MODEL}' has no candidate: nothing to reject\n"
+    )
+
+
 def test_the_champion_is_not_rejected(step, passed) -> None:
     passed("one")
     step("promote", "--model", MODEL)
