@@ -12,12 +12,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.began = self.ended = self.paused_seconds = 0.0
-        self.last_pace = time.monotonic(), 0
+        self.last_pace = 0.0, 0
         """When the pace was asked for, and the tokens until then."""
 
     @contextmanager
     def running(self) -> Iterator[None]:
         self.began = time.monotonic()
+        # The trainer is built long before it trains.
+        self.last_pace = self.began, 0
         try:
             yield
         finally:
