@@ -26,7 +26,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
         raise UserError(
             f"a base of class {architecture} cannot be trained with modality: {recipe.modality}, "
             f"because its training and the size of its server are not known here{remark}; "
-            f"it is for {', '.join(sorted(fitting))}"
+            f"accepted: {', '.join(sorted(fitting))}"
         )
     check_projections(recipe, config)
     method = (config.get("quantization_config") or {}).get("quant_method")

@@ -42,7 +42,7 @@ TOKEN_BOX = re.compile(
     r"(?:<\|box_end\|>|</box>)"
 )
 BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>|<box>""")
-"""The begin of a box in any form, complete or not; a question may show it as an example."""
+"""The beginning of a box in any form, complete or not; a question may show it as an example."""
 
 TOKENS = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>")
 """Control tokens that belong into rows with boxes."""

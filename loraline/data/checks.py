@@ -1,6 +1,6 @@
 """What is looked for in every row, and what is done with a row in which it is found.
 
-A row is kept whole, repaired in a way that is counted, or dropped; nothing is cut or replaced.
+A row is kept as it is, dropped, or repaired in a way that is counted.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def match_tags(
 
 
 def refuse_empty_turns(turns: Turns, details: Mapping[int, Detail] | None = None) -> None:
-    """No turn of user or assistant is empty; a media tag is content, and so is a call."""
+    """Raise BadRow for an empty turn of user or assistant; a media tag or a call is content."""
     for number, (role, text) in enumerate(turns):
         if role not in ("system", "tool") and (not text or text.isspace()):
             if details and number in details and details[number].calls:

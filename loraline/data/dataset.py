@@ -241,7 +241,7 @@ def parameters(merged: Dataset, prompt: Prompt, digest: str) -> dict[str, str]:
 
 
 def metrics(merged: Dataset) -> dict[str, float]:
-    """Rows by split and by check, and lengths, as the run's metrics."""
+    """Rows by split and by check, rows read, and tokens, as the run's metrics."""
     tokens = merged.facts["tokens"]
     values: dict[str, float] = {f"{name}_rows": count for name, count in merged.rows.items()}
     values |= {f"{c}_{action}": count for c, action, count in by_check(merged.counts)}

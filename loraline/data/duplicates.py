@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PERMUTATIONS = 64
 BANDS, WIDTH = 16, 4
-"""And values of each: rows that share 80 % of their word pairs meet with probability 0.9998."""
+"""Bands of a signature, and values of a band. Rows that share 80 % of their word pairs have an
+equal band with probability 1 - (1 - 0.8**4)**16 = 0.9998."""
 
 SIMILAR = 0.8
 """Share of equal signature values from which texts are near; it estimates Jaccard similarity."""

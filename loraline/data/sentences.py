@@ -11,7 +11,7 @@ MOST = 300
 """Characters of a sentence."""
 
 PATH = 90
-"""Characters of a path from which its begin is left out."""
+"""Characters of a path from which its beginning is left out."""
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class Identity(Strict):
     """Hub commit, tag or branch of the base; null is the hub's default branch."""
 
     modality: Literal["text", "vision"] = "text"
-    """What a row holds: text alone, or one image and text."""
+    """What a row holds: text alone, or text with images and videos."""
 
     registered_model: str = Field("mistral-7b-lora", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     """Name in the model registry, and in the experiment's run names."""

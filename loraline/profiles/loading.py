@@ -84,7 +84,7 @@ NUMBER = re.compile("(constrained-)?(int|float)")
 
 
 def without_branches(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Errors with one of each value that may be of two types, under the key that people write."""
+    """Errors, one alone for a value that may be of two types, under the key that people write."""
     kept_errors: list[ErrorDetails] = []
     places: dict[tuple[int | str, ...], int] = {}
     for item in errors:

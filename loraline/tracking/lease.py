@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SECONDS = 180.0
-"""Seconds without a renewal after which the holder counts as dead; six renewals may be lost."""
+"""Seconds without a renewal after which the holder counts as dead; five renewals may be lost."""
 
 RENEWED_EVERY = 30.0
 

@@ -27,8 +27,8 @@ PATTERNS = {
 """Where Qwen2 to Qwen3, and Llama 3, cut texts into words. A single space between two characters
 that are none begins a word in each of them, and no word looks back."""
 
-SLOTS = 18
-"""Bits of a word's number that are its place in what is remembered, 3 MB."""
+SLOT_BITS = 18
+"""Bits of a word's number that are its place in what is remembered, 16 bytes a place: 4 MiB."""
 
 INNER = b"\xff"
 """Stands in a word for a space that begins none; no byte of UTF-8."""
@@ -50,10 +50,10 @@ class WordCounts:
         import numpy as np
 
         self.backend, self.before = backend, before + space
-        self.numbers = np.zeros(1 << SLOTS, np.uint64)
+        self.numbers = np.zeros(1 << SLOT_BITS, np.uint64)
         # A number whose place is another one.
         self.numbers[0] = 2**64 - 1
-        self.counts = np.zeros(1 << SLOTS, np.int64)
+        self.counts = np.zeros(1 << SLOT_BITS, np.int64)
         self.alone = len(backend.encode(before, add_special_tokens=False))
 
     def tokens(self, vocabulary: Words, chosen: NDArray[Any]) -> NDArray[Any]:
@@ -61,7 +61,7 @@ class WordCounts:
         import numpy as np
 
         numbers = vocabulary.numbers[chosen]
-        places = numbers >> np.uint64(64 - SLOTS)
+        places = numbers >> np.uint64(64 - SLOT_BITS)
         tokens = self.counts[places]
         new = np.flatnonzero(self.numbers[places] != numbers)
         if len(new):
@@ -71,7 +71,7 @@ class WordCounts:
             ]
             counts = self.tokenized(texts)
             tokens[new] = counts[again]
-            places = fresh >> np.uint64(64 - SLOTS)
+            places = fresh >> np.uint64(64 - SLOT_BITS)
             self.numbers[places], self.counts[places] = fresh, counts
         return tokens
 
@@ -89,8 +89,8 @@ class Counter:
     def __init__(self, backend: Any, added: Iterable[str]) -> None:
         self.backend = backend
         self.first, self.later = WordCounts(backend), WordCounts(backend, ANCHOR, " ")
-        # Where a space is not the begin of a word: after another space, and after an added token
-        # or a mark, behind which the tokenizer begins anew.
+        # Where a space is not the beginning of a word: after another space, and after an added
+        # token or a mark, behind which the tokenizer begins anew.
         ends = sorted({MARK, *(text[-1] for text in added)})
         self.apart = ["  ", *(f"{end} " for end in ends)]
         end_characters = "".join(map(re.escape, ends))

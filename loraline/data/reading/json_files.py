@@ -76,7 +76,7 @@ def lines(file: IO[bytes], stop: int | None, most: int) -> Iterator[bytes | BadR
 
 
 def json_lines(path: Path, stop: int | None, row_bytes: int, encoding: str) -> Iterator[Any]:
-    """Rows of a file with an object a line, from its begin to byte `stop`."""
+    """Rows of a file with an object a line, from its beginning to byte `stop`."""
     with streams.text(path, encoding) as file:
         # What is unpacked or translated is one part.
         end = stop if file.seekable() else None

@@ -13,7 +13,7 @@ from typing import Any
 from loraline.data.checks import BadRow
 
 NOT_A_NUMBER = frozenset(["nan", "NaN", "<NA>", "#N/A", "\\N"])
-"""How tables write a missing value, and people write nothing."""
+"""How tables write a missing value; nobody writes these as an answer."""
 
 NOTHING = NOT_A_NUMBER | {"null", "NULL", "None", "<noinput>", "<nooutput>"}
 """How tables write a cell that holds nothing."""

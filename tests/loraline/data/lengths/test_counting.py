@@ -111,7 +111,7 @@ def test_a_tokenizer_whose_words_hang_together_is_left_to_itself(change: Any) ->
 def test_words_that_drive_each_other_out_are_counted_right(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loraline.data.lengths.counting.SLOTS", 3)
+    monkeypatch.setattr("loraline.data.lengths.counting.SLOT_BITS", 3)
     counts = counter(trained("qwen"))
     assert counts is not None
     text = " ".join(map(str, range(100)))
