@@ -149,8 +149,7 @@ def withdraw(client: MlflowClient, name: str, version: str) -> None:
 def move_candidate(client: MlflowClient, name: str, version: str) -> None:
     """Point `candidate` at a version; the caller holds the lock.
 
-    It can be cut anywhere and repeated, since it writes `previous` first, from what `candidate`
-    still says.
+    Cut anywhere, it can be repeated: `previous` is written first, from what `candidate` says.
     """
     before = version_of(client, name, CANDIDATE)
     if before is not None and str(before.version) == version:
@@ -363,13 +362,11 @@ def reject(client: MlflowClient, name: str, reviewed: str, by: str, reason: str)
 def why_not_candidate(
     client: MlflowClient, name: str, reviewed: str, candidate: ModelVersion | None, verb: str
 ) -> str:
-    """Why a version that a person named is not the candidate: it is none, was rejected, or has no
-    alias.
+    """Why a version that a person named is not the candidate, to which `verb` is refused.
 
-    `candidate` is the version that has the alias, if any has it; `verb` is what cannot be done.
+    `candidate` is the version that has the alias, if any has it.
     """
-    entries = client.search_model_versions(f"name = '{name}'")
-    versions = {str(each.version): each for each in entries}
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
     if reviewed not in versions:
         listed = ", ".join(sorted(versions, key=int)) or "none"
         return f"registered model {name!r} has no version {reviewed}; found: {listed}"
