@@ -142,13 +142,13 @@ def why_empty(merged: Dataset) -> str:
             "--set prepare.group_by=row (with make, SET=…) splits them row by row"
         )
     if dropped_by_check := dropped(merged.counts):
-        work = merged.work.recipe
-        limits = {"too_long": f" (max_length {work.max_length})"}
-        by_check = (
+        recipe = merged.work.recipe
+        limits = {"too_long": f" (max_length {recipe.max_length})"}
+        clauses = (
             f"{n} dropped by {check}{limits.get(check, '')}"
             for check, n in dropped_by_check.items()
         )
-        return f": {', '.join(by_check)}" + (f"; {grouping}" if grouping else "")
+        return f": {', '.join(clauses)}" + (f"; {grouping}" if grouping else "")
     files = [file for source in merged.work.sources for file in source.files]
     if len(files) == 1 and (split := files[0].split) and merged.read:
         return (

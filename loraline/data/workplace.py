@@ -62,7 +62,7 @@ class Request:
     defaults: SourceSettings | None = None
     """The profile's settings for sources that do not set them."""
 
-    recipe: str = "the recipe"
+    defaults_from: str = "the recipe"
     """Where the defaults were given, for messages."""
 
     @staticmethod
@@ -152,7 +152,7 @@ def plan(
             entry, place / "fetched" / hashlib.sha256(entry.uri.encode()).hexdigest()[:16]
         )
         for entry in entries.entries(
-            request.data, request.encoding, request.defaults, request.recipe
+            request.data, request.encoding, request.defaults, request.defaults_from
         )
     )
     beside = next(filter(None, (source.prompt_file() for source in located)), None)

@@ -25,11 +25,11 @@ def folders() -> list[Path]:
 
 def files(folder: Path | None = None) -> dict[str, Path]:
     """The file of each profile by its name; of two with one name the first folder's counts."""
-    recipes: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for place in folders() if folder is None else [folder]:
         for path in sorted(place.glob("*.yaml")):
-            recipes.setdefault(path.stem, path)
-    return dict(sorted(recipes.items()))
+            paths.setdefault(path.stem, path)
+    return dict(sorted(paths.items()))
 
 
 def names(folder: Path | None = None) -> list[str]:

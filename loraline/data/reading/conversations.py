@@ -69,8 +69,8 @@ SPEAKER = re.compile(r"\s*(human|user|assistant|gpt|bot)\s*:\s", re.IGNORECASE)
 """A role that is written in front of a text."""
 
 
-class Turns:
-    """Turns read one by one; media that are named in parts go to the draft's lists."""
+class TurnReader:
+    """Reads turns one by one; media that are named in parts go to the draft's lists."""
 
     def __init__(
         self,

@@ -112,11 +112,11 @@ def refuse_named_media(draft: Draft) -> None:
             )
 
 
-def add_media(draft: Draft, row: Mapping[str, Any], has: Layout) -> None:
+def add_media(draft: Draft, row: Mapping[str, Any], row_layout: Layout) -> None:
     """Media of a row's columns, one or several, into its draft."""
-    if not has.images and not has.videos:
+    if not row_layout.images and not row_layout.videos:
         return
-    for names, media in ((has.images, draft.images), (has.videos, draft.videos)):
+    for names, media in ((row_layout.images, draft.images), (row_layout.videos, draft.videos)):
         for name in names:
             cell = row[name]
             if not filled(cell):

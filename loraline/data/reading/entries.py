@@ -28,12 +28,12 @@ def entries(
     flags: Sequence[str | Entry],
     encoding: str = "",
     defaults: SourceSettings | None = None,
-    recipe: str = "the recipe",
+    defaults_from: str = "the recipe",
 ) -> list[Entry]:
     """The sources of flags, each a registry file, a name in a registry, or a URI, with settings.
 
     `encoding` is that of text files whose registry entry names none; `defaults` hold for entries
-    that say nothing of a key. `recipe` is what messages call the place of the defaults.
+    that say nothing of a key. `defaults_from` is what messages call their place.
     """
     registry = read_registry(Path(REGISTRY)) if Path(REGISTRY).is_file() else {}
     listed: list[Entry] = []
@@ -42,12 +42,14 @@ def entries(
         settings = {} if isinstance(flag, str) else settings_of(flag)
         named = [entry.model_copy(update=settings) for entry in addressed(address, registry)]
         if "columns" in settings:
-            named = [entry.with_columns_from(f"prepare.sources of {recipe}") for entry in named]
+            named = [
+                entry.with_columns_from(f"prepare.sources of {defaults_from}") for entry in named
+            ]
         listed += named
     usual = {"encoding": encoding} if encoding else {}
     if defaults is not None:
         usual = {key: getattr(defaults, key) for key in given_keys(defaults)} | usual
-    listed = [completed(entry, usual, recipe) for entry in listed]
+    listed = [completed(entry, usual, defaults_from) for entry in listed]
     for entry in listed:
         try:
             codecs.lookup(entry.encoding or "utf-8")
@@ -58,12 +60,12 @@ def entries(
     return listed
 
 
-def completed(entry: Entry, usual: Mapping[str, Any], recipe: str) -> Entry:
+def completed(entry: Entry, usual: Mapping[str, Any], defaults_from: str) -> Entry:
     """An entry, completed by the usual settings for keys that it does not set."""
     missing = {key: value for key, value in usual.items() if key not in given_keys(entry)}
     updated = entry.model_copy(update=missing)
     if "columns" in missing:
-        return updated.with_columns_from(f"prepare.columns of {recipe}")
+        return updated.with_columns_from(f"prepare.columns of {defaults_from}")
     return updated
 
 

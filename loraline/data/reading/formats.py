@@ -35,9 +35,11 @@ from loraline.data.reading.layouts import (
 from loraline.data.reading.meanings import GOOD_HALF
 from loraline.data.reading.preferences import CHOSEN, RANKED, REJECTED, good_half, labels_of
 from loraline.data.reading.values import (
+    LONGEST_NOTHING,
     NOT_A_NUMBER,
-    NOTHING,
+    is_missing_value,
     listed,
+    missing,
     python_value,
     structure,
     type_name,
@@ -49,8 +51,6 @@ from loraline.records import Detail
 
 LISTS = (*CONVERSATIONS, "history")
 """Columns that are lists, whose text may be one as Python writes it."""
-
-LONGEST_NOTHING = max(map(len, NOTHING))
 
 NUMBERS = (bool, int, float)
 
@@ -103,16 +103,16 @@ def draft(raw: Any, reading: Reading) -> Draft:
     if reading.ignore:
         replaced += [key for key in reading.ignore if filled(row.get(key))]
         row = {key: value for key, value in row.items() if key not in reading.ignore}
-    has = layout(tuple(row))
-    sides = [(key, row[key]) for key in has.sides] if has.sides else ()
+    row_layout = layout(tuple(row))
+    sides = [(key, row[key]) for key in row_layout.sides] if row_layout.sides else ()
     if absent := [key for key, value in sides if is_missing_value(value)]:
         replaced += absent
         row = {key: value for key, value in row.items() if key not in absent}
-        has = layout(tuple(row))
+        row_layout = layout(tuple(row))
     if "chat" in row and (chat := transcripts.glaive(row)) is not None:
         row, sources = chat, sources | {"chat", "system"}
-        has = layout(tuple(row))
-    for key in has.cells:
+        row_layout = layout(tuple(row))
+    for key in row_layout.cells:
         if isinstance(row[key], str):
             parsed = unpacked(row[key])
             if key in LISTS and row[key][:2] in ("[{", "[["):
@@ -122,9 +122,9 @@ def draft(raw: Any, reading: Reading) -> Draft:
     good = reading.preference == "good"
     if good:
         row = good_half(row)
-        has = layout(tuple(row))
-    result = conversation(row, has, reading) or single(row, has, reading, raw)
-    for key in has.systems:
+        row_layout = layout(tuple(row))
+    result = conversation(row, row_layout, reading) or single(row, row_layout, reading, raw)
+    for key in row_layout.systems:
         if (text := text_alone(row[key])) is not None:
             result.used.add(key)
             if text.strip():
@@ -139,7 +139,7 @@ def draft(raw: Any, reading: Reading) -> Draft:
             raise BadRow("format", f"column {reading.group_by!r} of --group-by is missing")
         result.group = str(group)
         result.used.add(reading.group_by)
-    for key in has.tools:
+    for key in row_layout.tools:
         if filled(row[key]) and not result.tools:
             result.tools = calls.tools(row[key])
             result.used.add(key)
@@ -154,7 +154,11 @@ def draft(raw: Any, reading: Reading) -> Draft:
     if unread_keys := row.keys() - result.used:
         keys = sorted(unread_keys, key=str) if len(unread_keys) > 1 else unread_keys
         result.listed += unused_keys(
-            row, keys, result.turns, has.questions[:1], bool(result.images or result.videos)
+            row,
+            keys,
+            result.turns,
+            row_layout.questions[:1],
+            bool(result.images or result.videos),
         )
     if replaced:
         result.listed += replaced
@@ -172,11 +176,13 @@ def is_structure(key: str, parsed: Any) -> bool:
     return bool(parsed) and all(isinstance(turn, dict) and "role" in turn for turn in parsed)
 
 
-def conversation(row: Mapping[str, Any], has: Layout, reading: Reading) -> Draft | None:
+def conversation(row: Mapping[str, Any], row_layout: Layout, reading: Reading) -> Draft | None:
     """A row that holds its turns as a list."""
-    if not has.conversations and "prompt" not in row:
+    if not row_layout.conversations and "prompt" not in row:
         return None
-    lists = {key: value for key in has.conversations if type(value := listed(row[key])) is list}
+    lists = {
+        key: value for key in row_layout.conversations if type(value := listed(row[key])) is list
+    }
     for key, turns in lists.items():
         if not turns and key == next(reversed(lists)):
             raise BadRow("format", f"{key} holds no turns")
@@ -192,14 +198,14 @@ def conversation(row: Mapping[str, Any], has: Layout, reading: Reading) -> Draft
         else:
             return None
     result = Draft("messages", [], used=used)
-    add_media(result, row, has)
-    read = conversations.Turns(reading.turns, reading.ignore, result.images, result.videos)
-    read.has_tools = any(filled(row[name]) for name in has.tools)
-    read.read(turns)
-    result.format, result.turns, result.details = read.format, read.turns, read.details
-    result.shows = read.parts.shows
-    if read.leftover.names:
-        result.listed += [f"{named}[].{key}" for key in sorted(read.leftover.names)]
+    add_media(result, row, row_layout)
+    reader = conversations.TurnReader(reading.turns, reading.ignore, result.images, result.videos)
+    reader.has_tools = any(filled(row[name]) for name in row_layout.tools)
+    reader.read(turns)
+    result.format, result.turns, result.details = reader.format, reader.turns, reader.details
+    result.shows = reader.parts.shows
+    if reader.leftover.names:
+        result.listed += [f"{named}[].{key}" for key in sorted(reader.leftover.names)]
     if reading.learn == "last":
         conversations.learn_only_last(result.turns, result.details)
     if result.details:
@@ -212,40 +218,47 @@ def conversation(row: Mapping[str, Any], has: Layout, reading: Reading) -> Draft
     return result
 
 
-def single(row: Mapping[str, Any], has: Layout, reading: Reading, raw: Mapping[str, Any]) -> Draft:
+def single(
+    row: Mapping[str, Any], row_layout: Layout, reading: Reading, raw: Mapping[str, Any]
+) -> Draft:
     """A row of one question or one instruction for its media, and the answer.
 
     `raw` is the row as its source has it, for messages.
     """
     result = Draft("pairs", [])
-    add_media(result, row, has)
-    key = first_of(named_first(has.questions, reading), row) or first_of(("input",), row)
-    if key:
-        result.format = QUESTIONS.get(key, "question_answer")
+    add_media(result, row, row_layout)
+    question_column = first_of(named_first(row_layout.questions, reading), row) or first_of(
+        ("input",), row
+    )
+    if question_column:
+        result.format = QUESTIONS.get(question_column, "question_answer")
     has_media = bool(result.images or result.videos)
     names = ANSWERS[result.format]
-    if key is None and len(filled_names := [name for name in names if filled(row.get(name))]) > 1:
+    if (
+        question_column is None
+        and len(filled_names := [name for name in names if filled(row.get(name))]) > 1
+    ):
         raise BadRow(
             "format",
             f"{' and '.join(filled_names)} stand beside the image; say which asks, as in "
             f"columns: {{question: {filled_names[0]}}}",
         )
-    answered = first_of(named_first(names, reading), row)
-    if key and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
-        return called(result, row, key)
-    asked_text = written(row[key]) if key else ""
-    answer = only_text(row[answered], answered) if answered else None
-    if asked_text is None or answer is None or not (key or has_media):
-        name = result.format if key or has_media else None
-        if (column := nothing_in(row, name, key, answered)) is not None:
+    answer_column = first_of(named_first(names, reading), row)
+    if question_column and "tools" in row and filled(row["tools"]) and filled(row.get("answers")):
+        return called(result, row, question_column)
+    asked_text = written(row[question_column]) if question_column else ""
+    answer = only_text(row[answer_column], answer_column) if answer_column else None
+    if asked_text is None or answer is None or not (question_column or has_media):
+        format_name = result.format if question_column or has_media else None
+        if (column := nothing_in(row, format_name, question_column, answer_column)) is not None:
             raise BadRow("empty", f"{reading.columns.get(column, column)} is empty")
         raise columns.lacks_named_column(raw, reading.columns, reading.columns_from) or expected(
-            row, name, key, answered
+            row, format_name, question_column, answer_column
         )
-    result.used.update((key, answered) if key else (answered,))  # type: ignore[arg-type]
-    if answered and isinstance(row[answered], NUMBERS):
-        result.number = f"{answered} is {type_name(row[answered])}, expected text"
-    for column in filter(None, (key, answered)):
+    result.used.update((question_column, answer_column) if question_column else (answer_column,))  # type: ignore[arg-type]
+    if answer_column and isinstance(row[answer_column], NUMBERS):
+        result.number = f"{answer_column} is {type_name(row[answer_column])}, expected text"
+    for column in filter(None, (question_column, answer_column)):
         if is_missing_value(row[column]):
             result.missing = missing(column, row[column])
     if filled(row.get("input")) and result.format in ("alpaca", "prompt_completion"):
@@ -257,7 +270,7 @@ def single(row: Mapping[str, Any], has: Layout, reading: Reading, raw: Mapping[s
         result.turns = [*before, ("assistant", answer)]
     else:
         result.turns = [
-            ("user", question(asked_text, key is not None, reading)),
+            ("user", question(asked_text, question_column is not None, reading)),
             ("assistant", answer),
         ]
     if "history" not in row:
@@ -278,33 +291,21 @@ def named_first(names: Sequence[str], reading: Reading) -> Sequence[str]:
     return sorted(names, key=lambda name: name not in reading.columns) if reading.columns else names
 
 
-def is_missing_value(value: Any) -> bool:
-    """Whether a value is a text with which tables write a cell that holds nothing."""
-    return isinstance(value, str) and len(value) <= LONGEST_NOTHING and value in NOTHING
-
-
-def missing(where: str, text: str) -> str:
-    return (
-        f"{where} is {text!r}, as tables write a missing value; --on missing=drop leaves such rows "
-        "out, --on missing=keep takes it as text"
-    )
-
-
 def only_text(value: Any, name: str) -> str | None:
     """An answer as it is written, be it alone in a list, or in SQuAD's `answers`."""
     if name in LISTS_OF_ANSWERS:
         value = structure(value)
     if isinstance(value, str):
         return value
-    listed = value
+    answers = value
     if isinstance(value, dict) and "answer_start" in value:
-        listed = value.get("text")
-    if not isinstance(listed, list | tuple):
+        answers = value.get("text")
+    if not isinstance(answers, list | tuple):
         return written(value)
-    texts = {text for text in map(written, listed) if text is not None}
-    if not listed:
+    texts = {text for text in map(written, answers) if text is not None}
+    if not answers:
         raise BadRow("empty", f"{name} holds no answer")
-    if len(texts) == 1 and len(listed) == sum(map(is_written, listed)):
+    if len(texts) == 1 and len(answers) == sum(map(is_written, answers)):
         return texts.pop()
     return None
 
@@ -338,17 +339,20 @@ def question(asked_text: str, has_column: bool, reading: Reading) -> str:
 
 
 def expected(
-    row: Mapping[str, Any], name: str | None, key: str | None, answered: str | None
+    row: Mapping[str, Any],
+    format_name: str | None,
+    question_column: str | None,
+    answer_column: str | None,
 ) -> BadRow:
     """What a row that fits no format should hold, and what it holds."""
     if preferred := next((column for column in CHOSEN if filled(row.get(column))), None):
         return unused(preferred, GOOD_HALF)
-    for column in (key, answered):
+    for column in (question_column, answer_column):
         value = row[column] if column else None
         value = structure(value) if column in LISTS_OF_ANSWERS else value
         if column and filled(value) and written(value) is None:
             remedy = ""
-            if column == answered and isinstance(value, list) and all(map(is_written, value)):
+            if column == answer_column and isinstance(value, list) and all(map(is_written, value)):
                 remedy = (
                     f'; {SETTINGS}, columns: {{{column}: "{{{column}[0]}}"}} takes the first '
                     f'and "{{{column}:lines}}" all'
@@ -357,13 +361,13 @@ def expected(
     if ranked := next((column for column in RANKED if isinstance(row.get(column), list)), None):
         return unused(ranked, GOOD_HALF)
     for column in CONVERSATIONS:
-        if not key and filled(row.get(column)):
+        if not question_column and filled(row.get(column)):
             return BadRow(
                 "format", f"{column} is {type_name(row[column])}, expected a list of turns"
             )
     names = [str(column)[:30] for column in row if filled(row[column])]
     listed_names = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    formats = FORMATS[name] if name else "; ".join(FORMATS.values())
+    formats = FORMATS[format_name] if format_name else "; ".join(FORMATS.values())
     return BadRow(
         "format",
         f"expected strings {formats}, found {listed_names or 'nothing'}; other names: "
@@ -372,19 +376,24 @@ def expected(
 
 
 def nothing_in(
-    row: Mapping[str, Any], name: str | None, key: str | None, answered: str | None
+    row: Mapping[str, Any],
+    format_name: str | None,
+    question_column: str | None,
+    answer_column: str | None,
 ) -> str | None:
     """A column of the question, the answer or the turns that a row has, and that holds nothing.
 
     None where the row lacks such a column.
     """
-    if name is None:
+    if format_name is None:
         question_columns = [column for column in (*QUESTION_COLUMNS, "input") if column in row]
         if not question_columns:
             return next((column for column in CONVERSATIONS if row.get(column, 0) is None), None)
-        name = QUESTIONS.get(question_columns[0], "question_answer")
+        format_name = QUESTIONS.get(question_columns[0], "question_answer")
     else:
-        question_columns = [key] if key else []
-    answers = [answered] if answered else [each for each in ANSWERS[name] if each in row]
+        question_columns = [question_column] if question_column else []
+    answers = (
+        [answer_column] if answer_column else [each for each in ANSWERS[format_name] if each in row]
+    )
     sides = (*question_columns[:1], *answers[:1]) if answers else ()
     return next((column for column in sides if not filled(row[column])), None)

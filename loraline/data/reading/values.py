@@ -18,6 +18,8 @@ NOT_A_NUMBER = frozenset(["nan", "NaN", "<NA>", "#N/A", "\\N"])
 NOTHING = NOT_A_NUMBER | {"null", "NULL", "None", "<noinput>", "<nooutput>"}
 """How tables write a cell that holds nothing."""
 
+LONGEST_NOTHING = max(map(len, NOTHING))
+
 TYPES = {dict: "an object", list: "a list", bytes: "bytes", int: "a number", float: "a number"}
 
 
@@ -75,6 +77,18 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def repeats(key: str) -> BadRow:
     return BadRow("unreadable", f"has the key {key[:40]!r} twice, with different values")
+
+
+def is_missing_value(value: Any) -> bool:
+    """Whether a value is a text with which tables write a cell that holds nothing."""
+    return isinstance(value, str) and len(value) <= LONGEST_NOTHING and value in NOTHING
+
+
+def missing(where: str, text: str) -> str:
+    return (
+        f"{where} is {text!r}, as tables write a missing value; --on missing=drop leaves such rows "
+        "out, --on missing=keep takes it as text"
+    )
 
 
 def structure(value: Any) -> Any:
