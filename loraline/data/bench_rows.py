@@ -15,7 +15,7 @@ from typing import Any
 from loraline.data.merged import Dataset, batches
 from loraline.records import IMAGE, SPLITS, Record, content_parts, from_columns
 
-MOST = 1000
+MOST_REQUESTS = 1000
 """Requests; vllm bench serve takes as many as it is asked for, again and again."""
 
 
@@ -29,13 +29,13 @@ def write(merged: Dataset, folder: Path) -> Path:
     with target.open("w", encoding="utf-8") as file:
         for part, start in zip(merged.work.parts, merged.starts, strict=True):
             index = int(start)
-            if written == MOST:
+            if written == MOST_REQUESTS:
                 break
             for batch in batches(merged.work, part):
                 in_test = test[index : index + len(batch)]
                 for offset in in_test.nonzero()[0].tolist():
                     row = from_columns(batch.slice(offset, 1).to_pylist()[0])
-                    if row.videos or written == MOST:
+                    if row.videos or written == MOST_REQUESTS:
                         continue
                     written += 1
                     images = [as_uri(image) for image in row.images]
@@ -57,14 +57,12 @@ def request(row: Record, images: list[str], tokens: int, has_media: bool) -> dic
     """One line: `content` parts in their order where images are shown, or a `prompt` of text."""
     if not has_media:
         return {"prompt": row.question, "output_tokens": tokens}
-    names = iter(images)
+    uris = iter(images)
     # Images of earlier turns come first; the last turn has its own in their places.
     earlier = len(images) - row.question.count(IMAGE)
-    content: list[dict[str, Any]] = [
-        {"type": "image", "image": next(names)} for _ in range(earlier)
-    ]
+    content: list[dict[str, Any]] = [{"type": "image", "image": next(uris)} for _ in range(earlier)]
     for part in content_parts(row.question):
         content.append(
-            {"type": "image", "image": next(names)} if part["type"] == "image" else dict(part)
+            {"type": "image", "image": next(uris)} if part["type"] == "image" else dict(part)
         )
     return {"content": content, "output_tokens": tokens}

@@ -14,7 +14,7 @@ from loraline.data.facts import join
 from loraline.data.merged import Dataset
 from loraline.data.parts import run
 from loraline.data.places import Places
-from loraline.data.sentences import MOST, brief, refusal, short_path, shortened
+from loraline.data.sentences import MOST_CHARACTERS, brief, refusal, short_path, shortened
 from loraline.data.work import EXAMPLES, Part, Work
 from loraline.errors import UserError
 from loraline.process import progress
@@ -126,7 +126,7 @@ def refuse_empty(merged: Dataset) -> None:
             raise UserError(
                 shortened(
                     f"{uris}: no rows for {name} of {merged.read} read{why_empty(merged)}",
-                    MOST,
+                    MOST_CHARACTERS,
                 )
             )
 

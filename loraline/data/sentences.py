@@ -1,4 +1,4 @@
-"""Messages about refused data: one sentence each, of at most MOST characters."""
+"""Messages about refused data: one sentence each, of at most MOST_CHARACTERS."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from loraline.errors import UserError
 
-MOST = 300
+MOST_CHARACTERS = 300
 """Characters of a sentence."""
 
 PATH = 90
@@ -16,13 +16,13 @@ PATH = 90
 
 @contextmanager
 def brief() -> Iterator[None]:
-    """Shorten a UserError that the block raises to MOST characters."""
+    """Shorten a UserError that the block raises to MOST_CHARACTERS."""
     try:
         yield
     except UserError as error:
-        if len(str(error)) <= MOST:
+        if len(str(error)) <= MOST_CHARACTERS:
             raise
-        raise UserError(shortened(str(error), MOST)) from error
+        raise UserError(shortened(str(error), MOST_CHARACTERS)) from error
 
 
 def refusal(place: str, clause: str, check: str, report: str = "") -> str:
@@ -34,9 +34,9 @@ def refusal(place: str, clause: str, check: str, report: str = "") -> str:
     hint = f"(check {check}; {looked}{drop})"
     joint = " " if check == "unreadable" else ": "
     by_make = f", with make SET=prepare.checks.{check}=drop)"
-    if drop and len(f"{where}{joint}{clause} {hint}{by_make}") <= MOST:
+    if drop and len(f"{where}{joint}{clause} {hint}{by_make}") <= MOST_CHARACTERS:
         hint = hint.removesuffix(")") + by_make
-    room = MOST - len(where) - len(hint) - len(joint) - 1
+    room = MOST_CHARACTERS - len(where) - len(hint) - len(joint) - 1
     return f"{where}{joint}{shortened(clause, room)} {hint}"
 
 

@@ -128,10 +128,10 @@ def register(client: MlflowClient, name: str, model_id: str) -> str:
 
 
 def describe(
-    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], card: str
+    client: MlflowClient, name: str, version: str, tags: Mapping[str, str], description: str
 ) -> None:
     """Say the last verdict on a version, in its tags and in its description alike."""
-    client.update_model_version(name, version, card)
+    client.update_model_version(name, version, description)
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
 

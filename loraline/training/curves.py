@@ -140,17 +140,17 @@ def peak_flops(card: str) -> float | None:
 class Cost:
     """What a training has cost: the sum of all attempts at its run, lost work included."""
 
-    def __init__(self, sft: PackedTrainer, earlier: Run | None) -> None:
-        self.sft = sft
+    def __init__(self, trainer: PackedTrainer, earlier: Run | None) -> None:
+        self.trainer = trainer
         self.before = spent_before(earlier) if earlier else {}
 
     def total(self) -> dict[str, float]:
         """Seconds of training, tokens in all processes, and seconds times processes."""
-        seconds = self.sft.clock.seconds()
+        seconds = self.trainer.clock.seconds()
         attempt = {
             "seconds": seconds,
-            "tokens": self.sft.tokens_seen,
-            "process_seconds": seconds * self.sft.args.world_size,
+            "tokens": self.trainer.tokens_seen,
+            "process_seconds": seconds * self.trainer.args.world_size,
         }
         return {name: value + self.before.get(name, 0) for name, value in attempt.items()}
 
@@ -169,7 +169,7 @@ def spent_before(run: Run) -> dict[str, float]:
     }
 
 
-def utilization(sft: PackedTrainer) -> dict[str, float]:
+def utilization(trainer: PackedTrainer) -> dict[str, float]:
     """Model FLOP utilization of this attempt where the card is known.
 
     Frozen weights take two FLOPs a parameter and token forward and two backward, and two more where
@@ -182,17 +182,17 @@ def utilization(sft: PackedTrainer) -> dict[str, float]:
     peak = peak_flops(torch.cuda.get_device_name())
     if peak is None:
         return {}
-    flops = sft.flops * sft.tokens_seen
-    return {"mfu": flops / max(sft.clock.seconds(), 1e-9) / peak / sft.args.world_size}
+    flops = trainer.flops * trainer.tokens_seen
+    return {"mfu": flops / max(trainer.clock.seconds(), 1e-9) / peak / trainer.args.world_size}
 
 
-def log_results(sft: PackedTrainer, cost: Cost) -> None:
+def log_results(trainer: PackedTrainer, cost: Cost) -> None:
     """Log how the training ended and what it took, all attempts together."""
     import torch
 
     from loraline.training import allocator
 
-    lowest = float(sft.best["eval_loss"])
+    lowest = float(trainer.best["eval_loss"])
     total = cost.total()
     figures = {
         "final_eval_loss": lowest,
@@ -204,7 +204,7 @@ def log_results(sft: PackedTrainer, cost: Cost) -> None:
     if torch.cuda.is_available():
         figures["gpu_seconds"] = total["process_seconds"]
         figures["peak_reserved_gib"] = allocator.reserved() / 2**30
-    mlflow.log_metrics(figures | utilization(sft))
+    mlflow.log_metrics(figures | utilization(trainer))
 
 
 def figure(history: list[dict[str, float]]) -> Any:

@@ -44,7 +44,7 @@ START = "start"
 ONE_TRY = timedelta(seconds=20)
 """How long a machine that does not answer is waited for before its name is looked up again."""
 
-PATIENCE = timedelta(days=7)
+PEER_TIMEOUT = timedelta(days=7)
 """How long processes wait for each other and the launcher for them. Whoever stops the training has
 a deadline of its own, a pod its grace period; the launcher's 30 seconds would cut an upload short,
 and the exchange's ten minutes would end a training whose first process is still uploading."""
@@ -95,7 +95,7 @@ def join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if launched():
-        distributed.init_process_group(exchange.backend(), timeout=PATIENCE)
+        distributed.init_process_group(exchange.backend(), timeout=PEER_TIMEOUT)
 
 
 def leave() -> None:
@@ -136,7 +136,7 @@ def run(group: Group, *command: str) -> None:
         rdzv_endpoint=group.first_node if group.nodes > 1 else "127.0.0.1:0",
         rdzv_configs={"rank": group.node, "timeout": MEETING} if group.nodes > 1 else {},
         max_restarts=0,
-        shutdown_timeout=int(PATIENCE.total_seconds()),
+        shutdown_timeout=int(PEER_TIMEOUT.total_seconds()),
     )
     try:
         # Kept, since the machines' store would end with it.
@@ -265,7 +265,7 @@ def announce_ready(folder: Path) -> None:
     (folder / READY).touch()
 
 
-def follow() -> Path | None:
+def wait_for_shared_folder() -> Path | None:
     """Wait for the first process to complete the shared folder; None if it left before."""
     folder = Path(os.environ[SHARED])
     while not (folder / READY).exists():

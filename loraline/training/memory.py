@@ -172,7 +172,7 @@ def candidate_plans(recipe: Profile, cards: int = 1) -> list[Plan]:
             replace(plan, sharded=True, offloaded=True) for plan in recomputing_activations()
         ]
     modes = {"fast": (False,), "small": (True,), "auto": (False, True)}
-    ordered = [plan for again in modes[recipe.memory] for plan in plans[again]]
+    ordered = [plan for checkpointing in modes[recipe.memory] for plan in plans[checkpointing]]
     # Sharing out is slower than recomputing, and what waits in host memory slower than either.
     return sorted(ordered, key=lambda plan: (plan.offloaded, plan.sharded))
 
@@ -265,10 +265,10 @@ def estimate(
         # widest tensors and its unpacked weights beside it. The tower's turn comes last, when the
         # language model's have gone.
         activations = tokens * layers * 2 * width
-        again = tokens * (bytes_a_token + 4 * text["intermediate_size"] + 2 * width)
+        recomputed = tokens * (bytes_a_token + 4 * text["intermediate_size"] + 2 * width)
         of_a_layer = copies // layers
         working = max(
-            again + of_a_layer + product, logits, tower_again + of_a_layer + dora - activations
+            recomputed + of_a_layer + product, logits, tower_again + of_a_layer + dora - activations
         )
     else:
         activations = tokens * layers * bytes_a_token + copies

@@ -25,8 +25,9 @@ def prepare(
     """Plan the memory before the base is loaded, then build the trainer."""
     from transformers import set_seed
 
-    from loraline.training import checkpoint, memory, trainer
+    from loraline.training import checkpoint, memory
     from loraline.training.machine import Machine
+    from loraline.training.trainer import build
 
     launch.join()
     set_seed(recipe.seed)
@@ -37,31 +38,31 @@ def prepare(
             "the weights would have to be shared out over several machines, whose checkpoints "
             "nobody gathers; train on one machine with more GPUs, or what fits a card"
         )
-    sft = trainer.build(recipe, base, encoder, rows, plan, scratch)
+    trainer = build(recipe, base, encoder, rows, plan, scratch)
     if launch.rank() == 0:
-        written = checkpoint.described(sft.trainable_parameters())
-        click.echo(f"{table}\nattention: {sft.attention}\ncheckpoint: {written}", err=True)
-    return sft
+        written = checkpoint.described(trainer.trainable_parameters())
+        click.echo(f"{table}\nattention: {trainer.attention}\ncheckpoint: {written}", err=True)
+    return trainer
 
 
-def train(sft: PackedTrainer, start: Path | None, keeper: Any) -> dict[str, Tensor]:
+def train(trainer: PackedTrainer, start: Path | None, keeper: Any) -> dict[str, Tensor]:
     """Train from the beginning or from a checkpoint, to the end or until told to stop.
 
     Returns what has learned, as it was with the lowest validation loss; only to the first process.
     """
     from loraline.training.checkpoint import StoppedWithCheckpoint
 
-    sft.add_callback(keeper)
+    trainer.add_callback(keeper)
     keeper.listen()
-    sft.train(resume_from_checkpoint=str(start) if start else None)
-    if keeper.stopped_early(sft.state):
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if keeper.stopped_early(trainer.state):
         launch.leave()
         raise StoppedWithCheckpoint(
-            f"stopped by {keeper.stop_name()} after step {sft.state.global_step}, with a "
+            f"stopped by {keeper.stop_name()} after step {trainer.state.global_step}, with a "
             "checkpoint; start it again to go on from there"
         )
-    sft.restore_best()
-    learned = sft.gather()
+    trainer.restore_best()
+    learned = trainer.gather()
     launch.leave()
     return learned
 
@@ -78,7 +79,7 @@ def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
 
     if launch.leads_node():
         other_nodes.fill(run_id)
-    scratch = launch.follow()
+    scratch = launch.wait_for_shared_folder()
     if scratch is None:
         if not launch.on_first_node():
             raise TryAgain("the first machine has ended without a training, and says why")
@@ -87,8 +88,8 @@ def follow(recipe: Profile, run_id: str, checkpoint_minutes: float) -> None:
     encoder, _, rows, _ = load_rows(scratch / "dataset", recipe, base)
     start = next(scratch.glob(f"{checkpoint.FOLDER}/*"), None)
     try:
-        sft = prepare(recipe, base, encoder, rows, scratch)
-        train(sft, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
+        trainer = prepare(recipe, base, encoder, rows, scratch)
+        train(trainer, start, checkpoint.KeepCheckpoints(None, "", checkpoint_minutes))
     except sharding.OutOfMemory:
         raise  # Of this process alone, and the others wait for it.
     except checkpoint.StoppedWithCheckpoint:

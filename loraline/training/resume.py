@@ -68,7 +68,7 @@ def choose(
     It has a checkpoint, or died before it had one; `force` begins anew instead. What the others
     have left is removed. Raises TryAgain when a training of the same inputs is running.
     """
-    chosen = named(client, resume, inputs) if resume else None
+    chosen = run_to_resume(client, resume, inputs) if resume else None
     for run in unfinished(client, profile):
         if changed := changes(run, inputs):
             if CHECKPOINT in run.data.tags:
@@ -99,7 +99,7 @@ def unfinished(client: MlflowClient, profile: str) -> list[Run]:
     return runs.latest_runs(client, "train_qlora", query, 50)
 
 
-def named(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
+def run_to_resume(client: MlflowClient, run_id: str, inputs: dict[str, str]) -> Run:
     """The unfinished training `run_id`; a UserError says why it cannot be resumed."""
     from mlflow.exceptions import MlflowException
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write(
-    sft: PackedTrainer,
+    trainer: PackedTrainer,
     recipe: Profile,
     base: Base,
     learned: Mapping[str, Tensor],
@@ -28,14 +28,14 @@ def write(
 ) -> Path:
     """Write what has `learned`, whole and by name, in safetensors; the base's config beside it."""
     if recipe.train == "full":
-        write_model(sft.model, recipe, learned, folder)
+        write_model(trainer.model, recipe, learned, folder)
         merging.copy_tokenizer(base, recipe.modality, folder)
     else:
-        sft.model.peft_config["default"].base_model_name_or_path = recipe.base
-        if sft.initial is not None:
-            pissa.save(sft.model, sft.initial, folder)
+        trainer.model.peft_config["default"].base_model_name_or_path = recipe.base
+        if trainer.initial is not None:
+            pissa.save(trainer.model, trainer.initial, folder)
         else:
-            sft.model.save_pretrained(folder, state_dict=dict(learned))
+            trainer.model.save_pretrained(folder, state_dict=dict(learned))
         # PEFT's model card is an empty form; what it would say is in the contract.
         (folder / "README.md").unlink()
     (folder / BASE_CONFIG).write_text(json.dumps(base.config, indent=2) + "\n")

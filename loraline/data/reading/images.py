@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from loraline.data.checks import REPAIR, BadRow, Policy
-from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over_limit
+from loraline.data.reading.media import Fetch, Limits, content_of, label, measure, over_limit
 
 TYPES = {
     "PNG": (".png",),
@@ -127,13 +127,13 @@ def load_image(
     opened = OPENED
     for begin, (check, clause) in IN_PLACE_OF_PICTURES.items():
         if content[:64].lstrip().lower().startswith(begin):
-            raise BadRow(check, f"image {named(medium)} {clause}")
+            raise BadRow(check, f"image {label(medium)} {clause}")
     if (unread := type_not_read(content)) == "HEIC":
         opened = [*opened, heif_reader(medium)]
     elif unread:
         remedy = "give its pages as PNG" if unread == "PDF" else "convert it to PNG or JPEG"
         raise BadRow(
-            "media_format", f"image {named(medium)} is {unread}, which is not read; {remedy}"
+            "media_format", f"image {label(medium)} is {unread}, which is not read; {remedy}"
         )
     try:
         with warnings.catch_warnings():
@@ -142,7 +142,7 @@ def load_image(
         if image.format == "TIFF" and is_raw(image.tag_v2):
             raise BadRow(
                 "media_format",
-                f"image {named(medium)} is a camera's raw file, of which a preview would be read; "
+                f"image {label(medium)} is a camera's raw file, of which a preview would be read; "
                 "convert it to PNG or JPEG",
             )
         measure("image", medium, image.width, image.height, limits)
@@ -152,7 +152,7 @@ def load_image(
         if frames > 1 and actions["media_frames"] != REPAIR:
             raise BadRow(
                 "media_frames",
-                f"image {named(medium)} has {frames} frames; give it as a video, or take the first "
+                f"image {label(medium)} has {frames} frames; give it as a video, or take the first "
                 "with --on media_frames=repair",
             )
         if not single:
@@ -165,19 +165,19 @@ def load_image(
     except UnidentifiedImageError as error:
         raise BadRow(
             "media_broken",
-            f"image {named(medium)} cannot be decoded: it begins like no picture that is read; if "
+            f"image {label(medium)} cannot be decoded: it begins like no picture that is read; if "
             "it is one, convert it to PNG or JPEG",
         ) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         reason = str(error).partition(" <_io")[0][:80]
         raise BadRow(
-            "media_broken", f"image {named(medium)} cannot be decoded: {reason}"
+            "media_broken", f"image {label(medium)} cannot be decoded: {reason}"
         ) from error
     ending = PurePosixPath(medium).suffix.lower() if isinstance(medium, str) else ""
     endings = {name for names in TYPES.values() for name in names}
     if ending in endings and ending not in TYPES[image.format or ""]:
         if actions["media_type"] != REPAIR:
-            raise BadRow("media_type", f"image {named(medium)} is {image.format} by its content")
+            raise BadRow("media_type", f"image {label(medium)} is {image.format} by its content")
         flagged.append("media_type")
     source = hashlib.sha256(content).digest()
     # Nothing after this step reads HEIF.
@@ -186,7 +186,7 @@ def load_image(
         if actions["appearance"] != REPAIR:
             raise BadRow(
                 "appearance",
-                f"image {named(medium)} is turned, partly transparent, HEIC, or deeper than 8 bits",
+                f"image {label(medium)} is turned, partly transparent, HEIC, or deeper than 8 bits",
             )
         flagged.append("appearance")
     if frames > 1:
@@ -205,7 +205,7 @@ def heif_reader(medium: str | bytes) -> str:
     except ImportError:
         raise BadRow(
             "media_format",
-            f"image {named(medium)} is HEIC, which the extra `heic` reads; pip install "
+            f"image {label(medium)} is HEIC, which the extra `heic` reads; pip install "
             "'loraline-pipeline[heic]', or convert it to PNG or JPEG",
         ) from None
     register_heif_opener(thumbnails=False)

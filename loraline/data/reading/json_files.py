@@ -11,13 +11,13 @@ from typing import IO, Any
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import streams
-from loraline.data.reading.values import Spelt, repeats, without_repetition
+from loraline.data.reading.values import Spelt, repeated_key, without_repetition
 from loraline.errors import UserError
 
 TOP_LEVEL = 1
 """Depth of the keys of one object that holds all of a file."""
 
-CONVERSATIONS = frozenset(["messages", "conversations", "conversation", "chosen", "completions"])
+LISTS_OF_OBJECTS = frozenset(["messages", "conversations", "conversation", "chosen", "completions"])
 """Keys of a row whose lists hold objects."""
 
 LARGE = re.compile(rb"[:\[,\s]-?\d{19}")
@@ -177,7 +177,7 @@ def plain_row(value: Any) -> Any:
     """A row of Remembering objects as plain ones, or the BadRow that it is."""
     if type(value) is Remembering:
         if hasattr(value, "repeated"):
-            raise repeats(value.repeated)
+            raise repeated_key(value.repeated)
         return {key: plain_row(item) for key, item in value.items()}
     if type(value) is list:
         return [plain_row(item) for item in value]
@@ -317,7 +317,7 @@ def rows_of_object(path: Path, row_bytes: int, encoding: str, ends_a_row: bool) 
             raise not_read(path, error) from error
     lists = [name for name, event in keys.items() if event == "start_array"]
     tables = [name for name in lists if name in of_objects]
-    if documents == 1 and len(tables) > 1 and not keys.keys() & CONVERSATIONS:
+    if documents == 1 and len(tables) > 1 and not keys.keys() & LISTS_OF_OBJECTS:
         names = ", ".join(repr(name[:30]) for name in tables[:3])
         how = "join the annotations to their images" if "annotations" in tables else "write each"
         raise UserError(

@@ -134,7 +134,7 @@ def file_content(medium: str, fetch: Fetch, limits: Limits, medium_type: str) ->
         ) from error
 
 
-def named(medium: str | bytes | Sequence[str]) -> str:
+def label(medium: str | bytes | Sequence[str]) -> str:
     """A medium for people."""
     if isinstance(medium, str):
         return repr(medium[:80]) if not medium.startswith("data:") else "in a data URI"
@@ -143,7 +143,7 @@ def named(medium: str | bytes | Sequence[str]) -> str:
 
 def over_limit(medium_type: str, medium: Media, size: str, limit: float) -> BadRow:
     return BadRow(
-        "media_limits", f"{medium_type} {named(medium)} has {size}, the limit is {limit:,.15g}"
+        "media_limits", f"{medium_type} {label(medium)} has {size}, the limit is {limit:,.15g}"
     )
 
 
@@ -168,6 +168,6 @@ def measure(medium_type: str, medium: Media, width: int, height: int, limits: Li
     if max(width, height) > limits.aspect_ratio * min(width, height):
         raise BadRow(
             "media_limits",
-            f"{medium_type} {named(medium)} is {width} x {height} pixels, the limit of the aspect "
+            f"{medium_type} {label(medium)} is {width} x {height} pixels, the limit of the aspect "
             f"ratio is {limits.aspect_ratio}",
         )

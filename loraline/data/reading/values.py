@@ -70,12 +70,12 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result and result[key] != value:
-            raise repeats(key)
+            raise repeated_key(key)
         result[key] = value
     return result
 
 
-def repeats(key: str) -> BadRow:
+def repeated_key(key: str) -> BadRow:
     return BadRow("unreadable", f"has the key {key[:40]!r} twice, with different values")
 
 

@@ -12,7 +12,7 @@ from loraline.base import pixels
 from loraline.data.checks import BadRow
 from loraline.data.reading.contents import Media
 from loraline.data.reading.images import OPENED, packed
-from loraline.data.reading.media import Fetch, Limits, content_of, measure, named, over_limit
+from loraline.data.reading.media import Fetch, Limits, content_of, label, measure, over_limit
 from loraline.records import Video
 
 FRAME_FACTOR, MIN_FRAMES = 2, 4
@@ -66,7 +66,7 @@ def load_video(medium: Media, fetch: Fetch, limits: Limits, cell: int) -> Clip:
             frames = [frame.convert("RGB") for frame in frames]
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadRow(
-                "media_broken", f"video {named(medium)} cannot be decoded: {error}"
+                "media_broken", f"video {label(medium)} cannot be decoded: {error}"
             ) from error
         fps = limits.fps
         source = hashlib.sha256(
@@ -90,7 +90,7 @@ def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], f
     try:
         with av.open(io.BytesIO(content), "r") as container:
             if not container.streams.video:
-                raise BadRow("media_broken", f"video {named(medium)} has no picture")
+                raise BadRow("media_broken", f"video {label(medium)} has no picture")
             stream = container.streams.video[0]
             measure("video", medium, stream.width, stream.height, limits)
             rate = float(stream.average_rate or stream.base_rate or 0)
@@ -99,7 +99,7 @@ def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], f
             raise over_limit("video", medium, f"{total} frames", limits.video_frames)
         if total < FRAME_FACTOR or rate <= 0:
             raise BadRow(
-                "media_broken", f"video {named(medium)} has {total} frames, expected 2 or more"
+                "media_broken", f"video {label(medium)} has {total} frames, expected 2 or more"
             )
         indices = frame_indices(total, rate, limits)
         frames = {}
@@ -108,9 +108,9 @@ def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], f
                 if index in indices:
                     frames[index] = frame.to_image()
         if len(frames) != len(set(indices)):
-            raise BadRow("media_broken", f"video {named(medium)} ends after {len(frames)} frames")
+            raise BadRow("media_broken", f"video {label(medium)} ends after {len(frames)} frames")
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise BadRow("media_broken", f"video {named(medium)} cannot be decoded: {error}") from error
+        raise BadRow("media_broken", f"video {label(medium)} cannot be decoded: {error}") from error
     return [frames[index] for index in indices], len(indices) / total * rate
 
 

@@ -430,7 +430,7 @@ def test_what_make_takes_is_left_out_of_a_refusal_that_grows_too_long() -> None:
     assert "leaves them out, with make SET=prepare.checks.empty=drop)" in short
     long = sentences.refusal("a" * 200, "answer is empty" * 9, "empty")
     assert long.endswith("--on empty=drop leaves them out)")
-    assert len(long) <= sentences.MOST
+    assert len(long) <= sentences.MOST_CHARACTERS
 
 
 def test_an_optional_column_that_no_row_has_is_said(tmp_path, prepare) -> None:

@@ -60,9 +60,9 @@ def test_nobody_waits_for_a_first_process_that_found_nothing_to_do(
     subprocess.run(
         [sys.executable, "-c", ended], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-    assert launch.follow() is None
+    assert launch.wait_for_shared_folder() is None
     launch.announce_ready(tmp_path)
-    assert launch.follow() == tmp_path
+    assert launch.wait_for_shared_folder() == tmp_path
 
 
 def test_what_stops_a_training_does_not_reach_its_loaders() -> None:
@@ -198,4 +198,4 @@ def test_another_machine_ends_with_a_first_process_that_found_nothing_to_do(
     # What a process of a training leaves for its end is not for the end of the tests.
     monkeypatch.setattr(launch.atexit, "register", lambda callback: callback)
     other_nodes.fill("a run")
-    assert launch.follow() is None
+    assert launch.wait_for_shared_folder() is None
