@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 def of_training(client: MlflowClient, train_run: Run) -> Profile:
     """The resolved profile that a training run was made with."""
-    from pydantic import ValidationError
-
     from loraline.profiles.profile import Profile
 
     with runs.artifacts(client, train_run.info.run_id, "profile.json") as file:
@@ -30,7 +28,7 @@ def of_training(client: MlflowClient, train_run: Run) -> Profile:
         values = json.loads(text)
         identity.expect(train_run, PROFILE_DIGEST, identity.values_digest(values), "profile.json")
         recipe = Profile.model_validate(values)
-    except (ValueError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             identity.changed("train_qlora", f"profile.json is no profile: {str(error)[:200]}")
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loraline.errors import TryAgain, UserError
-from loraline.tracking import lease, runs, store, tags
+from loraline.tracking import lease, run_profile, runs, store, tags
 from loraline.tracking.tags import (
     GIT_SHA,
     IMAGE,
@@ -32,6 +32,15 @@ def test_a_run_knows_its_step_its_upstream_and_its_pipeline(workplace: Path) -> 
     assert result.data.tags[UPSTREAM] == first.info.run_id
     assert result.data.tags[PIPELINE] == first.info.run_id
     assert runs.ancestor(client, result, "prepare_data").info.run_id == first.info.run_id
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000], ids=["cut", "deep"])
+def test_a_profile_that_is_none_is_said(text: str, workplace: Path) -> None:
+    client = store.connect()
+    with runs.open_run("train_qlora", name="train", fingerprint="b") as run:
+        client.log_text(run.info.run_id, text, "profile.json")
+    with pytest.raises(UserError, match=r"profile\.json is no profile: "):
+        run_profile.of_training(client, client.get_run(run.info.run_id))
 
 
 def test_the_workflow_identity_comes_from_the_environment(
