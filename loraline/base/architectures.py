@@ -129,7 +129,6 @@ SERVED = {
     "LlamaForCausalLM": True,
     "Qwen3ForCausalLM": True,
     "Qwen3VLForConditionalGeneration": True,
-    "Gemma3ForCausalLM": False,
     "Phi3ForCausalLM": True,
 }
 """Architectures whose adapters vLLM was seen to apply, and whether it applies them on the head and
@@ -165,7 +164,7 @@ def linears(config: Mapping[str, Any]) -> Linears:
     Raises KeyError, TypeError or ValueError where they say no sound sizes.
     """
     architecture = config["architectures"][0]
-    text = config.get("text_config") or config
+    text = text_config(config)
     prefix = "model.language_model" if architecture in VISION else "model"
     layers: Linears = {}
     for layer in range(layer_count(text, "num_hidden_layers")):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import templates
+from loraline.base.architectures import text_config
 from loraline.base.locate import refusing_remote_code
 from loraline.base.media import image_pixels, rgb_images, token_types, video_inputs, video_pixels
 from loraline.errors import UserError
@@ -352,8 +353,7 @@ def check_tokens(encoder: Encoder, base: Base, rows: Iterable[Row]) -> None:
     Where a tokenizer has new words and the base was not resized for them, the pass fails halfway,
     on a GPU without an explanation.
     """
-    sizes = base.config.get("text_config") or base.config
-    vocabulary = int(sizes.get("vocab_size", 2**31))
+    vocabulary = int(text_config(base.config).get("vocab_size", 2**31))
     used = {encoder.pad, encoder.end}.union(*(row.prompt + row.answer for row in rows))
     if strays := sorted(token for token in used if token >= vocabulary):
         named = ", ".join(repr(encoder.tokenizer.convert_ids_to_tokens(t)) for t in strays[:3])

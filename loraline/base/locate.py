@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from loraline.contract import Contract
 
 
-DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
+"""Files of a hub model that a tokenizer or processor is made of, its config among them."""
+
+DOWNLOADED = ["*.safetensors", *TOKENIZER_FILES]
 """Files of a hub model that are fetched: weights as safetensors only, and no code."""
 
 MISTRALS = "consolidated*.safetensors"
@@ -114,7 +117,7 @@ def locate_tokenizer(contract: Contract) -> Path:
     """The base's folder with its tokenizer and processor, without fetching weights from the hub."""
     if contract.base_revision.startswith("sha256:"):
         return locate_measured(contract).path
-    return fetch(contract.base, contract.base_revision, DOWNLOADED[1:])
+    return fetch(contract.base, contract.base_revision, TOKENIZER_FILES)
 
 
 def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) -> Path:

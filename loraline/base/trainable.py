@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraline.base.architectures import NOT_TRAINED, TEXT, VISION, projections
+from loraline.base.architectures import NOT_TRAINED, TEXT, VISION, architecture_of, projections
 from loraline.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def check_base(recipe: Profile, config: Mapping[str, Any]) -> None:
 
     Towers and mergers of all VISION are applied, with the server's flag for them.
     """
-    architecture = (config.get("architectures") or ["none"])[0]
+    architecture = architecture_of(config)
     fitting = VISION if recipe.modality == "vision" else TEXT
     if architecture not in fitting:
         remark = f" ({NOT_TRAINED[architecture]})" if architecture in NOT_TRAINED else ""

@@ -169,7 +169,7 @@ def convert(
         try:
             text = re.sub(NAME, lambda match: str(next(names)), text)
             return re.sub(PLACE, lambda match: next(placed), text)
-        except (StopIteration, RuntimeError):
+        except StopIteration:
             raise BadRow("boxes", f"more {PLACE} or {NAME} than objects") from None
 
     filled = [(role, fill(role, text)) for role, text in turns]

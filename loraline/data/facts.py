@@ -73,12 +73,7 @@ def facts_of(
     pairs = zip(texts, shas, strict=True)
     keys = [hashlib.sha256(text.encode() + b"\0" + sha).digest() for text, sha in pairs]
     if group_by == "answer":
-        groups = [
-            hashlib.sha256(
-                (answer_of(row.record) if row.record.details else row.record.answer).encode()
-            ).digest()
-            for row in rows
-        ]
+        groups = [hashlib.sha256(answer_of(row.record).encode()).digest() for row in rows]
     elif group_by == "row":
         groups = digests
     else:

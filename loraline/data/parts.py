@@ -27,7 +27,7 @@ from loraline.data.reading.formats import Reading
 from loraline.data.reading.preferences import LeftOut
 from loraline.data.reading.sources import Source
 from loraline.data.work import Candidate, Medium, Part, Tally, Work
-from loraline.errors import TryAgain
+from loraline.errors import TryAgain, UserError
 from loraline.process import signals
 from loraline.profiles.profile import Profile
 from loraline.records import Record, Video, batch, schema
@@ -68,8 +68,6 @@ def column_units(path: Path) -> tuple[int, bool]:
     """How many row groups a Parquet file has, or rows an Arrow file, and whether it is rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    from loraline.errors import UserError
 
     try:
         if streams.ending_of(path.name) == ".parquet":

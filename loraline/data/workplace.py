@@ -269,7 +269,7 @@ def pack(work: Work, target: Path) -> None:
             file = work.file(part, ending)
             file.rename(target / file.name)
     with (target / PLAN).open("w") as page:
-        json.dump({"identity": work_identity(work), "parts": [p.number for p in work.parts]}, page)
+        json.dump({"identity": work_identity(work)}, page)
 
 
 def work_identity(work: Work) -> str:

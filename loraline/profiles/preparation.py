@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -20,9 +18,9 @@ from pydantic import (
     WrapValidator,
 )
 
+from loraline.profiles.limits import Strict
+
 Coordinates = Literal["pixels", "unit", "thousand"]
-STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-"""Nothing is guessed: an unknown key is an error."""
 
 
 def share_or_count(value: Any, number: ValidatorFunctionWrapHandler, at: ValidationInfo) -> float:
@@ -45,10 +43,8 @@ HeldOut = Annotated[float | int, WrapValidator(share_or_count)]
 """A share of the rows, or at least so many of them."""
 
 
-class Split(BaseModel):
+class Split(Strict):
     """Rows to hold out where no file is named after a split: a share, or a number of rows."""
-
-    model_config = STRICT
 
     validation: HeldOut = 0.1
     """For the loss after each epoch, which chooses the adapter."""
@@ -63,10 +59,8 @@ def from_black_to_white(window: tuple[float, float]) -> tuple[float, float]:
     return window
 
 
-class SourceSettings(BaseModel):
+class SourceSettings(Strict):
     """How the rows of a source are read."""
-
-    model_config = STRICT
 
     columns: Mapping[str, str] = {}
     """Our name of a column to the source's, as in `question: ask`, or to a template of several."""

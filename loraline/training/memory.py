@@ -242,7 +242,7 @@ def estimate(
     recipe: Profile, base: Base, rows: Sequence[Row], plan: Plan, cards: int = 1
 ) -> Estimate:
     """Bytes at the peak of the worst optimizer step that these rows can make, in one process."""
-    text = base.config.get("text_config") or base.config
+    text = architectures.text_config(base.config)
     lengths = sorted(map(len, rows), reverse=True)
     step = sum(lengths[: recipe.rows_per_step])
     # Rows go to the card with the fewest tokens: none has more than a row beyond its part.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import pixels
+from loraline.base.locate import TOKENIZER_FILES
 from loraline.data import boxes
 from loraline.data.checks import BadRow
 from loraline.data.facts import answer_of
@@ -25,9 +26,6 @@ BYTES_A_TOKEN = 3.6
 TURN_TOKENS = 5
 """Tokens that a chat template adds to a turn; only for the estimate."""
 
-FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-"""Files of a hub model that a tokenizer or processor is made of."""
-
 Size = tuple[int, int]
 """Height and width of an image in pixels."""
 
@@ -41,15 +39,13 @@ def tokenizer_folder(base: str, revision: str | None) -> Path | None:
         names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
         return Path(base) if any(Path(base, name).is_file() for name in names) else None
     try:
-        return Path(snapshot_download(base, revision=revision, allow_patterns=FILES))
+        return Path(snapshot_download(base, revision=revision, allow_patterns=TOKENIZER_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return None
 
 
 class Estimate:
     """Lengths of rows whose base is out of reach: bytes of text, and the size rule for images."""
-
-    exact = False
 
     def __init__(self, recipe: Profile) -> None:
         self.cell = pixels.cell(recipe.base)
@@ -89,8 +85,6 @@ class Exact:
     The same numbers as `encoding.Encoder.encode`, which a test holds against it, and
     quicker: tokens are counted by words, and images by their size.
     """
-
-    exact = True
 
     def __init__(self, folder: Path, recipe: Profile) -> None:
         from loraline.base.encoding import Encoder

@@ -15,6 +15,7 @@ from typing import Any
 from loraline.data.reading.conversations import LEARNT, ROLES
 from loraline.data.reading.layouts import CONVERSATIONS
 from loraline.data.reading.readers import holds_rows
+from loraline.data.reading.registries import renamed_columns
 from loraline.errors import UserError
 
 TYPES = ("alpaca", "sharegpt", "chat_template")
@@ -137,7 +138,7 @@ def columns(settings: Mapping[str, Any]) -> dict[str, str]:
     messages = settings.get("field_messages")
     if messages and messages not in CONVERSATIONS:
         named["conversations"] = messages
-    return {ours: theirs for ours, theirs in named.items() if ours != theirs}
+    return renamed_columns(named)
 
 
 def turns(where: str, settings: Mapping[str, Any]) -> dict[str, str]:

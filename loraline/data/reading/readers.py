@@ -191,8 +191,7 @@ def header(path: Path, reader: csv.DictReader[str]) -> list[str]:
         raise UserError(f"{path} has a header that is not valid CSV: {plain(error)}") from error
     if not all(map(is_utf8, names)):
         raise UserError(f"{path} {streams.NOT_UTF8}")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{path} has two columns named {twice[0][:40]!r}; rename one")
+    refuse_equal_names(path, names)
     return names
 
 

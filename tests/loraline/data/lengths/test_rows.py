@@ -14,7 +14,7 @@ from PIL import Image
 
 from loraline.base import pixels
 from loraline.base.encoding import Encoder
-from loraline.data.lengths.rows import Lengths, lengths, tokenizer_folder
+from loraline.data.lengths.rows import Estimate, Exact, Lengths, lengths, tokenizer_folder
 from loraline.errors import UserError
 from loraline.records import IMAGE, VIDEO, Record, Video
 
@@ -51,7 +51,7 @@ def test_exact_lengths_are_those_of_the_encoder(architecture: str, tiny_base, tm
     sizes = [[Image.open(io.BytesIO(image)).size[::-1] for image in row.images] for row in rows]
     expected = [encoder.encode(row) for row in rows]
     result = ruler.measure(rows, sizes)
-    assert ruler.exact
+    assert isinstance(ruler, Exact)
     assert result == [(len(row), len(row.answer)) for row in expected]
 
 
@@ -68,7 +68,7 @@ def test_the_size_rule_is_transformers(height: int, width: int, cell: int) -> No
 def test_without_the_base_lengths_are_an_estimate_that_says_so() -> None:
     recipe = profile("vision", base="Qwen/Qwen3-VL-8B-Instruct", **LIMITS)
     ruler = lengths(None, recipe)
-    assert not ruler.exact
+    assert isinstance(ruler, Estimate)
     text = Record((("user", "word " * 72), ("assistant", "word " * 36)))
     ((row, answer),) = ruler.measure([text], [[]])
     assert (row, answer) == (5 + 100 + 5 + 50, 55)
