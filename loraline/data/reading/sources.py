@@ -222,11 +222,12 @@ def chosen(entry: Entry, listed: Sequence[tuple[str, int, str]]) -> tuple[DataFi
     ]
     top = [item for item in usable if "/" not in item[0]]
     archives = [name for name, *_ in visible if ARCHIVES.search(name.lower())]
-    unread = [name for name, *_ in visible if UNREAD.search(name.lower())]
-    if unread := [name for name in [*archives, *unread] if "/" not in name or not top]:
-        remedy = "unpack it" if unread[0] in archives else "save it as JSONL or CSV"
+    unsupported = [name for name, *_ in visible if UNREAD.search(name.lower())]
+    refused = [name for name in [*archives, *unsupported] if "/" not in name or not top]
+    if refused:
+        remedy = "unpack it" if refused[0] in archives else "save it as JSONL or CSV"
         raise UserError(
-            f"{entry.uri} holds {', '.join(unread[:3])}, which would not be read; {remedy}, or "
+            f"{entry.uri} holds {', '.join(refused[:3])}, which would not be read; {remedy}, or "
             "give the files that are meant"
         )
     if not usable:
