@@ -114,10 +114,10 @@ def logged_to(client: MlflowClient, resumed: Run | None) -> int:
     return max((point.step for point in history), default=0)
 
 
-PEAK_FLOPS = {
-    "H200 NVL": 835e12,
+PEAK_FLOPS: dict[str, float | None] = {
+    "H200 NVL": None,
     "H200": 989e12,
-    "H100 NVL": 835e12,
+    "H100 NVL": None,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -125,9 +125,10 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "A10": 125e12,
 }
-"""Dense bf16 FLOP/s of cards by words of their name, from NVIDIA's data sheets.
+"""Dense bf16 FLOP/s of cards by words of their name, from their makers' data sheets.
 
-Those of Hopper say it with sparsity, which is twice as much: nvidia.com/data-center/h100 and /h200.
+That of H100 gives 1,513 TFLOP/s for PCIe with sparsity, which is twice as much. NVL cards are
+slower than SXM's of the same name, and have no figure here.
 """
 
 
