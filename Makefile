@@ -49,6 +49,10 @@ RENDERED := $(if $(KNOWN),workflows,outputs/workflows)
 # MLflow is imported once for all steps of a run.
 RUN := $(BIN)/python -m runner.run_local --preload loraline_cli.preload
 
+# A test that hangs ends its process after ten minutes, and its failure says which test it was. That
+# process is not replaced, or each new one would hang in the same test.
+LIMITED := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
+
 # The run gets a name, so that the summary is of this run and not of one that was started meanwhile.
 named = name="$(1)-$$(date +%Y%m%d-%H%M%S)-$$$$"
 
@@ -116,7 +120,7 @@ ui: install  ## Open the page in front of the local gateway: make ui [PORT=7860]
 
 .PHONY: test
 test: install  ## Run the tests: nothing is fetched
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(LIMITED)
 
 .PHONY: lint
 lint: install  ## Check the rendered workflows against Argo's rules and those of production

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +122,30 @@ def test_clean_without_a_registry_does_not_ask(tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     assert make("clean", folder=tmp_path).returncode == 0
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_ends_with_a_test_that_never_does_and_names_it(tmp_path: Path) -> None:
+    program, *options = shlex.split(make("-n", "test").stdout)
+    assert program == ".venv/bin/pytest"
+    assert "faulthandler_timeout=600" in options
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n")
+    (tmp_path / "test_small.py").write_text(
+        "import time\n\n\ndef test_ends():\n    pass\n\n\ndef test_hangs():\n    time.sleep(300)\n"
+    )
+    (tmp_path / "test_other.py").write_text("def test_ends_too():\n    pass\n")
+    short = [option.replace("timeout=600", "timeout=2") for option in options]
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "xdist", *short],
+        cwd=tmp_path,
+        # Other plugins take seconds to import.
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert ended.returncode != 0
+    assert "crashed while running 'test_small.py::test_hangs'" in ended.stdout
+    assert "in test_hangs" in ended.stderr
+    # The process that is left may get the test again; nobody gets it for ever.
+    assert ended.stdout.count("crashed while running") <= 2
