@@ -35,8 +35,9 @@ COMPILED := accelerate alembic bitsandbytes datasets fastapi gradio huggingface_
 	pyarrow scipy sklearn sqlalchemy sympy tokenizers torch torchvision transformers trl vllm
 
 # Without this check, make would accept `profile=mine` and silently use the default.
-$(foreach name,profile data set params port gateway_port profiles workflow model alias,$(if $(filter command%,$(origin $(name))),\
-	$(error $(name)= sets nothing; variables are written in capitals, such as PROFILE=$($(name)))))
+SMALL := $(shell sed -nE 's/^([A-Z_]+) [?]=.*/\1/p' $(firstword $(MAKEFILE_LIST)) | tr A-Z a-z)
+$(foreach name,$(SMALL),$(if $(filter command%,$(origin $(name))),\
+	$(error $(name)= sets nothing; variables are written in capitals: $(shell echo $(name) | tr a-z A-Z)=$($(name)))))
 
 # A value in single quotes, for the shell.
 quoted = '$(subst ','\'',$(1))'
@@ -188,7 +189,7 @@ mutants: install  ## Break the code in many places and say which breakages no te
 	$(BIN)/python tests/mutants/run.py
 
 .PHONY: quality
-quality: install  ## Format check, lint, spelling, layers, types
+quality: install  ## Format check, lint, spelling, layers, types, and whether the rendered workflows are current
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
@@ -199,7 +200,7 @@ quality: install  ## Format check, lint, spelling, layers, types
 	$(BIN)/python workflows/lint.py
 
 .PHONY: render
-render: install  ## Write workflows/*.yaml and the manifests that tests compare with anew
+render: install  ## Write workflows/*.yaml anew, and the manifests that tests compare with
 	$(BIN)/python workflows/pipeline.py
 	$(BIN)/python workflows/prepare_shares.py
 	$(BIN)/python tests/loraline/delivery/test_manifest_goldens.py

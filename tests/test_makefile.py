@@ -76,11 +76,17 @@ def test_a_run_is_summed_up_by_its_own_name(target: str) -> None:
     assert 'summary.py "outputs/$name"' in printed
 
 
-def test_a_variable_in_small_letters_is_refused() -> None:
-    refused = make("-n", "pipeline", "profile=mine")
+VARIABLES = re.findall(r"^([A-Z_]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_variable_in_small_letters_is_refused(variable: str) -> None:
+    refused = make("-n", "clean", f"{variable.lower()}=mine")
     assert refused.returncode == 2
-    assert "profile= sets nothing; variables are written in capitals" in refused.stderr
-    assert "PROFILE=mine" in refused.stderr
+    assert (
+        f"{variable.lower()}= sets nothing; variables are written in capitals: {variable}=mine"
+        in refused.stderr
+    )
 
 
 def test_a_profile_of_ones_own_leaves_the_tracked_workflows_alone() -> None:
