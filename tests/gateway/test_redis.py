@@ -37,14 +37,14 @@ def redis(tmp_path):
 
 def test_rates_are_those_of_all_replicas(start, stub, redis) -> None:
     with (
-        start(rate="3/minute", redis_url=redis.url) as one,
-        start(rate="3/minute", redis_url=redis.url) as other,
+        start(rate="3/day", redis_url=redis.url) as one,
+        start(rate="3/day", redis_url=redis.url) as other,
     ):
         statuses = [ask_chat(door).status_code for door in (one, other, one, other)]
     assert statuses == [200, 200, 200, 429]
 
 
-def test_tokens_are_too(start, stub, redis) -> None:
+def test_tokens_are_those_of_all_replicas(start, stub, redis) -> None:
     with (
         start(tokens_per_minute=15, redis_url=redis.url) as one,
         start(tokens_per_minute=15, redis_url=redis.url) as other,
@@ -65,7 +65,7 @@ def test_an_answer_of_one_replica_is_the_others_too(start, stub, redis) -> None:
 
 
 def test_without_redis_each_replica_counts_on_its_own(start, stub, redis) -> None:
-    with start(rate="2/minute", cache_mb=1, redis_url=redis.url) as door:
+    with start(rate="2/day", cache_mb=1, redis_url=redis.url) as door:
         assert ask_chat(door, temperature=0).status_code == 200
         redis.kill()
         redis.wait()
