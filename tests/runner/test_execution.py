@@ -377,10 +377,11 @@ def test_ctrl_c_ends_a_question(place: Path):
         command(place, ASKED), cwd=place, stdin=theirs, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    while "]? " not in process.stderr.read(1) + process.stderr.read(2):
-        assert process.poll() is None
-        break
-    time.sleep(0.5)
+    printed = ""
+    while not printed.endswith("]? "):
+        letter = process.stderr.read(1)
+        assert letter, printed
+        printed += letter
     process.send_signal(signal.SIGINT)
 
     assert process.wait(timeout=10) == 130
@@ -407,10 +408,7 @@ def test_members_of_a_fan_out_have_folders_of_their_own(run: Runner, place: Path
 
     assert ran.exit_code == 0, ran.stderr
     written = {p.relative_to(place): p.read_text() for p in place.glob("outputs/latest/*/*/out")}
-    assert list(written.values()) == ["a/../b", "c(d)"] or set(written.values()) == {
-        "a/../b",
-        "c(d)",
-    }
+    assert set(written.values()) == {"a/../b", "c(d)"}
     assert {str(p) for p in written} == {f"outputs/latest/row.{i}/w/out" for i in (0, 1)}
 
 

@@ -511,7 +511,9 @@ def test_examples_name_the_row_that_is_repeated(step, workplace: Path) -> None:
     assert "also stands in a later split, or its image does: data/test.jsonl line 1 " in report
 
 
-@pytest.mark.parametrize("after", [0.2, pytest.param(3.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("after", "copies"), [(0.2, 1500), pytest.param(3.0, 9000, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     ("kill", "number", "code", "message"),
     [
@@ -520,9 +522,17 @@ def test_examples_name_the_row_that_is_repeated(step, workplace: Path) -> None:
     ],
 )
 def test_workers_that_are_interrupted_say_nothing(
-    after: float, kill: Callable[[int, int], None], number: int, code: int, message: str, workplace
+    after: float,
+    copies: int,
+    kill: Callable[[int, int], None],
+    number: int,
+    code: int,
+    message: str,
+    workplace,
 ) -> None:
-    data = write_rows(workplace / "data", [{**row, "answer": str(row) * 9} for row in ROWS * 1500])
+    """There are so many rows that a fast machine still reads them when it is interrupted."""
+    rows = [{**row, "answer": str(row) * 9} for row in ROWS * copies]
+    data = write_rows(workplace / "data", rows)
     script = Path(__file__).parents[2] / "steps/prepare_data.py"
     flags = ["--profile", "smoke-text", "--data", str(data), "--workers", "2", "--check-only"]
     started = subprocess.Popen(
@@ -535,6 +545,7 @@ def test_workers_that_are_interrupted_say_nothing(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not psutil.Process(started.pid).children():
+        assert started.poll() is None
         time.sleep(0.05)
     time.sleep(after)
     kill(started.pid, number)

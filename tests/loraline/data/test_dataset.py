@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -306,16 +305,22 @@ def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monk
 def test_a_worker_that_is_killed_is_try_again(tmp_path, prepare, monkeypatch) -> None:
     data = write_lines(tmp_path / "data.jsonl", ROWS * 40)
 
-    def kill() -> None:
-        while not (children := multiprocessing.active_children()):
-            time.sleep(0.05)
-        os.kill(children[0].pid, signal.SIGKILL)
+    over = threading.Event()
 
-    killer = threading.Thread(target=kill)
+    def kill() -> None:
+        while not over.wait(0.05):
+            if children := multiprocessing.active_children():
+                os.kill(children[0].pid, signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    with pytest.raises(TryAgain, match="a worker process was killed, most likely for memory"):
-        prepare(data, size=500, workers=2)
-    killer.join()
+    try:
+        with pytest.raises(TryAgain, match="a worker process was killed, most likely for memory"):
+            prepare(data, size=500, workers=2)
+    finally:
+        over.set()
+        killer.join(30)
     assert not multiprocessing.active_children()
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,23 +68,39 @@ def test_nobody_waits_for_a_first_process_that_found_nothing_to_do(
 
 def test_what_stops_a_training_does_not_reach_its_loaders() -> None:
     """A launcher and a terminal signal a process and all that belongs to its group."""
-    loader = os.fork()
-    if loader == 0:
+
+    def work() -> int:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
+        loading.leave_process_group(0)
+        time.sleep(0.5)
+        return 0
+
+    def train() -> int:
         os.setpgid(0, 0)  # The training's group.
-        worker = os.fork()
-        if worker == 0:
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(1))
-            loading.leave_process_group(0)
-            time.sleep(0.5)
-            os._exit(0)
+        worker = forked(work)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        until = time.monotonic() + 10
         while os.getpgid(worker) == os.getpgid(0):
+            if time.monotonic() > until:
+                return 3
             time.sleep(0.01)
         os.killpg(0, signal.SIGTERM)
         _, status = os.waitpid(worker, 0)
-        os._exit(os.waitstatus_to_exitcode(status))
-    _, status = os.waitpid(loader, 0)
+        return os.waitstatus_to_exitcode(status)
+
+    _, status = os.waitpid(forked(train), 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def forked(work: Callable[[], int]) -> int:
+    """The ID of a process that ends with the exit code of some work, or with 70 where it fails."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(work())
+        finally:
+            os._exit(70)
+    return pid
 
 
 @pytest.mark.parametrize(
