@@ -38,8 +38,17 @@ def in_a_process(work: Callable[[], object]) -> int:
     os._exit(0)
 
 
-def exit_code(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def exit_code(pid: int, seconds: float = 120) -> int:
+    """How the process ended. It may never: a fork copies locks that other threads hold."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError(f"process {pid} did not end in {seconds:g} s")
 
 
 def die_at_statement(number: int) -> None:

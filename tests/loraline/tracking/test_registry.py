@@ -115,7 +115,7 @@ def test_of_several_who_find_a_dead_lock_one_is_inside_at_a_time(client) -> None
     most: list[int] = []
 
     def work(number: int) -> None:
-        with tracking_lock.locked(client, MODEL, lease_seconds=2):
+        with tracking_lock.locked(client, MODEL, lease_seconds=5):
             inside.append(number)
             most.append(len(inside))
             time.sleep(0.1)
@@ -132,6 +132,7 @@ def test_of_several_who_find_a_dead_lock_one_is_inside_at_a_time(client) -> None
 
 def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -> None:
     inside: list[str] = []
+    overtook = threading.Event()
     others = ExitStack()
 
     class Late(mlflow.MlflowClient):
@@ -147,6 +148,7 @@ def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -
                     pass
                 others.enter_context(tracking_lock.locked(client, MODEL))
                 inside.append("C")
+                overtook.set()
             return result
 
     def come_late() -> None:
@@ -157,9 +159,11 @@ def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -
     thread = threading.Thread(target=come_late)
     with others:
         thread.start()
-        time.sleep(2)
+        assert overtook.wait(60)
+        # Long enough for one whom nothing keeps out.
+        time.sleep(1)
         assert inside == ["C"]
-    thread.join(30)
+    thread.join(60)
     assert inside == ["C", "B"]
     assert names(client) == set()
 
