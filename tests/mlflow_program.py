@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ports import free_port
 
 COMMAND = (sys.executable, "-m", "mlflow", "server")
 
@@ -25,9 +26,7 @@ def serving(
     environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
     """The address of a server that keeps all it has in a folder, until the block ends."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
+    port = free_port(host)
     words = [*command, f"--host={host}", f"--port={port}", *options]
     words.append(f"--artifacts-destination={folder / 'artifacts'}")
     variables = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/mlflow.db"} | (environment or {})
@@ -46,6 +45,8 @@ def serving(
             with suppress(OSError), urllib.request.urlopen(f"http://{host}:{port}/health"):
                 break
             time.sleep(0.2)
+        else:
+            raise AssertionError("the server did not start")
         yield f"http://{host}:{port}"
     finally:
         with suppress(ProcessLookupError):

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 
 from loraline.delivery import local
 from loraline.tracking import views
@@ -65,9 +65,7 @@ class Line:
     @contextmanager
     def served(self, manifest: Path | None = None, **environment: str) -> Iterator[Any]:
         """A server of the line's manifest, or of another one, started here on a free port."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         with pytest.MonkeyPatch.context() as patch:
             # The contract names the base relative to where the line runs.
             patch.chdir(self.place)
@@ -247,9 +245,7 @@ def test_the_gateway_answers_what_was_measured(line: Line, client: Any, running:
 @contextmanager
 def gateway_before(line: Line, running: Any) -> Iterator[str]:
     """A gateway in front of the running server, with the contract that the manifest mounts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     upstream = {
         "url": running.url,
         "name": running.adapter,
@@ -271,6 +267,8 @@ def gateway_before(line: Line, running: Any) -> Iterator[str]:
             with suppress(OSError), urllib.request.urlopen(f"{url}/ready"):
                 break
             time.sleep(0.1)
+        else:
+            raise AssertionError("the gateway did not start")
         yield url
     finally:
         process.terminate()

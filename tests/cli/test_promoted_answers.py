@@ -4,7 +4,6 @@ the champion, the gateway, the desk and the page, in a Chromium."""
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import mlflow
 import pytest
 import yaml
+from ports import free_port
 
 from loraline.delivery import local
 from tests.gateway.conftest import _stub, settings_for, start, stub, stub_url
@@ -29,13 +29,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny-mistral-lora"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def until(there: Callable[[], Any], seconds: float, what: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -24,6 +23,7 @@ from typing import Any
 import mlflow_program
 import pytest
 import yaml
+from ports import free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -56,12 +56,6 @@ def kubectl(*arguments: str, stdin: str | None = None) -> str:
     )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stage import Stage, reserved_port
+from ports import reserved_port
+from stage import Stage
 
 DEBIAN = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 """Where Debian's package keeps the programs that are in no PATH."""

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from ports import reserved_port
 
 from loraline import addresses
 from loraline.tracking import signature
@@ -318,17 +319,6 @@ class Server:
             while self.listens():
                 time.sleep(0.01)
             self.reserved.close()
-
-
-def reserved_port() -> socket.socket:
-    """A bound socket that does not listen: nobody else gets its port, and nobody answers there.
-
-    A server that allows to reuse its address, as Python's do, can listen on the port all the same.
-    """
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reserved.bind(("127.0.0.1", 0))
-    return reserved
 
 
 def furnish(stage: Stage, empty_store: Path | None = None) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import httpx
 import pytest
 import uvicorn
 from PIL import Image
+from ports import free_port
 
 from gateway import server
 from gateway.app import create_app
@@ -126,8 +126,9 @@ def started(settings: Settings) -> Iterator[Started]:
     thread = threading.Thread(target=running_server.run, args=([listening],), daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    deadline = time.monotonic() + 10
-    while not running_server.started and time.monotonic() < deadline:
+    deadline = time.monotonic() + 30
+    while not running_server.started:
+        assert time.monotonic() < deadline and thread.is_alive(), "the gateway did not start"
         time.sleep(0.01)
     result = Started(url, app, settings, thread)
     try:
@@ -183,9 +184,7 @@ def vllm(
     executable = str(beside) if beside.is_file() else shutil.which("vllm")
     if executable is None:
         pytest.skip("vllm is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     args = ["--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "512"]
     args += ["--kv-cache-memory-bytes", "256M", "--generation-config", "vllm"]
     args += ["--chat-template", str(template), "--enforce-eager"]
@@ -213,6 +212,8 @@ def vllm(
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health"):
                 break
             time.sleep(0.2)
+        else:
+            raise AssertionError("the server did not start")
         yield url
     finally:
         os.killpg(server.pid, signal.SIGTERM)

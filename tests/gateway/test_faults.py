@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import aiohttp
 import httpx
 import pytest
+from ports import free_port
 
 from gateway import server, upstream
 from tests.gateway.conftest import CONTRACT, ask_chat
@@ -163,9 +164,7 @@ def test_an_event_of_a_megabyte_passes(vision, stub) -> None:
 
 
 def test_a_server_that_is_down_is_not_ready_and_comes_back_by_itself(start, settings_for, stub):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with start(server={"url": f"http://127.0.0.1:{port}"}) as gateway:
         assert gateway.client.get("/health").status_code == 200
         ready = gateway.client.get("/ready")
@@ -346,9 +345,7 @@ def test_a_full_disk_is_said_and_streams_live_on(vision, stub, png, path, monkey
 
 def test_sigterm_lets_streams_end(stub, stub_url, tmp_path) -> None:
     (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     entry = {"url": stub_url, "contract": str(tmp_path / "contract.json")}
     process = subprocess.Popen(
         [sys.executable, "-m", "gateway", "serve"],

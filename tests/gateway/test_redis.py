@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from ports import free_port
 
 from tests.gateway.conftest import ask_chat
 
@@ -20,15 +21,16 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def redis(tmp_path):
     """A real server on loopback; the test may end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     server = subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
     for _ in range(200):
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             break
         time.sleep(0.02)
+    else:
+        server.kill()
+        raise AssertionError("the server did not start")
     server.url = f"redis://127.0.0.1:{port}/0"
     yield server
     server.kill()

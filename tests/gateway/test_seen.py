@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from aiohttp import web
+from ports import free_port
 
 from gateway import logs
 from gateway.metrics import Metrics
@@ -82,14 +83,11 @@ def test_requests_are_counted_by_route_task_model_and_status(start, stub, png) -
 
 
 def test_metrics_may_have_a_port_of_their_own(start, stub) -> None:
-    import socket
     import urllib.request
 
     from gateway import server
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with start(metrics_port=port) as gateway:
         server.serve_metrics(gateway.settings, gateway.gateway.metrics.registry)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:

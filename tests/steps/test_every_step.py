@@ -187,6 +187,9 @@ def test_sigterm_before_the_first_step_is_try_again_and_hands_nothing_over(
         if any(run.info.status == "RUNNING" for run in runs):
             break
         time.sleep(0.1)
+    else:
+        process.kill()
+        raise AssertionError("the training did not start")
     process.send_signal(signal.SIGTERM)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 75, printed

@@ -59,7 +59,10 @@ def start(workplace: Path, data_run: str) -> Start:
 def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
     """Until the training has done so many steps, or has ended."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
         file = Path("progress")
         done = file.read_text() if file.exists() else ""
         if done and int(done.partition("/")[0]) >= step:
@@ -270,8 +273,11 @@ machine and on a slow one."""
 
 
 def wait_until_held(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
     while not Path("held").exists():
-        assert process.poll() is None, process.communicate()[1]
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[1])
         time.sleep(0.01)
 
 
@@ -306,6 +312,7 @@ def test_several_processes_are_stopped_and_resumed_together(
         assert f"process {rank} of the training was killed by SIGKILL" in stderr
         assert time.monotonic() - stopped < 60
     while any(map(lease.start_ticks, children)):
+        assert time.monotonic() - stopped < 180, "a process of the training is left"
         time.sleep(0.1)
     process = start("together", "--gpus", "2")
     _, stderr = process.communicate(timeout=240)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from ports import free_port
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -29,9 +29,7 @@ def machines(workplace: Path, data_run: str) -> Machines:
     """Start a training of a profile on two machines, each with a folder for its outputs."""
 
     def begin(profile: str, *options: str) -> list[subprocess.Popen[str]]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         command = [sys.executable, str(ROOT / "steps/train_qlora.py"), "--run-id", data_run]
         command += ["--profile", profile, "--nodes", "2", "--first-node", f"127.0.0.1:{port}"]
         return [
@@ -84,7 +82,11 @@ def test_two_machines_learn_what_one_process_learns_though_one_of_them_is_lost(
 def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
     """Until the training has done so many steps, or has ended."""
     file = Path("progress-0")
+    deadline = time.monotonic() + 170
     while process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"step {step} was not reached: {process.communicate()[1]}")
         if file.exists() and int(file.read_text().partition("/")[0] or 0) >= step:
             return
         time.sleep(0.01)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from loraline.answering.hf import answers
 from loraline.base.encoding import Encoder
@@ -208,12 +209,6 @@ def text(store, tmp_path_factory, tiny_base):
 @pytest.fixture(scope="module")
 def vision(store, tmp_path_factory, tiny_base):
     return register(tmp_path_factory.mktemp("vision"), "vision", "tiny-vision", tiny_base)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask(url, model, registered, row):

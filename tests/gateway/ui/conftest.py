@@ -48,7 +48,8 @@ def page_before(gateway: str, **set_to: Any) -> Iterator[str]:
     thread = threading.Thread(target=running.run, args=([listening],), daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
-    while not running.started and time.monotonic() < deadline:
+    while not running.started:
+        assert time.monotonic() < deadline and thread.is_alive(), "the page did not start"
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"

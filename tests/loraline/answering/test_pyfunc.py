@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from ports import free_port
 
 from loraline import contract
 from loraline.answering import hf, logged_model
@@ -244,9 +244,7 @@ def test_the_readme_and_the_page_name_the_same_store() -> None:
 
 @pytest.mark.slow
 def test_mlflow_serves_it_with_the_documented_line(logged: Logged) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = f"{EXPORT}\nexec {SERVE.strip()} --host 127.0.0.1 --port {port} --workers 1"
     server = subprocess.Popen(
         ["bash", "-ec", command],

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from loraline.errors import TryAgain, UserError
 from loraline.tracking import lease, run_profile, runs, store, tags
@@ -186,9 +187,7 @@ def test_artifacts_have_an_absolute_place(workplace: Path) -> None:
 def test_an_absent_server_is_try_again_within_seconds(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
     with pytest.raises(TryAgain, match="does not answer") as refusal:
         store.connect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ports import free_port
 
 from loraline.errors import Stopped, TryAgain, UserError
 from loraline.training import launch, loading, other_nodes
@@ -176,11 +176,8 @@ def test_a_first_machine_that_waits_for_the_others_can_be_told_to_stop(
         raise Stopped("stopped by SIGTERM")
 
     monkeypatch.setattr(launch.time, "sleep", stopped)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(Stopped):
-        launch.run(Group(1, nodes=2, node=0, first_node=address), "script.py")
+        launch.run(Group(1, nodes=2, node=0, first_node=f"127.0.0.1:{free_port()}"), "script.py")
 
 
 def test_a_machine_that_was_lost_does_not_join_the_others_before_they_have_ended(

@@ -20,6 +20,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from made_data import kept, picture
+from ports import free_port
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import s3
@@ -37,9 +38,7 @@ def server(
 
     moto's server is there always, and a real one, the Versity gateway, where it is on the PATH.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     if request.param == "moto":
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     elif result := shutil.which("versitygw"):
@@ -66,6 +65,8 @@ def serving(command: list[str], port: int, **environment: str) -> Iterator[None]
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.2)
+        else:
+            raise AssertionError("the server did not start")
         yield
     finally:
         process.terminate()
@@ -338,9 +339,7 @@ def test_wrong_credentials_are_said(tmp_path: Path, server: int, request, monkey
     with contextlib.ExitStack() as stack:
         if "moto" in request.node.name:
             # One that looks at who asks, from its first request on.
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                server = probe.getsockname()[1]
+            server = free_port()
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(server)]
             stack.enter_context(serving(command, server, INITIAL_NO_AUTH_ACTION_COUNT="0"))
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server}")
