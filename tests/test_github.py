@@ -38,7 +38,7 @@ def test_a_release_is_quality_and_tests_first() -> None:
     assert next(i for i, script in enumerate(ran) if "git push" in script) > ran.index("make test")
 
 
-def test_quality_runs_what_ci_runs() -> None:
+def test_github_runs_the_make_targets_of_the_script_for_ci() -> None:
     wanted = re.findall(r"^make \S+", (ROOT / ".ci/run").read_text(), re.MULTILINE)
 
     assert wanted

@@ -84,7 +84,7 @@ PROFILES = [
     pytest.param(profile, marks=() if profile == "smoke-text" else pytest.mark.slow)
     for profile in MODELS
 ]
-"""The line of texts runs in `make test`; CI also runs that of pictures, and asks the servers."""
+"""The line of texts runs in `make test`; `.ci/run` also runs that of pictures, and asks servers."""
 
 
 @pytest.fixture(scope="module", params=PROFILES)
