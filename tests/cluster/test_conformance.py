@@ -73,7 +73,9 @@ def test_the_set_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_come_to_the_same(on_argo: dict[str, Object], case: str, tmp_path: Path) -> None:
+def test_the_runner_and_argo_come_to_the_same_status(
+    on_argo: dict[str, Object], case: str, tmp_path: Path
+) -> None:
     (tmp_path / "case.yaml").write_text(json.dumps(CASES[case]))
     command = [sys.executable, "-m", "runner.run_local", "case.yaml"]
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)

@@ -96,7 +96,7 @@ def test_every_address_that_tells_or_does_something_wants_a_key(keyed, method, p
     assert keyed.client.request(method, path).status_code == 401
 
 
-def test_the_others_do_not(keyed) -> None:
+def test_the_docs_and_the_probes_want_no_key(keyed) -> None:
     for path in ("/", "/health", "/ready", "/docs", "/openapi.json"):
         assert keyed.client.get(path).status_code == 200
 

@@ -35,7 +35,9 @@ def test_best_fit(lengths: list[int], budget: int, bins: list[list[int]]) -> Non
         pytest.param([6, 5, 4, 3], 9, [[0, 3], [1, 2]], id="two full bins stay two"),
     ],
 )
-def test_a_plan(lengths: list[int], budget: int, bins: list[list[int]]) -> None:
+def test_a_plan_fills_its_bins_evenly(
+    lengths: list[int], budget: int, bins: list[list[int]]
+) -> None:
     assert packing.plan(lengths, budget) == bins
 
 
