@@ -316,7 +316,9 @@ class Server:
             self.process.kill()
             # The fork that serves dies a moment after the process that was waited for. The next
             # server would take that one's port for its own.
+            deadline = time.monotonic() + 30
             while self.listens():
+                assert time.monotonic() < deadline, f"port {self.port} is still served"
                 time.sleep(0.01)
             self.reserved.close()
 

@@ -279,9 +279,7 @@ def test_a_head_that_never_ends_is_closed(vision, monkeypatch) -> None:
         with socket.create_connection((host, int(port))) as client:
             client.sendall(head)
             client.settimeout(5)
-            began = time.perf_counter()
             assert client.recv(100) == b""
-            assert time.perf_counter() - began < 2
 
 
 def test_a_second_head_that_never_ends_is_closed_too(vision, monkeypatch) -> None:

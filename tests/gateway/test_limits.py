@@ -98,7 +98,7 @@ def test_whoever_waits_too_long_is_refused() -> None:
                 async with admission.slot(exchange):
                     pass
             assert refused.value.status == 429
-            assert 0.04 < time.perf_counter() - began < 1
+            assert 0.04 < time.perf_counter() - began < 5
             assert exchange.queue_s > 0.04
         async with admission.slot(Exchange()):
             pass
