@@ -56,7 +56,7 @@ class Form:
     """Number of answers that are learnt, where it is not all."""
 
 
-def said(*texts: str, user: str = "user", answer: str = "assistant") -> list[dict[str, str]]:
+def dialogue(*texts: str, user: str = "user", answer: str = "assistant") -> list[dict[str, str]]:
     return [
         {"role": answer if number % 2 else user, "content": text}
         for number, text in enumerate(texts)
@@ -80,17 +80,17 @@ LARGE = 123456789012345678901234567890
 
 FORMS = [
     # Conversations.
-    text_form("OpenAI", "messages", {"messages": said(Q, A)}),
+    text_form("OpenAI", "messages", {"messages": dialogue(Q, A)}),
     Form(
         "OpenAI",
         "messages with a developer's turn",
-        {"messages": [{"role": "developer", "content": "Be brief."}, *said(Q, A)]},
+        {"messages": [{"role": "developer", "content": "Be brief."}, *dialogue(Q, A)]},
         BRIEF,
     ),
     text_form(
         "OpenAI",
         "content as parts",
-        {"messages": [{"role": "user", "content": [PART]}, said(Q, A)[1]]},
+        {"messages": [{"role": "user", "content": [PART]}, dialogue(Q, A)[1]]},
     ),
     text_form(
         "OpenAI",
@@ -107,9 +107,9 @@ FORMS = [
         "weight 0 of an answer",
         {
             "messages": [
-                *said(Q),
-                {**said("", "Who knows.")[1], "weight": 0},
-                *said("Again?", A),
+                *dialogue(Q),
+                {**dialogue("", "Who knows.")[1], "weight": 0},
+                *dialogue("Again?", A),
             ]
         },
         [("user", Q), ("assistant", "Who knows."), ("user", "Again?"), ("assistant", A)],
@@ -121,7 +121,7 @@ FORMS = [
         {
             "tools": [TOOL],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {
                     "role": "assistant",
                     "content": None,
@@ -134,7 +134,7 @@ FORMS = [
                     ],
                 },
                 {"role": "tool", "tool_call_id": "c1", "content": "open"},
-                said("", "Done.")[1],
+                dialogue("", "Done.")[1],
             ],
         },
         OPENED,
@@ -146,10 +146,10 @@ FORMS = [
         {
             "functions": [TOOL["function"]],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {"role": "assistant", "content": None, "function_call": CALL},
                 {"role": "function", "name": "open_gate", "content": "open"},
-                said("", "Done.")[1],
+                dialogue("", "Done.")[1],
             ],
         },
         OPENED,
@@ -158,19 +158,34 @@ FORMS = [
     Form(
         "OpenAI",
         "refusal beside no content",
-        {"messages": [*said(Q), {"role": "assistant", "content": None, "refusal": "I will not."}]},
+        {
+            "messages": [
+                *dialogue(Q),
+                {"role": "assistant", "content": None, "refusal": "I will not."},
+            ]
+        },
         told=TOLD,
     ),
     Form(
         "OpenAI",
         "a part that is a sound",
-        {"messages": [{"role": "user", "content": [PART, {"type": "input_audio"}]}, said(Q, A)[1]]},
+        {
+            "messages": [
+                {"role": "user", "content": [PART, {"type": "input_audio"}]},
+                dialogue(Q, A)[1],
+            ]
+        },
         told="no base here hears",
     ),
     Form(
         "OpenAI",
         "reasoning_content",
-        {"messages": [*said(Q), {**said(Q, A)[1], "reasoning_content": "The map shows it."}]},
+        {
+            "messages": [
+                *dialogue(Q),
+                {**dialogue(Q, A)[1], "reasoning_content": "The map shows it."},
+            ]
+        },
         ASKED,
     ),
     text_form("ShareGPT", "conversations", {"id": "1", "conversations": shared(Q, A)}),
@@ -257,7 +272,7 @@ FORMS = [
         },
         registry={"preference": "good"},
     ),
-    Form("LLaMA-Factory", "kto_tag", {"messages": said(Q, A), "kto_tag": False}, told=TOLD),
+    Form("LLaMA-Factory", "kto_tag", {"messages": dialogue(Q, A), "kto_tag": False}, told=TOLD),
     text_form("ms-swift", "query and response", {"query": Q, "response": A}),
     Form(
         "ms-swift",
@@ -269,7 +284,13 @@ FORMS = [
     Form(
         "ms-swift",
         "loss of a turn",
-        {"messages": [*said(Q), {**said("", "No.")[1], "loss": False}, *said("Again?", A)]},
+        {
+            "messages": [
+                *dialogue(Q),
+                {**dialogue("", "No.")[1], "loss": False},
+                *dialogue("Again?", A),
+            ]
+        },
         [("user", Q), ("assistant", "No."), ("user", "Again?"), ("assistant", A)],
         learnt=1,
     ),
@@ -279,10 +300,10 @@ FORMS = [
         {
             "tools": json.dumps([TOOL]),
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {"role": "tool_call", "content": json.dumps(CALL)},
                 {"role": "tool_response", "content": "open"},
-                said("", "Done.")[1],
+                dialogue("", "Done.")[1],
             ],
         },
         OPENED,
@@ -291,33 +312,39 @@ FORMS = [
     Form(
         "ms-swift",
         "rejected_response",
-        {"messages": said(Q, A), "rejected_response": "On the moon."},
+        {"messages": dialogue(Q, A), "rejected_response": "On the moon."},
         told=TOLD,
     ),
-    Form("ms-swift", "label", {"messages": said(Q, A), "label": True}, told=TOLD),
+    Form("ms-swift", "label", {"messages": dialogue(Q, A), "label": True}, told=TOLD),
     text_form(
         "ms-swift",
         "label, the good half",
-        {"messages": said(Q, A), "label": True},
+        {"messages": dialogue(Q, A), "label": True},
         registry={"preference": "good"},
     ),
     Form(
         "ms-swift",
         "audios",
-        {"messages": said(f"<audio>{Q}", A), "audios": ["a.wav"]},
+        {"messages": dialogue(f"<audio>{Q}", A), "audios": ["a.wav"]},
         told="holds audios, and no base here hears",
     ),
     Form(
         "axolotl",
         "train of a turn",
-        {"messages": [*said(Q), {**said("", "No.")[1], "train": False}, *said("Again?", A)]},
+        {
+            "messages": [
+                *dialogue(Q),
+                {**dialogue("", "No.")[1], "train": False},
+                *dialogue("Again?", A),
+            ]
+        },
         [("user", Q), ("assistant", "No."), ("user", "Again?"), ("assistant", A)],
         learnt=1,
     ),
     Form(
         "axolotl",
         "train_detail of a turn",
-        {"messages": [*said(Q), {**said("", A)[1], "train_detail": [{"begin_offset": 0}]}]},
+        {"messages": [*dialogue(Q), {**dialogue("", A)[1], "train_detail": [{"begin_offset": 0}]}]},
         told=TOLD,
     ),
     text_form(
@@ -327,16 +354,18 @@ FORMS = [
     text_form(
         "TRL",
         "prompt and completion as messages",
-        {"prompt": said(Q), "completion": said(Q, A)[1:]},
+        {"prompt": dialogue(Q), "completion": dialogue(Q, A)[1:]},
     ),
     text_form(
         "TRL",
         "chosen as messages, the good half",
-        {"prompt": said(Q), "chosen": said(Q, A)[1:], "rejected": said("", "No.")[1:]},
+        {"prompt": dialogue(Q), "chosen": dialogue(Q, A)[1:], "rejected": dialogue("", "No.")[1:]},
         registry={"preference": "good"},
     ),
     Form("TRL", "label of a completion", {"prompt": Q, "completion": A, "label": False}, told=TOLD),
-    text_form("OpenAI", "a CSV cell of JSON", {"messages": json.dumps(said(Q, A))}, ending=".csv"),
+    text_form(
+        "OpenAI", "a CSV cell of JSON", {"messages": json.dumps(dialogue(Q, A))}, ending=".csv"
+    ),
     # Questions with answers.
     text_form("Alpaca", "instruction, input, output", {"instruction": Q, "input": "", "output": A}),
     Form(
@@ -505,7 +534,7 @@ FORMS = [
     Form(
         "LLaMA-Factory",
         "images and tags",
-        {"messages": said(f"<image>{Q}", A), "images": ["a.png"]},
+        {"messages": dialogue(f"<image>{Q}", A), "images": ["a.png"]},
         SHOWN,
         vision=True,
     ),
@@ -522,7 +551,7 @@ FORMS = [
         {
             "messages": [
                 {"role": "user", "content": [{"type": "image", "image": "a.png"}, PART]},
-                said(Q, A)[1],
+                dialogue(Q, A)[1],
             ]
         },
         SHOWN,
@@ -533,7 +562,7 @@ FORMS = [
         "image parts without a name, and images",
         {
             "images": ["a.png"],
-            "messages": [{"role": "user", "content": [{"type": "image"}, PART]}, said(Q, A)[1]],
+            "messages": [{"role": "user", "content": [{"type": "image"}, PART]}, dialogue(Q, A)[1]],
         },
         SHOWN,
         vision=True,
@@ -571,7 +600,7 @@ FORMS = [
         "ms-swift",
         "<bbox> without boxes",
         {
-            "messages": said(f"<image>{Q}", "<bbox>"),
+            "messages": dialogue(f"<image>{Q}", "<bbox>"),
             "images": ["a.png"],
             "objects": {"ref": [], "bbox": [[1, 1, 9, 9]]},
         },
@@ -667,7 +696,12 @@ FORMS = [
     Form(
         "ChatGLM",
         "tools of a turn",
-        {"messages": [{"role": "system", "content": "Be brief.", "tools": [TOOL]}, *said(Q, A)]},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief.", "tools": [TOOL]},
+                *dialogue(Q, A),
+            ]
+        },
         told=TOLD,
     ),
     Form("BFCL", "function", {"question": Q, "function": [TOOL], "answer": A}, told=TOLD),
@@ -681,10 +715,10 @@ FORMS = [
     Form(
         "LLaMA-Factory",
         "mask_history as a column",
-        {"messages": said(Q, A), "mask_history": 1},
+        {"messages": dialogue(Q, A), "mask_history": 1},
         told="learn: last",
     ),
-    Form("any", "masks of a row", {"messages": said(Q, A), "loss_mask": [0, 1]}, told=TOLD),
+    Form("any", "masks of a row", {"messages": dialogue(Q, A), "loss_mask": [0, 1]}, told=TOLD),
     Form(
         "XTuner",
         "pairs with output_with_loss and system",
@@ -758,16 +792,16 @@ FORMS = [
         "OpenAI",
         "preferred_output, the good half",
         {
-            "input": {"messages": said(Q)},
-            "preferred_output": [said("", A)[1]],
-            "non_preferred_output": [said("", "No.")[1]],
+            "input": {"messages": dialogue(Q)},
+            "preferred_output": [dialogue("", A)[1]],
+            "non_preferred_output": [dialogue("", "No.")[1]],
         },
         registry={"preference": "good"},
     ),
     Form(
         "OpenAI",
         "preferred_output",
-        {"input": {"messages": said(Q)}, "preferred_output": [said("", A)[1]]},
+        {"input": {"messages": dialogue(Q)}, "preferred_output": [dialogue("", A)[1]]},
         told="preference: good",
     ),
     text_form(
@@ -787,14 +821,14 @@ FORMS = [
         {
             "tools": [TOOL],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {
                     "role": "assistant",
                     "content": "",
                     "tool_calls": [{"name": "open_gate", "input": {"town": "Arlon"}}],
                 },
                 {"role": "tool", "content": "open"},
-                said("", "Done.")[1],
+                dialogue("", "Done.")[1],
             ],
         },
         OPENED,
@@ -806,7 +840,7 @@ FORMS = [
         {
             "tools": [TOOL],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {
                     "role": "assistant",
                     "content": "",
@@ -826,8 +860,8 @@ FORMS = [
         "calls that are an object of nulls",
         {
             "messages": [
-                *said(Q),
-                {**said("", A)[1], "function_call": {"name": None, "arguments": None}},
+                *dialogue(Q),
+                {**dialogue("", A)[1], "function_call": {"name": None, "arguments": None}},
             ]
         },
     ),
@@ -850,7 +884,7 @@ FORMS = [
         {
             "tools": [TOOL],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {"role": "assistant", "tool_calls": [CALL], "function_call": CALL},
             ],
         },
@@ -862,7 +896,7 @@ FORMS = [
         {
             "tools": [TOOL],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {
                     "role": "assistant",
                     "content": f"<tool_call>\n{json.dumps(CALL)}\n</tool_call>",
@@ -875,7 +909,7 @@ FORMS = [
     Form(
         "TRL",
         "chat_template_kwargs",
-        {"messages": said(Q, A), "chat_template_kwargs": {"enable_thinking": False}},
+        {"messages": dialogue(Q, A), "chat_template_kwargs": {"enable_thinking": False}},
         told=TOLD,
     ),
     Form(
@@ -887,10 +921,10 @@ FORMS = [
                 | {"input_schema": TOOL["function"]["parameters"]}
             ],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {"role": "tool_call", "content": json.dumps(CALL)},
                 {"role": "tool", "content": "open"},
-                said("", "Done.")[1],
+                dialogue("", "Done.")[1],
             ],
         },
         OPENED,
@@ -902,10 +936,10 @@ FORMS = [
         {
             "tools": [TOOL],
             "messages": [
-                *said("Open it."),
+                *dialogue("Open it."),
                 {"role": "assistant", "tool_calls": [{"id": "c1", "function": CALL}]},
                 {"role": "tool", "tool_call_id": "c2", "content": "open"},
-                said("", "Done.")[1],
+                dialogue("", "Done.")[1],
             ],
         },
         told="a result is of the call 'c2', which is none",
@@ -996,7 +1030,7 @@ FORMS = [
     text_form(
         "any",
         "content as parts in JSON",
-        {"messages": [{"role": "user", "content": json.dumps([PART])}, said(Q, A)[1]]},
+        {"messages": [{"role": "user", "content": json.dumps([PART])}, dialogue(Q, A)[1]]},
     ),
     text_form(
         "any",
@@ -1065,7 +1099,7 @@ FORMS = [
                         {"type": "text", "index": None, "text": Q},
                     ],
                 },
-                said(Q, A)[1],
+                dialogue(Q, A)[1],
             ],
         },
         SHOWN,
@@ -1081,7 +1115,7 @@ FORMS = [
                     "role": "user",
                     "content": [{"type": "image", "index": 1}, {"type": "image", "index": 0}, PART],
                 },
-                said(Q, A)[1],
+                dialogue(Q, A)[1],
             ],
         },
         told="'index' would not be used",
@@ -1092,8 +1126,8 @@ FORMS = [
         "two reasonings",
         {
             "messages": [
-                *said(Q),
-                {**said(Q, A)[1], "reasoning": "The sun.", "reasoning_content": "The map."},
+                *dialogue(Q),
+                {**dialogue(Q, A)[1], "reasoning": "The sun.", "reasoning_content": "The map."},
             ]
         },
         told="the turn has another reasoning",
@@ -1104,7 +1138,7 @@ FORMS = [
         {"messages": {"role": ["user", "assistant"], "content": [Q, A]}},
     ),
     text_form(
-        "any", "turns that are JSON", {"messages": [json.dumps(turn) for turn in said(Q, A)]}
+        "any", "turns that are JSON", {"messages": [json.dumps(turn) for turn in dialogue(Q, A)]}
     ),
     text_form("any", "messages that are empty", {"messages": [], "conversations": shared(Q, A)}),
     Form(
@@ -1117,7 +1151,7 @@ FORMS = [
     text_form(
         "TRL",
         "a prompt before chosen turns",
-        {"prompt": Q, "chosen": [said("", A)[1]], "rejected": [said("", "No.")[1]]},
+        {"prompt": Q, "chosen": [dialogue("", A)[1]], "rejected": [dialogue("", "No.")[1]]},
         registry={"preference": "good"},
     ),
     text_form("LIMA", "texts in turn", {"conversations": [Q, A], "source": "x"}),
@@ -1136,7 +1170,7 @@ FORMS = [
         {"conversations": [{"from": "User", "value": Q}, {"from": "Assistant", "value": A}]},
     ),
     text_form(
-        "pandas", "a CSV cell of a Python list", {"messages": str(said(Q, A))}, ending=".csv"
+        "pandas", "a CSV cell of a Python list", {"messages": str(dialogue(Q, A))}, ending=".csv"
     ),
     text_form(
         "any",
@@ -1193,7 +1227,7 @@ FORMS = [
     Form(
         "any",
         "two keys for a text",
-        {"messages": [*said(Q), said("", A)[1] | {"value": "No."}]},
+        {"messages": [*dialogue(Q), dialogue("", A)[1] | {"value": "No."}]},
         told=TOLD,
     ),
     Form(

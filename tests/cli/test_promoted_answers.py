@@ -125,7 +125,7 @@ def adapters(gateway: Any) -> dict[str, str]:
     return {each["uri"]: each["id"] for each in models if each["parent"]}
 
 
-def asked(page: Any, version: str, question: str) -> str:
+def answer_on_the_page(page: Any, version: str, question: str) -> str:
     """The page's answer of a version to a question, asked as it was trained.
 
     The option is chosen by its version: the server calls the first one by the adapter's name until
@@ -150,7 +150,7 @@ def test_what_a_reviewer_promotes_is_what_answers_from_then_on(
     until(lambda: adapters(gateway).get(f"models:/{MODEL}/1"), 60, "version 1")
     page = opened(url)
     page.set_default_timeout(180_000)
-    assert asked(page, "1", row["asked"]) == row["1"]
+    assert answer_on_the_page(page, "1", row["asked"]) == row["1"]
 
     page.get_by_role("tab", name="Review").click()
     page.wait_for_function(
@@ -164,7 +164,7 @@ def test_what_a_reviewer_promotes_is_what_answers_from_then_on(
     until(lambda: adapters(gateway).get(f"models:/{MODEL}/2"), 120, "version 2")
     until(lambda: f"models:/{MODEL}/1" not in adapters(gateway), 60, "the end of version 1")
     page.reload()
-    assert asked(page, "2", row["asked"]) == row["2"]
+    assert answer_on_the_page(page, "2", row["asked"]) == row["2"]
 
     # A program that names no version gets the champion, too.
     answer = gateway.client.post("/predict", data={"question": row["asked"]})

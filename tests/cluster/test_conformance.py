@@ -112,7 +112,7 @@ def asked_again(cluster: Any, request: pytest.FixtureRequest) -> dict[str, Objec
         return dict(zip(names, pool.map(ask, names), strict=True))
 
 
-def asked() -> list[Any]:
+def case_parameters() -> list[Any]:
     """All cases; what is slow in a run here is slow there, or is about what another case is."""
     return [
         pytest.param(name, marks=pytest.mark.slow if case.get("slow") else (), id=name)
@@ -120,7 +120,7 @@ def asked() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", asked())
+@pytest.mark.parametrize("name", case_parameters())
 def test_the_controller_does_what_its_record_says(
     asked_again: dict[str, Object], name: str
 ) -> None:

@@ -182,7 +182,7 @@ def deployed(place: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return said
 
 
-def asked(url: str, key: str, seconds: float = 0) -> dict[str, int]:
+def statuses(url: str, key: str, seconds: float = 0) -> dict[str, int]:
     """Statuses of requests from another pod, one after another for some seconds."""
     command = ("exec", "client", "--", "python", "-c", ASKING, url, key, str(seconds))
     answers: dict[str, int] = json.loads(kubectl(*command))
@@ -216,8 +216,8 @@ def test_the_manifest_becomes_ready_and_two_pods_serve(deployed: list[str], key:
     assert deployed[-1] == f"{SERVER} is ready"
     until(lambda: len(pods(FRONT)) == 2, 180, "two pods of the gateway")
     url = f"http://{FRONT}:8080"
-    assert asked(url, key[0]) == {"200": 1}
-    assert asked(url, "another key") == {"401": 1}
+    assert statuses(url, key[0]) == {"200": 1}
+    assert statuses(url, "another key") == {"401": 1}
 
 
 def test_what_is_applied_is_what_strict_validation_takes(
@@ -259,7 +259,7 @@ def test_the_server_goes_and_clients_are_told_when_to_come_back(
     assert set(answers) <= {"200", "502", "503 with Retry-After"}, answers
     assert answers.get("503 with Retry-After"), answers
     kubectl("rollout", "status", f"deployment/{SERVER}", "--timeout=180s")
-    until(lambda: asked(f"http://{FRONT}:8080", key[0]) == {"200": 1}, 60, "an answer")
+    until(lambda: statuses(f"http://{FRONT}:8080", key[0]) == {"200": 1}, 60, "an answer")
     assert doors & set(pods(FRONT)) == doors, "the gateway's pods stay"
 
 

@@ -225,12 +225,12 @@ def test_promotion_waits_for_a_person(
     given = {"model": "tiny-mistral-lora"}
     name = namespace.submit(ROOT / "workflows/promote.yaml", given)
 
-    def asked() -> Object | None:
+    def approval() -> Object | None:
         status = namespace.workflow(name).get("status", {})
         nodes = facts(status, name)["nodes"] if status.get("nodes") else {}
         return nodes.get(".approval")
 
-    assert until(asked, 60, "the question")["phase"] == "Running"
+    assert until(approval, 60, "the question")["phase"] == "Running"
     where = ("--node-field-selector", "displayName=approval")
     namespace.argo("node", "set", name, "--output-parameter", f"decision={decision}", *where)
     namespace.argo("resume", name, *where)

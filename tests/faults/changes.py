@@ -85,7 +85,7 @@ def added(dataset: Path) -> None:
     shutil.copy(shard, shard.with_name("00001.parquet"))
 
 
-def asked(dataset: Path) -> None:
+def another_prompt(dataset: Path) -> None:
     (dataset / "prompt.txt").write_text("Another: {question}")
 
 
@@ -98,4 +98,4 @@ def unlisted(dataset: Path) -> None:
     (dataset / "manifest.json").unlink()
 
 
-DATASET = [lost, all_lost, cut, swapped, added, asked, listed, unlisted]
+DATASET = [lost, all_lost, cut, swapped, added, another_prompt, listed, unlisted]

@@ -168,12 +168,12 @@ MEMORY = 32 * 2**20
 def out_of_memory(moment: str, group: str) -> None:
     """Enter a control group with next to no memory at a moment, and take more: the kernel kills."""
 
-    def take() -> None:
+    def use_memory() -> None:
         Path(group, "cgroup.procs").write_text(str(os.getpid()))
         taken = [b"x" * 2**20 for _ in range(MEMORY // 2**20 * 8)]
         raise AssertionError(f"the control group let this process take {len(taken)} MiB")
 
-    at(moment, take)
+    at(moment, use_memory)
 
 
 def memory_group(name: str) -> Path | None:

@@ -59,7 +59,7 @@ def locked(stage: Stage, cell: Cell) -> Ended:
     wait = {"moment": cell.moment, "reached": str(reached), "go": str(go)}
     step = stage.start(cell.step, *stage.arguments(cell.step), faults=[("paused", wait)])
     file = stage.place / "mlruns" / "mlflow.db"
-    seen(reached, step)
+    wait_for_file(reached, step)
     with closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as other:
         other.execute("BEGIN EXCLUSIVE")
         go.touch()
@@ -68,7 +68,7 @@ def locked(stage: Stage, cell: Cell) -> Ended:
     return ended
 
 
-def seen(file: Path, step: Process) -> None:
+def wait_for_file(file: Path, step: Process) -> None:
     """Wait until a step has made a file."""
     for _ in range(6000):
         if file.exists():
@@ -137,7 +137,7 @@ def two(stage: Stage, cell: Cell) -> Ended:
     wait = {"moment": cell.moment, "reached": str(reached), "go": str(go)}
     arguments = stage.arguments(cell.step)
     first = stage.start(cell.step, *arguments, faults=[("paused", wait)])
-    seen(reached, first)
+    wait_for_file(reached, first)
     second = stage.run(cell.step, *[*arguments[:-1], "out/second"])
     go.touch()
     ended = first.ended()

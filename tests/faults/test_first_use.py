@@ -191,12 +191,12 @@ def test_a_store_that_is_made_by_a_process_that_stands_still_is_try_again(
     started = threading.Event()
     ended = threading.Event()
 
-    def hold() -> None:
+    def keep_lock() -> None:
         with FileLock(no_store.with_name(".mlflow.db.lock")):
             started.set()
             ended.wait(30)
 
-    holder = threading.Thread(target=hold)
+    holder = threading.Thread(target=keep_lock)
     holder.start()
     started.wait(30)
     began = time.monotonic()

@@ -10,7 +10,7 @@ import table
 from cells import Cell
 from line import Line
 from postgres import PostgresStage, program
-from provoke import seen
+from provoke import wait_for_file
 from stage import MODEL
 
 pytestmark = [
@@ -49,7 +49,7 @@ def test_a_postgresql_that_dies_is_try_again(moment: str, line: Line) -> None:
     wait = {"moment": moment, "reached": str(reached), "go": str(go)}
     arguments = stage.arguments("quality_gate")
     step = stage.start("quality_gate", *arguments, faults=[("paused", wait)])
-    seen(reached, step)
+    wait_for_file(reached, step)
     stage.postgres.stop()
     go.touch()
     ended = step.ended()

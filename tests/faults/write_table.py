@@ -54,7 +54,7 @@ def random_kills(lines: Iterable[str]) -> str:
 def markdown(outcomes: dict[tuple[str, str, str], Outcome], kills: str) -> str:
     """One row for a fault and a step, and what it led to at its moments."""
     lines = [
-        f"{len(outcomes)} of {len(table.CELLS)} cells were run; {told(outcomes)}.",
+        f"{len(outcomes)} of {len(table.CELLS)} cells were run; {summary(outcomes)}.",
         "",
         kills,
         "",
@@ -76,7 +76,7 @@ def markdown(outcomes: dict[tuple[str, str, str], Outcome], kills: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def told(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
+def summary(outcomes: dict[tuple[str, str, str], Outcome]) -> str:
     """How many ended as declared, which did not, and which faults have cells that were not run."""
     otherwise, not_run = [], []
     for cell in table.CELLS:

@@ -312,7 +312,7 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
 def chats() -> Iterator[tuple[str, str, dict[str, Any]]]:
     json_type = {"content-type": "application/json"}
 
-    def body(content: Any = SECRET, **more: Any) -> dict[str, Any]:
+    def chat(content: Any = SECRET, **more: Any) -> dict[str, Any]:
         message = {"role": "user", "content": content}
         return {"json": {"model": "tiny-lora", "messages": [message], **more}}
 
@@ -340,12 +340,12 @@ def chats() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield (
         "an unknown model",
         "model_unknown",
-        body() | {"json": {"model": SECRET, "messages": [{"role": "user", "content": "x"}]}},
+        chat() | {"json": {"model": SECRET, "messages": [{"role": "user", "content": "x"}]}},
     )
     yield (
         "a model like a path",
         "model_unknown",
-        body()
+        chat()
         | {"json": {"model": "../../etc/passwd", "messages": [{"role": "user", "content": "x"}]}},
     )
     for code, address in (
@@ -372,16 +372,16 @@ def chats() -> Iterator[tuple[str, str, dict[str, Any]]]:
         ("address", "javascript:alert(1)"),
     ):
         part = {"type": "image_url", "image_url": {"url": address}}
-        yield f"the image {address[:40]!r}", code, body([part])
+        yield f"the image {address[:40]!r}", code, chat([part])
         if address.startswith(("http", "file", "data:text")):
             part = {"type": "video_url", "video_url": {"url": address}}
-            yield f"the video {address[:40]!r}", code, body([part])
+            yield f"the video {address[:40]!r}", code, chat([part])
     for name, code, content in [*bombs(), *polyglots()]:
         part = {"type": "image_url", "image_url": {"url": data_uri(content)}}
-        yield f"{name} as a data URI", code, body([part])
+        yield f"{name} as a data URI", code, chat([part])
     part = {"type": "image_url", "image_url": {"url": data_uri(picture())}}
-    yield "100 images", "files", body([part] * 100)
-    yield "a uuid", "field", body([part | {"uuid": SECRET}])
+    yield "100 images", "files", chat([part] * 100)
+    yield "a uuid", "field", chat([part | {"uuid": SECRET}])
     for field, value in (
         ("chat_template", "{% for a in range(10**9) %}x{% endfor %}"),
         ("chat_template_kwargs", {"tokenize": True}),
@@ -412,7 +412,7 @@ def chats() -> Iterator[tuple[str, str, dict[str, Any]]]:
         ("__proto__", {}),
     ):
         code = "max_tokens" if field == "max_tokens" else "field"
-        yield f"the field {field}", code, body(**{field: value})
+        yield f"the field {field}", code, chat(**{field: value})
 
 
 def addresses() -> Iterator[Request]:

@@ -10,12 +10,12 @@ from gateway import sse
 from tests.gateway.conftest import picture
 
 
-def body(content="Hello", **more):
+def chat_body(content="Hello", **more):
     return {"model": "tiny-lora", "messages": [{"role": "user", "content": content}], **more}
 
 
 def post(gateway, **more) -> httpx.Response:
-    return gateway.client.post("/v1/chat/completions", json=body(**more))
+    return gateway.client.post("/v1/chat/completions", json=chat_body(**more))
 
 
 def image(content: bytes, kind: str = "image/png") -> dict:
@@ -24,7 +24,7 @@ def image(content: bytes, kind: str = "image/png") -> dict:
 
 
 def direct(stub_url: str, **more) -> httpx.Response:
-    return httpx.post(f"{stub_url}/v1/chat/completions", json=body(**more))
+    return httpx.post(f"{stub_url}/v1/chat/completions", json=chat_body(**more))
 
 
 def test_an_answer_is_passed_on_as_it_came(vision, stub_url) -> None:
@@ -64,7 +64,7 @@ def test_the_listed_fields_reach_the_server(vision, stub) -> None:
     }
     answer = post(vision, **asked)
     assert answer.status_code == 200, answer.text
-    assert stub.requests[0] == body() | {
+    assert stub.requests[0] == chat_body() | {
         "temperature": 0.5,
         "top_p": 0.9,
         "max_tokens": 5,
@@ -102,7 +102,7 @@ def test_the_listed_fields_reach_the_server(vision, stub) -> None:
     ids=str,
 )
 def test_other_fields_are_refused_by_name(vision, stub, field) -> None:
-    answer = vision.client.post("/v1/chat/completions", json=body() | field)
+    answer = vision.client.post("/v1/chat/completions", json=chat_body() | field)
     assert answer.status_code == 422
     error = answer.json()["error"]
     assert next(iter(field)) in error["message"], error

@@ -16,7 +16,7 @@ def chat(url: str, *lines: str, options: tuple[str, ...] = ()) -> Result:
     return CliRunner().invoke(main, ["chat", "--url", url, *options], input=given)
 
 
-def asked(stub) -> list[list[tuple[str, str]]]:
+def conversations(stub) -> list[list[tuple[str, str]]]:
     return [
         [(turn["role"], turn["content"]) for turn in request["messages"]]
         for request in stub.requests
@@ -34,7 +34,7 @@ def test_the_first_question_is_put_as_in_training_and_the_rest_goes_on_from_it(t
         "questions, type /new before each.\n"
     ) in talk.stderr
     first = ("user", "Answer in a few words. Where is Ada?")
-    assert asked(stub) == [
+    assert conversations(stub) == [
         [first],
         [first, ("assistant", "one two three"), ("user", "And Bo?")],
         [("user", "Answer in a few words. Who?")],
@@ -58,7 +58,7 @@ def test_a_server_alone_is_asked_as_it_is(stub, stub_url) -> None:
         f"tiny-lora at {stub_url}: a question goes to it as you type it, since no prompt of a "
         "training is known here\n"
     ) in talk.stderr
-    assert asked(stub) == [[("user", "Hello")]]
+    assert conversations(stub) == [[("user", "Hello")]]
     assert stub.requests[0]["max_tokens"] == 5
 
 
@@ -84,7 +84,7 @@ def test_an_answer_that_breaks_off_is_no_part_of_the_conversation(
     stub.fault = fault
     talk = chat(stub_url, "Hello", "Again")
     assert talk.stderr.count("answers a question in another form: it breaks off") == 2
-    assert asked(stub) == [[("user", "Hello")], [("user", "Again")]]
+    assert conversations(stub) == [[("user", "Hello")], [("user", "Again")]]
 
 
 def test_what_a_server_refuses_leaves_the_conversation(text, stub) -> None:

@@ -148,16 +148,16 @@ sys.stderr.write("\\x1b[31mred\\x1b[0m\\nlast")
 def test_what_a_script_writes_is_shown_and_kept_beside_its_outputs(
     preload: tuple[str, ...], tmp_path: Path
 ) -> None:
-    def said(place: Path) -> str:
+    def log_of(place: Path) -> str:
         (log,) = place.glob("outputs/*.log")
         assert log.with_suffix("").is_dir()
         return log.read_text()
 
     _, _, shown = run(tmp_path, "raise", *preload)
 
-    assert said(tmp_path).splitlines()[0] == "a word of the script"
-    assert said(tmp_path).splitlines()[-1] == "ValueError: as it happens"
-    assert all(line in shown for line in said(tmp_path).splitlines())
+    assert log_of(tmp_path).splitlines()[0] == "a word of the script"
+    assert log_of(tmp_path).splitlines()[-1] == "ValueError: as it happens"
+    assert all(line in shown for line in log_of(tmp_path).splitlines())
 
 
 def test_of_a_bar_the_log_keeps_its_end(tmp_path: Path) -> None:

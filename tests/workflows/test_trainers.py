@@ -48,7 +48,7 @@ def group(source: Any, trainer: str, machines: str = "gpu-large-2x4") -> Object:
     return next(each for each in spec["templates"] if each["name"] == "train-group")
 
 
-def made(source: Any, trainer: str, machines: str = "gpu-large-2x4") -> Object:
+def filled_in(source: Any, trainer: str, machines: str = "gpu-large-2x4") -> Object:
     """The object once Argo has filled in its references."""
     text = group(source, trainer, machines)["resource"]["manifest"]
     text = re.sub(r"\{\{=toJson\(.*?\)\}\}", lambda match: json.dumps(f"a: 'b'\n{match[0]}"), text)
@@ -62,7 +62,7 @@ def fault(schema: Object, found: Object) -> str:
 
 def test_a_job_is_what_kubernetes_takes(source: Any, classes: Any) -> None:
     for machines in classes:
-        kubernetes_validate.validate(made(source, "job", machines), KUBERNETES, strict=True)
+        kubernetes_validate.validate(filled_in(source, "job", machines), KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize(("trainer", "kind"), [("trainjob", "TrainJob"), ("rayjob", "RayJob")])
@@ -70,7 +70,7 @@ def test_the_objects_of_other_trainers_are_what_their_schemas_take(
     source: Any, classes: Any, trainer: str, kind: str
 ) -> None:
     for machines in classes:
-        result = made(source, trainer, machines)
+        result = filled_in(source, trainer, machines)
         assert result["kind"] == kind
         assert fault(schema_of(trainer), result) == ""
 
@@ -88,7 +88,7 @@ def test_the_objects_of_other_trainers_are_what_their_schemas_take(
 def test_a_schema_refuses_what_its_cluster_does_not_know(
     source: Any, trainer: str, path: tuple[str, ...], value: Any
 ) -> None:
-    result = copy.deepcopy(made(source, trainer))
+    result = copy.deepcopy(filled_in(source, trainer))
     inner = result
     for key in path[:-1]:
         inner = inner[key]
@@ -110,7 +110,7 @@ def test_argo_looks_at_fields_that_the_object_s_status_has(source: Any, trainer:
 
 
 def test_a_pod_of_a_train_job_is_numbered_by_its_runtime(source: Any) -> None:
-    spec = made(source, "trainjob")["spec"]
+    spec = filled_in(source, "trainjob")["spec"]
     assert spec["runtimeRef"] == {"name": "torch-distributed"}
     assert (spec["trainer"]["numNodes"], spec["trainer"]["numProcPerNode"]) == (2, 4)
     assert spec["trainer"]["args"][-6:] == [
@@ -126,7 +126,7 @@ def test_a_pod_of_a_train_job_is_numbered_by_its_runtime(source: Any) -> None:
 
 
 def test_no_input_of_a_ray_job_goes_through_a_shell(source: Any) -> None:
-    spec = made(source, "rayjob")["spec"]
+    spec = filled_in(source, "rayjob")["spec"]
     assert spec["entrypoint"] == "python -m loraline.training.on_ray"
     head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     words = {each["name"]: each.get("value") for each in head["env"]}
@@ -160,7 +160,7 @@ def test_argo_may_make_what_a_trainer_makes(source: Any) -> None:
     role, binding = yaml.safe_load_all(file.read_text())
     rights = {(rule["apiGroups"][0], rule["resources"][0]): rule["verbs"] for rule in role["rules"]}
     for trainer in ("trainjob", "rayjob"):
-        result = made(source, trainer)
+        result = filled_in(source, trainer)
         verbs = rights.pop((result["apiVersion"].partition("/")[0], f"{result['kind'].lower()}s"))
         assert verbs == ["create", "get", "patch"]
     assert not rights

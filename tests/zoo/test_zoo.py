@@ -28,7 +28,7 @@ EVERY = 3
 """Of cases alike, in module, base and verdict, `make test` looks at the first of so many."""
 
 
-def spread() -> list[object]:
+def case_parameters() -> list[object]:
     """All cases; those that only `make test-slow` looks at are marked."""
     alike: Counter[tuple[str, str, str]] = Counter()
     params = []
@@ -80,7 +80,7 @@ def saved() -> dict[str, Path]:
     return {}
 
 
-@pytest.mark.parametrize("case", spread())
+@pytest.mark.parametrize("case", case_parameters())
 def test_preflight_says_what_vllm_does(case, base_folder, saved, tmp_path: Path) -> None:
     adapters.copied(case, base_folder(case.base), tmp_path / "adapter", saved)
     result = preflight.findings(

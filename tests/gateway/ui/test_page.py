@@ -376,12 +376,12 @@ def test_a_desk_that_is_away_for_a_moment_ends_no_watching(status: int, goes_on:
 
 
 def test_who_does_not_answer_is_named() -> None:
-    async def asked() -> None:
+    async def ask_for_runs() -> None:
         async with httpx.AsyncClient(base_url="http://127.0.0.1:9") as http:
             await client.Gateway(http, None, service="desk").json("GET", "/runs")
 
     with pytest.raises(client.Refusal, match=r"^The desk does not answer"):
-        asyncio.run(asked())
+        asyncio.run(ask_for_runs())
 
 
 def test_a_refusal_says_when_to_try_again() -> None:

@@ -23,7 +23,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def spread(*shape: int) -> Tensor:
+def activations(*shape: int) -> Tensor:
     """Numbers whose rows differ in size by orders of magnitude, as activations' do."""
     return torch.randn(*shape) * torch.logspace(-3, 2, shape[0])[:, None]
 
@@ -35,14 +35,14 @@ def whole(rounded: Tensor, scales: Tensor) -> Tensor:
 
 def layer(inputs: int = 48, outputs: int = 32, *, bias: bool = True, **options: bool):
     linear = nn.Linear(inputs, outputs, bias=bias)
-    linear.weight.data = spread(outputs, inputs)
+    linear.weight.data = activations(outputs, inputs)
     return fp8.Fp8Linear(linear, CPU, **{"keep_transposed": False} | options)
 
 
 def test_every_number_becomes_the_nearest_one_that_fp8_has() -> None:
     every = torch.arange(256, dtype=torch.uint8).view(fp8.DTYPE).double()
     every = every[every.isfinite()]
-    values = spread(16, 64)
+    values = activations(16, 64)
     rounded, scales = fp8.quantize(values)
     assert_close(scales[:, 0], values.abs().amax(1) / 448, atol=0, rtol=1e-6)
     wanted = values.double() / scales.double()
@@ -60,7 +60,7 @@ def test_a_row_of_zeros_stays_one_and_what_is_no_number_stays_none() -> None:
 
 
 def test_columns_are_weighted_before_they_are_rounded() -> None:
-    values, columns = spread(4, 8), torch.rand(8)
+    values, columns = activations(4, 8), torch.rand(8)
     rounded, scales = fp8.quantize(values, columns)
     weighted = values * columns
     expected = weighted.abs().amax(1, keepdim=True) / 448
@@ -82,7 +82,7 @@ def test_a_layer_multiplies_its_rounded_weight_and_the_rounded_input(
 
 @pytest.mark.parametrize("both", [True, False], ids=["both layouts", "one layout"])
 def test_the_gradient_is_that_of_the_rounded_weight(both: bool) -> None:
-    made, upstream = layer(keep_transposed=both), spread(6, 32)
+    made, upstream = layer(keep_transposed=both), activations(6, 32)
     x = torch.randn(6, 48, requires_grad=True)
     made(x).backward(upstream)
     assert x.grad is not None
@@ -96,7 +96,7 @@ def test_the_gradient_is_that_of_the_rounded_weight(both: bool) -> None:
 @pytest.mark.parametrize("size", [1e-4, 1e-12], ids=["small", "tiny"])
 def test_a_small_gradient_keeps_its_digits(size: float) -> None:
     # A loss is a mean over thousands of tokens, and the channels' scales make it smaller still.
-    made, upstream = layer(), spread(6, 32)
+    made, upstream = layer(), activations(6, 32)
     grads = []
     for scale in (1.0, size):
         x = torch.randn(6, 48, requires_grad=True)

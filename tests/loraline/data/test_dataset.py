@@ -252,7 +252,7 @@ def test_every_process_writes_the_same_manifest(tmp_path: Path) -> None:
     assert dict(manifests[0][0])["counts"] == flags
 
 
-def asked(data: Path) -> workplace.Request:
+def request(data: Path) -> workplace.Request:
     return workplace.Request((str(data),), None, "answer", checks.policy(), media.parse_limits())
 
 
@@ -270,8 +270,8 @@ def test_an_interrupted_run_goes_on_with_the_parts_that_are_left(tmp_path, monke
         make(work, part)
 
     def run() -> Dataset:
-        with workplace.folder(asked(data), profile()) as place:
-            work, _ = workplace.plan(asked(data), profile(), None, place)
+        with workplace.folder(request(data), profile()) as place:
+            work, _ = workplace.plan(request(data), profile(), None, place)
             merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
             assert len(kept(merged)) == 90
             return merged
@@ -294,9 +294,9 @@ def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monk
         # What interrupts stands last in the block that it leaves.
         with (  # noqa: PT012
             pytest.raises(KeyboardInterrupt),
-            workplace.folder(asked(data), profile()) as place,
+            workplace.folder(request(data), profile()) as place,
         ):
-            work, _ = workplace.plan(asked(data), profile(), None, place)
+            work, _ = workplace.plan(request(data), profile(), None, place)
             merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
             assert kept(merged)[0].question == rows[0]["question"]
             raise KeyboardInterrupt
@@ -326,7 +326,7 @@ def test_a_worker_that_is_killed_is_try_again(tmp_path, prepare, monkeypatch) ->
 
 def test_two_runs_with_the_same_choices_do_not_meet(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    same = asked(tmp_path)
+    same = request(tmp_path)
     with (
         workplace.folder(same, profile()),
         pytest.raises(TryAgain, match="another prepare_data with the same choices"),
@@ -472,8 +472,8 @@ def test_a_share_of_the_data_names_the_lines_of_the_whole(tmp_path, monkeypatch,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(workplace, "TEXT_PART", 300)
     named = []
-    with workplace.folder(asked(data), profile()) as place:
-        work, _ = workplace.plan(asked(data), profile(), None, place)
+    with workplace.folder(request(data), profile()) as place:
+        work, _ = workplace.plan(request(data), profile(), None, place)
         assert len(work.parts) > 6
         for number in (1, 2, 3):
             share = workplace.share(work, f"{number}/3")

@@ -18,13 +18,13 @@ NAME = "lora-latex-ocr-page"
 FRONT = "lora-latex-ocr-gateway"
 
 
-def made(page: Page | None = PAGE, **more: Any) -> dict[str, dict[str, Any]]:
+def rendered(page: Page | None = PAGE, **more: Any) -> dict[str, dict[str, Any]]:
     return objects(Gateway("localhost/loraline-gateway:dev", page=page, **more))
 
 
 class TestWhoReachesWhom:
     def test_it_reaches_names_and_the_gateway_and_nothing_else(self) -> None:
-        result = made()
+        result = rendered()
         names, gateway = result[NAME]["NetworkPolicy"]["spec"]["egress"]
         assert {port["port"] for port in names["ports"]} == {53}
         assert gateway["ports"] == [{"port": 8080, "protocol": "TCP"}]
@@ -33,26 +33,26 @@ class TestWhoReachesWhom:
         assert not selects(peer["podSelector"], result["lora-latex-ocr"])
 
     def test_the_server_does_not_let_it_in(self) -> None:
-        result = made()
+        result = rendered()
         (rule,) = result["lora-latex-ocr"]["NetworkPolicy"]["spec"]["ingress"]
         assert not any(selects(each["podSelector"], result[NAME]) for each in rule["from"])
 
     def test_a_desk_is_reached_on_its_port_alone(self) -> None:
-        result = made(replace(PAGE, desk="http://desk.loraline:8090"))[NAME]
+        result = rendered(replace(PAGE, desk="http://desk.loraline:8090"))[NAME]
         assert result["NetworkPolicy"]["spec"]["egress"][-1]["ports"] == [
             {"port": 8090, "protocol": "TCP"}
         ]
         assert variables(result)["UI_DESK"] == "http://desk.loraline:8090"
 
     def test_it_knows_the_gateway_by_its_service(self) -> None:
-        result = made()
+        result = rendered()
         port = result[FRONT]["Service"]["spec"]["ports"][0]["port"]
         assert variables(result[NAME])["UI_GATEWAY"] == f"http://{FRONT}:{port}"
 
 
 class TestSecrets:
     def test_it_holds_what_seals_its_cookies_and_no_other_secret(self) -> None:
-        spec = pod(made(redis_port=6379)[NAME])
+        spec = pod(rendered(redis_port=6379)[NAME])
         (container,) = spec["containers"]
         named = [each for each in container["env"] if "valueFrom" in each]
         assert named == [
@@ -71,7 +71,7 @@ class TestSecrets:
         pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
         from gateway.ui.settings import Settings
 
-        result = made(replace(PAGE, desk="http://desk:8090"), host="ask.example.org")[NAME]
+        result = rendered(replace(PAGE, desk="http://desk:8090"), host="ask.example.org")[NAME]
         known = {f"UI_{name.upper()}" for name in Settings.model_fields} | {"GRADIO_TEMP_DIR"}
         env = {each["name"] for each in pod(result)["containers"][0]["env"]}
         assert env <= known
@@ -83,7 +83,7 @@ class TestSecrets:
 
 
 def test_its_pod_writes_only_to_folders_with_a_size() -> None:
-    spec = pod(made()[NAME])
+    spec = pod(rendered()[NAME])
     assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"]
     (container,) = spec["containers"]
     assert container["securityContext"] == {
@@ -97,7 +97,7 @@ def test_its_pod_writes_only_to_folders_with_a_size() -> None:
 
 def test_another_setting_starts_a_new_pod_and_the_gateways_stay() -> None:
     def annotations(page: Page) -> list[Any]:
-        result = made(page)
+        result = rendered(page)
         return [
             result[name]["Deployment"]["spec"]["template"]["metadata"]["annotations"]
             for name in (NAME, FRONT)
@@ -110,10 +110,10 @@ def test_another_setting_starts_a_new_pod_and_the_gateways_stay() -> None:
 
 class TestWaysIn:
     def test_there_is_none_unless_a_host_is_named(self) -> None:
-        assert set(made()[NAME]) == {"Deployment", "Service", "NetworkPolicy"}
+        assert set(rendered()[NAME]) == {"Deployment", "Service", "NetworkPolicy"}
 
     def test_an_ingress_is_encrypted_and_lets_streams_through(self) -> None:
-        ingress = made(replace(PAGE, host="page.example.org"))[NAME]["Ingress"]
+        ingress = rendered(replace(PAGE, host="page.example.org"))[NAME]["Ingress"]
         assert ingress["spec"]["tls"] == [
             {"hosts": ["page.example.org"], "secretName": f"{NAME}-tls"}
         ]
@@ -124,7 +124,7 @@ class TestWaysIn:
         assert backend == {"name": NAME, "port": {"name": "http"}}
 
     def test_a_gateway_of_the_gateway_api_gets_a_route_to_its_port(self) -> None:
-        result = made(replace(PAGE, host="page.example.org"), parent="ingress/public")[NAME]
+        result = rendered(replace(PAGE, host="page.example.org"), parent="ingress/public")[NAME]
         (rule,) = result["HTTPRoute"]["spec"]["rules"]
         assert rule["backendRefs"] == [{"name": NAME, "port": 7860}]
 
@@ -140,7 +140,7 @@ class TestWaysIn:
         self, page: dict[str, Any], more: dict[str, Any], sentence: str
     ) -> None:
         with pytest.raises(UserError, match=sentence):
-            made(replace(PAGE, **page), **more)
+            rendered(replace(PAGE, **page), **more)
 
 
 def test_all_objects_are_in_the_namespace_of_the_server() -> None:

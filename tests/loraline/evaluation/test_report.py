@@ -37,7 +37,7 @@ def picture(shade: int) -> bytes:
     return file.getvalue()
 
 
-def made(
+def evaluation_of(
     texts: dict[str, list[str]], *, images: bool = False, champion: bool = False
 ) -> Evaluation:
     """An evaluation of these references and answers."""
@@ -75,12 +75,14 @@ def made(
 def ordinary(rows: int = 12, **options: bool) -> Evaluation:
     wanted = [f"the answer to number {i}" for i in range(rows)]
     tuned = [text if i % 3 else text.replace("number", "numer") for i, text in enumerate(wanted)]
-    return made({"reference": wanted, "base": ["no"] * rows, "tuned": tuned}, **options)
+    return evaluation_of({"reference": wanted, "base": ["no"] * rows, "tuned": tuned}, **options)
 
 
 def hostile(**options: bool) -> Evaluation:
     texts = list(HOSTILE)
-    return made({"reference": texts, "base": texts[::-1], "tuned": ["", *texts[1:]]}, **options)
+    return evaluation_of(
+        {"reference": texts, "base": texts[::-1], "tuned": ["", *texts[1:]]}, **options
+    )
 
 
 def test_the_page_shows_each_model_its_intervals_and_gains() -> None:
@@ -178,7 +180,7 @@ def test_the_difference_contains_both_texts_and_no_other_markup(one: str, other:
 
 
 def test_each_answer_is_of_one_kind() -> None:
-    evaluation = made(
+    evaluation = evaluation_of(
         {
             "reference": ["yes it is so today", "yes it is so today", "no", "a", "b"],
             "base": ["", "", "", "", ""],
@@ -190,7 +192,9 @@ def test_each_answer_is_of_one_kind() -> None:
 
 
 def test_frequent_errors_are_counted_by_what_was_written_for_what() -> None:
-    evaluation = made({"reference": ["a 2", "b 2"], "base": ["", ""], "tuned": ["a 3", "b 3"]})
+    evaluation = evaluation_of(
+        {"reference": ["a 2", "b 2"], "base": ["", ""], "tuned": ["a 3", "b 3"]}
+    )
     assert report.confusions(evaluation) == [("2", "3", 2)]
 
 

@@ -57,14 +57,14 @@ def adapter(tiny_base, tmp_path: Path):
     return make
 
 
-def found(folder: Path, trains_vision: bool = False) -> list[str]:
+def sentences(folder: Path, trains_vision: bool = False) -> list[str]:
     return [str(each) for each in preflight.findings(folder, "the/base", trains_vision)]
 
 
 def test_dora_is_let_through_where_it_is_merged(adapter) -> None:
     folder = adapter(use_dora=True)
     assert preflight.findings(folder, "the/base", False, merged=True) == []
-    message = found(folder)
+    message = sentences(folder)
     assert message[0].startswith("use_dora: is True, which vLLM refuses; set export: merged")
     assert any("lora_magnitude_vector: is no LoRA weight" in each for each in message)
 
@@ -115,7 +115,7 @@ def test_the_layers_known_from_the_config_are_the_models_own(tiny_base, architec
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_a_trained_adapter_has_no_findings(adapter, architecture: str) -> None:
-    assert found(adapter(architecture)) == []
+    assert sentences(adapter(architecture)) == []
 
 
 @pytest.mark.parametrize(
@@ -123,15 +123,15 @@ def test_a_trained_adapter_has_no_findings(adapter, architecture: str) -> None:
     [{"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"alpha_pattern": {"q_proj": 2}}],
 )
 def test_what_vllm_serves_right_is_let_through(adapter, options: dict[str, object]) -> None:
-    assert found(adapter(**options)) == []
+    assert sentences(adapter(**options)) == []
 
 
 @pytest.mark.parametrize("part", ["merger", "tower"])
 @pytest.mark.parametrize("architecture", ALL[1:])
 def test_vision_weights_need_a_server_that_is_told(adapter, architecture: str, part: str) -> None:
     folder = adapter(architecture, **{part: True})
-    assert found(folder, trains_vision=True) == []
-    assert "whose weights the server would drop in silence" in found(folder)[0]
+    assert sentences(folder, trains_vision=True) == []
+    assert "whose weights the server would drop in silence" in sentences(folder)[0]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_vision_weights_need_a_server_that_is_told(adapter, architecture: str, p
     ],
 )
 def test_what_vllm_refuses_is_found(adapter, options: dict[str, object], message: str) -> None:
-    assert any(message in finding for finding in found(adapter(**options)))
+    assert any(message in finding for finding in sentences(adapter(**options)))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_what_vllm_refuses_is_found(adapter, options: dict[str, object], message
 def test_a_setting_that_does_not_fit_is_found(adapter, settings: dict, message: str) -> None:
     folder = adapter()
     change_config(folder, **settings)
-    assert any(message in finding for finding in found(folder))
+    assert any(message in finding for finding in sentences(folder))
 
 
 def renamed(old: str, new: str):
@@ -204,32 +204,32 @@ def with_value(value: float, dtype: torch.dtype):
 def test_a_weight_that_would_be_ignored_or_wrong_is_found(adapter, change, message: str) -> None:
     folder = adapter()
     change_weights(folder, change)
-    assert any(message in finding for finding in found(folder))
+    assert any(message in finding for finding in sentences(folder))
 
 
 def test_the_old_path_of_a_vision_models_layers_is_found(adapter) -> None:
     folder = adapter("qwen3-vl")
     change_weights(folder, renamed("model.model.language_model.layers", "model.model.layers"))
-    assert any("must go through model.language_model" in finding for finding in found(folder))
+    assert any("must go through model.language_model" in finding for finding in sentences(folder))
 
 
 def test_a_cut_file_a_pickle_alone_and_an_unknown_base_are_found(adapter) -> None:
     folder = adapter()
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    (finding,) = found(folder)
+    (finding,) = sentences(folder)
     assert finding.startswith("adapter_model.safetensors: cannot be read (")
     weights.rename(folder / "adapter_model.bin")
-    assert "adapter_model.bin: is a pickle" in found(folder)[0]
+    assert "adapter_model.bin: is a pickle" in sentences(folder)[0]
     (folder / BASE_CONFIG).write_text('{"architectures": ["GptOss"]}')
-    assert any("GptOss: is no known architecture" in finding for finding in found(folder))
+    assert any("GptOss: is no known architecture" in finding for finding in sentences(folder))
 
 
 def test_a_trainers_leftovers_beside_the_weights_do_no_harm_and_are_named(adapter) -> None:
     folder = adapter()
     for name in ("optimizer.pt", "training_args.bin", "README.md"):
         (folder / name).write_bytes(b"")
-    assert found(folder) == []
+    assert sentences(folder) == []
     left = [path.name for path in preflight.leftovers(folder)]
     assert left == ["optimizer.pt", "training_args.bin"]
 
@@ -238,24 +238,24 @@ def test_a_trainers_leftovers_beside_the_weights_do_no_harm_and_are_named(adapte
 def test_a_broken_header_is_a_finding(adapter, header: bytes) -> None:
     folder = adapter()
     (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    (finding,) = found(folder)
+    (finding,) = sentences(folder)
     assert finding.startswith("adapter_model.safetensors: cannot be read (")
 
 
 def test_weights_that_the_config_does_not_target_are_found(adapter) -> None:
     folder = adapter(target_modules=["q_proj", "v_proj"])
     change_config(folder, target_modules=["q_proj"])
-    (finding,) = found(folder)
+    (finding,) = sentences(folder)
     assert "v_proj: has weights that vLLM applies, but is no target" in finding
 
 
 def test_preflight_takes_milliseconds(adapter) -> None:
     folder = adapter("qwen3-vl")
-    found(folder)
+    sentences(folder)
     taken = []
     for _ in range(5):
         started = time.process_time()
-        found(folder)
+        sentences(folder)
         taken.append(time.process_time() - started)
     assert min(taken) < 0.05
 

@@ -26,12 +26,12 @@ def run(
 ) -> Callable[[], Any]:
     """A run as it is `silent` seconds after its process said that it lives."""
 
-    def made() -> Any:
+    def make_run() -> Any:
         tags = {PROCESS: process, LEASE: f"{time.time() - silent:.0f}", WORKFLOW_UID: workflow}
         info, data = SimpleNamespace(status=status), SimpleNamespace(tags=tags)
         return SimpleNamespace(info=info, data=data)
 
-    return made
+    return make_run
 
 
 @pytest.mark.parametrize(

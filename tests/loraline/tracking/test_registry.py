@@ -29,7 +29,7 @@ def names(client: mlflow.MlflowClient) -> set[str]:
     return {result.name for result in client.search_registered_models()}
 
 
-def hold(client: mlflow.MlflowClient, holder: str, lock: str = LOCK) -> None:
+def put_lock(client: mlflow.MlflowClient, holder: str, lock: str = LOCK) -> None:
     client.create_registered_model(lock, {tracking_lock.HOLDER: holder})
 
 
@@ -83,7 +83,7 @@ def test_locks_of_two_models_are_apart(client) -> None:
 
 
 def test_a_dead_holders_lock_is_taken_over_at_once(client) -> None:
-    hold(client, dead())
+    put_lock(client, dead())
     started = time.monotonic()
     with tracking_lock.locked(client, MODEL):
         assert time.monotonic() - started < tracking_lock.LEASE_SECONDS / 2
@@ -91,7 +91,7 @@ def test_a_dead_holders_lock_is_taken_over_at_once(client) -> None:
 
 
 def test_a_lock_of_another_machine_is_taken_over_after_its_lease(client) -> None:
-    hold(client, "elsewhere:1:abc")
+    put_lock(client, "elsewhere:1:abc")
     started = time.monotonic()
     with tracking_lock.locked(client, MODEL, lease_seconds=0.6):
         assert time.monotonic() - started >= 0.6
@@ -102,7 +102,7 @@ def test_the_lease_is_the_one_that_counts_at_that_moment(
     client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking_lock, "LEASE_SECONDS", 0.4)
-    hold(client, "elsewhere:1:abc")
+    put_lock(client, "elsewhere:1:abc")
     started = time.monotonic()
     with tracking_lock.locked(client, MODEL):
         assert time.monotonic() - started < 20
@@ -110,7 +110,7 @@ def test_the_lease_is_the_one_that_counts_at_that_moment(
 
 
 def test_of_several_who_find_a_dead_lock_one_is_inside_at_a_time(client) -> None:
-    hold(client, "elsewhere:1:abc")
+    put_lock(client, "elsewhere:1:abc")
     inside: list[int] = []
     most: list[int] = []
 
@@ -155,7 +155,7 @@ def test_who_comes_late_to_a_dead_lock_does_not_break_the_next_holders(client) -
         with tracking_lock.locked(Late(), MODEL):
             inside.append("B")
 
-    hold(client, dead())
+    put_lock(client, dead())
     thread = threading.Thread(target=come_late)
     with others:
         thread.start()
@@ -186,7 +186,7 @@ def test_a_dead_lock_is_looked_at_and_deleted_by_one_at_a_time(client) -> None:
             super().delete_registered_model(name)
 
     holder = dead()
-    hold(client, holder)
+    put_lock(client, holder)
     tracking_lock.clear(Slow(), LOCK, holder, 60)
     others[0].join(30)
     assert tracking_lock.holder_of(client, LOCK) == "elsewhere:1:next"
@@ -207,7 +207,7 @@ def test_a_lock_whose_making_lost_its_answer_is_held_at_once(client) -> None:
 def test_who_holds_a_lock_leaves_those_who_are_clearing_it(client) -> None:
     holder = f"elsewhere:1:{uuid.uuid4().hex}"
     clearing = tracking_lock.breaking(LOCK, holder)
-    hold(client, "elsewhere:2:another", clearing)
+    put_lock(client, "elsewhere:2:another", clearing)
     tracking_lock.sweep(client, LOCK, holder)
     assert names(client) == {clearing}
 
@@ -218,11 +218,11 @@ def test_a_lock_is_cleared_only_of_a_holder_that_died_here(client) -> None:
         f"{tracking_lock.pid_namespace()}:{os.getpid()}:alive",
         f"elsewhere:{pid}:unknown",
     ):
-        hold(client, holder)
+        put_lock(client, holder)
         tracking_lock.clear_dead(client, MODEL)
         assert names(client) == {LOCK}
         client.delete_registered_model(LOCK)
-    hold(client, dead())
+    put_lock(client, dead())
     tracking_lock.clear_dead(client, MODEL)
     assert names(client) == set()
 
@@ -234,7 +234,7 @@ def test_the_lock_of_one_who_died_while_breaking_a_dead_lock_is_taken_over(
     lock = LOCK
     for _ in range(deaths):
         holder = dead()
-        hold(client, holder, lock)
+        put_lock(client, holder, lock)
         lock = tracking_lock.breaking(lock, holder)
     with tracking_lock.locked(client, MODEL, lease_seconds=10):
         assert names(client) == {LOCK}
@@ -242,7 +242,7 @@ def test_the_lock_of_one_who_died_while_breaking_a_dead_lock_is_taken_over(
 
 
 def test_what_was_left_by_one_who_died_after_breaking_a_lock_is_swept(client) -> None:
-    hold(client, dead(), tracking_lock.breaking(LOCK, dead()))
+    put_lock(client, dead(), tracking_lock.breaking(LOCK, dead()))
     with tracking_lock.locked(client, MODEL):
         assert names(client) == {LOCK}
 
@@ -252,7 +252,7 @@ def test_what_only_looks_like_a_locks_entry_stays(client) -> None:
     for name in own:
         client.create_registered_model(name)
     cleared = tracking_lock.breaking("someXlora.lock", dead())
-    hold(client, dead(), cleared)
+    put_lock(client, dead(), cleared)
     with tracking_lock.locked(client, "some-lora.lock-free"):
         for name in ("some-lora", "some_lora"):
             with tracking_lock.locked(client, name):
@@ -273,18 +273,18 @@ def test_a_model_with_the_name_that_a_lock_needs_is_named(client) -> None:
 def test_who_lost_the_lock_does_not_take_it_from_the_next(client) -> None:
     with tracking_lock.locked(client, MODEL):
         client.delete_registered_model(LOCK)
-        hold(client, f"{tracking_lock.pid_namespace()}:{os.getpid()}:next")
+        put_lock(client, f"{tracking_lock.pid_namespace()}:{os.getpid()}:next")
     assert names(client) == {LOCK}
 
 
 def test_a_lock_that_is_always_held_is_try_again(client, monkeypatch: pytest.MonkeyPatch) -> None:
-    hold(client, "elsewhere:1:abc")
+    put_lock(client, "elsewhere:1:abc")
     delete = client.delete_registered_model
 
     def taken_again_at_once(name: str) -> None:
         delete(name)
         if name == LOCK:
-            hold(client, "elsewhere:1:abc")
+            put_lock(client, "elsewhere:1:abc")
 
     monkeypatch.setattr(client, "delete_registered_model", taken_again_at_once)
     with (

@@ -24,7 +24,7 @@ TURNS = (("user", "Where is Arlon?"), ("assistant", "Near the river."))
 def shard(tmp_path: Path, prepare: Callable[..., Dataset]) -> Callable[..., Dataset]:
     """A shard of some members, prepared."""
 
-    def made(members: dict[str, bytes], modality: str = "text") -> Dataset:
+    def prepare_shard(members: dict[str, bytes], modality: str = "text") -> Dataset:
         with tarfile.open(tmp_path / "shard.tar", "w") as archive:
             for name, content in members.items():
                 member = tarfile.TarInfo(name)
@@ -35,7 +35,7 @@ def shard(tmp_path: Path, prepare: Callable[..., Dataset]) -> Callable[..., Data
         dataset.refuse(merged.examples)
         return merged
 
-    return made
+    return prepare_shard
 
 
 @pytest.mark.parametrize(
