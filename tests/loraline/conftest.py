@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ def prepare(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Prepare]:
     """Prepare sources and return what was merged; parts stay until the test ends."""
+    # This process has one folder for its workers. Made in a test's folder, it would go with that
+    # test, and be missed when the process ends.
+    util.get_temp_dir()
     with ExitStack() as stack:
 
         def run(
@@ -39,8 +43,8 @@ def prepare(
             **changes: Any,
         ) -> Dataset:
             # A folder of its own, or a repeated call would meet the first one's lock.
-            own = tempfile.mkdtemp(dir=tmp_path_factory.mktemp("tmp"))
-            monkeypatch.setattr("tempfile.tempdir", own)
+            folder = tempfile.mkdtemp(dir=tmp_path_factory.mktemp("tmp"))
+            monkeypatch.setattr("tempfile.tempdir", folder)
             for name, value in (("TEXT_PART", size), ("VISION_PART", size)):
                 monkeypatch.setattr(workplace, name, value)
             if workers > 1:
