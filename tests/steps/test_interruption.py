@@ -260,13 +260,13 @@ import time
 from pathlib import Path
 from loraline.training import checkpoint
 on_step_end = checkpoint.KeepCheckpoints.on_step_end
-def held(keeper, args, state, control, **options):
+def wait_at_the_fourth_step(keeper, args, state, control, **options):
     if state.global_step == 4 and args.process_index == 0:
         Path("held").touch()
         while not Path("go-on").exists():
             time.sleep(0.01)
     on_step_end(keeper, args, state, control, **options)
-checkpoint.KeepCheckpoints.on_step_end = held
+checkpoint.KeepCheckpoints.on_step_end = wait_at_the_fourth_step
 """
 """The training waits at the end of its fourth step, so that it is interrupted there on a fast
 machine and on a slow one."""
