@@ -91,6 +91,19 @@ def near_texts(signed: NDArray[Any], media: NDArray[Any]) -> NDArray[Any]:
     return near
 
 
+def media_of_rows(rows: int, row: NDArray[Any], label: NDArray[Any]) -> NDArray[Any]:
+    """A number for each row, equal where rows have near media, in any order; shape (rows,).
+
+    `row` and `label` are each medium's row, and the cluster of media that it is near to.
+    """
+    import numpy as np
+
+    numbers = np.zeros(rows, np.uint64)
+    # Scattered, since sums of small numbers are often equal.
+    np.add.at(numbers, row, scattered((label + 1).astype(np.uint64)))
+    return numbers
+
+
 def near_images(hashes: NDArray[Any]) -> NDArray[Any]:
     """Pairs (image, earlier image) that are near, shape (pairs, 2); `hashes` is uint64."""
     import numpy as np

@@ -175,9 +175,9 @@ def drop_repetitions(merged: Dataset) -> None:
     apply_check(merged, "leaks", leaks, "also stands in a later split, or its image does", later)
 
     media = duplicates.clusters(len(media_row), duplicates.near_images(facts["media_near"]))
-    media_of_row = np.zeros(len(split), np.uint64)
-    np.add.at(media_of_row, media_row, (media + 1).astype(np.uint64) * np.uint64(MIX))
-    pairs = duplicates.near_texts(all_signatures(merged), media_of_row)
+    pairs = duplicates.near_texts(
+        all_signatures(merged), duplicates.media_of_rows(len(split), media_row, media)
+    )
     texts = duplicates.clusters(len(split), pairs)
     merged.near_texts, merged.near_media = texts, media
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 
 import numpy as np
@@ -36,6 +37,16 @@ def test_texts_that_differ_in_two_words_of_sixty_are_near_and_others_are_not() -
 def test_near_texts_of_other_images_are_no_duplicates() -> None:
     same = " ".join(text(1))
     assert pairs_of([same, same, same], [1, 2, 1]) == {(2, 0)}
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=6))
+def test_rows_have_one_number_where_their_media_are_near(labels: list[list[int]]) -> None:
+    row = np.repeat(np.arange(len(labels)), [len(each) for each in labels])
+    media = np.array(list(itertools.chain.from_iterable(labels)), np.int64)
+    numbers = duplicates.media_of_rows(len(labels), row, media)
+    for first, second in itertools.product(range(len(labels)), repeat=2):
+        are_near = sorted(labels[first]) == sorted(labels[second])
+        assert (numbers[first] == numbers[second]) == are_near
 
 
 def test_no_text_and_one_word_are_compared_like_others() -> None:
