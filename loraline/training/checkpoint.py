@@ -29,7 +29,7 @@ from loraline.errors import TryAgain
 from loraline.process import signals
 from loraline.process.full_disk import sentence
 from loraline.tracking import runs
-from loraline.tracking.store import is_outage, uri
+from loraline.tracking.store import is_outage, refusal, uri
 from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE, json_object
 from loraline.training import exchange, sharding
 
@@ -229,12 +229,21 @@ def upload(client: MlflowClient, run_id: str, folder: Path, name: str) -> None:
     The one before is kept for the case that this one cannot be read; what is older is deleted,
     and so is what an upload that was killed has left.
     """
-    previous = client.get_run(run_id).data.tags.get(CHECKPOINT)
+    tags = client.get_run(run_id).data.tags
+    aside, earlier = json_object(tags, CHECKPOINTS_ASIDE), stored(client, run_id)
+    named = [each for each in earlier if each == tags.get(CHECKPOINT)]
+    good = [each for each in (*named, *earlier) if each not in (name, *aside)]
+    if name in earlier:
+        # It was put aside, or an upload was killed. Its files may be those of other processes.
+        delete(client, run_id, f"{FOLDER}/{name}")
     seal(folder, run_id)
     client.log_artifacts(run_id, str(folder), f"{FOLDER}/{name}")
+    if name in aside:
+        del aside[name]
+        client.set_tag(run_id, CHECKPOINTS_ASIDE, json.dumps(aside))
     client.set_tag(run_id, CHECKPOINT, name)
-    for old in stored(client, run_id):
-        if old not in (name, previous):
+    for old in earlier:
+        if old not in (name, *good[:1]):
             delete(client, run_id, f"{FOLDER}/{old}")
 
 
@@ -278,7 +287,8 @@ def fetch(client: MlflowClient, run: Run, folder: Path) -> Path | None:
             start = runs.download(client, run_id, f"{FOLDER}/{name}", place)
             reason = defect(start, run_id)
         except Exception as error:
-            if is_outage(error) or sentence(error, uri(), folder):
+            refused = refusal(error) and not runs.MISSING.search(str(error))
+            if is_outage(error) or refused or sentence(error, uri(), folder):
                 raise
             start, reason = place / name, "it is not in the artifact store"
         if not reason:

@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
 from loraline.tracking import store
 from loraline.tracking.tags import CHECKPOINT, CHECKPOINTS_ASIDE
@@ -84,6 +85,46 @@ def test_the_last_two_checkpoints_are_kept_until_the_training_is_finished(
     assert client.get_run(run_id).data.tags[CHECKPOINT] == "step-6"
     checkpoint.delete_all(client, run_id)
     assert not client.list_artifacts(run_id) and CHECKPOINT not in client.get_run(run_id).data.tags
+
+
+def test_a_good_checkpoint_is_kept_beside_the_next_and_the_damaged_is_deleted(
+    kept: tuple[Any, str, Path], tmp_path: Path
+) -> None:
+    client, run_id, folder = kept
+    cut(folder / "step-4" / FILES[0])
+    checkpoint.fetch(client, client.get_run(run_id), tmp_path / "here")
+    checkpoint.upload(client, run_id, tmp_path / "checkpoint-2", "step-3")
+    assert sorted(path.name for path in folder.iterdir()) == ["step-2", "step-3"]
+
+
+def test_a_checkpoint_that_is_written_again_is_used_again(
+    kept: tuple[Any, str, Path], tmp_path: Path
+) -> None:
+    client, run_id, folder = kept
+    (folder / "step-4" / "optimizer-0-of-2.json").write_text("of a training on two cards")
+    cut(folder / "step-4" / FILES[0])
+    checkpoint.fetch(client, client.get_run(run_id), tmp_path / "here")
+    checkpoint.upload(client, run_id, tmp_path / "checkpoint-4", "step-4")
+    assert client.get_run(run_id).data.tags[CHECKPOINTS_ASIDE] == "{}"
+    start = checkpoint.fetch(client, client.get_run(run_id), tmp_path / "again")
+    assert start is not None and start.name == "step-4"
+    files = {path.name for path in start.iterdir()}
+    assert files == {*FILES, checkpoint.SEAL}, "nothing of an earlier upload is left"
+
+
+def test_a_store_that_refuses_puts_no_checkpoint_aside(
+    kept: tuple[Any, str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id, _ = kept
+    refused = "An error occurred (AccessDenied) when calling the GetObject operation: Access Denied"
+
+    def download(*_: object) -> Path:
+        raise MlflowException(refused)
+
+    monkeypatch.setattr(checkpoint.runs, "download", download)
+    with pytest.raises(MlflowException, match="AccessDenied"):
+        checkpoint.fetch(client, client.get_run(run_id), tmp_path / "here")
+    assert CHECKPOINTS_ASIDE not in client.get_run(run_id).data.tags
 
 
 def test_a_checkpoint_says_its_size_and_what_it_takes_of_the_grace_period() -> None:
