@@ -7,6 +7,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +42,10 @@ SEND_EVERY = 5.0
 class CurvesToMlflow(TrainerCallback):
     """Sends the trainer's curves to the open MLflow run and to a progress bar."""
 
-    def __init__(self, lease: Lease, logged_to: int = 0) -> None:
-        """`logged_to` is the last step that a resumed run has already logged."""
+    def __init__(self, lease: Lease, logged_to: Mapping[str, int] | None = None) -> None:
+        """`logged_to` is the last step that a resumed run has logged, by metric."""
         self.lease = lease
-        self.logged_to = logged_to
+        self.logged_to = logged_to or {}
         self.waiting: list[Metric] = []
         self.sent_at = time.monotonic()
         self.stack = ExitStack()
@@ -66,11 +67,12 @@ class CurvesToMlflow(TrainerCallback):
         tracked = {key: value for key, value in logs.items() if key in TRACKED}
         if "eval_loss" in logs:
             tracked["train_loss"] = mean_since_evaluation(state.log_history)
-        if state.global_step > self.logged_to:
-            milliseconds = int(time.time() * 1000)
-            self.waiting += [
-                Metric(k, v, milliseconds, state.global_step) for k, v in tracked.items()
-            ]
+        step, milliseconds = state.global_step, int(time.time() * 1000)
+        self.waiting += [
+            Metric(name, value, milliseconds, step)
+            for name, value in tracked.items()
+            if step > self.logged_to.get(name, 0)
+        ]
         if time.monotonic() - self.sent_at > SEND_EVERY:
             self.send()
 
@@ -106,12 +108,15 @@ def mean_since_evaluation(history: list[dict[str, float]]) -> float:
     return sum(losses) / len(losses) if losses else math.nan
 
 
-def logged_to(client: MlflowClient, resumed: Run | None) -> int:
-    """The last step whose loss a run has logged; what a resume repeats is not logged twice."""
+def logged_to(client: MlflowClient, resumed: Run | None) -> dict[str, int]:
+    """The last step that a run has logged, by metric; what a resume repeats is not logged twice."""
     if resumed is None:
-        return 0
-    history = client.get_metric_history(resumed.info.run_id, "loss")
-    return max((point.step for point in history), default=0)
+        return {}
+    histories = {
+        name: client.get_metric_history(resumed.info.run_id, name)
+        for name in (*TRACKED, "train_loss")
+    }
+    return {name: max(point.step for point in h) for name, h in histories.items() if h}
 
 
 PEAK_FLOPS: dict[str, float | None] = {
