@@ -49,6 +49,11 @@ def request(
     name = redacted(url, path=False)
     if re.search(r"[\s\x00-\x1f\x7f]", url):
         raise UserError(f"{name} is not a server's address: it contains a blank")
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        # httpx would take half a pair of brackets for a name that nobody knows.
+        raise UserError(f"{name} is not a server's address: {error}") from error
     deadline = time.monotonic() + seconds
     late = f"{name} has not answered whole within {seconds:g} s"
     try:
