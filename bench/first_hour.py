@@ -71,7 +71,7 @@ def first_hour(clone: Path, skip: tuple[str, ...], rounds: int) -> None:
         measure: Callable[[Path, tuple[str, ...]], float] = until_ready if name == "serve" else run
         times = [measure(clone, timed.command) for _ in range(rounds if name == "unchanged" else 1)]
         measured.append(Measured(timed.name, min(times), timed.limit))
-        click.echo(f"{timed.what}: {', '.join(f'{t:.1f}' for t in times)} s", err=True)
+        click.echo(f"{timed.name}: {', '.join(f'{t:.1f}' for t in times)} s", err=True)
     click.echo(table(measured))
 
 
@@ -125,7 +125,7 @@ def table(measured: list[Measured]) -> str:
         "| | seconds | limit |",
         "|---|---|---|",
     ]
-    lines += [f"| {each.what} | {each.seconds:.1f} | {each.limit:g} |" for each in measured]
+    lines += [f"| {each.name} | {each.seconds:.1f} | {each.limit:g} |" for each in measured]
     return "\n".join(lines)
 
 

@@ -33,7 +33,7 @@ def after(
     """What follows an attempt: seconds until the next, or the message of why there is none."""
     attempt = Node("a(0)", "a(0)", "Pod", "a", "a", Path())
     attempt.phase, attempt.exit_code, attempt.message = phase, exit_code, "main: Error"
-    run: Any = SimpleNamespace(stop=SimpleNamespace(asked=stopped))
+    run: Any = SimpleNamespace(stop=SimpleNamespace(requested=stopped))
     retry = read_retry("template a", {"limit": 9, **strategy})
     return pause_before_next(run, retry, attempt, number, elapsed)
 
