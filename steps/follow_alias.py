@@ -184,7 +184,7 @@ class Follower:
         together = arguments.shared_contract(self.agreed, theirs)
         if together.max_model_len > self.agreed.max_model_len:
             raise UserError(f"{uri} needs longer rows than the server was started for")
-        for field in ("max_images", "max_videos", "tools"):
+        for field in arguments.COUNTS:
             needed, started_for = getattr(together, field), getattr(self.agreed, field)
             if needed != started_for:
                 raise UserError(

@@ -41,7 +41,7 @@ class Form:
     name: str
     row: Any
     turns: Turns | None = None
-    told: str = ""
+    refusal: str = ""
     """Pattern of the refusal, where there are no turns."""
 
     registry: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +74,7 @@ def text_form(peer: str, name: str, row: Any, **more: Any) -> Form:
     return Form(peer, name, row, ASKED, **more)
 
 
-TOLD = "would not be used"
+NOT_USED = "would not be used"
 PART = {"type": "text", "text": Q}
 LARGE = 123456789012345678901234567890
 
@@ -164,7 +164,7 @@ FORMS = [
                 {"role": "assistant", "content": None, "refusal": "I will not."},
             ]
         },
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     Form(
         "OpenAI",
@@ -175,7 +175,7 @@ FORMS = [
                 dialogue(Q, A)[1],
             ]
         },
-        told="no base here hears",
+        refusal="no base here hears",
     ),
     Form(
         "OpenAI",
@@ -254,7 +254,7 @@ FORMS = [
         "LLaMA-Factory",
         "preference pairs",
         {"instruction": Q, "input": "", "chosen": A, "rejected": "On the moon."},
-        told="'chosen' would not be used",
+        refusal="'chosen' would not be used",
     ),
     text_form(
         "LLaMA-Factory",
@@ -272,7 +272,9 @@ FORMS = [
         },
         registry={"preference": "good"},
     ),
-    Form("LLaMA-Factory", "kto_tag", {"messages": dialogue(Q, A), "kto_tag": False}, told=TOLD),
+    Form(
+        "LLaMA-Factory", "kto_tag", {"messages": dialogue(Q, A), "kto_tag": False}, refusal=NOT_USED
+    ),
     text_form("ms-swift", "query and response", {"query": Q, "response": A}),
     Form(
         "ms-swift",
@@ -313,9 +315,9 @@ FORMS = [
         "ms-swift",
         "rejected_response",
         {"messages": dialogue(Q, A), "rejected_response": "On the moon."},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
-    Form("ms-swift", "label", {"messages": dialogue(Q, A), "label": True}, told=TOLD),
+    Form("ms-swift", "label", {"messages": dialogue(Q, A), "label": True}, refusal=NOT_USED),
     text_form(
         "ms-swift",
         "label, the good half",
@@ -326,7 +328,7 @@ FORMS = [
         "ms-swift",
         "audios",
         {"messages": dialogue(f"<audio>{Q}", A), "audios": ["a.wav"]},
-        told="holds audios, and no base here hears",
+        refusal="holds audios, and no base here hears",
     ),
     Form(
         "axolotl",
@@ -345,7 +347,7 @@ FORMS = [
         "axolotl",
         "train_detail of a turn",
         {"messages": [*dialogue(Q), {**dialogue("", A)[1], "train_detail": [{"begin_offset": 0}]}]},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     text_form(
         "axolotl", "input_output pairs of Capybara", {"conversation": [{"input": Q, "output": A}]}
@@ -362,7 +364,12 @@ FORMS = [
         {"prompt": dialogue(Q), "chosen": dialogue(Q, A)[1:], "rejected": dialogue("", "No.")[1:]},
         registry={"preference": "good"},
     ),
-    Form("TRL", "label of a completion", {"prompt": Q, "completion": A, "label": False}, told=TOLD),
+    Form(
+        "TRL",
+        "label of a completion",
+        {"prompt": Q, "completion": A, "label": False},
+        refusal=NOT_USED,
+    ),
     text_form(
         "OpenAI", "a CSV cell of JSON", {"messages": json.dumps(dialogue(Q, A))}, ending=".csv"
     ),
@@ -383,7 +390,7 @@ FORMS = [
         "Dolly",
         "context",
         {"instruction": Q, "context": "Arlon lies low.", "response": A, "category": "qa"},
-        told=r"context.*columns: \{question:",
+        refusal=r"context.*columns: \{question:",
     ),
     Form(
         "Dolly",
@@ -416,13 +423,13 @@ FORMS = [
         "SQuAD",
         "question, context and answers",
         {"question": Q, "context": "Low.", "answers": {"text": [A], "answer_start": [0]}},
-        told=r"context.*columns: \{question:",
+        refusal=r"context.*columns: \{question:",
     ),
     Form(
         "MMLU",
         "choices and a number",
         {"question": Q, "choices": ["Low", "High"], "answer": 1},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     Form(
         "MMLU",
@@ -491,7 +498,7 @@ FORMS = [
         "any",
         "an object keyed by ID",
         {"a": {"question": Q, "answer": A}, "b": {"question": "Who?", "answer": "Ada."}},
-        told="keyed by name",
+        refusal="keyed by name",
         ending=".json",
     ),
     text_form("any", "packed JSONL", {"question": Q, "answer": A}, ending=".jsonl.gz"),
@@ -512,7 +519,7 @@ FORMS = [
         "Excel",
         "a workbook",
         {"question": Q, "answer": A},
-        told="would not be read",
+        refusal="would not be read",
         ending=".xlsx",
     ),
     # Pictures.
@@ -585,7 +592,7 @@ FORMS = [
         "OCR-VQA",
         "image, text and answer",
         {"image": "a.png", "text": Q, "answer": A},
-        told="say which asks",
+        refusal="say which asks",
         vision=True,
     ),
     Form(
@@ -604,14 +611,14 @@ FORMS = [
             "images": ["a.png"],
             "objects": {"ref": [], "bbox": [[1, 1, 9, 9]]},
         },
-        told="has no `boxes`",
+        refusal="has no `boxes`",
         vision=True,
     ),
     Form(
         "any",
         "bboxes beside an image",
         {"image": "a.png", "question": Q, "answer": A, "bboxes": [[1, 1, 9, 9]]},
-        told=TOLD,
+        refusal=NOT_USED,
         vision=True,
     ),
     # Calls that are written in a text.
@@ -691,7 +698,10 @@ FORMS = [
         calls=CALLED,
     ),
     Form(
-        "xLAM", "no calls", {"query": Q, "tools": [TOOL], "answers": "[]"}, told="answer is empty"
+        "xLAM",
+        "no calls",
+        {"query": Q, "tools": [TOOL], "answers": "[]"},
+        refusal="answer is empty",
     ),
     Form(
         "ChatGLM",
@@ -702,23 +712,25 @@ FORMS = [
                 *dialogue(Q, A),
             ]
         },
-        told=TOLD,
+        refusal=NOT_USED,
     ),
-    Form("BFCL", "function", {"question": Q, "function": [TOOL], "answer": A}, told=TOLD),
+    Form("BFCL", "function", {"question": Q, "function": [TOOL], "answer": A}, refusal=NOT_USED),
     # Which turns are learnt.
     Form(
         "axolotl",
         "label of a turn",
         {"conversations": [*shared(Q), shared("", A)[1] | {"label": False}]},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     Form(
         "LLaMA-Factory",
         "mask_history as a column",
         {"messages": dialogue(Q, A), "mask_history": 1},
-        told="learn: last",
+        refusal="learn: last",
     ),
-    Form("any", "masks of a row", {"messages": dialogue(Q, A), "loss_mask": [0, 1]}, told=TOLD),
+    Form(
+        "any", "masks of a row", {"messages": dialogue(Q, A), "loss_mask": [0, 1]}, refusal=NOT_USED
+    ),
     Form(
         "XTuner",
         "pairs with output_with_loss and system",
@@ -744,7 +756,7 @@ FORMS = [
             "chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}",
             "rejected": f"\n\nHuman: {Q}\n\nAssistant: No.",
         },
-        told="preference: good",
+        refusal="preference: good",
     ),
     text_form(
         "HH",
@@ -759,7 +771,7 @@ FORMS = [
         "UltraFeedback",
         "completions with scores",
         {"instruction": Q, "completions": [{"response": A, "overall_score": 9}]},
-        told="preference: good",
+        refusal="preference: good",
     ),
     text_form(
         "UltraFeedback",
@@ -780,7 +792,10 @@ FORMS = [
         registry={"preference": "good"},
     ),
     Form(
-        "LLaMA-Factory", "a ranked list", {"instruction": Q, "output": [A, "No."]}, told="is a list"
+        "LLaMA-Factory",
+        "a ranked list",
+        {"instruction": Q, "output": [A, "No."]},
+        refusal="is a list",
     ),
     text_form(
         "LLaMA-Factory",
@@ -802,7 +817,7 @@ FORMS = [
         "OpenAI",
         "preferred_output",
         {"input": {"messages": dialogue(Q)}, "preferred_output": [dialogue("", A)[1]]},
-        told="preference: good",
+        refusal="preference: good",
     ),
     text_form(
         "any",
@@ -811,9 +826,12 @@ FORMS = [
         registry={"preference": "good"},
     ),
     Form(
-        "any", "accept and reject", {"prompt": Q, "accept": A, "reject": "No."}, told="preference"
+        "any",
+        "accept and reject",
+        {"prompt": Q, "accept": A, "reject": "No."},
+        refusal="preference",
     ),
-    Form("any", "is_good", {"prompt": Q, "completion": A, "is_good": False}, told=TOLD),
+    Form("any", "is_good", {"prompt": Q, "completion": A, "is_good": False}, refusal=NOT_USED),
     # Columns.
     Form(
         "Anthropic",
@@ -848,7 +866,7 @@ FORMS = [
                 },
             ],
         },
-        told="'payload' would not be used",
+        refusal="'payload' would not be used",
     ),
     text_form(
         "pandas",
@@ -869,14 +887,14 @@ FORMS = [
         "any",
         "a key twice",
         f'{{"question": "{Q}", "answer": "No.", "answer": "{A}"}}',
-        told="has the key 'answer' twice",
+        refusal="has the key 'answer' twice",
     ),
     Form(
         "any",
         "a key of a turn twice",
         '{"messages": [{"role": "user", "content": "x", "content": "y"}, '
         '{"role": "assistant", "content": "z"}]}',
-        told="has the key 'content' twice",
+        refusal="has the key 'content' twice",
     ),
     Form(
         "OpenAI",
@@ -888,7 +906,7 @@ FORMS = [
                 {"role": "assistant", "tool_calls": [CALL], "function_call": CALL},
             ],
         },
-        told="the turn has other calls, too",
+        refusal="the turn has other calls, too",
     ),
     Form(
         "Hermes",
@@ -904,13 +922,13 @@ FORMS = [
                 },
             ],
         },
-        told="the text of the turn has calls, too",
+        refusal="the text of the turn has calls, too",
     ),
     Form(
         "TRL",
         "chat_template_kwargs",
         {"messages": dialogue(Q, A), "chat_template_kwargs": {"enable_thinking": False}},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     Form(
         "Anthropic",
@@ -942,7 +960,7 @@ FORMS = [
                 dialogue("", "Done.")[1],
             ],
         },
-        told="a result is of the call 'c2', which is none",
+        refusal="a result is of the call 'c2', which is none",
     ),
     text_form("Self-Instruct", "no input", {"instruction": Q, "input": "<noinput>", "output": A}),
     text_form(
@@ -966,13 +984,18 @@ FORMS = [
         [("user", "Who?"), ("assistant", "Ada."), *ASKED],
         registry={"preference": "good"},
     ),
-    Form("PersonaChat", "persona", {"question": Q, "persona": ["I sing."], "answer": A}, told=TOLD),
-    Form("NLI", "premise", {"premise": "Low.", "question": Q, "answer": A}, told=TOLD),
+    Form(
+        "PersonaChat",
+        "persona",
+        {"question": Q, "persona": ["I sing."], "answer": A},
+        refusal=NOT_USED,
+    ),
+    Form("NLI", "premise", {"premise": "Low.", "question": Q, "answer": A}, refusal=NOT_USED),
     Form(
         "any",
         "a CSV that was joined to another",
         f"question,answer\n{Q},{A}\nquestion,answer\n",
-        told="is the header again",
+        refusal="is the header again",
         ending=".csv",
     ),
     text_form(
@@ -992,7 +1015,7 @@ FORMS = [
         "any",
         "a CSV with a space before quotes alone",
         f'question,answer\n{Q}, "{A}"\n',
-        told="has a space before a quoted field",
+        refusal="has a space before a quoted field",
         ending=".csv",
     ),
     text_form(
@@ -1002,7 +1025,7 @@ FORMS = [
         "any",
         "a key twice in an array",
         f'[{{"question": "{Q}", "answer": "No.", "answer": "{A}"}}]',
-        told="has the key 'answer' twice",
+        refusal="has the key 'answer' twice",
         ending=".json",
     ),
     Form(
@@ -1010,17 +1033,21 @@ FORMS = [
         "both keys of a turn twice",
         '{"messages": [{"role": "user", "role": "assistant", "content": "x", "content": "y"}, '
         '{"role": "assistant", "content": "z"}]}',
-        told="has the key 'role' twice",
+        refusal="has the key 'role' twice",
     ),
     Form(
         "any",
         "a key twice in a cell",
         {"messages": '[{"role": "user", "content": "x", "content": "y"}]'},
-        told="has the key 'content' twice",
+        refusal="has the key 'content' twice",
         ending=".csv",
     ),
-    Form("pandas", "nan in place of an answer", {"question": Q, "answer": "nan"}, told="missing"),
-    Form("SQL", "NULL in place of a question", {"question": "NULL", "answer": A}, told="missing"),
+    Form(
+        "pandas", "nan in place of an answer", {"question": Q, "answer": "nan"}, refusal="missing"
+    ),
+    Form(
+        "SQL", "NULL in place of a question", {"question": "NULL", "answer": A}, refusal="missing"
+    ),
     text_form(
         "pandas",
         "nan in a template",
@@ -1042,7 +1069,7 @@ FORMS = [
         "any",
         "a CSV cell of several answers",
         {"question": Q, "answers": json.dumps([A, "No."])},
-        told=r"answers\[0\]",
+        refusal=r"answers\[0\]",
         ending=".csv",
     ),
     text_form(
@@ -1078,7 +1105,7 @@ FORMS = [
         "any",
         "an output that is in the question",
         {"question": "Is it 5 or 6?", "answer": "It is 6.", "output": "5"},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     Form(
         "MetaMath",
@@ -1118,7 +1145,7 @@ FORMS = [
                 dialogue(Q, A)[1],
             ],
         },
-        told="'index' would not be used",
+        refusal="'index' would not be used",
         vision=True,
     ),
     Form(
@@ -1130,7 +1157,7 @@ FORMS = [
                 {**dialogue(Q, A)[1], "reasoning": "The sun.", "reasoning_content": "The map."},
             ]
         },
-        told="the turn has another reasoning",
+        refusal="the turn has another reasoning",
     ),
     text_form(
         "datasets",
@@ -1161,7 +1188,10 @@ FORMS = [
     ),
     text_form("NuminaMath", "problem and solution", {"problem": Q, "solution": A}),
     Form(
-        "OpenR1", "solution and answer", {"problem": Q, "solution": "So.", "answer": A}, told=TOLD
+        "OpenR1",
+        "solution and answer",
+        {"problem": Q, "solution": "So.", "answer": A},
+        refusal=NOT_USED,
     ),
     text_form("Firefly", "input and target", {"kind": "QA", "input": Q, "target": A}),
     text_form(
@@ -1196,7 +1226,7 @@ FORMS = [
         "SQuAD",
         "a question without an answer",
         {"question": Q, "answers": {"text": [], "answer_start": []}},
-        told="holds no answer",
+        refusal="holds no answer",
     ),
     text_form(
         "ARC",
@@ -1215,33 +1245,46 @@ FORMS = [
         "MMLU",
         "a text that names two choices",
         {"question": "2 + 2?", "choices": ["2", "3", "4", "5"], "answer": "2"},
-        told="may mean",
+        refusal="may mean",
         registry={"columns": {"question": "{question}\n{choices}", "answer": "{choices[answer]}"}},
     ),
-    Form("PMC-VQA", "choices in columns", {"question": Q, "Choice A": "x", "answer": A}, told=TOLD),
-    Form("WikiSQL", "table", {"question": Q, "table": {"h": [1]}, "answer": A}, told=TOLD),
-    Form("any", "system_message", {"system_message": "No.", "prompt": Q, "response": A}, told=TOLD),
     Form(
-        "medical-o1", "Complex_CoT", {"question": Q, "Complex_CoT": "So.", "answer": A}, told=TOLD
+        "PMC-VQA",
+        "choices in columns",
+        {"question": Q, "Choice A": "x", "answer": A},
+        refusal=NOT_USED,
+    ),
+    Form("WikiSQL", "table", {"question": Q, "table": {"h": [1]}, "answer": A}, refusal=NOT_USED),
+    Form(
+        "any",
+        "system_message",
+        {"system_message": "No.", "prompt": Q, "response": A},
+        refusal=NOT_USED,
+    ),
+    Form(
+        "medical-o1",
+        "Complex_CoT",
+        {"question": Q, "Complex_CoT": "So.", "answer": A},
+        refusal=NOT_USED,
     ),
     Form(
         "any",
         "two keys for a text",
         {"messages": [*dialogue(Q), dialogue("", A)[1] | {"value": "No."}]},
-        told=TOLD,
+        refusal=NOT_USED,
     ),
     Form(
         "any",
         "text in place of content",
         {"messages": [{"role": "user", "text": Q}]},
-        told="turns: {content",
+        refusal="turns: {content",
     ),
     # Pictures.
     Form(
         "DocVQA",
         "a list of answers",
         {"image": "a.png", "question": Q, "answers": [A, "No."]},
-        told=r"answers\[0\]",
+        refusal=r"answers\[0\]",
         vision=True,
     ),
     Form(
@@ -1263,7 +1306,7 @@ FORMS = [
         "COCO",
         "several captions",
         {"file_name": "a.png", "caption": [A, "No."]},
-        told=r"caption\[0\]",
+        refusal=r"caption\[0\]",
         vision=True,
     ),
     Form(
@@ -1278,7 +1321,7 @@ FORMS = [
         "OCR",
         "a list in the answer's template",
         {"file_name": "a.png", "lines": [A, "No."]},
-        told="prints with letters",
+        refusal="prints with letters",
         registry={"columns": {"text": "{lines}"}},
         vision=True,
     ),
@@ -1294,14 +1337,14 @@ FORMS = [
         "MMMU",
         "<image 1> in the question",
         {"image": "a.png", "question": f"<image 1>{Q}", "answer": A},
-        told="'<image 1>' stands for a medium",
+        refusal="'<image 1>' stands for a medium",
         vision=True,
     ),
     Form(
         "Qwen-VL",
         "<img> in the answer",
         {"conversations": shared(Q, "<img>a.png</img>")},
-        told="stands in the assistant turn",
+        refusal="stands in the assistant turn",
         vision=True,
     ),
     Form(
@@ -1323,21 +1366,21 @@ FORMS = [
         "MMMU",
         "image_2",
         {"image": "a.png", "image_2": "b.png", "question": Q, "answer": A},
-        told=TOLD,
+        refusal=NOT_USED,
         vision=True,
     ),
     Form(
         "VQA-RAD",
         "image_name",
         {"image_name": "a.png", "question": Q, "answer": A},
-        told="names the media",
+        refusal="names the media",
         vision=True,
     ),
     Form(
         "web pages",
         "addresses of pictures",
         {"image": "https://x/a.png", "question": Q, "answer": A},
-        told="is an address",
+        refusal="is an address",
         vision=True,
     ),
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from loraline.delivery import containers, objects
-from loraline.delivery.kube import Object, environment, run_as, secret, unprivileged
+from loraline.delivery.kube import Object, environment, run_as, unprivileged
 from loraline.delivery.pod import Pod
 from loraline.errors import UserError
 from loraline.serving.arguments import CONFIG, PORT
@@ -80,10 +80,7 @@ def helm_values(pod: Pod) -> Object:
         "chatTemplateConfigMap": pod.contract.chat_template,
         # By default the chart switches prefix caching off.
         "vllmConfig": {"enablePrefixCaching": True, "extraArgs": args},
-        "env": [
-            *environment(variables),
-            secret("HF_TOKEN", pod.secret, "hf-token", optional=True),
-        ],
+        "env": [*environment(variables), containers.hub_token(pod)],
         "initContainer": {
             **{key: fetch[key] for key in ("name", "image", "command", "resources")},
             "env": fetch["env"],

@@ -35,7 +35,7 @@ def fetches(pod: Pod) -> list[Object]:
         *(pod.base_mounts() if merge else []),
     ]
     home = {"HOME": "/tmp"} | ({"HF_HOME": f"{CACHE}/huggingface"} if merge else {})
-    tokens = [secret("HF_TOKEN", pod.secret, "hf-token", optional=True)] if merge else []
+    tokens = [hub_token(pod)] if merge else []
     return [
         {
             "name": "fetch-adapter" if number == 0 else f"fetch-adapter-{number}",
@@ -76,6 +76,11 @@ def credentials() -> list[Object]:
     ]
 
 
+def hub_token(pod: Pod) -> Object:
+    """The hub's token for a gated base, where the Secret has one."""
+    return secret("HF_TOKEN", pod.secret, "hf-token", optional=True)
+
+
 def serving(pod: Pod) -> Object:
     """The container with vLLM."""
     health = {"httpGet": {"path": "/health", "port": "http"}}
@@ -87,7 +92,7 @@ def serving(pod: Pod) -> Object:
         "env": [
             *environment(pod.variables()),
             secret("VLLM_API_KEY", pod.secret, "api-key"),
-            secret("HF_TOKEN", pod.secret, "hf-token", optional=True),
+            hub_token(pod),
         ],
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": pod.resources(),

@@ -27,7 +27,8 @@ SHARED = (
     *("base", "base_revision", "modality", "chat_template", "min_pixels", "max_pixels"),
     *("dtype", "quantization", "trains_vision", "export"),
 )
-LIMITS = ("max_length", "max_new_tokens", "max_images", "max_videos", "tools")
+LENGTHS = ("max_length", "max_new_tokens")
+COUNTS = ("max_images", "max_videos", "tools")
 """Fields that two contracts of one pod share, and fields of which the larger value counts."""
 
 
@@ -222,7 +223,7 @@ def shared_contract(agreed: Contract, other: Contract) -> Contract:
                 "serve them in two pods"
             )
     return agreed.model_copy(
-        update={key: max(getattr(agreed, key), getattr(other, key)) for key in LIMITS}
+        update={key: max(getattr(agreed, key), getattr(other, key)) for key in LENGTHS + COUNTS}
     )
 
 

@@ -231,8 +231,8 @@ def upload(client: MlflowClient, run_id: str, folder: Path, name: str) -> None:
     """
     tags = client.get_run(run_id).data.tags
     aside, earlier = json_object(tags, CHECKPOINTS_ASIDE), stored(client, run_id)
-    named = [each for each in earlier if each == tags.get(CHECKPOINT)]
-    good = [each for each in (*named, *earlier) if each not in (name, *aside)]
+    latest, good = tags.get(CHECKPOINT), [each for each in earlier if each not in (name, *aside)]
+    spare = latest if latest in good else next(iter(good), None)
     if name in earlier:
         # It was put aside, or an upload was killed. Its files may be those of other processes.
         delete(client, run_id, f"{FOLDER}/{name}")
@@ -243,7 +243,7 @@ def upload(client: MlflowClient, run_id: str, folder: Path, name: str) -> None:
         client.set_tag(run_id, CHECKPOINTS_ASIDE, json.dumps(aside))
     client.set_tag(run_id, CHECKPOINT, name)
     for old in earlier:
-        if old not in (name, *good[:1]):
+        if old not in (name, spare):
             delete(client, run_id, f"{FOLDER}/{old}")
 
 

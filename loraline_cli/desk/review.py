@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraline.errors import TryAgain, UserError
-from loraline.evaluation import scorecard
 from loraline.tracking import registry, runs, tags
 from loraline.tracking.lock import HOLDER
 from loraline_cli import main
@@ -58,6 +57,8 @@ def board(client: MlflowClient, name: str) -> dict[str, Any]:
 
 def card(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     """A version: the verdict with each rule, numbers and intervals, worst rows, lineage, cost."""
+    from loraline.evaluation import scorecard
+
     document: dict[str, Any] = {
         "version": str(version.version),
         "result": version.tags.get(tags.RESULT),

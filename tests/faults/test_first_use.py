@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import children
 import pytest
 from cells import Cell
 
@@ -40,15 +41,12 @@ def in_a_process(work: Callable[[], object]) -> int:
 
 def exit_code(pid: int, seconds: float = 120) -> int:
     """How the process ended. It may never: a fork copies locks that other threads hold."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError(f"process {pid} did not end in {seconds:g} s")
+    code = children.exit_code(pid, seconds)
+    if code is None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise AssertionError(f"process {pid} did not end in {seconds:g} s")
+    return code
 
 
 def die_at_statement(number: int) -> None:

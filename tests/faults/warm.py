@@ -21,7 +21,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +29,7 @@ from typing import Any
 
 import harm
 import unruly
+from children import exit_code
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,16 +114,6 @@ def end(code: int) -> None:
     os._exit(code)
 
 
-def wait(pid: int, seconds: float) -> int | None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    return None
-
-
 def use_a_store(folder: str) -> None:
     """Do once what each step does with MLflow, so that what it sets up at first use is there."""
     import mlflow
@@ -159,7 +149,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer: dict[str, Any] = {"code": wait(request["wait"], request["seconds"])}
+            answer: dict[str, Any] = {"code": exit_code(request["wait"], request["seconds"])}
         else:
             pid = os.fork()
             if pid == 0:

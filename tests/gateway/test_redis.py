@@ -39,29 +39,34 @@ def redis(tmp_path):
 
 def test_rates_are_those_of_all_replicas(start, stub, redis) -> None:
     with (
-        start(rate="3/day", redis_url=redis.url) as one,
-        start(rate="3/day", redis_url=redis.url) as other,
+        start(rate="3/day", redis_url=redis.url) as first_gateway,
+        start(rate="3/day", redis_url=redis.url) as second_gateway,
     ):
-        statuses = [ask_chat(door).status_code for door in (one, other, one, other)]
+        statuses = [
+            ask_chat(door).status_code
+            for door in (first_gateway, second_gateway, first_gateway, second_gateway)
+        ]
     assert statuses == [200, 200, 200, 429]
 
 
 def test_tokens_are_those_of_all_replicas(start, stub, redis) -> None:
     with (
-        start(tokens_per_minute=15, redis_url=redis.url) as one,
-        start(tokens_per_minute=15, redis_url=redis.url) as other,
+        start(tokens_per_minute=15, redis_url=redis.url) as first_gateway,
+        start(tokens_per_minute=15, redis_url=redis.url) as second_gateway,
     ):
-        statuses = [ask_chat(door).status_code for door in (one, other, one)]
+        statuses = [
+            ask_chat(door).status_code for door in (first_gateway, second_gateway, first_gateway)
+        ]
     assert statuses == [200, 200, 429]
 
 
 def test_an_answer_of_one_replica_is_the_others_too(start, stub, redis) -> None:
     with (
-        start(cache_mb=1, redis_url=redis.url) as one,
-        start(cache_mb=1, redis_url=redis.url) as other,
+        start(cache_mb=1, redis_url=redis.url) as first_gateway,
+        start(cache_mb=1, redis_url=redis.url) as second_gateway,
     ):
-        first = ask_chat(one, temperature=0)
-        second = ask_chat(other, temperature=0)
+        first = ask_chat(first_gateway, temperature=0)
+        second = ask_chat(second_gateway, temperature=0)
     assert first.content == second.content
     assert len(stub.requests) == 1
 

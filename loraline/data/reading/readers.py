@@ -38,9 +38,6 @@ SPACE_BEFORE_QUOTE = re.compile(r'\s+".*"\s*', re.DOTALL)
 ARROW_FILE = b"ARROW1"
 """First bytes of Arrow's file format; what datasets writes is a stream."""
 
-FEATHER_1 = b"FEA1"
-"""First bytes of the format before Arrow's, which recent versions of pandas do not write."""
-
 
 @dataclass
 class Cursor:
@@ -213,11 +210,8 @@ def arrow_table(path: Path) -> Any:
 
     source = pa.memory_map(str(path))
     head = source.read(len(ARROW_FILE))
-    if head.startswith(FEATHER_1):
-        raise UserError(
-            f"{path} is Feather 1, which is not read; write it again, as pyarrow's write_feather "
-            "writes it"
-        )
+    if head.startswith(streams.FEATHER_1):
+        raise UserError(f"{path} is Feather 1, which is not read; {streams.AS_FEATHER_2}")
     source.seek(0)
     return (pa.ipc.open_file if head == ARROW_FILE else pa.ipc.open_stream)(source).read_all()
 

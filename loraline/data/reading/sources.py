@@ -320,11 +320,10 @@ def is_hub_away(error: Exception) -> bool:
     for cause in causes(error):
         if isinstance(cause, ConnectionError | LocalEntryNotFoundError):
             return True
-        if isinstance(cause, HfHubHTTPError) and cause.response.status_code in (
-            429,
-            *range(500, 600),
-        ):
-            return True
+        if isinstance(cause, HfHubHTTPError):
+            status = cause.response.status_code
+            if status == 429 or status >= 500:
+                return True
     return False
 
 

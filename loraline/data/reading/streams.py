@@ -29,6 +29,11 @@ SAME_ENDING = {
 }
 """Endings by another name."""
 
+FEATHER_1 = b"FEA1"
+"""First bytes of the format before Arrow's, which recent versions of pandas do not write."""
+
+AS_FEATHER_2 = "write it again, as pyarrow's write_feather writes it"
+
 FIRST_BYTES = {
     b"\x1f\x8b": "packed with gzip; name it .gz",
     b"\x28\xb5\x2f\xfd": "packed with Zstandard; name it .zst",
@@ -36,7 +41,7 @@ FIRST_BYTES = {
     b"PK\3\4": "a ZIP archive; unpack it",
     b"PAR1": "Parquet; name it .parquet",
     b"ARROW1": "Arrow; name it .arrow",
-    b"FEA1": "Feather 1; write it again, as pyarrow's write_feather writes it, and name it .arrow",
+    FEATHER_1: f"Feather 1; {AS_FEATHER_2}, and name it .arrow",
     b"SQLite": "an SQLite database; save its table as CSV",
 }
 """First bytes of files that are not text, with the remedy."""

@@ -106,7 +106,7 @@ def test_a_public_form_becomes_the_turns_that_it_means(form: Form, prepare, tmp_
 def test_a_public_form_that_is_not_read_is_refused_by_name(
     form: Form, prepare, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=form.told) as error:
+    with pytest.raises(UserError, match=form.refusal) as error:
         dataset.refuse_empty(prepared(form, prepare, tmp_path))
     assert len(re.sub(re.escape(str(tmp_path)), "", str(error.value))) <= 300
 

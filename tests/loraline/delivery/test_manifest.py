@@ -414,9 +414,9 @@ def test_what_does_not_go_together_is_refused():
     ids=lambda larger: next(iter(larger)),
 )
 def test_two_versions_on_a_server_have_the_larger_limits(larger: dict[str, int | bool]):
-    one, other = VISION, VISION.model_copy(update=larger)
-    assert arguments.shared_contract(one, other) == other
-    assert arguments.shared_contract(other, one) == other
+    smaller, other = VISION, VISION.model_copy(update=larger)
+    assert arguments.shared_contract(smaller, other) == other
+    assert arguments.shared_contract(other, smaller) == other
 
 
 def test_a_server_takes_as_many_images_a_request_as_the_rows_have():
