@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import pytest
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 from made_data import kept, picture, write_lines
 
 from loraline.data.reading import entries, sources
@@ -316,6 +318,15 @@ def test_a_hub_that_is_overloaded_is_tried_again(
     hub(status, "")
     with pytest.raises(TryAgain, match="the hub does not answer"):
         sources.locate(Entry(uri="hf://nobody/nothing"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "is_away"), [(401, False), (404, False), (429, True), (503, True)]
+)
+def test_an_answer_of_the_hub_is_final_unless_it_is_overloaded(status: int, is_away: bool) -> None:
+    """As huggingface_hub raises it where datasets does not make another error of it."""
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
+    assert sources.is_hub_away(HfHubHTTPError("refused", response=response)) == is_away
 
 
 def test_a_folder_of_datasets_that_is_not_there_is_not_tried_again(tmp_path: Path) -> None:
