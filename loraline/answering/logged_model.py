@@ -13,6 +13,9 @@ from loraline.tracking import tags
 if TYPE_CHECKING:
     from loraline.contract import Contract
 
+LIBRARY = Path(loraline.__file__).parent
+"""The library travels with each logged model, so that MLflow loads it where loraline is not installed."""
+
 
 def log(model: Path, contract: Contract, profile: str) -> None:
     """Log what was written as a model that the registry takes, its readable files beside it."""
@@ -22,7 +25,7 @@ def log(model: Path, contract: Contract, profile: str) -> None:
         name="adapter",
         python_model=pyfunc.__file__,
         artifacts={"adapter": str(model)},
-        code_paths=[str(Path(loraline.__file__).parent)],
+        code_paths=[str(LIBRARY)],
         signature=pyfunc.signature(contract.max_new_tokens),
         model_config=pyfunc.CONFIG,
         pip_requirements=pyfunc.requirements(contract.modality),

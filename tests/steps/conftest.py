@@ -89,8 +89,14 @@ def make_adapter(
 
 
 @pytest.fixture
-def candidate(workplace: Path) -> Candidate:
-    """Log a training run with its adapter and an evaluate run; return the latter's ID."""
+def candidate(
+    workplace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Candidate:
+    """Log a training run with its adapter and an evaluate run; return the latter's ID.
+
+    The logged model has no copy of the library: to write the 200 files twice takes a third of a
+    test's time, and no test asks a candidate.
+    """
     import mlflow
 
     from loraline import contract
@@ -98,6 +104,11 @@ def candidate(workplace: Path) -> Candidate:
     from loraline.profiles.loading import load_profile
     from loraline.tracking import identity, runs, store
     from loraline.tracking import tags as tracking_tags
+
+    library = tmp_path_factory.mktemp("library") / "loraline"
+    library.mkdir()
+    (library / "__init__.py").touch()
+    monkeypatch.setattr(logged_model, "LIBRARY", library)
 
     def make(
         profile: str = "standard",
