@@ -30,9 +30,14 @@ SERVE := $(if $(shell command -v nvidia-smi 2>/dev/null),gpu$(comma)serve-gpu,se
 UV = $(shell $(PYTHON) -m pip config list 2>/dev/null | grep -E 'index|find-links' >/dev/null || command -v uv)
 FETCH = $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python $(if $(filter serve-cpu,$(SERVE)),--torch-backend cpu),\
 	$(BIN)/pip install --quiet --no-compile)
-# Packages whose bytecode is compiled at once, on all cores; others are compiled when first imported.
-COMPILED := accelerate alembic bitsandbytes datasets fastapi gradio huggingface_hub matplotlib mlflow numpy pandas peft \
-	pyarrow scipy sklearn sqlalchemy sympy tokenizers torch torchvision transformers trl vllm
+# Packages that steps import: their bytecode is compiled at once, on all cores. Others are compiled when first
+# imported, or by each process again where PYTHONDONTWRITEBYTECODE is set.
+COMPILED := accelerate aiohttp alembic anyio bitsandbytes boto3 botocore charset_normalizer cryptography \
+	datasets dateutil dill fastapi filelock fsspec google gradio huggingface_hub jinja2 joblib \
+	matplotlib mlflow mpmath multiprocess narwhals networkx numpy opentelemetry packaging pandas peft \
+	PIL psutil pyarrow pydantic pydantic_settings pytz redis regex requests s3transfer scipy sklearn \
+	sqlalchemy sqlparse starlette sympy tokenizers torch torchgen torchvision tqdm transformers triton \
+	trl urllib3 uvicorn vllm
 
 # Without this check, make would accept `profile=mine` and silently use the default.
 SMALL := $(shell sed -nE 's/^([A-Z_]+) [?]=.*/\1/p' $(firstword $(MAKEFILE_LIST)) | tr A-Z a-z)
