@@ -76,6 +76,10 @@ def pytest_runtest_setup() -> None:
         gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
 def load_script(path: Path) -> ModuleType:
     """Import a script by its path; steps and workflows are files to run, not packages."""
     name = f"{path.parent.name}_{path.stem}"
