@@ -38,6 +38,9 @@ class Order:
     beside: str | None
     """The version that has this alias."""
 
+    beside_digest: str
+    """Digest of that version's files, as its gate judged them; empty where there is none."""
+
     where: Placement
     gpu: str | None
     cards: int
@@ -82,6 +85,7 @@ class Order:
         refuse_rejected(client, gate_run, warn, although_rejected=options.although_rejected)
         if alias and str(model.aliases.get(alias, version)) == version:
             raise UserError(f"--beside {alias}: no other version of {name} has this alias")
+        beside = str(model.aliases[alias]) if alias else None
         if options.follow and options.follow not in model.aliases:
             has = ", ".join(sorted(model.aliases)) or "none"
             raise UserError(f"--follow {options.follow}: {name} has no such alias; it has {has}")
@@ -90,7 +94,8 @@ class Order:
             version=version,
             digest=judged_digest(client, gate_run),
             alias=alias,
-            beside=str(model.aliases[alias]) if alias else None,
+            beside=beside,
+            beside_digest=digest_beside(client, name, beside, f"--beside {alias}"),
             where=options.placement(),
             gpu=options.gpu,
             cards=options.gpus,
@@ -136,6 +141,24 @@ def judged_digest(client: MlflowClient, gate_run: Run) -> str:
     else:
         registry.promoting_gate_run_of(client, version)
     return version.tags.get(ADAPTER_DIGEST, "")
+
+
+def digest_beside(client: MlflowClient, name: str, version: str | None, flag: str) -> str:
+    """The digest that a gate judged a version by, which an alias beside the ordered one names.
+
+    UserError unless a gate passed that version. A later rejection counts as well, unless a person
+    has promoted the version by that gate run.
+    """
+    from loraline.tracking import registry
+
+    if version is None:
+        return ""
+    entry = client.get_model_version(name, version)
+    try:
+        registry.promoting_gate_run_of(client, entry)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
+    return entry.tags.get(ADAPTER_DIGEST, "")
 
 
 def refuse_rejected(

@@ -12,10 +12,11 @@ from loraline.contract import Contract
 from loraline.delivery import kube, manifest, tasks
 from loraline.delivery.gateway import Model
 from loraline.delivery.order import Order
+from loraline.errors import UserError
 from loraline.serving import arguments, calibration, names, preflight, sizing, versions
 from loraline.serving.arguments import Adapter
 from loraline.serving.sizing import Plan
-from loraline.tracking import runs
+from loraline.tracking import identity, runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,10 +90,17 @@ def rendered(
 
 
 def join_beside(agreed: Contract, order: Order) -> tuple[Contract, Adapter, Model]:
-    """The contract that serves both versions, and the other version; it must fit the same base."""
+    """The contract that serves both versions, and the other version; it must fit the same base.
+
+    UserError where the other version's files are not those that its gate judged.
+    """
     assert order.beside is not None
     with runs.logged_adapter(f"{order.name}/{order.beside}") as folder:
         digest = contract.folder_digest(folder)
+        if digest != order.beside_digest:
+            difference = f"the adapter has digest {digest}, its version {order.beside_digest}"
+            changed = identity.changed("quality_gate", difference)
+            raise UserError(f"--beside {order.alias}: {changed}")
         other, rank = contract.read(folder), preflight.highest_rank(folder)
         preflight.check(
             folder,

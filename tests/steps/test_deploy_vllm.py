@@ -369,6 +369,52 @@ def test_the_champion_is_served_beside_the_candidate(
     assert wanted == ["models:/mistral-7b-lora/2", "models:/mistral-7b-lora/1"]
 
 
+def changed_in_the_store(client: mlflow.MlflowClient) -> None:
+    version = client.get_model_version("mistral-7b-lora", "1")
+    logged = mlflow.get_logged_model(version.source.removeprefix("models:/"))
+    adapter = Path(logged.artifact_location.removeprefix("file://")) / runs.ADAPTER
+    (adapter / "README.md").write_text("written after the gate")
+
+
+def without_a_gate_run(client: mlflow.MlflowClient) -> None:
+    client.delete_model_version_tag("mistral-7b-lora", "1", tags.GATE_RUN)
+
+
+def with_another_digest(client: mlflow.MlflowClient) -> None:
+    client.set_model_version_tag("mistral-7b-lora", "1", tags.ADAPTER_DIGEST, "0" * 64)
+
+
+def rejected_later(client: mlflow.MlflowClient) -> None:
+    gate_run = client.get_model_version("mistral-7b-lora", "1").tags[tags.GATE_RUN]
+    client.set_tag(gate_run, tags.RESULT, "failed")
+    client.set_tag(gate_run, tags.REASON, "tuned_bleu 1 is not at least 99")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (changed_in_the_store, "what quality_gate judged is not what is here: the adapter has"),
+        (without_a_gate_run, "version 1 of 'mistral-7b-lora' did not come through quality_gate"),
+        (with_another_digest, "version 1 of 'mistral-7b-lora' has tags that no gate wrote"),
+        (rejected_later, "version 1 of 'mistral-7b-lora' was rejected: tuned_bleu 1 is not at"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_version_beside_it_is_held_to_its_gate_as_well(
+    step, workplace: Path, second_version: str, change, sentence: str
+) -> None:
+    beside = ("--run-id", second_version, "--beside", "champion")
+    if change is not changed_in_the_store:
+        assert step("deploy_vllm", *beside).exit_code == 0, "and a manifest is reused unchecked"
+        (workplace / "outputs" / "vllm.yaml").unlink()
+    change(mlflow.MlflowClient())
+    result = step("deploy_vllm", *beside)
+    assert (result.exit_code, f"--beside champion: {sentence}" in result.stderr) == (2, True), (
+        result.output
+    )
+    assert not (workplace / "outputs" / "vllm.yaml").exists()
+
+
 def test_the_gateway_knows_the_candidate_and_the_champion_beside_it(
     step, workplace: Path, second_version: str
 ) -> None:
