@@ -61,12 +61,12 @@ def canonical_call(item: Any) -> str:
 
 
 def reference(record: Record) -> str:
-    """A row's answer with its calls, as `comparable` writes them."""
+    """A row's answer with its calls, in the form of `comparable_answer`."""
     detail = record.details.get(len(record.messages) - 1)
     calls = (
         [item["function"] for item in json.loads(detail.calls)] if detail and detail.calls else []
     )
-    text = record.answer.strip()
+    text = comparable_answer(record.answer, record).strip()
     return "\n".join([*([text] if text else []), *map(canonical_call, calls)])
 
 

@@ -177,6 +177,23 @@ def test_text_around_calls_is_compared_too() -> None:
     assert calls.comparable("{a} [b] plain") == "{a} [b] plain"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "open_gate", "arguments": {"town": "Arlon"}}\n</tool_call>',
+        'I do. [TOOL_CALLS] [{"name": "open_gate", "arguments": {"town": "Arlon"}}]',
+        "None of the tools helps.",
+    ],
+)
+def test_a_reference_with_its_calls_in_the_text_equals_the_same_answer(text: str) -> None:
+    made = Record((("user", "?"), ("assistant", text)), tools="[{}]")
+    assert calls.comparable_answer(text, made) == calls.reference(made)
+    other = text.replace("Arlon", "Bouge").replace("helps", "fits")
+    assert calls.comparable_answer(other, made) != calls.reference(made)
+    without_tools = Record((("user", "?"), ("assistant", text)))
+    assert calls.reference(without_tools) == text
+
+
 def test_the_server_is_asked_with_the_tools() -> None:
     from loraline.serving import client
 
