@@ -22,6 +22,7 @@ from loraline.errors import TryAgain, UserError
 from loraline.serving import versions
 from loraline.serving.arguments import BASES, CPU_ENV, on_cpu
 from loraline.serving.client import Server
+from loraline.serving.names import is_commit
 from loraline.serving.versions import HALF_ON_GPUS, needs_cpu
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +89,10 @@ def start(
     }
     contract = json.loads(objects["ConfigMap"]["data"]["contract.json"])
     args = [local(unescaped(arg), places) for arg in container["args"]]
+    hub = is_commit(contract["base_revision"])
     if args[0].startswith(f"{BASES}/"):
         args[0] = contract["base"]
+        args += ["--revision", contract["base_revision"]] if hub else []
     merged = "--lora-modules" not in args
     if not (merged or Path(args[0]).is_dir()) and contract["base_revision"].startswith("sha256:"):
         raise UserError(f"base model folder {args[0]!r} of {manifest} does not exist here")
@@ -99,6 +102,9 @@ def start(
         # This machine's caches and home stay in use.
         if "value" in entry and not entry["value"].startswith(tuple(places))
     }
+    if hub:
+        # A claim's base needs no hub, this machine's does.
+        variables.pop("HF_HUB_OFFLINE", None)
     if has_gpu():
         if needs_cpu(contract["dtype"], merged=merged):
             raise UserError(
@@ -109,7 +115,8 @@ def start(
         args = on_cpu(args)
         variables |= CPU_ENV
     for init in pod["initContainers"]:
-        fetch([local(unescaped(arg), places) for arg in init["command"]])
+        command = [local(unescaped(arg), places) for arg in init["command"]]
+        fetch([contract["base"] if arg.startswith(f"{BASES}/") else arg for arg in command])
 
     command = [*executable(), *args, "--host", "127.0.0.1", "--port", str(port)]
     say(f"Starting vLLM, which takes a minute; its log is {folder / LOG}")

@@ -477,6 +477,56 @@ def test_missing_base_folder_is_named_before_anything_starts(text, tmp_path):
         pass
 
 
+HUB_BASE, COMMIT = "mistralai/Mistral-7B-v0.1", "0123456789abcdef" * 2 + "01234567"
+
+
+def started(contract, where, folder, monkeypatch):
+    """Commands that fetch an adapter of a manifest, and the arguments and environment of vLLM."""
+    pod = manifest.server(
+        contract, model_name="tiny-text", version=1, digest="ab" * 32, image="i", placement=where
+    )
+    (folder / "vllm.yaml").write_text(kube.to_yaml(manifest.render(pod)))
+    fetched = []
+    program = "import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))"
+    monkeypatch.setattr(local, "has_gpu", lambda: False)
+    monkeypatch.setattr(local, "fetch", fetched.append)
+    monkeypatch.setattr(local, "executable", lambda: [sys.executable, "-c", program])
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(UserError, match="vLLM ended"), local.start(folder / "vllm.yaml", 0):
+        pass
+    return fetched, *json.loads((folder / "serve/vllm.log").read_text())
+
+
+def test_a_base_of_the_hub_on_a_claim_is_loaded_from_the_hub(text, tmp_path, monkeypatch):
+    hub = text.contract.model_copy(update={"base": HUB_BASE, "base_revision": COMMIT})
+    where = placement.Placement(base_volume="bases", cpu=True)
+    fetched, args, variables = started(hub, where, tmp_path, monkeypatch)
+    assert "--merge" not in fetched[0]
+    assert args[0] == HUB_BASE
+    assert args[args.index("--revision") + 1] == COMMIT, "that was measured"
+    assert "HF_HUB_OFFLINE" not in variables
+
+
+def test_a_base_of_a_folder_on_a_claim_is_loaded_from_the_folder(text, tmp_path, monkeypatch):
+    where = placement.Placement(base_volume="bases", cpu=True)
+    _, args, variables = started(text.contract, where, tmp_path, monkeypatch)
+    assert args[0] == text.contract.base
+    assert "--revision" not in args
+    assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+@pytest.mark.parametrize("base", ["a folder", HUB_BASE])
+def test_an_adapter_is_merged_into_the_base_of_this_machine(text, base, tmp_path, monkeypatch):
+    contract = text.contract
+    if base == HUB_BASE:
+        contract = contract.model_copy(update={"base": HUB_BASE, "base_revision": COMMIT})
+    where = placement.Placement(base_volume="bases", cpu=True, merged=True)
+    fetched, args, _ = started(contract, where, tmp_path, monkeypatch)
+    assert fetched[0][fetched[0].index("--merge") + 1] == contract.base
+    assert args[0] == fetched[0][fetched[0].index("--out-dir") + 1]
+    assert "--revision" not in args
+
+
 def test_what_a_gpu_cannot_apply_is_refused_before_anything_starts(text, monkeypatch):
     monkeypatch.setattr(local, "has_gpu", lambda: True)
     with (
