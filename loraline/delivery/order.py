@@ -48,7 +48,7 @@ class Order:
     """Log of a server's start on that card."""
 
     remembered: dict[str, str]
-    """Activations learned from logs of this model, by card: the base's revision and GiB."""
+    """Activations learned from logs of this model, by card, as its tags have them."""
 
     image: str
     fetch: dict[str, str]

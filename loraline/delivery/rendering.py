@@ -79,7 +79,10 @@ def rendered(
         say(f"the adapter was measured with other limits: {otherwise}")
     if order.tasks == "beside":
         videos = tasks.videos(order.needs)
-        tasks_plan = size(client, wide, base_config, [], order, videos)
+        # The log is of the adapter's server; this one knows of it as a later order would.
+        remembered = calibration.remembered(client.get_registered_model(order.name))
+        later = replace(order, log="", remembered=remembered)
+        tasks_plan = size(client, wide, base_config, [], later, videos)
         second = manifest.tasks_server(
             wide, servers[0], videos=videos, base_config=base_config, plan=tasks_plan
         )
@@ -129,8 +132,9 @@ def size(
         return None
     # The follower's two spare slots count as well.
     slots = [*ranks, *list(ranks[:1]) * (2 if order.where.follow else 0)]
+    demand = arguments.demand(agreed, base_config, slots, merged=order.where.merged, videos=videos)
     plan = calibration.plan(
-        arguments.demand(agreed, base_config, slots, merged=order.where.merged, videos=videos),
+        demand,
         order.gpu,
         cards=order.cards,
         fraction=order.where.fraction,
@@ -140,5 +144,6 @@ def size(
         revision=agreed.base_revision,
     )
     if order.log:
-        calibration.remember(client, order.name, agreed.base_revision, plan)
+        text = calibration.learned_text(agreed.base_revision, plan, demand)
+        calibration.remember(client, order.name, plan.gpu, text)
     return plan

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loraline.serving.sizing import Demand, Plan
 
 TAG = "loraline.activation"
-"""Tag of a registered model, with a card's name: the base's revision and GiB."""
+"""Tag of a registered model, with a card's name; its value is a text of `learned_text`."""
 
 
 def remembered(model: RegisteredModel) -> dict[str, str]:
@@ -49,7 +49,8 @@ def plan(
     """
     learned = {}
     for card, text in remembered.items():
-        gib = learned_gib(text, revision, f"tag {TAG}.{card} of registered model {model}")
+        source = f"tag {TAG}.{card} of registered model {model}"
+        gib = learned_gib(text, revision, demand, source)
         if gib is not None:
             learned[card] = gib
     if gpu is None:
@@ -69,22 +70,38 @@ def plan(
         raise UserError(f"{error}{note}") from error
 
 
-def learned_gib(text: str, revision: str, source: str) -> float | None:
+def learned_text(revision: str, learned: Plan, demand: Demand) -> str:
+    """The base's revision, the activations in GiB, and the sizes at which they were learned: the
+    tokens of a step and the pixels of an image."""
+    sizes = f"{demand.max_num_batched_tokens} {sizing.largest_pixels(demand)}"
+    return f"{revision} {learned.activation} {sizes}"
+
+
+def learned_gib(text: str, revision: str, demand: Demand, source: str) -> float | None:
     """The activations in GiB that a tag holds for this revision of the base; None for another one.
 
-    Raises UserError for what `remember` has not written.
+    What was learned at smaller sizes than the demand's is the least that it needs: the estimate
+    counts where that is more. So it does for a tag without sizes, as earlier versions wrote it.
+    Raises UserError for what `learned_text` has not written.
     """
     words = text.split()
     try:
-        gib = float(words[1])
+        gib, sizes = float(words[1]), [int(word) for word in words[2:]]
     except (IndexError, ValueError):
-        gib = math.nan
-    if len(words) != 2 or not (math.isfinite(gib) and gib > 0):
-        raise UserError(f"{source} is {text[:80]!r}, expected a revision and GiB; delete it")
-    return gib if words[0] == revision else None
+        gib, sizes = math.nan, []
+    valid = len(words) in (2, 4) and math.isfinite(gib) and gib > 0
+    if not valid or (sizes and (sizes[0] < 1 or sizes[1] < 0)):
+        raise UserError(
+            f"{source} is {text[:80]!r}, expected a revision, GiB, tokens and pixels; delete it"
+        )
+    if words[0] != revision:
+        return None
+    needed = (demand.max_num_batched_tokens, sizing.largest_pixels(demand))
+    if sizes and all(need <= size for need, size in zip(needed, sizes, strict=True)):
+        return gib
+    return max(gib, sizing.activation_gib(demand))
 
 
-def remember(client: MlflowClient, model: str, revision: str, learned: Plan) -> None:
-    client.set_registered_model_tag(
-        model, f"{TAG}.{learned.gpu}", f"{revision} {learned.activation}"
-    )
+def remember(client: MlflowClient, model: str, card: str, text: str) -> None:
+    """Keep what a log taught about a card with the registered model."""
+    client.set_registered_model_tag(model, f"{TAG}.{card}", text)

@@ -279,11 +279,15 @@ def activation_gib(demand: Demand) -> float:
     """An estimate of what vLLM's trial run finds: grows with the step and with the image."""
     step = (demand.max_num_batched_tokens - TEXT_BATCH) / (LARGE_BATCH - TEXT_BATCH)
     text = TEXT_ACTIVATION + (LARGE_ACTIVATION - TEXT_ACTIVATION) * min(1.0, max(0.0, step))
+    share = min(1.0, largest_pixels(demand) / UNLIMITED_PIXELS)
+    return max(text, TEXT_ACTIVATION + (VIDEO_ACTIVATION - TEXT_ACTIVATION) * share)
+
+
+def largest_pixels(demand: Demand) -> int:
+    """Pixels of the largest image that a server takes; 0 for a text base."""
     if demand.config["architectures"][0] not in VISION:
-        return text
-    pixels = UNLIMITED_PIXELS if demand.max_pixels is None else demand.max_pixels
-    picture = (VIDEO_ACTIVATION - TEXT_ACTIVATION) * min(1.0, pixels / UNLIMITED_PIXELS)
-    return max(text, TEXT_ACTIVATION + picture)
+        return 0
+    return UNLIMITED_PIXELS if demand.max_pixels is None else demand.max_pixels
 
 
 def calibrate(

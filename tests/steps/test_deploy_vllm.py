@@ -297,6 +297,32 @@ def test_a_log_is_learned_from_once_and_remembered(step, workplace: Path, gate_r
     assert "activations 4.69" in (workplace / "outputs" / "vllm.yaml").read_text()
 
 
+def test_a_log_of_the_adapters_server_does_not_size_the_one_for_tasks(
+    step, workplace: Path, gate_run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraline.serving import calibration
+
+    sized = []
+    plan = calibration.plan
+
+    def recorded(demand, *arguments, **options):
+        sized.append((demand.max_lora_rank > 0, options["log"]))
+        return plan(demand, *arguments, **options)
+
+    monkeypatch.setattr(calibration, "plan", recorded)
+    log = workplace / "server.log"
+    log.write_text("Model loading took 0.1 GiB\nAvailable KV cache memory: 15.00 GiB\n")
+    (workplace / "tasks").mkdir()
+    (workplace / "tasks" / "summary.yaml").write_text(SUMMARY)
+    options = ("--tasks", "beside", "--tasks-dir", "tasks", "--task", "summary")
+    command = ("deploy_vllm", "--run-id", gate_run, "--gpu", "L4", *options)
+    assert step(*command, "--calibrate", log).exit_code == 0
+    assert sized == [(True, log.read_text()), (False, "")]
+    first = (workplace / "outputs" / "vllm.yaml").read_text()
+    assert step(*command).exit_code == 0
+    assert (workplace / "outputs" / "vllm.yaml").read_text() == first, "as the log is remembered"
+
+
 def set_behind_the_gate(gate_run: str, settings: str) -> None:
     """Add settings to the adapter's configuration as if the gate had judged it with them."""
     from loraline import contract
