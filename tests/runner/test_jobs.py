@@ -7,6 +7,7 @@ import copy
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,70 @@ def test_a_job_ends_as_its_policies_say(
     ended: Callable[..., str], codes: str, spec: Object, how: str
 ) -> None:
     assert ended(codes, **spec) == how
+
+
+SAVING = """
+import os, pathlib, signal, sys, time
+
+def save(*_):
+    pathlib.Path(f"asked-{os.environ['JOB_COMPLETION_INDEX']}").touch()
+    time.sleep(float(sys.argv[2]))
+    pathlib.Path(f"saved-{os.environ['JOB_COMPLETION_INDEX']}").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(f"begun-{os.environ['JOB_COMPLETION_INDEX']}").touch()
+time.sleep(60 if sys.argv[1] == "wait" or os.environ["JOB_COMPLETION_INDEX"] == "1" else 0.5)
+"""
+"""A pod that saves for some seconds when it is asked to stop; with `end` the first one ends."""
+
+
+def saving(tmp_path: Path, stop: Stop, *arguments: str, **spec: Any) -> jobs.RunningJob:
+    described = manifest("0,0", **spec)
+    container = described["spec"]["template"]["spec"]["containers"][0]
+    container |= {"command": ["python", "-c", SAVING], "args": list(arguments)}
+    job = read_job("job", json.dumps(described))
+    return jobs.RunningJob(tmp_path, job, Path("pods"), stop, Programs())
+
+
+async def until_written(tmp_path: Path, file: str) -> None:
+    while len(list(tmp_path.glob(f"{file}-?"))) < 2:
+        await asyncio.sleep(0.02)
+
+
+def test_at_its_deadline_a_jobs_pods_have_time_to_save(tmp_path: Path) -> None:
+    end = asyncio.run(saving(tmp_path, Stop(), "wait", "0.5", activeDeadlineSeconds=2).run())
+    assert end is not None and end.reason == "DeadlineExceeded"
+    assert {file.name for file in tmp_path.glob("saved-*")} == {"saved-0", "saved-1"}
+
+
+def test_a_stop_of_the_run_leaves_a_pod_that_is_stopping_its_time(tmp_path: Path) -> None:
+    async def stopped() -> jobs.End | None:
+        stop = Stop()
+        running = asyncio.ensure_future(saving(tmp_path, stop, "end", "1").run())
+        while not (tmp_path / "asked-1").exists():
+            await asyncio.sleep(0.02)
+        stop.ask("interrupted")
+        return await running
+
+    assert asyncio.run(stopped()) is not None, "the first pod was done"
+    assert (tmp_path / "saved-1").exists()
+
+
+def test_a_second_stop_of_the_run_kills_the_pods_at_once(tmp_path: Path) -> None:
+    async def killed() -> float:
+        stop = Stop()
+        running = asyncio.ensure_future(saving(tmp_path, stop, "wait", "20").run())
+        await until_written(tmp_path, "begun")
+        stop.ask("interrupted")
+        await until_written(tmp_path, "asked")
+        again = time.monotonic()
+        stop.ask("interrupted")
+        assert await running is None
+        return time.monotonic() - again
+
+    assert asyncio.run(killed()) < 5
+    assert not list(tmp_path.glob("saved-*"))
 
 
 def test_the_pods_know_their_number_and_find_each_other(
