@@ -23,6 +23,9 @@ FloatArray = NDArray[np.float64]
 LATEX_TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\S")
 """A LaTeX command, an escaped character, or one visible character."""
 
+HALF_A_SIGN = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: an escape of JSON can spell it, and UTF-8 has no form for it."""
+
 HEADLINE = ("bleu", "levenshtein", "exact_match", "eval_loss", "perplexity")
 """Metrics of every task, which a reviewer sees first and which the gate's rules use."""
 
@@ -100,7 +103,7 @@ def canonical(text: str, answer_format: str) -> str:
     if answer_format == "latex":
         return " ".join(LATEX_TOKEN.findall(text))
     if answer_format == "json" and (parsed := parse_json(text)) is not INVALID:
-        return json.dumps(parsed, sort_keys=True, ensure_ascii=False)
+        return HALF_A_SIGN.sub("\ufffd", json.dumps(parsed, sort_keys=True, ensure_ascii=False))
     return " ".join(text.split())
 
 

@@ -274,6 +274,7 @@ def test_numbers_are_equal_however_they_are_written() -> None:
         ("  two\twords\n here ", "prose", "two words here"),
         ('{"b": 1.0, "a": "é"}', "json", '{"a": "é", "b": 1}'),
         ("no  json", "json", "no json"),
+        (r'{"a\udc00": "\ud83d\ude42 \ud83d"}', "json", '{"a\ufffd": "🙂 \ufffd"}'),
     ],
 )
 def test_the_form_in_which_answers_are_compared(

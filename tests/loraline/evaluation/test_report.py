@@ -198,6 +198,14 @@ def test_frequent_errors_are_counted_by_what_was_written_for_what() -> None:
     assert report.confusions(evaluation) == [("2", "3", 2)]
 
 
+def test_half_a_sign_in_a_json_answer_is_shown_as_a_replacement() -> None:
+    half = r'{"name": "Ann \ud83d"}'
+    texts = {"reference": ['{"name": "Ann"}'] * 2, "base": [half] * 2, "tuned": [half] * 2}
+    evaluation = replace(evaluation_of(texts, images=True), answer_format="json")
+    assert "\ufffd" in report.render(evaluation).encode().decode()
+    assert contact_sheet(evaluation) is not None
+
+
 def test_a_failed_answer_and_infinite_loss_are_shown_as_such() -> None:
     evaluation = ordinary(4)
     answers = [measurement.FAILED, *evaluation.measured["tuned"].answers[1:]]
