@@ -46,11 +46,11 @@ def render(workflow: Workflow) -> str:
     return f"# Rendered by workflows/{Path(__file__).name}; edit that file.\n{workflow.to_yaml()}"
 
 
-def build() -> Workflow:
+def build(settings: Settings | None = None) -> Workflow:
     """The workflow: the shares that `parts` lists, at once, and one merge."""
     from hera.workflows import DAG, Workflow
 
-    settings = Settings()
+    settings = settings or Settings()
     shared_names = ["profile", "data", "set", "recipes"]
     values = {name: f"{{{{workflow.parameters.{name}}}}}" for name in (*shared_names, "parts")}
     profile, data, *rest = one_profile(settings)

@@ -129,12 +129,15 @@ def with_recipes(
     workflow = read(file)
     values = dict(parameter.partition("=")[::2] for parameter in assignments)
     machines = class_of_machines(values.get("resources", ""), file.stem, classes)
-    if "recipes" not in workflow.parameters or "recipes" in values or "profile" not in values:
+    named = {"profile", "profiles"} & set(values)
+    takes_recipes = {"recipes", "profile"} <= set(workflow.parameters)
+    if not takes_recipes or "recipes" in values or not named:
         if classes or machines:
             file = rendered(file.stem, {}, classes, machines)
         return file, list(assignments)
     files = catalog.files()
-    values["profile"] = profile_name(values["profile"], files)
+    profile = values.get("profile", workflow.parameters["profile"].preset or "")
+    values["profile"] = profile_name(profile, files)
     members = names_in(values["profiles"]) if "profiles" in values else []
     profile_names = list(dict.fromkeys([values["profile"], *members]))
     recipes = {name: catalog.resolve(name, files) for name in profile_names}
@@ -200,16 +203,26 @@ def rendered(
 ) -> Path:
     """The file of a workflow rendered with these registered models by profile and these classes.
 
-    It trains on the class `machines`, if that is not empty.
+    It trains on the class `machines`, if that is not empty. UserError for a workflow of others.
     """
     import pipeline
+    import prepare_shares
     import resources
     from templates import Settings
 
+    settings = Settings(sent_models=models, classes=resources.load(classes), machines=machines)
+    if name in pipeline.DAGS:
+        text = pipeline.render(pipeline.build(name, settings=settings))
+    elif name == prepare_shares.RENDERED.stem:
+        text = prepare_shares.render(prepare_shares.build(settings))
+    else:
+        raise UserError(
+            f"{name} is no workflow of this project: it cannot be rendered for a profile that it "
+            "does not list, or for --classes"
+        )
     RENDERED.mkdir(parents=True, exist_ok=True)
     file = RENDERED / f"{name}.yaml"
-    settings = Settings(sent_models=models, classes=resources.load(classes), machines=machines)
-    file.write_text(pipeline.render(pipeline.build(name, settings=settings)))
+    file.write_text(text)
     return file
 
 

@@ -142,6 +142,51 @@ def test_each_member_of_a_sweep_is_sent(source: ModuleType, workplace: Path) -> 
     assert set(yaml.safe_load(given[-1].removeprefix("recipes="))) == {"smoke-text", "standard"}
 
 
+def test_the_members_of_a_sweep_are_sent_without_a_profile_as_well(source: ModuleType) -> None:
+    _, given = source.with_recipes(ROOT / "workflows/sweep.yaml", ['profiles=["standard"]'])
+    values = dict(parameter.partition("=")[::2] for parameter in given)
+    assert values["profile"] == "smoke-vision", "the workflow's default, whose data is prepared"
+    assert set(yaml.safe_load(values["recipes"])) == {"smoke-vision", "standard"}
+
+
+SHARES = ROOT / "workflows/prepare_shares.yaml"
+
+
+def test_a_recipe_is_sent_with_the_shares_of_a_dataset(source: ModuleType, workplace: Path) -> None:
+    (workplace / "mine.yaml").write_text(MINE)
+    file, given = source.with_recipes(SHARES, ["profile=mine.yaml"])
+    values = dict(parameter.partition("=")[::2] for parameter in given)
+    assert values["profile"] == "mine" and "mine:" in values["recipes"]
+    assert file == Path("outputs/workflows/prepare_shares.yaml")
+    workflow, committed = yaml.safe_load(file.read_text()), yaml.safe_load(SHARES.read_text())
+    (profile, *rest), (ours, *others) = (
+        each["spec"]["arguments"]["parameters"] for each in (workflow, committed)
+    )
+    assert set(profile["enum"]) - set(ours["enum"]) == {"mine"}
+    assert rest == others
+    assert workflow["spec"]["templates"] == committed["spec"]["templates"]
+
+
+def test_the_shares_of_a_dataset_take_classes_of_the_cluster(
+    source: ModuleType, workplace: Path
+) -> None:
+    classes = workplace / "classes.yaml"
+    sizes = {"cpu": "2", "memory": "8Gi", "memory_limit": "8Gi"}
+    classes.write_text(yaml.safe_dump({"mine": sizes}))
+    file, _ = source.with_recipes(SHARES, ["resources=mine"], classes)
+    parameters = yaml.safe_load(file.read_text())["spec"]["arguments"]["parameters"]
+    resources = next(each for each in parameters if each["name"] == "resources")
+    assert "mine" in resources["enum"]
+
+
+def test_a_workflow_of_others_is_not_rendered_again(source: ModuleType, workplace: Path) -> None:
+    (workplace / "mine.yaml").write_text(MINE)
+    other = workplace / "other.yaml"
+    other.write_text(PIPELINE.read_text())
+    with pytest.raises(UserError, match="other is no workflow of this project: it cannot be"):
+        source.with_recipes(other, ["profile=mine.yaml"])
+
+
 @pytest.mark.parametrize(
     ("workflow", "given", "message"),
     [
