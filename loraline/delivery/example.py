@@ -94,12 +94,15 @@ def file_of(image: bytes, folder: Path, stem: str) -> Path:
 
 
 def is_right(row: dict[str, Any], prompt: str) -> bool:
-    """Whether a row is one question with this prompt, and its answer was the reference."""
-    from loraline.records import IMAGE
+    """Whether a row is one question with this prompt, and its answer was the reference.
+
+    An example brings one image at most, and no video.
+    """
+    from loraline.records import IMAGE, TAGS
 
     text, answer = row["question"].removeprefix(IMAGE), row["reference"].strip()
     before, _, after = prompt.partition("{question}")
-    single = text.startswith(before) and text.endswith(after) and IMAGE not in text
+    single = text.startswith(before) and text.endswith(after) and not TAGS.search(text)
     short = 0 < len(answer) <= LONGEST and len(text) <= LONGEST + len(prompt)
     return single and short and "\n" not in answer and bool(row["tuned"].strip() == answer)
 

@@ -21,6 +21,9 @@ PROMPT = "Answer in a few words. {question} Please."
         ("[user] Hello\n[assistant] Hi\n[user] Who?", "Ann", "Ann", False),
         ("Answer in a few words. Who? Please.", "one\ntwo", "one\ntwo", False),
         ("<image>Answer in a few words. Who? Please.", "Ann", "Ann", True),
+        ("<video>Answer in a few words. Who? Please.", "Ann", "Ann", False),
+        ("<image><video>Answer in a few words. Who? Please.", "Ann", "Ann", False),
+        ("Answer in a few words. <video>Who? Please.", "Ann", "Ann", False),
         ("<image><image>Answer in a few words. Who? Please.", "Ann", "Ann", False),
     ],
 )
