@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -86,9 +87,12 @@ def from_file(path: Path) -> ModuleType:
     if not path.is_file() or spec is None or spec.loader is None:
         raise UserError(f"metric {path}: there is no such file")
     module = importlib.util.module_from_spec(spec)
+    # A data class looks up the module in which it stands.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise UserError(f"metric {path}: {type(error).__name__}: {error}") from error
     return module
 

@@ -112,6 +112,35 @@ def test_a_file_that_is_no_metric_is_refused(
         plugins.load([str(file)])
 
 
+WITH_A_CLASS = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Pair:
+    answer: str
+    reference: str
+
+
+def score(answer, reference):
+    pair = Pair(answer, reference)
+    return pair.answer == pair.reference
+"""
+
+
+def test_a_file_may_have_classes_that_look_up_their_module(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(WITH_A_CLASS)
+    (mine,) = plugins.load([str(file)])
+    assert mine.measure(["a", "b"], ["a", "c"]).value == 0.5
+    file.write_text("raise ValueError\n")
+    with pytest.raises(UserError, match="ValueError"):
+        plugins.load([str(file)])
+    assert mine.measure(["a"], ["a"]).value == 1
+
+
 def test_an_installed_package_names_a_metric_by_its_entry_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
