@@ -35,7 +35,7 @@ def redacted(address: str, *, path: bool = True) -> str:
     last `@` goes; where a `?` or `#` stands before that, nobody knows what the `@` belongs to,
     and the scheme alone is left.
 
-    >>> shown("postgresql://user:pa/ss@host:5432/mlflow?password=secret")
+    >>> redacted("postgresql://user:pa/ss@host:5432/mlflow?password=secret")
     'postgresql://host:5432/mlflow'
     """
     scheme, separator, location = address.partition("://")
@@ -54,11 +54,7 @@ def redacted(address: str, *, path: bool = True) -> str:
 def scrubbed(text: str) -> str:
     """A text for people without the secrets of this environment, whoever put them into it."""
     for name in ADDRESSES:
-        address = os.environ.get(name, "")
-        if address and redacted(address) != address:
-            text = text.replace(address, redacted(address))
-            for secret in credentials(address):
-                text = text.replace(secret, HIDDEN)
+        text = without_credentials(text, os.environ.get(name, ""))
     webhook = os.environ.get(WEBHOOK, "")
     if webhook:
         text = text.replace(webhook, redacted(webhook, path=False))
@@ -70,6 +66,16 @@ def scrubbed(text: str) -> str:
         # A shorter one is a word that texts may hold by themselves.
         if len(value) >= 6:
             text = text.replace(value, HIDDEN)
+    return text
+
+
+def without_credentials(text: str, address: str) -> str:
+    """A text without the credentials of an address, where the address has any."""
+    if not address or redacted(address) == address:
+        return text
+    text = text.replace(address, redacted(address))
+    for secret in credentials(address):
+        text = text.replace(secret, HIDDEN)
     return text
 
 

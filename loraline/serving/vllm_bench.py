@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from loraline.addresses import redacted, without_credentials
 from loraline.errors import UserError
 from loraline.serving import versions
 
@@ -78,9 +79,12 @@ def run(
         reason = ended.stderr.strip().splitlines() or ["it said nothing"]
         # Below its error a library may tell of what it did not free.
         reason = [line for line in reason if re.match(r"[\w.]*Error\b", line)] or reason
-        raise UserError(f"vllm bench serve ended with {ended.returncode}: {reason[-1]}")
+        message = without_credentials(reason[-1], url)
+        raise UserError(f"vllm bench serve ended with {ended.returncode}: {message}")
     content = json.loads(result.read_text())
     if not content["completed"]:
-        raise UserError(f"{url} answered none of {prompts} requests for {model}; see its log")
+        raise UserError(
+            f"{redacted(url)} answered none of {prompts} requests for {model}; see its log"
+        )
     numbers = {name: content.get(field) for field, name in FIELDS.items()}
     return {"workload": workload[0], "model": model, "rate": rate, **numbers}

@@ -66,6 +66,34 @@ def test_a_dataset_without_held_out_rows_is_refused(tmp_path: Path) -> None:
         vllm_bench.of_rows(tmp_path, 64)
 
 
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        (
+            'while [ "$1" != --result-dir ]; do shift; done; echo \'{"completed": 0}\' '
+            '> "$2/result.json"',
+            "http://server:8000 answered none of 3 requests for tiny-lora",
+        ),
+        (
+            'echo "ConnectError: no answer of http://me:pass-word@server:8000 as me:pass-word" >&2'
+            "; exit 1",
+            "ended with 1: ConnectError: no answer of http://server:8000 as …",
+        ),
+    ],
+)
+def test_the_servers_password_is_not_in_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, sentence: str
+) -> None:
+    vllm = tmp_path / "vllm"
+    vllm.write_text(f"#!/bin/sh\n{program}\n")
+    vllm.chmod(0o755)
+    monkeypatch.setattr(vllm_bench.sys, "executable", str(tmp_path / "python"))
+    url = "http://me:pass-word@server:8000"
+    with pytest.raises(UserError) as error:
+        vllm_bench.run(url, NAME, ("rows",), 1.0, 3, "ttft:1", tmp_path, tmp_path)
+    assert sentence in str(error.value)
+
+
 def test_a_benchmark_without_requests_is_refused(step, workplace) -> None:
     result = step("benchmark_serving", "--run-id", "x", "--url", "http://x", "--prompts", "0")
     assert (result.exit_code, "Invalid value for '--prompts'" in result.stderr) == (2, True)
