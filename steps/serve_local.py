@@ -11,8 +11,9 @@ import json
 import mimetypes
 import shlex
 import signal
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def serve_local(
         if gateway:
             local.check_port(gateway_port, "--gateway-port")
         rendered = manifest or of_registered(str(model), alias or "candidate")
+        check_example(local.contract_of(local.read(rendered)), question, image)
         with ExitStack() as running:
             server = running.enter_context(local.start(rendered, port, say=click.echo))
             front = None
@@ -107,6 +109,17 @@ def of_registered(model: str, alias: str) -> Path:
     manifest.write_text(text)
     click.echo(f"models:/{order.name}/{order.version}, the {alias}, as {manifest} says")
     return manifest
+
+
+def check_example(contract: Mapping[str, Any], question: str | None, image: Path | None) -> None:
+    """Raise a UserError for a part of the example that the adapter's prompt has no place for."""
+    if image is not None and contract["modality"] == "text":
+        raise UserError("--image: the adapter's base takes texts and no images")
+    if question is not None and "{question}" not in contract["prompt"]:
+        raise UserError(
+            "--question: the adapter's prompt has no place for a question: "
+            f"{textwrap.shorten(contract['prompt'], 80, placeholder=' …')!r}"
+        )
 
 
 def question_and_image(

@@ -87,7 +87,7 @@ def start(
         # Folders of this machine in which a base may be.
         if mount["mountPath"] not in ("/tmp", "/dev/shm", BASES)
     }
-    contract = json.loads(objects["ConfigMap"]["data"]["contract.json"])
+    contract = contract_of(objects)
     args = [local(unescaped(arg), places) for arg in container["args"]]
     hub = is_commit(contract["base_revision"])
     if args[0].startswith(f"{BASES}/"):
@@ -174,6 +174,12 @@ def read(manifest: Path) -> dict[str, Object]:
             f"{manifest} is not a manifest of deploy_vllm: it has no Deployment and ConfigMap"
         )
     return objects
+
+
+def contract_of(objects: Mapping[str, Object]) -> dict[str, Any]:
+    """The adapter's contract in a manifest's objects."""
+    contract: dict[str, Any] = json.loads(objects["ConfigMap"]["data"]["contract.json"])
+    return contract
 
 
 def exit_in_words(code: int) -> str:

@@ -420,6 +420,36 @@ def test_a_mistake_on_the_command_line_is_one_sentence(text, words):
     assert MISTAKES[words] in sentence
 
 
+def refused(*words):
+    from click.testing import CliRunner
+
+    ended = CliRunner().invoke(serve_local.serve_local, [str(word) for word in words])
+    assert ended.exit_code == 2, ended.output
+    (sentence,) = ended.stderr.splitlines()
+    return sentence
+
+
+def test_an_image_for_texts_and_a_question_without_a_place_are_refused(
+    text, vision, tmp_path, monkeypatch
+):
+    def started(*_, **__):
+        raise UserError("it would have started")
+
+    monkeypatch.setattr(local, "start", started)
+    image = tmp_path / "image.png"
+    image.write_bytes(drawing(28, 28))
+    alone = ("--no-gateway", "--port", free_port())
+    sentence = refused(text.manifest, *alone, "--image", image)
+    assert "--image: the adapter's base takes texts and no images" in sentence
+    sentence = refused(vision.manifest, *alone, "--question", "Who?")
+    assert "--question: the adapter's prompt has no place for a question" in sentence
+    for words in (
+        (text.manifest, "--question", "Who?"),
+        (vision.manifest, "--image", image),
+    ):
+        assert "it would have started" in refused(*words, *alone)
+
+
 def test_taken_port_is_named(text):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
