@@ -193,12 +193,14 @@ def described(learned: Iterable[Tensor]) -> str:
 
 def seal(folder: Path, run_id: str) -> None:
     """Write down what a checkpoint consists of, and whose it is."""
-    files = {
-        file.relative_to(folder).as_posix(): digest(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != SEAL
-    }
+    files = {name: digest(folder / name) for name in names_in(folder)}
     (folder / SEAL).write_text(json.dumps({"run": run_id, "files": files}, indent=2) + "\n")
+
+
+def names_in(folder: Path) -> list[str]:
+    """The files of a checkpoint without its seal."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [file.relative_to(folder).as_posix() for file in files if file != folder / SEAL]
 
 
 def defect(folder: Path, run_id: str) -> str:
@@ -215,6 +217,10 @@ def defect(folder: Path, run_id: str) -> str:
             return f"{name} is missing"
         if digest(folder / name) != expected:
             return f"{name} is not what was written"
+    # A part of another group of processes, or a pickle, would be read as well.
+    for name in names_in(folder):
+        if name not in files:
+            return f"{name} is not of it"
     return ""
 
 

@@ -42,6 +42,14 @@ def cut(file: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     **{f"{name} is cut": (lambda f, n=name: cut(f / n), f"{name} is not what") for name in FILES},
     "a file is gone": (lambda folder: (folder / FILES[0]).unlink(), f"{FILES[0]} is missing"),
+    "a file is added": (
+        lambda folder: (folder / "optimizer-1-of-2.json").write_text("{}"),
+        "optimizer-1-of-2.json is not of it",
+    ),
+    "a file is added below": (
+        lambda folder: (folder / "more").mkdir() or (folder / "more/sealed.json").write_text("{}"),
+        "more/sealed.json is not of it",
+    ),
     "the seal is gone": (lambda folder: (folder / checkpoint.SEAL).unlink(), "it has no readable"),
     "the seal is cut": (lambda folder: cut(folder / checkpoint.SEAL), "it has no readable"),
     "the folder is gone": (shutil.rmtree, "it is not in the artifact store"),
