@@ -122,16 +122,30 @@ def is_registry(flag: str) -> bool:
     return flag.endswith((".yaml", ".yml")) or posixpath.basename(flag) == registries.FILE
 
 
+def read_json_text(text: str) -> Any:
+    """What a text of JSON holds; ValueError for a key that is given twice, as in YAML."""
+
+    def with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"key {twice!r} is given twice")
+        return content
+
+    return json.loads(text, object_pairs_hook=with_keys_once)
+
+
 def read_registry(file: Path) -> dict[str, Entry]:
     """Named sources of a registry; relative paths count from its folder."""
     import yaml
 
     try:
         text = file.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if file.suffix == ".json" else read_yaml_text(text)
+        content = read_json_text(text) if file.suffix == ".json" else read_yaml_text(text)
     except FileNotFoundError as error:
         raise UserError(f"registry {file} does not exist") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         language = "JSON" if file.suffix == ".json" else "YAML"
         raise UserError(
             f"{file} is not valid {language}: {' '.join(str(error).split())[:160]}"

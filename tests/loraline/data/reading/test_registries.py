@@ -54,6 +54,29 @@ def test_llama_factorys_registry_names_columns_and_tags(tmp_path: Path, prepare)
     assert [entry.uri for entry in entries([str(file)])][2] == "hf://somebody/set:train"
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"a": {"file_name": "a.jsonl"}, "a": {"file_name": "b.jsonl"}}', "a"),
+        ('{"a": {"file_name": "a.jsonl", "file_name": "a.jsonl"}}', "file_name"),
+    ],
+)
+def test_a_key_twice_in_a_registry_is_refused_as_in_ours(
+    text: str, key: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "dataset_info.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"is not valid JSON: key '{key}' is given twice"):
+        entries([str(file)])
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "mine.yaml"])
+def test_a_registry_that_is_nested_too_deeply_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("[" * 5000)
+    with pytest.raises(UserError, match="is not valid"):
+        entries([str(tmp_path / name)])
+
+
 def test_ms_swifts_registry_is_a_list(tmp_path: Path, prepare) -> None:
     write_lines(tmp_path / "rows.jsonl", [{"ask": "Where?", "reply": "Here."}])
     columns = {"ask": "query", "reply": "response"}
