@@ -46,14 +46,15 @@ class Stop:
         self.why = ""
         self.at_once = False
 
-    def ask(self, why: str) -> None:
-        self.at_once = self.event.is_set()
+    def ask(self, why: str, *, at_once: bool = False) -> None:
+        """Ask to stop. What stops already keeps its time for it, unless it is `at_once`."""
+        self.at_once |= at_once
         self.why = self.why or why
         self.event.set()
 
     def clear(self) -> None:
         self.event.clear()
-        self.why = ""
+        self.why, self.at_once = "", False
 
     @property
     def requested(self) -> bool:

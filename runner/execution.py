@@ -68,6 +68,7 @@ class Run(Controller):
         self.waits_for: list[str] = []
         self.jobs: set[str] = set()
         self.interrupted = False
+        self.stop = Stop()
         self.programs = Programs()
 
     async def execute(self) -> None:
@@ -79,7 +80,6 @@ class Run(Controller):
             await self.programs.end()
 
     async def all_nodes(self) -> None:
-        self.stop = Stop()
         self.pods = semaphore(min(self.workflow.parallelism, AT_ONCE))
         self.answers = Answers(self.given_answers, self.stop)
         saving = asyncio.ensure_future(self.keep_saving(self.interrupt))
@@ -137,9 +137,10 @@ class Run(Controller):
         frame = Frame("", Path(), math.inf, frozenset())
         return await self.call(name, name, template, arguments, frame, folder, [])
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, at_once: bool = False) -> None:
+        """Stop all that runs, and begin nothing more; `at_once` gives nothing time for it."""
         self.interrupted = True
-        self.stop.ask("interrupted")
+        self.stop.ask("interrupted", at_once=at_once)
 
     async def call(
         self,

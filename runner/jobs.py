@@ -69,7 +69,7 @@ class RunningJob:
                 if not stopped.done():
                     message = "Job was active longer than specified deadline"
                     self.end_with(End(False, "DeadlineExceeded", message))
-                self.stop_pods(self.run_stop.why or LATE)
+                self.stop.ask(self.run_stop.why or LATE)
                 while not all_pods.done():
                     self.stop.at_once |= self.run_stop.at_once
                     await asyncio.wait({all_pods}, timeout=0.05)
@@ -135,12 +135,7 @@ class RunningJob:
 
     def end_with(self, end: End) -> None:
         self.end = self.end or end
-        self.stop_pods(end.message)
-
-    def stop_pods(self, why: str) -> None:
-        """Ask the pods that are left to end, once: asked again, they would have no time for it."""
-        if not self.stop.requested:
-            self.stop.ask(why)
+        self.stop.ask(end.message)
 
 
 def on_this_machine(job: Job) -> Job:

@@ -290,8 +290,8 @@ def stopped_by_signals(run: Run, runner: asyncio.Runner, signals: list[int]) -> 
     def stop(signum: int) -> None:
         if not signals and signum == signal.SIGINT:
             click.echo("interrupted: stopping what runs; Ctrl-C again kills it at once", err=True)
+        run.interrupt(at_once=bool(signals))
         signals.append(signum)
-        run.interrupt()
 
     handled = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:

@@ -481,6 +481,49 @@ def test_a_signal_ends_a_wait_for_a_mutex(place: Path, signum: int, exit_code: i
     assert process.wait(timeout=15) == exit_code
 
 
+SAVE = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    pathlib.Path("asked").touch()
+    time.sleep(float(sys.argv[1]))
+    pathlib.Path("saved").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("begun").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("deadline", "seconds", "interrupted_at", "times", "saved"),
+    [
+        (3, "2", "asked", 1, True),
+        (4, "6", "begun", 1, True),
+        (60, "20", "begun", 2, False),
+    ],
+    ids=["after the deadline", "before the deadline", "twice"],
+)
+def test_only_a_second_signal_takes_the_time_to_save(
+    place: Path, deadline: int, seconds: str, interrupted_at: str, times: int, saved: bool
+):
+    container = {"image": "x", "command": ["python", "-c", SAVE], "args": [seconds]}
+    saving = {"name": "saving", "container": container}
+    document = c.workflow(saving, c.dag(c.task("a", "saving")))
+    document["spec"]["activeDeadlineSeconds"] = deadline
+    process = subprocess.Popen(command(place, document), cwd=place, stderr=subprocess.DEVNULL)
+    for file in [interrupted_at, "asked"][:times]:
+        until = time.monotonic() + 20
+        while not (place / file).exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+
+    assert process.wait(timeout=15) == 130
+    assert (place / "saved").exists() == saved
+
+
 def test_the_workflows_deadline_ends_a_wait_for_a_mutex(run: Runner):
     spec = {**WAITING["spec"], "activeDeadlineSeconds": 2}
     started = time.monotonic()

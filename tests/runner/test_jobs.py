@@ -177,7 +177,7 @@ def test_a_second_stop_of_the_run_kills_the_pods_at_once(tmp_path: Path) -> None
         stop.ask("interrupted")
         await until_written(tmp_path, "asked")
         again = time.monotonic()
-        stop.ask("interrupted")
+        stop.ask("interrupted", at_once=True)
         assert await running is None
         return time.monotonic() - again
 
@@ -269,7 +269,8 @@ def test_a_group_is_a_task_that_tells_how_it_ended(tmp_path: Path) -> None:
 
     assert result["phase"] == "Succeeded"
     assert result["nodes"][".told"]["outputs"] == {"out": WELL}
-    assert text.split() == (tmp_path / "pod-1").read_text().split()[3:]
+    # The other pod may be ended before it has written.
+    assert text.split() == (tmp_path / "pod-0").read_text().split()[3:]
 
 
 @pytest.mark.parametrize(("fail", "phase"), [("first", "Failed"), ("last", "Succeeded")])
