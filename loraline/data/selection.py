@@ -76,27 +76,37 @@ def assign_splits(merged: Dataset) -> None:
     """
     import numpy as np
 
-    named = merged.split >= 0
+    keys, alive, named = merged.facts["key"], merged.copies > 0, merged.split >= 0
     points = group_points(merged)
-    held_out = merged.work.recipe.split
-    alive = merged.copies > 0
-    # A repeated row leaves later, so that only the first of its like counts.
-    counted = np.zeros(len(points), bool)
-    counted[np.unique(merged.facts["key"], return_index=True)[1]] = True
-    open_points = points[counted & alive & ~named]
-    # Parts of the hash range: train first, then validation, then test.
-    test = lower_bound(held_out.test, 1.0, open_points)
-    bounds = (lower_bound(held_out.validation, test, open_points), test)
+    # What a file of a held-out split has as well leaves the other splits later, as a leak.
+    leaking = (merged.split <= 0) & np.isin(keys, keys[alive & (merged.split > 0)])
+    bounds = lower_bounds(merged, points, alive & ~named & ~leaking)
     by_point = (points[:, None] >= np.array(bounds)).sum(axis=1).astype(np.int8)
     merged.split = np.where(named, merged.split, by_point)
     by_name = {file.split for source in merged.work.sources for file in source.files}
-    for code, (low, high) in ((1, bounds), (2, (bounds[1], 1.0))):
+    open_rows = named & (merged.split == 0) & ~leaking
+    low, high = lower_bounds(merged, points, alive & open_rows)
+    for code, (start, end) in ((1, (low, high)), (2, (high, 1.0))):
         if SPLITS[code] in by_name:
             # Its rows are those of its files, though the checks drop them all.
             continue
         if named.any() and not (alive & (merged.split == code)).any():
-            filled = named & (merged.split == 0) & (points >= low) & (points < high)
-            merged.split[filled] = code
+            merged.split[open_rows & (points >= start) & (points < end)] = code
+
+
+def lower_bounds(merged: Dataset, points: NDArray[Any], rows: NDArray[Any]) -> tuple[float, float]:
+    """Where validation and test begin in the hash range, of which the first part is train's.
+
+    `rows` says which rows are divided, and `points` has the points of all, shape (rows,).
+    """
+    import numpy as np
+
+    held_out = merged.work.recipe.split
+    # A repeated row leaves later, so that only the first of its like counts.
+    first = np.unique(merged.facts["key"][rows], return_index=True)[1]
+    counted = points[rows][first]
+    test = lower_bound(held_out.test, 1.0, counted)
+    return lower_bound(held_out.validation, test, counted), test
 
 
 def lower_bound(held_out: float, upper: float, points: NDArray[Any]) -> float:

@@ -386,6 +386,25 @@ def test_few_answers_for_many_rows_are_said_to_stay_together(tmp_path, prepare) 
         dataset.refuse_empty(made)
 
 
+@pytest.mark.parametrize("split", [{"validation": 20, "test": 30}, {"validation": 20}], ids=str)
+@pytest.mark.parametrize("named", [(), ("test",), ("validation",)], ids=str)
+def test_a_number_of_rows_is_taken_out_of_named_training_rows(
+    tmp_path, prepare, named: tuple[str, ...], split: dict[str, int]
+) -> None:
+    def rows_of(name: str, count: int) -> list[dict[str, str]]:
+        return [{"question": f"{name} {n}", "answer": f"{name} {n}"} for n in range(count)]
+
+    # Of rows that repeat another, or that leak, nothing is left to hold out.
+    lost = rows_of("train", 30)
+    write_lines(tmp_path / "data" / "train.jsonl", [*lost, *lost, *rows_of("train", 300)])
+    for name in named:
+        write_lines(tmp_path / "data" / f"{name}.jsonl", [*rows_of(name, 40), *lost])
+    made = prepare(tmp_path / "data", split=split).rows
+    for name, wanted in split.items():
+        assert made[name] == (70 if name in named else wanted)
+    assert made["train"] > 190
+
+
 def labelled(answers: int) -> list[dict[str, str]]:
     """150 questions with so many answers; eight of them leave two to the test."""
     return [
