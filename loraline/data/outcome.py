@@ -109,8 +109,12 @@ def shortage(merged: Dataset) -> str:
     rows, least = merged.rows["test"], merged.work.recipe.gate.min_rows
     if rows >= least:
         return ""
+    splits = {file.split for source in merged.work.sources for file in source.files}
+    # Only rows of files without a split are divided, or of train where no file is named test.
+    remedy = f"add rows, hold out {least} with --set split.test={least},"
+    if "test" in splits and None not in splits:
+        remedy = "add rows to the files of the test,"
     return (
-        f"{rows} test rows, and the gate asks for {least} (gate.min_rows), so that "
-        f"training is refused: add rows, hold out {least} with --set split.test={least}, "
-        f"or judge by fewer with --set gate.min_rows={rows} (with make, SET=…)"
+        f"{rows} test rows, and the gate asks for {least} (gate.min_rows), so that training is "
+        f"refused: {remedy} or judge by fewer with --set gate.min_rows={rows} (with make, SET=…)"
     )

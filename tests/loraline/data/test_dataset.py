@@ -405,6 +405,19 @@ def test_a_number_of_rows_is_taken_out_of_named_training_rows(
     assert made["train"] > 190
 
 
+def test_what_to_do_about_few_test_rows_is_what_helps(tmp_path, prepare) -> None:
+    rows = [{"question": f"Who is {n}?", "answer": f"Person {n}"} for n in range(60)]
+    in_one = write_lines(tmp_path / "data.jsonl", rows)
+    least = profile().gate.min_rows
+    assert f"hold out {least} with --set split.test={least}" in outcome.shortage(prepare(in_one))
+    write_lines(tmp_path / "named" / "train.jsonl", rows[:50])
+    write_lines(tmp_path / "named" / "test.jsonl", rows[50:])
+    said = outcome.shortage(prepare(tmp_path / "named"))
+    assert said.startswith(f"10 test rows, and the gate asks for {least}")
+    assert "add rows to the files of the test, or judge by fewer" in said
+    assert "split.test" not in said, "files that are named test have the whole test"
+
+
 def labelled(answers: int) -> list[dict[str, str]]:
     """150 questions with so many answers; eight of them leave two to the test."""
     return [
