@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,30 @@ def test_the_form_in_which_answers_are_compared(
     text: str, answer_format: str, canonical: str
 ) -> None:
     assert metrics.canonical(text, answer_format) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        (" \n```[1]``` ", [1]),
+        ('```json{"a": "```"}```', {"a": "```"}),
+        ("```json```", metrics.INVALID),
+        ("```", metrics.INVALID),
+        ("`````", metrics.INVALID),
+        ('```python\n{"a": 1}\n```', metrics.INVALID),
+        ('{"a": 1}\n```', metrics.INVALID),
+    ],
+)
+def test_json_stands_alone_or_in_a_fence(text: str, value: object) -> None:
+    assert metrics.parse_json(text) == value
+
+
+@pytest.mark.parametrize("text", ["```json" + "\n" * 6000, "```" + " " * 3000 + "a" + " " * 3000])
+def test_an_answer_that_never_ends_its_fence_is_read_in_a_moment(text: str) -> None:
+    started = time.monotonic()
+    assert metrics.parse_json(text) is metrics.INVALID
+    assert time.monotonic() - started < 1
 
 
 def test_extremes_are_all_wrong_and_all_right_at_the_mean_weight() -> None:
