@@ -210,6 +210,32 @@ def clean_text(turns: Turns, actions: Policy, flagged: list[str]) -> Turns:
     return turns
 
 
+def clean_details(
+    details: Mapping[int, Detail], tools: str, actions: Policy, flagged: list[str]
+) -> tuple[dict[int, Detail], str]:
+    """What turns hold beside their text, and the tools, without unwanted characters; see
+    `clean_text`. Of calls and tools these are the characters of their JSON."""
+
+    def clean(text: str, place: str) -> str:
+        match = None if text.isprintable() else UNWANTED.search(text)
+        if match is None:
+            return text
+        if actions["characters"] != REPAIR:
+            raise BadRow("characters", f"{place} holds the character U+{ord(match.group()):04X}")
+        flagged.append("characters")
+        return UNWANTED.sub("", text)
+
+    cleaned = {
+        number: detail._replace(
+            calls=clean(detail.calls, "a call"),
+            reasoning=clean(detail.reasoning, "reasoning"),
+            name=clean(detail.name, "the name of a tool"),
+        )
+        for number, detail in details.items()
+    }
+    return cleaned, clean(tools, "a tool")
+
+
 def without_line_ends(answer: str, actions: Policy, flagged: list[str]) -> str:
     """An answer that begins or ends with a line end, without it if it is to be repaired."""
     if actions["line_ends"] in (FAIL, DROP):

@@ -246,8 +246,11 @@ def checked(
             raise BadRow("missing", drafted.missing)
         flagged.append("missing")
     turns = checks.clean_text(drafted.turns, actions, flagged)
-    turns = checks.alternate(turns, actions, flagged, drafted.details)
-    checks.refuse_empty_turns(turns, drafted.details)
+    details, tools = drafted.details, drafted.tools
+    if details or tools:
+        details, tools = checks.clean_details(details, tools, actions, flagged)
+    turns = checks.alternate(turns, actions, flagged, details)
+    checks.refuse_empty_turns(turns, details)
     if work.recipe.modality == "text":
         if drafted.images or drafted.videos or drafted.shows:
             raise BadRow("modality", "holds media, the profile's modality is text")
@@ -283,10 +286,8 @@ def checked(
         )
     elif pictures or drafted.objects:
         boxes.refuse_places(turns if pictures else [], drafted.objects)
-    record = Record(
-        tuple(turns), tuple(pictures), tuple(clips), drafted.tools, details=drafted.details
-    )
-    if drafted.details or drafted.tools:
+    record = Record(tuple(turns), tuple(pictures), tuple(clips), tools, details=details)
+    if details or tools:
         ruler.check_rendered(record)
     return Candidate(number, record, drafted, pick, measured_media, flagged)
 

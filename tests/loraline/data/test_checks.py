@@ -230,6 +230,30 @@ def test_repair_of_characters_removes_them_and_nothing_else(folder, prepare) -> 
     assert record.question == "ab c\n"
 
 
+def with_call(
+    name: str = "open",
+    town: str = "Arlon",
+    about: str = "Opens.",
+    why: str = "It asks.",
+):
+    called = {"id": "a", "type": "function", "function": {"name": name, "arguments": {"t": town}}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [called], "reasoning": why}
+    result = {"role": "tool", "tool_call_id": "a", "content": "Done."}
+    tool = {"type": "function", "function": {"name": "open", "description": about}}
+    said = [{"role": "user", "content": "Open."}, answer, result]
+    return {"messages": [*said, {"role": "assistant", "content": "It is open."}], "tools": [tool]}
+
+
+@pytest.mark.parametrize("place", ["name", "town", "about", "why"])
+def test_characters_of_calls_and_tools_are_checked_as_well(place: str, folder, prepare) -> None:
+    dirty = with_call(**{place: "a\ud800b\ufeff"})
+    (record,) = kept(prepared(prepare, folder, [dirty]))
+    (clean,) = kept(prepared(prepare, folder, [with_call(**{place: "ab"})]))
+    assert (record.details, record.tools) == (clean.details, clean.tools)
+    dropped = prepared(prepare, folder, [dirty], "characters=drop")
+    assert (kept(dropped), dropped.counts) == ([], {"characters drop": 1})
+
+
 def test_repair_of_appearance_stores_the_image_as_servers_show_it(folder, prepare) -> None:
     rows = [turns(f"{IMAGE}a", "b", image=name) for name in ("turned.jpg", "clear.png")]
     turned, clear = (
