@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,9 +156,10 @@ class Record:
 
 
 def progress_of(folder: Path) -> str:
-    """The progress that a step wrote, `done/total`; empty if it wrote none."""
+    """The progress that a step wrote last, `done/total`; empty if it wrote none."""
     try:
-        lines = (folder / PROGRESS).read_text(encoding="utf-8").split()
+        written = (folder / PROGRESS).read_bytes().split()
     except OSError:
         return ""
-    return lines[-1] if lines else ""
+    last = written[-1] if written else b""
+    return last.decode() if re.fullmatch(rb"[0-9]+/[0-9]+", last) else ""

@@ -401,6 +401,17 @@ def test_progress_that_a_step_writes_stands_in_the_status(run: Runner):
     assert [n["progress"] for n in ran.document["status"]["nodes"].values()] == ["", "3/7"]
 
 
+@pytest.mark.parametrize("written", ["b'\\xff\\xfe'", "b'1/4 soon'"])
+def test_progress_that_is_none_harms_no_run(run: Runner, written: str):
+    program = f"import os; open(os.environ['ARGO_PROGRESS_FILE'], 'wb').write({written})"
+    container = {"image": "x", "command": ["python", "-c", program]}
+    ran = run(c.workflow({"name": "step", "container": container}, c.dag(c.task("a", "step"))))
+
+    assert ran.exit_code == 0, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert [n["progress"] for n in ran.document["status"]["nodes"].values()] == ["", ""]
+
+
 def test_members_of_a_fan_out_have_folders_of_their_own(run: Runner, place: Path):
     inner = c.dag(c.say("w", "{{inputs.parameters.x}}"), name="inner", inputs=c.inputs("x"))
     task = c.task("row", "inner", arguments=c.named(x="{{item}}"), withItems=["a/../b", "c(d)"])
