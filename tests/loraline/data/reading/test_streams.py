@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -115,6 +119,24 @@ def test_arrow_files_go_by_several_endings(name: str, tmp_path: Path, prepare) -
 
     pyarrow.feather.write_feather(pa.Table.from_pylist(ROWS), str(tmp_path / name))
     assert [record.messages for record in kept(prepare(tmp_path))] == EXPECTED
+
+
+@pytest.mark.parametrize("form", [pa.ipc.new_file, pa.ipc.new_stream])
+@pytest.mark.parametrize("end", [5, -3, 60])
+def test_an_arrow_file_whose_texts_end_elsewhere_is_broken(
+    form: Callable[..., Any], end: int, tmp_path: Path, prepare
+) -> None:
+    """pyarrow believes what a file says of itself, and reads beyond its end."""
+    table = pa.table({"question": ["aa", "cc"], "answer": ["b" * 7, "d" * 11]})
+    content = io.BytesIO()
+    with form(content, table.schema) as writer:
+        writer.write_table(table)
+    ends = struct.pack("<3i", 0, 7, 18)
+    assert content.getvalue().count(ends) == 1
+    broken = content.getvalue().replace(ends, struct.pack("<3i", 0, 7, end))
+    (tmp_path / "a.arrow").write_bytes(broken)
+    with pytest.raises(UserError, match=r"a\.arrow is broken: "):
+        prepare(tmp_path)
 
 
 def test_the_line_that_excel_reads_before_a_header_names_the_delimiter(
