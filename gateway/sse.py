@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -26,6 +27,13 @@ MAX_EVENT = 4 * 2**20
 
 NO_CHOICES = b'"choices":[]'
 """In the event that only says what was used (vLLM and OpenAI write JSON without spaces)."""
+
+END = b"data: [DONE]"
+ERROR = b'"error"'
+"""In events that say that a server failed. In a model's words, the quotes are escaped."""
+
+BETWEEN = re.compile(rb"(?<=\n\n)|(?<=\n\r\n)")
+FINISH = re.compile(rb'"finish_reason": ?"')
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -55,6 +63,27 @@ class EventBuffer:
         if len(self.rest) > MAX_EVENT:
             raise garbage()
         return data[:end]
+
+
+def apart(events: bytes) -> list[bytes]:
+    """The events one by one where one of them may be the end or an error, else all together."""
+    if END not in events and ERROR not in events:
+        return [events]
+    return [event for event in BETWEEN.split(events) if event]
+
+
+def error_of(event: bytes) -> tuple[int, str] | None:
+    """Status and words of an event by which vLLM says that it failed after it sent status 200."""
+    chunk = data_of(event) if ERROR in event else None
+    if chunk is None:
+        return None
+    error = chunk if chunk.get("object") == "error" else chunk.get("error")
+    if not error:
+        return None
+    fields = error if isinstance(error, dict) else {"message": error}
+    code = fields.get("code")
+    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    return status, str(fields.get("message"))
 
 
 def without_usage(events: bytes) -> tuple[bytes, Any]:

@@ -156,7 +156,8 @@ class Upstreams:
                     raise self.failed(model, error) from error
             try:
                 if answer.status != 200:
-                    raise await self.refused(model, answer)
+                    text = (await answer.content.read(2**16)).decode(errors="replace")
+                    raise self.refused(model, answer.status, text)
                 yield answer
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise self.failed(model, error) from error
@@ -184,7 +185,7 @@ class Upstreams:
         """Whole events as they come. They end with the server's own end, or with a Problem."""
         buffer = sse.EventBuffer()
         total = 0
-        ended = False
+        finished = ended = False
         async with self.post(model, body) as answer:
             if answer.content_type != "text/event-stream":
                 raise self.garbage(model)
@@ -199,15 +200,20 @@ class Upstreams:
                     if not events.lstrip().startswith((b"data:", b":")):
                         raise self.garbage(model)
                     exchange.ttft_s = time.perf_counter() - exchange.started
-                ended = ended or b"data: [DONE]" in events
-                yield events
+                for event in sse.apart(events):
+                    if error := sse.error_of(event):
+                        raise self.refused(model, *error)
+                    finished = finished or sse.FINISH.search(event) is not None
+                    ended = ended or event.startswith(sse.END)
+                    if ended and not finished:
+                        raise self.cut(model)
+                    yield event
                 if total > MAX_ANSWER:
                     break
         if total > MAX_ANSWER:
             raise self.garbage(model)
         if not ended:
-            self.metrics.upstream_errors.labels(model.name, "cut").inc()
-            raise upstream_errors.cut()
+            raise self.cut(model)
 
     def failed(self, model: Model, error: BaseException) -> Problem:
         """The problem behind a failed connection."""
@@ -219,12 +225,15 @@ class Upstreams:
         self.metrics.upstream_errors.labels(model.name, "garbage").inc()
         return sse.garbage()
 
-    async def refused(self, model: Model, answer: aiohttp.ClientResponse) -> Problem:
-        """The problem behind a status other than 200."""
-        text = (await answer.content.read(2**16)).decode(errors="replace")
-        reason = f"status_{answer.status // 100}xx"
+    def cut(self, model: Model) -> Problem:
+        self.metrics.upstream_errors.labels(model.name, "cut").inc()
+        return upstream_errors.cut()
+
+    def refused(self, model: Model, status: int, text: str) -> Problem:
+        """The problem behind a status other than 200, or behind an error after it."""
+        reason = f"status_{status // 100}xx"
         self.metrics.upstream_errors.labels(model.name, reason).inc()
-        return upstream_errors.refused(answer.status, text, self.settings.refresh_s)
+        return upstream_errors.refused(status, text, self.settings.refresh_s)
 
 
 async def read(answer: aiohttp.ClientResponse) -> bytes:

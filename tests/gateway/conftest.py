@@ -157,6 +157,12 @@ def vision(_vision: Started, stub: Stub) -> Started:
     return _vision
 
 
+@pytest.fixture
+def session(vision: Started) -> str:
+    """A session of `vision`'s, without turns."""
+    return str(vision.client.post("/sessions", json={"title": "Formulas"}).json()["id"])
+
+
 @pytest.fixture(scope="session")
 def _text(start: Callable[..., Any]) -> Iterator[Started]:
     with start(TEXT) as gateway:

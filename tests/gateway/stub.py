@@ -167,6 +167,9 @@ class Stub:
         if fault == "garbage stream":
             await answer.write(b"hello, I am no event\n\nnor I\n\n")
             return answer
+        if fault == "error first":
+            await answer.write(self.error(TOO_LONG, 400))
+            return answer
         await answer.write(self.event(body, {"role": "assistant", "content": ""}))
         for index, token in enumerate(self.tokens_of(body)[: body.get("max_tokens")]):
             if self.delay:
@@ -184,6 +187,15 @@ class Stub:
                 request.transport.abort()
                 return answer
             if index == 1 and fault == "cut clean":
+                return answer
+            if index == 1 and fault == "error later":
+                await answer.write(self.error("secret at 0x7f00 in /root/vllm", 500))
+                return answer
+            if index == 1 and fault == "error beside a token":
+                await answer.write(event + self.error("secret at 0x7f00 in /root/vllm", 500))
+                return answer
+            if index == 1 and fault == "no reason":
+                await answer.write(event + b"data: [DONE]\n\n")
                 return answer
             if index == 1 and fault == "stall later":
                 await asyncio.sleep(60)
@@ -204,6 +216,11 @@ class Stub:
             await answer.write(self.event(body, None))
         await answer.write(b"data: [DONE]\n\n")
         return answer
+
+    def error(self, words: str, status: int) -> bytes:
+        """What vLLM writes when it fails after status 200 was sent."""
+        error = {"message": words, "type": "InternalServerError", "param": None, "code": status}
+        return f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n".encode()
 
     def event(
         self, body: dict[str, Any], delta: dict[str, Any] | None, reason: str | None = None

@@ -96,6 +96,60 @@ def test_a_server_killed_in_a_stream_is_an_error_event_at_once(vision, stub, fau
     assert ask_chat(vision, stream=True).text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "reason"),
+    [
+        ("error later", "upstream_error", "status_5xx"),
+        ("error beside a token", "upstream_error", "status_5xx"),
+        ("no reason", "upstream_cut", "cut"),
+    ],
+)
+@pytest.mark.parametrize("way", ["chat", "predict", "task"])
+def test_a_server_that_fails_in_a_stream_is_an_error_in_our_words(
+    vision, stub, png, session, fault, code, reason, way
+) -> None:
+    stub.fault = fault
+    model = "base" if way == "task" else "tiny-lora"
+    failures = vision.gateway.metrics.upstream_errors.labels(model, reason)._value
+    before = failures.get()
+    if way == "chat":
+        answer = ask_chat(vision, stream=True)
+    else:
+        path = "/tasks/recognition" if way == "task" else "/predict"
+        data = {"stream": "true", "session": session}
+        answer = vision.client.post(path, files={"files": ("x", png)}, data=data)
+    assert answer.status_code == 200
+    last = json.loads(answer.text.strip().split("\n\n")[-1].partition("data: ")[2])
+    assert last.get("error", last)["code"] == code
+    assert "secret" not in answer.text and "0x7f00" not in answer.text
+    assert "[DONE]" not in answer.text and "event: done" not in answer.text
+    pieces = 1 if fault == "error later" else 2
+    assert [each in answer.text for each in stub.tokens] == [
+        *[True] * pieces,
+        *[False] * (3 - pieces),
+    ]
+    assert failures.get() == before + 1
+    assert vision.client.get(f"/sessions/{session}").json()["turns"] == []
+
+
+def test_a_server_that_fails_at_a_streams_begin_is_a_plain_problem(vision, stub) -> None:
+    stub.fault = "error first"
+    answer = ask_chat(vision, stream=True)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (422, "context")
+    assert (error["limit"], error["asked"]) == (512, 9000)
+
+
+def test_an_answer_may_hold_the_words_of_an_error_and_of_an_end(vision, stub) -> None:
+    stub.tokens = ['{"error": {"code": 500}}', ' "error"', "\n\ndata: [DONE]\n\n", " end"]
+    answer = ask_chat(vision, stream=True)
+    events = [event for event in answer.text.split("\n\n") if event]
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    assert "".join(delta.get("content", "") for delta in deltas) == "".join(stub.tokens)
+
+
 def test_predicts_stream_ends_in_an_error_event_too(vision, stub, png) -> None:
     stub.fault = "cut"
     answer = vision.client.post("/predict", files={"files": ("x", png)}, data={"stream": "true"})

@@ -17,11 +17,6 @@ from tests.gateway.test_faults import until
 EVIL = '=cmd|"/c calc"!A1 <img src=http://x/y onerror=alert(1)>\n```\n# no heading'
 
 
-@pytest.fixture
-def session(vision):
-    return vision.client.post("/sessions", json={"title": "Formulas"}).json()["id"]
-
-
 def test_a_session_keeps_what_was_asked_in_it(vision, stub, png, session) -> None:
     vision.client.post("/predict", files={"files": ("x", png)}, data={"session": session})
     vision.client.post("/tasks/recognition", files={"files": ("x", png)}, data={"session": session})
