@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from typing import Any
 
@@ -17,6 +19,11 @@ ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 KEYS_S = 3600
 RETRY_S = 30
 """How long keys are kept, and the least time between two fetches for an unknown key."""
+
+LONGEST = 64
+"""Characters of a caller's name in logs and folders."""
+
+SHORTENED = re.compile(r"-[0-9a-f]{32}$")
 
 
 class Oidc:
@@ -48,7 +55,7 @@ class Oidc:
             )
         except (jwt.PyJWTError, ValueError, TypeError):
             return None
-        return printable(str(claims["sub"]))
+        return name_of(str(claims["sub"]))
 
     async def key(self, name: Any) -> jwt.PyJWK | None:
         """The issuer's key of that ID; an unknown ID fetches the keys again."""
@@ -89,5 +96,15 @@ class Oidc:
             return document
 
 
-def printable(subject: str) -> str:
-    return "".join(character for character in subject if character.isprintable())[:64]
+def name_of(subject: str) -> str:
+    """A caller's name of at most 64 printable characters; no two subjects have the same.
+
+    A subject that is longer, or holds anything else, is its beginning and its digest. So is one
+    that looks like such a name.
+    """
+    clean = "".join(character for character in subject if character.isprintable())
+    if clean == subject and len(subject) <= LONGEST and not SHORTENED.search(subject):
+        return subject
+    # JSON can hold halves of characters.
+    digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{clean[:31]}-{digest[:32]}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway import keys
+from gateway.oidc import name_of
 from gateway.settings import Settings
 from loraline.errors import UserError
 from tests.gateway.conftest import ask_chat
@@ -189,7 +191,7 @@ def test_the_command_line_says_so_in_one_sentence_and_exits_with_2() -> None:
     made = run("new-key", "alice")
     key = made.stdout.split("\n")[0].removeprefix("key, shown once: ")
     entry = json.loads(made.stdout.split("\n")[1].removeprefix("entry of the keys' file: "))
-    assert keys.Key(**entry).sha256 == __import__("hashlib").sha256(key.encode()).hexdigest()
+    assert keys.Key(**entry).sha256 == hashlib.sha256(key.encode()).hexdigest()
 
 
 class Issuer:
@@ -277,3 +279,36 @@ def test_unknown_keys_do_not_make_it_ask_the_issuer_each_time(oidc, issuer) -> N
     for number in range(20):
         ask_chat(oidc, headers=bearer(issuer.token(kid=f"unknown{number}")))
     assert issuer.fetches <= before + 1
+
+
+def derived(subject: str) -> str:
+    return f"{subject[:31]}-{hashlib.sha256(subject.encode()).hexdigest()[:32]}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("d" * 64 + "1", "d" * 64 + "2"),
+        ("d" * 64, "d" * 64 + "1"),
+        ("do\x00ra", "dora"),
+        ("do\x00ra", "do\x01ra"),
+        ("\x00", "\x01"),
+        ("\ud800", "\ud801"),
+        ("d" * 65, derived("d" * 65)),
+    ],
+    ids=repr,
+)
+def test_two_subjects_are_two_callers(oidc, issuer, stub, one, other) -> None:
+    """What one of them keeps, the other must not find."""
+    session = oidc.client.post("/sessions", json={}, headers=bearer(issuer.token(sub=one)))
+    assert session.status_code == 201, session.text
+    path = f"/sessions/{session.json()['id']}"
+    assert oidc.client.get(path, headers=bearer(issuer.token(sub=one))).status_code == 200
+    assert oidc.client.get(path, headers=bearer(issuer.token(sub=other))).status_code == 404
+
+
+def test_a_caller_has_the_subjects_name_of_64_printable_characters_at_most() -> None:
+    for subject in ("dora", "d" * 64, "auth0|5f7c8ec7c33c6c004bbafe82", "Zoë Ångström"):
+        assert name_of(subject) == subject
+    for subject in ("d" * 65, "do\nra", "x" * 100_000):
+        assert len(name_of(subject)) <= 64 and name_of(subject).isprintable()
