@@ -146,8 +146,7 @@ class Jobs:
 
             async def worker() -> None:
                 for at, item in queue:
-                    async with self.places:
-                        result = await self.result(folder, job, caller, item)
+                    result = await self.result(folder, job, caller, item)
                     line = orjson.dumps({"index": at, **result}) + b"\n"
                     await asyncio.to_thread(append, folder / RESULTS, line)
 
@@ -167,21 +166,23 @@ class Jobs:
         """One item's answer or its problem; a temporary failure is tried again."""
         facts: dict[str, Any] = {name: item[name] for name in item if name in SHOWN}
         for attempt in range(ATTEMPTS):
-            exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)
-            try:
-                await self.gateway.rates.check(caller)
-                answer = await self.answer(folder, job, caller, item, exchange)
-                return {**facts, "status": 200, "answer": answer}
-            except Exception as error:
-                problem = errors.of(error)
-                exchange.status, exchange.code = problem.status, problem.code
-                if problem.status == 500:
-                    logs.log.error(
-                        "an item failed", exc_info=error, extra={"request_id": exchange.id}
-                    )
-            finally:
-                self.gateway.metrics.observe(exchange)
-                logs.write_audit(exchange)
+            # An item that waits for its next attempt leaves its place to other jobs.
+            async with self.places:
+                exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)
+                try:
+                    await self.gateway.rates.check(caller)
+                    answer = await self.answer(folder, job, caller, item, exchange)
+                    return {**facts, "status": 200, "answer": answer}
+                except Exception as error:
+                    problem = errors.of(error)
+                    exchange.status, exchange.code = problem.status, problem.code
+                    if problem.status == 500:
+                        logs.log.error(
+                            "an item failed", exc_info=error, extra={"request_id": exchange.id}
+                        )
+                finally:
+                    self.gateway.metrics.observe(exchange)
+                    logs.write_audit(exchange)
             if problem.status not in TEMPORARY or attempt == ATTEMPTS - 1:
                 break
             wait = float(problem.headers.get("Retry-After", 0))

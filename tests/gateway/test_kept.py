@@ -229,6 +229,21 @@ def test_a_server_that_comes_back_ends_the_job_without_a_failure(start, stub, pn
         assert wait_for(gateway, job)["failed"] == 0
 
 
+def test_a_job_that_waits_for_its_server_stops_no_other(start, stub, png) -> None:
+    with start(jobs_parallel=1) as gateway:
+        stub.failing = {"base"}
+        files = {"files": ("x", png)}
+        data = {"task": "recognition", "model": "base"}
+        waiting = gateway.client.post("/jobs", files=files, data=data).json()["id"]
+        until(lambda: stub.requests, 10)
+        job = gateway.client.post("/jobs", files=files).json()["id"]
+        until(lambda: gateway.client.get(f"/jobs/{job}").json()["state"] == "done", 5)
+        # The first one is not given up, and nothing of all jobs runs beside it.
+        assert gateway.client.get(f"/jobs/{waiting}").json()["done"] == 0
+        assert stub.most_running == 1
+        until(lambda: sum(each["model"] == "base" for each in stub.requests) > 1, 10)
+
+
 def test_so_many_files_and_jobs_and_no_more(start, stub, png, monkeypatch) -> None:
     monkeypatch.setattr(jobs, "MAX_JOBS", 1)
     with start(max_job_files=2) as gateway:
