@@ -52,15 +52,21 @@ def export(document: dict[str, Any], form: str, media: Path, font: Path | None) 
 
 
 def texts(turn: dict[str, Any]) -> list[str]:
-    """The answers of a turn as plain text: one, or one for each image or model."""
+    """The answers of a turn as plain text: one, or one for each image and model."""
     answer = turn.get("answer") or {}
-    if "predictions" in answer:
-        return [str(each.get("caption", "")) for each in answer["predictions"]]
     if "answers" in answer:
         return [
-            f"{each.get('model')}: {each.get('raw') or each.get('caption') or ''}"
-            for each in answer["answers"]
+            f"{each.get('model')}: {text}" for each in answer["answers"] for text in plain(each)
         ]
+    return plain(answer)
+
+
+def plain(answer: dict[str, Any]) -> list[str]:
+    """A model's texts, one for each image, or the sentence of its problem."""
+    if "predictions" in answer:
+        return [str(each.get("caption", "")) for each in answer["predictions"]]
+    if "problem" in answer:
+        return [str(answer["problem"].get("detail", ""))]
     return [str(answer.get("raw") or answer.get("text") or "")]
 
 

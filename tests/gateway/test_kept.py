@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import html
 import io
 import json
 
@@ -95,6 +96,29 @@ def export(gateway, session: str, form: str):
     assert answer.status_code == 200, answer.text
     assert f'filename="session-{session[:8]}.{form}"' in answer.headers["content-disposition"]
     return answer
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "html", "pdf"])
+@pytest.mark.parametrize("task", [{}, {"task": "recognition"}], ids=["prompt", "task"])
+def test_an_export_has_each_models_answer_of_a_comparison(
+    vision, stub, png, session, form, task
+) -> None:
+    stub.answers = {"tiny-lora": ["a"], "base": ["b"]}
+    files = [("files", ("x", png))] * (1 if task else 2)
+    data = {"session": session, "models": "tiny-lora,base", **task}
+    assert vision.client.post("/compare", files=files, data=data).status_code == 200
+    stub.failing = {"base"}
+    assert vision.client.post("/compare", files=files, data=data).status_code == 200
+    answer = export(vision, session, form)
+    if form == "pdf":
+        from pypdf import PdfReader
+
+        text = "".join(page.extract_text() for page in PdfReader(io.BytesIO(answer.content)).pages)
+    else:
+        text = html.unescape(answer.text)
+    assert text.count("tiny-lora: a") == 2 * len(files)
+    assert text.count("base: b") == len(files)
+    assert text.count("base: The model's server failed with 500.") == 1
 
 
 def test_json_is_the_whole_session(vision, evil) -> None:
