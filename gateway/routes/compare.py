@@ -86,16 +86,24 @@ def model_names(gateway: Gateway, form: Form) -> list[str]:
     return names
 
 
-async def model_request(gateway: Gateway, form: Form, name: str, caller: Caller) -> Any:
-    """The request to one model."""
+async def model_request(gateway: Gateway, form: Form, name: str | None, caller: Caller) -> Any:
+    """The request to one model: for a task where the form names one, else with its prompt."""
+    check_fields(form)
     if task := form.text("task"):
         model = gateway.upstreams.model(name, caller, longest_context=True)
+        return await tasks.read(gateway, form, tasks.find(gateway, task), model)
+    return await predict.read(gateway, form, caller, name)
+
+
+def check_fields(form: Form) -> None:
+    """Refuse a field that is not read beside the form's task, or without one."""
+    if form.text("task"):
         if form.text("question"):
             raise Problem(422, "question", "A task is asked with text, not with a question.")
-        return await tasks.read(gateway, form, tasks.find(gateway, task), model)
-    if form.text("text") or form.text("options"):
-        raise Problem(422, "text", "text and options belong to a task.")
-    return await predict.read(gateway, form, caller, name)
+        return
+    for name in ("text", "options"):
+        if form.text(name):
+            raise Problem(422, name, "text and options belong to a task.")
 
 
 async def all_answers(

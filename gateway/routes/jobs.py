@@ -19,7 +19,7 @@ from gateway.errors import ClientGone, Problem
 from gateway.exchange import Exchange
 from gateway.jobs import Jobs
 from gateway.keys import Caller
-from gateway.routes import predict, tasks
+from gateway.routes import compare, tasks
 from gateway.settings import MIB
 from gateway.uploads import Form
 
@@ -65,7 +65,7 @@ async def create(request: Request, caller: RateLimited) -> Response:
             async with uploads.form(
                 request, set(FIELDS), max_files=gateway.settings.max_job_files, many=True
             ) as form:
-                check(request, caller, form.fields)
+                check(request, caller, form)
                 if not form.files:
                     raise Problem(422, "files", "A job needs files, or lines as JSONL.")
                 folder = await asyncio.to_thread(
@@ -78,13 +78,14 @@ async def create(request: Request, caller: RateLimited) -> Response:
     return as_json(await asyncio.to_thread(jobs_of(request).progress, folder), 202)
 
 
-def check(request: Request, caller: Caller, fields: dict[str, str]) -> None:
-    """Refuse an unknown task or model before anything is kept."""
+def check(request: Request, caller: Caller, form: Form) -> None:
+    """Refuse an unknown task or model, or a field that nothing reads, before anything is kept."""
     gateway = core.of(request)
-    if fields.get("task"):
-        tasks.find(gateway, fields["task"])
-    if fields.get("model"):
-        gateway.upstreams.model(fields["model"], caller)
+    compare.check_fields(form)
+    if task := form.text("task"):
+        tasks.find(gateway, task)
+    if model := form.text("model"):
+        gateway.upstreams.model(model, caller)
 
 
 async def from_lines(request: Request, caller: Caller) -> Path:
@@ -111,12 +112,10 @@ def lines(file: BinaryIO, most: int) -> Iterator[bytes]:
 
 async def read(gateway: Gateway, form: Form, caller: Caller, exchange: Exchange) -> Any:
     """The question of one item: for a task where its fields name one, else for /predict."""
-    task = form.fields.pop("task", "")
-    if not task:
-        return await predict.read(gateway, form, caller)
+    task = form.text("task")
     exchange.task = task if task in gateway.tasks else ""
-    model = gateway.upstreams.model(form.text("model") or tasks.base(gateway), caller)
-    return await tasks.read(gateway, form, tasks.find(gateway, task), model)
+    name = form.text("model") or (tasks.base(gateway) if task else None)
+    return await compare.model_request(gateway, form, name, caller)
 
 
 def jobs_of(request: Request) -> Jobs:

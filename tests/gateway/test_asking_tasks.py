@@ -188,6 +188,7 @@ class TestCompare:
             {"models": "a,b,c,d,e"},
             {"task": "spatial-boxes", "question": "x"},
             {"text": "x"},
+            {"options": "{}"},
         ],
         ids=str,
     )

@@ -225,6 +225,33 @@ def test_a_job_of_lines_mixes_models_tasks_and_images(vision, stub, png) -> None
     assert result[1]["answer"]["task"] == "recognition"
 
 
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"text": "x"}, "text"),
+        ({"options": "{}"}, "options"),
+        ({"task": "spatial-boxes", "text": "x", "question": "y"}, "question"),
+    ],
+    ids=str,
+)
+def test_a_jobs_field_that_nothing_would_read_is_refused_by_name(
+    vision, stub, png, fields, code
+) -> None:
+    jobs_before = vision.client.get("/jobs").json()
+    answer = vision.client.post("/jobs", files={"files": ("x", png)}, data=fields)
+    assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+    assert code in answer.json()["detail"]
+    assert vision.client.get("/jobs").json() == jobs_before
+    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    headers = {"content-type": "application/jsonl"}
+    line = json.dumps({"image": uri, **fields})
+    job = vision.client.post("/jobs", content=line, headers=headers).json()["id"]
+    wait_for(vision, job)
+    (result,) = results(vision, job)
+    assert (result["status"], result["problem"]["code"]) == (422, code)
+    assert not stub.requests
+
+
 def test_a_killed_gateway_goes_on_where_its_results_end(settings_for, stub, png) -> None:
     settings = settings_for(jobs_parallel=1)
     stub.delay = 0.05

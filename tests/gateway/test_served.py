@@ -14,6 +14,7 @@ from gateway.settings import Server
 from loraline.contract import Contract
 from tests.gateway.conftest import CONTRACT, picture, started
 from tests.gateway.stub import Stub, served
+from tests.gateway.test_faults import until
 
 URL = "http://lora-radiology:8000"
 
@@ -143,6 +144,16 @@ class TestTwoServers:
         assert gateway.client.post("/predict", files=files).status_code == 200
         assert gateway.client.post("/predict", files=files, data={"model": "base"}).is_success
         assert (len(narrow.requests), len(roomy.requests)) == (2, 1)
+
+    def test_a_jobs_tasks_go_to_the_one_with_room_too(self, both, png) -> None:
+        gateway, narrow, roomy = both
+        for model, data in enumerate(({}, {"model": "base"})):
+            job = gateway.client.post(
+                "/jobs", files={"files": ("x.png", png)}, data={"task": "recognition", **data}
+            ).json()["id"]
+            path = f"/jobs/{job}"
+            until(lambda path=path: gateway.client.get(path).json()["state"] == "done", 10)
+            assert (len(narrow.requests), len(roomy.requests)) == (0, model + 1)
 
     def test_the_base_is_listed_once(self, both) -> None:
         gateway, _, _ = both
