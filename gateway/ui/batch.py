@@ -24,6 +24,9 @@ SHOWN_ROWS = 200
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that spreadsheets compute."""
 
+WORDS = ("question", "text", "options")
+"""Fields that the gateway takes with some tasks, and refuses with others."""
+
 
 class BatchScreen:
     def __init__(self, connections: Connections, _: Callable[[str], str]) -> None:
@@ -210,9 +213,17 @@ def with_fields(path: Path, fields: dict[str, str]) -> bytes:
             item = json.loads(line)
         except ValueError:
             item = None
-        whole = json.dumps({**fields, **item}).encode() if isinstance(item, dict) else line
-        lines.append(whole)
+        lines.append(
+            json.dumps(completed(item, fields)).encode() if isinstance(item, dict) else line
+        )
     return b"\n".join(lines) + b"\n"
+
+
+def completed(item: dict[str, Any], fields: dict[str, str]) -> dict[str, Any]:
+    """A line with the screen's fields; the screen's words go to questions of its task alone."""
+    task = fields.get("task", "")
+    same = item.get("task", task) == task
+    return {name: value for name, value in fields.items() if same or name not in WORDS} | item
 
 
 def thumbnails(paths: Sequence[Path]) -> dict[str, str]:

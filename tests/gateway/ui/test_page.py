@@ -319,6 +319,26 @@ def test_lines_of_a_batch_keep_what_they_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "line", "whole"),
+    [
+        ({"question": "Who?"}, {"task": "b", "text": "cat"}, {"task": "b", "text": "cat"}),
+        ({"task": "a", "text": "x", "options": "{}"}, {"task": "b"}, {"task": "b"}),
+        ({"task": "a", "text": "x"}, {"task": "a"}, {"task": "a", "text": "x"}),
+        ({"task": "a", "text": "x"}, {"task": ""}, {"task": ""}),
+        ({"question": "Who?"}, {"id": 1}, {"id": 1, "question": "Who?"}),
+    ],
+    ids=str,
+)
+def test_a_line_of_another_task_gets_no_words_of_the_screens(
+    tmp_path: Path, fields: dict[str, str], line: dict[str, Any], whole: dict[str, Any]
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(line))
+    (result,) = batch.with_fields(path, {"model": "m", **fields}).splitlines()
+    assert json.loads(result) == {"model": "m", **whole}
+
+
+@pytest.mark.parametrize(
     ("content", "status", "sentence"),
     [
         (b'{"detail": "Send a file."}', 422, "Send a file."),
