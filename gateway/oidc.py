@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import time
@@ -11,6 +12,7 @@ import aiohttp
 import jwt
 
 from gateway.errors import Problem
+from gateway.logs import log
 from gateway.settings import Settings
 
 ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
@@ -20,10 +22,24 @@ KEYS_S = 3600
 RETRY_S = 30
 """How long keys are kept, and the least time between two fetches for an unknown key."""
 
+PAUSE_S = 5
+"""Seconds after which an issuer that failed is asked again."""
+
 LONGEST = 64
 """Characters of a caller's name in logs and folders."""
 
 SHORTENED = re.compile(r"-[0-9a-f]{32}$")
+
+FAILURES = (
+    aiohttp.ClientError,
+    TimeoutError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    jwt.PyJWTError,
+)
+"""What goes wrong with an issuer: its connection, or the form of its answer."""
 
 
 class Oidc:
@@ -35,7 +51,8 @@ class Oidc:
         self.jwks_url = settings.oidc_jwks_url
         self.session = session
         self.keys: dict[str, jwt.PyJWK] = {}
-        self.fetched = -float("inf")
+        self.fetched = self.failed = -float("inf")
+        self.fetching = asyncio.Lock()
 
     async def subject(self, token: str) -> str | None:
         """Whose token it is; None when it is not valid."""
@@ -61,12 +78,29 @@ class Oidc:
         """The issuer's key of that ID; an unknown ID fetches the keys again."""
         if not isinstance(name, str):
             return None
-        age = time.monotonic() - self.fetched
-        if age > KEYS_S or (name not in self.keys and age > RETRY_S):
-            await self.fetch()
+        # A known key does not wait for a fetch that another token began.
+        if self.is_due(name) and not (name in self.keys and self.fetching.locked()):
+            async with self.fetching:
+                if self.is_due(name):
+                    await self.fetch()
+        if not self.keys and self.failed > self.fetched:
+            raise Problem(
+                503,
+                "oidc_unavailable",
+                "The issuer of the tokens does not answer; try again in a moment.",
+                retry_after=PAUSE_S,
+            )
         return self.keys.get(name)
 
+    def is_due(self, name: str) -> bool:
+        """Whether the keys are fetched for a token with a key of that ID."""
+        now = time.monotonic()
+        age = now - self.fetched
+        is_old = age > KEYS_S or (name not in self.keys and age > RETRY_S)
+        return is_old and now - self.failed > PAUSE_S
+
     async def fetch(self) -> None:
+        """Take the issuer's keys; those from before stay valid while it fails."""
         try:
             if self.jwks_url is None:
                 configuration = await self.get(
@@ -77,14 +111,9 @@ class Oidc:
             keys = jwt.PyJWKSet.from_dict(listed).keys
             self.keys = {key.key_id: key for key in keys if key.key_id}
             self.fetched = time.monotonic()
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, jwt.PyJWTError) as error:
-            if not self.keys:
-                raise Problem(
-                    503,
-                    "oidc_unavailable",
-                    "The issuer of the tokens does not answer; try again in a moment.",
-                    retry_after=5,
-                ) from error
+        except FAILURES as error:
+            self.failed = time.monotonic()
+            log.warning("the issuer of the tokens does not answer", exc_info=error)
 
     async def get(self, url: str) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=5)

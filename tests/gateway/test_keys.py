@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import jwt
 import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway import keys
+from gateway import oidc as tokens
 from gateway.oidc import name_of
 from gateway.settings import Settings
 from loraline.errors import UserError
@@ -202,6 +206,8 @@ class Issuer:
         self.other = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self.url = ""
         self.fetches = 0
+        self.status = 200
+        self.delay = 0.0
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -214,6 +220,9 @@ class Issuer:
 
     async def keys(self, _: web.Request) -> web.Response:
         self.fetches += 1
+        await asyncio.sleep(self.delay)
+        if self.status != 200:
+            return web.Response(status=self.status)
         key = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key()))
         return web.json_response({"keys": [key | {"kid": "one", "alg": "RS256", "use": "sig"}]})
 
@@ -279,6 +288,68 @@ def test_unknown_keys_do_not_make_it_ask_the_issuer_each_time(oidc, issuer) -> N
     for number in range(20):
         ask_chat(oidc, headers=bearer(issuer.token(kid=f"unknown{number}")))
     assert issuer.fetches <= before + 1
+
+
+@pytest.fixture
+def fresh(start):
+    """An issuer of its own, and a gateway that has not asked it yet."""
+    issuer = Issuer()
+    with served(issuer.app()) as url:
+        issuer.url = url
+        with start(oidc_issuer=url, oidc_audience="loraline") as gateway:
+            yield gateway, issuer
+
+
+def statuses(gateway, issuer, count: int) -> list[int]:
+    """What the tokens of as many visitors at once are answered with."""
+
+    def ask(number: int) -> int:
+        token = issuer.token(sub=str(number))
+        return httpx.get(f"{gateway.url}/info", headers=bearer(token), timeout=30).status_code
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(ask, range(count)))
+
+
+def test_a_burst_of_tokens_asks_the_issuer_once(fresh, stub) -> None:
+    gateway, issuer = fresh
+    issuer.delay = 0.5
+    assert statuses(gateway, issuer, 8) == [200] * 8
+    assert issuer.fetches == 1
+
+
+def test_an_issuer_that_fails_is_asked_again_after_a_pause_and_not_by_each_token(
+    fresh, stub, monkeypatch
+) -> None:
+    gateway, issuer = fresh
+    issuer.status, issuer.delay = 500, 0.2
+    for _ in range(2):
+        assert statuses(gateway, issuer, 8) == [503] * 8
+    answer = gateway.client.get("/info", headers=bearer(issuer.token()))
+    assert answer.json()["code"] == "oidc_unavailable"
+    assert 1 <= int(answer.headers["retry-after"]) <= 5
+    assert issuer.fetches == 1
+    issuer.status = 200
+    monkeypatch.setattr(tokens, "PAUSE_S", 0)
+    assert statuses(gateway, issuer, 2) == [200] * 2
+    assert issuer.fetches == 2
+
+
+def test_known_keys_stay_valid_and_fast_while_the_issuer_fails(fresh, stub, monkeypatch) -> None:
+    gateway, issuer = fresh
+    assert statuses(gateway, issuer, 1) == [200]
+    monkeypatch.setattr(tokens, "KEYS_S", 0)
+    issuer.status, issuer.delay = 500, 1.0
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(statuses, gateway, issuer, 1)
+        while issuer.fetches < 2:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        assert statuses(gateway, issuer, 8) == [200] * 8
+        assert time.perf_counter() - began < 0.8
+        assert waiting.result() == [200]
+    assert statuses(gateway, issuer, 8) == [200] * 8
+    assert issuer.fetches == 2
 
 
 def derived(subject: str) -> str:
