@@ -113,21 +113,29 @@ class Upstreams:
     def models(self) -> list[Model]:
         return [model for url in self.entries for model in self.listed.get(url, [])]
 
+    def models_for(self, caller: Caller) -> list[Model]:
+        """The models that a caller may ask; a Problem when there are none."""
+        models = self.models
+        if not models:
+            raise upstream_errors.unavailable(self.settings.refresh_s)
+        allowed = [model for model in models if caller.may_ask(*model.names)]
+        if not allowed:
+            raise Problem(404, "model_unknown", "None of the models that are up is for this key.")
+        return allowed
+
     def model(self, name: str | None, caller: Caller, *, longest_context: bool = False) -> Model:
         """The model of a request: by its name or role, or the first adapter when none is named.
 
         Two servers may have the same base. The first is the adapter's; with `longest_context` it is
         the one with the longest context, which tasks need.
         """
-        models = self.models
-        if not models:
-            raise upstream_errors.unavailable(self.settings.refresh_s)
+        models = self.models_for(caller)
         if name:
             matching = [model for model in models if name in model.names]
             matching = matching or [model for model in models if model.role == name]
         else:
             matching = [model for model in models if model.adapted] or models
-        if not matching or not caller.may_ask(*matching[0].names):
+        if not matching:
             raise Problem(
                 404, "model_unknown", "No such model for this key; GET /v1/models lists them."
             )

@@ -49,7 +49,7 @@ async def compare(request: Request, caller: RateLimited) -> Response:
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
             parsed = [
                 await model_request(gateway, form, name, caller)
-                for name in model_names(gateway, form)
+                for name in model_names(gateway, form, caller)
             ]
     if len({each.model.name for each in parsed}) < len(parsed):
         raise Problem(422, "models", "Name each model once.")
@@ -72,17 +72,26 @@ async def compare(request: Request, caller: RateLimited) -> Response:
     return as_json(document)
 
 
-def model_names(gateway: Gateway, form: Form) -> list[str]:
-    """The models that the form names, or all that have a role."""
+def model_names(gateway: Gateway, form: Form, caller: Caller) -> list[str]:
+    """The models that the form names, or the key's: the first of each role, then other adapters."""
     names = [part.strip() for part in form.text("models").split(",") if part.strip()]
-    if not names:
-        roles = {model.role: model.name for model in gateway.upstreams.models if model.role}
-        adapters = [model.name for model in gateway.upstreams.models if model.adapted]
-        names = [roles[role] for role in ("base", "candidate", "champion") if role in roles]
-        names += [name for name in adapters if name not in names]
-        names = names[:MOST]
-    if not 2 <= len(names) <= MOST:
-        raise Problem(422, "models", f"Name from 2 to {MOST} models.")
+    if names:
+        if not 2 <= len(names) <= MOST:
+            raise Problem(422, "models", f"Name from 2 to {MOST} models.")
+        return names
+    adapters: list[str] = []
+    roles: dict[str, str] = {}
+    for model in gateway.upstreams.models_for(caller):
+        if model.role:
+            roles.setdefault(model.role, model.name)
+        if model.adapted:
+            adapters.append(model.name)
+    names = [roles[role] for role in ("base", "candidate", "champion") if role in roles]
+    names = list(dict.fromkeys([*names, *adapters]))[:MOST]
+    if len(names) < 2:
+        raise Problem(
+            422, "models", "A comparison needs two models, and fewer are up for this key."
+        )
     return names
 
 

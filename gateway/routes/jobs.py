@@ -114,7 +114,7 @@ async def read(gateway: Gateway, form: Form, caller: Caller, exchange: Exchange)
     """The question of one item: for a task where its fields name one, else for /predict."""
     task = form.text("task")
     exchange.task = task if task in gateway.tasks else ""
-    name = form.text("model") or (tasks.base(gateway) if task else None)
+    name = form.text("model") or (tasks.base(gateway, caller) if task else None)
     return await compare.model_request(gateway, form, name, caller)
 
 

@@ -21,6 +21,7 @@ from gateway.bodies import as_json
 from gateway.core import Authenticated, Gateway, RateLimited
 from gateway.errors import Problem
 from gateway.images import Picture
+from gateway.keys import Caller
 from gateway.routes.predict import max_tokens, sizes
 from gateway.served import Model
 from gateway.sessions import Keeper
@@ -61,7 +62,7 @@ async def ask(request: Request, task: str, caller: RateLimited) -> Response:
     exchange.task = chosen.name
     with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
-            name = form.text("model") or base(gateway)
+            name = form.text("model") or base(gateway, caller)
             model = gateway.upstreams.model(name, caller, longest_context=True)
             parsed = await read(gateway, form, chosen, model)
     exchange.digests += parsed.digests
@@ -264,10 +265,10 @@ def find(gateway: Gateway, name: str) -> Task:
     return gateway.tasks[name]
 
 
-def base(gateway: Gateway) -> str | None:
+def base(gateway: Gateway, caller: Caller) -> str | None:
     """The model that tasks go to: an adapter was trained and measured for one prompt only."""
-    names = [model.name for model in gateway.upstreams.models if model.role == "base"]
-    return names[0] if names else None
+    models = gateway.upstreams.models_for(caller)
+    return next((model.name for model in models if model.role == "base"), None)
 
 
 def card(task: Task) -> dict[str, Any]:

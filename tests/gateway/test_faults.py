@@ -217,7 +217,7 @@ def test_an_event_of_a_megabyte_passes(vision, stub) -> None:
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
-def test_a_server_that_is_down_is_not_ready_and_comes_back_by_itself(start, settings_for, stub):
+def test_a_server_that_is_down_is_not_ready_and_comes_back_by_itself(start, stub, png):
     port = free_port()
     with start(server={"url": f"http://127.0.0.1:{port}"}) as gateway:
         assert gateway.client.get("/health").status_code == 200
@@ -226,6 +226,9 @@ def test_a_server_that_is_down_is_not_ready_and_comes_back_by_itself(start, sett
         assert int(ready.headers["retry-after"]) >= 1
         down = ask_chat(gateway)
         assert (down.status_code, down.json()["error"]["code"]) == (503, "model_unavailable")
+        for path in ("/predict", "/tasks/recognition", "/compare"):
+            answer = gateway.client.post(path, files={"files": ("x", png)})
+            assert (answer.status_code, answer.json()["code"]) == (503, "model_unavailable"), path
         from tests.gateway.stub import served
 
         with served(stub.app(), port):

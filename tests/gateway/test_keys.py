@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import jwt
@@ -20,8 +21,9 @@ from gateway import oidc as tokens
 from gateway.oidc import name_of
 from gateway.settings import Settings
 from loraline.errors import UserError
-from tests.gateway.conftest import ask_chat
+from tests.gateway.conftest import ask_chat, started
 from tests.gateway.stub import served
+from tests.gateway.test_faults import until
 
 
 @pytest.fixture
@@ -126,6 +128,85 @@ def test_a_key_sees_its_models_alone(keyed) -> None:
     assert [model["id"] for model in listed] == ["base"]
     assert ask_chat(keyed, headers=bob).status_code == 404
     assert ask_chat(keyed, headers=bob, model="base").status_code == 200
+
+
+def test_a_key_for_some_models_is_answered_by_the_first_that_it_may_ask(keyed, stub, png) -> None:
+    bob, files = bearer(keyed.keys["bob"]), {"files": ("x", png)}
+    answer = keyed.client.post("/predict", files=files, headers=bob)
+    assert (answer.status_code, answer.json().get("model")) == (200, "base"), answer.text
+    alice = bearer(keyed.keys["alice"])
+    assert keyed.client.post("/predict", files=files, headers=alice).json()["model"] == "tiny-lora"
+    refused = keyed.client.post("/compare", files=files, headers=bob)
+    assert (refused.status_code, refused.json()["code"]) == (422, "models")
+    assert "this key" in refused.json()["detail"]
+    assert keyed.client.post("/compare", files=files, headers=alice).status_code == 200
+
+
+@pytest.fixture
+def several(settings_for, tmp_path, stub, monkeypatch):
+    """Four adapters of one server, two of each role, and a key for some of the models."""
+    names = ["new-a", "new-b", "old-a", "old-b"]
+    listed = [
+        {"id": name, "object": "model", "root": f"/adapters/{name}/v1", "parent": "base"}
+        for name in names
+    ]
+    monkeypatch.setattr(stub, "models", [stub.models[0], *listed])
+    roles = ["candidate", "candidate", "champion", "champion"]
+    servers = tuple(
+        settings_for(server={"name": name, "role": role}).servers[0]
+        for name, role in zip(names, roles, strict=True)
+    )
+
+    @contextmanager
+    def gateway_for(*models: str):
+        key, entry = keys.new_key("carol")
+        entries = [entry.model_dump(exclude_none=True) | {"models": models}]
+        (tmp_path / "keys.json").write_text(json.dumps(entries))
+        settings = settings_for(GATEWAY_UPSTREAMS=servers, api_keys_file=tmp_path / "keys.json")
+        with started(settings) as gateway:
+            gateway.client.headers.update(bearer(key))
+            yield gateway
+
+    return gateway_for
+
+
+def test_a_role_and_a_default_are_those_of_the_key(several, stub, png) -> None:
+    files = {"files": ("x", png)}
+    with several("new-b", "old-b") as gateway:
+        client = gateway.client
+        for path, fields, model in (
+            ("/predict", {}, "new-b"),
+            ("/predict", {"model": "candidate"}, "new-b"),
+            ("/predict", {"model": "champion"}, "old-b"),
+            ("/tasks/recognition", {}, "new-b"),
+            ("/tasks/recognition", {"model": "champion"}, "old-b"),
+        ):
+            answer = client.post(path, files=files, data=fields).json()
+            assert answer.get("model") == model, (path, fields, answer)
+        answer = client.post("/compare", files=files).json()
+        assert [each["model"] for each in answer["answers"]] == ["new-b", "old-b"]
+        for name in ("base", "new-a"):
+            refused = client.post("/predict", files=files, data={"model": name})
+            assert (refused.status_code, refused.json()["code"]) == (404, "model_unknown")
+        job = client.post("/jobs", files=files, data={"task": "recognition"}).json()["id"]
+        until(lambda: client.get(f"/jobs/{job}").json()["state"] == "done")
+        result = json.loads(client.get(f"/jobs/{job}/results.jsonl").text)
+        assert result["answer"]["model"] == "new-b"
+
+
+def test_a_key_for_no_model_that_is_up_is_refused_clearly(several, stub, png) -> None:
+    with several("gone") as gateway:
+        for path in ("/predict", "/tasks/recognition", "/compare"):
+            answer = gateway.client.post(path, files={"files": ("x", png)})
+            assert (answer.status_code, answer.json()["code"]) == (404, "model_unknown"), path
+            assert answer.json()["detail"] == "None of the models that are up is for this key."
+    assert not stub.requests
+
+
+def test_a_key_for_all_compares_the_first_of_each_role(several, stub, png) -> None:
+    with several("base", "new-a", "new-b", "old-a", "old-b") as gateway:
+        answer = gateway.client.post("/compare", files={"files": ("x", png)}).json()
+    assert [each["model"] for each in answer["answers"]] == ["base", "new-a", "old-a", "new-b"]
 
 
 def test_the_servers_key_goes_to_the_server_alone(start, stub) -> None:
