@@ -31,7 +31,9 @@ MAX_DEPTH = 16
 MAX_REPEATS = 1000
 """Bounds of a schema that answers must follow: vLLM compiles it before it answers."""
 
-COSTLY = ("pattern", "patternProperties", "format")
+COSTLY = ("pattern", "format")
+"""Expressions; a property may have these names, and is an object then."""
+
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 
 
@@ -268,7 +270,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         if not isinstance(node, dict):
             continue
         for key, value in node.items():
-            if key in COSTLY and not isinstance(value, dict):
+            if key == "patternProperties" or (key in COSTLY and not isinstance(value, dict)):
                 raise costly(f"{key} is not accepted")
             if key in COUNTS and isinstance(value, int | float) and value > MAX_REPEATS:
                 raise costly(f"{key} is above {MAX_REPEATS}")

@@ -121,6 +121,12 @@ def test_a_media_uuid_is_refused(vision, png) -> None:
         ({"type": "array", "maxItems": 10**9}, "maxItems"),
         ({"$ref": "http://x/y"}, r"\$ref"),
         ({"enum": ["x" * 20_000]}, "larger"),
+        ({"patternProperties": {"(a+)+$": {"type": "string"}}}, "patternProperties"),
+        ({"properties": {"a": {"patternProperties": {"(a+)+$": {}}}}}, "patternProperties"),
+        ({"properties": {"properties": {"pattern": "(a+)+$"}}}, "pattern"),
+        ({"$ref": "#/properties", "properties": {"pattern": "(a+)+$"}}, "pattern"),
+        ({"$ref": "#/a", "a": {"patternProperties": {"(a+)+$": {}}}}, "patternProperties"),
+        ({"anyOf": [{"$defs": {"format": {"format": "email"}}}]}, "format"),
     ],
 )
 def test_a_schema_that_takes_long_to_compile_is_refused(vision, schema, why) -> None:
@@ -130,6 +136,15 @@ def test_a_schema_that_takes_long_to_compile_is_refused(vision, schema, why) -> 
     error = post(vision, response_format=form).json()["error"]
     assert error["code"] == "schema"
     assert re.search(why, error["message"])
+
+
+def test_a_schema_may_name_its_properties_as_it_likes(vision, stub) -> None:
+    names = ("pattern", "format", "maxItems", "properties")
+    properties = {name: {"type": "string", "maxLength": 9} for name in names}
+    schema = {"type": "object", "properties": properties, "required": list(names)}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    assert post(vision, response_format=form).status_code == 200
+    assert stub.requests[0]["response_format"]["json_schema"]["schema"] == schema
 
 
 def test_an_image_goes_on_with_its_own_bytes(vision, stub) -> None:
