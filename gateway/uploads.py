@@ -162,7 +162,7 @@ async def parse(parser: MultiPartParser, max_files: int) -> None:
     except MultiPartException as error:
         raise malformed(error, max_files) from None
     except (UnicodeError, ValueError, LookupError):
-        raise Problem(400, "form", "The form cannot be read.") from None
+        raise unreadable() from None
 
 
 def sorted_out(parser: MultiPartParser, accepted: set[str]) -> Form:
@@ -196,7 +196,7 @@ async def pairs(request: Request) -> list[tuple[str, str]]:
     except ClientDisconnect:
         raise ClientGone from None
     except (UnicodeError, ValueError):
-        raise Problem(400, "form", "The form cannot be read.") from None
+        raise unreadable() from None
 
 
 def known(fields: list[tuple[str, str]], accepted: set[str]) -> dict[str, str]:
@@ -204,6 +204,12 @@ def known(fields: list[tuple[str, str]], accepted: set[str]) -> dict[str, str]:
     if any(name not in accepted for name, _ in fields):
         names = ", ".join(sorted(accepted))
         raise Problem(422, "field", f"A field is not known; known are files, {names}.")
+    try:
+        # UTF-7, which a client may name, can hold half a character.
+        for _, value in fields:
+            value.encode()
+    except UnicodeEncodeError:
+        raise unreadable() from None
     return dict(fields)
 
 
@@ -213,6 +219,10 @@ def malformed(error: MultiPartException, max_files: int) -> Problem:
         return Problem(413, "files", f"A request takes {max_files} files at most.")
     if text.startswith(("Too many fields", "Part exceeded")):
         return Problem(413, "fields", "The form has too many fields or one that is too long.")
+    return unreadable()
+
+
+def unreadable() -> Problem:
     return Problem(400, "form", "The form cannot be read.")
 
 

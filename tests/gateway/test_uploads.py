@@ -318,3 +318,20 @@ def test_a_video_may_come_in_a_chat(vision, stub) -> None:
     answer = vision.client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     assert stub.requests[0]["media_io_kwargs"]["video"]["num_frames"] == -1
+
+
+@pytest.mark.parametrize("path", ["/tasks/spatial-boxes", "/jobs"])
+@pytest.mark.parametrize(
+    ("charset", "half"), [("utf-7", b"+2AA-"), ("unicode_escape", b"\\ud800")], ids=str
+)
+def test_half_a_character_is_no_text_of_a_form(vision, stub, png, path, charset, half) -> None:
+    """A client's charset can decode to what no UTF-8 holds."""
+    parts = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n' % each
+        for each in ((b"task", b"spatial-boxes"), (b"text", half), (b'files"; filename="x', png))
+        if path == "/jobs" or each[0] != b"task"
+    )
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = vision.client.post(path, content=parts + b"--x--\r\n", headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (400, "form"), answer.text
+    assert not stub.requests
