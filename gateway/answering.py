@@ -101,12 +101,18 @@ def delta(event: bytes, choice: dict[str, Any], usage: Any) -> tuple[str, dict[s
     choices = chunk.get("choices") or []
     if not choices:
         return "", choice, usage
-    new = choices[0]
-    if new.get("finish_reason"):
-        choice = choice | {"finish_reason": new["finish_reason"]}
-    if new.get("token_ids"):
-        choice = choice | {"token_ids": [*choice.get("token_ids", []), *new["token_ids"]]}
-    return (new.get("delta") or {}).get("content") or "", choice, usage
+    try:
+        new = choices[0]
+        if new.get("finish_reason"):
+            choice = choice | {"finish_reason": new["finish_reason"]}
+        if new.get("token_ids"):
+            choice = choice | {"token_ids": [*choice.get("token_ids", []), *new["token_ids"]]}
+        text = (new.get("delta") or {}).get("content") or ""
+    except (LookupError, TypeError, AttributeError):
+        raise sse.garbage() from None
+    if not isinstance(text, str):
+        raise sse.garbage()
+    return text, choice, usage
 
 
 def summary(

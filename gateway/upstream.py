@@ -96,7 +96,7 @@ class Upstreams:
                 timeout=timeout,
                 allow_redirects=False,
             ) as answer:
-                body = await answer.content.read(MIB)
+                body = await read(answer, MIB)
                 if answer.status != 200:
                     raise ValueError(f"status {answer.status}")
                 self.listed[url] = models_of(self.entries[url], orjson.loads(body))
@@ -164,7 +164,7 @@ class Upstreams:
                     raise self.failed(model, error) from error
             try:
                 if answer.status != 200:
-                    text = (await answer.content.read(2**16)).decode(errors="replace")
+                    text = (await read(answer, 2**16)).decode(errors="replace")
                     raise self.refused(model, answer.status, text)
                 yield answer
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -175,10 +175,14 @@ class Upstreams:
     async def complete(self, model: Model, body: bytes, exchange: Exchange) -> tuple[bytes, Any]:
         """A whole answer: as it came, and parsed."""
         async with self.post(model, body) as answer:
-            content = await read(answer)
+            content = await read(answer, MAX_ANSWER + 1)
+        if len(content) > MAX_ANSWER:
+            raise self.garbage(model)
         try:
             completion = orjson.loads(content)
             choice = completion["choices"][0]
+            if not isinstance(choice["message"].get("content"), str | None):
+                raise TypeError
             exchange.finish_reason = str(choice.get("finish_reason") or "")[:32]
             exchange.count(completion.get("usage"))
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -244,11 +248,12 @@ class Upstreams:
         return upstream_errors.refused(status, text, self.settings.refresh_s)
 
 
-async def read(answer: aiohttp.ClientResponse) -> bytes:
+async def read(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """The whole body, or as many bytes of it."""
     pieces, total = [], 0
     async for data in answer.content.iter_any():
-        total += len(data)
-        if total > MAX_ANSWER:
-            raise sse.garbage()
         pieces.append(data)
-    return b"".join(pieces)
+        total += len(data)
+        if total >= most:
+            break
+    return b"".join(pieces)[:most]

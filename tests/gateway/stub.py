@@ -22,6 +22,13 @@ TOO_LONG = (
     "the input prompt."
 )
 
+SHAPES: dict[str, Any] = {
+    "no message": {"index": 0, "finish_reason": "stop"},
+    "message of a text": {"index": 0, "finish_reason": "stop", "message": "one"},
+    "content of a list": {"index": 0, "finish_reason": "stop", "message": {"content": [1]}},
+}
+"""Choices that are none, by fault."""
+
 
 class Stub:
     """What it serves and how it fails; tests set the fields while it runs."""
@@ -94,6 +101,8 @@ class Stub:
             return web.json_response({"error": "Unauthorized"}, status=401)
         if self.fault == "down":
             return web.Response(status=503)
+        if self.fault == "pieces":
+            return await self.in_pieces(request, {"object": "list", "data": self.models}, 200)
         return web.json_response({"object": "list", "data": self.models})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -119,6 +128,10 @@ class Stub:
         if fault == "reset":
             request.transport.abort()
             return web.Response()
+        if fault == "pieces":
+            return await self.in_pieces(request, {"error": {"message": TOO_LONG}}, 400)
+        if fault in SHAPES and not body.get("stream"):
+            return web.json_response({"choices": [SHAPES[fault]], "usage": self.usage(body)})
         if fault.startswith("status"):
             words = TOO_LONG if fault == "status 400 long" else "secret at 0x7f00 in /root/vllm"
             status = int(fault.split()[1])
@@ -153,6 +166,18 @@ class Stub:
             result["prompt_token_ids"] = [1, 2, 3]
         return web.json_response(result)
 
+    async def in_pieces(
+        self, request: web.Request, document: dict[str, Any], status: int
+    ) -> web.StreamResponse:
+        """A body as a network may deliver it: not all at once."""
+        answer = web.StreamResponse(status=status, headers={"Content-Type": "application/json"})
+        await answer.prepare(request)
+        content = json.dumps(document).encode()
+        for place in range(0, len(content), 100):
+            await answer.write(content[place : place + 100])
+            await asyncio.sleep(0.01)
+        return answer
+
     def tokens_of(self, body: dict[str, Any]) -> list[str]:
         return self.answers.get(body["model"], self.tokens)
 
@@ -166,6 +191,12 @@ class Stub:
         await answer.prepare(request)
         if fault == "garbage stream":
             await answer.write(b"hello, I am no event\n\nnor I\n\n")
+            return answer
+        if fault in SHAPES:
+            choice = SHAPES[fault] | {"delta": SHAPES[fault].get("message")}
+            await answer.write(self.event(body, {"content": "a"}))
+            await answer.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+            await answer.write(b"data: [DONE]\n\n")
             return answer
         if fault == "error first":
             await answer.write(self.error(TOO_LONG, 400))

@@ -17,7 +17,7 @@ from ports import free_port
 
 from gateway import server, upstream
 from tests.gateway.conftest import CONTRACT, ask_chat
-from tests.gateway.stub import Stub, served
+from tests.gateway.stub import SHAPES, Stub, served
 
 
 def until(condition, seconds: float = 10) -> float:
@@ -67,6 +67,32 @@ def test_a_server_that_fails_is_a_problem_in_our_words(vision, stub, png, fault,
         assert int(answer.headers["retry-after"]) >= 1
     if code == "context":
         assert (result["limit"], result["asked"]) == (512, 9000)
+
+
+@pytest.mark.parametrize("fault", SHAPES)
+@pytest.mark.parametrize("path", ["/predict", "/tasks/recognition"])
+def test_a_choice_of_another_form_is_the_servers_failure(vision, stub, png, fault, path) -> None:
+    stub.fault = fault
+    answer = vision.client.post(path, files={"files": ("x", png)})
+    assert (answer.status_code, answer.json()["code"]) == (502, "upstream_garbage")
+
+
+@pytest.mark.parametrize("fault", ["message of a text", "content of a list"])
+@pytest.mark.parametrize("path", ["/predict", "/tasks/recognition"])
+def test_a_piece_of_another_form_is_the_servers_failure_too(vision, stub, png, fault, path) -> None:
+    stub.fault = fault
+    answer = vision.client.post(path, files={"files": ("x", png)}, data={"stream": "true"})
+    piece, error = answer.text.strip().split("\n\n")
+    assert json.loads(piece.partition("data: ")[2])["text"] == "a"
+    assert error.startswith("event: error")
+    assert json.loads(error.partition("data: ")[2])["code"] == "upstream_garbage"
+
+
+def test_what_a_server_says_may_come_in_pieces(start, stub) -> None:
+    stub.fault = "pieces"
+    with start() as gateway:
+        assert gateway.client.get("/ready").status_code == 200
+        assert ask_chat(gateway).json()["error"]["code"] == "context"
 
 
 def test_a_lost_connection_is_tried_once_more(vision, stub) -> None:
