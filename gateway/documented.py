@@ -12,7 +12,7 @@ WHAT = {
     401: "No valid key.",
     404: "There is no such thing for this key.",
     408: "The client stopped sending.",
-    409: "Not in its present state.",
+    409: "The session is full, or this key has as many jobs or sessions as it may.",
     413: "Too large or too many.",
     415: "A type that is not accepted.",
     422: "A value that is not accepted.",

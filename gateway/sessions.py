@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gateway import store
@@ -48,20 +49,27 @@ class Sessions:
         """Append a turn with its media; a Problem when the session is full or none."""
 
         def append(document: dict[str, Any]) -> None:
-            if len(document["turns"]) >= MAX_TURNS:
-                raise full()
+            check_turns(document)
             document["turns"].append(turn)
 
         def add() -> dict[str, Any]:
             folder = self.store.folder(caller, name)
-            new = sum(len(picture.content) for picture in pictures)
-            if pictures and store.size(folder) + new > MAX_SESSION:
-                raise full()
+            check_size(folder, pictures)
             for picture in pictures:
                 store.add_medium(folder, picture.content, picture.sha256)
             return self.store.change(folder, append)
 
         return await asyncio.to_thread(add)
+
+    async def check(self, caller: Caller, name: str, pictures: Sequence[Picture]) -> None:
+        """Raise the Problem of a turn that could not be added."""
+
+        def check() -> None:
+            folder = self.store.folder(caller, name)
+            check_turns(self.store.read(folder))
+            check_size(folder, pictures)
+
+        await asyncio.to_thread(check)
 
     async def medium(self, caller: Caller, name: str, sha256: str) -> tuple[bytes, str]:
         """An image of a session and its type."""
@@ -97,9 +105,9 @@ class Keeper:
         self.pictures = pictures
 
     async def check(self) -> None:
-        """Raise the Problem of 404 before the model is asked, not after."""
+        """Raise the Problem of a session that is full or none before the model is asked."""
         if self.name:
-            await self.sessions.read(self.caller, self.name)
+            await self.sessions.check(self.caller, self.name, self.pictures)
 
     async def keep(self, answer: dict[str, Any]) -> None:
         if not self.name:
@@ -122,6 +130,17 @@ class Keeper:
             "answer": {key: value for key, value in answer.items() if key != "overlay"},
         }
         await self.sessions.add(self.caller, self.name, turn, self.pictures)
+
+
+def check_turns(document: dict[str, Any]) -> None:
+    if len(document["turns"]) >= MAX_TURNS:
+        raise full()
+
+
+def check_size(folder: Path, pictures: Sequence[Picture]) -> None:
+    new = sum(len(picture.content) for picture in pictures)
+    if pictures and store.size(folder) + new > MAX_SESSION:
+        raise full()
 
 
 def full() -> Problem:

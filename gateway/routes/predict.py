@@ -36,7 +36,7 @@ FIELDS = {
     "token_ids": "true to get the answer's tokens, too.",
     "session": "Session that keeps question and answer.",
 }
-ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
+ERRORS = (400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504, 507)
 
 
 @router.post(

@@ -41,7 +41,7 @@ FIELDS = {
     "overlay": "svg, png, or both with a comma between: the image with its results marked.",
     "session": "Session that keeps question and answer.",
 }
-ERRORS = (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504, 507)
+ERRORS = (400, 401, 404, 408, 409, 413, 415, 422, 429, 500, 502, 503, 504, 507)
 
 
 @router.get("/tasks", responses=documented.problems(401))

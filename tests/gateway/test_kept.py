@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from gateway import exports, jobs, keys
+from gateway import exports, jobs, keys, sessions
 from gateway.store import Store
 from tests.gateway.conftest import ask_chat, picture, started
 from tests.gateway.test_faults import until
@@ -49,6 +49,20 @@ def test_a_session_that_is_none_is_said_before_the_model_is_asked(vision, stub, 
     answer = vision.client.post("/predict", files={"files": ("x", png)}, data=data)
     assert answer.status_code == 404
     assert not stub.requests
+
+
+@pytest.mark.parametrize("path", ["/predict", "/tasks/recognition", "/compare"])
+@pytest.mark.parametrize("most", ["MAX_TURNS", "MAX_SESSION"])
+def test_a_full_session_is_refused_before_the_model_is_asked(
+    vision, stub, png, session, path, most, monkeypatch
+) -> None:
+    vision.client.post("/predict", files={"files": ("x", png)}, data={"session": session})
+    asked = len(stub.requests)
+    monkeypatch.setattr(sessions, most, 1)
+    new = picture("PNG", (50, 50))
+    answer = vision.client.post(path, files={"files": ("x", new)}, data={"session": session})
+    assert (answer.status_code, answer.json()["code"]) == (409, "session_full")
+    assert len(stub.requests) == asked
 
 
 def test_each_key_sees_its_own_alone(start, tmp_path, stub, png) -> None:
