@@ -210,6 +210,7 @@ class Jobs:
         finally:
             for upload in form.files:
                 upload.file.close()
+        exchange.digests += parsed.digests
         return await answered(self.gateway, parsed, caller, exchange)
 
     def progress(self, folder: Path) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def write_audit(exchange: Exchange) -> None:
     for name in ("code", "model", "version", "task", "finish_reason", "digests"):
         if value := getattr(exchange, name):
             fields[name] = value
-    if exchange.model:
+    # A comparison has no model of its own, but its models' tokens.
+    if exchange.model or exchange.prompt_tokens:
         fields |= {
             "prompt_tokens": exchange.prompt_tokens,
             "completion_tokens": exchange.completion_tokens,

@@ -54,7 +54,7 @@ async def compare(request: Request, caller: RateLimited) -> Response:
     if len({each.model.name for each in parsed}) < len(parsed):
         raise Problem(422, "models", "Name each model once.")
     pictures = list(parsed[0].pictures)
-    exchange.digests += [picture.sha256 for picture in pictures]
+    exchange.digests += parsed[0].digests
     exchange.task = form.text("task") and parsed[0].task.name
     question = form.fields.get("text") or form.fields.get("question", "")
     keeper = Keeper(gateway.sessions, caller, form.text("session"), "compare", question, pictures)

@@ -51,7 +51,7 @@ async def predict(request: Request, caller: RateLimited) -> Response:
     with gateway.admission.upload_slot():
         async with uploads.form(request, set(FIELDS), max_files=gateway.settings.max_files) as form:
             parsed = await read(gateway, form, caller)
-    exchange.digests += [picture.sha256 for picture in parsed.pictures]
+    exchange.digests += parsed.digests
     keeper = Keeper(
         gateway.sessions, caller, form.text("session"), "predict", parsed.question, parsed.pictures
     )
@@ -73,6 +73,10 @@ class Predict:
     @property
     def count(self) -> int:
         return max(1, len(self.pictures))
+
+    @property
+    def digests(self) -> list[str]:
+        return [picture.sha256 for picture in self.pictures]
 
     def body(self, index: int) -> dict[str, Any]:
         """The request about one image, byte for byte what verify_serving sends."""

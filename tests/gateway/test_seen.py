@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -17,6 +18,7 @@ from gateway.metrics import Metrics
 from tests.gateway.conftest import ask_chat
 from tests.gateway.stub import served
 from tests.gateway.test_faults import until
+from tests.gateway.test_uploads import film
 
 MONITORING = Path(__file__).parents[2] / "gateway/monitoring"
 
@@ -94,23 +96,25 @@ def test_metrics_may_have_a_port_of_their_own(start, stub) -> None:
             assert b"loraline_gateway_running" in answer.read()
 
 
-def test_an_audit_line_says_who_asked_what_for_how_much(start, stub, png, tmp_path) -> None:
+@pytest.fixture
+def audit_lines(tmp_path):
+    """Reads the audit lines that were written since the test began."""
     handler = logging.FileHandler(tmp_path / "audit")
     handler.setFormatter(logs.Json())
     logs.audit.addHandler(handler)
     level = logs.audit.level
     logs.audit.setLevel(logging.INFO)
-    try:
-        with start() as gateway:
-            answer = gateway.client.post("/predict", files={"files": ("x", png)})
-            assert gateway.client.get("/health").status_code == 200
-            assert gateway.client.get("/ready").status_code == 200
-    finally:
-        logs.audit.removeHandler(handler)
-        logs.audit.setLevel(level)
-    import hashlib
+    yield lambda: list(map(json.loads, (tmp_path / "audit").read_text().splitlines()))
+    logs.audit.removeHandler(handler)
+    logs.audit.setLevel(level)
 
-    lines = list(map(json.loads, (tmp_path / "audit").read_text().splitlines()))
+
+def test_an_audit_line_says_who_asked_what_for_how_much(start, stub, png, audit_lines) -> None:
+    with start() as gateway:
+        answer = gateway.client.post("/predict", files={"files": ("x", png)})
+        assert gateway.client.get("/health").status_code == 200
+        assert gateway.client.get("/ready").status_code == 200
+    lines = audit_lines()
     assert not {line["route"] for line in lines} & {"/health", "/ready"}, "a kubelet's probes"
     (line,) = [line for line in lines if line["route"] == "/predict"]
     assert line["request_id"] == answer.headers["x-request-id"]
@@ -119,6 +123,35 @@ def test_an_audit_line_says_who_asked_what_for_how_much(start, stub, png, tmp_pa
     assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 3)
     assert line["digests"] == [hashlib.sha256(png).hexdigest()]
     assert line["status"] == 200 and line["bytes_in"] > len(png) and line["ms"] > 0
+
+
+def test_an_audit_line_of_a_comparison_has_the_tokens_of_all_models(
+    start, stub, png, audit_lines
+) -> None:
+    with start() as gateway:
+        assert gateway.client.post("/compare", files={"files": ("x", png)}).status_code == 200
+    (line,) = audit_lines()
+    assert (line["route"], line["digests"]) == ("/compare", [hashlib.sha256(png).hexdigest()])
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (14, 6)
+
+
+@pytest.mark.parametrize("task", ["", "recognition", "video-events"])
+def test_an_audit_line_has_the_digests_of_a_jobs_and_a_comparisons_media(
+    start, stub, png, audit_lines, task
+) -> None:
+    content = film(1) if task.startswith("video") else png
+    files = {"files": ("x", content)}
+    with start() as gateway:
+        job = gateway.client.post("/jobs", files=files, data={"task": task}).json()["id"]
+        until(lambda: gateway.client.get(f"/jobs/{job}").json()["state"] == "done")
+        answer = gateway.client.post("/compare", files=files, data={"task": task})
+        assert answer.status_code == 200, answer.text
+    digests = [
+        line["digests"]
+        for line in audit_lines()
+        if line["method"] == "JOB" or line["route"] == "/compare"
+    ]
+    assert digests == [[hashlib.sha256(content).hexdigest()]] * 2
 
 
 def test_a_request_id_of_a_client_is_kept_when_it_is_a_uuid(vision) -> None:
