@@ -80,7 +80,7 @@ class Sessions:
             for medium in turn.get("media", ())
         }
         if sha256 not in kinds:
-            raise Problem(404, "not_found", "There is no such thing for this key.")
+            raise store.missing()
         path = self.store.folder(caller, name) / store.MEDIA / sha256
         return await asyncio.to_thread(path.read_bytes), kinds[sha256]
 

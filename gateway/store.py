@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ class Store:
         """The caller's folder of that ID; Problem of 404 if there is none or another has it."""
         folder = self.owner(caller) / name
         if not ID.fullmatch(name) or not (folder / self.document).is_file():
-            raise Problem(404, "not_found", "There is no such thing for this key.")
+            raise missing()
         return folder
 
     def read(self, folder: Path) -> dict[str, Any]:
         try:
             document: dict[str, Any] = json.loads((folder / self.document).read_bytes())
         except FileNotFoundError:
-            raise Problem(404, "not_found", "There is no such thing for this key.") from None
+            raise missing() from None
         return document
 
     def of(self, caller: Caller) -> list[Path]:
@@ -77,7 +77,7 @@ class Store:
         try:
             file = (folder / "lock").open("w")
         except FileNotFoundError:
-            raise Problem(404, "not_found", "There is no such thing for this key.") from None
+            raise missing() from None
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -97,7 +97,10 @@ class Store:
 
     def remove(self, folder: Path) -> None:
         gone = folder.with_name(f".{folder.name}")
-        folder.rename(gone)
+        try:
+            folder.rename(gone)
+        except FileNotFoundError:
+            raise missing() from None
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self, hours: float) -> None:
@@ -107,13 +110,20 @@ class Store:
         """
         oldest = time.time() - hours * 3600
         for folder in self.all():
-            if (folder / self.document).stat().st_mtime < oldest:
-                with self.locked(folder, wait=False) as is_free:
-                    if is_free:
-                        self.remove(folder)
+            # A caller or another replica may remove it first.
+            with suppress(FileNotFoundError, Problem):
+                if (folder / self.document).stat().st_mtime < oldest:
+                    with self.locked(folder, wait=False) as is_free:
+                        if is_free:
+                            self.remove(folder)
         for half in self.root.glob("*/.[0-9a-f]*"):
-            if half.stat().st_mtime < time.time() - 3600:
-                shutil.rmtree(half, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                if half.stat().st_mtime < time.time() - 3600:
+                    shutil.rmtree(half, ignore_errors=True)
+
+
+def missing() -> Problem:
+    return Problem(404, "not_found", "There is no such thing for this key.")
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -130,7 +131,12 @@ async def listed(request: Request, caller: Authenticated) -> Response:
     all_jobs = jobs_of(request)
 
     def read() -> list[dict[str, Any]]:
-        return [all_jobs.progress(path.parent) for path in all_jobs.store.of(caller)]
+        documents = []
+        for path in all_jobs.store.of(caller):
+            # Another request or the sweep may have removed it since.
+            with suppress(Problem):
+                documents.append(all_jobs.progress(path.parent))
+        return documents
 
     return as_json({"jobs": await asyncio.to_thread(read)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from gateway import bodies, core, documented, exports, images, store
 from gateway.bodies import Strict, as_json
 from gateway.core import Authenticated, RateLimited
+from gateway.errors import Problem
 from gateway.sessions import Sessions
 
 router = APIRouter(tags=["Sessions"])
@@ -55,7 +57,11 @@ async def listed(request: Request, caller: Authenticated) -> Response:
     sessions = sessions_of(request)
 
     def read() -> list[dict[str, Any]]:
-        documents = [sessions.store.read(path.parent) for path in sessions.store.of(caller)]
+        documents = []
+        for path in sessions.store.of(caller):
+            # Another request or the sweep may have removed it since.
+            with suppress(Problem):
+                documents.append(sessions.store.read(path.parent))
         short = [each | {"turns": len(each["turns"])} for each in documents]
         return sorted(short, key=lambda each: -each["changed"])
 

@@ -353,6 +353,66 @@ def test_what_has_been_kept_long_enough_is_swept(tmp_path) -> None:
     assert not half.exists() and not old.exists()
 
 
+@pytest.fixture
+def racing(monkeypatch):
+    """Removes the first folder of a store after it was listed, as another replica would."""
+    from gateway import store
+
+    def race(name: str) -> None:
+        listed = getattr(Store, name)
+
+        def list_and_remove(self, *args):
+            folders = listed(self, *args)
+            first = folders[0] if name == "all" else folders[0].parent
+            store.shutil.rmtree(first)
+            return folders
+
+        monkeypatch.setattr(Store, name, list_and_remove)
+
+    return race
+
+
+@pytest.mark.parametrize("path", ["/sessions", "/jobs"])
+def test_what_goes_while_it_is_listed_is_left_out(start, stub, png, racing, path) -> None:
+    more = {"files": {"files": ("x", png)}} if path == "/jobs" else {"json": {}}
+    with start() as gateway:
+        made = [gateway.client.post(path, **more).json()["id"] for _ in range(2)]
+        if path == "/jobs":
+            for job in made:
+                wait_for(gateway, job)
+        racing("of")
+        answer = gateway.client.get(path)
+    assert answer.status_code == 200, answer.text
+    assert [each["id"] for each in answer.json()[path[1:]]] == [max(made)]
+
+
+def test_a_folder_that_goes_while_all_are_swept_keeps_none_of_the_others(tmp_path, racing) -> None:
+    import os
+
+    from gateway.keys import Caller
+
+    store = Store(tmp_path, "session.json")
+    caller = Caller("alice", "1/second", 1, 1)
+    for _ in range(3):
+        folder = store.create(caller, {})
+        os.utime(folder / "session.json", (1, 1))
+    racing("all")
+    store.sweep(24)
+    assert not list(store.owner(caller).iterdir())
+
+
+def test_what_is_removed_twice_is_not_there_the_second_time(tmp_path) -> None:
+    from gateway.errors import Problem
+    from gateway.keys import Caller
+
+    store = Store(tmp_path, "session.json")
+    folder = store.create(Caller("alice", "1/second", 1, 1), {})
+    store.remove(folder)
+    with pytest.raises(Problem) as refused:
+        store.remove(folder)
+    assert refused.value.status == 404
+
+
 def test_a_job_at_work_is_not_swept_however_long_it_takes(tmp_path) -> None:
     import os
 
