@@ -159,7 +159,11 @@ def pdf(document: dict[str, Any], media: Path, font: Path | None) -> bytes:
 
     def write(text: str, size: int) -> None:
         page.set_font(family, size=size)
-        plain = "".join(each for each in text if each == "\n" or each.isprintable())
+        # Tabs and most kinds of spaces are not printable, but part words.
+        spaced = "".join(
+            " " if each.isspace() and each != "\n" else each for each in text.replace("\r\n", "\n")
+        )
+        plain = "".join(each for each in spaced if each == "\n" or each.isprintable())
         if path is None:
             plain = plain.encode("latin-1", "replace").decode("latin-1")
         page.multi_cell(0, text=plain, new_x="LMARGIN", new_y="NEXT", wrapmode=WrapMode.CHAR)

@@ -182,6 +182,16 @@ def test_pdf_holds_the_text_and_no_link(vision, evil) -> None:
     assert sum(len(page.images) for page in reader.pages) == 1
 
 
+def test_pdf_keeps_words_apart_that_no_plain_space_parts(vision, session) -> None:
+    from pypdf import PdfReader
+
+    turn = {"question": "a\tb", "answer": "10\u00a0km\u2003wide\r\nnext\u2028last"}
+    vision.client.post(f"/sessions/{session}/turns", json=turn)
+    reader = PdfReader(io.BytesIO(export(vision, session, "pdf").content))
+    words = "".join(page.extract_text() for page in reader.pages).split()
+    assert {"a", "b", "10", "km", "wide", "next", "last"} <= set(words)
+
+
 def test_another_format_is_refused(vision, session) -> None:
     answer = vision.client.get(f"/sessions/{session}/export", params={"format": "exe"})
     assert answer.status_code == 422
