@@ -30,6 +30,9 @@ FONTS = (
     "/usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc",
     "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
 )
+HEADING = str.maketrans({"`": "", "<": "&lt;", "[": "(", "]": ")"})
+"""Characters that would begin code, HTML, a link or a picture in a heading of Markdown."""
+
 WIDEST = 1024
 """Pixels of a picture's longer side in a PDF."""
 
@@ -92,7 +95,8 @@ def markdown(document: dict[str, Any]) -> str:
     if document["title"]:
         parts.append(fenced(document["title"]))
     for turn in document["turns"]:
-        parts.append(f"## {heading(turn).replace('`', '').replace('<', '&lt;')}\n")
+        line = " ".join(heading(turn).split()).translate(HEADING)
+        parts.append(f"## {line}\n")
         parts += [f"Image {medium['sha256']}\n" for medium in turn.get("media", ())]
         if turn.get("question"):
             parts += ["Question:\n", fenced(turn["question"])]

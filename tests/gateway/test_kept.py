@@ -100,7 +100,7 @@ def evil(vision, stub, session):
     stub.tokens = [EVIL]
     exif = picture("JPEG", (40, 30))
     vision.client.post("/predict", files={"files": ("x", exif)}, data={"session": session})
-    turn = {"question": EVIL, "answer": EVIL}
+    turn = {"question": EVIL, "answer": EVIL, "model": f"![x](http://x/y)\n{EVIL}"}
     vision.client.post(f"/sessions/{session}/turns", json=turn)
     return session
 
@@ -151,7 +151,12 @@ def test_markdown_has_the_strangers_text_in_blocks_alone(vision, evil) -> None:
         else:
             outside.append(line)
     assert not fence
-    assert not any(word in line for line in outside for word in ("<img", "cmd", "no heading"))
+    headings = [line for line in outside if line.startswith("## ")]
+    others = [line for line in outside if line not in headings]
+    assert len(headings) == 2
+    assert not any(word in line for line in others for word in ("<img", "cmd", "no heading"))
+    # A model's name is a client's words where its answer is kept by /turns.
+    assert not any(mark in line for line in headings for mark in ("<", "[", "`"))
     assert EVIL in text
 
 
