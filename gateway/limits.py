@@ -25,6 +25,9 @@ from loraline.errors import UserError
 REDIS_S = 1
 """Seconds that Redis may take before a replica counts on its own."""
 
+VIDEOS = 2
+"""Videos that are decoded at a time: a decoder may take 2 GiB (gateway.frames)."""
+
 
 class Rates:
     """Requests and tokens of each caller, in this process or, with Redis, of all replicas.
@@ -118,6 +121,7 @@ class Admission:
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.free = asyncio.Semaphore(settings.max_running)
+        self.decoders = asyncio.Semaphore(VIDEOS)
         self.waiting = 0
         self.most_waiting = settings.max_waiting
         self.patience = settings.max_wait_s
@@ -135,6 +139,19 @@ class Admission:
         finally:
             self.metrics.running.dec()
             self.free.release()
+
+    @asynccontextmanager
+    async def video_slot(self) -> AsyncIterator[None]:
+        """One of the videos that are decoded; a Problem of 429 if none is free in time."""
+        try:
+            async with asyncio.timeout(self.patience):
+                await self.decoders.acquire()
+        except TimeoutError:
+            raise self.overload() from None
+        try:
+            yield
+        finally:
+            self.decoders.release()
 
     @contextmanager
     def caller_slot(self, caller: Caller) -> Iterator[None]:

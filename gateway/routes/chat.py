@@ -154,7 +154,7 @@ async def chat_completions(request: Request) -> Response:
     chat = await bodies.read(request, ChatRequest)
     model = gateway.upstreams.model(chat.model, caller)
     exchange.model = model.name
-    body = await forwarded(chat, model, gateway.settings, exchange)
+    body = await forwarded(chat, model, gateway, exchange)
     if chat.stream:
         with_usage = chat.stream_options is not None and chat.stream_options.include_usage
         events = passed_on(gateway, model, body, caller, exchange, with_usage)
@@ -187,9 +187,10 @@ def failed(problem: Problem, exchange: Exchange) -> bytes:
 
 
 async def forwarded(
-    chat: ChatRequest, model: Model, settings: Settings, exchange: Exchange
+    chat: ChatRequest, model: Model, gateway: Gateway, exchange: Exchange
 ) -> dict[str, Any]:
     """The body for vLLM: the accepted fields, with checked media."""
+    settings = gateway.settings
     body = chat.model_dump(exclude_none=True, by_alias=True)
     for name in ("user", "n", "stream", "stream_options"):
         body.pop(name, None)
@@ -217,7 +218,8 @@ async def forwarded(
                 part["image_url"]["url"], settings, exchange
             )
         else:
-            clip = await checked_video(part["video_url"]["url"], model, settings)
+            async with gateway.admission.video_slot():
+                clip = await checked_video(part["video_url"]["url"], model, settings)
             part["video_url"]["url"] = clip.uri
             if "media_io_kwargs" in body:
                 raise Problem(422, "videos", "A request takes one video.")

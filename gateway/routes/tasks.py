@@ -179,12 +179,13 @@ async def read(gateway: Gateway, form: Form, task: Task, model: Model) -> TaskRe
     if task.inputs == "video":
         if len(videos) != 1 or len(form.files) != 1:
             raise Problem(422, "files", "This task takes one video.")
-        clip = await videos[0].clip(
-            settings,
-            max_frames=min(limits.max_frames, settings.max_frames),
-            max_seconds=min(limits.max_seconds, settings.max_seconds),
-            cell=pixels.cell(model.family),
-        )
+        async with gateway.admission.video_slot():
+            clip = await videos[0].clip(
+                settings,
+                max_frames=min(limits.max_frames, settings.max_frames),
+                max_seconds=min(limits.max_seconds, settings.max_seconds),
+                cell=pixels.cell(model.family),
+            )
     elif task.inputs == "image":
         most = limits.max_images
         if not 1 <= len(form.files) <= most:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from PIL import Image
 from gateway import frames, images, video
 from gateway.errors import Problem
 from gateway.settings import Settings
-from tests.gateway.conftest import picture
+from tests.gateway.conftest import ask_chat, picture
 from tests.gateway.test_predict import ask
 
 
@@ -148,6 +149,50 @@ def test_a_video_that_takes_too_long_is_given_up(start, stub) -> None:
     with start(video_timeout_s=0.01) as gateway:
         answer = show(gateway, film())
     assert (answer.status_code, answer.json()["code"]) == (422, "media_broken")
+
+
+@pytest.fixture
+def decoding(monkeypatch):
+    """How many videos were decoded at a time, at most; each takes half a second."""
+    counts = {"now": 0, "most": 0}
+    real = video.read
+
+    async def slowly(process):
+        counts["now"] += 1
+        counts["most"] = max(counts.values())
+        await asyncio.sleep(0.5)
+        counts["now"] -= 1
+        return await real(process)
+
+    monkeypatch.setattr(video, "read", slowly)
+    return counts
+
+
+def watch(gateway, content: bytes):
+    uri = "data:video/mp4;base64," + base64.b64encode(content).decode()
+    part = {"type": "video_url", "video_url": {"url": uri}}
+    return ask_chat(gateway, messages=[{"role": "user", "content": [part]}])
+
+
+@pytest.mark.parametrize("ask_about", [show, watch])
+def test_two_videos_are_decoded_at_a_time(vision, stub, decoding, ask_about) -> None:
+    """A decoder may take 2 GiB, and the gateway's pod has four."""
+    content = film(1)
+    with ThreadPoolExecutor(5) as threads:
+        answers = list(threads.map(lambda _: ask_about(vision, content), range(5)))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert decoding["most"] == 2
+
+
+def test_a_video_that_waits_for_long_is_refused(start, stub, decoding) -> None:
+    content = film(1)
+    with start(max_wait_s=0.1) as gateway:
+        with ThreadPoolExecutor(3) as threads:
+            answers = list(threads.map(lambda _: show(gateway, content), range(3)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 429]
+        (refused,) = [answer for answer in answers if answer.status_code == 429]
+        assert refused.json()["code"] == "overload" and "retry-after" in refused.headers
+        assert show(gateway, content).status_code == 200
 
 
 def test_the_decoder_sees_no_secret_and_no_file(monkeypatch, tmp_path) -> None:
