@@ -20,6 +20,8 @@ MAX_SESSIONS = 1000
 """Sessions that one caller may have."""
 
 MAX_SESSION = 512 * MIB
+MAX_TEXTS = 32 * MIB
+"""Bytes of a session without its media: all of them are read for each turn."""
 
 
 class Sessions:
@@ -49,12 +51,13 @@ class Sessions:
         """Append a turn with its media; a Problem when the session is full or none."""
 
         def append(document: dict[str, Any]) -> None:
-            check_turns(document)
+            if len(document["turns"]) >= MAX_TURNS:
+                raise full()
             document["turns"].append(turn)
 
         def add() -> dict[str, Any]:
             folder = self.store.folder(caller, name)
-            check_size(folder, pictures)
+            self.check_size(folder, pictures, len(store.encoded(turn)))
             for picture in pictures:
                 store.add_medium(folder, picture.content, picture.sha256)
             return self.store.change(folder, append)
@@ -66,10 +69,19 @@ class Sessions:
 
         def check() -> None:
             folder = self.store.folder(caller, name)
-            check_turns(self.store.read(folder))
-            check_size(folder, pictures)
+            if len(self.store.read(folder)["turns"]) >= MAX_TURNS:
+                raise full()
+            self.check_size(folder, pictures, 1)
 
         await asyncio.to_thread(check)
+
+    def check_size(self, folder: Path, pictures: Sequence[Picture], more: int) -> None:
+        """Refuse pictures and so many bytes of text that a session has no room for."""
+        if (folder / self.store.document).stat().st_size + more > MAX_TEXTS:
+            raise full()
+        new = sum(len(picture.content) for picture in pictures)
+        if pictures and store.size(folder) + new > MAX_SESSION:
+            raise full()
 
     async def medium(self, caller: Caller, name: str, sha256: str) -> tuple[bytes, str]:
         """An image of a session and its type."""
@@ -130,17 +142,6 @@ class Keeper:
             "answer": {key: value for key, value in answer.items() if key != "overlay"},
         }
         await self.sessions.add(self.caller, self.name, turn, self.pictures)
-
-
-def check_turns(document: dict[str, Any]) -> None:
-    if len(document["turns"]) >= MAX_TURNS:
-        raise full()
-
-
-def check_size(folder: Path, pictures: Sequence[Picture]) -> None:
-    new = sum(len(picture.content) for picture in pictures)
-    if pictures and store.size(folder) + new > MAX_SESSION:
-        raise full()
 
 
 def full() -> Problem:

@@ -130,11 +130,15 @@ def write(path: Path, document: dict[str, Any]) -> None:
     """Replace a file; a full disk leaves the old one."""
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        new.write_bytes(json.dumps(document, ensure_ascii=False).encode())
+        new.write_bytes(encoded(document))
         os.replace(new, path)
     except OSError:
         new.unlink(missing_ok=True)
         raise
+
+
+def encoded(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 def add_medium(folder: Path, content: bytes, sha256: str) -> None:

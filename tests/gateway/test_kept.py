@@ -65,6 +65,21 @@ def test_a_full_session_is_refused_before_the_model_is_asked(
     assert len(stub.requests) == asked
 
 
+def test_a_sessions_texts_have_a_limit_too(vision, stub, png, session, monkeypatch) -> None:
+    """Its document is read whole for each turn: a key could fill the memory with one."""
+    monkeypatch.setattr(sessions, "MAX_TEXTS", 10_000)
+    turn = {"question": "x" * 3000, "answer": "y" * 3000}
+    assert vision.client.post(f"/sessions/{session}/turns", json=turn).status_code == 201
+    full = vision.client.post(f"/sessions/{session}/turns", json=turn)
+    assert (full.status_code, full.json()["code"]) == (409, "session_full")
+    assert len(vision.client.get(f"/sessions/{session}").json()["turns"]) == 1
+    monkeypatch.setattr(sessions, "MAX_TEXTS", 5000)
+    data = {"session": session}
+    full = vision.client.post("/predict", files={"files": ("x", png)}, data=data)
+    assert (full.status_code, full.json()["code"]) == (409, "session_full")
+    assert not stub.requests
+
+
 def test_each_key_sees_its_own_alone(start, tmp_path, stub, png) -> None:
     entries, given = [], []
     for name in ("alice", "bob"):
