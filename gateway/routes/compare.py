@@ -20,7 +20,7 @@ from gateway.exchange import Exchange
 from gateway.keys import Caller
 from gateway.routes import predict, tasks
 from gateway.sessions import Keeper
-from gateway.uploads import Form
+from gateway.uploads import DECODERS, Form
 
 router = APIRouter(tags=["Adapter"])
 
@@ -63,9 +63,14 @@ async def compare(request: Request, caller: RateLimited) -> Response:
         answers = await sse.unless_client_leaves(
             request, all_answers(gateway, parsed, caller, exchange)
         )
+    loop = asyncio.get_running_loop()
     document = {
         "answers": answers,
-        "comparisons": [compared(*pair) for pair in combinations(answers, 2)],
+        # Each box is laid over each other: hundreds of them take seconds.
+        "comparisons": [
+            await loop.run_in_executor(DECODERS, compared, *pair)
+            for pair in combinations(answers, 2)
+        ],
         "request_id": exchange.id,
     }
     await keeper.keep(document)
@@ -171,10 +176,10 @@ def mean_iou(first: Boxes, second: Boxes) -> float:
     a box without a partner counts as 0."""
     pairs = sorted(
         (
-            (iou(box, other), at, place)
+            (overlap, at, place)
             for at, (label, box) in enumerate(first)
             for place, (name, other) in enumerate(second)
-            if label == name
+            if label == name and (overlap := iou(box, other)) > 0
         ),
         reverse=True,
     )

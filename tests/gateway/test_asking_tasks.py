@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -195,6 +196,23 @@ class TestCompare:
     def test_it_is_two_to_four_different_models(self, vision, stub, png, fields) -> None:
         assert self.compare(vision, png, **fields).status_code == 422
         assert not stub.requests
+
+    def test_many_boxes_stop_no_stream(self, vision, stub, png, monkeypatch) -> None:
+        from gateway.routes import compare
+
+        threads = set()
+        real = compare.compared
+
+        def compared(*pair):
+            threads.add(threading.current_thread())
+            return real(*pair)
+
+        monkeypatch.setattr(compare, "compared", compared)
+        boxes = [{"bbox_2d": [n, n, n + 9, n + 9], "label": "a"} for n in range(900)]
+        stub.tokens = [json.dumps(boxes)]
+        result = self.compare(vision, png, task="spatial-boxes", text="a").json()
+        assert result["comparisons"][0]["iou"] == 1
+        assert vision.thread not in threads, "each pair of boxes is compared with each other"
 
     def test_a_model_that_fails_does_not_take_the_others_answer_away(self, vision, stub, png):
         # Each is tried twice.
