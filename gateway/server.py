@@ -7,6 +7,7 @@ import errno
 import gc
 import resource
 import socket
+import tempfile
 from typing import Any
 
 import uvicorn
@@ -78,7 +79,8 @@ class Protocol(HttpToolsProtocol):
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C; UserError when the port cannot be used."""
+    """Serve until SIGTERM or Ctrl-C; UserError when a port, folder or file cannot be used."""
+    check_paths(settings)
     logs.set_up(settings)
     # A job of a thousand files has as many open while it comes in.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -94,6 +96,25 @@ def run(settings: Settings) -> None:
     gc.set_threshold(YOUNG)
     logs.log.info("listening", extra={"address": "{}:{}".format(*listening.getsockname()[:2])})
     server.run(sockets=[listening])
+
+
+def check_paths(settings: Settings) -> None:
+    """Raise a UserError for a path of the settings that a request would fail at."""
+    try:
+        path, name = settings.data_dir, "GATEWAY_DATA_DIR"
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+        if settings.audit_file is not None:
+            path, name = settings.audit_file, "GATEWAY_AUDIT_FILE"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab"):
+                pass
+    except OSError as error:
+        raise UserError(f"{name}: {path} cannot be written: {error.strerror}") from error
+    font = settings.pdf_font
+    if font is not None and not font.is_file():
+        raise UserError(f"GATEWAY_PDF_FONT: {font} is no file")
 
 
 def config(settings: Settings, app: Any) -> uvicorn.Config:

@@ -51,7 +51,9 @@ class Server(BaseModel):
 class Settings(BaseSettings):
     """One class for all of the gateway's settings; sizes in MiB, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False
+    )
 
     host: str = "127.0.0.1"
     port: NonNegativeInt = 8080
@@ -138,8 +140,8 @@ class Settings(BaseSettings):
     """Room for the answers to equal greedy requests; 0 keeps none."""
 
     cache_s: PositiveInt = 3600
-    retention_hours: PositiveFloat = 24
-    """How long jobs and sessions are kept after they last changed."""
+    retention_hours: PositiveFloat = Field(24, allow_inf_nan=True)
+    """How long jobs and sessions are kept after they last changed; `inf` keeps them."""
 
     max_job_files: PositiveInt = 1000
     max_job_mb: PositiveFloat = 2048

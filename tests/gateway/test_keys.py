@@ -279,6 +279,34 @@ def test_the_command_line_says_so_in_one_sentence_and_exits_with_2() -> None:
     assert keys.Key(**entry).sha256 == hashlib.sha256(key.encode()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("GATEWAY_DATA_DIR", "/etc/passwd/data", "cannot be written: Not a directory"),
+        ("GATEWAY_DATA_DIR", "/proc/data", "cannot be written: No such file or directory"),
+        ("GATEWAY_AUDIT_FILE", "/etc/passwd/audit", "cannot be written: File exists"),
+        ("GATEWAY_AUDIT_FILE", "/", "cannot be written: Is a directory"),
+        ("GATEWAY_PDF_FONT", "/none.ttf", "is no file"),
+        ("GATEWAY_MAX_JSON_MB", "inf", "finite number"),
+        ("GATEWAY_CACHE_MB", "inf", "finite number"),
+        ("GATEWAY_CLIENT_STALL_S", "inf", "finite number"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_sentence_at_the_start(
+    tmp_path, name, value, why
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "gateway", "serve"],
+        env=os.environ | {"GATEWAY_DATA_DIR": str(tmp_path), "GATEWAY_PORT": "0", name: value},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.returncode == 2, ended
+    assert ended.stderr.startswith(f"gateway: {name}: ") and why in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
 class Issuer:
     """An OpenID provider with one key."""
 
