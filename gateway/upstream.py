@@ -36,6 +36,7 @@ class Upstreams:
     def __init__(self, settings: Settings, metrics: Metrics, tracer: Tracer) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.failures = upstream_errors.Failures(metrics, settings.refresh_s)
         self.tracer = tracer
         self.entries: dict[str, list[Entry]] = {}
         """By address, in the order of the settings."""
@@ -159,16 +160,16 @@ class Upstreams:
                     break
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                     if last or isinstance(error, aiohttp.ClientConnectorDNSError):
-                        raise self.failed(model, error) from error
+                        raise self.failures.broken(model.name, error) from error
                 except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                    raise self.failed(model, error) from error
+                    raise self.failures.broken(model.name, error) from error
             try:
                 if answer.status != 200:
                     text = (await read(answer, 2**16)).decode(errors="replace")
-                    raise self.refused(model, answer.status, text)
+                    raise self.failures.refused(model.name, answer.status, text)
                 yield answer
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise self.failed(model, error) from error
+                raise self.failures.broken(model.name, error) from error
             finally:
                 answer.close() if not answer.content.at_eof() else answer.release()
 
@@ -177,7 +178,7 @@ class Upstreams:
         async with self.post(model, body) as answer:
             content = await read(answer, MAX_ANSWER + 1)
         if len(content) > MAX_ANSWER:
-            raise self.garbage(model)
+            raise self.failures.garbage(model.name)
         try:
             completion = orjson.loads(content)
             choice = completion["choices"][0]
@@ -186,7 +187,7 @@ class Upstreams:
             exchange.finish_reason = str(choice.get("finish_reason") or "")[:32]
             exchange.count(completion.get("usage"))
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise self.garbage(model) from None
+            raise self.failures.garbage(model.name) from None
         if exchange.ttft_s is None:
             exchange.ttft_s = exchange.seconds
         return content, completion
@@ -200,7 +201,7 @@ class Upstreams:
         finished = ended = False
         async with self.post(model, body) as answer:
             if answer.content_type != "text/event-stream":
-                raise self.garbage(model)
+                raise self.failures.garbage(model.name)
             async for data in answer.content.iter_any():
                 total += len(data)
                 events = buffer.feed(data)
@@ -210,42 +211,22 @@ class Upstreams:
                     continue
                 if exchange.ttft_s is None:
                     if not events.lstrip().startswith((b"data:", b":")):
-                        raise self.garbage(model)
+                        raise self.failures.garbage(model.name)
                     exchange.ttft_s = time.perf_counter() - exchange.started
                 for event in sse.apart(events):
                     if error := sse.error_of(event):
-                        raise self.refused(model, *error)
+                        raise self.failures.refused(model.name, *error)
                     finished = finished or sse.FINISH.search(event) is not None
                     ended = ended or event.startswith(sse.END)
                     if ended and not finished:
-                        raise self.cut(model)
+                        raise self.failures.cut(model.name)
                     yield event
                 if total > MAX_ANSWER:
                     break
         if total > MAX_ANSWER:
-            raise self.garbage(model)
+            raise self.failures.garbage(model.name)
         if not ended:
-            raise self.cut(model)
-
-    def failed(self, model: Model, error: BaseException) -> Problem:
-        """The problem behind a failed connection."""
-        reason, problem = upstream_errors.broken(error, self.settings.refresh_s)
-        self.metrics.upstream_errors.labels(model.name, reason).inc()
-        return problem
-
-    def garbage(self, model: Model) -> Problem:
-        self.metrics.upstream_errors.labels(model.name, "garbage").inc()
-        return sse.garbage()
-
-    def cut(self, model: Model) -> Problem:
-        self.metrics.upstream_errors.labels(model.name, "cut").inc()
-        return upstream_errors.cut()
-
-    def refused(self, model: Model, status: int, text: str) -> Problem:
-        """The problem behind a status other than 200, or behind an error after it."""
-        reason = f"status_{status // 100}xx"
-        self.metrics.upstream_errors.labels(model.name, reason).inc()
-        return upstream_errors.refused(status, text, self.settings.refresh_s)
+            raise self.failures.cut(model.name)
 
 
 async def read(answer: aiohttp.ClientResponse, most: int) -> bytes:

@@ -9,7 +9,9 @@ import re
 
 import aiohttp
 
+from gateway import sse
 from gateway.errors import Problem
+from gateway.metrics import Metrics
 
 LENGTHS = (
     re.compile(
@@ -19,6 +21,36 @@ LENGTHS = (
     re.compile(r"maximum context length is (?P<limit>\d+).*?requested (?P<length>\d+)"),
 )
 """How vLLM says that a request is too long (renderers/params.py, v1/engine/input_processor.py)."""
+
+
+class Failures:
+    """Counts what goes wrong with each model's server, and makes it a problem."""
+
+    def __init__(self, metrics: Metrics, retry_after: float) -> None:
+        self.metrics = metrics
+        self.retry_after = retry_after
+
+    def count(self, model: str, reason: str) -> None:
+        self.metrics.upstream_errors.labels(model, reason).inc()
+
+    def broken(self, model: str, error: BaseException) -> Problem:
+        """The problem behind a failed connection."""
+        reason, problem = broken(error, self.retry_after)
+        self.count(model, reason)
+        return problem
+
+    def garbage(self, model: str) -> Problem:
+        self.count(model, "garbage")
+        return sse.garbage()
+
+    def cut(self, model: str) -> Problem:
+        self.count(model, "cut")
+        return cut()
+
+    def refused(self, model: str, status: int, text: str) -> Problem:
+        """The problem behind a status other than 200, or behind an error after it."""
+        self.count(model, f"status_{status // 100}xx")
+        return refused(status, text, self.retry_after)
 
 
 def broken(error: BaseException, retry_after: float) -> tuple[str, Problem]:
