@@ -34,6 +34,7 @@ MAX_JOBS = 20
 
 TEMPORARY = (429, 502, 503, 504, 507)
 ATTEMPTS = 8
+LONGEST_WAIT_S = 60
 """Failures of this kind are tried again, after 1, 2, 4… 60 s; a server may be starting."""
 
 Read = Callable[["Gateway", Form, Caller, Exchange], Awaitable[Any]]
@@ -166,11 +167,11 @@ class Jobs:
         """One item's answer or its problem; a temporary failure is tried again."""
         facts: dict[str, Any] = {name: item[name] for name in item if name in SHOWN}
         for attempt in range(ATTEMPTS):
+            await self.turn(caller)
             # An item that waits for its next attempt leaves its place to other jobs.
             async with self.places:
                 exchange = Exchange(method="JOB", route="/jobs", caller=caller.name, status=200)
                 try:
-                    await self.gateway.rates.check(caller)
                     answer = await self.answer(folder, job, caller, item, exchange)
                     return {**facts, "status": 200, "answer": answer}
                 except Exception as error:
@@ -186,8 +187,17 @@ class Jobs:
             if problem.status not in TEMPORARY or attempt == ATTEMPTS - 1:
                 break
             wait = float(problem.headers.get("Retry-After", 0))
-            await asyncio.sleep(min(max(wait, 2**attempt), 60))
+            await asyncio.sleep(min(max(wait, 2**attempt), LONGEST_WAIT_S))
         return {**facts, "status": problem.status, "problem": problem.document(exchange.id)}
+
+    async def turn(self, caller: Caller) -> None:
+        """Return when the caller's rate has room; to wait for that is no failure of an item."""
+        while True:
+            try:
+                return await self.gateway.rates.check(caller)
+            except Problem as problem:
+                wait = float(problem.headers.get("Retry-After", 1))
+                await asyncio.sleep(min(wait, LONGEST_WAIT_S))
 
     async def answer(
         self,

@@ -339,6 +339,20 @@ def test_a_job_that_waits_for_its_server_stops_no_other(start, stub, png) -> Non
         until(lambda: sum(each["model"] == "base" for each in stub.requests) > 1, 10)
 
 
+def test_a_job_keeps_to_its_keys_rate_and_loses_no_item_to_it(
+    start, stub, png, monkeypatch
+) -> None:
+    monkeypatch.setattr(jobs, "ATTEMPTS", 1)
+    with start(rate="2/second") as gateway:
+        files = [("files", ("x", png))] * 6
+        job = gateway.client.post("/jobs", files=files).json()["id"]
+        path = next((gateway.settings.data_dir / "jobs").rglob("job.json"))
+        until(lambda: json.loads(path.read_text())["state"] == "done", 30)
+        answers = [json.loads(line) for line in (path.parent / jobs.RESULTS).open()]
+    assert path.parent.name == job
+    assert [each["status"] for each in answers] == [200] * 6
+
+
 def test_so_many_files_and_jobs_and_no_more(start, stub, png, monkeypatch) -> None:
     monkeypatch.setattr(jobs, "MAX_JOBS", 1)
     with start(max_job_files=2) as gateway:
