@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -238,5 +239,8 @@ def use_folder(settings: Settings) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in folder.iterdir():
         # A killed process may have left a file where the file system has no unnamed files.
-        left.unlink(missing_ok=True)
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
     tempfile.tempdir = str(folder)

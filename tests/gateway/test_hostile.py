@@ -159,8 +159,11 @@ def test_files_that_a_killed_process_left_are_swept(settings_for) -> None:
     left = settings.data_dir / "uploads" / "left"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"x")
+    folder = left.with_name("folder")
+    folder.mkdir()
+    (folder / "left").write_bytes(b"x")
     with started(settings):
-        assert not left.exists()
+        assert not left.exists() and not folder.exists()
 
 
 def test_exceptions_are_logged_by_type_and_place(tmp_path: Path) -> None:
