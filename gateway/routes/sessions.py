@@ -57,12 +57,13 @@ async def listed(request: Request, caller: Authenticated) -> Response:
     sessions = sessions_of(request)
 
     def read() -> list[dict[str, Any]]:
-        documents = []
+        short = []
         for path in sessions.store.of(caller):
             # Another request or the sweep may have removed it since.
             with suppress(Problem):
-                documents.append(sessions.store.read(path.parent))
-        short = [each | {"turns": len(each["turns"])} for each in documents]
+                document = sessions.store.read(path.parent)
+                # All of a key's turns would not fit into memory.
+                short.append(document | {"turns": len(document["turns"])})
         return sorted(short, key=lambda each: -each["changed"])
 
     return as_json({"sessions": await asyncio.to_thread(read)})

@@ -37,6 +37,36 @@ def test_a_session_keeps_what_was_asked_in_it(vision, stub, png, session) -> Non
     assert vision.client.get(f"/sessions/{session}").status_code == 404
 
 
+def test_a_list_of_sessions_holds_one_of_them_at_a_time(start, monkeypatch) -> None:
+    """Each may have 32 MiB, and a key a thousand of them."""
+    import weakref
+
+    class Document(dict):
+        pass
+
+    held: weakref.WeakSet = weakref.WeakSet()
+    Document.__hash__ = object.__hash__
+    most = []
+    read = Store.read
+
+    def counted(self, folder):
+        document = Document(read(self, folder))
+        held.add(document)
+        most.append(len(held))
+        return document
+
+    with start() as gateway:
+        for number in range(5):
+            gateway.client.post("/sessions", json={"title": str(number)})
+        monkeypatch.setattr(Store, "read", counted)
+        result = gateway.client.get("/sessions").json()["sessions"]
+    assert [(each["title"], each["turns"]) for each in result] == [
+        (str(number), 0) for number in reversed(range(5))
+    ]
+    # The next is read before the last is let go.
+    assert max(most) <= 2
+
+
 def test_a_streamed_answer_is_kept_too(vision, stub, png, session) -> None:
     data = {"session": session, "stream": "true"}
     vision.client.post("/predict", files={"files": ("x", png)}, data=data)
