@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -42,16 +42,20 @@ STYLE = (
 )
 
 
-def export(document: dict[str, Any], form: str, media: Path, font: Path | None) -> bytes:
-    if form == "pdf":
-        return pdf(document, media, font)
-    writers: dict[str, Callable[[dict[str, Any]], str]] = {
-        "json": lambda each: json.dumps(each, ensure_ascii=False, indent=2),
-        "md": markdown,
-        "csv": table,
-        "html": lambda each: html(each, media),
-    }
-    return writers[form](document).encode("utf-8", "replace")
+def export(document: dict[str, Any], form: str, media: Path, font: Path | None) -> Iterator[bytes]:
+    """A session's file in pieces: with all of its media, it would not fit into memory."""
+    if form == "html":
+        for part in html(document, media):
+            yield part.encode("utf-8", "replace")
+    elif form == "pdf":
+        yield pdf(document, media, font)
+    else:
+        writers: dict[str, Callable[[dict[str, Any]], str]] = {
+            "json": lambda each: json.dumps(each, ensure_ascii=False, indent=2),
+            "md": markdown,
+            "csv": table,
+        }
+        yield writers[form](document).encode("utf-8", "replace")
 
 
 def texts(turn: dict[str, Any]) -> list[str]:
@@ -129,22 +133,22 @@ def cell(value: str) -> str:
     return f"'{value}" if value.lstrip().startswith(FORMULA) or value[:1] in FORMULA else value
 
 
-def html(document: dict[str, Any], media: Path) -> str:
+def html(document: dict[str, Any], media: Path) -> Iterator[str]:
     title = escape(document["title"] or f"Session {document['id']}")
-    parts = [
+    yield (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{CSP.removesuffix("; sandbox")}">'
         f"<title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
-    ]
+    )
     for turn in document["turns"]:
-        parts.append(f"<h2>{escape(heading(turn))}</h2>")
+        yield f"<h2>{escape(heading(turn))}</h2>"
         for medium in turn.get("media", ()):
             content = base64.b64encode((media / medium["sha256"]).read_bytes()).decode()
-            parts.append(f'<img alt="" src="data:{escape(medium["mime"])};base64,{content}">')
+            yield f'<img alt="" src="data:{escape(medium["mime"])};base64,{content}">'
         if turn.get("question"):
-            parts.append(f"<p>{escape(turn['question'])}</p>")
-        parts += [f"<pre>{escape(text)}</pre>" for text in texts(turn)]
-    return "".join(parts)
+            yield f"<p>{escape(turn['question'])}</p>"
+        for text in texts(turn):
+            yield f"<pre>{escape(text)}</pre>"
 
 
 def pdf(document: dict[str, Any], media: Path, font: Path | None) -> bytes:

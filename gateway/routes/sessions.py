@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from itertools import chain
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from gateway import bodies, core, documented, exports, images, store
 from gateway.bodies import Strict, as_json
@@ -141,11 +142,13 @@ async def export(
     document = await sessions.read(caller, session)
     media = sessions.store.folder(caller, session) / store.MEDIA
     font = core.of(request).settings.pdf_font
-    content = await asyncio.to_thread(exports.export, document, format, media, font)
+    pieces = exports.export(document, format, media, font)
+    # A file that cannot be made is a problem, not half an answer.
+    first = await asyncio.to_thread(next, pieces)
     headers = {"Content-Disposition": f'attachment; filename="session-{session[:8]}.{format}"'}
     if format == "html":
         headers["Content-Security-Policy"] = exports.CSP
-    return Response(content, 200, headers, exports.TYPES[format])
+    return StreamingResponse(chain([first], pieces), 200, headers, exports.TYPES[format])
 
 
 @router.get(

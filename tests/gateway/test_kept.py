@@ -8,6 +8,7 @@ import html
 import io
 import json
 
+import httpx
 import pytest
 
 from gateway import exports, jobs, keys, sessions
@@ -220,6 +221,29 @@ def test_html_runs_and_fetches_nothing(vision, evil) -> None:
     assert "<img src=http" not in answer.text and "&lt;img src=http" in answer.text
     assert "default-src 'none'" in answer.text
     assert answer.text.count('src="data:image/jpeg;base64,') == 1
+
+
+def test_html_of_a_large_session_does_not_fill_the_memory(vision, session) -> None:
+    import tracemalloc
+
+    (path,) = vision.gateway.sessions.store.root.glob(f"*/{session}/session.json")
+    media = [{"sha256": f"{number:064}", "mime": "image/png"} for number in range(30)]
+    for medium in media:
+        (path.parent / "media" / medium["sha256"]).write_bytes(b"x" * 2**21)
+    document = json.loads(path.read_text())
+    document["turns"] = [{"time": 0, "media": [each], "answer": {"text": "a"}} for each in media]
+    path.write_text(json.dumps(document))
+    tracemalloc.start()
+    try:
+        address = f"{vision.url}/sessions/{session}/export?format=html"
+        with httpx.stream("GET", address) as answer:
+            length = sum(len(piece) for piece in answer.iter_bytes())
+            assert answer.status_code == 200
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert length > 80_000_000
+    assert peak < 40_000_000
 
 
 def test_pdf_holds_the_text_and_no_link(vision, evil) -> None:
