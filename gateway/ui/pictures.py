@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,13 +66,16 @@ def as_uri(picture: Any) -> str:
 
 
 def sent(path: Path, megapixels: float, folder: Path) -> Path:
-    """The file itself, or a smaller and upright copy beside it if it has more megapixels."""
+    """The file itself, or a smaller and upright copy within the folder if it has more megapixels.
+
+    Each copy lies in a folder of its own, since several pictures may share a name.
+    """
     picture = upright(path)
     share = (megapixels * 1e6 / (picture.width * picture.height)) ** 0.5
     if megapixels <= 0 or share >= 1:
         return path
     size = (max(1, int(picture.width * share)), max(1, int(picture.height * share)))
-    smaller = folder / f"{path.stem}.png"
+    smaller = Path(tempfile.mkdtemp(dir=folder), f"{path.stem}.png")
     picture.resize(size).save(smaller, "PNG")
     return smaller
 

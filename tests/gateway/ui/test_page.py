@@ -26,6 +26,7 @@ pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'"
 
 from gateway.ui import (
     ask,
+    asking,
     batch,
     client,
     compare,
@@ -150,6 +151,22 @@ def test_a_picture_is_shown_upright_and_small_and_sent_as_it_is(tmp_path: Path) 
     assert pictures.sent(path, 0, tmp_path) == path
     smaller = Image.open(pictures.sent(path, 0.5, tmp_path))
     assert smaller.width * smaller.height <= 5e5 and smaller.width < smaller.height
+
+
+def test_pictures_that_share_a_name_are_each_sent_smaller(tmp_path: Path) -> None:
+    paths = [tmp_path / "first/scan.png", tmp_path / "second/scan.png", tmp_path / "scan.jpg"]
+    for path, colour in zip(paths, ("red", "lime", "blue"), strict=True):
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (1000, 1000), colour).save(path)
+    folder = tmp_path / "smaller"
+    folder.mkdir()
+
+    smaller = asking.smaller(paths, 0.25, folder)
+
+    colours = [Image.open(path).convert("RGB").getpixel((0, 0)) for path in smaller]
+    assert colours[:2] == [(255, 0, 0), (0, 255, 0)] and colours[2][2] > 250
+    assert {path.name for path in smaller} == {"scan.png"}
+    assert all(path.is_relative_to(folder) for path in smaller)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"<svg onload='x'/>"])
