@@ -41,7 +41,11 @@ class Going:
 
     process: subprocess.Popen[bytes]
     log: Path
-    began: float
+    link_before: tuple[int, int] | None
+    """The link to the latest run before the workflow began."""
+
+    name: str = ""
+    """Its run; empty until the runner has named a new one."""
 
 
 class Trainings:
@@ -86,14 +90,17 @@ class Trainings:
     def resume(self, name: str) -> str:
         """Resume a run that was stopped or failed; what succeeded is kept."""
         self.status(name)
-        return self.launch([str(self.file(self.profile_of(name))), "--resume", "--run", name])
+        words = [str(self.file(self.profile_of(name))), "--resume", "--run", name]
+        return self.launch(words, name)
 
-    def launch(self, words: list[str]) -> str:
+    def launch(self, words: list[str], name: str = "") -> str:
+        """Start the runner, to go on with this run if there is a name."""
         with self.lock:
             if self.is_going():
                 raise TryAgain("a training runs here already; stop it, or wait for its end")
             OUTPUTS.mkdir(exist_ok=True)
             log = OUTPUTS / f".desk-{time.time_ns()}.log"
+            before = link_to_latest()
             with log.open("wb") as file:
                 process = subprocess.Popen(
                     [sys.executable, "-m", *RUNNER, *words],
@@ -103,23 +110,22 @@ class Trainings:
                     # Ctrl-C at the desk must not stop the training.
                     start_new_session=True,
                 )
-            self.going = Going(process, log, time.time())
+            self.going = Going(process, log, before, name)
         return self.named(self.going)
 
     def named(self, going: Going) -> str:
         """The name of the run that a process writes; UserError with its last words if it ended."""
         deadline = time.monotonic() + STARTS_S
         while time.monotonic() < deadline:
-            latest = OUTPUTS / "latest"
-            if latest.is_symlink() and latest.lstat().st_mtime >= going.began - 1:
-                name = os.readlink(latest)
-                kept = OUTPUTS / name / LOG
-                if (OUTPUTS / name).is_dir() and not kept.exists():
-                    os.link(going.log, kept)
-                    going.log.unlink()
-                    going.log = kept
-                if kept.exists() and (OUTPUTS / name / STATUS).is_file():
-                    return name
+            if link_to_latest() != going.link_before:
+                # A run of a terminal may move the link later on.
+                going.name = going.name or os.readlink(OUTPUTS / "latest")
+                folder = OUTPUTS / going.name
+                if folder.is_dir():
+                    # A run that was resumed has the log of what was stopped.
+                    going.log = going.log.replace(folder / LOG)
+                    if (folder / STATUS).is_file():
+                        return going.name
             if going.process.poll() is not None:
                 last = tail(going.log)[-1:] or ["it wrote nothing"]
                 going.log.unlink(missing_ok=True)
@@ -131,13 +137,15 @@ class Trainings:
         """Stop a run as Ctrl-C does: its step writes a checkpoint, and resuming goes on there."""
         self.status(name)
         with self.lock:
-            if not self.is_going() or os.readlink(OUTPUTS / "latest") != name:
+            going = self.going
+            if going is None or not self.is_going(name):
                 raise UserError(f"{name} does not run here")
-            assert self.going is not None
-            self.going.process.send_signal(signal.SIGTERM)
+            going.process.send_signal(signal.SIGTERM)
 
-    def is_going(self) -> bool:
-        return self.going is not None and self.going.process.poll() is None
+    def is_going(self, name: str = "") -> bool:
+        """Whether a training runs here, and is the run of this name if there is a name."""
+        going = self.going
+        return going is not None and going.process.poll() is None and name in ("", going.name)
 
     def listed(self) -> list[dict[str, Any]]:
         """Runs of this folder, the latest first."""
@@ -157,7 +165,7 @@ class Trainings:
     def status(self, name: str) -> dict[str, Any]:
         """A run's nodes and the end of its log; UserError for an unknown name."""
         status = self.read(name)
-        here = self.is_going() and os.readlink(OUTPUTS / "latest") == name
+        here = self.is_going(name)
         if status["phase"] == "Running" and not here:
             status["phase"] = "Stopped"
         return progress.described(name, status, running=here, log=tail(OUTPUTS / name / LOG))
@@ -192,6 +200,15 @@ def run_to_end(
         )
     except subprocess.TimeoutExpired as error:
         raise TryAgain(f"the check did not end within {CHECK_S} s") from error
+
+
+def link_to_latest() -> tuple[int, int] | None:
+    """Tell the link to the latest run from the ones before and after it; None if there is none."""
+    try:
+        status = (OUTPUTS / "latest").lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def tail(file: Path) -> list[str]:

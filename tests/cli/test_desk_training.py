@@ -106,7 +106,8 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     trainings.stop(name)
     until(lambda: not trainings.is_going())
     assert trainings.status(name)["phase"] != "Succeeded"
-    assert not trainings.status(name)["running"]
+    result = trainings.status(name)
+    assert not result["running"] and "interrupted" in "".join(result["log"])
 
     (workplace / "go").touch()
     assert trainings.resume(name) == name
@@ -115,6 +116,27 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     assert result["phase"] == "Succeeded"
     assert phases(result) == {"first": "Succeeded", "last": "Succeeded"}
     assert [each["name"] for each in trainings.listed()] == [name]
+    assert "interrupted" not in "".join(result["log"]), "the log is of the run before"
+    assert any("last" in line and "Succeeded" in line for line in result["log"]), result["log"]
+    assert list((workplace / "outputs").glob(".desk-*")) == []
+
+
+def test_a_training_goes_on_while_another_run_is_the_latest(
+    trainings: Small, workplace: Path
+) -> None:
+    """A run of a terminal moves the link `latest`."""
+    name = trainings.start("smoke-text", "", [])
+    until(lambda: phases(trainings.status(name)).get("last") == "Running")
+    latest = workplace / "outputs/latest"
+    latest.unlink()
+    latest.symlink_to("of-a-terminal")
+
+    result = trainings.status(name)
+    assert (result["phase"], result["running"]) == ("Running", True)
+    trainings.stop(name)
+    until(lambda: not trainings.is_going())
+    assert trainings.resume(name) == name
+    assert trainings.status(name)["running"]
 
 
 def test_a_started_training_has_a_status(
@@ -135,7 +157,7 @@ def test_a_started_training_has_a_status(
 
     monkeypatch.setattr(time, "sleep", write_status)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert trainings.named(Going(process, log, time.time())) == "small-1"
+        assert trainings.named(Going(process, log, None)) == "small-1"
         assert process.stdin is not None
         process.stdin.close()
     assert waits == 1
