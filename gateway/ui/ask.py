@@ -14,11 +14,12 @@ from anyio import to_thread
 
 from gateway.ui import asking, drawing, pictures, questions
 from gateway.ui.answer_panel import AnswerPanel
+from gateway.ui.asking import Progress
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.connections import Connections, Preferences
+from gateway.ui.conversations import Conversation
 from gateway.ui.questions import CHAT, Question
 
-LONGEST_TITLE = 80
 MOST_EXAMPLES = 8
 Texts = Callable[[str], str]
 
@@ -220,24 +221,25 @@ class AskScreen:
         gateway, preferences = self.connections.gateway(request), Preferences.of(kept)
         question = Question(model, task, text, options, files)
         picture = await first_picture(files)
+        conversation = Conversation(gateway, session, text or task)
         try:
-            session = session or await new_session(gateway, text or task)
-            yield {self.session: session}
+            await conversation.begin()
+            yield {self.session: conversation.session}
             card, declared = catalogue["models"].get(model, {}), catalogue["tasks"].get(task)
             turn = {"role": "user", "text": text, "files": [str(path) for path in files]}
             if task == CHAT:
-                async for update in self.chat(gateway, model, [turn], preferences, session):
+                async for update in self.chat(conversation, model, [turn], preferences):
                     yield update
                 return
             turn["text"] = questions.asked_text(question, card, declared)
-            question = asking.with_session(question, session)
-            async with aclosing(asking.ask(gateway, question, preferences)) as growing:
+            async with aclosing(conversation.ask(question, preferences)) as growing:
                 async for progress in growing:
                     if not progress.document:
                         yield {self.panel.answer: progress.text}
-            yield self.panel.complete_answer(progress, question, picture, [turn])
+            answer = self.panel.complete_answer(progress, question, picture, [turn])
+            yield answer | self.kept_in(conversation, progress)
         except Refusal as error:
-            yield self.panel.failed(error.sentence)
+            yield self.panel.failed(error.sentence) | {self.session: conversation.session}
 
     async def on_follow(
         self,
@@ -252,35 +254,42 @@ class AskScreen:
         if not text.strip():
             yield self.panel.failed(self.text("Write a question first."))
             return
-        gateway = self.connections.gateway(request)
         turns = [*history, {"role": "user", "text": text, "files": []}]
+        title = turns[0]["text"] or text
+        conversation = Conversation(self.connections.gateway(request), session, title)
         yield {
             self.panel.stop: gr.update(interactive=True),
             self.panel.follow: "",
             self.panel.line: "",
         }
         try:
-            async for update in self.chat(gateway, model, turns, Preferences.of(kept), session):
+            async for update in self.chat(conversation, model, turns, Preferences.of(kept)):
                 yield update
         except Refusal as error:
             yield self.panel.failed(error.sentence) | {self.panel.follow: text}
 
     async def chat(
         self,
-        gateway: Gateway,
+        conversation: Conversation,
         model: str,
         turns: list[dict[str, Any]],
         preferences: Preferences,
-        session: str,
     ) -> AsyncIterator[dict[Any, Any]]:
+        gateway = conversation.gateway
         async with aclosing(asking.chat(gateway, model, turns, preferences)) as growing:
             async for progress in growing:
                 if not progress.document:
                     yield {self.panel.answer: progress.text}
         turn = {"question": turns[-1]["text"], "answer": progress.text, "model": model}
-        await gateway.json("POST", f"/sessions/{session}/turns", json=turn)
+        await conversation.keep(turn)
         chat_request = await to_thread.run_sync(asking.chat_body, model, turns, preferences)
-        yield self.panel.ended_chat(progress, turns, chat_request)
+        answer = self.panel.ended_chat(progress, turns, chat_request)
+        yield answer | self.kept_in(conversation, progress)
+
+    def kept_in(self, conversation: Conversation, progress: Progress) -> dict[Any, Any]:
+        """The conversation that keeps an answer, and a sentence if it is a new one."""
+        line = conversation.line(progress.line, self.text)
+        return {self.session: conversation.session, self.panel.line: drawing.sentence(line)}
 
     def on_stop(self) -> dict[Any, Any]:
         return {
@@ -307,11 +316,3 @@ async def first_picture(files: list[Path]) -> pictures.Picture | None:
         return await to_thread.run_sync(pictures.prepared, files[0])
     except pictures.Unreadable:
         return None
-
-
-async def new_session(gateway: Gateway, title: str) -> str:
-    """Create a session that keeps this conversation; returns its ID."""
-    created = await gateway.json(
-        "POST", "/sessions", json={"title": " ".join(title.split())[:LONGEST_TITLE]}
-    )
-    return str(created["id"])

@@ -19,10 +19,11 @@ PASSING = (0, 502, 503, 504)
 class Refusal(Exception):
     """The gateway did not answer as asked; its own sentence says why."""
 
-    def __init__(self, sentence: str, status: int = 0) -> None:
+    def __init__(self, sentence: str, status: int = 0, code: str = "") -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.status = status
+        self.code = code
 
 
 class Gateway:
@@ -77,7 +78,8 @@ class Gateway:
                     value = self.parsed(data)
                     if event == "error":
                         sentence = str(value.get("detail", self.no_answer))
-                        raise Refusal(sentence, int(value.get("status", 0)))
+                        status, code = int(value.get("status", 0)), str(value.get("code", ""))
+                        raise Refusal(sentence, status, code)
                     yield event, value
                     if event == "done":
                         return
@@ -133,11 +135,13 @@ class Gateway:
             document = response.json()
             error = document.get("error")
             sentence = error["message"] if isinstance(error, dict) else document["detail"]
+            code = str((error if isinstance(error, dict) else document).get("code", ""))
         except (ValueError, KeyError, AttributeError, TypeError):
             sentence = f"The {self.service} answered with status {response.status_code}."
+            code = ""
         wait = response.headers.get("Retry-After", "")
         again = f" Try again in {wait} s." if wait.isdecimal() else ""
-        return Refusal(f"{sentence}{again}", response.status_code)
+        return Refusal(f"{sentence}{again}", response.status_code, code)
 
 
 def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) -> dict[str, Any]:

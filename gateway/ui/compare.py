@@ -15,6 +15,7 @@ import gradio as gr
 from gateway.ui import ask, drawing, pictures
 from gateway.ui.client import Refusal
 from gateway.ui.connections import Connections
+from gateway.ui.conversations import Conversation
 from gateway.ui.questions import PREDICT, Question
 
 LETTERS = "ABCD"
@@ -109,12 +110,11 @@ class CompareScreen:
             yield stop_disabled | {self.line: drawing.sentence(sentence, wrong=True)}
             return
         gateway = self.connections.gateway(request)
+        conversation = Conversation(gateway, session, text or task)
+        fields = Question("", task, text, options, files).fields() | {"models": ",".join(models)}
+        fields |= {} if task == PREDICT else {"task": task}
         try:
-            session = session or await ask.new_session(gateway, text or task)
-            question = Question("", task, text, options, files, session)
-            fields = question.fields() | {"models": ",".join(models)}
-            fields |= {} if task == PREDICT else {"task": task}
-            document = await gateway.form("/compare", fields, files)
+            document = await conversation.form("/compare", fields, files)
         except Refusal as error:
             yield stop_disabled | {self.line: drawing.sentence(error.sentence, wrong=True)}
             return
@@ -122,14 +122,15 @@ class CompareScreen:
         if blind:
             random.shuffle(answers)
         picture = await ask.first_picture(files)
+        agreed = agreement(document["comparisons"], hidden=blind)
         kept = {"answers": answers, "comparisons": document["comparisons"], "picture": picture}
         well = [
             letter for letter, each in zip(LETTERS, answers, strict=False) if "problem" not in each
         ]
         yield stop_disabled | {
-            self.session: session,
+            self.session: conversation.session,
             self.answers: kept,
-            self.line: drawing.sentence(agreement(document["comparisons"], hidden=blind)),
+            self.line: drawing.sentence(conversation.line(agreed, self.text)),
             self.result: side_by_side(answers, picture, hidden=blind),
             self.vote: gr.update(
                 visible=len(well) > 1,
@@ -150,19 +151,23 @@ class CompareScreen:
         letters = ", ".join(
             f"{letter} {name}" for letter, name in zip(LETTERS, names, strict=False)
         )
-        turn = {"question": f"Vote between {letters}", "answer": f"best: {best}", "model": best}
+        title = f"Vote between {letters}"
+        turn = {"question": title, "answer": f"best: {best}", "model": best}
+        conversation = Conversation(self.connections.gateway(request), session, title)
         try:
-            await self.connections.gateway(request).json(
-                "POST", f"/sessions/{session}/turns", json=turn
-            )
+            await conversation.keep(turn)
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
         if trouble := await self.counted(kept["answers"], chosen, request):
-            return {self.line: drawing.sentence(trouble, wrong=True)}
+            return {
+                self.session: conversation.session,
+                self.line: drawing.sentence(trouble, wrong=True),
+            }
         agreed = agreement(kept["comparisons"], hidden=False)
         voted = self.text("Your vote is kept with this conversation.")
         return {
-            self.line: drawing.sentence(f"{voted} {agreed}"),
+            self.session: conversation.session,
+            self.line: drawing.sentence(conversation.line(f"{voted} {agreed}", self.text)),
             self.result: side_by_side(kept["answers"], kept["picture"], hidden=False),
             self.vote: gr.update(visible=False),
             self.cast: gr.update(visible=False),

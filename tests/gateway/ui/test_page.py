@@ -392,6 +392,119 @@ def test_a_refusal_is_the_service_s_sentence_or_names_the_service(
         assert (refusal.sentence, refusal.status) == (sentence, status)
 
 
+class Reached:
+    """Connections to a gateway that asks nobody for a key."""
+
+    desk_http = None
+    settings = settings.Settings(gateway="http://127.0.0.1:9")
+    shown_gateway = ""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self.http = http
+
+    def gateway(self, _: Any) -> client.Gateway:
+        return client.Gateway(self.http, None)
+
+
+def shown_by(url: str, screen: Any, event: str, *inputs: Any) -> dict[Any, Any]:
+    """What an event leaves on a screen before the gateway at this address."""
+
+    async def updates() -> dict[Any, Any]:
+        async with httpx.AsyncClient(base_url=url) as http:
+            screen.connections = Reached(http)
+            happening = getattr(screen, event)(*inputs, None)
+            if asyncio.iscoroutine(happening):
+                return dict(await happening)
+            result: dict[Any, Any] = {}
+            async for update in happening:
+                result |= update
+            return result
+
+    return asyncio.run(updates())
+
+
+BEGAN_ANEW = "The gateway no longer had the conversation, so a new one began."
+
+
+def kept_turns(vision: Any, session: str) -> list[str]:
+    return [turn["question"] for turn in vision.client.get(f"/sessions/{session}").json()["turns"]]
+
+
+@pytest.mark.parametrize("task", ["predict", "spatial-boxes", "chat"])
+def test_a_conversation_that_is_gone_begins_anew(
+    task: str, vision: Any, stub: Any, drawing_file: Path
+) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = ask.AskScreen(cast(Any, Reached(cast(Any, None))), None, str)
+
+    def asked(session: str) -> dict[Any, Any]:
+        box = {"text": "" if task == "predict" else "it", "files": [str(drawing_file)]}
+        inputs = (box, None, "tiny-lora", task, "", {"models": {}, "tasks": {}}, {}, session)
+        return shown_by(vision.url, screen, "on_ask", *inputs)
+
+    first = asked("")
+    assert BEGAN_ANEW not in first[screen.panel.line]
+    assert asked(first[screen.session])[screen.session] == first[screen.session]
+    vision.client.delete(f"/sessions/{first[screen.session]}")
+    stub.requests.clear()
+
+    again = asked(first[screen.session])
+    assert again[screen.session] != first[screen.session]
+    assert BEGAN_ANEW in again[screen.panel.line] and "s in all" in again[screen.panel.line]
+    assert len(kept_turns(vision, again[screen.session])) == 1
+    assert len(stub.requests) == 1, "the model is asked once"
+
+
+def test_a_follow_up_of_a_conversation_that_is_gone_is_kept_in_a_new_one(
+    vision: Any, stub: Any
+) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = ask.AskScreen(cast(Any, Reached(cast(Any, None))), None, str)
+    history = [{"role": "user", "text": "it", "files": []}, {"role": "assistant", "text": "no"}]
+    shown = shown_by(vision.url, screen, "on_follow", "and?", "tiny-lora", history, {}, "0" * 32)
+    assert BEGAN_ANEW in shown[screen.panel.line]
+    assert kept_turns(vision, shown[screen.session]) == ["and?"]
+
+
+def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
+    vision: Any, stub: Any, drawing_file: Path
+) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = compare.CompareScreen(cast(Any, Reached(cast(Any, None))), str)
+    box = {"text": "it", "files": [str(drawing_file)]}
+    inputs = (box, ["base", "tiny-lora"], "spatial-boxes", "", False, "0" * 32)
+    shown = shown_by(vision.url, screen, "on_compare", *inputs)
+    assert BEGAN_ANEW in shown[screen.line]
+    assert kept_turns(vision, shown[screen.session]) == ["it"]
+
+    answers = shown[screen.answers]
+    again = shown_by(vision.url, screen, "on_vote", "A", answers, shown[screen.session])
+    assert BEGAN_ANEW not in again[screen.line]
+    vision.client.delete(f"/sessions/{shown[screen.session]}")
+    again = shown_by(vision.url, screen, "on_vote", "A", answers, shown[screen.session])
+    assert BEGAN_ANEW in again[screen.line]
+    assert kept_turns(vision, again[screen.session]) == ["Vote between A base, B tiny-lora"]
+
+
+def test_what_is_refused_for_another_reason_begins_no_conversation(vision: Any, stub: Any) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = ask.AskScreen(cast(Any, Reached(cast(Any, None))), None, str)
+    session = vision.client.post("/sessions", json={}).json()["id"]
+    before = len(vision.client.get("/sessions").json()["sessions"])
+    inputs = ({"text": "x"}, None, "tiny-lora", "none", "", {"models": {}, "tasks": {}}, {})
+    shown = shown_by(vision.url, screen, "on_ask", *inputs, session)
+    assert "There is no such task" in shown[screen.panel.line]
+    assert len(vision.client.get("/sessions").json()["sessions"]) == before
+
+
 class Refusing:
     """A desk that refuses every call."""
 
