@@ -21,11 +21,16 @@ from gateway.ui.questions import PREDICT, Question
 
 EVERY_S = 1.0
 SHOWN_ROWS = 200
+MOST_BATCHES = 8
+"""Batches of a visit whose pictures are shown beside their rows."""
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that spreadsheets compute."""
 
 WORDS = ("question", "text", "options")
 """Fields that the gateway takes with some tasks, and refuses with others."""
+
+Small = dict[str, dict[str, str]]
 
 
 class BatchScreen:
@@ -54,6 +59,8 @@ class BatchScreen:
             self.jsonl = gr.DownloadButton(_("Results as JSONL"), elem_id="batch-jsonl")
             self.csv = gr.DownloadButton(_("Results as CSV"), elem_id="batch-csv")
         self.thumbnails = gr.State({})
+        """Small pictures by their place, by the job that they belong to."""
+
         self.timer = gr.Timer(EVERY_S, active=False)
 
     def wire(self) -> None:
@@ -72,15 +79,18 @@ class BatchScreen:
         ]  # fmt: skip
         self.start.click(
             self.on_start,
-            [self.files, self.folder, self.question, chosen.model, chosen.task, chosen.options],
+            [
+                self.files, self.folder, self.question, chosen.model, chosen.task, chosen.options,
+                self.thumbnails,
+            ],
             outputs, **quick,
         )  # fmt: skip
         gr.on(
             [self.timer.tick, self.jobs.input],
             self.on_look, [self.jobs, self.thumbnails], outputs, **quick,
         )  # fmt: skip
-        self.refresh.click(self.on_list, [self.jobs], outputs, **quick)
-        self.delete.click(self.on_delete, [self.jobs], outputs, **quick)
+        self.refresh.click(self.on_list, [self.jobs, self.thumbnails], outputs, **quick)
+        self.delete.click(self.on_delete, [self.jobs, self.thumbnails], outputs, **quick)
 
     def tasks_update(self, catalogue: dict[str, Any], model: str | None, task: str | None) -> Any:
         models = [model] if model else []
@@ -94,6 +104,7 @@ class BatchScreen:
         model: str | None,
         task: str | None,
         options: str,
+        small: Small,
         request: gr.Request,
     ) -> dict[Any, Any]:
         """Submit the batch."""
@@ -114,17 +125,16 @@ class BatchScreen:
                 job = await gateway.form("/jobs", fields, paths)
         except Refusal as error:
             return {self.line: drawing.sentence(error.sentence, wrong=True)}
-        small = await to_thread.run_sync(thumbnails, paths)
-        return await self.job_updates(gateway, job["id"], small)
+        latest = dict(list(small.items())[1 - MOST_BATCHES :])
+        new = {job["id"]: await to_thread.run_sync(thumbnails, paths)}
+        return await self.job_updates(gateway, job["id"], latest | new)
 
-    async def on_look(
-        self, job: str | None, small: dict[str, str], request: gr.Request
-    ) -> dict[Any, Any]:
+    async def on_look(self, job: str | None, small: Small, request: gr.Request) -> dict[Any, Any]:
         if not job:
             return {self.timer: gr.Timer(active=False)}
         return await self.job_updates(self.connections.gateway(request), job, small)
 
-    async def on_list(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
+    async def on_list(self, job: str | None, small: Small, request: gr.Request) -> dict[Any, Any]:
         gateway = self.connections.gateway(request)
         try:
             jobs = await listed(gateway)
@@ -133,10 +143,10 @@ class BatchScreen:
         names = [name for _, name in jobs]
         chosen = job if job in names else next(iter(names), None)
         return {self.jobs: gr.update(choices=jobs, value=chosen)} | (
-            await self.job_updates(gateway, chosen, {}) if chosen else {}
+            await self.job_updates(gateway, chosen, small) if chosen else {}
         )
 
-    async def on_delete(self, job: str | None, request: gr.Request) -> dict[Any, Any]:
+    async def on_delete(self, job: str | None, small: Small, request: gr.Request) -> dict[Any, Any]:
         gateway = self.connections.gateway(request)
         if not job:
             return {self.line: drawing.sentence(self.text("Choose a batch first."), wrong=True)}
@@ -152,11 +162,10 @@ class BatchScreen:
             self.timer: gr.Timer(active=False),
             self.jsonl: None,
             self.csv: None,
+            self.thumbnails: {name: each for name, each in small.items() if name != job},
         }
 
-    async def job_updates(
-        self, gateway: Gateway, job: str, small: dict[str, str]
-    ) -> dict[Any, Any]:
+    async def job_updates(self, gateway: Gateway, job: str, small: Small) -> dict[Any, Any]:
         """The progress of a batch, and its results so far."""
         try:
             state = await gateway.json("GET", f"/jobs/{job}")
@@ -172,7 +181,7 @@ class BatchScreen:
         sentence = f"{state['done']} of {state['total']} are done, {state['failed']} failed."
         update = {
             self.line: drawing.sentence(sentence),
-            self.result: table(rows, small),
+            self.result: table(rows, small.get(job, {})),
             self.jobs: gr.update(choices=jobs, value=job),
             self.timer: gr.Timer(active=running),
             self.thumbnails: small,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -322,6 +324,43 @@ def test_a_batch_as_a_table_for_spreadsheets_computes_nothing() -> None:
     assert batch.table(rows, {}).index("No image.") < batch.table(rows, {}).index("@SUM")
 
 
+def test_a_batch_is_shown_with_its_own_pictures(vision: Any, stub: Any, tmp_path: Path) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = batch.BatchScreen(cast(Any, Reached(cast(Any, None))), str)
+    jobs, small = [], {}
+    for colour in ("red", "blue"):
+        path = tmp_path / f"{colour}.png"
+        Image.new("RGB", (40, 30), colour).save(path)
+        inputs = ([str(path)], None, "it", "tiny-lora", "spatial-boxes", "", small)
+        shown = shown_by(vision.url, screen, "on_start", *inputs)
+        jobs.append(shown[screen.jobs]["value"])
+        small = shown[screen.thumbnails]
+        until_done(vision, jobs[-1])
+
+    pictures_shown = []
+    for job in (*jobs, jobs[0]):
+        shown = shown_by(vision.url, screen, "on_look", job, small)
+        small = shown.get(screen.thumbnails, small)
+        listed = shown_by(vision.url, screen, "on_list", job, small)
+        assert listed[screen.result] == shown[screen.result]
+        small = listed.get(screen.thumbnails, small)
+        pictures_shown.append(re.findall('src="([^"]+)"', shown[screen.result]))
+
+    first, second, again = pictures_shown
+    assert len(first) == 1 and first != second and first == again
+    after = shown_by(vision.url, screen, "on_delete", jobs[0], small)
+    assert list(after[screen.thumbnails]) == [jobs[1]]
+
+
+def until_done(vision: Any, job: str) -> None:
+    deadline = time.monotonic() + 30
+    while vision.client.get(f"/jobs/{job}").json()["state"] != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_lines_of_a_batch_keep_what_they_name(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "cat"}\n{"task": "other"}\nno json\n')
@@ -399,8 +438,9 @@ class Reached:
     settings = settings.Settings(gateway="http://127.0.0.1:9")
     shown_gateway = ""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, kept: downloads.Downloads | None = None) -> None:
         self.http = http
+        self.downloads = kept
 
     def gateway(self, _: Any) -> client.Gateway:
         return client.Gateway(self.http, None)
@@ -411,7 +451,7 @@ def shown_by(url: str, screen: Any, event: str, *inputs: Any) -> dict[Any, Any]:
 
     async def updates() -> dict[Any, Any]:
         async with httpx.AsyncClient(base_url=url) as http:
-            screen.connections = Reached(http)
+            screen.connections = Reached(http, kept)
             happening = getattr(screen, event)(*inputs, None)
             if asyncio.iscoroutine(happening):
                 return dict(await happening)
@@ -420,7 +460,8 @@ def shown_by(url: str, screen: Any, event: str, *inputs: Any) -> dict[Any, Any]:
                 result |= update
             return result
 
-    return asyncio.run(updates())
+    with contextlib.closing(downloads.Downloads()) as kept:
+        return asyncio.run(updates())
 
 
 BEGAN_ANEW = "The gateway no longer had the conversation, so a new one began."
