@@ -46,7 +46,7 @@ class Conversation:
         answer = Answer(say)
         try:
             server.stream("/v1/chat/completions", body, answer.hear)
-            answer.end()
+            answer.end(server.name)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{server.name} answers a question in another form: {error}") from error
         text = answer.text.strip()
@@ -63,6 +63,8 @@ class Answer:
     text: str = ""
     waiting: bytes = b""
     whole: bool = False
+    error: Any = None
+    """What the server says in an event when it gives an answer up."""
 
     def hear(self, piece: bytes) -> None:
         """Say what an answer goes on with; a line may come in several pieces."""
@@ -72,18 +74,33 @@ class Answer:
             self.whole |= data == b"[DONE]"
             if not line.startswith(b"data:") or self.whole:
                 continue
-            for choice in json.loads(data)["choices"]:
+            event = json.loads(data)
+            self.error = self.error or event.get("error")
+            for choice in () if self.error else event["choices"]:
                 more = choice["delta"].get("content") or ""
                 # Many models begin with a blank.
                 self.say(more if self.text.strip() else more.lstrip())
                 self.text += more
 
-    def end(self) -> None:
-        """End the printed text; ValueError where the answer is no stream or breaks off."""
+    def end(self, server: str) -> None:
+        """End the printed text; TryAgain or UserError with the sentence of a server that gave up,
+        ValueError where the answer is no stream or breaks off."""
         if self.text:
             self.say("\n")
+        if self.error:
+            raise failure(self.error, f"{server} breaks off")
         if not self.whole:
             raise ValueError("it breaks off")
+
+
+def failure(error: Any, before: str) -> UserError | TryAgain:
+    """The failure behind an error of a stream; the gateway names its type, vLLM its status."""
+    parts = error if isinstance(error, dict) else {"message": error}
+    code = parts.get("code")
+    passing = parts.get("type") in ("server_error", "rate_limit_error")
+    passing |= isinstance(code, int) and (code >= 500 or code in (408, 429))
+    sentence = " ".join(str(parts.get("message") or "it does not say why").split())[:300]
+    return (TryAgain if passing else UserError)(f"{before}: {sentence}")
 
 
 @click.command(cls=PipelineCommand)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from click.testing import CliRunner, Result
 
+from loraline.errors import TryAgain, UserError
 from loraline.serving.client import Server
-from loraline_cli.chat import Conversation, opening
+from loraline_cli.chat import Answer, Conversation, opening
 from loraline_cli.main import main
 from tests.gateway.conftest import picture
 
@@ -85,6 +88,36 @@ def test_an_answer_that_breaks_off_is_no_part_of_the_conversation(
     talk = chat(stub_url, "Hello", "Again")
     assert talk.stderr.count("answers a question in another form: it breaks off") == 2
     assert conversations(stub) == [[("user", "Hello")], [("user", "Again")]]
+
+
+def test_an_answer_that_the_gateway_gives_up_ends_with_its_sentence(text, stub) -> None:
+    stub.fault = "cut"
+    talk = chat(text.url, "Hello", "Again")
+    assert talk.stdout == "one\none\n", "the text so far, and a line's end"
+    sentence = "The model's server ended before its answer was complete."
+    assert talk.stderr.count(f"chat: {text.url} breaks off: {sentence}") == 2, talk.stderr
+    assert conversations(stub)[1] == [("user", "Answer in a few words. Again")]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        ({"message": "Too busy.", "type": "rate_limit_error", "code": "rate"}, TryAgain),
+        ({"message": "Too busy.", "type": "server_error", "code": "cut"}, TryAgain),
+        ({"message": "Too busy.", "type": "InternalServerError", "code": 500}, TryAgain),
+        ({"message": "Too long.", "type": "invalid_request_error", "code": "long"}, UserError),
+        ({"message": "Too long.", "type": "BadRequestError", "code": 400}, UserError),
+        ({"message": None}, UserError),
+        ("Too long.", UserError),
+    ],
+)
+def test_an_error_of_a_stream_is_a_mistake_or_worth_another_try(error, raised) -> None:
+    answer = Answer([].append)
+    event = b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+    answer.hear(event[:9])
+    answer.hear(event[9:])
+    with pytest.raises(raised, match=r"here breaks off: (Too (busy|long)|it does not say why)"):
+        answer.end("here")
 
 
 def test_what_a_server_refuses_leaves_the_conversation(text, stub) -> None:
