@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from gateway import exports
 from gateway.keys import entry, new_key
 
 pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
@@ -322,6 +324,18 @@ def test_a_batch_as_a_table_for_spreadsheets_computes_nothing() -> None:
     assert lines[1].startswith("0,,' =cmd,200,'@SUM(1)")
     assert lines[2] == "1,x,,415,No image.,"
     assert batch.table(rows, {}).index("No image.") < batch.table(rows, {}).index("@SUM")
+
+
+BLANKS = st.text(alphabet=" \t\r\n\x0b\x0c\x1c\x85\xa0\u2003\u3000", max_size=3)
+
+
+@pytest.mark.parametrize("quoted", [exports.cell, batch.safe], ids=["gateway", "page"])
+@given(st.one_of(st.text(), st.builds("".join, st.tuples(BLANKS, st.sampled_from("=+-@"), BLANKS))))
+def test_a_cell_of_both_tables_is_text_for_a_spreadsheet(
+    quoted: Callable[[str], str], value: str
+) -> None:
+    begins_formula = value.strip()[:1] in set("=+-@") or value[:1] in set("\t\r")
+    assert quoted(value) == (f"'{value}" if begins_formula else value)
 
 
 def test_a_batch_is_shown_with_its_own_pictures(vision: Any, stub: Any, tmp_path: Path) -> None:
