@@ -10,14 +10,13 @@ Reads and moves the registered model's aliases: `candidate` to `champion`, the c
 
 from __future__ import annotations
 
-import getpass
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from loraline.errors import UserError
+from loraline.process import person
 from loraline.step import PipelineCommand, or_none
 from loraline.tracking import runs, store, tags
 
@@ -59,7 +58,7 @@ def promote(
 
     client = store.connect()
     registry.check_exists(client, model)
-    by = Settings().workflow_name or os.environ.get("USER") or person()
+    by = Settings().workflow_name or person.name()
     before = registry.version_of(client, model, registry.CHAMPION)
     now = move(client, model, by, version=version, rollback=rollback, reason=reason)
     if reason is not None:
@@ -96,15 +95,6 @@ def move(
             assert version is not None
             return registry.reject(client, model, version, by, reason)
         return registry.promote(client, model, version, by)
-
-
-def person() -> str:
-    """Whoever runs this: their name, or their number where a container knows no name for it."""
-    try:
-        return getpass.getuser()
-    # Python 3.13 made the KeyError of an unknown number an OSError.
-    except (KeyError, OSError):
-        return f"somebody without a name (user ID {os.getuid()})"
 
 
 if __name__ == "__main__":

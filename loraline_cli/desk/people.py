@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from starlette.requests import Request
 
 from gateway import keys
 from loraline.errors import TryAgain, UserError
+from loraline.process import person
 
 REVIEWER, TRAINER = "reviewer", "trainer"
 
@@ -48,7 +47,7 @@ class People:
 
     def who(self, request: Request) -> Person:
         if self.file is None:
-            return Person(local_name(), frozenset((REVIEWER, TRAINER)))
+            return Person(person.name(), frozenset((REVIEWER, TRAINER)))
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).hexdigest()
         try:
@@ -60,11 +59,3 @@ class People:
             if scheme.lower() == "bearer" and secrets.compare_digest(entry.sha256, digest):
                 return Person(entry.name, frozenset(entry.roles))
         raise Turned(401, "Send a valid key as Authorization: Bearer KEY.")
-
-
-def local_name() -> str:
-    """Whoever runs the desk here."""
-    try:
-        return os.environ.get("USER") or getpass.getuser()
-    except (KeyError, OSError):
-        return f"somebody without a name (user ID {os.getuid()})"
