@@ -37,6 +37,10 @@ WHOLE_PIXELS = 16_000_000
 """Up to here an image is decoded to see that it is whole; beyond it, only its checksums are read:
 the pixels of the largest would take 256 MB."""
 
+DEEP = ("I", "F")
+"""Beginnings of Pillow's modes of grey pictures with more than 8 bits. Pillow, and so vLLM, cuts
+their values off at 255; of a color with 16 bits it takes the higher 8."""
+
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """Values of that EXIF tag for images that lie on their side."""
@@ -96,6 +100,12 @@ def picture(content: bytes, settings: Settings) -> Picture:
         raise broken() from None
     if width * height > settings.max_pixels:
         raise too_many_pixels(settings)
+    if image.mode.startswith(DEEP):
+        raise Problem(
+            422,
+            "media_depth",
+            "A grey image has more than 8 bits, of which the model would see white; send it in 8.",
+        )
     if width * height == 0 or max(width, height) > pixels.MAX_RATIO * min(width, height):
         raise Problem(
             422,

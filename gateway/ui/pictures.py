@@ -15,6 +15,9 @@ LONGER_SIDE = 1600
 
 THUMBNAIL = 96
 
+DEEP = ("I", "F")
+"""Beginnings of Pillow's modes of grey pictures with more than 8 bits, which it turns white."""
+
 
 class Picture(NamedTuple):
     """A picture as a person sees it."""
@@ -39,6 +42,8 @@ def upright(path: Path) -> Any:
         picture = Image.open(path, formats=FORMATS)
         if picture.width * picture.height > MOST_PIXELS:
             raise Unreadable(f"the picture has more than {MOST_PIXELS:,} pixels")
+        if picture.mode.startswith(DEEP):
+            raise Unreadable("the picture is grey and has more than 8 bits")
         turned = ImageOps.exif_transpose(picture)
         white = Image.new("RGB", turned.size, "white")
         rgba = turned.convert("RGBA")

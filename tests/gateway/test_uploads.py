@@ -8,8 +8,10 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from gateway import frames, images, video
 from gateway.errors import Problem
 from gateway.settings import Settings
 from tests.gateway.conftest import ask_chat, picture
+from tests.gateway.hostile import png_chunk
 from tests.gateway.test_predict import ask
 
 
@@ -36,11 +39,44 @@ def test_every_type_is_taken_and_goes_on_as_it_came(vision, stub, kind, size) ->
     assert base64.b64decode(sent.partition(",")[2]) == content
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
 def test_every_kind_of_pixels_is_taken(vision, mode) -> None:
     file = io.BytesIO()
     Image.new(mode, (64, 48)).save(file, "PNG")
     assert ask(vision, file.getvalue()).status_code == 200
+
+
+@pytest.mark.parametrize(("mode", "form"), [("I;16", "PNG"), ("I;16", "TIFF"), ("F", "TIFF")])
+def test_grey_of_more_than_eight_bits_is_refused_by_name(vision, stub, mode, form) -> None:
+    """vLLM would cut its values off at 255, so that nearly everything is white."""
+    file = io.BytesIO()
+    Image.new(mode, (64, 48), 1000).save(file, form)
+    seen = Image.open(io.BytesIO(file.getvalue())).convert("RGB")
+    assert seen.getpixel((0, 0)) == (255, 255, 255)
+    answer = ask(vision, file.getvalue())
+    assert (answer.status_code, answer.json()["code"]) == (422, "media_depth")
+    assert "more than 8 bits" in answer.json()["detail"]
+    assert stub.requests == []
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colour_of_sixteen_bits_is_seen_by_its_higher_eight(vision, channels) -> None:
+    """Also grey with transparency, which Pillow takes for colour."""
+    values = np.full((48, 64, channels), 0x8042, np.uint16)
+    values[..., -1] = 0xFFFF if channels in (2, 4) else 0x8042
+    content = sixteen_bits(values)
+    assert ask(vision, content).status_code == 200
+    assert Image.open(io.BytesIO(content)).convert("RGB").getpixel((0, 0)) == (128, 128, 128)
+
+
+def sixteen_bits(values: np.ndarray) -> bytes:
+    """A PNG with 16 bits a channel, which Pillow does not write in colour."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    chunks = {b"IHDR": head, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*each) for each in chunks.items())
 
 
 def test_an_animation_is_its_first_frame(vision) -> None:

@@ -173,6 +173,27 @@ def test_pictures_that_share_a_name_are_each_sent_smaller(tmp_path: Path) -> Non
     assert all(path.is_relative_to(folder) for path in smaller)
 
 
+def test_a_grey_picture_of_sixteen_bits_is_not_shown_white_and_is_sent_as_it_is(
+    vision: Any, stub: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "scan.png"
+    Image.new("I;16", (64, 48), 1000).save(path)
+    with pytest.raises(pictures.Unreadable, match="more than 8 bits"):
+        pictures.prepared(path)
+    assert asking.smaller([path], 0.0001, tmp_path) == [path]
+
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = ask.AskScreen(cast(Any, Reached(cast(Any, None))), None, str)
+    for task in ("predict", "chat"):
+        inputs = ({"text": "", "files": [str(path)]}, None, "tiny-lora", task, "")
+        catalogue = {"models": {}, "tasks": {}}
+        shown = shown_by(vision.url, screen, "on_ask", *inputs, catalogue, {}, "")
+        assert "more than 8 bits" in shown[screen.panel.line]
+    assert stub.requests == []
+
+
 @pytest.mark.parametrize("content", [b"", b"no picture", b"<svg onload='x'/>"])
 def test_what_is_no_picture_is_not_shown(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.png"
