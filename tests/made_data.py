@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from loraline import records
 from loraline.data.merged import Dataset
@@ -42,6 +46,22 @@ def picture(number: int = 0, size: tuple[int, int] = (40, 30), kind: str = "PNG"
     buffer = io.BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+def sixteen_bits(values: np.ndarray) -> bytes:
+    """A PNG with 16 bits a channel, height x width x channels; Pillow writes grey alone."""
+    height, width, channels = values.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    )
 
 
 def film(frames: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48)) -> bytes:

@@ -97,8 +97,8 @@ CHECKS: dict[str, Check] = {
     "appearance": Check(
         REPAIR,
         (FAIL, DROP, REPAIR),
-        "an image that is turned by its EXIF orientation, has transparent parts, or has 16 or more "
-        "bits a channel, which servers and processors show in different ways; repair stores it "
+        "an image that is turned by its EXIF orientation, has transparent parts, or is grey with "
+        "16 or more bits, which servers and processors show in different ways; repair stores it "
         "upright, on white, in 8 bits scaled from the range of its values or from `window`",
     ),
     "media_limits": Check(

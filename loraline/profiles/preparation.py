@@ -81,7 +81,7 @@ class SourceSettings(Strict):
     """Folder that media are named from; null is the data file's own."""
 
     window: Annotated[tuple[float, float], AfterValidator(from_black_to_white)] | None = None
-    """Values of a picture of more than 8 bits that are black and white; null goes by its own."""
+    """Values of a grey picture of more than 8 bits that are black and white; null: its own."""
 
     encoding: str = ""
     """Of text files that are not UTF-8, as Python names it."""

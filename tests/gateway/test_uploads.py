@@ -8,10 +8,8 @@ import os
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from types import SimpleNamespace
@@ -19,13 +17,13 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from made_data import sixteen_bits
 from PIL import Image
 
 from gateway import frames, images, video
 from gateway.errors import Problem
 from gateway.settings import Settings
 from tests.gateway.conftest import ask_chat, picture
-from tests.gateway.hostile import png_chunk
 from tests.gateway.test_predict import ask
 
 
@@ -67,16 +65,6 @@ def test_colour_of_sixteen_bits_is_seen_by_its_higher_eight(vision, channels) ->
     content = sixteen_bits(values)
     assert ask(vision, content).status_code == 200
     assert Image.open(io.BytesIO(content)).convert("RGB").getpixel((0, 0)) == (128, 128, 128)
-
-
-def sixteen_bits(values: np.ndarray) -> bytes:
-    """A PNG with 16 bits a channel, which Pillow does not write in colour."""
-    height, width, channels = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    chunks = {b"IHDR": head, b"IDAT": zlib.compress(rows), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*each) for each in chunks.items())
 
 
 def test_an_animation_is_its_first_frame(vision) -> None:

@@ -157,6 +157,12 @@ def load_image(
             )
         if not single:
             image.seek(0)
+        if window and is_deep_color(image):
+            raise BadRow(
+                "media_format",
+                f"image {label(medium)} has 16 bits a channel in color, for which there is no "
+                "`window`; convert it to 8 bits",
+            )
         image.load()
         standard = standardized(image, window)
         near = int.from_bytes(packed(imagehash.phash(standard).hash), "big")
@@ -229,6 +235,14 @@ def type_not_read(content: bytes) -> str | None:
 def is_raw(tags: Mapping[int, Any]) -> bool:
     """Whether a TIFF's first picture is the preview of a camera's own data, as in DNG and NEF."""
     return DNG_VERSION in tags or bool(tags.get(SUBFILE_TYPE, 0) & REDUCED)
+
+
+def is_deep_color(image: Any) -> bool:
+    """Whether Pillow will leave out the lower 8 of 16 bits of a picture that is not decoded yet.
+
+    Servers and processors read it so as well. Grey with transparency is color to Pillow.
+    """
+    return image.mode not in DEEP and any(";16" in str(tile) for tile in image.tile)
 
 
 def standardized(image: Any, window: tuple[float, float] | None = None) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_data import kept, picture, write_lines
+from made_data import kept, picture, sixteen_bits, write_lines
 from PIL import Image
 
 from loraline.data import dataset
@@ -158,6 +158,25 @@ def test_a_deep_picture_whose_lowest_value_is_white_is_inverted(
     assert shown[1, 1] == lightest
     corner = shown[-1, -1] if turned else shown[0, 0]
     assert corner == round(255 * (high - 3000) / (high - low))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_a_window_is_not_passed_over_for_colour_of_sixteen_bits(
+    channels: int, tmp_path: Path, prepare
+) -> None:
+    """Pillow reads the higher 8 bits, so values up to 4095 would be nearly black."""
+    values = np.full((30, 40, channels), 0x8042, np.uint16)
+    values[..., -1] = 0xFFFF if channels in (2, 4) else 0x8042
+    write(tmp_path / "data", "a.png", sixteen_bits(values))
+    for name, more in (("own", ""), ("windowed", ", window: [0, 4095]")):
+        (tmp_path / f"{name}.yaml").write_text(f"scans: {{uri: data{more}}}\n")
+    ((content,),) = (
+        record.images for record in kept(prepare(tmp_path / "own.yaml", modality="vision"))
+    )
+    assert Image.open(io.BytesIO(content)).convert("RGB").getpixel((0, 0)) == (128, 128, 128)
+    merged = prepare(tmp_path / "windowed.yaml", modality="vision")
+    with pytest.raises(UserError, match=r"'a\.png' has 16 bits a channel.*convert it to 8 bits"):
+        dataset.refuse(merged.examples)
 
 
 def test_a_deep_picture_is_white_where_it_is_transparent() -> None:
