@@ -276,7 +276,10 @@ def checked(
         pictures.append(picture.content)
         measured_media.append(Medium(picture.source, picture.near, picture.height, picture.width))
     for medium in drafted.videos:
-        clip = videos.load_video(medium, fetch, work.limits, pixels.cell(work.recipe.base))
+        cell = pixels.cell(work.recipe.base)
+        clip = videos.load_video(
+            medium, fetch, work.limits, cell, actions, flagged, source.entry.window
+        )
         clips.append(clip.video)
         measured_media.append(Medium(clip.source, clip.near, clip.height, clip.width))
     if work.boxes and source.entry.boxes:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from loraline.data.checks import REPAIR, BadRow, Policy
+from loraline.data.reading.contents import Media
 from loraline.data.reading.media import Fetch, Limits, content_of, label, measure, over_limit
 
 TYPES = {
@@ -157,12 +158,7 @@ def load_image(
             )
         if not single:
             image.seek(0)
-        if window and is_deep_color(image):
-            raise BadRow(
-                "media_format",
-                f"image {label(medium)} has 16 bits a channel in color, for which there is no "
-                "`window`; convert it to 8 bits",
-            )
+        refuse_deep_color("image", medium, image, window)
         image.load()
         standard = standardized(image, window)
         near = int.from_bytes(packed(imagehash.phash(standard).hash), "big")
@@ -237,12 +233,20 @@ def is_raw(tags: Mapping[int, Any]) -> bool:
     return DNG_VERSION in tags or bool(tags.get(SUBFILE_TYPE, 0) & REDUCED)
 
 
-def is_deep_color(image: Any) -> bool:
-    """Whether Pillow will leave out the lower 8 of 16 bits of a picture that is not decoded yet.
+def refuse_deep_color(
+    name: str, medium: Media, image: Any, window: tuple[float, float] | None
+) -> None:
+    """Raise BadRow for 16 bits a channel in color where there is a window.
 
-    Servers and processors read it so as well. Grey with transparency is color to Pillow.
+    Pillow reads the higher 8 of them, as do servers and processors. The image is not decoded yet.
+    Grey with transparency is color to Pillow.
     """
-    return image.mode not in DEEP and any(";16" in str(tile) for tile in image.tile)
+    if window and image.mode not in DEEP and any(";16" in str(tile) for tile in image.tile):
+        raise BadRow(
+            "media_format",
+            f"{name} {label(medium)} has 16 bits a channel in color, for which there is no "
+            "`window`; convert it to 8 bits",
+        )
 
 
 def standardized(image: Any, window: tuple[float, float] | None = None) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loraline.base import pixels
-from loraline.data.checks import BadRow
+from loraline.data.checks import REPAIR, BadRow, Policy
 from loraline.data.reading.contents import Media
-from loraline.data.reading.images import OPENED, packed
+from loraline.data.reading.images import DEEP, OPENED, packed, refuse_deep_color, standardized
 from loraline.data.reading.media import Fetch, Limits, content_of, label, measure, over_limit
 from loraline.records import Video
 
@@ -46,8 +47,19 @@ def frame_indices(total: int, rate: float, limits: Limits) -> list[int]:
     return [round(index * (total - 1) / (count - 1)) for index in range(count)]
 
 
-def load_video(medium: Media, fetch: Fetch, limits: Limits, cell: int) -> Clip:
-    """Decode a video and sample its frames, as JPEG; a list of paths is frames already sampled."""
+def load_video(
+    medium: Media,
+    fetch: Fetch,
+    limits: Limits,
+    cell: int,
+    actions: Policy,
+    flagged: list[str],
+    window: tuple[float, float] | None = None,
+) -> Clip:
+    """Decode a video and sample its frames, as JPEG; a list of paths is frames already sampled.
+
+    `window` gives the values that are black and white in frames of more than eight bits.
+    """
     import imagehash
     from PIL import Image
 
@@ -63,7 +75,18 @@ def load_video(medium: Media, fetch: Fetch, limits: Limits, cell: int) -> Clip:
             frames = [Image.open(io.BytesIO(item), formats=OPENED) for item in contents]
             for frame in frames:
                 measure("frame", medium, frame.width, frame.height, limits)
-            frames = [frame.convert("RGB") for frame in frames]
+                refuse_deep_color("a frame of video", medium, frame, window)
+            window = window or shared_range(frames)
+            upright = [standardized(frame, window) for frame in frames]
+            if any(new is not frame for new, frame in zip(upright, frames, strict=True)):
+                if actions["appearance"] != REPAIR:
+                    raise BadRow(
+                        "appearance",
+                        f"a frame of video {label(medium)} is turned, partly transparent, or "
+                        "deeper than 8 bits",
+                    )
+                flagged.append("appearance")
+            frames = [frame.convert("RGB") for frame in upright]
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise BadRow(
                 "media_broken", f"video {label(medium)} cannot be decoded: {error}"
@@ -81,6 +104,19 @@ def load_video(medium: Media, fetch: Fetch, limits: Limits, cell: int) -> Clip:
         width,
         near,
     )
+
+
+def shared_range(frames: Sequence[Any]) -> tuple[float, float] | None:
+    """The lowest and the highest value of frames of more than eight bits; None if there is none.
+
+    A range of each frame would make a video flicker.
+    """
+    import numpy as np
+
+    deep = [np.asarray(frame) for frame in frames if frame.mode in DEEP]
+    low = min((float(values.min()) for values in deep), default=0.0)
+    high = max((float(values.max()) for values in deep), default=0.0)
+    return (low, high) if low < high else None
 
 
 def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], float]:

@@ -179,6 +179,37 @@ def test_a_window_is_not_passed_over_for_colour_of_sixteen_bits(
         dataset.refuse(merged.examples)
 
 
+def test_frames_of_a_video_are_read_as_images_are(tmp_path: Path, prepare) -> None:
+    """Grey of 16 bits over the range of all frames, upright, and on white."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, high in (("deep-0.png", 1000), ("deep-1.png", 3000)):
+        values = np.full((60, 80), 1000, np.uint16)
+        values[0, 0] = 500
+        values[30:] = high
+        Image.fromarray(values).save(folder / name)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (80, 60), "red").save(folder / "turned.jpg", exif=turned)
+    Image.new("RGBA", (60, 80), (0, 0, 0, 0)).save(folder / "clear.png")
+    rows = [["deep-0.png", "deep-1.png"], ["turned.jpg", "clear.png"]]
+    question = {"question": "<video>What is it?", "answer": "A town."}
+    write_lines(folder / "rows.jsonl", [{"videos": [names], **question} for names in rows])
+
+    merged = prepare(folder, modality="vision")
+
+    deep, others = (record.videos[0].frames for record in kept(merged))
+    lower = [Image.open(io.BytesIO(frame)).convert("L").getpixel((40, 50)) for frame in deep]
+    assert lower == [pytest.approx(51, abs=2), pytest.approx(255, abs=2)]
+    upright, clear = (Image.open(io.BytesIO(frame)) for frame in others)
+    assert upright.size == (60, 80)
+    assert clear.convert("L").getpixel((30, 30)) == 255
+    assert merged.counts["appearance repair"] == 2
+    refused = prepare(folder, modality="vision", on=("appearance=fail",))
+    with pytest.raises(UserError, match=r"a frame of video .* is turned, partly transparent, or"):
+        dataset.refuse(refused.examples)
+
+
 def test_a_deep_picture_is_white_where_it_is_transparent() -> None:
     values = np.array([[0, 1000], [3000, 0]], np.uint16)
     image = Image.fromarray(values)
