@@ -78,7 +78,10 @@ class HistoryScreen:
             self.session: gr.update(choices=conversations, value=chosen),
             self.line: drawing.sentence(f"{len(conversations)} conversations."),
         }
-        return update if chosen else update | {self.turns: ""}
+        if chosen is None or chosen == session:
+            # No event says that the chosen one went on.
+            return update | await self.on_open(chosen, request)
+        return update
 
     async def on_open(self, session: str | None, request: gr.Request) -> dict[Any, Any]:
         ready = {self.file: gr.update(value=None, interactive=False)}

@@ -320,6 +320,26 @@ def test_a_folder_is_a_batch_of_its_files_in_the_order_of_their_names(
     assert ["a.png" in rows[0], "b.png" in rows[1], "seen" in rows[1]] == [True] * 3
 
 
+def test_a_conversation_that_went_on_is_shown_whole_when_the_screen_is_opened_again(
+    page_url: str, opened: Any, stub: Any
+) -> None:
+    page = opened(page_url)
+    ask(page, "Free question", "And first?")
+    answered(page)
+    page.get_by_role("tab", name="History").click()
+    page.wait_for_function(
+        "document.querySelector('#history-turns').textContent.includes('And first?')"
+    )
+    page.get_by_role("tab", name="Ask").click()
+    page.fill("#ask-follow textarea", "And then?")
+    page.press("#ask-follow textarea", "Enter")
+    page.wait_for_function("document.querySelector('#ask-talk').textContent.includes('And first?')")
+    page.get_by_role("tab", name="History").click()
+    page.wait_for_function(
+        "document.querySelector('#history-turns').textContent.includes('And then?')"
+    )
+
+
 def text_of_pdf(content: bytes) -> str:
     from pypdf import PdfReader
 
