@@ -14,7 +14,7 @@ import gradio as gr
 from anyio import to_thread
 
 from gateway.ui import ask, drawing, pictures
-from gateway.ui.client import Gateway, Refusal
+from gateway.ui.client import PASSING, Gateway, Refusal
 from gateway.ui.compare import text_of
 from gateway.ui.connections import Connections
 from gateway.ui.questions import PREDICT, Question
@@ -174,7 +174,7 @@ class BatchScreen:
         except Refusal as error:
             return {
                 self.line: drawing.sentence(error.sentence, wrong=True),
-                self.timer: gr.Timer(active=False),
+                self.timer: gr.Timer(active=error.status in PASSING),
             }
         rows = sorted(map(json.loads, content.splitlines()), key=lambda row: row["index"])
         running = state["state"] != "done"
@@ -185,6 +185,9 @@ class BatchScreen:
             self.jobs: gr.update(choices=jobs, value=job),
             self.timer: gr.Timer(active=running),
             self.thumbnails: small,
+            # Of a batch that was looked at before, there may be files.
+            self.jsonl: None,
+            self.csv: None,
         }
         if not running:
             name, write = f"batch-{job[:8]}", self.connections.downloads.write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 KEPT_S = 1800
@@ -25,9 +26,11 @@ class Downloads:
 
     def sweep(self) -> None:
         for path in Path(self.folder.name).glob("*/*"):
-            if path.stat().st_mtime < time.time() - KEPT_S:
-                path.unlink(missing_ok=True)
-                path.parent.rmdir()
+            # Another thread may remove the same file.
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - KEPT_S:
+                    path.unlink()
+                    path.parent.rmdir()
 
     def close(self) -> None:
         self.folder.cleanup()

@@ -164,7 +164,8 @@ def place_of(item: Item, picture: Picture | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{seconds % 60:05.2f}"
+    hundredths = round(seconds * 100)
+    return f"{hundredths // 6000}:{hundredths % 6000 / 100:05.2f}"
 
 
 def timeline(items: Sequence[Item]) -> str:
@@ -228,7 +229,7 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return escape(text[:LONGEST_CELL])
+    return escape(text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 1] + "…")
 
 
 def notes(problems: Iterable[str]) -> str:

@@ -131,6 +131,19 @@ def test_an_item_is_drawn_in_pixels_of_the_upright_picture(
     assert drawing.place_of(item, PICTURE) == place
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(59.999, "1:00.00"), (119.994, "1:59.99"), (0, "0:00.00")]
+)
+def test_a_minute_has_sixty_seconds(seconds: float, shown: str) -> None:
+    assert drawing.clock(seconds) == shown
+
+
+def test_a_long_answer_is_cut_where_it_says_so() -> None:
+    longest = "x" * drawing.LONGEST_CELL
+    assert drawing.cell(longest) == longest
+    assert drawing.cell(longest + "yz") == longest[:-1] + "…"
+
+
 def test_two_thousand_boxes_are_drawn_with_a_colour_a_label() -> None:
     items = [
         {"kind": "box", "label": f"label {at % 3}", "box_unit": [0, 0, 1, 1]} for at in range(3000)
@@ -601,6 +614,44 @@ def test_a_desk_that_is_away_for_a_moment_ends_no_watching(status: int, goes_on:
     assert (updates[screen.timer].active, updates[screen.loss.timer].active) == (goes_on, goes_on)
 
 
+@pytest.mark.parametrize(("status", "goes_on"), [(0, True), (503, True), (404, False)])
+def test_a_gateway_that_is_away_for_a_moment_ends_no_watching_of_a_batch(
+    status: int, goes_on: bool
+) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = batch.BatchScreen(cast(Any, None), str)
+    updates = asyncio.run(screen.job_updates(cast(Any, Refusing(status)), "a", {}))
+    assert "Not now." in updates[screen.line]
+    assert updates[screen.timer].active == goes_on
+
+
+def test_a_batch_that_runs_offers_no_files_of_another() -> None:
+    import gradio as gr
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        state = {"id": "a", "state": "running", "done": 0, "total": 2, "failed": 0, "created": 1}
+        bodies = {"/jobs": {"jobs": [state]}, "/jobs/a": state}
+        return httpx.Response(200, json=bodies.get(request.url.path, {"index": 0}))
+
+    async def updates() -> dict[Any, Any]:
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            return await screen.job_updates(client.Gateway(http, None), "a", {})
+
+    def no_table(*_: Any) -> str:
+        return ""
+
+    with gr.Blocks():
+        screen = batch.BatchScreen(cast(Any, None), str)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(batch, "table", no_table)
+        shown = asyncio.run(updates())
+    assert shown[screen.timer].active
+    assert (shown[screen.jsonl], shown[screen.csv]) == (None, None)
+
+
 def test_who_does_not_answer_is_named() -> None:
     async def ask_for_runs() -> None:
         async with httpx.AsyncClient(base_url="http://127.0.0.1:9") as http:
@@ -763,6 +814,19 @@ def test_a_picture_may_be_a_file_in_memory() -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "PNG")
     assert pictures.as_uri(Image.open(file)).startswith("data:image/png;base64,")
+
+
+def test_files_that_another_visitor_s_download_removed_stop_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Downloads of several visitors are written in several threads."""
+    with contextlib.closing(downloads.Downloads()) as kept:
+        first = kept.write("a.csv", b"1")
+        monkeypatch.setattr(Path, "glob", lambda *_: iter([first, first]))
+        now = time.time()
+        monkeypatch.setattr(downloads.time, "time", lambda: now + downloads.KEPT_S + 60)
+        assert kept.write("b.csv", b"2").read_bytes() == b"2"
+        assert not first.parent.exists()
 
 
 def test_files_to_take_home_are_removed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
