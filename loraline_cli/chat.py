@@ -36,9 +36,11 @@ class Conversation:
 
         The first question and one about a picture are put as in training, the others as they are.
         """
-        from loraline.records import from_prompt
+        from loraline.records import TAGS, from_prompt
         from loraline.serving.client import request
 
+        if self.picture is not None and (tag := TAGS.search(question)):
+            raise UserError(f"a question about a picture must not contain {tag[0]}")
         trained = not self.turns or self.picture is not None
         record = from_prompt(self.prompt if trained else PLAIN, question, "", self.picture)
         body = request(self.model, record, self.max_tokens)
@@ -150,6 +152,11 @@ def opening(card: dict[str, Any], server: str) -> str:
         how = "a question goes to it as you type it, since no prompt of a training is known here"
     elif prompt == PLAIN:
         how = "a question goes to it as you type it, as in its training"
+    elif PLAIN not in prompt:
+        how = (
+            f"the prompt of its training, {prompt!r}, has no place for a question, so that it "
+            "takes the place of a first one"
+        )
     else:
         how = f"a first question goes into the prompt of its training, {prompt!r}"
     return (

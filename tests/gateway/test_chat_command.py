@@ -55,6 +55,25 @@ def test_a_picture_goes_with_the_next_question(vision, stub, tmp_path) -> None:
     assert "chat: /image 'none.png' cannot be read: No such file or directory" in talk.stderr
 
 
+def test_a_question_about_a_picture_must_not_hold_a_place_of_another(
+    vision, stub, tmp_path
+) -> None:
+    (tmp_path / "scan.png").write_bytes(picture())
+    show = f"/image {tmp_path / 'scan.png'}"
+    talk = chat(vision.url, show, "See <image>?", "Read it", "See <image>?")
+    assert talk.exit_code == 0, talk.output
+    assert talk.stderr.count("chat: a question about a picture must not contain <image>") == 1
+    assert len(stub.requests) == 2, "the picture waits for the next question"
+
+
+def test_a_prompt_without_a_place_for_a_question_is_announced() -> None:
+    said = opening({"id": "tiny-lora", "prompt": "Write it as LaTeX."}, "here")
+    assert said.startswith(
+        "tiny-lora at here: the prompt of its training, 'Write it as LaTeX.', has no place for a "
+        "question, so that it takes the place of a first one\n"
+    )
+
+
 def test_a_server_alone_is_asked_as_it_is(stub, stub_url) -> None:
     talk = chat(stub_url, "Hello", options=("--max-tokens", "5"))
     assert (
