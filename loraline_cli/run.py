@@ -31,7 +31,7 @@ def file_of(workflow: str) -> Path:
     file = main.HOME / "workflows" / f"{workflow}.yaml"
     if not file.is_file():
         return Path(workflow)
-    if Path("steps").is_dir():
+    if Path("steps/prepare_data.py").is_file():
         return file
     FOLDER.mkdir(parents=True, exist_ok=True)
     located = FOLDER / file.name

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from loraline_cli import doctor
+from loraline_cli import doctor, run
 from loraline_cli.main import MODULES, SCRIPTS, main
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +61,17 @@ def test_it_runs_from_any_folder_and_ends_with_the_steps_exit_codes(tmp_path: Pa
     unknown = loraline("trian", folder=tmp_path)
     assert unknown.returncode == 2
     assert "No such command 'trian'" in unknown.stderr
+
+
+def test_a_workflow_runs_from_a_folder_that_has_steps_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "steps").mkdir()
+    monkeypatch.chdir(tmp_path)
+    rendered = run.file_of("pipeline").read_text()
+    assert f"- {ROOT / 'steps'}/prepare_data.py" in rendered
+    monkeypatch.chdir(ROOT)
+    assert "- steps/prepare_data.py" in run.file_of("pipeline").read_text()
 
 
 def test_a_workflow_runs_from_any_folder(tmp_path: Path) -> None:
