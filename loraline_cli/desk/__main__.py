@@ -5,6 +5,8 @@ python -m loraline_cli.desk --keys keys.json
 
 from __future__ import annotations
 
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -38,8 +40,23 @@ def desk(host: str, port: int, keys_file: Path | None, namespace: str | None) ->
     from loraline_cli.desk.app import create_app
 
     app = create_app(keys_file, namespace)
-    click.echo(f"desk: http://{host}:{port}")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    with bound(host, port) as listening:
+        click.echo(f"desk: http://{host}:{listening.getsockname()[1]}")
+        config = uvicorn.Config(app, log_level="warning", server_header=False)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; UserError if the address cannot be used."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]
+        raise UserError(
+            f"port {port} of {host} cannot be used ({why}); set another with --port"
+        ) from error
 
 
 if __name__ == "__main__":

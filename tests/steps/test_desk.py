@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from gateway.keys import entry, new_key
 from loraline.errors import UserError
 from loraline.tracking import registry
 from loraline.tracking.tags import AUDIT, CHAMPION, GATE_RUN
+from loraline_cli.desk.__main__ import desk as desk_command
 from loraline_cli.desk.app import create_app
 from tests.argo_program import argo_program
 
@@ -215,14 +218,22 @@ def test_a_model_that_is_none_is_refused_by_its_name(people: Any) -> None:
 
 
 def test_without_keys_the_desk_is_for_this_machine_alone(script: Any) -> None:
-    from click.testing import CliRunner
-
-    from loraline_cli.desk.__main__ import desk
-
-    result = CliRunner().invoke(desk, ["--host", "192.0.2.1"])
+    result = CliRunner().invoke(desk_command, ["--host", "192.0.2.1"])
     assert result.exit_code == 2
     assert "listens on 127.0.0.1 only" in result.stderr
     assert TestClient(create_app(None)).get("/me").json()["roles"] == ["reviewer", "trainer"]
+
+
+def test_a_port_that_is_taken_is_one_sentence(workplace: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(desk_command, ["--port", str(port)])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"desk: port {port} of 127.0.0.1 cannot be used (Address already in use); set another "
+        "with --port\n"
+    )
 
 
 def test_a_keys_file_that_is_none_is_refused(tmp_path: Path) -> None:
