@@ -110,7 +110,7 @@ def examples_of(folder: Path) -> list[dict[str, Any]]:
     """Questions and files to offer: what `examples.jsonl` lists, or else the folder's pictures."""
     listed = folder / "examples.jsonl"
     if listed.is_file():
-        lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in listed.read_bytes().splitlines()]
         return [
             {"text": each["text"], "files": [str(folder / name) for name in each["files"]]}
             for each in lines[:MOST_EXAMPLES]

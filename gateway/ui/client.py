@@ -109,7 +109,7 @@ class Gateway:
                     await response.aread()
                     raise self.refusal(response)
                 event, data = "message", []
-                async for line in response.aiter_lines():
+                async for line in lines_of(response):
                     if line.startswith("event:"):
                         event = line[6:].strip()
                     elif line.startswith("data:"):
@@ -142,6 +142,17 @@ class Gateway:
         wait = response.headers.get("Retry-After", "")
         again = f" Try again in {wait} s." if wait.isdecimal() else ""
         return Refusal(f"{sentence}{again}", response.status_code, code)
+
+
+async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
+    """The lines of a stream. httpx also ends one at U+2028, which JSON holds as it is."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode("utf-8", "replace")
+    if rest:
+        yield rest.decode("utf-8", "replace")
 
 
 def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) -> dict[str, Any]:

@@ -340,10 +340,11 @@ def test_examples_are_those_of_a_list_or_the_pictures_of_a_folder(tmp_path: Path
     (tmp_path / "notes.txt").write_text("no picture")
     assert ask.examples_of(tmp_path) == [{"text": "", "files": [str(tmp_path / "a.png")]}]
 
-    listed = [{"text": "Who?", "files": []}, {"text": "What?", "files": ["a.png"]}]
-    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in listed))
+    listed = [{"text": "Who\u2028?", "files": []}, {"text": "What?", "files": ["a.png"]}]
+    lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in listed]
+    (tmp_path / "examples.jsonl").write_text("".join(lines))
     assert ask.examples_of(tmp_path) == [
-        {"text": "Who?", "files": []},
+        {"text": "Who\u2028?", "files": []},
         {"text": "What?", "files": [str(tmp_path / "a.png")]},
     ]
 
@@ -544,6 +545,23 @@ def test_a_conversation_that_is_gone_begins_anew(
     assert BEGAN_ANEW in again[screen.panel.line] and "s in all" in again[screen.panel.line]
     assert len(kept_turns(vision, again[screen.session])) == 1
     assert len(stub.requests) == 1, "the model is asked once"
+
+
+@pytest.mark.parametrize("task", ["predict", "ocr-text", "chat"])
+def test_an_answer_with_another_kind_of_line_end_is_read_whole(
+    task: str, vision: Any, stub: Any, drawing_file: Path
+) -> None:
+    """Unicode has line ends that JSON does not escape; in a stream they are none."""
+    import gradio as gr
+
+    stub.tokens = ["one\u2028two", "\u2029three\x85", "four\n"]
+    with gr.Blocks():
+        screen = ask.AskScreen(cast(Any, Reached(cast(Any, None))), None, str)
+    box = {"text": "", "files": [str(drawing_file)]}
+    inputs = (box, None, "tiny-lora", task, "", {"models": {}, "tasks": {}}, {}, "")
+    shown = shown_by(vision.url, screen, "on_ask", *inputs)
+    assert "s in all" in shown[screen.panel.line], shown[screen.panel.line]
+    assert shown[screen.panel.answer].strip() == "one\u2028two\u2029three\x85four"
 
 
 def test_a_follow_up_of_a_conversation_that_is_gone_is_kept_in_a_new_one(
