@@ -13,7 +13,7 @@ from typing import Any
 from anyio import to_thread
 
 from gateway.ui import pictures, questions
-from gateway.ui.client import Gateway, Refusal
+from gateway.ui.client import REMOVED, Gateway, Refusal
 from gateway.ui.connections import Preferences
 from gateway.ui.pictures import Unreadable
 from gateway.ui.questions import CHAT, PREDICT, Question
@@ -130,6 +130,8 @@ def chat_body(
     with tempfile.TemporaryDirectory(prefix="loraline-page-") as folder:
         for turn in history[-MOST_TURNS:]:
             files = [Path(path) for path in turn.get("files", ())]
+            if not all(path.is_file() for path in files):
+                raise Refusal(REMOVED)
             try:
                 sent = [pictures.sent(each, preferences.megapixels, Path(folder)) for each in files]
                 uris = [pictures.data_uri(path) for path in sent]

@@ -14,7 +14,7 @@ import gradio as gr
 from anyio import to_thread
 
 from gateway.ui import ask, drawing, pictures
-from gateway.ui.client import PASSING, Gateway, Refusal
+from gateway.ui.client import PASSING, REMOVED, Gateway, Refusal
 from gateway.ui.compare import text_of
 from gateway.ui.connections import Connections
 from gateway.ui.questions import PREDICT, Question
@@ -217,10 +217,15 @@ async def listed(gateway: Gateway) -> list[tuple[str, str]]:
 def with_fields(path: Path, fields: dict[str, str]) -> bytes:
     """Lines with the screen's model and task added to questions that name none.
 
-    A line that is not a JSON object stays as it is: the gateway says what is wrong with it.
+    A line that is not a JSON object stays as it is: the gateway says what is wrong with it. Raises
+    Refusal for a file that is gone.
     """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise Refusal(REMOVED) from error
     lines = []
-    for line in path.read_bytes().splitlines():
+    for line in content.splitlines():
         try:
             item = json.loads(line)
         except ValueError:

@@ -12,6 +12,10 @@ import httpx
 
 NO_ANSWER = "The {} does not answer; try again in a moment, or tell its operator."
 
+REMOVED = (
+    "The page no longer has a file: it keeps an upload for half an hour. Choose the file again."
+)
+
 PASSING = (0, 502, 503, 504)
 """Statuses of a Refusal that may be another in a moment; 0 is no answer at all."""
 
@@ -156,8 +160,12 @@ async def lines_of(response: httpx.Response) -> AsyncGenerator[str, None]:
 
 
 def multipart(fields: dict[str, str], files: Sequence[Path], opened: ExitStack) -> dict[str, Any]:
-    """What httpx sends as a form; a form without files is one, too."""
+    """What httpx sends as a form, which may be without files; Refusal for a file that is gone."""
     parts: list[tuple[str, Any]] = [(name, (None, value)) for name, value in fields.items()]
     for path in files:
-        parts.append(("files", (path.name, opened.enter_context(path.open("rb")))))
+        try:
+            file = opened.enter_context(path.open("rb"))
+        except FileNotFoundError as error:
+            raise Refusal(REMOVED) from error
+        parts.append(("files", (path.name, file)))
     return {"files": parts}

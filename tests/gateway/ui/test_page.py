@@ -599,6 +599,35 @@ def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
     assert kept_turns(vision, again[screen.session]) == ["Vote between A base, B tiny-lora"]
 
 
+def test_a_file_that_the_page_has_removed_is_asked_for_again(
+    vision: Any, stub: Any, tmp_path: Path
+) -> None:
+    """Uploads are removed after half an hour, while a visitor may still see them."""
+    import gradio as gr
+
+    connections = cast(Any, Reached(cast(Any, None)))
+    with gr.Blocks():
+        asked, compared = (
+            ask.AskScreen(connections, None, str),
+            compare.CompareScreen(connections, str),
+        )
+        batched = batch.BatchScreen(connections, str)
+    gone = str(tmp_path / "scan.png")
+    box, nothing = {"text": "it", "files": [gone]}, {"models": {}, "tasks": {}}
+    history = [{"role": "user", "text": "it", "files": [gone]}, {"role": "assistant", "text": "no"}]
+    task, lines = "spatial-boxes", str(tmp_path / "lines.jsonl")
+    for screen, line, event, inputs in (
+        (asked, asked.panel.line, "on_ask", (box, None, "tiny-lora", task, "", nothing, {}, "")),
+        (asked, asked.panel.line, "on_ask", (box, None, "tiny-lora", "chat", "", nothing, {}, "")),
+        (asked, asked.panel.line, "on_follow", ("and?", "tiny-lora", history, {}, "")),
+        (compared, compared.line, "on_compare", (box, ["base", "tiny-lora"], task, "", False, "")),
+        (batched, batched.line, "on_start", ([gone], None, "it", "tiny-lora", task, "", {})),
+        (batched, batched.line, "on_start", ([lines], None, "it", "tiny-lora", task, "", {})),
+    ):
+        shown = shown_by(vision.url, screen, event, *inputs)
+        assert "The page no longer has a file" in shown[line], (event, inputs)
+
+
 def test_what_is_refused_for_another_reason_begins_no_conversation(vision: Any, stub: Any) -> None:
     import gradio as gr
 
