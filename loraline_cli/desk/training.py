@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -148,9 +149,14 @@ class Trainings:
         return going is not None and going.process.poll() is None and name in ("", going.name)
 
     def listed(self) -> list[dict[str, Any]]:
-        """Runs of this folder, the latest first."""
+        """Runs of this folder, the latest first; a folder with a status of another form is none."""
         files = sorted(OUTPUTS.glob(f"*/{STATUS}"), key=lambda file: -file.stat().st_mtime)
-        return [self.status(file.parent.name) for file in files if not file.parent.is_symlink()]
+        statuses = []
+        for file in files:
+            if not file.parent.is_symlink():
+                with suppress(UserError):
+                    statuses.append(self.status(file.parent.name))
+        return statuses
 
     def read(self, name: str) -> dict[str, Any]:
         """A run's status as the runner writes it; UserError for an unknown name."""
@@ -158,7 +164,9 @@ class Trainings:
             raise UserError(f"there is no run {name!r} here")
         try:
             status: dict[str, Any] = json.loads((OUTPUTS / name / STATUS).read_text())["status"]
-        except (OSError, ValueError) as error:
+            # A status of another form has none.
+            status["phase"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"there is no run {name!r} here") from error
         return status
 

@@ -163,6 +163,17 @@ def test_a_started_training_has_a_status(
     assert waits == 1
 
 
+def test_a_status_that_is_none_hides_no_other_run(trainings: Small, workplace: Path) -> None:
+    run_folder(workplace, "pipeline-1")
+    for number, content in enumerate(("", "[]", "{}", '{"status": []}')):
+        folder = workplace / "outputs" / f"other-{number}"
+        folder.mkdir()
+        (folder / "status.json").write_text(content)
+        with pytest.raises(UserError, match="no run"):
+            trainings.status(folder.name)
+    assert [each["name"] for each in trainings.listed()] == ["pipeline-1"]
+
+
 @pytest.mark.parametrize("name", ["none", "../x", ".desk", "latest/.."])
 def test_a_run_that_is_none_is_refused(name: str, trainings: Small) -> None:
     for act in (trainings.status, trainings.stop, trainings.resume):
