@@ -21,8 +21,8 @@ from gateway.ui.questions import CHAT, PREDICT, Question
 SHOWN_EVERY_S = 0.04
 """Between two looks of the page at a growing answer: the eye sees no more."""
 
-MOST_TURNS = 40
-"""Turns of a conversation that a follow-up sends."""
+MOST_TURNS = 41
+"""Turns of a conversation that a follow-up sends; an odd number of them begins with a question."""
 
 
 @dataclass

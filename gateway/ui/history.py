@@ -14,6 +14,7 @@ from gateway.ui import drawing
 from gateway.ui.client import Gateway, Refusal
 from gateway.ui.compare import text_of
 from gateway.ui.connections import Connections
+from gateway.ui.conversations import GONE
 
 FORMATS = ("json", "md", "html", "csv", "pdf")
 SHOWN_SESSIONS = 200
@@ -140,7 +141,12 @@ async def listed(gateway: Gateway, words: str) -> list[tuple[str, str]]:
         when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(each["changed"]))
         title = f"{when} UTC · {each['title'] or each['id'][:8]} · {each['turns']}"
         if words.strip() and words.lower() not in title.lower():
-            document = await gateway.json("GET", f"/sessions/{each['id']}")
+            try:
+                document = await gateway.json("GET", f"/sessions/{each['id']}")
+            except Refusal as error:
+                if error.code != GONE:
+                    raise
+                continue
             if not contains(document, words.lower()):
                 continue
         chosen.append((title, str(each["id"])))

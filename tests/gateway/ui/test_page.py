@@ -36,6 +36,7 @@ from gateway.ui import (
     compare,
     downloads,
     drawing,
+    history,
     loss_curve,
     pictures,
     questions,
@@ -250,6 +251,35 @@ def test_a_follow_up_tells_the_model_what_it_was_asked() -> None:
     assert questions.asked_text(Question("m", "predict", "Now?"), card, None) == "Read. Now?"
     assert questions.asked_text(Question("m", "x", "cats"), card, task) == "Find cats as json"
     assert questions.asked_text(Question("m", "chat", "Hi"), card, None) == "Hi"
+
+
+@pytest.mark.parametrize("questions_before", [0, 19, 20, 21, 200])
+def test_a_long_conversation_begins_with_a_question(questions_before: int) -> None:
+    """Templates refuse a conversation that begins with an answer."""
+    asked = {"role": "user", "text": "it"}
+    history = [asked, {"role": "assistant", "text": "no"}] * questions_before + [asked]
+    messages = asking.chat_body("m", history, Preferences())["messages"]
+    roles = [message["role"] for message in messages]
+    assert roles == (["user", "assistant"] * 21)[: len(roles)] and roles[-1] == "user"
+    assert len(roles) == min(len(history), asking.MOST_TURNS)
+
+
+def test_a_search_passes_over_a_conversation_that_is_gone_by_then() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        ids = ("a", "b", "c")
+        listed = [{"id": each, "title": "x", "changed": 1, "turns": 1} for each in ids]
+        path = request.url.path
+        if path == "/sessions/b":
+            return httpx.Response(404, json={"code": "not_found", "detail": "Gone."})
+        turns = {"turns": [{"question": "the needle", "answer": {"text": "no"}}]}
+        return httpx.Response(200, json={"sessions": listed} if path == "/sessions" else turns)
+
+    async def conversations() -> list[tuple[str, str]]:
+        transport = httpx.MockTransport(answer)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            return await history.listed(client.Gateway(http, None), "needle")
+
+    assert [name for _, name in asyncio.run(conversations())] == ["a", "c"]
 
 
 def test_what_a_browser_kept_is_read_or_the_default() -> None:
