@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from loraline.evaluation import plugins
@@ -20,8 +21,12 @@ METRICS = ("bleu", "levenshtein", "exact_match", "perplexity")
 
 
 def intervals(eval_run: Run) -> dict[str, dict[str, list[float | None]]]:
-    """[value, low, high] of each metric, ours and the user's, by metric and model."""
-    numbers = eval_run.data.metrics
+    """[value, low, high] of each metric, ours and the user's, by metric and model.
+
+    None is a number that is not defined, as the ends of one row's interval: JSON has no NaN.
+    """
+    logged = eval_run.data.metrics
+    numbers = {name: value if math.isfinite(value) else None for name, value in logged.items()}
     return {
         name: {
             model: [numbers.get(f"{model}_{name}{end}") for end in ("", "_low", "_high")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,19 @@ def test_a_model_that_is_none_is_refused_by_its_name(people: Any) -> None:
     desk, headers = people
     answer = desk.get("/models/nothing", headers=headers["rita"])
     assert answer.status_code == 422 and "nothing" in answer.json()["detail"]
+
+
+def test_a_metric_that_is_not_defined_hides_no_version(
+    people: Any, step: Any, candidate: Any
+) -> None:
+    """As of a single row, which has no interval."""
+    run = candidate(name="one", tuned_bleu_low=math.nan, tuned_bleu_high=math.nan)
+    step("quality_gate", "--run-id", run)
+    desk, headers = people
+    board = desk.get(f"/models/{MODEL}", headers=headers["rita"])
+    assert board.status_code == 200, board.text
+    metrics = board.json()["versions"]["candidate"]["metrics"]
+    assert metrics["bleu"]["tuned"] == [70, None, None]
 
 
 def test_without_keys_the_desk_is_for_this_machine_alone(script: Any) -> None:
