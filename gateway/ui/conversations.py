@@ -15,12 +15,13 @@ from gateway.ui.questions import Question
 
 LONGEST_TITLE = 80
 
-GONE = "not_found"
-"""Code of the gateway's refusal of a session that was deleted, or not used for too long."""
+GONE, FULL = "not_found", "session_full"
+"""Codes of the gateway's refusals: of a session that was deleted, or not used for too long, and of
+one that has no room for another turn."""
 
 
 class Conversation:
-    """A session that begins with the first question, and begins anew if the gateway lost it."""
+    """A session that begins with the first question, and begins anew if it is gone or full."""
 
     def __init__(self, gateway: Gateway, session: str, title: str) -> None:
         self.gateway = gateway
@@ -28,7 +29,8 @@ class Conversation:
         """The session's ID; empty before the first question."""
 
         self.title = title
-        self.began_anew = False
+        self.began_anew = ""
+        """Code of the refusal for which another session began."""
 
     async def begin(self) -> None:
         if not self.session:
@@ -37,12 +39,13 @@ class Conversation:
             self.session = str(created["id"])
 
     async def begin_anew(self, refusal: Refusal) -> None:
-        """Begin another session where this one is gone; raise any other refusal, and a second."""
-        if refusal.code != GONE or self.began_anew:
+        """Begin another session where this one is gone or full; raise any other refusal, and a
+        second."""
+        if refusal.code not in (GONE, FULL) or self.began_anew:
             raise refusal
         self.session = ""
         await self.begin()
-        self.began_anew = True
+        self.began_anew = refusal.code
 
     async def ask(
         self, question: Question, preferences: Preferences
@@ -85,6 +88,8 @@ class Conversation:
 
     def line(self, text: str, _: Callable[[str], str]) -> str:
         """A line of the page, with a sentence more if this conversation began anew."""
-        if not self.began_anew:
-            return text
-        return f"{text} {_('The gateway no longer had the conversation, so a new one began.')}"
+        why = {
+            GONE: _("The gateway no longer had the conversation, so a new one began."),
+            FULL: _("The conversation was full, so a new one began."),
+        }
+        return f"{text} {why.get(self.began_anew, '')}".rstrip()

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gateway import exports
+from gateway import exports, sessions
 from gateway.keys import entry, new_key
 
 pytest.importorskip("gradio", reason="the page is an extra: pip install '.[ui]'")
@@ -627,6 +627,36 @@ def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
     again = shown_by(vision.url, screen, "on_vote", "A", answers, shown[screen.session])
     assert BEGAN_ANEW in again[screen.line]
     assert kept_turns(vision, again[screen.session]) == ["Vote between A base, B tiny-lora"]
+
+
+@pytest.mark.parametrize("task", ["predict", "chat", "compare"])
+def test_a_conversation_that_is_full_goes_on_in_a_new_one(
+    task: str, vision: Any, stub: Any, drawing_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gradio as gr
+
+    connections = cast(Any, Reached(cast(Any, None)))
+    with gr.Blocks():
+        asked, compared = (
+            ask.AskScreen(connections, None, str),
+            compare.CompareScreen(connections, str),
+        )
+    monkeypatch.setattr(sessions, "MAX_TURNS", 1)
+    full = vision.client.post("/sessions", json={}).json()["id"]
+    vision.client.post(f"/sessions/{full}/turns", json={"question": "x", "answer": "y"})
+
+    box = {"text": "" if task == "predict" else "it", "files": [str(drawing_file)]}
+    if task == "compare":
+        screen, line, event = compared, compared.line, "on_compare"
+        inputs = (box, ["base", "tiny-lora"], "spatial-boxes", "", False, full)
+    else:
+        screen, line, event = asked, asked.panel.line, "on_ask"
+        inputs = (box, None, "tiny-lora", task, "", {"models": {}, "tasks": {}}, {}, full)
+    shown = shown_by(vision.url, screen, event, *inputs)
+
+    assert "The conversation was full, so a new one began." in shown[line]
+    assert shown[screen.session] != full
+    assert len(kept_turns(vision, shown[screen.session])) == 1
 
 
 def test_a_file_that_the_page_has_removed_is_asked_for_again(
