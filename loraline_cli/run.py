@@ -31,9 +31,18 @@ def file_of(workflow: str) -> Path:
     file = main.HOME / "workflows" / f"{workflow}.yaml"
     if not file.is_file():
         return Path(workflow)
-    if Path("steps/prepare_data.py").is_file():
+    if scripts_are_here():
         return file
     FOLDER.mkdir(parents=True, exist_ok=True)
     located = FOLDER / file.name
-    located.write_text(file.read_text().replace("- steps/", f"- {main.HOME / 'steps'}/"))
+    located.write_text(with_full_paths(file.read_text()))
     return located
+
+
+def scripts_are_here() -> bool:
+    """Whether the current folder has the scripts; another project may have a folder steps, too."""
+    return Path("steps/prepare_data.py").is_file()
+
+
+def with_full_paths(workflow: str) -> str:
+    return workflow.replace("- steps/", f"- {main.HOME / 'steps'}/")

@@ -194,7 +194,10 @@ class Trainings:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise UserError(f"the pipeline of {profile} was not rendered: {ended.stderr.strip()}")
-        return folder / "pipeline.yaml"
+        rendered = folder / "pipeline.yaml"
+        if not workflow_files.scripts_are_here():
+            rendered.write_text(workflow_files.with_full_paths(rendered.read_text()))
+        return rendered
 
 
 def run_to_end(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -197,6 +198,18 @@ def test_a_workflow_that_cannot_start_says_why(trainings: Small, workplace: Path
     (workplace / "small.yaml").write_text("kind: Nothing")
     with pytest.raises(UserError, match="did not start"):
         trainings.start("smoke-text", "", [])
+
+
+def test_a_profile_of_ones_own_runs_the_scripts_where_they_are(workplace: Path) -> None:
+    """The desk may run in any folder, and its workflow is rendered for the profile."""
+    profiles = workplace / "lora_profiles"
+    profiles.unlink()
+    profiles.mkdir()
+    (profiles / "mine.yaml").write_text("extends: smoke-text\n")
+    rendered = Trainings().file("mine").read_text()
+    assert "      - mine\n" in rendered
+    scripts = re.findall(r"- (\S*steps/\w+\.py)\n", rendered)
+    assert scripts and all(Path(script).is_file() for script in scripts), scripts
 
 
 def test_the_form_has_every_key_with_one_value_its_bounds_and_its_words(workplace: Path) -> None:
