@@ -188,13 +188,14 @@ class Trainings:
         rendered = workflow_files.file_of("pipeline")
         if f"      - {profile}\n" in rendered.read_text():
             return rendered
-        folder = OUTPUTS / "workflows"
-        script = main.HOME / "workflows/pipeline.py"
-        command = [sys.executable, str(script), "--kind", "Workflow", "--out", str(folder)]
+        workflows = main.HOME / "workflows"
+        # It renders the pipeline for a profile that the committed file does not list.
+        command = [sys.executable, str(workflows / "submit.py"), str(workflows / "pipeline.yaml")]
+        command += ["--check", "-p", f"profile={profile}"]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         if ended.returncode:
             raise UserError(f"the pipeline of {profile} was not rendered: {ended.stderr.strip()}")
-        rendered = folder / "pipeline.yaml"
+        rendered = OUTPUTS / "workflows" / "pipeline.yaml"
         if not workflow_files.scripts_are_here():
             rendered.write_text(workflow_files.with_full_paths(rendered.read_text()))
         return rendered
