@@ -209,7 +209,7 @@ def facts(value: Any) -> str:
             "<tr>" + "".join(f"<td>{cell(row.get(name))}</td>" for name in names) + "</tr>"
             for row in rows[:MOST_MARKS]
         )
-    elif rows and isinstance(rows[0], dict):
+    elif len(rows) == 1 and isinstance(rows[0], dict):
         head = "<th>Name</th><th>Value</th>"
         table_rows = "".join(
             f"<tr><td>{escape(str(name))}</td><td>{cell(each)}</td></tr>"

@@ -145,6 +145,12 @@ def test_a_long_answer_is_cut_where_it_says_so() -> None:
     assert drawing.cell(longest + "yz") == longest[:-1] + "…"
 
 
+@pytest.mark.parametrize("value", [[{"a": "first"}, "other"], ["other", {"a": "first"}]])
+def test_a_list_of_different_things_is_shown_whole(value: list[Any]) -> None:
+    shown = Tags(drawing.facts(value)).text
+    assert "other" in shown and "first" in shown
+
+
 def test_two_thousand_boxes_are_drawn_with_a_colour_a_label() -> None:
     items = [
         {"kind": "box", "label": f"label {at % 3}", "box_unit": [0, 0, 1, 1]} for at in range(3000)
