@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
+import zlib
 from html import escape
 from urllib.parse import parse_qs
 
@@ -22,6 +23,9 @@ LONGEST_KEY = 4096
 """Characters; tokens of OpenID providers are long."""
 
 LONGEST_FORM = 3 * LONGEST_KEY
+
+LONGEST_COOKIE = 4096
+"""Bytes of a cookie's name and value; browsers keep no longer one, and do not say so."""
 
 CSP = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -64,15 +68,17 @@ class Visitors:
     def key(self, request: Request) -> str | None:
         """The visitor's key; None where none was given, or too long ago."""
         sealed = request.cookies.get(COOKIE, "")
-        if not sealed or len(sealed) > 4 * LONGEST_KEY:
+        if not sealed or len(sealed) > LONGEST_COOKIE:
             return None
         try:
-            return self.seal.decrypt(sealed.encode(), ttl=self.seconds).decode()
-        except (InvalidToken, ValueError):
+            packed = self.seal.decrypt(sealed.encode(), ttl=self.seconds)
+            return zlib.decompress(packed).decode()
+        except (InvalidToken, ValueError, zlib.error):
             return None
 
     def sealed(self, key: str) -> str:
-        return self.seal.encrypt(key.encode()).decode()
+        """The key as a cookie's value. A token is longest, and written in letters of six bits."""
+        return self.seal.encrypt(zlib.compress(key.encode(), 9)).decode()
 
     async def sign_in(self, request: Request) -> Response:
         """Accept a key if the gateway does; every other key gets the same sentence."""
@@ -84,6 +90,9 @@ class Visitors:
         key = parse_qs(content.decode("utf-8", "replace")).get("key", [""])[0].strip()
         if not key or len(key) > LONGEST_KEY or not key.isascii() or not key.isprintable():
             return sign_in_form("That is no key.", 401)
+        sealed = self.sealed(key)
+        if len(COOKIE) + len(sealed) > LONGEST_COOKIE:
+            return sign_in_form("That key is too long for a browser to keep.", 413)
         try:
             await Gateway(request.app.state.http, key).json("GET", "/info")
         except Refusal as error:
@@ -95,7 +104,7 @@ class Visitors:
         response = RedirectResponse("./", 303)
         response.set_cookie(
             COOKIE,
-            self.sealed(key),
+            sealed,
             max_age=self.seconds,
             httponly=True,
             samesite="strict",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import contextlib
 import io
 import json
+import random
 import re
 import subprocess
 import sys
@@ -22,6 +24,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import SecretStr
+from starlette.requests import Request
 
 from gateway import exports, sessions
 from gateway.keys import entry, new_key
@@ -43,6 +47,7 @@ from gateway.ui import (
     settings,
     texts,
     train,
+    visitors,
 )
 from gateway.ui.connections import Preferences
 from gateway.ui.questions import Question
@@ -829,6 +834,23 @@ def test_a_key_is_sealed_in_a_cookie_that_no_script_reads(locked: Any) -> None:
     assert "default-src 'self'" in page.headers["content-security-policy"]
     visitor.post("/logout")
     assert visitor.get("/config").status_code == 401
+
+
+def test_a_long_token_fits_into_a_cookie_or_is_refused_in_words(locked: Any) -> None:
+    """Browsers drop a cookie of more than 4,096 bytes, and the visitor would sign in for ever."""
+    url, _ = locked
+    kept = visitors.Visitors(settings.Settings(secret=SecretStr("x")))
+    token = base64.urlsafe_b64encode(random.Random(1).randbytes(2850)).decode()
+    sealed = kept.sealed(token)
+    assert len(visitors.COOKIE) + len(sealed) <= visitors.LONGEST_COOKIE < 4097
+    headers = [(b"cookie", f"{visitors.COOKIE}={sealed}".encode())]
+    assert kept.key(Request({"type": "http", "headers": headers})) == token
+
+    printable = "".join(map(chr, range(33, 127)))
+    long = "".join(random.Random(1).choices(printable, k=visitors.LONGEST_KEY))
+    answer = httpx.post(f"{url}/login", data={"key": long})
+    assert (answer.status_code, "set-cookie" in answer.headers) == (413, False)
+    assert "too long for a browser to keep" in answer.text
 
 
 def test_a_forged_cookie_lets_nobody_in(locked: Any) -> None:
