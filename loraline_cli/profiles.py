@@ -24,6 +24,6 @@ def profiles(name: str | None) -> None:
     files = catalog.files()
     width = max(map(len, files), default=0)
     for profile, file in files.items():
-        first = file.read_text().partition("\n")[0]
+        first = file.read_text("utf-8", "replace").partition("\n")[0]
         about = first.removeprefix("#").strip() if first.startswith("#") else ""
         click.echo(f"{profile.ljust(width)}  {about}".rstrip())

@@ -29,7 +29,7 @@ class KeysOnce(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> Any:
     """A file's content; raises yaml.YAMLError with the place of what is wrong."""
-    with path.open() as file:
+    with path.open("rb") as file:
         return yaml.load(file, KeysOnce)
 
 

@@ -99,6 +99,22 @@ def test_a_profile_is_shown_with_what_it_extends(
     assert any(line.split(maxsplit=1) == ["mine", "My own."] for line in listed.splitlines())
 
 
+def test_a_profile_that_is_not_in_unicode_is_refused_and_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lora_profiles").mkdir()
+    (tmp_path / "lora_profiles" / "mine.yaml").write_bytes(b"# My caf\xe9.\nextends: standard\n")
+    listed = CliRunner().invoke(main, ["profiles"])
+    assert listed.exit_code == 0, listed.output
+    names = {line.partition(" ")[0] for line in listed.stdout.splitlines()}
+    assert {"mine", "smoke-text"} <= names
+    shown = CliRunner().invoke(main, ["profiles", "mine"])
+    assert shown.exit_code == 2, shown.output
+    assert "lora_profiles/mine.yaml is not valid YAML: " in shown.stderr
+    assert len(shown.stderr.splitlines()) == 1
+
+
 def test_the_version_is_the_packages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     result = CliRunner().invoke(main, ["--version"])
