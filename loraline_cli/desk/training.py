@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -140,7 +141,8 @@ class Trainings:
         with self.lock:
             going = self.going
             if going is None or not self.is_going(name):
-                raise UserError(f"{name} does not run here")
+                where = "was not started by this desk" if is_locked(name) else "does not run here"
+                raise UserError(f"{name} {where}")
             going.process.send_signal(signal.SIGTERM)
 
     def is_going(self, name: str = "") -> bool:
@@ -173,10 +175,12 @@ class Trainings:
     def status(self, name: str) -> dict[str, Any]:
         """A run's nodes and the end of its log; UserError for an unknown name."""
         status = self.read(name)
-        here = self.is_going(name)
-        if status["phase"] == "Running" and not here:
-            status["phase"] = "Stopped"
-        return progress.described(name, status, running=here, log=tail(OUTPUTS / name / LOG))
+        running = self.is_going(name)
+        if status["phase"] == "Running" and not running:
+            # It may go on in a terminal, or since a desk before this one.
+            running = is_locked(name)
+            status["phase"] = "Running" if running else "Stopped"
+        return progress.described(name, status, running=running, log=tail(OUTPUTS / name / LOG))
 
     def profile_of(self, name: str) -> str:
         document = json.loads((OUTPUTS / name / STATUS).read_text())
@@ -212,6 +216,18 @@ def run_to_end(
         )
     except subprocess.TimeoutExpired as error:
         raise TryAgain(f"the check did not end within {CHECK_S} s") from error
+
+
+def is_locked(name: str) -> bool:
+    """Whether a run's runner or one of its containers lives: they hold its folder's lock."""
+    try:
+        with (OUTPUTS / name / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def link_to_latest() -> tuple[int, int] | None:

@@ -122,6 +122,27 @@ def test_a_training_is_started_watched_stopped_and_resumed(
     assert list((workplace / "outputs").glob(".desk-*")) == []
 
 
+def test_a_training_outlives_its_desk_and_is_seen_by_the_next_one(
+    trainings: Small, workplace: Path
+) -> None:
+    name = trainings.start("smoke-text", "", [])
+    until(lambda: phases(trainings.status(name)).get("last") == "Running")
+
+    next_desk = Small()
+    result = next_desk.status(name)
+    assert (result["phase"], result["running"]) == ("Running", True)
+    with pytest.raises(UserError, match="was not started by this desk"):
+        next_desk.stop(name)
+
+    assert trainings.going is not None
+    trainings.going.process.kill()
+    trainings.going.process.wait()
+    # A container outlives a killed runner, and ends by itself.
+    (workplace / "go").touch()
+    until(lambda: next_desk.status(name)["phase"] == "Stopped")
+    assert not next_desk.status(name)["running"]
+
+
 def test_a_training_goes_on_while_another_run_is_the_latest(
     trainings: Small, workplace: Path
 ) -> None:
