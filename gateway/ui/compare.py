@@ -114,9 +114,15 @@ class CompareScreen:
         fields = Question("", task, text, options, files).fields() | {"models": ",".join(models)}
         fields |= {} if task == PREDICT else {"task": task}
         try:
+            await conversation.begin()
+            # A visitor may stop the question; the next one is in the same conversation.
+            yield {self.session: conversation.session}
             document = await conversation.form("/compare", fields, files)
         except Refusal as error:
-            yield stop_disabled | {self.line: drawing.sentence(error.sentence, wrong=True)}
+            yield stop_disabled | {
+                self.session: conversation.session,
+                self.line: drawing.sentence(error.sentence, wrong=True),
+            }
             return
         answers = document["answers"]
         if blind:

@@ -640,6 +640,21 @@ def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
     assert kept_turns(vision, again[screen.session]) == ["Vote between A base, B tiny-lora"]
 
 
+def test_a_comparison_that_is_refused_leaves_no_conversation_behind(
+    vision: Any, stub: Any, drawing_file: Path
+) -> None:
+    import gradio as gr
+
+    with gr.Blocks():
+        screen = compare.CompareScreen(cast(Any, Reached(cast(Any, None))), str)
+    box = {"text": "it", "files": [str(drawing_file)]}
+    inputs = (box, ["base", "tiny-lora"], "no-task", "", False)
+    refused = shown_by(vision.url, screen, "on_compare", *inputs, "")
+    assert "There is no such task" in refused[screen.line]
+    again = shown_by(vision.url, screen, "on_compare", *inputs, refused[screen.session])
+    assert again[screen.session] == refused[screen.session]
+
+
 @pytest.mark.parametrize("task", ["predict", "chat", "compare"])
 def test_a_conversation_that_is_full_goes_on_in_a_new_one(
     task: str, vision: Any, stub: Any, drawing_file: Path, monkeypatch: pytest.MonkeyPatch
