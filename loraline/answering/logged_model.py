@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from loraline.contract import Contract
 
 LIBRARY = Path(loraline.__file__).parent
-"""The library travels with each logged model, so that MLflow loads it where loraline is not installed."""
+"""The library travels with each logged model: MLflow loads one where loraline is not installed."""
 
 
 def log(model: Path, contract: Contract, profile: str) -> None:
