@@ -136,10 +136,21 @@ class AdapterTrainer(Trainer):
         if eval_loss < self.best.get("eval_loss", math.inf):
             weights = {n: w.cpu().clone() for n, w in self.trained_weights().items()}
             self.best = {"eval_loss": eval_loss, "weights": weights}
+        if self.improves_no_more():
+            self.control.should_training_stop = True
+
+    def improves_no_more(self) -> bool:
+        """Whether no evaluation has had a lower validation loss for as many as `patience`."""
         losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
         since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
-        if self.patience is not None and since_best >= self.patience:
+        return self.patience is not None and since_best >= self.patience
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # Where a checkpoint was saved after the evaluation that ended the training, it ends again.
+        if self.improves_no_more():
             self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **options)
 
     def restore_best(self) -> float:
         """Give the model the weights with the lowest validation loss; returns that loss."""

@@ -244,6 +244,25 @@ def test_training_stops_when_validation_no_longer_improves(
     assert curve(sft, "eval_loss") == losses[:epochs]
 
 
+def test_a_training_that_had_improved_no_more_does_not_go_on_from_its_checkpoint(
+    make: Make, give_validation_losses: Callable[..., None], tmp_path: Path
+) -> None:
+    class SaveAtTheEnd(TrainerCallback):
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_save = state.global_step == 9
+
+    stopped = make(max_steps=None, num_train_epochs=5, early_stopping_patience=2)
+    stopped.add_callback(SaveAtTheEnd())
+    give_validation_losses(stopped, [1.0, 2.0, 3.0])
+    stopped.train()
+    resumed = make(max_steps=None, num_train_epochs=5, early_stopping_patience=2)
+    give_validation_losses(resumed, [0.5, 0.4])
+    resumed.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-9"))
+    assert resumed.state.global_step == 9
+    assert curve(resumed, "eval_loss") == [1.0, 2.0, 3.0]
+    assert resumed.restore_best() == 1.0
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_validation_loss_that_is_no_number_ends_the_training_when_it_comes(
     value: float, make: Make, give_validation_losses: Callable[..., None]
