@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -69,10 +70,39 @@ MORE_METRICS = (
 )
 """Metrics of ours that `limits` may name."""
 
+BUILT_IN = (
+    *dict.fromkeys((*COMPARED, *MORE_METRICS)),
+    "bleu_13a",
+    "exact_match_raw",
+    "perplexity",
+    "empty_answers",
+    "truncated_answers",
+    "failed_answers",
+)
+"""Names of all numbers of ours about a model's answers; no metric of the user's may have one."""
+
 
 def metric_name(entry: str) -> str:
     """Name of a metric of the user's own: a file's stem, or the entry point's."""
     return Path(entry).stem if entry.endswith(".py") else entry
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise a ValueError for a name of a user's metric that is malformed, or of another number.
+
+    The ends of an interval are logged as the metric's name with `_low` and `_high`.
+    """
+    for name in names:
+        if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or names.count(name) > 1:
+            raise ValueError(
+                f"metrics: {name!r} is refused, a name is of small letters, digits and _, once"
+            )
+        of_an_interval = name.removesuffix("_low").removesuffix("_high")
+        if name in BUILT_IN or (of_an_interval != name and of_an_interval in (*BUILT_IN, *names)):
+            raise ValueError(
+                f"metrics: {name!r} is refused, it names a number that loraline measures; rename "
+                "the file or the entry point"
+            )
 
 
 def check_metrics(gate: Gate, plugged: Collection[str]) -> None:

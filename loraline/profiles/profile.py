@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Self
 
 from pydantic import NonNegativeInt, model_validator
 
 from loraline.profiles.keys import Data, Identity, Optimization, Serving, Trainable
-from loraline.profiles.limits import Gate, check_metrics, metric_name
+from loraline.profiles.limits import Gate, check_metrics, check_names, metric_name
 
 
 # pydantic takes the keys of the last group first.
@@ -77,12 +76,7 @@ class Profile(Serving, Optimization, Trainable, Data, Identity):
 
     @model_validator(mode="after")
     def measures_what_it_limits(self) -> Self:
-        names = [metric_name(entry) for entry in self.metrics]
-        for name in names:
-            if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or names.count(name) > 1:
-                raise ValueError(
-                    f"metrics: {name!r} is refused, a name is of small letters, digits and _, once"
-                )
+        check_names([metric_name(entry) for entry in self.metrics])
         check_metrics(self.gate, self.metrics)
         return self
 

@@ -9,7 +9,9 @@ import mlflow
 import pytest
 
 from loraline.errors import UserError
-from loraline.evaluation import plugins
+from loraline.evaluation import measurement, plugins
+from loraline.evaluation.metrics import HIGHER_IS_BETTER
+from loraline.profiles.limits import BUILT_IN
 from loraline.profiles.profile import Profile
 
 WORDS = '''
@@ -163,9 +165,20 @@ def test_an_installed_package_names_a_metric_by_its_entry_point(
         ({"gate": {"compare_on": "word_recall"}}, "gate.compare_on: 'word_recall' is refused"),
         ({"metrics": ["a/Word Recall.py"]}, "a name is of small letters"),
         ({"metrics": ["a/m.py", "b/m.py"]}, "a name is of small letters, digits and _, once"),
+        ({"metrics": ["a/eval_loss.py"]}, "metrics: 'eval_loss' is refused, it names a number"),
+        ({"metrics": ["failed_answers"]}, "metrics: 'failed_answers' is refused"),
+        ({"metrics": ["a/bleu_low.py"]}, "metrics: 'bleu_low' is refused"),
+        ({"metrics": ["a/m_high.py", "a/m.py"]}, "metrics: 'm_high' is refused"),
     ],
 )
-def test_a_limit_is_of_a_metric_that_is_measured(changes: dict, sentence: str) -> None:
+def test_a_limit_is_of_a_metric_that_is_measured_under_a_name_of_its_own(
+    changes: dict, sentence: str
+) -> None:
     keys = {"r": 8, "lora_alpha": 8, "target_modules": ["q_proj"], **changes}
     with pytest.raises(ValueError, match=sentence):
         Profile.model_validate(keys)
+
+
+def test_no_metric_of_ours_may_be_replaced() -> None:
+    counted = measurement.counts([])
+    assert set(BUILT_IN) == HIGHER_IS_BETTER.keys() | counted.keys()
