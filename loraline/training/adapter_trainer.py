@@ -6,7 +6,7 @@ Separate learning rates for parts of the model, checkpoints without pickle, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,20 +136,12 @@ class AdapterTrainer(Trainer):
         if eval_loss < self.best.get("eval_loss", math.inf):
             weights = {n: w.cpu().clone() for n, w in self.trained_weights().items()}
             self.best = {"eval_loss": eval_loss, "weights": weights}
-        if self.improves_no_more():
-            self.control.should_training_stop = True
-
-    def improves_no_more(self) -> bool:
-        """Whether no evaluation has had a lower validation loss for as many as `patience`."""
-        losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
-        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
-        return self.patience is not None and since_best >= self.patience
+        self.control.should_training_stop |= is_stale(self.state.log_history, self.patience)
 
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         # Where a checkpoint was saved after the evaluation that ended the training, it ends again.
-        if self.improves_no_more():
-            self.control.should_training_stop = True
-        else:
+        self.control.should_training_stop |= is_stale(self.state.log_history, self.patience)
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **options)
 
     def restore_best(self) -> float:
@@ -225,3 +217,11 @@ class AdapterTrainer(Trainer):
             # More processes than before have no state to go on from.
             if stem.with_suffix(".json").exists():
                 checkpoint.set_random_state(checkpoint.read_state(stem))
+
+
+def is_stale(history: Sequence[Mapping[str, float]], patience: int | None) -> bool:
+    """Whether as many evaluations as `patience` have come since the lowest validation loss."""
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    if patience is None or not losses:
+        return False
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
