@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,9 @@ LEAD = "\n"
 """Stands before an answer that a tokenizer would otherwise begin with a space; never merged."""
 
 ANSWER = "an answer's place"
+
+BOX_MARKS = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>")
+"""Control tokens that belong into rows with boxes, as Qwen2-VL writes them."""
 
 IGNORED = -100
 """Label of tokens that are not predicted."""
@@ -243,8 +248,7 @@ class Encoder:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """An answer's text, without what the chat template itself puts before an answer."""
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-        return templates.without_preamble(text, self.preamble)
+        return templates.without_preamble(text_of(self.tokenizer, tokens).strip(), self.preamble)
 
     @functools.cached_property
     def preamble(self) -> str:
@@ -260,7 +264,7 @@ class Encoder:
         whole = self.render_turns([*messages, {"role": "assistant", "content": ANSWER}])
         before, mark, _ = whole.removeprefix(prompt).partition(ANSWER)
         tokens = self._tokens(before) if mark else []
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return text_of(self.tokenizer, tokens).strip()
 
     def collate(self, rows: Sequence[Row], *, answers: bool, side: str) -> dict[str, Tensor]:
         """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
@@ -283,6 +287,21 @@ class Encoder:
             if videos := [video for row in rows for video in row.videos]:
                 batch |= video_pixels(self.processor, videos)
         return batch
+
+
+def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """An answer's tokens as text, without control tokens but for those around boxes.
+
+    The references of rows with boxes hold them, too.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    marks = {n: token.content for n, token in added if BOX_MARKS.fullmatch(token.content)}
+    return "".join(
+        mark * len(list(run))
+        if mark
+        else str(tokenizer.decode(list(run), skip_special_tokens=True))
+        for mark, run in groupby(tokens, marks.get)
+    )
 
 
 def without_repeats(tokens: Sequence[int], repeated: int | None) -> list[int]:

@@ -44,9 +44,6 @@ TOKEN_BOX = re.compile(
 BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>|<box>""")
 """The beginning of a box in any form, complete or not; a question may show it as an example."""
 
-TOKENS = re.compile(r"<\|(?:box|object_ref|quad)_(?:start|end)\|>")
-"""Control tokens that belong into rows with boxes."""
-
 PLACE, NAME = "<bbox>", "<ref-object>"
 """Placeholders of ms-swift for the boxes and names in a row's `objects`."""
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraline.base import pixels
+from loraline.base.encoding import BOX_MARKS
 from loraline.base.locate import TOKENIZER_FILES
-from loraline.data import boxes
 from loraline.data.checks import BadRow
 from loraline.data.facts import answer_of
 from loraline.errors import UserError
@@ -113,7 +113,7 @@ class Exact:
         special = sorted(
             token.content
             for token in added
-            if token.special and token.content and not boxes.TOKENS.fullmatch(token.content)
+            if token.special and token.content and not BOX_MARKS.fullmatch(token.content)
         )
         return re.compile("|".join(map(re.escape, special))) if special else None
 

@@ -80,6 +80,20 @@ def test_structured_answers_get_a_metric_of_their_own(answer_format: str, extra:
     assert extra not in measurement.scores(result, ROWS, "prose")
 
 
+def test_the_marks_around_boxes_are_part_of_an_answer() -> None:
+    base = DATA / "shapes" / "base-qwen2-vl"
+    encoder = Encoder(base, "vision", min_pixels=4704, max_pixels=4704)
+    cat = "<|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>"
+    image = (DATA / "vision" / "images" / "0001.png").read_bytes()
+    asked = from_prompt("Where?", "", cat, image)
+    tokens = encoder.encode(asked).answer
+    assert encoder.decode(tokens) == cat
+    scores = measurement.scores(measured([encoder.decode(tokens)] * 3), [asked] * 3, "boxes")
+    assert scores["exact_match"].value == 1
+    assert scores["levenshtein"].value == 0
+    assert scores["grounding_f1"].value == 1
+
+
 def test_gains_are_paired_and_positive_where_the_tuned_model_is_better() -> None:
     wanted = [record.answer for record in ROWS]
     models = {"base": measured(["", "", ""]), "tuned": measured(wanted)}
