@@ -10,15 +10,18 @@ import json
 import re
 from typing import Any
 
+from loraline.evaluation.metrics import json_number
 from loraline.records import Record
 
 MARKS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
 """The marks that bases write around calls."""
 
+DECODER = json.JSONDecoder(parse_float=json_number)
+
 
 def comparable(text: str) -> str:
     """An answer's text, and after it its calls, each as JSON with sorted keys in a line."""
-    decoder, calls, text_outside, place = json.JSONDecoder(), list[str](), "", 0
+    calls, text_outside, place = list[str](), "", 0
     text = MARKS.sub("", text)
     while place < len(text):
         start = next((at for at in range(place, len(text)) if text[at] in "{["), len(text))
@@ -27,7 +30,7 @@ def comparable(text: str) -> str:
         if start == len(text):
             break
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             value, end = None, start + 1
         if parsed := calls_of(value):
@@ -50,21 +53,23 @@ def canonical_call(item: Any) -> str:
     if not isinstance(item, dict) or not isinstance(item.get("name"), str):
         return ""
     arguments = item.get("arguments", item.get("parameters"))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return ""
-    if not isinstance(arguments, dict):
+    try:
+        if isinstance(arguments, str):
+            arguments = DECODER.decode(arguments)
+        call = json.dumps({"name": item["name"], "arguments": arguments}, sort_keys=True)
+    # What is nested too deeply is no call.
+    except (ValueError, RecursionError):
         return ""
-    return json.dumps({"name": item["name"], "arguments": arguments}, sort_keys=True)
+    return call if isinstance(arguments, dict) else ""
 
 
 def reference(record: Record) -> str:
     """A row's answer with its calls, in the form of `comparable_answer`."""
     detail = record.details.get(len(record.messages) - 1)
     calls = (
-        [item["function"] for item in json.loads(detail.calls)] if detail and detail.calls else []
+        [item["function"] for item in DECODER.decode(detail.calls)]
+        if detail and detail.calls
+        else []
     )
     text = comparable_answer(record.answer, record).strip()
     return "\n".join([*([text] if text else []), *map(canonical_call, calls)])

@@ -194,6 +194,24 @@ def test_a_reference_with_its_calls_in_the_text_equals_the_same_answer(text: str
     assert calls.reference(without_tools) == text
 
 
+def test_numbers_in_calls_are_equal_however_they_are_written() -> None:
+    call = '{"name": "open_gate", "arguments": {"wide": 2.0, "at": [1e3]}}'
+    detail = Detail(calls=json.dumps([{"function": json.loads(call)}]))
+    made = Record((("user", "?"), ("assistant", "")), tools="[{}]", details={1: detail})
+    for written in (call, call.replace("2.0", "2").replace("1e3", "1000")):
+        assert calls.comparable_answer(written, made) == calls.reference(made)
+    other = call.replace("2.0", "2.5")
+    assert calls.comparable_answer(other, made) != calls.reference(made)
+
+
+@pytest.mark.parametrize("depth", [980, 985, 990, 995, 100_000])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_arguments_of_any_depth_are_compared(depth: int, quote: str) -> None:
+    nested = "[" * depth + "]" * depth
+    text = f'{{"name": "f", "arguments": {quote}{nested}{quote}}}'
+    assert calls.comparable(text) == text
+
+
 def test_the_server_is_asked_with_the_tools() -> None:
     from loraline.serving import client
 
