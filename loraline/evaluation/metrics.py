@@ -329,16 +329,20 @@ def json_number(text: str) -> float:
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
-def fields(value: Any) -> Counter[tuple[str, str]]:
-    """Leaves of a JSON value by path, `a.b[]`, with values as JSON."""
-    leaves: Counter[tuple[str, str]] = Counter()
-    waiting = [] if value is INVALID else [("", value)]
+FieldPath = tuple[str | None, ...]
+"""Keys down to a leaf of a JSON value; None stands for a list."""
+
+
+def fields(value: Any) -> Counter[tuple[FieldPath, str]]:
+    """Leaves of a JSON value by path, with values as JSON."""
+    leaves: Counter[tuple[FieldPath, str]] = Counter()
+    waiting: list[tuple[FieldPath, Any]] = [] if value is INVALID else [((), value)]
     while waiting:
         path, value = waiting.pop()
         if isinstance(value, dict) and value:
-            waiting += [(f"{path}.{key}", entry) for key, entry in value.items()]
+            waiting += [((*path, key), entry) for key, entry in value.items()]
         elif isinstance(value, list) and value:
-            waiting += [(f"{path}[]", entry) for entry in value]
+            waiting += [((*path, None), entry) for entry in value]
         else:
             leaves[path, json.dumps(value)] += 1
     return leaves
