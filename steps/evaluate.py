@@ -62,7 +62,8 @@ def evaluate(run_id: str, engine: str, recipes: dict[str, Any], out_dir: Path, f
     chosen = measurement.chosen_engine(engine, recipe.serve_dtype)
     # Without the --set of the training, whose limits are no concern of the evaluation.
     custom_metrics = plugins.load(run_profile.as_today(train_run, (), recipes).metrics)
-    inputs = {"upstream": run_id, "engine": chosen, "champion": champion and champion.source}
+    against = champion and [champion.source, str(champion.version)]
+    inputs = {"upstream": run_id, "engine": chosen, "champion": against}
     if custom_metrics:
         inputs["metrics"] = [[plugin.name, plugin.digest] for plugin in custom_metrics]
     fingerprint = fingerprints.fingerprint(__file__, inputs)

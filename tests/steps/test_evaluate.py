@@ -89,6 +89,13 @@ def test_the_champion_answers_the_same_rows(
     own = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
     assert tags.CHAMPION not in own.data.tags
     assert own.data.metrics["tuned_eval_loss"] == run.data.metrics["champion_eval_loss"]
+    model = mlflow.get_run(champion).data.tags[tags.MODEL_ID]
+    copied = mlflow.register_model(f"models:/{model}", MODEL).version
+    mlflow.MlflowClient().set_registered_model_alias(MODEL, "champion", str(copied))
+    step("evaluate", "--run-id", two)
+    anew = mlflow.get_run((workplace / "outputs" / "run-id").read_text())
+    # The gate takes no numbers against another version than today's champion.
+    assert anew.data.tags[tags.CHAMPION] == str(copied)
 
 
 def test_the_champions_adapter_trained_once_more_is_the_champion_and_no_candidate(
