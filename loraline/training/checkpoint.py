@@ -176,7 +176,10 @@ class KeepCheckpoints(TrainerCallback):
         exchange.highest([state.global_step])
         if self.client is not None:
             name = f"step-{state.global_step}"
-            upload(self.client, self.run_id, Path(args.output_dir, f"checkpoint-{name[5:]}"), name)
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            upload(self.client, self.run_id, folder, name)
+            # Kept here as well, the checkpoints of a day would fill the disk.
+            shutil.rmtree(folder, ignore_errors=True)
         self.saved_at = time.monotonic()
 
 

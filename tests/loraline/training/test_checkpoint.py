@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -93,6 +94,19 @@ def test_the_last_two_checkpoints_are_kept_until_the_training_is_finished(
     assert client.get_run(run_id).data.tags[CHECKPOINT] == "step-6"
     checkpoint.delete_all(client, run_id)
     assert not client.list_artifacts(run_id) and CHECKPOINT not in client.get_run(run_id).data.tags
+
+
+def test_a_checkpoint_in_the_store_takes_no_room_on_the_machine(
+    kept: tuple[Any, str, Path], tmp_path: Path
+) -> None:
+    client, run_id, folder = kept
+    (tmp_path / "checkpoint-4").rename(tmp_path / "checkpoint-6")
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=6)
+    checkpoint.KeepCheckpoints(None, "", 10).on_save(args, state, None)
+    assert (tmp_path / "checkpoint-6").is_dir(), "another process uploads it"
+    checkpoint.KeepCheckpoints(client, run_id, 10).on_save(args, state, None)
+    assert (folder / "step-6" / FILES[0]).is_file()
+    assert not (tmp_path / "checkpoint-6").exists()
 
 
 def test_a_good_checkpoint_is_kept_beside_the_next_and_the_damaged_is_deleted(
