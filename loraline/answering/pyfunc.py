@@ -38,7 +38,7 @@ def signature(max_new_tokens: int) -> ModelSignature:
 
 def requirements(modality: str) -> list[str]:
     """What loading the model needs from PyPI, in the versions that it was trained with."""
-    names = ["torch", "transformers", "peft", "pillow", "safetensors", "pydantic"]
+    names = ["torch", "transformers", "peft", "bitsandbytes", "pillow", "safetensors", "pydantic"]
     if modality == "vision":
         names.append("torchvision")
     # PyPI knows no builds such as 2.9.0+cpu.
