@@ -70,6 +70,9 @@ MORE_METRICS = (
 )
 """Metrics of ours that `limits` may name."""
 
+OF_A_FORMAT = {"json_field_f1": "json", "grounding_f1": "boxes"}
+"""Metrics of ours that one `answer_format` alone has."""
+
 BUILT_IN = (
     *dict.fromkeys((*COMPARED, *MORE_METRICS)),
     "bleu_13a",

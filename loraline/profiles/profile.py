@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import NonNegativeInt, model_validator
 
 from loraline.profiles.keys import Data, Identity, Optimization, Serving, Trainable
-from loraline.profiles.limits import Gate, check_metrics, check_names, metric_name
+from loraline.profiles.limits import OF_A_FORMAT, Gate, check_metrics, check_names, metric_name
 
 
 # pydantic takes the keys of the last group first.
@@ -78,6 +78,12 @@ class Profile(Serving, Optimization, Trainable, Data, Identity):
     def measures_what_it_limits(self) -> Self:
         check_names([metric_name(entry) for entry in self.metrics])
         check_metrics(self.gate, self.metrics)
+        for name in self.gate.limits:
+            if (needed := OF_A_FORMAT.get(name, self.answer_format)) != self.answer_format:
+                raise ValueError(
+                    f"gate.limits: {name!r} is measured with answer_format: {needed} alone; with "
+                    f"{self.answer_format} the gate would reject every candidate"
+                )
         return self
 
     @model_validator(mode="after")

@@ -162,6 +162,11 @@ def test_an_installed_package_names_a_metric_by_its_entry_point(
     ("changes", "sentence"),
     [
         ({"gate": {"limits": {"word_recall": 0.5}}}, "gate.limits: 'word_recall' is refused"),
+        ({"gate": {"limits": {"json_field_f1": 0.5}}}, "is measured with answer_format: json"),
+        (
+            {"answer_format": "json", "gate": {"limits": {"grounding_f1": 0.5}}},
+            "gate.limits: 'grounding_f1' is measured with answer_format: boxes alone",
+        ),
         ({"gate": {"compare_on": "word_recall"}}, "gate.compare_on: 'word_recall' is refused"),
         ({"metrics": ["a/Word Recall.py"]}, "a name is of small letters"),
         ({"metrics": ["a/m.py", "b/m.py"]}, "a name is of small letters, digits and _, once"),
