@@ -294,11 +294,14 @@ def json_field_f1(predictions: Sequence[str], references: Sequence[str]) -> Metr
 
     A field is a path and its value, all rows' fields count together (micro average, as in
     Chinchor 1992 for filled templates). Items of a list are fields without their position, so
-    that their order does not matter. An answer that is not JSON has no fields.
+    that their order does not matter. An answer that is not JSON has no fields, and a reference
+    that is not is one field, its text.
     """
 
     def counts(prediction: str, reference: str) -> list[float]:
-        predicted, expected = fields(parse_json(prediction)), fields(parse_json(reference))
+        if (value := parse_json(reference)) is INVALID:
+            return [float(prediction.split() == reference.split()), 1, 1]
+        predicted, expected = fields(parse_json(prediction)), fields(value)
         return [(predicted & expected).total(), predicted.total(), expected.total()]
 
     return _f1([counts(*pair) for pair in zip(predictions, references, strict=True)])

@@ -220,6 +220,13 @@ def test_json_answers_are_compared_field_by_field(result: str, wanted: str, scor
     assert metrics.json_field_f1([result], [wanted]).value == pytest.approx(score)
 
 
+@pytest.mark.parametrize(("result", "score"), [("none", 1.0), (" none\n", 1.0), ("no", 0.0)])
+def test_a_reference_that_is_no_json_is_one_field(result: str, score: float) -> None:
+    assert metrics.json_field_f1([result], ["none"]).value == score
+    both = metrics.json_field_f1([result, '{"a": 1}'], ["none", '{"a": 1}'])
+    assert both.value == pytest.approx((1 + score) / 2)
+
+
 def test_fields_of_all_rows_count_together() -> None:
     result = ['{"a": 1, "b": 2, "c": 3}', '{"a": 0}']
     wanted = ['{"a": 1, "b": 2, "c": 3}', '{"a": 1}']
