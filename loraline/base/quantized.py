@@ -35,6 +35,11 @@ def check_trainable(recipe: Profile, config: Mapping[str, Any]) -> None:
             f"{recipe.base} is quantized by GPTQ, and is not rounded once more: set quantization: "
             "none"
         )
+    if recipe.init_lora_weights:
+        raise UserError(
+            f"{recipe.base} is quantized by GPTQ, and init_lora_weights takes components out of "
+            "whole weights: leave it out, or name the model that the base was made from"
+        )
     if missing := [name for name in KERNELS if find_spec(name) is None]:
         raise UserError(
             f"{recipe.base} is quantized by GPTQ, whose kernels come with {' and '.join(KERNELS)}; "

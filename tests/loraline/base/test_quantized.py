@@ -84,6 +84,7 @@ def config(**quantization: Any) -> dict[str, Any]:
         ({}, "awq", [], "quantized by awq, on which nothing is trained here"),
         ({"quantization": "nf4"}, "gptq", [], "not rounded once more: set quantization: none"),
         ({"train": "full", "export": "merged"}, "gptq", [], "weights of few bits cannot learn"),
+        ({"init_lora_weights": "pissa"}, "gptq", [], "init_lora_weights takes components out of"),
         ({}, "gptq", ["gptqmodel"], "this environment lacks gptqmodel"),
         ({}, "gptq", ["gptqmodel", "optimum"], "this environment lacks gptqmodel and optimum"),
     ],
