@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,6 +59,20 @@ def of(recipe: Profile, plan: Plan, scratch: Path) -> Arguments:
         use_liger_kernel=plan.fused,
         # The loss is `loraline.training.loss`, which keeps fewer logits.
         liger_kernel_config={"fused_linear_cross_entropy": False, "swiglu": True},
+    )
+
+
+def unfinished_warmup(recipe: Profile, steps_per_epoch: int) -> str:
+    """A sentence where the training ends before its warm-up; an empty text where it does not."""
+    steps = recipe.max_steps or math.ceil(recipe.num_train_epochs * steps_per_epoch)
+    # The first step has a rate of 0, and the one after the warm-up that of the profile.
+    if steps > recipe.warmup_steps:
+        return ""
+    highest = recipe.learning_rate * (steps - 1) / recipe.warmup_steps
+    return (
+        f"warmup_steps {recipe.warmup_steps} covers all {steps} steps of the training: the "
+        f"learning rate ends at {highest:.2g} instead of {recipe.learning_rate:.2g}; set fewer "
+        "warmup_steps, or train for more epochs"
     )
 
 

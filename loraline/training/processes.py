@@ -25,7 +25,7 @@ def prepare(
     """Plan the memory before the base is loaded, then build the trainer."""
     from transformers import set_seed
 
-    from loraline.training import checkpoint, memory
+    from loraline.training import arguments, checkpoint, memory
     from loraline.training.machine import Machine
     from loraline.training.trainer import build
 
@@ -42,6 +42,8 @@ def prepare(
     if launch.rank() == 0:
         written = checkpoint.described(trainer.trainable_parameters())
         click.echo(f"{table}\nattention: {trainer.attention}\ncheckpoint: {written}", err=True)
+        if sentence := arguments.unfinished_warmup(recipe, len(trainer.steps)):
+            click.echo(sentence, err=True)
     return trainer
 
 

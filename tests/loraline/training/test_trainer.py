@@ -19,7 +19,7 @@ from loraline.base.load import attach, load
 from loraline.base.locate import locate
 from loraline.errors import UserError
 from loraline.profiles.profile import Profile
-from loraline.training import attention, curves, lora, loss, memory, pissa, trainer
+from loraline.training import arguments, attention, curves, lora, loss, memory, pissa, trainer
 from loraline.training.readings import Reading
 
 RECIPE = {
@@ -431,3 +431,21 @@ def test_a_constant_rate_warms_up_first(make: Make) -> None:
     sft = make(lr_scheduler_type="constant", warmup_steps=2)
     sft.train()
     assert curve(sft, "learning_rate") == pytest.approx([0.0, 5e-3, 1e-2, 1e-2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"warmup_steps": 3}, ""),
+        ({"warmup_steps": 4}, "warmup_steps 4 covers all 4 steps"),
+        ({"warmup_steps": 2, "max_steps": None, "num_train_epochs": 0.5}, "covers all 2 steps"),
+        ({"warmup_steps": 2, "max_steps": None, "num_train_epochs": 1}, ""),
+    ],
+)
+def test_a_warm_up_that_never_ends_is_named(changes: dict[str, Any], said: str, make: Make) -> None:
+    sft = make(**changes)
+    sft.train()
+    reached = max(curve(sft, "learning_rate")) == pytest.approx(1e-2)
+    assert reached == (not said)
+    sentence = arguments.unfinished_warmup(Profile(**RECIPE | changes), len(sft.steps))
+    assert said in sentence if said else not sentence
