@@ -62,7 +62,7 @@ def train_qlora(
 ) -> None:
     """Train a LoRA adapter on a frozen base, or the base itself; log it; hand over the run ID."""
     from loraline.base import quantized, trainable
-    from loraline.base.locate import locate
+    from loraline.base.locate import locate, tokenizer_digest
     from loraline.profiles.loading import load_profile
     from loraline.serving import preflight
 
@@ -94,6 +94,7 @@ def train_qlora(
         "prompt": data_run.data.params.get("prompt_uri", ""),
         "profile": json.dumps([profile, settings], sort_keys=True),
         "base": base.revision,
+        "tokenizer": tokenizer_digest(base),
         "code": fingerprints.code_digest(__file__),
     }
     fingerprint = fingerprints.fingerprint(__file__, inputs)

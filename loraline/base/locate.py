@@ -153,6 +153,17 @@ def fetch(base: str, revision: str | None, files: Sequence[str] = DOWNLOADED) ->
         ) from error
 
 
+def tokenizer_digest(base: Base) -> str:
+    """Digest of what a base's folder holds beside its weights: tokenizer, template, processor.
+
+    An empty text for a hub model, whose commit says it all.
+    """
+    if not base.revision.startswith("sha256:"):
+        return ""
+    files = {file for glob in TOKENIZER_FILES for file in base.path.glob(glob) if file.is_file()}
+    return base_digest(sorted(files))
+
+
 def base_digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -100,6 +101,19 @@ def test_the_same_inputs_are_trained_once(train, data_run: str, quick) -> None:
     quick("one", learning_rate=1e-3)
     assert train(data_run, "one") != first
     assert train(data_run, quick("two")) != first
+
+
+def test_another_chat_template_in_the_bases_folder_is_trained_anew(
+    train, data_run: str, quick, workplace: Path
+) -> None:
+    shutil.copytree(workplace / "test_data" / "text" / "base", workplace / "mine")
+    first = train(data_run, quick("one", base="mine"))
+    template = workplace / "mine" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("[/INST]", "[/INST] :"))
+    second = train(data_run, "one")
+    assert second != first
+    with runs.adapter(mlflow.get_run(second)) as adapter:
+        assert "[/INST] :" in contract.read(adapter).chat_template
 
 
 def test_rows_over_max_length_are_dropped(train, data_run: str, quick) -> None:
