@@ -22,7 +22,7 @@ def sentences(comparison: Comparison, headline: Sequence[str]) -> list[str]:
             for words, names in (
                 ("surely better in", better),
                 ("surely worse in", worse),
-                ("not surely either in", undecided),
+                ("neither for sure in", undecided),
             )
             if names
         ]

@@ -132,8 +132,8 @@ PEAK_FLOPS: dict[str, float | None] = {
 }
 """Dense bf16 FLOP/s of cards by words of their name, from their makers' data sheets.
 
-That of H100 gives 1,513 TFLOP/s for PCIe with sparsity, which is twice as much. NVL cards are
-slower than SXM's of the same name, and have no figure here.
+The data sheet of the H100 PCIe says 1,513 TFLOP/s with sparsity; without it, the card does half as
+many. NVL cards are slower than SXM cards of the same name, and have no figure here.
 """
 
 

@@ -121,7 +121,7 @@ def test_a_gain_is_sure_where_its_interval_does_not_hold_zero() -> None:
     (said,) = conclusion.sentences(Comparison({}, {"base": gains}), tuple(gains))
     assert said == (
         "Against the base, tuned is surely better in bleu and levenshtein, surely worse in "
-        "perplexity, not surely either in exact match."
+        "perplexity, neither for sure in exact match."
     )
 
 
