@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -30,12 +30,23 @@ class KeysOnce(yaml.SafeLoader):
 def read_yaml(path: Path) -> Any:
     """A file's content; raises yaml.YAMLError with the place of what is wrong."""
     with path.open("rb") as file:
-        return yaml.load(file, KeysOnce)
+        return loaded(file)
 
 
 def read_yaml_text(text: str) -> Any:
     """What a text holds; raises yaml.YAMLError as for a file."""
-    return yaml.load(text, KeysOnce)
+    return loaded(text)
+
+
+def loaded(source: IO[bytes] | str) -> Any:
+    """What a file or a text holds; yaml.YAMLError for whatever is wrong with it."""
+    try:
+        return yaml.load(source, KeysOnce)
+    except RecursionError as error:
+        raise yaml.MarkedYAMLError(None, None, "it is nested too deeply") from error
+    # Of a date in a 13th month, or of a number of thousands of digits.
+    except ValueError as error:
+        raise yaml.MarkedYAMLError(None, None, str(error)) from error
 
 
 def merge(parent: Mapping[str, Any], heir: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,6 +199,9 @@ def test_a_policy_changes_the_limits_that_it_names(tmp_path: Path) -> None:
         ("min_rows: none", "min_rows"),
         ("min_rows: [", "cannot be read"),
         (b"\xff\xfe\x00", "cannot be read"),
+        ("min_bleu: 2024-13-45", "cannot be read: month must be in 1..12"),
+        (f"min_rows: {'9' * 5000}", "cannot be read"),
+        (f"limits: {'[' * 3000}{']' * 3000}", "cannot be read: it is nested too deeply"),
     ],
 )
 def test_a_policy_that_is_none_is_refused(
