@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 
 from loraline.data.checks import BadRow
 from loraline.data.reading.media import Fetch, inside
-from loraline.data.reading.readers import ENDINGS, MORE_ENDINGS, holds_rows
+from loraline.data.reading.readers import ENDINGS, MORE_ENDINGS, arrow_table, holds_rows
 from loraline.errors import TryAgain, UserError
 from loraline.profiles.preparation import Entry
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from loraline.data.reading.s3 import Bucket
 
 SPLIT_NAMES = {
@@ -291,8 +293,12 @@ def hugging_face(entry: Entry, location: str) -> Source:
             if len(parts) > 1 or split
             else None
         )
-        if part._indices is not None or not part.cache_files:
-            raise UserError(f"{entry.uri} is a selection; write it with save_to_disk first")
+        # A slice such as train[:100] shares the files of the whole split.
+        if part._indices is not None or rows_in_files(part) != len(part):
+            raise UserError(
+                f"{entry.uri} is a selection, of which all rows would be read; take a sample with "
+                "%10 or #100 after the address, or write the selection with save_to_disk"
+            )
         for cached in part.cache_files:
             file = Path(cached["filename"])
             files.append(
@@ -303,6 +309,11 @@ def hugging_face(entry: Entry, location: str) -> Source:
     # The cached files lie anywhere; a row may name what belongs to its dataset, and nothing else.
     owned = Path(path) if Path(path).is_dir() else cache_of(path)
     return Source(entry, Path("/"), tuple(files), media=owned)
+
+
+def rows_in_files(part: Dataset) -> int:
+    """Rows of the files of a split that datasets has loaded; none where it keeps no files."""
+    return sum(len(arrow_table(Path(cached["filename"]))) for cached in part.cache_files)
 
 
 def is_hub_away(error: Exception) -> bool:

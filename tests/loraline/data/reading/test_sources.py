@@ -236,6 +236,16 @@ def test_a_folder_that_datasets_saved_is_a_hugging_face_source(tmp_path: Path, p
     assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(6)]
 
 
+@pytest.mark.parametrize("split", ["train[:3]", "train[50%:]"])
+def test_a_slice_of_a_hugging_face_split_is_not_read_as_the_whole(
+    split: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_lines(tmp_path / "hub" / "train.jsonl", ROWS)
+    with pytest.raises(UserError, match="is a selection, of which all rows would be read; take a"):
+        sources.locate(Entry(uri=f"hf://{tmp_path}/hub:{split}"), tmp_path)
+
+
 def test_a_hugging_face_row_names_no_file_outside_of_its_folder(tmp_path: Path, prepare) -> None:
     import datasets
 
