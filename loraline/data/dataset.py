@@ -188,6 +188,10 @@ def digest(merged: Dataset) -> str:
     del head["exact_lengths"]
     # Each row's digest is followed by the split that it came to.
     del head["split"]
+    # The pictures of a row are hashed as their files are, and a window says what is stored.
+    windows = [source.entry.window for source in merged.work.sources]
+    if any(windows):
+        head["windows"] = windows
     hashed = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for start in range(0, len(merged.split), CHUNK):
         part = slice(start, start + CHUNK)

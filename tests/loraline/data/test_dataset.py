@@ -13,12 +13,13 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_data import kept, picture, profile, write_lines
+from made_data import kept, picture, profile, sixteen_bits, write_lines
 
 from loraline import records
 from loraline.data import checks, dataset, outcome, parts, sentences, shards, workplace
@@ -210,6 +211,18 @@ def test_the_digest_goes_by_rows_media_prompt_and_settings(tmp_path, prepare) ->
     write_lines(data, [{"image": "a.png", "text": "b"}])
     result.append(digest())
     assert len(set(result)) == 5
+
+
+def test_the_digest_goes_by_the_window_of_deep_pictures(tmp_path, prepare) -> None:
+    values = np.arange(1200, dtype=np.uint16).reshape(30, 40, 1)
+    (tmp_path / "a.png").write_bytes(sixteen_bits(values))
+    write_lines(tmp_path / "data.jsonl", [{"image": "a.png", "question": "a", "answer": "b"}])
+    registry, stored = tmp_path / "datasets.yaml", {}
+    for window in ("null", "[0, 4095]", "[0, 2047]"):
+        registry.write_text(f"scans: {{uri: data.jsonl, window: {window}}}")
+        merged = prepare(registry, modality="vision")
+        stored[dataset.digest(merged)] = kept(merged)[0].images[0]
+    assert len(set(stored.values())) == len(stored) == 3
 
 
 def test_the_digest_knows_no_places(tmp_path, prepare) -> None:
