@@ -31,6 +31,12 @@ def normalised(row: Record) -> str:
     return " ".join(text.split())
 
 
+def turn_ends(row: Record) -> bytes:
+    """Where turns end in the row's text, counted in words: other turns of one text are no
+    repetition."""
+    return str([len(content.split()) for _, content in row.messages]).encode()
+
+
 def beyond_texts(row: Record) -> list[str]:
     """What a row holds beside its texts and media: tools, calls, and which turns are learnt."""
     return [row.tools, *(f"{number} {list(detail)}" for number, detail in row.details.items())]
@@ -70,8 +76,10 @@ def facts_of(
         for row in rows
     ]
     shas = [b"".join(medium.sha for medium in row.media) for row in rows]
-    pairs = zip(texts, shas, strict=True)
-    keys = [hashlib.sha256(text.encode() + b"\0" + sha).digest() for text, sha in pairs]
+    keys = [
+        hashlib.sha256(text.encode() + b"\0" + turn_ends(row.record) + sha).digest()
+        for row, text, sha in zip(rows, texts, shas, strict=True)
+    ]
     if group_by == "answer":
         groups = [hashlib.sha256(answer_of(row.record).encode()).digest() for row in rows]
     elif group_by == "row":

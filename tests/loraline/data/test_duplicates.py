@@ -119,6 +119,16 @@ def test_a_row_in_train_and_test_is_a_leak_and_leaves_train(tmp_path, prepare, a
     assert merged.rows == {"train": 1 if action == "drop" else 2, "validation": 1, "test": 1}
 
 
+def test_rows_that_part_one_text_elsewhere_are_no_duplicates(tmp_path, prepare) -> None:
+    words = text(1, 9)
+    rows = [
+        {"question": " ".join(words[:cut]), "answer": " ".join(words[cut:])} for cut in (3, 5, 8, 5)
+    ]
+    merged = prepare(write_lines(tmp_path / "train.jsonl", rows))
+    assert len(kept(merged)) == 3
+    assert merged.counts["duplicates drop"] == 1
+
+
 def test_validation_leaks_into_test_too(tmp_path, prepare) -> None:
     splits = {"train": FILLER[:1], "validation": [row("a"), FILLER[1]], "test": [row("a")]}
     assert prepare(folder(tmp_path, splits)).rows == {"train": 1, "validation": 1, "test": 1}
