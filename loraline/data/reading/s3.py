@@ -117,7 +117,9 @@ class Bucket:
 
         if name not in self.objects:
             raise BadRow("media_missing", f"{name[:80]!r} is not among the objects of {self.uri}")
-        target = self.folder / name
+        # What an interrupted run fetched is taken while the object is the same.
+        etag = hashlib.sha256(self.objects[name][1].encode()).hexdigest()[:16]
+        target = self.folder / etag / name
         if target.is_file():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +136,7 @@ class Bucket:
         One that arrives with another checksum is fetched `again`, once.
         """
         size, etag = self.objects[name]
-        part = target.with_name(
-            f".{target.name}.{hashlib.sha256(etag.encode()).hexdigest()[:16]}.part"
-        )
+        part = target.with_name(f".{target.name}.part")
         idle = 0
         with part.open("ab") as file:
             while (have := file.tell()) < size:

@@ -219,7 +219,7 @@ def test_a_download_that_was_killed_goes_on(tmp_path: Path, line, monkeypatch) -
     monkeypatch.setattr(s3.Bucket, "read_range", cut_off)
     with pytest.raises(KeyboardInterrupt):
         bucket.fetch("big.bin")
-    assert not (tmp_path / "big.bin").exists()
+    assert not list(tmp_path.rglob("big.bin"))
     again = s3.Bucket.connect("s3://data/big", tmp_path)
     assert again.fetch("big.bin").read_bytes() == BIG
     assert starts == [0, 2**20, 2**20, 2**21]
@@ -230,7 +230,7 @@ def test_a_server_that_stops_in_mid_transfer_is_try_again(tmp_path: Path, line) 
     bucket = s3.Bucket.connect("s3://data/big", tmp_path)
     with pytest.raises(TryAgain, match=r"s3://data/big at http://127.0.0.1:\d+ does not answer"):
         bucket.fetch("big.bin")
-    assert not (tmp_path / "big.bin").exists()
+    assert not list(tmp_path.rglob("big.bin"))
 
 
 def test_an_absent_server_is_try_again(tmp_path: Path, monkeypatch) -> None:
@@ -251,7 +251,7 @@ def test_what_arrives_otherwise_than_it_was_stored_is_refused(tmp_path: Path, mo
     monkeypatch.setattr(s3.Bucket, "read_range", flip)
     with pytest.raises(UserError, match=r"big.bin arrived with checksum .*, expected "):
         bucket.fetch("big.bin")
-    assert [file.name for file in tmp_path.iterdir()] == [".locks"]
+    assert not [file for file in tmp_path.rglob("*big.bin*") if file.is_file()]
 
 
 def test_what_was_changed_on_its_way_is_fetched_again(tmp_path: Path, monkeypatch) -> None:
@@ -310,6 +310,14 @@ def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path) ->
     client.put_object(Bucket="data", Key="changing/a.jsonl", Body="new")
     with pytest.raises(TryAgain, match="an object was changed while it was read"):
         bucket.fetch("a.jsonl")
+
+
+def test_an_object_that_changed_since_the_interruption_is_fetched_again(tmp_path: Path) -> None:
+    client = boto3.session.Session().client("s3")
+    for content in ("old", "new"):
+        client.put_object(Bucket="data", Key="changed/a.jsonl", Body=content)
+        bucket = s3.Bucket.connect("s3://data/changed", tmp_path)
+        assert bucket.fetch("a.jsonl").read_text() == content
 
 
 @pytest.mark.parametrize(
