@@ -41,6 +41,10 @@ class Bucket:
     objects: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Size in bytes and ETag by name under the prefix."""
 
+    only: str | None = None
+    """The one object that rows are read from, if the address is an object's; a prompt and media may
+    lie beside it."""
+
     _client: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,9 +63,9 @@ class Bucket:
         bucket.objects = bucket.listed()
         if not bucket.objects and prefix:
             bucket.prefix = posixpath.dirname(prefix) and f"{posixpath.dirname(prefix)}/"
-            base = posixpath.basename(prefix)
-            bucket.objects = {key: value for key, value in bucket.listed().items() if key == base}
-        if not bucket.objects:
+            bucket.only = posixpath.basename(prefix)
+            bucket.objects = bucket.listed()
+        if not bucket.objects or bucket.only not in (None, *bucket.objects):
             raise UserError(f"{uri} holds nothing")
         return bucket
 

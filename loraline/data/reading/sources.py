@@ -127,7 +127,11 @@ def locate(entry: Entry, cache: Path) -> Source:
         from loraline.data.reading.s3 import Bucket
 
         bucket = Bucket.connect(entry.uri, cache)
-        listed = [(name, size, etag) for name, (size, etag) in bucket.objects.items()]
+        listed = [
+            (name, size, etag)
+            for name, (size, etag) in bucket.objects.items()
+            if bucket.only in (None, name)
+        ]
         return Source(entry, cache, chosen(entry, listed), bucket)
     if scheme == "hf":
         return hugging_face(entry, location)

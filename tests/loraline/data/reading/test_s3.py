@@ -177,8 +177,14 @@ def test_a_dataset_is_read_from_a_prefix(prepare) -> None:
     assert merged.place(3) == "s3://data/text/train.jsonl line 4"
 
 
-def test_a_dataset_may_be_one_object(prepare) -> None:
-    assert len(kept(prepare("s3://data/text/train.jsonl"))) == 40
+def test_a_dataset_may_be_one_object_with_its_prompt_and_media_beside_it(prepare) -> None:
+    merged = prepare("s3://data/text/train.jsonl")
+    assert len(kept(merged)) == 40
+    assert kept(merged)[0].question == "Say: What is 0?"
+    merged = prepare(
+        "s3://data/images/metadata.jsonl", modality="vision", on=("media_missing=drop",)
+    )
+    assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(3)]
 
 
 def test_images_come_one_by_one_and_only_from_the_prefix(prepare) -> None:
@@ -325,6 +331,7 @@ def test_an_object_that_changed_since_the_interruption_is_fetched_again(tmp_path
     [
         ("s3://nobody/here", "s3://nobody/here at .* no such bucket or object"),
         ("s3://data/nothing", "s3://data/nothing holds nothing"),
+        ("s3://data/text/gone.jsonl", "s3://data/text/gone.jsonl holds nothing"),
         ("s3://", r"expected s3://bucket/prefix"),
         ("s3://UPPER_case!/x", "Invalid bucket name"),
     ],
