@@ -123,7 +123,11 @@ def draft(raw: Any, reading: Reading) -> Draft:
     if good:
         row = good_half(row)
         row_layout = layout(tuple(row))
-    result = conversation(row, row_layout, reading) or single(row, row_layout, reading, raw)
+    if (result := conversation(row, row_layout, reading)) is None:
+        result = single(row, row_layout, reading, raw)
+        if reading.learn == "last":
+            # A history, or a question that is a dialogue, has answers of its own.
+            conversations.learn_only_last(result.turns, result.details)
     for key in row_layout.systems:
         if (text := text_alone(row[key])) is not None:
             result.used.add(key)

@@ -24,9 +24,10 @@ from loraline.data.checks import BadRow
 from loraline.data.reading import formats, readers
 from loraline.data.reading.formats import Reading
 from loraline.errors import UserError
-from loraline.records import IMAGE, VIDEO
+from loraline.records import IMAGE, VIDEO, Detail
 
 ASKED = [("user", "Where?"), ("assistant", "Here.")]
+TWO_ANSWERS = [("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", "B")]
 
 TEXT_ROWS = {
     "messages": {
@@ -520,6 +521,21 @@ def test_a_longer_history_keeps_its_order() -> None:
     row = {"query": "C?", "response": "c", "history": [["A?", "a"], ["B?", "b"]]}
     texts = [text for _, text in formats.draft(row, Reading(None)).turns]
     assert texts == ["A?", "a", "B?", "b", "C?", "c"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "b", "output": "B", "history": [["a", "A"]]},
+        {"prompt": "Human: a\n\nAssistant: A\n\nHuman: b\n\nAssistant:", "completion": "B"},
+        {"messages": [{"role": role, "content": text} for role, text in TWO_ANSWERS]},
+    ],
+)
+def test_the_last_answer_alone_is_learnt_where_the_registry_says_so(row: dict[str, Any]) -> None:
+    for learn, learnt in (("all", [True, True]), ("last", [False, True])):
+        made = formats.draft(row, Reading(None, learn=learn))
+        assert made.turns == TWO_ANSWERS
+        assert [made.details.get(n, Detail()).learnt for n in (1, 3)] == learnt
 
 
 def test_a_number_for_an_answer_is_noted() -> None:
