@@ -77,6 +77,11 @@ def medium(item: Any) -> Media:
     raise BadRow("format", "an image or video is neither a path nor its content")
 
 
+def named_in(part: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """The first of some keys that a part holds, and the first of all if it holds none."""
+    return next((key for key in keys if part.get(key) is not None), keys[0])
+
+
 class Parts:
     """Reads contents that are lists of parts; media that they name go to the draft's lists."""
 
@@ -101,13 +106,14 @@ class Parts:
                 (key for key in ("text", "image", "video") if part.get(key) is not None), None
             )
             part_type = RESPONSES.get(str(part_type), part_type)
+            used = named_in(part, ("text", "value"))
             if part_type == "text":
-                part_text = part.get("text", part.get("value"))
-                if not isinstance(part_text, str):
+                if not isinstance(part.get(used), str):
                     raise BadRow("format", "a part of type 'text' has no text")
-                text += part_text
+                text += part[used]
             elif part_type in ("image", "image_url", "video", "video_url"):
-                text += self.tag(part_type, part)
+                used = named_in(part, (part_type, "url", "path", "value"))
+                text += self.tag(part_type, part, part.get(used))
             elif isinstance(part_type, str) and names_sound(part_type):
                 raise BadRow(
                     "modality", f"a part of type {part_type!r} is a sound, and no base here hears"
@@ -116,16 +122,13 @@ class Parts:
                 raise BadRow(
                     "format", f"a part of type {str(part_type)[:40]!r} is not text, image or video"
                 )
-            for key in part.keys() - PART_KEYS:
-                self.leftover.add(str(key), part[key])
+            for key in part.keys() - {"type", "index", used}:
+                if part[key] != part.get(used):
+                    self.leftover.add(str(key), part[key])
         return text
 
-    def tag(self, part_type: str, part: Mapping[str, Any]) -> str:
-        """The tag of a part that shows an image or a video; its medium is noted if named."""
-        named = next(
-            (part[key] for key in (part_type, "url", "path", "value") if part.get(key) is not None),
-            None,
-        )
+    def tag(self, part_type: str, part: Mapping[str, Any], named: Any) -> str:
+        """The tag of a part that shows an image or a video; its medium is noted if `named`."""
         if isinstance(named, dict) and "url" in named:
             for key in named.keys() - {"url"}:
                 self.leftover.add(str(key), named[key])

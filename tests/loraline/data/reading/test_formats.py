@@ -199,6 +199,25 @@ def test_a_detail_of_an_image_is_listed_as_not_used(part: dict[str, object]) -> 
     assert made.listed == ["messages[].detail"]
 
 
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ({"type": "text", "text": "Where?", "image": "a.png"}, "image"),
+        ({"text": "Where?", "image": "a.png"}, "image"),
+        ({"type": "text", "text": "Where?", "value": "When?"}, "value"),
+        ({"type": "image", "image": "a.png", "text": "Where?"}, "text"),
+        ({"type": "image", "image": "a.png", "path": "b.png"}, "path"),
+        ({"type": "video", "video": "a.mp4", "image": "b.png"}, "image"),
+    ],
+)
+def test_a_part_of_a_message_says_one_thing(part: dict[str, object], key: str) -> None:
+    row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "x"}]}
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft(row, Reading(None))
+    part[key] = next(value for name, value in part.items() if name not in ("type", key))
+    formats.draft(row, Reading(None))
+
+
 @pytest.mark.parametrize("key", ["file_name", "image", "images"])
 def test_an_image_with_text_is_asked_with_the_prompt(key: str) -> None:
     value = ["a.png"] if key == "images" else "a.png"
