@@ -259,10 +259,15 @@ def checked(
     if drafted.videos and not ruler.shows_videos:
         raise BadRow("modality", f"holds a video, which {work.recipe.base} has no place for")
     if (controls := ruler.controls) is not None:
-        for role, text in turns:
+        places = [(f"{role} turn", text) for role, text in turns]
+        for number, detail in details.items():
+            # Templates print them as they print texts.
+            beside = (detail.calls, detail.reasoning, detail.name)
+            places += [(f"what is beside the {turns[number][0]} turn", text) for text in beside]
+        for place, text in (*places, ("a tool", tools)):
             if match := controls.search(text):
                 if actions["special_tokens"] in (FAIL, DROP):
-                    raise BadRow("special_tokens", f"{role} turn holds {match.group()!r}")
+                    raise BadRow("special_tokens", f"{place} holds {match.group()!r}")
                 flagged.append("special_tokens")
     measured_media: list[Medium] = []
     pictures: list[bytes] = []

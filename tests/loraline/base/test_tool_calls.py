@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_data import write_lines
 
 from loraline.base.encoding import Encoder
 from loraline.contract import Contract
@@ -133,6 +134,24 @@ def test_lengths_are_those_of_the_encoder(base: Path) -> None:
     ruler.check_rendered(made)
     row = ruler.encoder.encode(made)
     assert ruler.measure([made], [[]]) == [(len(row), len(row.answer))]
+
+
+@pytest.mark.parametrize("place", ["arguments", "reasoning", "tools", "name"])
+def test_control_tokens_beside_the_texts_are_looked_for(
+    place: str, base: Path, tmp_path: Path, prepare
+) -> None:
+    row, end = json.loads(json.dumps(row_of(base))), ENDS[base.name]
+    call, answer = row["messages"][-3]["tool_calls"][0]["function"], row["messages"][-3]
+    if place == "arguments":
+        call["arguments"]["town"] += end
+    elif place == "reasoning":
+        answer["reasoning_content"] = f"It is closed.{end}"
+    elif place == "name":
+        row["messages"][-2]["name"] += end
+    else:
+        row["tools"][0]["function"]["description"] += end
+    data = write_lines(tmp_path / "data.jsonl", [row])
+    assert prepare(data, base=str(base)).counts == {"special_tokens drop": 1}
 
 
 def test_what_a_template_does_not_print_is_refused(base: Path) -> None:
