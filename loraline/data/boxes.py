@@ -23,6 +23,7 @@ from typing import Any
 from loraline.base import pixels
 from loraline.data.checks import BadRow, Turns
 from loraline.data.reading.keys import SETTINGS
+from loraline.data.reading.values import written as written_value
 from loraline.profiles.profile import Profile
 
 CONVENTIONS = {
@@ -46,6 +47,12 @@ BOX = re.compile(r"""["']bbox(?:_2d)?["']\s*:\s*|<\|box_start\|>|<box>""")
 
 PLACE, NAME = "<bbox>", "<ref-object>"
 """Placeholders of ms-swift for the boxes and names in a row's `objects`."""
+
+PLACED = re.compile(rf'("bbox(?:_2d)?"\s*:\s*)?{PLACE}')
+"""A box's placeholder by itself, or as the value of a key of JSON."""
+
+UNITS = {"real": "pixels", "norm1": "unit"}
+"""Values of `bbox_type` in the `objects` of ms-swift, and the unit that they mean."""
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2: left, top, right, bottom."""
@@ -141,8 +148,6 @@ def convert(
     Raises BadRow for a box that is malformed, outside of its image, or of no known image.
     """
     placed = placeholders(objects, sizes, coordinates, target, recipe)
-    named = (objects or {}).get("ref") or []
-    names = iter(named if isinstance(named, list) else [named])
 
     def converted_box(match: re.Match[str]) -> str:
         if len(sizes) != 1:
@@ -151,12 +156,18 @@ def convert(
         box = from_unit(to_unit(numbers, sizes[0], coordinates), sizes[0], target, recipe)
         if match.group(1) in ("<|box_start|>", "<box>"):
             return written(box, "qwen2_vl")
-        return f"{match.group(1)}[{box[0]}, {box[1]}, {box[2]}, {box[3]}]"
+        return f"{match.group(1)}{list(box)}"
+
+    def placed_box(match: re.Match[str]) -> str:
+        box = next(placed)
+        return f"{match.group(1)}{list(box)}" if match.group(1) else written(box, target)
 
     def fill(role: str, text: str) -> str:
         if role == "assistant":
             complete_starts = {
-                match.start() for form in (JSON_BOX, TOKEN_BOX) for match in form.finditer(text)
+                match.start()
+                for form in (JSON_BOX, TOKEN_BOX, PLACED)
+                for match in form.finditer(text)
             }
             for match in BOX.finditer(text):
                 if match.start() not in complete_starts:
@@ -164,14 +175,34 @@ def convert(
                     raise BadRow("boxes", f"{excerpt!r} is not a box of four numbers")
         text = TOKEN_BOX.sub(converted_box, JSON_BOX.sub(converted_box, text))
         try:
-            text = re.sub(NAME, lambda match: str(next(names)), text)
-            return re.sub(PLACE, lambda match: next(placed), text)
+            return PLACED.sub(placed_box, text)
         except StopIteration:
-            raise BadRow("boxes", f"more {PLACE} or {NAME} than objects") from None
+            raise BadRow("boxes", f"more {PLACE} than objects") from None
 
     filled = [(role, fill(role, text)) for role, text in turns]
     if next(placed, None) is not None:
         raise BadRow("boxes", f"more objects than {PLACE}")
+    return filled
+
+
+def with_names(turns: Turns, objects: Mapping[str, Any] | None) -> Turns:
+    """Turns with the names of `objects` in their places; they are text like all other.
+
+    Raises BadRow where there are more or fewer names than places.
+    """
+    if not any(NAME in text for _, text in turns):
+        return turns
+    named = (objects or {}).get("ref") or []
+    names = iter(named if isinstance(named, list) else [named])
+
+    def name(match: re.Match[str]) -> str:
+        if (text := written_value(next(names, None))) is None:
+            raise BadRow("boxes", f"more {NAME} than names in `objects`, or a name that is no text")
+        return text
+
+    filled = [(role, re.sub(NAME, name, text)) for role, text in turns]
+    if next(names, None) is not None:
+        raise BadRow("boxes", f"more names in `objects` than {NAME}")
     return filled
 
 
@@ -196,8 +227,13 @@ def placeholders(
     coordinates: str,
     target: str,
     recipe: Profile,
-) -> Iterator[str]:
-    """The boxes of a row's `objects`, converted and written out, in their order."""
+) -> Iterator[tuple[int, int, int, int]]:
+    """The boxes of a row's `objects`, converted, in their order."""
+    unit_of_row = (objects or {}).get("bbox_type") or ""
+    if unit_of_row and UNITS.get(str(unit_of_row)) != coordinates:
+        raise BadRow(
+            "boxes", f"objects have the bbox_type {str(unit_of_row)[:20]!r}, not {coordinates}"
+        )
     listed = (objects or {}).get("bbox") or []
     images = (objects or {}).get("image_id") or (
         [0] * len(listed) if isinstance(listed, list) else 0
@@ -210,7 +246,7 @@ def placeholders(
         if not (isinstance(image, int) and 0 <= image < len(sizes)):
             raise BadRow("boxes", f"a box is of image {image!r}, the row has {len(sizes)}")
         unit = to_unit(box, sizes[image], coordinates)
-        yield written(from_unit(unit, sizes[image], target, recipe), target)
+        yield from_unit(unit, sizes[image], target, recipe)
 
 
 def is_number(value: Any) -> bool:

@@ -245,7 +245,10 @@ def checked(
         if actions["missing"] != KEEP:
             raise BadRow("missing", drafted.missing)
         flagged.append("missing")
-    turns = checks.clean_text(drafted.turns, actions, flagged)
+    turns = drafted.turns
+    if work.boxes and source.entry.boxes:
+        turns = boxes.with_names(turns, drafted.objects)
+    turns = checks.clean_text(turns, actions, flagged)
     details, tools = drafted.details, drafted.tools
     if details or tools:
         details, tools = checks.clean_details(details, tools, actions, flagged)

@@ -62,7 +62,8 @@ def test_pixels_of_the_resized_image_are_within_half_a_pixel(box, size) -> None:
 def test_a_placeholder_is_filled_in_the_words_of_the_base(target: str, expected: str) -> None:
     turns = [("user", "Where is the <ref-object>?"), ("assistant", "<bbox>")]
     objects = {"ref": ["cat"], "bbox": [[160, 240, 320, 480]]}
-    filled = boxes.convert(turns, objects, [SIZE], "pixels", target, RECIPE)
+    named = boxes.with_names(turns, objects)
+    filled = boxes.convert(named, objects, [SIZE], "pixels", target, RECIPE)
     assert filled == [("user", "Where is the cat?"), ("assistant", expected)]
 
 
@@ -92,7 +93,7 @@ def test_a_bad_box_is_refused(box: list, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "objects", "message"),
     [
-        ("<bbox><bbox>", {"bbox": [[0, 0, 1, 1]]}, "more <bbox> or <ref-object> than objects"),
+        ("<bbox><bbox>", {"bbox": [[0, 0, 1, 1]]}, "more <bbox> than objects"),
         ("none", {"bbox": [[0, 0, 1, 1]]}, "more objects than <bbox>"),
         ("<bbox>", {"bbox": [[0, 0, 1, 1]], "image_id": [3]}, "a box is of image 3"),
     ],
@@ -171,3 +172,57 @@ def test_boxes_of_a_source_are_converted_on_the_way(tmp_path: Path, prepare) -> 
         '[{"bbox_2d": [100, 100, 500, 500], "label": "cat"}]'
     ]
     assert merged.counts == {"boxes drop": 1}
+
+
+def prepared_boxes(prepare, folder: Path, objects: dict, answer: str, **options):
+    (folder / "a.png").write_bytes(picture(size=(200, 100)))
+    row = {"image": "a.png", "question": f"{IMAGE}Where is the <ref-object>?", "answer": answer}
+    write_lines(folder / "data.jsonl", [row | {"objects": objects}])
+    registry = folder / "all.yaml"
+    registry.write_text(json.dumps({"street": {"uri": "data.jsonl", "boxes": "pixels"}}))
+    return prepare(registry, modality="vision", base="./Qwen3-VL-none", **options)
+
+
+def test_a_placeholder_of_a_box_may_be_a_value_of_json(tmp_path: Path, prepare) -> None:
+    objects = {"ref": ["cat", "cat"], "bbox": [[20, 10, 100, 50]]}
+    answer = '[{"bbox_2d": <bbox>, "label": "<ref-object>"}]'
+    merged = prepared_boxes(prepare, tmp_path, objects, answer)
+    assert kept(merged)[0].messages == (
+        ("user", f"{IMAGE}Where is the cat?"),
+        ("assistant", '[{"bbox_2d": [100, 100, 500, 500], "label": "cat"}]'),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("cat\x07", "characters"),
+        ("cat\ud800", "characters"),
+        (f"cat{IMAGE}", "tags"),
+        (["cat"], "boxes"),
+    ],
+)
+def test_a_name_of_objects_is_checked_like_other_text(
+    name: object, check: str, tmp_path: Path, prepare
+) -> None:
+    objects = {"ref": [name], "bbox": [[20, 10, 100, 50]]}
+    on = ("characters=drop", "tags=drop", "boxes=drop")
+    merged = prepared_boxes(prepare, tmp_path, objects, "<bbox>", on=on)
+    assert merged.counts == {f"{check} drop": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ref": ["cat", "dog"]}, "more names in `objects` than <ref-object>"),
+        ({"ref": []}, "more <ref-object> than names"),
+        ({"bbox_type": "norm1"}, "objects have the bbox_type 'norm1', not pixels"),
+    ],
+)
+def test_objects_that_say_something_else_are_refused(
+    more: dict, message: str, tmp_path: Path, prepare
+) -> None:
+    objects = {"ref": ["cat"], "bbox": [[20, 10, 100, 50]], "bbox_type": "real"}
+    assert len(kept(prepared_boxes(prepare, tmp_path, objects, "<bbox>"))) == 1
+    merged = prepared_boxes(prepare, tmp_path, objects | more, "<bbox>")
+    assert message in merged.examples[0]["clause"]
