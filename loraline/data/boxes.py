@@ -195,7 +195,7 @@ def with_names(turns: Turns, objects: Mapping[str, Any] | None) -> Turns:
     named = (objects or {}).get("ref") or []
     names = iter(named if isinstance(named, list) else [named])
 
-    def name(match: re.Match[str]) -> str:
+    def name(_: re.Match[str]) -> str:
         if (text := written_value(next(names, None))) is None:
             raise BadRow("boxes", f"more {NAME} than names in `objects`, or a name that is no text")
         return text

@@ -36,6 +36,7 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
     """Samples of a tar shard: neighbours with one name but for its ending."""
     key, members = None, dict[str, bytes | BadRow]()
     read, unread = False, ""
+    endings_before: dict[tuple[str, str], frozenset[str]] = {}
     try:
         with (
             streams.unpacked(path) as stream,
@@ -44,12 +45,14 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
             for member in archive:
                 folder, base = posixpath.split(member.name)
                 # macOS puts a file of its own beside each.
-                if not member.isreg() or member.issparse() or base.startswith("._"):
+                if member.isdir() or base.startswith("._"):
                     continue
                 stem, _, ending = base.partition(".")
                 if (folder, stem) != key and is_sample(members):
                     yield sample(members)
                 if (folder, stem) != key:
+                    if key and is_sample(members):
+                        note_endings(path, key, members, endings_before)
                     members = {}
                 key = (folder, stem)
                 ending = f".{ending.lower()}"
@@ -64,7 +67,14 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                 read = True
                 if ending in members:
                     raise UserError(f"{path} holds two members named {base[:60]!r}")
-                if member.size > row_bytes or len(members) >= MOST_MEMBERS:
+                if not member.isreg() or member.issparse():
+                    # Its content stands elsewhere, where a stream cannot go back to.
+                    members[ending] = BadRow(
+                        "unreadable",
+                        f"member {base[:80]!r} is a link or sparse; write the archive with "
+                        "tar --hard-dereference --dereference",
+                    )
+                elif member.size > row_bytes or len(members) >= MOST_MEMBERS:
                     members[ending] = too_large(base)
                 else:
                     file = archive.extractfile(member)
@@ -72,13 +82,33 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                     members[ending] = unpack(content, packing, base, row_bytes)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a whole tar archive: {str(error)[:80]}") from error
-    if is_sample(members):
+    if key and is_sample(members):
+        note_endings(path, key, members, endings_before)
         yield sample(members)
     if unread and not read:
         raise UserError(
             f"{path} holds no .json, .txt, picture, video or sound; its first member is "
             f"{unread[:60]!r}"
         )
+
+
+def note_endings(
+    path: Path,
+    name: tuple[str, str],
+    members: Mapping[str, bytes | BadRow],
+    before: dict[tuple[str, str], frozenset[str]],
+) -> None:
+    """Note what a sample is made of; a UserError where more of it comes after other samples.
+
+    Each would be a row, such as a question without its picture.
+    """
+    endings = frozenset(ending for ending in members if ending.endswith(MEMBERS))
+    if name in before and not endings & before[name]:
+        raise UserError(
+            f"{path} holds members of {posixpath.join(*name)[:60]!r} in two places; write it with "
+            "tar --sort=name"
+        )
+    before[name] = endings
 
 
 def is_sample(members: Mapping[str, bytes | BadRow]) -> bool:

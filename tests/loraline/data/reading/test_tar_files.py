@@ -125,3 +125,25 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, prepare) -> Non
             archive.addfile(member, io.BytesIO(content))
     with pytest.raises(UserError, match=r"holds two members named '0.json'"):
         prepare(tmp_path)
+
+
+@pytest.mark.parametrize("link", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_member_that_is_a_link_is_not_passed_over(link: bytes, tmp_path: Path, prepare) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for name, content in {"0.json": ROW, "0.png": picture(1), "1.json": ROW}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        member = tarfile.TarInfo("1.png")
+        member.type, member.linkname = link, "0.png"
+        archive.addfile(member)
+    merged = prepare(tmp_path, modality="vision", on=("unreadable=drop",))
+    assert [len(record.images) for record in kept(merged)] == [1]
+    assert merged.counts == {"unreadable drop": 1}
+    assert "member '1.png' is a link" in merged.examples[0]["clause"]
+
+
+def test_a_sample_whose_members_stand_apart_is_refused(shard) -> None:
+    members = {"0.json": ROW, "1.json": ROW, "0.png": picture(0), "1.png": picture(1)}
+    with pytest.raises(UserError, match=r"holds members of '0' in two places; .*--sort=name"):
+        shard(members, "vision")
