@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from loraline.data import boxes, parts
 from loraline.data.checks import Policy, policy
 from loraline.data.lengths import rows
-from loraline.data.reading import entries, sources
+from loraline.data.reading import entries, sources, tar_files
 from loraline.data.reading.media import Limits, parse_limits
 from loraline.data.sentences import brief
 from loraline.data.work import Work
@@ -42,6 +42,9 @@ PLAN = "plan.json"
 
 NAMES_COLUMNS = re.compile(r"prepare(\.columns\b|\.sources\b|=)")
 """An override that may say how columns are named."""
+
+MEDIA = (*tar_files.IMAGE_MEMBERS, *tar_files.VIDEO_MEMBERS)
+"""Endings of files that rows show."""
 
 MOST_FILES = 100_000
 """Files that are asked for their size and time, which takes a second or two."""
@@ -207,8 +210,19 @@ def identity(work: Work) -> str:
 
 
 def changed_since(work: Work) -> str:
-    """Versions of the files, sizes and times or ETags, by which a resumed run notices a change."""
-    return repr([[file.version for file in source.files] for source in work.sources])
+    """Versions of the files, sizes and times or ETags, by which a resumed run notices a change.
+
+    Those of local media are among them, unless there are too many.
+    """
+    versions: list[Any] = [[file.version for file in source.files] for source in work.sources]
+    if work.recipe.modality == "vision":
+        for source in work.sources:
+            if source.bucket is not None:
+                versions.append(sorted(source.bucket.objects.items()))
+            else:
+                files = stats(source.media or source.root) or []
+                versions.append([file for file in files if file[0].lower().endswith(MEDIA)])
+    return repr(versions)
 
 
 def state(work: Work) -> str | None:

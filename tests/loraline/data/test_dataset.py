@@ -315,6 +315,25 @@ def test_a_file_that_changed_since_the_interruption_is_read_again(tmp_path, monk
             raise KeyboardInterrupt
 
 
+def test_a_picture_that_changed_since_the_interruption_is_read_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = write_lines(
+        tmp_path / "data.jsonl", [{"image": "i/a.png", "question": "a", "answer": "b"}]
+    )
+    (tmp_path / "i").mkdir()
+    for number in (1, 2):
+        (tmp_path / "i" / "a.png").write_bytes(picture(number))
+        # What interrupts stands last in the block that it leaves.
+        with (  # noqa: PT012
+            pytest.raises(KeyboardInterrupt),
+            workplace.folder(request(data), profile("vision")) as place,
+        ):
+            work, _ = workplace.plan(request(data), profile("vision"), None, place)
+            merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
+            assert kept(merged)[0].images == (picture(number),)
+            raise KeyboardInterrupt
+
+
 def test_a_worker_that_is_killed_is_try_again(tmp_path, prepare, monkeypatch) -> None:
     data = write_lines(tmp_path / "data.jsonl", ROWS * 40)
 
