@@ -10,6 +10,7 @@ import difflib
 import os
 import posixpath
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -371,7 +372,9 @@ def dvc(entry: Entry, location: str, cache: Path) -> Source:
     try:
         files = DVCFileSystem(repository, rev=revision or None)
         is_folder = files.isdir(path)
-        cache.mkdir(parents=True, exist_ok=True)
+        # An interrupted run left another revision here, or half of this one.
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(parents=True)
         files.get(path, str(target), recursive=is_folder)
     except (DvcException, SCMError, OSError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -391,9 +394,33 @@ def test_a_dvc_path_that_is_not_there_is_said(rest: str, repository: Path, tmp_p
         sources.locate(Entry(uri=f"dvc://{repository}{rest}"), tmp_path / "cache")
 
 
-def test_dvc_that_is_not_installed_is_said(tmp_path: Path, monkeypatch) -> None:
-    import sys
+def test_what_an_interrupted_run_fetched_of_dvc_is_not_taken(tmp_path: Path, monkeypatch) -> None:
+    remote = tmp_path / "remote" / "text"
 
+    class Files:
+        """As DVC has it, a folder that is there already gets the other one inside."""
+
+        def __init__(self, repository: str, rev: str | None) -> None:
+            pass
+
+        def isdir(self, path: str) -> bool:
+            return True
+
+        def get(self, path: str, target: str, recursive: bool) -> None:
+            shutil.copytree(remote, Path(target, path) if Path(target).is_dir() else target)
+
+    names = {"dvc.api": "DVCFileSystem", "dvc.exceptions": "DvcException"}
+    for module, name in {**names, "scmrepo.exceptions": "SCMError"}.items():
+        values = {name: Files if module == "dvc.api" else KeyError}
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**values))
+    for number in (1, 2):
+        write_lines(remote / "rows.jsonl", ROWS[:number])
+        source = sources.locate(Entry(uri="dvc://repository:text"), tmp_path / "cache")
+        (file,) = source.files
+        assert source.path(file.name).read_text().count("\n") == number
+
+
+def test_dvc_that_is_not_installed_is_said(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "dvc.api", None)
     with pytest.raises(UserError, match=r"needs DVC; install"):
         sources.locate(Entry(uri=f"dvc://{tmp_path}:text"), tmp_path / "cache")
