@@ -107,7 +107,8 @@ def dataset(file: Path, item: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         usual = PLAIN.get(key, (value,)) if key in READ_OR_HARMLESS else ()
         if value and value not in usual and not (key == "split" and is_hub(file, item["path"])):
             raise UserError(f"{where} says {key}: {str(value)[:60]!r}, which is not read")
-    fields = {"columns": columns(settings), "turns": turns(where, settings)}
+    named = turns(where, settings)
+    fields = columns(settings) | ({"turns": named} if named else {})
     files = settings.get("data_files") or [None]
     for name in files if isinstance(files, list) else [files]:
         yield fields | {"uri": address(file, item, name)}
@@ -132,8 +133,8 @@ def address(file: Path, item: Mapping[str, Any], name: str | None) -> str:
     return str(Path(path).absolute()) if Path(path).exists() else path
 
 
-def columns(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Our names of columns to theirs, where they differ."""
+def columns(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The field `columns` of an Entry: our names of columns to theirs, where they differ."""
     named = {ours: settings[key] for key, ours in COLUMNS.items() if settings.get(key)}
     messages = settings.get("field_messages")
     if messages and messages not in CONVERSATIONS:

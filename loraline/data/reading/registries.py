@@ -111,7 +111,7 @@ def llama_factory(file: Path, name: str, item: Any) -> dict[str, Any]:
             columns[ALPACA.get(theirs, theirs)] = column
         else:
             raise UserError(f"{file}: dataset {name!r} has a column {theirs!r}, which is not read")
-    fields: dict[str, Any] = {"uri": uri, "columns": renamed_columns(columns)}
+    fields: dict[str, Any] = {"uri": uri, **renamed_columns(columns)}
     if item.get("tags"):
         if unknown := item["tags"].keys() - TAGS.keys():
             raise UserError(
@@ -123,9 +123,13 @@ def llama_factory(file: Path, name: str, item: Any) -> dict[str, Any]:
     return fields
 
 
-def renamed_columns(columns: Mapping[str, str]) -> dict[str, str]:
-    """Columns that go by another name than ours."""
-    return {ours: theirs for ours, theirs in columns.items() if ours != theirs}
+def renamed_columns(columns: Mapping[str, str]) -> dict[str, Any]:
+    """The field `columns` of an Entry: those that go by another name than ours, if there are any.
+
+    A source that names none leaves it to the profile.
+    """
+    renamed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
+    return {"columns": renamed} if renamed else {}
 
 
 def name_of(item: Any) -> str:
@@ -156,4 +160,4 @@ def swift(file: Path, item: Any) -> dict[str, Any]:
                 f"{file}: {name_of(item)[:60]!r} says {key}: {str(value)[:40]!r}, which is not read"
             )
     columns = {ours: theirs for theirs, ours in (item.get("columns") or {}).items()}
-    return {"uri": str(uri), "columns": renamed_columns(columns)}
+    return {"uri": str(uri), **renamed_columns(columns)}

@@ -11,6 +11,7 @@ from made_data import kept, write_lines
 
 from loraline.data.reading.entries import entries
 from loraline.errors import UserError
+from loraline.profiles.preparation import SourceSettings
 
 TALK = [{"who": "ask", "says": "Where?"}, {"who": "reply", "says": "Here."}]
 ASKED = (("user", "Where?"), ("assistant", "Here."))
@@ -52,6 +53,23 @@ def test_llama_factorys_registry_names_columns_and_tags(tmp_path: Path, prepare)
         (("user", "Who?"), ("assistant", "Ada.")),
     ]
     assert [entry.uri for entry in entries([str(file)])][2] == "hf://somebody/set:train"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset_info.json", {"a": {"file_name": "a.json"}}),
+        ("dataset_info.json", [{"dataset_path": "a.json"}]),
+        ("axolotl.yaml", {"datasets": [{"path": "a.json", "type": "alpaca"}]}),
+    ],
+)
+def test_what_a_registry_does_not_say_is_as_the_profile_says(
+    name: str, content: object, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    usual = SourceSettings(columns={"output": "reply"}, turns={"role": "who"})
+    (entry,) = entries([str(tmp_path / name)], defaults=usual)
+    assert (entry.columns, entry.turns) == ({"output": "reply"}, {"role": "who"})
 
 
 @pytest.mark.parametrize(
