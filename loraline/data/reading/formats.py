@@ -139,9 +139,12 @@ def draft(raw: Any, reading: Reading) -> Draft:
         place_tags(result)
     refuse_named_media(result)
     if reading.group_by not in ("answer", "row"):
-        if (group := row.get(reading.group_by, raw.get(reading.group_by))) is None:
-            raise BadRow("format", f"column {reading.group_by!r} of --group-by is missing")
-        result.group = str(group)
+        if not filled(group := row.get(reading.group_by, raw.get(reading.group_by))):
+            raise BadRow("format", f"column {reading.group_by!r} of --group-by is missing or empty")
+        # pandas makes floats of a column of numbers with a gap.
+        if isinstance(group, float) and group.is_integer():
+            group = int(group)
+        result.group = str(group).strip()
         result.used.add(reading.group_by)
     for key in row_layout.tools:
         if filled(row[key]) and not result.tools:

@@ -111,6 +111,27 @@ def test_a_missing_column_to_group_by_is_said(tmp_path, prepare) -> None:
         dataset.refuse(merged.examples)
 
 
+def test_a_group_is_the_same_however_a_file_writes_it(tmp_path, prepare) -> None:
+    rows = [
+        {"question": f"What is {n}?", "answer": f"it is {n}", "page": n // 9} for n in range(90)
+    ]
+    (tmp_path / "data").mkdir()
+    table = pa.Table.from_pylist([{**row, "page": float(row["page"])} for row in rows[::3]])
+    pq.write_table(table, tmp_path / "data" / "a.parquet")
+    write_lines(tmp_path / "data" / "b.jsonl", rows[1::3])
+    lines = (f"{row['question']},{row['answer']}, {row['page']}\n" for row in rows[2::3])
+    (tmp_path / "data" / "c.csv").write_text("question,answer,page\n" + "".join(lines))
+    merged = prepare(tmp_path / "data", group_by="page")
+    assert len(set(merged.facts["group"].tolist())) == 10
+
+
+@pytest.mark.parametrize("page", [None, "", float("nan")])
+def test_a_row_of_no_group_is_refused(tmp_path, prepare, page: object) -> None:
+    data = write_lines(tmp_path / "data.jsonl", [{**ROWS[0], "page": page}])
+    (example,) = prepare(data, group_by="page").examples
+    assert "column 'page' of --group-by is missing or empty" in example["clause"]
+
+
 def test_rows_that_show_the_same_image_stay_together(tmp_path, prepare) -> None:
     rows = []
     for number in range(12):
