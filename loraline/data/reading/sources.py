@@ -155,6 +155,7 @@ def local(entry: Entry, path: Path) -> Source:
         root, names = path.parent, [path.name]
     elif path.is_dir():
         root, names = path, sorted(walk(path))
+        refuse_links(path, names)
     else:
         raise UserError(
             f"--data {entry.uri!r} is not a folder or a file: {os.path.abspath(path)}; "
@@ -198,6 +199,34 @@ def walk(folder: Path) -> Iterator[str]:
                 and path.resolve().is_relative_to(inner)
             ):
                 yield path.relative_to(folder).as_posix()
+
+
+def refuse_links(folder: Path, names: Sequence[str]) -> None:
+    """Raise UserError for a link to rows elsewhere, or to rows that are not there.
+
+    `names` are those of the files that may be read. What lies under others is not missed.
+    """
+    inner = folder.resolve()
+    is_flat = any("/" not in name and holds_rows(name) for name in names)
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in (*files, *(() if is_flat else folders)):
+            path = Path(place, name)
+            if path.is_symlink() and not name.startswith(".") and points_to_rows(path):
+                target = path.resolve()
+                if not (target.exists() and target.is_relative_to(inner)):
+                    raise UserError(
+                        f"{path} is a link to {target}, which would not be read; copy that into "
+                        "the folder, or name it with --data"
+                    )
+        if is_flat:
+            return
+
+
+def points_to_rows(link: Path) -> bool:
+    """Whether a link is to a data file, by its name, or to a folder that holds some."""
+    names = os.listdir(link) if link.is_dir() else [link.name]
+    return any(holds_rows(name) and name not in NOT_ROWS for name in names)
 
 
 def may_hold_rows(path: Path) -> bool:

@@ -202,11 +202,31 @@ def test_a_zip_that_holds_rows_is_refused_and_one_of_pictures_is_not(
         sources.locate(Entry(uri=str(tmp_path)), tmp_path)
 
 
-def test_a_linked_data_file_outside_of_the_folder_is_not_read(tmp_path: Path, prepare) -> None:
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("more.jsonl", "rows.jsonl"), ("more.jsonl", "gone.jsonl"), ("test", ".")],
+)
+def test_a_link_to_rows_outside_of_the_folder_is_neither_read_nor_passed_over(
+    link: str, target: str, tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "elsewhere" / "rows.jsonl", ROWS)
+    folder = tmp_path / "data"
+    write_lines(folder / "train" / "rows.jsonl", ROWS[:3])
+    (folder / link).symlink_to(tmp_path / "elsewhere" / target)
+    with pytest.raises(UserError, match=rf"data/{link} is a link to .*, which would not be read"):
+        sources.locate(Entry(uri=str(folder)), tmp_path)
+
+
+def test_a_link_that_no_row_is_lost_by_is_no_matter(tmp_path: Path, prepare) -> None:
     write_lines(tmp_path / "secret.jsonl", ROWS)
-    write_lines(tmp_path / "data" / "rows.jsonl", ROWS[:3])
-    (tmp_path / "data" / "more.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    assert len(kept(prepare(tmp_path / "data"))) == 3
+    folder = tmp_path / "data"
+    write_lines(folder / "rows.jsonl", ROWS[:3])
+    (folder / "old").mkdir()
+    (folder / "old" / "rows.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    (folder / "pictures").symlink_to(tmp_path)
+    (folder / "dataset_info.json").symlink_to(tmp_path / "gone.json")
+    (folder / "again").symlink_to(folder / "old")
+    assert len(kept(prepare(folder))) == 3
 
 
 def test_a_folder_that_load_dataset_reads_is_a_hugging_face_source(
