@@ -6,7 +6,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from loraline.data.checks import BadRow
 from loraline.data.reading import images, streams
@@ -32,6 +32,30 @@ MOST_MEMBERS = 64
 """Members of one sample."""
 
 
+class Member(tarfile.TarInfo):
+    """A member of a whole archive: `tarfile` takes a header that is broken or cut for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
+
+
+def refuse_more(path: Path, archive: tarfile.TarFile) -> None:
+    """Raise UserError for what follows the mark of an archive's end, as where two were joined."""
+    content: Any = archive.fileobj
+    while block := content.read(streams.HEAD):
+        if block.strip(b"\0"):
+            raise UserError(
+                f"{path} goes on after the end of an archive; give each archive as a file, or join "
+                "them with tar --concatenate"
+            )
+
+
 def rows(path: Path, row_bytes: int) -> Iterator[Any]:
     """Samples of a tar shard: neighbours with one name but for its ending."""
     key, members = None, dict[str, bytes | BadRow]()
@@ -40,7 +64,7 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
     try:
         with (
             streams.unpacked(path) as stream,
-            tarfile.open(fileobj=stream, mode="r|", errorlevel=1) as archive,
+            tarfile.open(fileobj=stream, mode="r|", errorlevel=1, tarinfo=Member) as archive,
         ):
             for member in archive:
                 folder, base = posixpath.split(member.name)
@@ -80,6 +104,7 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                     file = archive.extractfile(member)
                     content = file.read() if file else b""
                     members[ending] = unpack(content, packing, base, row_bytes)
+            refuse_more(path, archive)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a whole tar archive: {str(error)[:80]}") from error
     if key and is_sample(members):

@@ -14,6 +14,7 @@ from made_data import kept, picture
 
 from loraline.data import dataset
 from loraline.data.merged import Dataset
+from loraline.data.reading import tar_files
 from loraline.errors import UserError
 
 ROW = json.dumps({"question": "Where is Arlon?", "answer": "Near the river."}).encode()
@@ -147,3 +148,41 @@ def test_a_sample_whose_members_stand_apart_is_refused(shard) -> None:
     members = {"0.json": ROW, "1.json": ROW, "0.png": picture(0), "1.png": picture(1)}
     with pytest.raises(UserError, match=r"holds members of '0' in two places; .*--sort=name"):
         shard(members, "vision")
+
+
+def archive_of(*names: str) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(ROW)
+            archive.addfile(member, io.BytesIO(ROW))
+    return content.getvalue()
+
+
+MEMBER = 2 * tarfile.BLOCKSIZE
+"""Bytes of one of these members with its header."""
+
+WHOLE = archive_of("0.json", "1.json", "2.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (WHOLE[: MEMBER + 100], "is not a whole tar archive: truncated header at byte 1024"),
+        (WHOLE[:MEMBER], "is not a whole tar archive: empty header at byte 1024"),
+        (WHOLE[: MEMBER + 600], "is not a whole tar archive: unexpected end of data"),
+        (WHOLE[:MEMBER] + b"x" * 99 + WHOLE[MEMBER + 99 :], "whole tar archive: bad checksum"),
+        (WHOLE + archive_of("3.json"), "goes on after the end of an archive"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_shard_that_is_cut_broken_or_two_is_refused(
+    content: bytes, message: str, packed: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / ("shard.tar.gz" if packed else "shard.tar")
+    file.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(UserError, match=message):
+        list(tar_files.rows(file, 2**20))
+    file.write_bytes(gzip.compress(WHOLE) if packed else WHOLE)
+    assert len(list(tar_files.rows(file, 2**20))) == 3
