@@ -304,7 +304,8 @@ def gather(work: Work, runs: Sequence[str], client: Any) -> None:
                     f"--merge: run {run_id} prepared other data, or with other choices; give "
                     "--data and all else as its share was made with, but for --part"
                 )
-            for file in sorted(fetched.glob("[0-9]*")):
+            # The page of a part comes last: where it lies, the part is whole.
+            for file in sorted(fetched.glob("[0-9]*"), key=lambda file: file.suffix == ".json"):
                 shutil.move(file, work.folder / file.name)
     missing = [part for part in work.parts if not work.file(part, ".json").is_file()]
     if missing:

@@ -267,7 +267,9 @@ def objects(path: Path, row_bytes: int, encoding: str) -> Iterator[Any]:
     """Rows of a file that begins with an object: one a line, or one over many lines."""
     with streams.text(path, encoding) as file:
         first_lines = lines(file, None, row_bytes)
-        first = next(first_lines, b"")
+        first = next(
+            (line for line in first_lines if isinstance(line, BadRow) or line.strip()), b""
+        )
         parsed = first if isinstance(first, BadRow) else parse(first)
         if isinstance(parsed, BadRow):
             is_json_lines = False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow as pa
@@ -353,6 +356,30 @@ def test_a_picture_that_changed_since_the_interruption_is_read_again(tmp_path, m
             merged = dataset.merge(dataset.read(work, 1, stop_at_failure=True))
             assert kept(merged)[0].images == (picture(number),)
             raise KeyboardInterrupt
+
+
+def test_shares_that_are_fetched_by_half_hold_no_finished_part(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = write_lines(tmp_path / "data.jsonl", ROWS)
+    move = shutil.move
+
+    def move_three(source, target) -> None:
+        if len(list(work.folder.iterdir())) == 3:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with workplace.folder(request(data), profile()) as place:
+        work, _ = workplace.plan(request(data), profile(), None, place)
+        dataset.read(work, 1, stop_at_failure=True)
+        workplace.pack(work, tmp_path / "parts")
+        monkeypatch.setattr(workplace, "upstream_run", lambda *_, **__: MagicMock())
+        monkeypatch.setattr(
+            workplace, "artifacts", lambda *_: contextlib.nullcontext(tmp_path / "parts")
+        )
+        monkeypatch.setattr(shutil, "move", move_three)
+        with pytest.raises(KeyboardInterrupt):
+            workplace.gather(work, ["a"], None)
+        assert not list(work.folder.glob("*.json"))
 
 
 def test_a_worker_that_is_killed_is_try_again(tmp_path, prepare, monkeypatch) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -347,6 +348,13 @@ LINES = {
     "CR alone": ["row 2 (line 5)", "row 3 (line 6)"],
     "broken": ["row 1 (line 4)", "row 2 (line 6)", "row 3 (line 7)"],
 }
+
+
+def test_a_json_file_may_begin_with_an_empty_line(tmp_path: Path, prepare) -> None:
+    row = {"question": "Where?", "answer": "Here."}
+    for indent, content in itertools.product((None, 1), (row, {"data": [row]}, [row])):
+        (tmp_path / "rows.json").write_text(f"\n{json.dumps(content, indent=indent)}\n")
+        assert [list(record.messages) for record in kept(prepare(tmp_path))] == [ASKED]
 
 
 @pytest.mark.parametrize("table", TABLES)
