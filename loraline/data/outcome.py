@@ -110,9 +110,9 @@ def shortage(merged: Dataset) -> str:
     if rows >= least:
         return ""
     splits = {file.split for source in merged.work.sources for file in source.files}
-    # Only rows of files without a split are divided, or of train where no file is named test.
+    # Rows are divided where no file is named test.
     remedy = f"add rows, hold out {least} with --set split.test={least},"
-    if "test" in splits and None not in splits:
+    if "test" in splits:
         remedy = "add rows to the files of the test,"
     return (
         f"{rows} test rows, and the gate asks for {least} (gate.min_rows), so that training is "

@@ -82,8 +82,12 @@ def assign_splits(merged: Dataset) -> None:
     leaking = (merged.split <= 0) & np.isin(keys, keys[alive & (merged.split > 0)])
     bounds = lower_bounds(merged, points, alive & ~named & ~leaking)
     by_point = (points[:, None] >= np.array(bounds)).sum(axis=1).astype(np.int8)
-    merged.split = np.where(named, merged.split, by_point)
     by_name = {file.split for source in merged.work.sources for file in source.files}
+    for code in (1, 2):
+        if SPLITS[code] in by_name:
+            # Its rows are those of its files.
+            by_point[by_point == code] = 0
+    merged.split = np.where(named, merged.split, by_point)
     open_rows = named & (merged.split == 0) & ~leaking
     low, high = lower_bounds(merged, points, alive & open_rows)
     for code, (start, end) in ((1, (low, high)), (2, (high, 1.0))):

@@ -159,6 +159,18 @@ def test_splits_that_no_file_names_are_taken_from_train(tmp_path, prepare) -> No
     assert sum(merged.rows.values()) == 91
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_split_that_one_source_names_has_no_rows_of_another(tmp_path, prepare, split) -> None:
+    exam = [{"question": f"exam {n}", "answer": f"answer {n}"} for n in range(7)]
+    write_lines(tmp_path / "exam" / f"{split}.jsonl", exam)
+    merged = prepare(tmp_path / "exam", write_lines(tmp_path / "data.jsonl", ROWS))
+    assert merged.rows[split] == 7
+    assert sum(merged.rows.values()) == 97
+    assert all(merged.rows.values())
+    if split == "test":
+        assert "add rows to the files of the test" in outcome.shortage(merged)
+
+
 def test_files_with_and_without_a_split_do_not_mix(tmp_path, prepare) -> None:
     for name in ("train", "extra"):
         write_lines(tmp_path / "data" / f"{name}.jsonl", ROWS[:3])
