@@ -208,7 +208,12 @@ def conversation(row: Mapping[str, Any], row_layout: Layout, reading: Reading) -
     add_media(result, row, row_layout)
     reader = conversations.TurnReader(reading.turns, reading.ignore, result.images, result.videos)
     reader.has_tools = any(filled(row[name]) for name in row_layout.tools)
+    of_columns = [(media, len(media)) for media in (result.images, result.videos) if media]
     reader.read(turns)
+    if any(len(media) > count for media, count in of_columns):
+        raise BadRow(
+            "tags", "its turns name media, and so does a column; say in one place what is shown"
+        )
     result.format, result.turns, result.details = reader.format, reader.turns, reader.details
     result.shows = reader.parts.shows
     if reader.leftover.names:

@@ -274,16 +274,21 @@ def without_nulls(value: Any) -> Any:
 
 
 def as_written(batch: Any) -> Any:
-    """A batch whose columns of 32-bit floats have the shortest decimals that mean them.
+    """A batch whose columns of 16- and 32-bit floats have the shortest decimals that mean them.
 
     Python would show 0.1 of 32 bits as 0.10000000149011612.
     """
     import pyarrow as pa
 
     for index, column in enumerate(batch.schema):
-        if pa.types.is_float32(column.type):
-            values = batch.column(index).cast(pa.string()).cast(pa.float64())
-            batch = batch.set_column(index, column.name, values)
+        values = batch.column(index)
+        if pa.types.is_float16(column.type):
+            values = pa.array(map(str, values.to_numpy(zero_copy_only=False)), pa.string())
+        elif pa.types.is_float32(column.type):
+            values = values.cast(pa.string())
+        else:
+            continue
+        batch = batch.set_column(index, column.name, values.cast(pa.float64()))
     return batch
 
 

@@ -13,6 +13,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -443,15 +444,24 @@ def test_parquet_holds_images_as_hugging_face_writes_them(tmp_path: Path, prepar
     assert [record.images[0] for record in kept(merged)] == [picture(n) for n in range(3)]
 
 
-def test_a_float_of_32_bits_is_the_number_that_was_written(tmp_path: Path, prepare) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_float_of_fewer_bits_is_the_number_that_was_written(
+    bits: int, tmp_path: Path, prepare
+) -> None:
+    numbers = pa.array(np.array([0.1, 12.5], f"float{bits}"))
+    answers = pa.chunked_array([numbers, pa.nulls(1, numbers.type)])
+    table = pa.table({"question": ["A tenth?", "A half more?", "A third?"], "answer": answers})
+    pq.write_table(table, tmp_path / "a.parquet")
+    records = kept(prepare(tmp_path, on=("empty=drop",)))
+    assert [record.answer for record in records] == ["0.1", "12.5"]
 
-    columns = [pa.field("question", pa.string()), pa.field("answer", pa.float32())]
-    rows = [{"question": "A tenth?", "answer": 0.1}, {"question": "A third?", "answer": None}]
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(columns)), tmp_path / "a.parquet")
-    (record,) = kept(prepare(tmp_path, on=("format=drop",)))
-    assert record.answer == "0.1"
+
+def test_media_of_turns_and_of_a_column_are_not_mixed() -> None:
+    parts = [{"type": "image", "image": "b.png"}], "x", [{"type": "image"}], "y"
+    roles = ["user", "assistant"] * 2
+    turns = [{"role": role, "content": part} for role, part in zip(roles, parts, strict=True)]
+    with pytest.raises(BadRow, match="its turns name media, and so does a column"):
+        formats.draft({"images": ["a.png"], "messages": turns}, Reading(None))
 
 
 def test_text_images_and_videos_mix_in_one_set_of_many_turns(tmp_path: Path, prepare) -> None:
