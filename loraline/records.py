@@ -70,8 +70,8 @@ class Record:
 
     @property
     def question(self) -> str:
-        """The last user turn as text."""
-        return self.messages[-2][1]
+        """The last user turn as text; results of tools may follow it."""
+        return next(text for role, text in reversed(self.messages) if role == "user")
 
     @property
     def context(self) -> str:

@@ -43,3 +43,10 @@ def test_a_folder_of_shards_is_read_in_order(tmp_path: Path) -> None:
         row = Record((("user", "q"), ("assistant", str(number))))
         records.write(tmp_path / f"{number:05d}.parquet", [row] * 2)
     assert [row.answer for row in records.iterate(tmp_path)] == ["0", "0", "1", "1", "2", "2"]
+
+
+def test_the_question_is_the_users_last_turn() -> None:
+    asked = (("user", "Open it."), ("assistant", "It is open."), ("user", "Which one?"))
+    called = (("assistant", ""), ("tool", "gate 3"), ("assistant", "The third."))
+    assert Record((*asked, *called)).question == "Which one?"
+    assert Record(asked[:2]).question == "Open it."
