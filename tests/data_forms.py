@@ -998,6 +998,13 @@ FORMS = [
         refusal="is the header again",
         ending=".csv",
     ),
+    Form(
+        "Excel",
+        "a CSV that was joined to another with a byte order mark",
+        f"\ufeffquestion,answer\n{Q},{A}\n\ufeffquestion,answer\n",
+        refusal="is the header again",
+        ending=".csv",
+    ),
     text_form(
         "any",
         "a CSV with a space after each comma",

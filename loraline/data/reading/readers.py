@@ -125,7 +125,7 @@ def csv_rows(
                 yield BadRow("unreadable", streams.NOT_UTF8)
             elif "(no header)" in row:
                 yield BadRow("unreadable", "has more fields than the header")
-            elif list(row.values()) == names:
+            elif [(value or "").lstrip("\ufeff").strip() for value in row.values()] == names:
                 yield BadRow("unreadable", "is the header again, as where two files were joined")
             elif spaced := next(
                 (v for v in row.values() if SPACE_BEFORE_QUOTE.match(v or "")), None
