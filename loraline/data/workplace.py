@@ -191,10 +191,22 @@ def plan(
 
 def identity(work: Work) -> str:
     """SHA-256 of all that the parts depend on, the same on every machine with the same data."""
-    files = [
+    files: list[Any] = [
         [source.entry.model_dump(), [(f.name, f.split, f.size) for f in source.files]]
         for source in work.sources
     ]
+    # Of a bucket the versions, too, are the same everywhere; times of files are not.
+    for source in work.sources:
+        if source.bucket is not None:
+            versions = source.bucket.objects.items()
+            read = {file.name for file in source.files}
+            files.append(
+                [
+                    [name, *version]
+                    for name, version in sorted(versions)
+                    if name in read or name.lower().endswith(MEDIA)
+                ]
+            )
     inputs = [
         files,
         [(part.start, part.stop) for part in work.parts],

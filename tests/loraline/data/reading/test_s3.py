@@ -22,6 +22,7 @@ from botocore.exceptions import ClientError
 from made_data import kept, picture
 from ports import free_port
 
+from loraline.data import workplace
 from loraline.data.checks import BadRow
 from loraline.data.reading import s3
 from loraline.errors import TryAgain, UserError
@@ -316,6 +317,16 @@ def test_an_object_that_changes_while_it_is_read_is_try_again(tmp_path: Path) ->
     client.put_object(Bucket="data", Key="changing/a.jsonl", Body="new")
     with pytest.raises(TryAgain, match="an object was changed while it was read"):
         bucket.fetch("a.jsonl")
+
+
+def test_shares_of_other_versions_do_not_fit_together(prepare) -> None:
+    client = boto3.session.Session().client("s3")
+    identities = []
+    for name in ("a", "b", "b"):
+        line = json.dumps({"question": name, "answer": "x"})
+        client.put_object(Bucket="data", Key="shares/train.jsonl", Body=line)
+        identities.append(workplace.work_identity(prepare("s3://data/shares").work))
+    assert identities[0] != identities[1] == identities[2]
 
 
 def test_an_object_that_changed_since_the_interruption_is_fetched_again(tmp_path: Path) -> None:
