@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -162,9 +163,9 @@ def unpack(content: bytes, packing: str | None, name: str, most: int) -> bytes |
 def sample(members: dict[str, bytes | BadRow]) -> Any:
     """One row from the members of a tar shard that share a name."""
     row: dict[str, Any] = {}
-    pictures: list[bytes] = []
-    videos: list[bytes] = []
-    for ending, content in sorted(members.items()):
+    pictures: dict[str, bytes] = {}
+    videos: dict[str, bytes] = {}
+    for ending, content in sorted(members.items(), key=lambda member: in_order(member[0])):
         if isinstance(content, BadRow):
             return content
         if ending.endswith(JSON_MEMBERS):
@@ -191,11 +192,31 @@ def sample(members: dict[str, bytes | BadRow]) -> Any:
         elif not ending.endswith(MEMBERS):
             row.setdefault(ending.lstrip(".") or "member", "a member of the archive")
         else:
-            (pictures if ending.endswith(IMAGE_MEMBERS) else videos).append(content)
+            (pictures if ending.endswith(IMAGE_MEMBERS) else videos)[ending] = content
     for names, media in (
         (("images", "image", "file_name"), pictures),
         (("videos", "video"), videos),
     ):
-        if media:
-            row = {key: value for key, value in row.items() if key not in names} | {names[0]: media}
+        if not media:
+            continue
+        named = next((row[name] for name in names if row.get(name)), None)
+        if isinstance(named, list) and len(named) != len(media):
+            return BadRow(
+                "format",
+                f"its object names {len(named)} {names[0]}, and its members are {len(media)}",
+            )
+        row = {key: value for key, value in row.items() if key not in names}
+        row[names[0]] = [media[ending] for ending in named_order(named, media)]
     return row
+
+
+def in_order(ending: str) -> list[tuple[int, str]]:
+    """What endings are sorted by: `.2.png` comes before `.10.png`."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"([0-9]+)", ending)]
+
+
+def named_order(named: Any, media: Mapping[str, bytes]) -> list[str]:
+    """Endings of media in the order in which a sample's object names them, if it names them all."""
+    names = [str(name) for name in named] if isinstance(named, list) else []
+    endings = [f".{posixpath.basename(name).partition('.')[2].lower()}" for name in names]
+    return endings if sorted(endings) == sorted(media) else list(media)

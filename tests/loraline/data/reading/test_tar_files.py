@@ -118,6 +118,23 @@ def test_pictures_of_a_sample_stand_before_its_question(shard) -> None:
     assert record.messages[0] == ("user", "<image>Where is Arlon?")
 
 
+@pytest.mark.parametrize("name", ["", "img", "page_"])
+def test_pictures_of_a_sample_are_in_the_order_of_their_numbers(name: str, shard) -> None:
+    pictures = {f"0.{name}{number}.png": picture(number) for number in range(12)}
+    (record,) = kept(shard({"0.json": ROW, **pictures}, "vision"))
+    assert record.images == tuple(pictures.values())
+
+
+def test_pictures_of_a_sample_are_in_the_order_in_which_it_names_them(shard) -> None:
+    row = {**json.loads(ROW), "images": ["x/0.b.png", "x/0.a.png"]}
+    members = {"0.json": json.dumps(row).encode(), "0.a.png": picture(1), "0.b.png": picture(2)}
+    (record,) = kept(shard(members, "vision"))
+    assert record.images == (picture(2), picture(1))
+    del members["0.a.png"]
+    with pytest.raises(UserError, match="its object names 2 images, and its members are 1"):
+        shard(members, "vision")
+
+
 def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, prepare) -> None:
     with tarfile.open(tmp_path / "shard.tar", "w") as archive:
         for content in (ROW, ROW.replace(b"river", b"hill")):
