@@ -101,6 +101,9 @@ class Source:
 
         def fetch(medium: str) -> Path:
             key = posixpath.normpath(posixpath.join(folder, medium))
+            at_root = posixpath.normpath(medium)
+            if not (self.entry.media or bucket.has(key)) and bucket.has(at_root):
+                key = at_root
             if key.startswith(("../", "/")) or key == "..":
                 raise BadRow("media_missing", f"image {medium[:80]!r} lies outside of {bucket.uri}")
             return bucket.fetch(key)

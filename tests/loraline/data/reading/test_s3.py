@@ -197,6 +197,15 @@ def test_images_come_one_by_one_and_only_from_the_prefix(prepare) -> None:
     assert "'a/gone.png' is not among the objects" in clauses[1]
 
 
+def test_images_may_be_named_from_the_prefix_as_from_a_folder(prepare) -> None:
+    client = boto3.session.Session().client("s3")
+    row = {"image": "pictures/0.png", "question": "a", "answer": "b"}
+    client.put_object(Bucket="data", Key="deep/rows/train.jsonl", Body=json.dumps(row))
+    client.put_object(Bucket="data", Key="deep/pictures/0.png", Body=picture(0))
+    (record,) = kept(prepare("s3://data/deep", modality="vision"))
+    assert record.images == (picture(0),)
+
+
 def test_objects_with_names_that_climb_are_not_taken(tmp_path: Path) -> None:
     bucket = s3.Bucket.connect("s3://data/text", tmp_path)
     assert set(bucket.objects) == {"train.jsonl", "prompt.txt"}
