@@ -20,6 +20,7 @@ from loraline.data.checks import Policy, policy
 from loraline.data.lengths import rows
 from loraline.data.reading import entries, sources, tar_files
 from loraline.data.reading.media import Limits, parse_limits
+from loraline.data.reading.sources import Source
 from loraline.data.sentences import brief
 from loraline.data.work import Work
 from loraline.errors import Stopped, TryAgain, UserError
@@ -158,7 +159,7 @@ def plan(
             request.data, request.encoding, request.defaults, request.defaults_from
         )
     )
-    beside = next(filter(None, (source.prompt_file() for source in located)), None)
+    beside = None if request.prompt else prompt_beside(located)
     prompt = prompts.resolve(request.prompt, beside, client)
     if recipe.modality == "text" and prompt.template and prompts.PLACEHOLDER not in prompt.template:
         where = request.prompt or beside
@@ -187,6 +188,17 @@ def plan(
     )
     home.mkdir(parents=True, exist_ok=True)
     return replace(work, folder=home), prompt
+
+
+def prompt_beside(located: Sequence[Source]) -> Path | None:
+    """The prompt beside the data; a UserError where sources have prompts that differ."""
+    files = [file for source in located if (file := source.prompt_file())]
+    for file in files[1:]:
+        if file.read_bytes().strip() != files[0].read_bytes().strip():
+            raise UserError(
+                f"{files[0]} and {file} differ, and a dataset has one prompt; name it with --prompt"
+            )
+    return files[0] if files else None
 
 
 def identity(work: Work) -> str:

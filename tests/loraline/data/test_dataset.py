@@ -171,6 +171,22 @@ def test_a_split_that_one_source_names_has_no_rows_of_another(tmp_path, prepare,
         assert "add rows to the files of the test" in outcome.shortage(merged)
 
 
+def test_prompts_of_sources_that_differ_are_refused_unless_one_is_named(tmp_path, prepare) -> None:
+    sources = []
+    for number in (1, 2):
+        folder = write_lines(
+            tmp_path / str(number) / "data.jsonl", ROWS[number :: number + 1]
+        ).parent
+        (folder / "prompt.txt").write_text(f"{number}: {{question}}")
+        sources.append(folder)
+    with pytest.raises(UserError, match=r"1/prompt.txt and .*2/prompt.txt differ, and a dataset"):
+        prepare(*sources)
+    merged = prepare(*sources, prompt=str(sources[1] / "prompt.txt"))
+    assert all(record.question.startswith("2: ") for record in kept(merged))
+    (sources[1] / "prompt.txt").write_text("1: {question}\n")
+    assert kept(prepare(*sources))
+
+
 def test_files_with_and_without_a_split_do_not_mix(tmp_path, prepare) -> None:
     for name in ("train", "extra"):
         write_lines(tmp_path / "data" / f"{name}.jsonl", ROWS[:3])
