@@ -13,7 +13,7 @@ from loraline.data.reading.layouts import (
     QUESTIONS,
     first_of,
 )
-from loraline.data.reading.meanings import is_a_label, is_poor
+from loraline.data.reading.meanings import is_a_label, is_poor, words_of
 from loraline.data.reading.transcripts import dialogue
 from loraline.data.reading.values import objects, unpacked
 
@@ -43,6 +43,23 @@ SCORES = ("overall_score", "score", "rating", "reward")
 
 RANKS = ("rank", "ranking")
 """Keys of an answer that are lower for a better one."""
+
+ORDER = frozenset(
+    [
+        "score",
+        "scores",
+        "rating",
+        "ratings",
+        "reward",
+        "rewards",
+        "rank",
+        "ranks",
+        "ranking",
+        "rankings",
+    ]
+)
+CHOICE = frozenset(["best", "better", "chosen", "preferred", "winner", "selected"])
+"""Words of columns that put several answers in an order, and that name one of them."""
 
 GOOD, BAD = (
     ("true", "1", "good", "yes", "desirable", "up", "positive"),
@@ -85,8 +102,21 @@ def good_half(row: Mapping[str, Any]) -> dict[str, Any]:
     elif chosen is None:
         ranked = next((key for key in RANKED if isinstance(row.get(key), list)), None)
         if ranked:
-            row[answer_column(row)] = best(row.pop(ranked), ranked)
+            answers = row.pop(ranked)
+            if all(isinstance(answer, str) for answer in answers):
+                refuse_other_order(row, ranked, len(answers))
+            row[answer_column(row)] = best(answers, ranked)
     return row
+
+
+def refuse_other_order(row: Mapping[str, Any], name: str, count: int) -> None:
+    """Raise BadRow for a column that says which of `count` texts is the best: it may not be the
+    first."""
+    for key, value in row.items():
+        words = words_of(str(key))
+        is_order = isinstance(value, list) and len(value) == count and bool(words & ORDER)
+        if filled(value) and (is_order or words & CHOICE):
+            raise unused(str(key), f'columns: {{answer: "{{{name}[0]}}"}} takes the first')
 
 
 def labels_of(row: Mapping[str, Any]) -> list[str]:

@@ -100,3 +100,26 @@ def test_a_score_that_is_no_number_ranks_nothing(score: object) -> None:
     answers = [{"text": "There.", "score": score}, {"text": "Here.", "score": 1}]
     with pytest.raises(BadRow, match="'answers' would not be used"):
         formats.draft({"prompt": "Where?", "answers": answers}, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scores", [1, 9]),
+        ("rankings", [2, 1]),
+        ("reward_scores", [0.1, 0.9]),
+        ("best", 1),
+        ("chosen_index", 1),
+        ("better_response_id", 1),
+        ("winner", "b"),
+    ],
+)
+def test_the_first_of_several_answers_is_not_taken_where_a_column_says_another_is_best(
+    key: str, value: object
+) -> None:
+    row = {"prompt": "Where?", "responses": ["There.", "Here."]}
+    assert formats.draft(row, GOOD).turns[-1] == ("assistant", "There.")
+    with pytest.raises(BadRow, match=f"'{key}' would not be used"):
+        formats.draft({**row, key: value}, GOOD)
+    left_out = Reading(None, preference="good", ignore=(key,))
+    assert formats.draft({**row, key: value}, left_out).turns[-1] == ("assistant", "There.")
