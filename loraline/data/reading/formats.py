@@ -35,11 +35,14 @@ from loraline.data.reading.layouts import (
 from loraline.data.reading.meanings import GOOD_HALF
 from loraline.data.reading.preferences import CHOSEN, RANKED, REJECTED, good_half, labels_of
 from loraline.data.reading.values import (
+    LISTS_OF_ANSWERS,
     LONGEST_NOTHING,
     NOT_A_NUMBER,
     is_missing_value,
+    is_written,
     listed,
     missing,
+    only_text,
     python_value,
     structure,
     type_name,
@@ -53,9 +56,6 @@ LISTS = (*CONVERSATIONS, "history")
 """Columns that are lists, whose text may be one as Python writes it."""
 
 NUMBERS = (bool, int, float)
-
-LISTS_OF_ANSWERS = ("answers", "targets")
-"""Columns that list answers, whose text may be a list."""
 
 
 @dataclass(frozen=True)
@@ -301,29 +301,6 @@ def single(
 def named_first(names: Sequence[str], reading: Reading) -> Sequence[str]:
     """Columns of one use, those before the others that the registry gives a name."""
     return sorted(names, key=lambda name: name not in reading.columns) if reading.columns else names
-
-
-def only_text(value: Any, name: str) -> str | None:
-    """An answer as it is written, be it alone in a list, or in SQuAD's `answers`."""
-    if name in LISTS_OF_ANSWERS:
-        value = structure(value)
-    if isinstance(value, str):
-        return value
-    answers = value
-    if isinstance(value, dict) and "answer_start" in value:
-        answers = value.get("text")
-    if not isinstance(answers, list | tuple):
-        return written(value)
-    texts = {text for text in map(written, answers) if text is not None}
-    if not answers:
-        raise BadRow("empty", f"{name} holds no answer")
-    if len(texts) == 1 and len(answers) == sum(map(is_written, answers)):
-        return texts.pop()
-    return None
-
-
-def is_written(value: Any) -> bool:
-    return written(value) is not None
 
 
 def called(result: Draft, row: Mapping[str, Any], key: str) -> Draft:

@@ -18,6 +18,9 @@ NOT_A_NUMBER = frozenset(["nan", "NaN", "<NA>", "#N/A", "\\N"])
 NOTHING = NOT_A_NUMBER | {"null", "NULL", "None", "<noinput>", "<nooutput>"}
 """How tables write a cell that holds nothing."""
 
+LISTS_OF_ANSWERS = ("answers", "targets")
+"""Columns that list answers, whose text may be a list."""
+
 LONGEST_NOTHING = max(map(len, NOTHING))
 
 TYPES = {dict: "an object", list: "a list", bytes: "bytes", int: "a number", float: "a number"}
@@ -44,6 +47,29 @@ def written(value: Any) -> str | None:
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
     return None
+
+
+def only_text(value: Any, name: str) -> str | None:
+    """An answer as it is written, be it alone in a list, or in SQuAD's `answers`."""
+    if name in LISTS_OF_ANSWERS:
+        value = structure(value)
+    if isinstance(value, str):
+        return value
+    answers = value
+    if isinstance(value, dict) and "answer_start" in value:
+        answers = value.get("text")
+    if not isinstance(answers, list | tuple):
+        return written(value)
+    texts = {text for text in map(written, answers) if text is not None}
+    if not answers:
+        raise BadRow("empty", f"{name} holds no answer")
+    if len(texts) == 1 and len(answers) == sum(map(is_written, answers)):
+        return texts.pop()
+    return None
+
+
+def is_written(value: Any) -> bool:
+    return written(value) is not None
 
 
 def type_name(value: Any) -> str:
