@@ -68,6 +68,11 @@ def text_alone(value: Any) -> str | None:
 
 def medium(item: Any) -> Media:
     """One medium, as text columns, Parquet columns of Hugging Face and message parts hold it."""
+    if isinstance(item, dict) and "frames" in item:
+        raise BadRow(
+            "format",
+            "a video of an earlier dataset is sampled already and not read again; give its source",
+        )
     if isinstance(item, dict):
         item = item.get("bytes") or item.get("path") or item.get("url")
     if isinstance(item, str | bytes) and item:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_data import film, kept, picture, write_lines
 
-from loraline.data import dataset
+from loraline.data import dataset, shards
 from loraline.data.checks import BadRow
 from loraline.data.reading import formats, readers
 from loraline.data.reading.formats import Reading
@@ -454,6 +454,16 @@ def test_a_float_of_fewer_bits_is_the_number_that_was_written(
     pq.write_table(table, tmp_path / "a.parquet")
     records = kept(prepare(tmp_path, on=("empty=drop",)))
     assert [record.answer for record in records] == ["0.1", "12.5"]
+
+
+def test_a_video_of_an_earlier_dataset_is_refused_by_name(tmp_path: Path, prepare) -> None:
+    (tmp_path / "a.mp4").write_bytes(film())
+    rows = [{"video": "a.mp4", "question": "What moves?", "answer": "Nothing."}]
+    merged = prepare(write_lines(tmp_path / "data.jsonl", rows), modality="vision")
+    (tmp_path / "earlier").mkdir()
+    shards.write(merged, tmp_path / "earlier")
+    (example,) = prepare(tmp_path / "earlier", modality="vision").examples
+    assert "a video of an earlier dataset is sampled already" in example["clause"]
 
 
 def test_media_of_turns_and_of_a_column_are_not_mixed() -> None:
