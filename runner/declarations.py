@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 
 from runner.expressions import RETRY, SyntaxRefused, parse
 from runner.language import (
@@ -14,6 +15,7 @@ from runner.language import (
     Parameter,
     Refused,
     Retry,
+    Values,
     listed,
 )
 from runner.references import handed_on
@@ -28,6 +30,7 @@ from runner.shapes import (
     Semaphore,
     Synchronization,
     ValueFrom,
+    Variable,
     by_name,
     checked,
     seconds,
@@ -146,6 +149,25 @@ def read_locks(where: str, raw: Object) -> list[str]:
     if len(set(locks)) < len(locks):
         raise Refused(f"{where}: {listed(locks)}: one of them is there twice")
     return locks
+
+
+def split_variables(
+    variables: Mapping[str, Variable], volumes: Sequence[Object], mounts: Sequence[Object]
+) -> tuple[Values, list[str]]:
+    """A container's variables with their values, and the names of those that this machine sets.
+
+    The latter come from Secrets and ConfigMaps, or name a place in a claim, such as a cache of
+    models: this machine has no claim, and a cache of its own.
+    """
+    claims = {volume.get("name") for volume in volumes if volume.get("persistentVolumeClaim")}
+    places = [mount.get("mountPath", "") for mount in mounts if mount.get("name") in claims]
+    inside = tuple(f"{place.rstrip('/')}/" for place in places if place)
+    values = {
+        name: variable.value
+        for name, variable in variables.items()
+        if variable.valueFrom is None and not f"{variable.value}/".startswith(inside)
+    }
+    return values, [name for name in variables if name not in values]
 
 
 def read_parallelism(where: str, limit: int | None) -> float:

@@ -88,7 +88,8 @@ class Container:
     command: list[str]
     environment: Values
     inherited: list[str]
-    """Variables from Secrets and ConfigMaps; here they come from this process's environment."""
+    """Variables from Secrets and ConfigMaps, and places in claims; here they come from this
+    process's environment."""
     seconds: float
 
 

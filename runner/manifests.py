@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from runner.declarations import split_variables
 from runner.language import Container, Object, Refused, Resource, listed
 from runner.references import substitute
 from runner.shapes import (
@@ -133,8 +134,8 @@ def read_container(where: str, pod: Object) -> Container:
     if not main.command:
         raise Refused(f"{where}: the container needs a command; its image is not used here")
     variables = by_name(where, "env", Variable, main.env)
-    plain = {name: each.value for name, each in variables.items() if each.valueFrom is None}
-    inherited = [name for name in variables if name not in plain]
+    volumes = [each for each in pod.get("volumes") or [] if isinstance(each, dict)]
+    plain, inherited = split_variables(variables, volumes, main.volumeMounts or [])
     return Container([*main.command, *main.args], plain, inherited, float("inf"))
 
 

@@ -19,6 +19,7 @@ from runner.declarations import (
     read_parallelism,
     read_parameters,
     read_retry,
+    split_variables,
 )
 from runner.documents import load
 from runner.language import (
@@ -258,17 +259,13 @@ class Reader:
         if not container.command:
             raise Refused(f"{where}: the container needs a command; its image is not used here")
         variables = by_name(where, "env", Variable, container.env)
-        environment = {
-            name: variable.value
-            for name, variable in variables.items()
-            if variable.valueFrom is None
-        }
         if retry:
             scope = scope | {"retries", *(f"lastRetry.{word}" for word in OF_A_RETRY)}
         command = [*container.command, *container.args]
-        for word in [*command, *environment.values()]:
+        for word in [*command, *(variable.value for variable in variables.values())]:
             check_references(where, word, scope)
-        inherited = [name for name in variables if name not in environment]
+        volumes = [*(self.spec.volumes or []), *(template.volumes or [])]
+        environment, inherited = split_variables(variables, volumes, container.volumeMounts or [])
         return Container(
             command, environment, inherited, or_unbounded(template.activeDeadlineSeconds)
         )

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 from recorded import CASES, run_here
 
-from runner.containers import not_started
+from runner.containers import command_line, not_started
+from runner.language import Container
+from runner.reader import read
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["no-such-command", "not-executable-command"])
@@ -34,3 +38,22 @@ def test_another_reason_is_the_systems() -> None:
     error = OSError(7, "Argument list too long")
 
     assert not_started("python", error) == "failed to start python: Argument list too long"
+
+
+@pytest.mark.parametrize("cache", ["/home/me/cache", None])
+def test_a_cache_of_this_machine_is_used_where_a_pod_has_a_claim(
+    cache: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cache is None:
+        monkeypatch.delenv("HF_HOME", raising=False)
+    else:
+        monkeypatch.setenv("HF_HOME", cache)
+    train = read(ROOT / "workflows" / "pipeline.yaml").templates["train-qlora"].definition
+
+    assert isinstance(train, Container)
+    _, environment = command_line(train, "outputs/x", str)
+
+    # The claim of a pod is mounted at /models, which this machine does not have.
+    assert "HF_HOME" in train.inherited
+    assert "HF_HOME" not in environment
+    assert environment["LORALINE_IMAGE"] == "{{workflow.parameters.gpu-image}}"

@@ -282,6 +282,30 @@ def test_only_a_job_that_was_made_can_be_suspended(tmp_path: Path, fail: str, ph
     assert [node["phase"] for node in stopped] == [phase]
 
 
+def test_a_jobs_pods_use_the_cache_of_this_machine_in_the_place_of_a_claim() -> None:
+    job = manifest("0,0")
+    pod = job["spec"]["template"]["spec"]
+    pod["volumes"] = [
+        {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "tmp", "emptyDir": {}},
+    ]
+    mounts = [("models", "/models/"), ("tmp", "/tmp")]
+    pod["containers"][0] |= {
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path in mounts],
+        "env": [
+            {"name": "HF_HOME", "value": "/models"},
+            {"name": "HF_HUB_CACHE", "value": "/models/hub"},
+            {"name": "OTHER", "value": "/models2"},
+            {"name": "HOME", "value": "/tmp"},
+        ],
+    }
+
+    container = read_job("job", json.dumps(job)).container
+
+    assert container.inherited == ["HF_HOME", "HF_HUB_CACHE"]
+    assert container.environment == {"OTHER": "/models2", "HOME": "/tmp"}
+
+
 def changed(*path: Any, to: Any) -> Callable[[Object], None]:
     def change(result: Object) -> None:
         for key in path[:-1]:
