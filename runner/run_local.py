@@ -318,10 +318,24 @@ def exit_code(run: Run, signals: list[int], file: Path) -> int:
         return WAITS
     if run.phase == "Succeeded":
         return 0
-    codes = [
-        node.exit_code or 1 for node in run.nodes.values() if node.failed and node.type == "Pod"
-    ]
-    return codes[0] if codes else 1
+    pods = (node for node in run.nodes.values() if node.failed and node.type == "Pod")
+    failed = [node for node in pods if failed_for_good(run, node)]
+    # The exit handler tells how the workflow ended, and is not why.
+    of_the_end = f"{run.name}.onExit"
+    failed = [node for node in failed if not node.name.startswith(of_the_end)] or failed
+    last = max(failed, key=lambda node: node.finished or run.started, default=None)
+    return (last.exit_code if last else None) or 1
+
+
+def failed_for_good(run: Run, node: Node) -> bool:
+    """Whether a pod failed in this execution, and no later attempt made up for it."""
+    if node is run.kept.get(node.name):
+        return False
+    while (boundary := run.nodes.get(node.boundary)) and boundary.name != run.name:
+        if not boundary.failed:
+            return False
+        node = boundary
+    return True
 
 
 class Progress:

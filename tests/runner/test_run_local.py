@@ -326,6 +326,34 @@ def test_retries_end_at_the_limit_with_the_steps_exit_code(run: Runner, root: Pa
     assert (root / "tries").read_text() == ".."
 
 
+def test_the_exit_code_is_that_of_the_failure_which_no_attempt_made_up_for(run: Runner):
+    steps = {
+        "flaky": python(FAIL_ONCE.format(code=75), retryStrategy=RETRY),
+        "mistaken": python("raise SystemExit(2)"),
+        "say": python("raise SystemExit(75)"),
+    }
+    tasks = [
+        {"name": "a", "template": "flaky"},
+        {"name": "b", "template": "mistaken", "depends": "a"},
+    ]
+    ran = run(workflow(steps, tasks, onExit="say"))
+
+    assert ran.phases == {"a": "Succeeded", "b": "Failed"}
+    assert ran.exit_code == 2
+
+
+def test_the_exit_code_is_that_of_the_last_step_that_failed(run: Runner):
+    steps = {
+        "member": python("raise SystemExit(2)"),
+        "gate": python("raise SystemExit(75)"),
+    }
+    tasks = [
+        {"name": "a", "template": "member"},
+        {"name": "b", "template": "gate", "depends": "a.Failed"},
+    ]
+    assert run(workflow(steps, tasks)).exit_code == 75
+
+
 def test_a_failure_that_a_task_waited_for_does_not_fail_the_workflow(run: Runner):
     tasks = [
         {"name": "a", "template": "fail"},
