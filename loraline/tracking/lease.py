@@ -56,18 +56,19 @@ def start_ticks(pid: int) -> str:
 def holder(run: Run) -> str:
     """Who is at work on a run, in words; empty if nobody is.
 
-    A retry of a workflow never runs beside the try before it.
+    A retry of a workflow never runs beside the try before it, so that its silence on another
+    machine is not waited for.
     """
     if run.info.status != "RUNNING":
-        return ""
-    workflow = run.data.tags.get(WORKFLOW_UID)
-    if workflow and workflow == Settings().workflow_uid:
         return ""
     host, _, process = run.data.tags.get(PROCESS, "").partition(":")
     pid, _, since = process.partition(":")
     if host == socket.gethostname() and Path("/proc/self").exists():
         alive = pid.isdecimal() and pid != str(os.getpid()) and since == start_ticks(int(pid))
         return f"process {pid}" if alive and since else ""
+    workflow = run.data.tags.get(WORKFLOW_UID)
+    if workflow and workflow == Settings().workflow_uid:
+        return ""
     if not (host and pid.isdecimal()):
         return ""
     return f"process {pid} on {host}" if abs(time.time() - last_renewed(run)) < SECONDS else ""

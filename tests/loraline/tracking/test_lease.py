@@ -39,6 +39,7 @@ def run(
     [
         (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}"), f"process {PARENT}"),
         (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}", silent=9999), f"process {PARENT}"),
+        (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}", workflow="this"), f"process {PARENT}"),
         (run(f"{HERE}:{PARENT}:1"), ""),
         (run(f"{HERE}:99999999:1"), ""),
         (run(f"{HERE}:{PARENT}:{lease.start_ticks(PARENT)}", status="KILLED"), ""),
@@ -51,6 +52,7 @@ def run(
     ids=[
         "it lives",
         "it lives and is silent",
+        "it lives in the same workflow",
         "another has its number now",
         "it is gone",
         "its run has ended",
