@@ -172,13 +172,18 @@ def profile_name(profile: str, files: dict[str, Path]) -> str:
 
 
 def names_in(members: str) -> list[str]:
-    """The names of a JSON list."""
+    """The names of a JSON list, each once: two trainings of the same inputs would take the same
+    run from each other."""
     try:
         names = json.loads(members)
     except ValueError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"-p profiles={members} is not a JSON list of profiles")
+    if not names:
+        raise UserError(f"-p profiles={members} names no profile: nothing would be trained")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"-p profiles={members} names {repeated[0]} twice; once is enough")
     return names
 
 

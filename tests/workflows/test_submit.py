@@ -196,6 +196,12 @@ def test_a_workflow_of_others_is_not_rendered_again(source: ModuleType, workplac
         ("pipeline", ["profile=smoke-text", "set=r='8"], "set=r='8 cannot be read: No closing"),
         ("sweep", ["profile=smoke-text", 'profiles=["nobody"]'], "unknown profile 'nobody'"),
         ("sweep", ["profile=smoke-text", "profiles=smoke-text"], "is not a JSON list of profiles"),
+        ("sweep", ["profile=smoke-text", "profiles=[]"], "names no profile"),
+        (
+            "sweep",
+            ["profile=smoke-text", 'profiles=["smoke-text", "mine", "smoke-text"]'],
+            "names smoke-text twice",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_is_submitted(
