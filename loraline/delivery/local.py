@@ -160,7 +160,7 @@ def read(manifest: Path) -> dict[str, Object]:
         entries = [entry for entry in yaml.safe_load_all(manifest.read_text()) if entry]
         # The adapter comes first; a server of tasks may follow.
         objects = {entry.get("kind"): entry for entry in reversed(entries)}
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{manifest} is not a manifest of deploy_vllm: it has no objects of Kubernetes"
         ) from error
@@ -173,6 +173,12 @@ def read(manifest: Path) -> dict[str, Object]:
         raise UserError(
             f"{manifest} is not a manifest of deploy_vllm: it has no Deployment and ConfigMap"
         )
+    try:
+        contract_of(objects)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{manifest} is not a manifest of deploy_vllm: its ConfigMap has no contract.json"
+        ) from error
     return objects
 
 

@@ -474,6 +474,14 @@ def test_file_that_is_no_manifest_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("data", ["{}", "{contract.json: no JSON}", "~"])
+def test_objects_of_another_program_are_refused(tmp_path, data):
+    other = tmp_path / "other.yaml"
+    other.write_text(f"kind: ConfigMap\ndata: {data}\n---\nkind: Deployment\n")
+    with pytest.raises(UserError, match=r"its ConfigMap has no contract\.json"):
+        local.read(other)
+
+
 @pytest.mark.parametrize("form", ["way-kserve", "way-production-stack"])
 def test_manifest_for_another_runner_tells_how_to_get_one_of_ours(form):
     other = ROOT / f"tests/loraline/delivery/manifests/{form}.yaml"
@@ -484,7 +492,7 @@ def test_manifest_for_another_runner_tells_how_to_get_one_of_ours(form):
         pass
 
 
-@pytest.mark.parametrize("content", ["- a list\n", "{", "words", b"\xff\xfe"])
+@pytest.mark.parametrize("content", ["- a list\n", "kind: [x]", "{", "words", b"\xff\xfe"])
 def test_file_without_objects_is_no_manifest(content, tmp_path):
     other = tmp_path / "other.yaml"
     other.write_bytes(content if isinstance(content, bytes) else content.encode())
