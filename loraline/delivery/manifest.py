@@ -85,7 +85,7 @@ def tasks_server(
     """
     where = replace(first.where, merged=False, follow=None)
     check(contract, where, base_config or {}, (), videos)
-    resource = f"{first.resource[:45].strip('-')}-tasks"
+    resource = f"{first.resource}-tasks"
     return Pod(contract, (), resource, first.secret, first.image, {}, where, plan, videos)
 
 

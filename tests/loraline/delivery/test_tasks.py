@@ -103,6 +103,17 @@ def test_the_server_beside_has_the_base_alone() -> None:
     assert named == {"name": "lora-latex-ocr", "key": "api-key"}, "one key for a model's servers"
 
 
+def test_models_with_long_names_have_tasks_servers_of_their_own() -> None:
+    names = set()
+    for model in ("a" * 49 + "b", "a" * 49 + "c", "a" * 60, "a" * 61):
+        first = manifest.server(
+            VISION, model_name=model, version=3, image="loraline:test", digest="cd" * 32
+        )
+        names.add(manifest.tasks_server(VISION, first, videos=0).resource)
+    assert len(names) == 4
+    assert max(map(len, names)) <= 63
+
+
 def test_the_adapters_server_says_that_it_was_measured_otherwise() -> None:
     wide = tasks.widened(VISION, [PAGE])
     pod = manifest.server(
