@@ -9,16 +9,18 @@ Writes: `vllm.yaml` in MLflow and in the output folder; with --apply the objects
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from loraline.contract import sha256
 from loraline.delivery.options import CPU, Options, server_options
 from loraline.step import step
-from loraline.tracking import fingerprints, run_profile, runs, store
-from loraline.tracking.tags import ADAPTER_DIGEST, MODEL_NAME, MODEL_VERSION
+from loraline.tracking import fingerprints, identity, run_profile, runs, store
+from loraline.tracking.tags import ADAPTER_DIGEST, MANIFEST_DIGEST, MODEL_NAME, MODEL_VERSION
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,6 +57,8 @@ def deploy_vllm(
     deployed = finished or render(client, train_run, gate_run, order, fingerprint)
 
     with runs.artifacts(client, deployed.info.run_id, MANIFEST) as rendered:
+        logged = client.get_run(deployed.info.run_id)
+        identity.expect(logged, MANIFEST_DIGEST, sha256(rendered), MANIFEST)
         out_dir.mkdir(parents=True, exist_ok=True)
         (out_dir / MANIFEST).write_bytes(rendered.read_bytes())
     cpus = ", for CPUs" if order.where.cpu else ""
@@ -126,6 +130,7 @@ def render(
                 runs.check_same_adapter("quality_gate", order.name, order.version, adapter)
             text, plan = rendering.rendered(client, adapter, order, click.echo)
         mlflow.log_text(text, MANIFEST)
+        mlflow.log_param(MANIFEST_DIGEST, hashlib.sha256(text.encode()).hexdigest())
         mlflow.log_params({f"sized.{k}": v for k, v in vars(plan).items()} if plan else {})
     return run
 

@@ -52,6 +52,8 @@ ADAPTER_DIGEST = "loraline.adapter.sha256"
 DATASET_DIGEST = "loraline.dataset.sha256"
 """Digest of a dataset's manifest, which lists those of its shards."""
 PROFILE_DIGEST = "loraline.profile.sha256"
+MANIFEST_DIGEST = "loraline.manifest.sha256"
+"""Parameter of a deploy_vllm run: the digest of the manifest that it rendered."""
 
 
 def json_object(tags: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -38,6 +38,25 @@ def test_the_same_version_renders_the_same_bytes(step, workplace: Path, gate_run
     assert (workplace / "outputs" / "vllm.yaml").read_bytes() == first
 
 
+def test_a_manifest_that_was_changed_in_the_store_is_not_reused(
+    step, workplace: Path, gate_run: str
+) -> None:
+    step("deploy_vllm", "--run-id", gate_run)
+    manifest = workplace / "outputs" / "vllm.yaml"
+    deployed = (workplace / "outputs" / "run-id").read_text()
+    changed = manifest.read_text().replace("vllm/vllm-openai", "evil.example.com/vllm")
+    mlflow.MlflowClient().log_text(deployed, changed, "vllm.yaml")
+    manifest.unlink()
+
+    result = step("deploy_vllm", "--run-id", gate_run)
+
+    assert result.exit_code == 2
+    assert "what deploy_vllm rendered is not what is here: vllm.yaml has digest" in result.stderr
+    assert not manifest.exists()
+    assert step("deploy_vllm", "--run-id", gate_run, "--force").exit_code == 0
+    assert "evil" not in manifest.read_text()
+
+
 def test_a_rejected_candidate_is_not_deployed(step, workplace: Path, candidate) -> None:
     step("quality_gate", "--run-id", candidate(tuned_perplexity=5.0))
     gate_run = (workplace / "outputs" / "run-id").read_text()
