@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import uuid
@@ -146,6 +147,8 @@ def run_local(
     try:
         point_latest_at(run, file)
         with locked(run), asyncio.Runner() as runner, stopped_by_signals(run, runner, signals):
+            if from_task and selected:
+                remove_outputs(run.root / run.folder, selected)
             runner.run(run.execute())
     except OSError as error:
         raise Unwritable(f"{error.filename}: {error.strerror}; continue with --resume") from error
@@ -196,6 +199,14 @@ def locked(run: Run) -> Iterator[None]:
             ) from error
         run.programs.lock = file.fileno()
         yield
+
+
+def remove_outputs(folder: Path, names: set[str]) -> None:
+    """Remove the folders of tasks that run again: a task that is skipped this time leaves nothing
+    that could be taken for its result."""
+    for place in folder.iterdir():
+        if place.is_dir() and re.sub(r"\.\d+$", "", place.name) in names:
+            shutil.rmtree(place)
 
 
 def users_of(file: Path) -> list[str]:

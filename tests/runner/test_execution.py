@@ -256,6 +256,24 @@ def test_a_run_is_taken_up_at_a_task_and_goes_on_from_there(run: Runner, place: 
     assert again.facts["nodes"][".third"]["outputs"] == {"out": "xx"}
 
 
+def test_a_task_that_is_skipped_this_time_leaves_nothing_of_the_last_time(run: Runner, place: Path):
+    judged = c.workflow(c.SAY, c.dag(
+        c.task("gate", arguments=c.named(word="{{workflow.parameters.word}}")),
+        c.task("deploy", arguments=c.named(word="{{item}}"), withItems=["x", "y"], depends="gate",
+               when="{{tasks.gate.outputs.parameters.out}} == passed"),
+        c.task("other", arguments=c.named(word="z")),
+    ), arguments=c.named(word="passed"))  # fmt: skip
+    assert run(judged).exit_code == 0
+    folder = place / "outputs/latest"
+    assert (folder / "deploy.1/out").read_text().strip() == "y"
+
+    assert run(judged, "--from", "gate", "-p", "word=failed").exit_code == 0
+
+    assert (folder / "gate/out").read_text().strip() == "failed"
+    left = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    assert left == ["gate", "other"]
+
+
 def test_one_task_runs_again_and_leaves_the_others_as_they_were(run: Runner, place: Path):
     (place / "ok").touch()
     assert run(BROKEN).exit_code == 0
