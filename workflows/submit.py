@@ -156,7 +156,9 @@ def with_recipes(
     listed_profiles = workflow.parameters["profile"].enum or ()
     if classes or machines or values["profile"] not in listed_profiles:
         file = rendered(file.stem, models, classes, machines)
-    values["recipes"] = yaml.safe_dump(recipes, sort_keys=False, allow_unicode=True)
+    sent = yaml.safe_dump(recipes, sort_keys=False, allow_unicode=True)
+    # In a pod's arguments Kubernetes takes `$$` for a dollar and `$(NAME)` for a variable.
+    values["recipes"] = sent.replace("$", "$$")
     return file, [f"{name}={value}" for name, value in values.items()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,26 @@ def test_the_steps_of_a_sent_recipe_are_given_it(source: ModuleType, workplace: 
         command = printed.partition(f"{step}: ")[2].partition("--out-dir")[0]
         assert "--recipes 'mine:" in command
         assert "registered_model: mine-lora" in command
+
+
+def test_a_recipe_with_dollars_arrives_as_it_was_written(
+    source: ModuleType, workplace: Path
+) -> None:
+    columns = {"answer": "$${latex}$$", "question": "What is $(HF_HOME)?"}
+    recipe = {**yaml.safe_load(MINE), "prepare": {"columns": columns}}
+    (workplace / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    file, given = source.with_recipes(PIPELINE, ["profile=mine.yaml"])
+    words = [word for parameter in given for word in ("-p", parameter)]
+    printed = subprocess.run(
+        [sys.executable, "-m", "runner.run_local", file, "--dry-run", *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    command = shlex.split(printed.partition("prepare-data: ")[2].partition("train-qlora: ")[0])
+    arrived = yaml.safe_load(command[command.index("--recipes") + 1])
+    assert arrived["mine"]["prepare"]["columns"] == columns
 
 
 def test_a_recipe_of_ours_goes_as_it_is_on_this_machine(source: ModuleType) -> None:
