@@ -25,11 +25,14 @@ import yaml
 from loraline.errors import UserError
 from loraline.profiles import catalog
 from loraline.profiles.loading import load_profile
-from runner.command import Command
+from runner.command import Command, say
 from runner.reader import parameter_values, read
 
 NOT_DONE = 1
 """Exit code of a workflow that was submitted and did not succeed."""
+
+UNSEEN = 75
+"""Exit code of a workflow that was submitted and of which the cluster told no end."""
 
 RENDERED = Path("outputs", "workflows")
 """Where a workflow is rendered for a profile or a class that the committed file does not list."""
@@ -61,7 +64,8 @@ def submit(
     """Run the workflow in FILE on the cluster of the current context.
 
     The parameter `profile` may be a file, too. Exit code: 0 if the workflow succeeded, 1 if not, 2
-    if it was not submitted. With --no-watch, 0 as soon as it is submitted.
+    if it was not submitted, 75 if the cluster was lost meanwhile. With --no-watch, 0 as soon as it
+    is submitted.
     """
     try:
         file, parameters = with_recipes(file, assignments, classes)
@@ -95,12 +99,15 @@ def submit(
         ["argo", "get", "--namespace", namespace, "--output", "json", name],
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
+        check=False,
     )
-    status = json.loads(fetched.stdout)["status"]
+    status = json.loads(fetched.stdout)["status"] if fetched.returncode == 0 else {}
     phase = status.get("phase", "Pending")
     for line in run_ids(status):
         click.echo(line)
+    if phase in ("Pending", "Running"):
+        say(submit, f"{name} goes on unseen; see how: argo watch --namespace {namespace} {name}")
+        sys.exit(UNSEEN)
     click.echo(f"{name}  {phase}")
     sys.exit(0 if phase == "Succeeded" else NOT_DONE)
 

@@ -85,6 +85,22 @@ def test_it_ends_with_the_runs_and_the_verdict(tmp_path: Path, phase: str, code:
     ]
 
 
+@pytest.mark.parametrize("get", ["exit 1", """echo '{"status": {"phase": "Running"}}'"""])
+def test_a_cluster_that_is_lost_meanwhile_is_no_end_of_the_workflow(
+    tmp_path: Path, get: str
+) -> None:
+    (tmp_path / "argo").write_text(ARGO.replace("cat ended.json", get))
+    (tmp_path / "argo").chmod(0o755)
+    place = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    ended = submit("workflows/pipeline.yaml", "-p", "profile=smoke-text", PATH=place)
+
+    assert ended.returncode == 75
+    assert ended.stderr.splitlines()[-1] == (
+        "submit: pipeline-1 goes on unseen; see how: argo watch --namespace loraline pipeline-1"
+    )
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.fixture
 def source(script, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "workflows")
