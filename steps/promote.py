@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 @click.option(
     "--reject",
     "reason",
-    callback=or_none,
     help="Reject the reviewed candidate for this reason; it loses its alias.",
 )
 @click.option(

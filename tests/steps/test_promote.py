@@ -308,9 +308,16 @@ def test_a_rejected_candidate_that_passes_again_is_promoted_by_its_number_alone(
         (["--rollback", "--reject", "No."], "--rollback takes neither"),
         (["--version", "2", "--reject", "No."], "has no version 2"),
         (["--version", "1", "--reject", "x" * 2000], "1 to 1000 characters"),
-        (["--version", "1", "--reject", " "], ""),
+        (["--version", "1", "--reject", " "], "1 to 1000 characters"),
+        # As from a variable that is not set: it must not promote what it was to reject.
+        (["--version", "1", "--reject", ""], "1 to 1000 characters"),
+        (["--reject", ""], "--reject needs the --version"),
+        (["--rollback", "--reject", ""], "--rollback takes neither"),
     ],
-    ids=["no version", "with rollback", "other version", "long", "empty"],
+    ids=[
+        *("no version", "with rollback", "other version", "long", "blank", "empty"),
+        *("empty and no version", "empty with rollback"),
+    ],
 )
 def test_a_rejection_without_what_it_needs_moves_nothing(
     words: list[str], sentence: str, step, passed
