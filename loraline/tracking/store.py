@@ -37,7 +37,7 @@ def pod_environment() -> dict[str, str]:
     from loraline.tracking.settings import Settings
 
     settings = Settings()
-    variables = {"MLFLOW_S3_ENDPOINT_URL": settings.s3_endpoint}
+    variables = {"MLFLOW_S3_ENDPOINT_URL": redacted(settings.s3_endpoint)}
     if settings.tracking_uri.startswith(("http://", "https://")):
         variables["MLFLOW_TRACKING_URI"] = uri()
     return {key: value for key, value in variables.items() if value}

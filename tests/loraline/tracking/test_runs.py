@@ -258,6 +258,8 @@ def test_a_pod_is_told_of_a_server_but_of_no_credential(monkeypatch: pytest.Monk
     }
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert set(store.pod_environment()) == {"MLFLOW_S3_ENDPOINT_URL"}
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://key:canary@s3:9000")
+    assert store.pod_environment() == {"MLFLOW_S3_ENDPOINT_URL": "http://s3:9000"}
 
 
 def test_another_programs_run_in_the_environment_is_left_alone(
