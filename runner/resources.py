@@ -35,11 +35,11 @@ async def run_resource(
             return True
         job = read_job(node.template, manifest)
         condition = read_condition(node.template, resource.success)
+        run.jobs.add(job.name)
+        end = await RunningJob(run.root, job, run.place(node), run.stop, run.programs).run()
     except (NodeError, Refused) as error:
         run.end(node, "Error", getattr(error, "message", str(error)), raised=True)
         return True
-    run.jobs.add(job.name)
-    end = await RunningJob(run.root, job, run.place(node), run.stop, run.programs).run()
     if end is None:
         node.end("Failed", "interrupted" if run.interrupted else TOO_LATE)
         return not run.interrupted

@@ -273,6 +273,14 @@ def test_a_group_is_a_task_that_tells_how_it_ended(tmp_path: Path) -> None:
     assert text.split() == (tmp_path / "pod-0").read_text().split()[3:]
 
 
+def test_a_group_whose_pods_cannot_be_handed_an_argument_is_an_error(tmp_path: Path) -> None:
+    result = run(tmp_path, workflow("x" * 140_000))
+
+    assert result["phase"] == "Error"
+    assert result["nodes"][".group"]["phase"] == "Error"
+    assert result["nodes"][".told"]["phase"] == "Omitted"
+
+
 @pytest.mark.parametrize(("fail", "phase"), [("first", "Failed"), ("last", "Succeeded")])
 def test_only_a_job_that_was_made_can_be_suspended(tmp_path: Path, fail: str, phase: str) -> None:
     result = run(tmp_path, workflow("", fail=fail))
