@@ -11,7 +11,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Where the services are and which workflow this is; every field is an environment variable."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_prefix="LORALINE_")
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_prefix="LORALINE_", env_ignore_empty=True
+    )
 
     tracking_uri: str = Field("", validation_alias=AliasChoices("MLFLOW_TRACKING_URI"))
     """MLflow server or SQL store; empty means a SQLite store in mlruns/ of the current folder."""

@@ -32,12 +32,14 @@ def file_of(store_uri: str) -> Path | None:
 def make_ready(store_uri: str, artifacts: str) -> None:
     """Make the store if there is none; `artifacts` is where its default experiment keeps files.
 
-    Raises UserError where its folder cannot be written or the database is not as MLflow left it,
-    TryAgain where another process has locked it.
+    Raises UserError where its folder cannot be written, the database is not as MLflow left it or
+    is a folder, TryAgain where another process has locked it.
     """
     file = file_of(store_uri)
     if file is None:
         return
+    if file.is_dir():
+        raise UserError(f"MLflow at {store_uri} cannot be used: {file} is a folder, and no file")
     try:
         if not exists(file):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -107,3 +107,21 @@ def test_a_store_whose_artifacts_a_server_keeps_is_asked_through_that_server(
         f"the experiment in {store.uri()} was made by an MLflow server, which keeps its files: set "
         "MLFLOW_TRACKING_URI to that server, or MLFLOW_EXPERIMENT_NAME to another name"
     )
+
+
+def test_an_empty_name_of_an_experiment_is_none(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+    client = store.connect()
+    assert client.get_experiment_by_name("vllm-lora-training") is not None
+
+
+def test_a_folder_in_the_place_of_a_database_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs")
+    with pytest.raises(UserError, match=r"runs is a folder, and no file"):
+        store.connect()
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
