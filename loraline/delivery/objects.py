@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from loraline.addresses import redacted
 from loraline.delivery import containers
 from loraline.delivery.kube import Object, http_service, scrape
 from loraline.delivery.pod import NAME, Pod
+from loraline.errors import UserError
 from loraline.serving.arguments import PORT
 
 WAITING = 5
@@ -200,5 +202,9 @@ def tcp(*ports: int) -> list[Object]:
 
 
 def port_of(url: str) -> int:
+    """The port of an address; UserError where that is no port."""
     parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        return parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as error:
+        raise UserError(f"the address {redacted(url)} has no port from 1 to 65535") from error

@@ -133,6 +133,8 @@ class TestWaysIn:
         [
             ({"host": "My page"}, {}, "host of the page 'My page' is not accepted"),
             ({"desk": "http://me:x@desk"}, {}, "--ui-desk is not an address such as http://desk"),
+            ({"desk": "http://desk:port"}, {}, "http://desk:port has no port from 1 to 65535"),
+            ({"desk": "http://desk:99999"}, {}, "http://desk:99999 has no port from 1 to 65535"),
             ({"host": "a.b"}, {"host": "a.b"}, "a.b is the host of gateway and page"),
         ],
     )
