@@ -88,7 +88,7 @@ def download(model: str, folder: Path) -> Path:
 
     from loraline.tracking import store
 
-    client = store.connect()
+    client = store.connect(read_only=True)
     try:
         client.get_model_version(name, version)
     except MlflowException as error:
@@ -130,7 +130,7 @@ def check_signature(model: str, digest: str) -> None:
     from loraline.tracking import store
 
     name, _, version = model.removeprefix("models:/").rpartition("/")
-    signature.check(store.connect().get_model_version(name, version), digest)
+    signature.check(store.connect(read_only=True).get_model_version(name, version), digest)
 
 
 def merge(adapter: Path, base: str, folder: Path) -> Path:

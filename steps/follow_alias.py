@@ -150,7 +150,7 @@ class Follower:
     def version_of_alias(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        client = store.connect()
+        client = store.connect(read_only=True)
         try:
             return str(client.get_model_version_by_alias(self.model, self.alias).version)
         except MlflowException as error:
@@ -160,7 +160,7 @@ class Follower:
 
     def judged(self, version: str) -> str:
         """The digest of the adapter that a gate passed; a UserError if none did."""
-        client = store.connect()
+        client = store.connect(read_only=True)
         entry = client.get_model_version(self.model, version)
         registry.promoting_gate_run_of(client, entry)
         if ADAPTER_DIGEST not in entry.tags:

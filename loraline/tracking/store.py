@@ -43,9 +43,11 @@ def pod_environment() -> dict[str, str]:
     return {key: value for key, value in variables.items() if value}
 
 
-def connect() -> MlflowClient:
-    """Open the store and select the experiment.
+def connect(*, read_only: bool = False) -> MlflowClient:
+    """Open the store and select the experiment, which is made where it is missing.
 
+    With `read_only` it is not made: a server's pod reads versions, of whatever experiment, and may
+    have no right to write.
     Raises TryAgain when the server does not answer and UserError when the URI cannot be used.
     """
     from loraline.tracking.settings import Settings
@@ -72,6 +74,8 @@ def connect() -> MlflowClient:
     try:
         client = mlflow.MlflowClient()
         if client.get_experiment_by_name(settings.experiment) is None:
+            if read_only:
+                return client
             create_experiment(client, settings.experiment, artifacts)
         mlflow.set_experiment(settings.experiment)
     except Exception as error:

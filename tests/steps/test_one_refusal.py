@@ -85,3 +85,16 @@ def test_training_gate_deployment_and_pod_say_the_same(
     assert "use_dora: is True, which vLLM refuses" in in_the_gate
     assert "bias: " in in_the_gate
     assert {at_the_end_of_training, *behind_the_gate} == {in_the_gate}
+
+
+def test_what_a_servers_pod_reads_with_makes_no_experiment(
+    step, workplace: Path, candidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step("quality_gate", "--run-id", candidate())
+    client = mlflow.MlflowClient()
+    digest = client.get_model_version(MODEL, "1").tags[tags.ADAPTER_DIGEST]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of the pod")
+    fetch = ("--model", f"models:/{MODEL}/1", "--sha256", digest, "--out-dir", "fetched")
+    assert step("fetch_adapter", *fetch).exit_code == 0
+    assert (workplace / "fetched" / contract.FILE).is_file()
+    assert client.get_experiment_by_name("of the pod") is None
