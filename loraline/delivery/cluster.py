@@ -37,12 +37,17 @@ MISREAD = (TypeError, AttributeError, LookupError)
 Say = Callable[[str], None]
 
 
+class Replaced(UserError):
+    """Somebody else has applied another manifest of the same name meanwhile; theirs is left."""
+
+
 def apply(manifest: Path, say: Say) -> None:
     """Apply the objects to the current context's cluster and wait until the server is ready.
 
     If it does not become ready, or this process is stopped, what was there before is applied
     again and what was made is deleted, but for a claim, which holds what was downloaded. UserError
-    says the reason; TryAgain when the cluster does not answer.
+    says the reason; TryAgain when the cluster does not answer. What somebody else has applied
+    meanwhile is left as it is, and Replaced says so.
     """
     if find_spec("kubernetes") is None:
         raise UserError(
@@ -71,6 +76,8 @@ def apply(manifest: Path, say: Say) -> None:
             say(f"applied {len(objects)} objects to namespace {namespace}, waiting for the server")
             for deployment in deployments:
                 wait(client, deployment, namespace, say)
+        except Replaced:
+            raise
         except BaseException as error:
             rollback = roll_back(client, changed, namespace)
             if isinstance(error, ApiException):
@@ -246,7 +253,8 @@ def apply_object(client: DynamicClient, entry: Object, namespace: str) -> None:
 
 
 def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) -> None:
-    """Return when every pod of the new template is ready; UserError if that cannot happen.
+    """Return when every pod of the new template is ready; UserError if that cannot happen,
+    Replaced if the Deployment has another template by now.
 
     Each reason for waiting is printed once.
     """
@@ -257,6 +265,7 @@ def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) ->
     reported: set[str] = set()
     while time.monotonic() < deadline:
         current = resource.get(name=name, namespace=namespace).to_dict()
+        check_ours(deployment, current)
         status = current.get("status", {})
         replicas = current["spec"].get("replicas", 1)
         if (
@@ -284,6 +293,20 @@ def wait(client: DynamicClient, deployment: Object, namespace: str, say: Say) ->
             raise UserError(pulls[0])
         time.sleep(POLL_SECONDS)
     raise UserError("it was not ready in time")
+
+
+def check_ours(deployment: Object, current: Object) -> None:
+    """Raise Replaced if a Deployment in the cluster has not the template that was applied."""
+    expected, actual = (
+        each["spec"]["template"]["metadata"].get("annotations") or {}
+        for each in (deployment, current)
+    )
+    if not expected.items() <= actual.items():
+        version = actual.get("loraline/registered-version", "something else")
+        raise Replaced(
+            f"{deployment['metadata']['name']} was applied by somebody else meanwhile, and is for "
+            f"{version} now; that is left as it is"
+        )
 
 
 def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[Object]:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -24,6 +25,8 @@ DEPLOYMENT = {
     "metadata": {"name": "lora-tiny-lora", "annotations": VERSION},
 }
 VALUES = {"servingEngineSpec": {"modelSpec": [{"name": "tiny-lora", "annotations": VERSION}]}}
+
+READY = ("updatedReplicas", "readyReplicas", "replicas")
 
 Git = Callable[..., str]
 
@@ -305,3 +308,37 @@ def test_a_roll_back_that_fails_says_whether_the_cluster_answered(
         f"lora-tiny-lora was not deployed, and is left half applied since {why}; "
         "deploy the version before it again"
     )
+
+
+@pytest.mark.parametrize("other", ["models:/tiny-lora/4", None])
+def test_what_somebody_else_has_applied_meanwhile_is_left(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, other: str | None
+) -> None:
+    def deployment(version: str | None) -> dict[str, Any]:
+        annotations = {"loraline/registered-version": version} if version else None
+        template = {"metadata": {"annotations": annotations}, "spec": {}}
+        spec = {"template": template, "progressDeadlineSeconds": 600, "replicas": 1}
+        status = {"observedGeneration": 2, **dict.fromkeys(READY, 1)}
+        return {**DEPLOYMENT, "spec": spec, "status": status}
+
+    class Deployments:
+        def get(self, **_: Any) -> Any:
+            current = deployment(other)
+            current["metadata"] = {**current["metadata"], "generation": 2}
+            return SimpleNamespace(to_dict=lambda: current)
+
+    applied = []
+    manifest.write_text(yaml.safe_dump(deployment("models:/tiny-lora/3")))
+    monkeypatch.setattr(delivery_cluster, "connect", lambda _: (None, "models"))
+    monkeypatch.setattr(delivery_cluster, "live", lambda *_: deployment("models:/tiny-lora/2"))
+    monkeypatch.setattr(delivery_cluster, "resource_type", lambda *_: Deployments())
+    monkeypatch.setattr(
+        delivery_cluster, "apply_object", lambda _, entry, __: applied.append(entry)
+    )
+    with pytest.raises(UserError) as error:
+        delivery_cluster.apply(manifest, print)
+    assert str(error.value) == (
+        "lora-tiny-lora was applied by somebody else meanwhile, and is for "
+        f"{other or 'something else'} now; that is left as it is"
+    )
+    assert len(applied) == 1, "and the version before is not put back over it"
