@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +19,10 @@ MOST = 8
 
 LONGEST = 300
 """Characters of a question or an answer that is shown in a line."""
+
+
+SEVERAL_TURNS = re.compile(r"\[(?:system|user|assistant|tool)\] ")
+"""How a question of several turns begins in the predictions table."""
 
 
 class Example(NamedTuple):
@@ -46,6 +51,9 @@ def of_version(uri: str, prompt: str) -> list[Example]:
         gate_run = client.get_run(registry.promoting_gate_run_of(client, registered))
         return of_evaluation(client, runs.ancestor(client, gate_run, "evaluate"), prompt)
     except (UserError, TryAgain, MlflowException, OSError):
+        return []
+    # What somebody has left in its place is no evaluation.
+    except (LookupError, TypeError, ValueError, AttributeError):
         return []
 
 
@@ -96,9 +104,13 @@ def file_of(image: bytes, folder: Path, stem: str) -> Path:
 def is_right(row: dict[str, Any], prompt: str) -> bool:
     """Whether a row is one question with this prompt, and its answer was the reference.
 
-    An example brings one image at most, and no video.
+    An example brings one image at most, and no video. Of a row with several turns the table has
+    each with its role before it, which no request has.
     """
     from loraline.records import IMAGE, TAGS
+
+    if SEVERAL_TURNS.match(row["question"]):
+        return False
 
     text, answer = row["question"].removeprefix(IMAGE), row["reference"].strip()
     before, _, after = prompt.partition("{question}")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import mlflow
 import pytest
 
 from loraline.delivery import example
+from loraline.tracking import registry, runs, store
 
 PROMPT = "Answer in a few words. {question} Please."
 
@@ -32,6 +36,33 @@ def test_only_one_question_with_its_right_answer_is_an_example(
 ) -> None:
     row = {"question": question, "reference": reference, "tuned": tuned}
     assert example.is_right(row, PROMPT) is right
+
+
+@pytest.mark.parametrize(
+    ("question", "right"),
+    [
+        ("Who?", True),
+        ("[1] Who?", True),
+        ("[system] Be brief.\n[user] Who?", False),
+        ("[user] Hello\n[assistant] Hi\n[user] Who?", False),
+    ],
+)
+def test_without_words_in_the_prompt_several_turns_are_no_example(
+    question: str, right: bool
+) -> None:
+    row = {"question": question, "reference": "Ann", "tuned": "Ann"}
+    assert example.is_right(row, "{question}") is right
+
+
+@pytest.mark.parametrize("table", [[], {}, {"columns": ["row"], "data": [[1]]}, {"columns": 1}])
+def test_an_evaluation_of_another_form_is_none(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = SimpleNamespace(info=SimpleNamespace(run_id="r"))
+    client = SimpleNamespace(get_model_version=lambda *_: None, get_run=lambda _: logged)
+    monkeypatch.setattr(store, "connect", lambda: client)
+    monkeypatch.setattr(registry, "promoting_gate_run_of", lambda *_: "r")
+    monkeypatch.setattr(runs, "ancestor", lambda *_: logged)
+    monkeypatch.setattr(mlflow.artifacts, "load_dict", lambda _: table)
+    assert example.of_version("models:/m/1", PROMPT) == []
 
 
 def test_the_prompt_is_left_to_the_server() -> None:
