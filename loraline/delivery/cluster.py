@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraline.delivery.doubts import NO_STORE
 from loraline.delivery.kube import Object, name_of, read
+from loraline.delivery.pods import failure, waits_for
 from loraline.errors import TryAgain, UserError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ MANAGER = "loraline"
 
 SERVER_FIELDS = ("managedFields", "resourceVersion", "uid", "creationTimestamp", "generation")
 POLL_SECONDS = 2
-FATAL = ("CreateContainerConfigError", "ErrImageNeverPull", "InvalidImageName")
 UNPULLED = ("ErrImagePull", "ImagePullBackOff")
 PULL_SECONDS = 120
 """How long an image may be refused before it counts as one that does not exist."""
@@ -321,58 +321,6 @@ def pods_of(client: DynamicClient, deployment: Object, namespace: str) -> list[O
         for pod in matching
         if annotations.items() <= (pod["metadata"].get("annotations") or {}).items()
     ]
-
-
-def containers_of(pod: Object) -> list[Object]:
-    status = pod.get("status", {})
-    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
-
-
-def failure(pod: Object) -> str | None:
-    """Why a pod can never start, in the words of its container's status."""
-    for container in containers_of(pod):
-        waiting = container["state"].get("waiting", {})
-        ended = container["state"].get("terminated") or container["lastState"].get("terminated")
-        if waiting.get("reason") in FATAL:
-            return f"{container['name']}: {waiting['message']}"
-        # Exit code 2 is a user's mistake in all of this project's programs.
-        if ended and ended["exitCode"] == 2:
-            return f"{container['name']} ended with exit code 2{last_log_line(pod, container)}"
-        if container["restartCount"] >= 3:
-            return f"{container['name']} ended {container['restartCount']} times"
-    return None
-
-
-def waits_for(pod: Object) -> list[str]:
-    """What a pod waits for, if the cluster gives a message: a node, an image, a restart."""
-    reasons = [
-        condition["message"]
-        for condition in pod.get("status", {}).get("conditions", [])
-        if condition["type"] == "PodScheduled" and condition.get("message")
-    ]
-    for container in containers_of(pod):
-        waiting = container["state"].get("waiting", {})
-        if waiting.get("message"):
-            message = " ".join(waiting["message"].split())
-            reasons.append(f"{container['name']}: {waiting['reason']}: {message}")
-    return reasons
-
-
-def last_log_line(pod: Object, container: Object) -> str:
-    """A container's last line of log, as the end of a sentence; empty without one."""
-    from kubernetes.client import ApiException, CoreV1Api
-
-    place = (pod["metadata"]["name"], pod["metadata"]["namespace"])
-    for previous in (False, True):
-        try:
-            log = CoreV1Api().read_namespaced_pod_log(
-                *place, container=container["name"], tail_lines=1, previous=previous
-            )
-        except ApiException:
-            continue
-        if log.strip():
-            return f": {log.strip()}"
-    return ""
 
 
 def roll_back(
