@@ -66,6 +66,7 @@ def apply(manifest: Path, say: Say) -> None:
         if not knows_store(deployments[0]):
             raise UserError(f"--apply: {NO_STORE}")
         check_secrets(deployments, lambda each: live(client, each, namespace), say)
+        warn_of_leftovers(objects, lambda each: live(client, each, namespace), say)
         before = [live(client, each, namespace) for each in objects]
         reconcile_claims(objects, before)
         changed: list[tuple[Object, Object | None]] = []
@@ -115,6 +116,30 @@ def check_secrets(
                 say(
                     f"warning: there is no Secret {name} in this namespace, so that its pods fetch "
                     f"without {keys}; where MLflow or its artifacts ask for one, make it there"
+                )
+
+
+def warn_of_leftovers(
+    objects: Sequence[Object], lookup: Callable[[Object], Object | None], say: Say
+) -> None:
+    """Warn of what an earlier manifest of this name brought and this one does not have: nobody
+    removes it. An old gateway would ask the new version with the old one's prompt."""
+    from kubernetes.client import ApiException
+
+    name = name_of(objects)
+    ours = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    optional = [
+        ("apps/v1", "Deployment", f"{name}-{part}") for part in ("gateway", "page", "tasks")
+    ]
+    optional.append(("autoscaling/v2", "HorizontalPodAutoscaler", name))
+    for version, word, other in optional:
+        entry = {"apiVersion": version, "kind": word, "metadata": {"name": other}}
+        # Who may not read it is not stopped.
+        with suppress(ApiException):
+            if (word, other) not in ours and lookup(entry) is not None:
+                say(
+                    f"warning: the {word} {other} of an earlier manifest stays as it is, and this "
+                    "manifest has none; delete it, or deploy with the options that it came from"
                 )
 
 

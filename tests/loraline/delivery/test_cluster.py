@@ -342,3 +342,34 @@ def test_what_somebody_else_has_applied_meanwhile_is_left(
         f"{other or 'something else'} now; that is left as it is"
     )
     assert len(applied) == 1, "and the version before is not put back over it"
+
+
+def test_what_an_earlier_manifest_has_left_is_told() -> None:
+    said: list[str] = []
+    there = {"lora-tiny-lora", "lora-tiny-lora-gateway", "lora-tiny-lora-page"}
+
+    def look(entry: dict[str, Any]) -> dict[str, Any] | None:
+        return entry if entry["metadata"]["name"] in there else None
+
+    delivery_cluster.warn_of_leftovers([DEPLOYMENT], look, said.append)
+    assert [sentence.split(" of an")[0] for sentence in said] == [
+        "warning: the Deployment lora-tiny-lora-gateway",
+        "warning: the Deployment lora-tiny-lora-page",
+        "warning: the HorizontalPodAutoscaler lora-tiny-lora",
+    ]
+
+
+def test_what_a_manifest_brings_again_is_no_leftover() -> None:
+    gateway = {"kind": "Deployment", "metadata": {"name": "lora-tiny-lora-gateway"}}
+    scaler = {"kind": "HorizontalPodAutoscaler", "metadata": {"name": "lora-tiny-lora"}}
+    said: list[str] = []
+
+    def look(entry: dict[str, Any]) -> dict[str, Any] | None:
+        from kubernetes.client import ApiException
+
+        if entry["metadata"]["name"].endswith("-page"):
+            raise ApiException(403, "Forbidden")
+        return None if entry["metadata"]["name"].endswith("-tasks") else entry
+
+    delivery_cluster.warn_of_leftovers([DEPLOYMENT, gateway, scaler], look, said.append)
+    assert said == []
