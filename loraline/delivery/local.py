@@ -73,6 +73,7 @@ def start(
     the adapter cannot be fetched or the server does not come up.
     """
     objects = read(manifest)
+    contract = contract_of(objects)
     pod = objects["Deployment"]["spec"]["template"]["spec"]
     container = pod["containers"][0]
     check_port(port)
@@ -87,7 +88,6 @@ def start(
         # Folders of this machine in which a base may be.
         if mount["mountPath"] not in ("/tmp", "/dev/shm", BASES)
     }
-    contract = contract_of(objects)
     args = [local(unescaped(arg), places) for arg in container["args"]]
     hub = is_commit(contract["base_revision"])
     if args[0].startswith(f"{BASES}/"):
@@ -173,18 +173,17 @@ def read(manifest: Path) -> dict[str, Object]:
         raise UserError(
             f"{manifest} is not a manifest of deploy_vllm: it has no Deployment and ConfigMap"
         )
-    try:
-        contract_of(objects)
-    except (LookupError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{manifest} is not a manifest of deploy_vllm: its ConfigMap has no contract.json"
-        ) from error
     return objects
 
 
 def contract_of(objects: Mapping[str, Object]) -> dict[str, Any]:
-    """The adapter's contract in a manifest's objects."""
-    contract: dict[str, Any] = json.loads(objects["ConfigMap"]["data"]["contract.json"])
+    """The adapter's contract in a manifest's objects; UserError where there is none."""
+    try:
+        contract: dict[str, Any] = json.loads(objects["ConfigMap"]["data"]["contract.json"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            "the manifest is not one of deploy_vllm: its ConfigMap has no contract.json"
+        ) from error
     return contract
 
 

@@ -479,7 +479,7 @@ def test_objects_of_another_program_are_refused(tmp_path, data):
     other = tmp_path / "other.yaml"
     other.write_text(f"kind: ConfigMap\ndata: {data}\n---\nkind: Deployment\n")
     with pytest.raises(UserError, match=r"its ConfigMap has no contract\.json"):
-        local.read(other)
+        local.contract_of(local.read(other))
 
 
 @pytest.mark.parametrize("form", ["way-kserve", "way-production-stack"])
