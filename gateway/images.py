@@ -114,7 +114,11 @@ def picture(content: bytes, settings: Settings) -> Picture:
             "other.",
         )
     try:
-        turned = exif_of(image, image_format, content).get(ORIENTATION, 1) in TURNED
+        # Of a TIFF, Pillow's size is that of the upright image already.
+        turned = (
+            image_format != "TIFF"
+            and exif_of(image, image_format, content).get(ORIENTATION, 1) in TURNED
+        )
         decode(image, image_format)
     except Exception:
         raise broken() from None

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 from made_data import sixteen_bits
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gateway import frames, images, video
 from gateway.errors import Problem
@@ -347,6 +347,18 @@ def test_a_png_is_turned_by_its_exif_wherever_that_stands(size, behind) -> None:
     assert (seen.width, seen.height) == size[::-1]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_the_size_is_that_which_pillow_shows(kind, turn) -> None:
+    """Pillow turns a TIFF itself, and says so by its size."""
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = turn
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, kind, exif=exif)
+    seen = images.picture(file.getvalue(), Settings())
+    assert (seen.width, seen.height) == ImageOps.exif_transpose(Image.open(file)).size
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_looking_at_a_large_image_takes_little_memory(kind, tmp_path) -> None:
     """64 megapixels of grey are 64 MB; of an image beyond 16 megapixels they are never made."""
@@ -363,7 +375,7 @@ def test_looking_at_a_large_image_takes_little_memory(kind, tmp_path) -> None:
 LOOK = """
 import sys
 from pathlib import Path
-from PIL import Image
+from PIL import Image, ImageOps
 from gateway import images
 from gateway.settings import Settings
 Image.init()
