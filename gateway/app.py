@@ -32,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
 
         from gateway import uploads
 
-        images.forbid_bombs()
+        images.forbid_bombs(settings.max_pixels)
         uploads.use_folder(settings)
         logs.silence_tasks(asyncio.get_running_loop())
         await gateway.start()

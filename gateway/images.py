@@ -69,10 +69,14 @@ def format_of(head: bytes) -> str | None:
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
 
 
-def forbid_bombs() -> None:
-    """Make Pillow's warning about very large images an error, for the whole process."""
+def forbid_bombs(most: int) -> None:
+    """Make Pillow's warning about very large images an error, for the whole process.
+
+    Pillow warns from 89 million pixels on; images of `most` are to be read.
+    """
     from PIL import Image
 
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, most)
     warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 

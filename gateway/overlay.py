@@ -15,7 +15,6 @@ COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#e377c2", "#1
 """Colours that most people can tell apart; each label has a colour."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
-MOST_PIXELS = 64_000_000
 MOST_ITEMS = 2000
 LONGEST_LABEL = 80
 NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -73,14 +72,14 @@ def svg(image_size: tuple[int, int], items: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "</svg>"])
 
 
-def png(image_bytes: bytes, items: Sequence[dict[str, Any]]) -> bytes:
+def png(image_bytes: bytes, items: Sequence[dict[str, Any]], most_pixels: int) -> bytes:
     """The upright picture with the items drawn on it; UserError if it cannot be read."""
     from PIL import Image, ImageDraw, ImageFont, ImageOps
 
     try:
         picture = Image.open(io.BytesIO(image_bytes), formats=FORMATS)
-        if picture.width * picture.height > MOST_PIXELS:
-            raise UserError(f"the picture has more than {MOST_PIXELS:,} pixels")
+        if picture.width * picture.height > most_pixels:
+            raise UserError(f"the picture has more than {most_pixels:,} pixels")
         picture = ImageOps.exif_transpose(picture)
         white = Image.new("RGB", picture.size, "white")
         rgba = picture.convert("RGBA")

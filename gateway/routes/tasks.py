@@ -160,8 +160,8 @@ class TaskRequest:
         if "svg" in self.overlay:
             drawn["svg"] = overlay.svg((picture.width, picture.height), items)
         if "png" in self.overlay:
-            content = base64.b64encode(overlay.png(picture.content, items)).decode()
-            drawn["png"] = f"data:image/png;base64,{content}"
+            content = overlay.png(picture.content, items, self.gateway.settings.max_pixels)
+            drawn["png"] = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         return drawn
 
     def document(self, results: list[dict[str, Any]]) -> dict[str, Any]:

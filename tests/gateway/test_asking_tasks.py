@@ -99,6 +99,18 @@ def test_overlays_are_drawn_when_asked_for(vision, stub) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(encoded))).size == (400, 200)
 
 
+def test_more_pixels_than_pillow_opens_are_taken_where_the_setting_allows_them(
+    start, stub, monkeypatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    stub.tokens = ['[{"bbox_2d": [250, 250, 750, 750], "label": "a"}]']
+    with start(max_pixels=120_000) as gateway:
+        answer = ask(gateway, "spatial-boxes", picture("PNG", (400, 300)), text="a", overlay="png")
+        assert answer.status_code == 200
+        refused = ask(gateway, "spatial-boxes", picture("PNG", (401, 300)), text="a")
+        assert refused.json()["code"] == "media_pixels"
+
+
 def test_a_task_streams_and_ends_with_its_items(vision, stub, png) -> None:
     stub.tokens = ['[{"bbox_2d": [1, ', '2, 30, 40], "label": "a"}]']
     answer = ask(vision, "spatial-boxes", png, text="a", stream="true")

@@ -13,6 +13,7 @@ from gateway import overlay
 from loraline.errors import UserError
 
 SVG = "{http://www.w3.org/2000/svg}"
+MOST = 1_000_000
 ITEMS: list[dict[str, Any]] = [
     {"kind": "box", "label": "cat", "box_pixels": [10, 20, 60, 90]},
     {"kind": "point", "label": "pin", "point_pixels": [100, 50]},
@@ -58,11 +59,11 @@ def test_a_label_is_text_whatever_it_says(label: str) -> None:
         "svg", "g", "title", "rect", "text",
     }  # fmt: skip
     assert len(drawn) < 2000
-    overlay.png(picture(), [{**ITEMS[0], "label": label}])
+    overlay.png(picture(), [{**ITEMS[0], "label": label}], MOST)
 
 
 def test_the_picture_has_the_box_drawn_in_it() -> None:
-    drawn = Image.open(io.BytesIO(overlay.png(picture(), ITEMS)))
+    drawn = Image.open(io.BytesIO(overlay.png(picture(), ITEMS, MOST)))
     assert drawn.size == (200, 100)
     red = (0xD6, 0x27, 0x28)
     assert drawn.getpixel((10, 60)) == red
@@ -71,19 +72,16 @@ def test_the_picture_has_the_box_drawn_in_it() -> None:
 
 
 def test_the_picture_is_drawn_upright() -> None:
-    drawn = Image.open(io.BytesIO(overlay.png(picture(orientation=6), ITEMS)))
+    drawn = Image.open(io.BytesIO(overlay.png(picture(orientation=6), ITEMS, MOST)))
     assert drawn.size == (100, 200)
 
 
-def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(overlay, "MOST_PIXELS", 19_999)
+def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(UserError, match="more than 19,999 pixels"):
-        overlay.png(picture(), ITEMS)
+        overlay.png(picture(), ITEMS, 19_999)
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"<svg/>", picture()[:60]])
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
     with pytest.raises(UserError, match="decoded"):
-        overlay.png(content, ITEMS)
+        overlay.png(content, ITEMS, MOST)
