@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import av
 
 from loraline.data.reading.media import Limits
-from loraline.data.reading.videos import as_jpeg, frame_indices
+from loraline.data.reading.videos import as_jpeg, frame_indices, upright
 
 MEMORY = 2 * 2**30
 """Bytes of address space; the libraries map some hundred MB."""
@@ -83,7 +83,7 @@ def sampled(file: Any, request: dict[str, Any]) -> tuple[dict[str, Any], list[by
             if frame.width * frame.height > request["max_pixels"]:
                 raise Refused("media_pixels")
             if index in indices:
-                jpegs[index] = as_jpeg(frame.to_image(), limits, request["cell"])
+                jpegs[index] = as_jpeg(upright(frame), limits, request["cell"])
             if index >= indices[-1]:
                 break
     if len(jpegs) != len(set(indices)):

@@ -80,6 +80,27 @@ def film(frames: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48)) -> 
     return buffer.getvalue()
 
 
+def turned_film() -> bytes:
+    """A film as a telephone stores it, on its side: its left half is white, and players show that
+    half above the other."""
+    import av
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = 64, 48
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[:, :32] = 255
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+    content = buffer.getvalue()
+    at = content.index(b"tkhd") + 44
+    one, last = 1 << 16, 1 << 30
+    return content[:at] + struct.pack(">9i", 0, one, 0, -one, 0, 0, 0, 0, last) + content[at + 36 :]
+
+
 def prefixing_base(folder: Path, template: str | None = None, *, metaspace: bool = False) -> Path:
     """A base of which only the tokenizer is there: it puts a space before every text, as the
     `tokenizer.json` of Mistral 7B v0.1 does; `metaspace` lets its pre-tokenizer do so, as that of

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from made_data import sixteen_bits
+from made_data import sixteen_bits, turned_film
 from PIL import Image, ImageOps
 
 from gateway import frames, images, video
@@ -157,6 +157,15 @@ def test_a_video_is_sent_as_frames_with_their_places(vision, stub, form) -> None
         np.asarray(Image.open(io.BytesIO(base64.b64decode(frame)))).mean() for frame in frames
     ]
     assert shades == sorted(shades)
+
+
+def test_a_video_on_its_side_is_sent_upright(vision, stub) -> None:
+    assert show(vision, turned_film()).status_code == 200
+    parts = stub.requests[0]["messages"][-1]["content"]
+    (url,) = [part["video_url"]["url"] for part in parts if part["type"] == "video_url"]
+    shown = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+    assert shown.size == (48, 64)
+    assert shown.convert("L").getpixel((24, 5)) > 200
 
 
 def test_a_video_beyond_the_limits_is_refused_with_them(start, stub) -> None:

@@ -142,12 +142,19 @@ def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], f
         with av.open(io.BytesIO(content), "r") as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in indices:
-                    frames[index] = frame.to_image()
+                    frames[index] = upright(frame)
         if len(frames) != len(set(indices)):
             raise BadRow("media_broken", f"video {label(medium)} ends after {len(frames)} frames")
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise BadRow("media_broken", f"video {label(medium)} cannot be decoded: {error}") from error
     return [frames[index] for index in indices], len(indices) / total * rate
+
+
+def upright(frame: Any) -> Any:
+    """A decoded frame as an RGB image, turned as players show it: telephones store a film on its
+    side, with the angle beside it."""
+    image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation % 90 == 0 else image
 
 
 def as_jpeg(frame: Any, limits: Limits, cell: int) -> bytes:
