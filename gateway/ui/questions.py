@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Any
 
 PREDICT, CHAT = "predict", "chat"
 """The two ways to ask without a task: the adapter with its trained prompt, and a free question."""
+
+PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+"""A variable in the prompt of a task."""
 
 REASONS = {
     "stop": "The model ended its answer.",
@@ -89,10 +93,16 @@ def asked_text(question: Question, card: Mapping[str, Any], task: Mapping[str, A
         return question.text
     prompts = task.get("prompts", {})
     prompt = str(prompts.get(card.get("family"), prompts.get("default", "{text}")))
-    values = {**task.get("variables", {}), **options_of(question.options), "text": question.text}
-    for name, value in values.items():
-        prompt = prompt.replace("{" + name + "}", str(value if value is not None else ""))
-    return prompt
+    values = {**task.get("variables", {}), **options_of(question.options)}
+    if question.text.strip():
+        values["text"] = question.text
+
+    def fill(match: re.Match[str]) -> str:
+        value = values.get(match[1], match[0])
+        return "" if value is None else str(value)
+
+    # In one pass, as the gateway does: what a visitor wrote is not filled again.
+    return PLACEHOLDER.sub(fill, prompt)
 
 
 def options_of(written: str) -> dict[str, Any]:

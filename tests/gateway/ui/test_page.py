@@ -264,6 +264,13 @@ def test_a_follow_up_tells_the_model_what_it_was_asked() -> None:
     assert questions.asked_text(Question("m", "chat", "Hi"), card, None) == "Hi"
 
 
+def test_a_follow_up_holds_the_words_of_a_task_that_was_asked_without_any() -> None:
+    task = {"prompts": {"default": "{text} As {form}."}, "variables": {"text": "Why?", "form": "a"}}
+    assert questions.asked_text(Question("m", "x"), {}, task) == "Why? As a."
+    written = Question("m", "x", "Is {form} a word?", '{"form": "{text}"}')
+    assert questions.asked_text(written, {}, task) == "Is {form} a word? As {text}."
+
+
 @pytest.mark.parametrize("questions_before", [0, 19, 20, 21, 200])
 def test_a_long_conversation_begins_with_a_question(questions_before: int) -> None:
     """Templates refuse a conversation that begins with an answer."""
