@@ -16,7 +16,10 @@ DEEPEST = 64
 43,000 nested divs, and a page has about ten levels."""
 
 TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9]{0,31})((?:\s[^<>]{0,4096})?)(/?)>")
-ATTRIBUTE = re.compile(r"""([a-z][a-z-]{0,31})\s{0,8}=\s{0,8}(?:"([^"<>]*)"|'([^'<>]*)')""")
+ATTRIBUTE = re.compile(
+    r"""([a-z][a-z-]{0,31})\s{0,8}=\s{0,8}(?:"([^"<>]*)"|'([^'<>]*)'|([^\s"'<>=]+))""",
+    re.IGNORECASE,
+)
 COMMENT = re.compile(r"<!--[^<>]*-->|<!DOCTYPE[^<>]*>", re.IGNORECASE)
 NUMBERS = re.compile(r"-?\d{1,9}(?:\.\d{1,9})?")
 
@@ -33,6 +36,9 @@ TAGS = {
     "li", "ol", "p", "pre", "s", "section", "span", "strong", "sub", "sup", "table", "tbody",
     "td", "tfoot", "th", "thead", "tr", "u", "ul",
 }  # fmt: skip
+PARTING = TAGS - {"a", "abbr", "b", "code", "em", "i", "s", "span", "strong", "sub", "sup", "u"}
+"""Elements that part the words before them from those after them."""
+
 ATTRIBUTES = {
     "*": {"class", "data-bbox", "data-polygon"},
     "img": {"alt"},
@@ -127,7 +133,10 @@ class PageReader:
 
     def opened(self, tag: str, written: str, ends: bool) -> str:
         """An opening tag, and its item where it has a place."""
-        values = {name: a or b for name, a, b in ATTRIBUTE.findall(written.lower())}
+        values = {name.lower(): a or b or c for name, a, b, c in ATTRIBUTE.findall(written)}
+        if "class" in values:
+            values["class"] = values["class"].lower()
+        self.part(tag)
         if "src" in values or "href" in values or re.search(r"\bon\w{1,20}\s{0,8}=", written):
             self.removed = True
         kept = "".join(
@@ -150,11 +159,17 @@ class PageReader:
                 yield self.close()
             yield self.close()
 
+    def part(self, tag: str) -> None:
+        """Keep the words of two cells, say, apart."""
+        if tag in PARTING:
+            self.texts.append(" ")
+
     def close(self) -> str:
         element = self.open.pop()
         if element.item is not None:
             content = " ".join("".join(self.texts[element.start :]).split())
             element.item["text"] = html.unescape(content)[:10_000]
+        self.part(element.tag)
         return f"</{element.tag}>"
 
     def item(self, tag: str, values: dict[str, str]) -> Item | None:

@@ -91,7 +91,7 @@ def test_texts_of_elements_are_whole_and_plain() -> None:
     )
     items = read(page).items
     assert [(item["tag"], item["text"]) for item in items] == [
-        ("div", "a & b < c12"),
+        ("div", "a & b < c 1 2"),
         ("p", "a & b < c"),
         ("table", "12"),
     ]
@@ -105,3 +105,23 @@ def test_polygons_of_elements_are_read() -> None:
 def test_a_page_that_is_whole_is_not_called_cut() -> None:
     assert read("<html><body><p>x</p></body></html>").problems == []
     assert read("```html\n<html><body><p>x").problems[0].startswith("cut:")
+
+
+def test_the_text_of_a_table_keeps_its_cells_apart() -> None:
+    table = (
+        "<table data-bbox='1 2 30 40'><tr><td>Name</td><td>H<sub>2</sub>O</td></tr>"
+        "<tr><td>in<br>all</td></tr></table>"
+    )
+    (item,) = read(table).items
+    assert item["text"] == "Name H2O in all"
+
+
+def test_attributes_are_kept_as_they_are_written() -> None:
+    page = read("<table><tr><td colspan=2>x</td></tr></table><IMG ALT='Logo of ABB' CLASS='Image'>")
+    assert '<td colspan="2">' in page.value
+    assert '<img alt="Logo of ABB" class="image">' in page.value
+
+
+def test_a_box_without_quotes_is_read_or_noted() -> None:
+    assert read("<p data-bbox=1,2,30,40>x</p>").items[0]["numbers"] == [1, 2, 30, 40]
+    assert read("<p data-bbox=1 2 30 40>x</p>").problems[0].startswith("malformed:")
