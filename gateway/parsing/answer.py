@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from gateway.parsing.lenient import well_formed
@@ -158,6 +159,27 @@ def counted(answer: Answer, grid: int | None) -> Size | None:
 def segments(text: str) -> list[str]:
     """The text split at its fences; each part is read separately."""
     return [part for part in FENCE.split(text) if part.strip()]
+
+
+def unfenced(text: str, *languages: str) -> str:
+    """The text without the fence around all of it; fences of code within it stay.
+
+    Where a fence names one of `languages`, it and the last one that may end it are left out, too.
+    """
+    marks = text.count("```")
+    if text.startswith("```") and (marks == 1 or (marks == 2 and text.endswith("```"))):
+        return FENCE.sub("", text).strip()
+    fences = list(FENCE.finditer(text))
+    names = [fence.group().strip(" \t\n`").lower() for fence in fences]
+    begins = [at for at, name in enumerate(names) if name in languages]
+    dropped = set(begins)
+    for begin, after in pairwise([*begins, len(fences)]):
+        dropped.update([at for at in range(begin + 1, after) if not names[at]][-1:])
+    pieces, end = [], 0
+    for at in sorted(dropped):
+        pieces.append(text[end : fences[at].start()])
+        end = fences[at].end()
+    return "".join([*pieces, text[end:]]).strip()
 
 
 def words_item(text: str) -> list[Item]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.parsing.answer import FENCE, MOST_ITEMS, Answer, Item
+from gateway.parsing.answer import FENCE, MOST_ITEMS, Answer, Item, unfenced
 from gateway.parsing.places import box, numbers_of, polygon
 
 DEEPEST = 64
@@ -215,7 +215,7 @@ def sanitised(page: str) -> str:
 
 def parse_markdown(answer: Answer) -> tuple[Any, list[Item]]:
     """Markdown without raw HTML and pictures from elsewhere, and the regions that it names."""
-    text = FENCE.sub("", answer.text).strip()
+    text = unfenced(answer.text, "markdown", "md")
     items: list[Item] = []
     pieces, end = [], 0
     for match in REGION.finditer(text):

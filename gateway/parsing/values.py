@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any, NamedTuple
 
-from gateway.parsing.answer import FENCE, Answer, Item, segments, words_item
+from gateway.parsing.answer import Answer, Item, segments, unfenced, words_item
 from gateway.parsing.lenient import Block, blocks, plain
 
 MOST_VALUES = 100
@@ -14,7 +14,7 @@ MOST_VALUES = 100
 
 def parse_text(answer: Answer) -> tuple[Any, list[Item]]:
     """The text as it is, without a fence around it."""
-    text = FENCE.sub("", answer.text).strip() if answer.text.startswith("```") else answer.text
+    text = unfenced(answer.text)
     return text, [{"kind": "text", "text": text}] if text else []
 
 
