@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -44,6 +45,16 @@ their values off at 255; of a color with 16 bits it takes the higher 8."""
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """Values of that EXIF tag for images that lie on their side."""
+
+SEGMENT = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")
+"""Where a segment of a JPEG begins; in data, a byte of 255 is followed by 0 or a restart's mark."""
+
+SCAN, END = 0xDA, 0xD9
+MOST_SCANS = 100
+"""Passes over the pixels of a JPEG: encoders write about ten. One may have a hundred bytes, and
+takes as long as its pixels."""
+
+MOST_SEGMENTS = 10_000
 
 ZIP_END, ZIP_END_SIZE = b"PK\x05\x06", 22
 MARKUP = (b"<!doctype", b"<html", b"<script", b"<svg", b"<?php", b"%pdf-", b"#extm3u", b"ffconcat")
@@ -95,6 +106,8 @@ def picture(content: bytes, settings: Settings) -> Picture:
     if image_format is None:
         raise unsupported()
     check_single(content, image_format)
+    if image_format == "JPEG":
+        check_scans(content)
     try:
         image = Image.open(io.BytesIO(content), formats=[image_format])
         width, height = image.size
@@ -152,6 +165,22 @@ def decode(image: Any, image_format: str) -> None:
         image.load()
     else:
         image.verify()
+
+
+def check_scans(content: bytes) -> None:
+    """Refuse a JPEG that a decoder would go through again and again, for hours."""
+    scans, place = 0, 2
+    for _ in range(MOST_SEGMENTS):
+        match = SEGMENT.search(content, place)
+        if match is None or match[1][0] == END:
+            return
+        scans += match[1][0] == SCAN
+        if scans > MOST_SCANS:
+            break
+        place = match.end() + max(2, int.from_bytes(content[match.end() : match.end() + 2]))
+    raise Problem(
+        422, "media_scans", "A JPEG has more scans or segments than are read; save it anew."
+    )
 
 
 def check_single(content: bytes, image_format: str) -> None:

@@ -73,6 +73,12 @@ def bombs() -> Iterator[tuple[str, str, bytes]]:
     wide = io.BytesIO()
     Image.new("L", (60_000, 60)).save(wide, "JPEG")
     yield "jpeg 60000 x 60", "image_ratio", wide.getvalue()
+    often = io.BytesIO()
+    Image.new("L", (640, 480)).save(often, "JPEG", progressive=True)
+    scans = often.getvalue()
+    last = scans[scans.rindex(b"\xff\xc4") : -2]
+    yield "jpeg of 1000 scans", "media_scans", scans[:-2] + last * 1000 + scans[-2:]
+    yield "jpeg of segments", "media_scans", b"\xff\xd8" + b"\xff\xe0\0\2" * 20_000 + scans[2:]
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + b"\0" * 6
     yield (
         "gif 65535 x 65535",

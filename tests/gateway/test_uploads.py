@@ -356,6 +356,13 @@ def test_a_png_is_turned_by_its_exif_wherever_that_stands(size, behind) -> None:
     assert (seen.width, seen.height) == size[::-1]
 
 
+def test_a_photo_with_a_picture_and_a_film_in_it_has_few_scans() -> None:
+    """A thumbnail in its EXIF, and what telephones write behind it, are not its own."""
+    photo = picture("JPEG", (200, 100), progressive=True)
+    within = b"\xff\xe1" + (2 + 200 * 3).to_bytes(2) + b"\xff\xda\0" * 200
+    images.picture(photo[:2] + within + photo[2:] + b"\xff\xda\0\2" * 200, Settings())
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("turn", [1, 3, 6, 8])
 def test_the_size_is_that_which_pillow_shows(kind, turn) -> None:
