@@ -89,7 +89,7 @@ def move(
 
     with lock.locked(client, model):
         if rollback:
-            return registry.roll_back(client, model, by)
+            return registry.roll_back(client, model, by, version)
         if reason is not None:
             assert version is not None
             return registry.reject(client, model, version, by, reason)

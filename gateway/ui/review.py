@@ -129,10 +129,9 @@ class ReviewScreen:
             model: str | None, board: dict[str, Any], reason: str, request: gr.Request
         ) -> dict[Any, Any]:
             """The move about the version that was looked at, and not about a later one."""
-            candidate = board.get("versions", {}).get("candidate") or {}
-            order: dict[str, Any] = {"act": act}
-            if act != "rollback":
-                order["version"] = candidate.get("version")
+            alias = "champion" if act == "rollback" else "candidate"
+            looked_at = board.get("versions", {}).get(alias) or {}
+            order: dict[str, Any] = {"act": act, "version": looked_at.get("version")}
             if act == "reject":
                 order["reason"] = reason
             try:

@@ -181,7 +181,10 @@ def report(client: MlflowClient, name: str, version: str) -> str:
 def move(
     client: MlflowClient, name: str, by: str, act: str, version: str | None, reason: str | None
 ) -> str:
-    """Promote, reject or roll back by the function of steps/promote.py; returns what was done."""
+    """Promote, reject or roll back by the function of steps/promote.py; returns what was done.
+
+    `version` was looked at: the candidate, or the champion to go back from.
+    """
     registry.check_exists(client, name)
     step = main.load(main.HOME / "steps/promote.py")
     if act != "rollback" and not version:
@@ -192,7 +195,7 @@ def move(
         client,
         name,
         by,
-        version=None if act == "rollback" else version,
+        version=version,
         rollback=act == "rollback",
         reason=reason if act == "reject" else None,
     )

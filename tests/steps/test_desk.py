@@ -159,6 +159,21 @@ def test_moves_are_made_in_the_reviewers_name(people: Any, passed: Any) -> None:
     ]
 
 
+def test_a_rollback_is_from_the_champion_that_was_looked_at(people: Any, passed: Any) -> None:
+    desk, headers = people
+
+    def move(**asked: str) -> Any:
+        return desk.post(f"/models/{MODEL}/moves", json=asked, headers=headers["rita"])
+
+    for version in ("1", "2", "3"):
+        passed(version)
+        move(act="promote", version=version)
+    refused = move(act="rollback", version="2")
+    assert refused.status_code == 422
+    assert "is version 3, not 2: review it first" in refused.json()["detail"]
+    assert move(act="rollback", version="3").json() == {"done": "Version 2 is the champion again."}
+
+
 def test_a_workflow_that_waits_for_the_decision_is_answered(
     people: Any, passed: Any, argo_program: Any, tmp_path: Path
 ) -> None:
