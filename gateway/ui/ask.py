@@ -19,6 +19,7 @@ from gateway.ui.client import Gateway, Refusal
 from gateway.ui.connections import Connections, Preferences
 from gateway.ui.conversations import Conversation
 from gateway.ui.questions import CHAT, Question
+from gateway.ui.settings import BadSetting
 
 MOST_EXAMPLES = 8
 Texts = Callable[[str], str]
@@ -110,13 +111,24 @@ def examples_of(folder: Path) -> list[dict[str, Any]]:
     """Questions and files to offer: what `examples.jsonl` lists, or else the folder's pictures."""
     listed = folder / "examples.jsonl"
     if listed.is_file():
-        lines = [json.loads(line) for line in listed.read_bytes().splitlines()]
-        return [
-            {"text": each["text"], "files": [str(folder / name) for name in each["files"]]}
-            for each in lines[:MOST_EXAMPLES]
-        ]
+        lines = [line for line in listed.read_bytes().splitlines() if line.strip()]
+        return [example(folder, at, line) for at, line in enumerate(lines[:MOST_EXAMPLES], 1)]
     files = [path for path in sorted(folder.iterdir()) if pictures.is_picture(path)]
     return [{"text": "", "files": [str(path)]} for path in files[:MOST_EXAMPLES]]
+
+
+def example(folder: Path, at: int, line: bytes) -> dict[str, Any]:
+    """A line of `examples.jsonl`; BadSetting if it has another form or its file is not there."""
+    where = f"UI_EXAMPLES_DIR: example {at} of {folder / 'examples.jsonl'}"
+    try:
+        listed = json.loads(line)
+        text, files = str(listed["text"]), [folder / str(name) for name in listed["files"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise BadSetting(f"{where} is no JSON object with text and files") from error
+    for file in files:
+        if not file.is_file():
+            raise BadSetting(f"{where} names {file}, which is not there")
+    return {"text": text, "files": [str(file) for file in files]}
 
 
 class AskScreen:

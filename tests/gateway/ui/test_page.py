@@ -383,6 +383,16 @@ def test_an_answer_is_marked_against_the_first_as_a_report_does(other: str, show
     assert compare.marked("a cat sits", other) == shown
 
 
+@pytest.mark.parametrize("line", ["{", "[]", '{"text": "Who?"}', '{"text": "?", "files": 1}'])
+def test_examples_of_another_form_are_one_sentence(tmp_path: Path, line: str) -> None:
+    (tmp_path / "examples.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(settings.BadSetting, match=r"example 1 of .* is no JSON object"):
+        ask.examples_of(tmp_path)
+    (tmp_path / "examples.jsonl").write_text('{"text": "Who?", "files": ["0.png"]}\n\n')
+    with pytest.raises(settings.BadSetting, match=r"0\.png, which is not there"):
+        ask.examples_of(tmp_path)
+
+
 def test_examples_are_those_of_a_list_or_the_pictures_of_a_folder(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no picture")
