@@ -206,5 +206,7 @@ def picture(path: str) -> bytes:
     """The content of a picture's file."""
     try:
         return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"/image {path!r} cannot be read: {error.strerror}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        # Not an OSError: the home of nobody, and a name that holds a null.
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"/image {path!r} cannot be read: {why}") from error

@@ -19,6 +19,12 @@ def chat(url: str, *lines: str, options: tuple[str, ...] = ()) -> Result:
     return CliRunner().invoke(main, ["chat", "--url", url, *options], input=given)
 
 
+def test_a_picture_in_the_folder_of_nobody_is_one_sentence(vision, stub) -> None:
+    talk = chat(vision.url, "/image ~nobody-of-this-name/scan.png", "Read it")
+    assert talk.exit_code == 0, talk.exception
+    assert "/image '~nobody-of-this-name/scan.png' cannot be read" in talk.stderr
+
+
 def conversations(stub) -> list[list[tuple[str, str]]]:
     return [
         [(turn["role"], turn["content"]) for turn in request["messages"]]
