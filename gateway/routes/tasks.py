@@ -173,6 +173,8 @@ async def read(gateway: Gateway, form: Form, task: Task, model: Model) -> TaskRe
     settings, limits = gateway.settings, task.limits
     if not task.is_for(model.family):
         raise Problem(422, "files", "This model sees neither images nor videos.")
+    if not task.has_prompt(model.family):
+        raise Problem(422, "model", "The task has no prompt for models of this family.")
     videos = [upload for upload in form.files if upload.video]
     pictures: list[Picture] = []
     clip = None

@@ -131,6 +131,9 @@ class Task(Strict):
         """Whether models of the family can be asked: text models see no images."""
         return self.inputs == "text" or family != "text"
 
+    def has_prompt(self, family: str) -> bool:
+        return family in self.prompts or DEFAULT in self.prompts
+
     def prompt(self, family: str, **variables: Any) -> str:
         """The user's turn; PromptError for a variable that is missing, unknown or too long."""
         if not self.is_for(family):

@@ -10,7 +10,7 @@ import threading
 import pytest
 from PIL import Image
 
-from tests.gateway.conftest import CONTRACT, picture
+from tests.gateway.conftest import CONTRACT, TEXT, picture
 
 
 def ask(gateway, task: str, *contents: bytes, **fields: str):
@@ -146,6 +146,17 @@ def test_a_user_adds_a_task_without_code(start, stub, png, tmp_path) -> None:
         answer = ask(gateway, "colour", png).json()
     assert answer["value"] == "one two three"
     assert stub.requests[0]["messages"][0]["content"][1]["text"] == "Which colour?"
+
+
+def test_a_task_without_a_prompt_for_a_models_family_says_so(start, stub, tmp_path) -> None:
+    (tmp_path / "why.yaml").write_text(
+        "title: Why\ndescription: Says why.\ninputs: text\nanswer: text\nparser: text\n"
+        "prompts: {qwen2-vl: Why, qwen2.5-vl: Why, qwen3-vl: Why}\n"
+    )
+    with start(TEXT, tasks_dir=tmp_path) as gateway:
+        answer = ask(gateway, "why", options="{}")
+    assert (answer.status_code, answer.json()["code"]) == (422, "model")
+    assert not stub.requests
 
 
 @pytest.mark.parametrize(
