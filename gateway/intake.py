@@ -143,7 +143,7 @@ def limit(path: str, settings: Settings) -> int:
     """Most bytes of a body by its address."""
     if path.startswith("/jobs"):
         return int(settings.max_job_mb * MIB)
-    uploads = path.startswith(("/predict", "/tasks", "/compare", "/sessions"))
+    uploads = path.startswith(("/predict", "/tasks", "/compare"))
     return int((settings.max_body_mb if uploads else settings.max_json_mb) * MIB)
 
 

@@ -114,6 +114,13 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(vision, stu
     assert b" 413 " in answer.partition(b"\r\n")[0], answer
 
 
+@pytest.mark.parametrize("path", ["/sessions", "/v1/chat/completions"])
+def test_json_has_the_limit_of_json(start, path) -> None:
+    with start(max_json_mb=0.01, max_body_mb=1) as gateway:
+        answer = gateway.client.post(path, json={"title": "x" * 20_000})
+    assert answer.status_code == 413, answer.text
+
+
 def film(seconds: float = 3, rate: int = 10, size: tuple[int, int] = (96, 64), form: str = "mp4"):
     """A video whose frames grow brighter."""
     file = io.BytesIO()
