@@ -4,6 +4,7 @@ frame that can do nothing."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import count
@@ -21,6 +22,8 @@ FRAME_STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;margin:1rem;color:#111;background:#fff}"
     "table{border-collapse:collapse}td,th{border:1px solid #999;padding:.2rem .4rem}"
 )
+
+ELEMENT = re.compile(r"<[A-Za-z]")
 
 Item = Mapping[str, Any]
 
@@ -188,10 +191,14 @@ def timeline(items: Sequence[Item]) -> str:
 
 
 def document(html: str) -> str:
-    """A model's page in a frame without scripts, forms, addresses or an origin."""
+    """A model's page in a frame without scripts, forms, addresses or an origin.
+
+    Markdown, which has no element, keeps its lines.
+    """
+    style = FRAME_STYLE if ELEMENT.search(html) else f"{FRAME_STYLE}body{{white-space:pre-wrap}}"
     page = (
         f'<meta http-equiv="Content-Security-Policy" content="{FRAME_CSP}">'
-        f"<style>{FRAME_STYLE}</style>{html}"
+        f"<style>{style}</style>{html}"
     )
     return (
         f'<iframe class="ll-document" title="The document as it was read" sandbox="" '

@@ -109,6 +109,11 @@ def test_a_document_has_a_frame_that_can_do_nothing() -> None:
     assert "<script>" not in frame
 
 
+def test_markdown_is_shown_with_its_lines() -> None:
+    assert "white-space:pre-wrap" in drawing.document("# Page\n\n<!-- Table (1,2,3,4) -->\n&lt;b>")
+    assert "white-space" not in drawing.document("<h1>Page</h1>\n<p>one\ntwo</p>")
+
+
 BOX = {"kind": "box", "box_unit": [0.25, 0.3, 0.75, 0.7]}
 POINT = {"kind": "point", "point_unit": [0.5, 0.5]}
 POLYGON = {"kind": "polygon", "polygon_unit": [[0, 0], [1, 0], [1, 1]]}
