@@ -71,7 +71,10 @@ def rows_of(answer: Answer, block: Block) -> Iterator[tuple[float | None, float 
         below: list[Any] = []
         if isinstance(node, Object):
             row = {well_formed(key): plain(value) for key, value in node}
-            if first(row, STARTS) is not None and first(row, ENDS) is not None:
+            times = [first(row, names) is not None for names in (STARTS, ENDS)]
+            if any(times) and not all(times) and node.whole:
+                answer.note("malformed")
+            if all(times):
                 if node.whole:
                     words = first(row, WORDS)
                     yield (

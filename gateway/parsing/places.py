@@ -93,6 +93,8 @@ def take_tags(answer: Answer, text: str, items: list[Item]) -> str:
             axes[axis][index] = float(digits)
         if not match.group().endswith(">"):
             answer.note("cut")
+        elif axes["x"].keys() != axes["y"].keys():
+            answer.note("malformed")
         for index, x in axes["x"].items():
             if index in axes["y"]:
                 add(
@@ -110,6 +112,8 @@ def take_json(answer: Answer, text: str, items: list[Item]) -> str:
         rows = list(rows_of(block, of_points=answer.task.parser == "points"))
         for row in rows:
             take_row(answer, row, items)
+        if rows and any(map(is_placeless, block.value)):
+            answer.note("malformed")
         if rows or block.value == [] or not block.value.whole:
             kept.append(text[end : block.start])
             end = block.end
@@ -138,6 +142,16 @@ def rows_of(block: Block, *, of_points: bool) -> Iterator[Row]:
         else:
             below = [(value, may_be_bare) for value in node]
         waiting += [entry for entry in reversed(below) if isinstance(entry[0], list)]
+
+
+def is_placeless(entry: Any) -> bool:
+    """Whether an entry of a list is an object that names a thing, and not where it is."""
+    return (
+        isinstance(entry, Object)
+        and entry.whole
+        and any(key.lower() in (*LABELS, *TEXTS) for key, _ in entry)
+        and not any(key.lower() in PLACES or isinstance(value, list) for key, value in entry)
+    )
 
 
 def split(node: Object) -> Iterator[Row]:
