@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import av
 
 from loraline.data.reading.media import Limits
-from loraline.data.reading.videos import as_jpeg, frame_indices, upright
+from loraline.data.reading.videos import as_jpeg, becomes_frame, frame_indices, upright
 
 MEMORY = 2 * 2**30
 """Bytes of address space; the libraries map some hundred MB."""
@@ -67,7 +67,7 @@ def sampled(file: Any, request: dict[str, Any]) -> tuple[dict[str, Any], list[by
         rate = float(stream.average_rate or stream.base_rate or 0)
         total = 0
         for packet in container.demux(stream):
-            total += bool(packet.size)
+            total += becomes_frame(packet)
             if total > MAX_FRAMES:
                 raise Refused("media_frames")
     if total < 2 or rate <= 0 or min(width, height) <= 0:

@@ -80,6 +80,14 @@ def film(frames: int = 30, rate: int = 10, size: tuple[int, int] = (64, 48)) -> 
     return buffer.getvalue()
 
 
+def cut_film() -> bytes:
+    """Two seconds of a film, of which telephones keep the beginning in the file."""
+    content = film(30, 10)
+    at = content.index(b"elst") + 12
+    length, start = 2000, 10_240
+    return content[:at] + struct.pack(">Ii", length, start) + content[at + 8 :]
+
+
 def turned_film() -> bytes:
     """A film as a telephone stores it, on its side: its left half is white, and players show that
     half above the other."""

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from made_data import sixteen_bits, turned_film
+from made_data import cut_film, sixteen_bits, turned_film
 from PIL import Image, ImageOps
 
 from gateway import frames, images, video
@@ -173,6 +173,12 @@ def test_a_video_on_its_side_is_sent_upright(vision, stub) -> None:
     shown = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
     assert shown.size == (48, 64)
     assert shown.convert("L").getpixel((24, 5)) > 200
+
+
+def test_a_video_that_was_cut_is_sent_from_its_new_beginning(vision, stub) -> None:
+    answer = show(vision, cut_film())
+    assert answer.status_code == 200, answer.text
+    assert stub.requests[0]["media_io_kwargs"]["video"]["duration"] == pytest.approx(2)
 
 
 def test_a_video_beyond_the_limits_is_refused_with_them(start, stub) -> None:

@@ -130,7 +130,7 @@ def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], f
             stream = container.streams.video[0]
             measure("video", medium, stream.width, stream.height, limits)
             rate = float(stream.average_rate or stream.base_rate or 0)
-            total = len([packet for packet in container.demux(stream) if packet.size])
+            total = sum(map(becomes_frame, container.demux(stream)))
         if total > limits.video_frames:
             raise over_limit("video", medium, f"{total} frames", limits.video_frames)
         if total < FRAME_FACTOR or rate <= 0:
@@ -148,6 +148,11 @@ def sampled(content: bytes, medium: Media, limits: Limits) -> tuple[list[Any], f
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise BadRow("media_broken", f"video {label(medium)} cannot be decoded: {error}") from error
     return [frames[index] for index in indices], len(indices) / total * rate
+
+
+def becomes_frame(packet: Any) -> bool:
+    """Whether a packet becomes a frame: of a film that was cut, some are read for others alone."""
+    return bool(packet.size) and not packet.is_discard
 
 
 def upright(frame: Any) -> Any:
