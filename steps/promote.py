@@ -84,12 +84,21 @@ def move(
     rollback: bool = False,
     reason: str | None = None,
 ) -> str:
-    """Promote, reject or roll back under the model's lock; the version that was moved."""
+    """Promote, reject or roll back under the model's lock; the version that was moved.
+
+    `version` is the candidate that a person looked at, or the champion to go back from.
+    """
     from loraline.tracking import lock, registry
 
     with lock.locked(client, model):
         if rollback:
-            return registry.roll_back(client, model, by, version)
+            champion = registry.version_of(client, model, registry.CHAMPION)
+            if version is not None and champion is not None and str(champion.version) != version:
+                raise UserError(
+                    f"the champion of {model!r} is version {champion.version}, not {version}: "
+                    "review it first"
+                )
+            return registry.roll_back(client, model, by)
         if reason is not None:
             assert version is not None
             return registry.reject(client, model, version, by, reason)

@@ -379,10 +379,9 @@ def why_not_candidate(
     return f"the candidate of {name!r} is version {named}, not {reviewed}: review it first"
 
 
-def roll_back(client: MlflowClient, name: str, by: str, reviewed: str | None = None) -> str:
+def roll_back(client: MlflowClient, name: str, by: str) -> str:
     """Make `previous` the champion again; return its version.
 
-    `reviewed` is the champion that a person looked at: another one is refused with a UserError.
     It needs the gate run that promoted `previous`, whatever later verdicts say. `previous` is
     gone afterwards, so that a repeated call never goes back two steps. Raises UserError when there
     is nothing to go back to. The caller holds the lock.
@@ -391,12 +390,8 @@ def roll_back(client: MlflowClient, name: str, by: str, reviewed: str | None = N
     if champion is None or previous is None:
         missing = CHAMPION if champion is None else PREVIOUS
         raise UserError(f"registered model {name!r} has no {missing}: nothing to go back to")
-    version, replaced = str(previous.version), str(champion.version)
-    if reviewed not in (None, replaced):
-        raise UserError(
-            f"the champion of {name!r} is version {replaced}, not {reviewed}: review it first"
-        )
     promoting_gate_run_of(client, previous)
+    version, replaced = str(previous.version), str(champion.version)
     if version != replaced:
         audit(client, name, f"champion {replaced} -> {version}: rolled back by {by}")
         client.set_model_version_tag(name, replaced, ROLLED_BACK, f"by {by}, to {version}")
