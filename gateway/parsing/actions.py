@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gateway.parsing.answer import Answer, Item
 from gateway.parsing.lenient import Object, blocks, plain
+from loraline.data.boxes import Point
 
 CALL = re.compile(r"<tool_call>|</tool_call>")
 THOUGHT = re.compile(r"^[ \t]*Thought:[ \t]*([^\n]{1,4000})", re.MULTILINE)
@@ -146,8 +147,17 @@ def parse_action(answer: Answer) -> tuple[Any, list[Item]]:
                 return refuse(answer, f"{name} lies beyond the screenshot")
             point = {"coordinate": "point", "coordinate2": "end"}[name]
             item[f"{point}_unit"] = [round(share, 6) for share in place] if place else None
-            item[f"{point}_pixels"] = value[name] = answer.pixels(*place) if place else None
+            item[f"{point}_pixels"] = value[name] = pixel(answer, place) if place else None
     return value, [item]
+
+
+def pixel(answer: Answer, place: Point) -> list[int] | None:
+    """The pixel to point at: the last one for a place on the edge, behind which there is none."""
+    pixels = answer.pixels(*place)
+    if pixels is None or answer.original is None:
+        return None
+    height, width = answer.original
+    return [min(pixels[0], width - 1), min(pixels[1], height - 1)]
 
 
 def is_call(row: Any) -> bool:

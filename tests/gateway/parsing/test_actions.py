@@ -101,7 +101,7 @@ def test_anything_else_is_refused_with_the_reason(task: str, text: str, why: str
 def test_places_are_those_of_the_screenshot_in_every_family() -> None:
     swipe = called("mobile_use", action="swipe", coordinate=[0, 0], coordinate2=[999, 333])
     item = read("mobile", swipe).items[0]
-    assert (item["point_pixels"], item["end_pixels"]) == ([0, 0], [2000, 333])
+    assert (item["point_pixels"], item["end_pixels"]) == ([0, 0], [1999, 333])
     click = called("computer_use", action="left_click", coordinate=[500, 250])
     assert read("computer", click).items[0]["point_pixels"] == [1000, 250]
     assert read("computer", click, "qwen2.5-vl").items[0]["point_pixels"] == [1000, 500]
@@ -118,3 +118,14 @@ def test_words_without_an_action_are_words() -> None:
     parsed = read("mobile", "I do not know what to tap.")
     assert parsed.value is None
     assert parsed.items == [{"kind": "text", "text": "I do not know what to tap."}]
+
+
+@pytest.mark.parametrize(
+    ("task", "tool", "last"), [("computer", "left_click", 1000), ("mobile", "click", 999)]
+)
+def test_a_click_at_the_edge_is_on_the_last_pixel(task: str, tool: str, last: int) -> None:
+    """The screenshot is 2000 wide: its pixels go from 0 to 1999."""
+    value = read(task, called(f"{task}_use", action=tool, coordinate=[last, last])).value
+    assert value["coordinate"] == [1999, 999]
+    value = read(task, called(f"{task}_use", action=tool, coordinate=[0, 0])).value
+    assert value["coordinate"] == [0, 0]
