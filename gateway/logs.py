@@ -18,6 +18,9 @@ log = logging.getLogger("gateway")
 audit = logging.getLogger("gateway.audit")
 
 ROOT = Path(__file__).parents[1]
+MORE = ("request_id", "address")
+"""What lines say beside their words; those of the audit have fields."""
+
 PROBES = ("/health", "/ready")
 """Probes: a kubelet sends them every few seconds; metrics count them."""
 
@@ -68,7 +71,8 @@ class Text(logging.Formatter):
         if record.exc_info and record.exc_info[1]:
             error = record.exc_info[1]
             line += f" {type(error).__name__} at {'; '.join(places(error))}"
-        fields = getattr(record, "fields", None)
+        more = (f"{name}={vars(record)[name]}" for name in MORE if name in vars(record))
+        fields = getattr(record, "fields", " ".join(more))
         return f"{line} {fields}" if fields else line
 
 

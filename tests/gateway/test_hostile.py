@@ -179,6 +179,13 @@ def test_exceptions_are_logged_by_type_and_place(tmp_path: Path) -> None:
         assert hostile.SECRET not in line
 
 
+def test_a_failure_is_logged_under_its_request_id() -> None:
+    record = logging.LogRecord("x", 40, "f", 1, "failed", None, None)
+    record.request_id = "ab12"
+    for formatter in (logs.Json(), logs.Text()):
+        assert "ab12" in formatter.format(record)
+
+
 def test_places_do_not_say_where_libraries_lie(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
