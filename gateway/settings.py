@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,6 +18,7 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -24,6 +26,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from loraline.errors import UserError
 
 PREFIX = "GATEWAY_"
+LINK = re.compile(r"GATEWAY_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_\w+)")
+"""Variables that Kubernetes puts into pods beside a Service named gateway; GATEWAY_PORT is another,
+whose value is an address."""
+
 MIB = 2**20
 
 
@@ -158,6 +164,11 @@ class Settings(BaseSettings):
     pdf_font: Path | None = None
     """TrueType font of exported PDFs; one of the machine's is looked for when not set."""
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def without_link(cls, value: Any) -> Any:
+        return 8080 if isinstance(value, str) and "://" in value else value
+
     @model_validator(mode="after")
     def check_access(self) -> Self:
         if bool(self.oidc_issuer) != bool(self.oidc_audience):
@@ -177,8 +188,7 @@ class Settings(BaseSettings):
 
 def read() -> Settings:
     """Settings of the environment; UserError for a bad value or an unknown name."""
-    # Kubernetes puts GATEWAY_PORT=tcp://… into pods beside a Service named gateway.
-    check_names(name for name in os.environ if name.startswith(PREFIX) and "_PORT_" not in name)
+    check_names(name for name in os.environ if name.startswith(PREFIX) and not LINK.match(name))
     try:
         return Settings()
     except ValidationError as error:

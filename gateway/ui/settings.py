@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SecretStr, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "UI_"
+LINK = re.compile(r"UI_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_\w+)")
+"""Variables that Kubernetes puts into pods beside a Service named ui; UI_PORT is another, whose
+value is an address."""
 
 
 class BadSetting(Exception):
@@ -51,13 +63,17 @@ class Settings(BaseSettings):
 
     timeout_s: PositiveFloat = 600
 
+    @field_validator("port", mode="before")
+    @classmethod
+    def without_link(cls, value: object) -> object:
+        return 7860 if isinstance(value, str) and "://" in value else value
+
 
 def read() -> Settings:
     """Settings of the environment; BadSetting for a bad value or an unknown name."""
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in os.environ:
-        # Kubernetes puts UI_PORT=tcp://… into pods beside a Service named ui.
-        if name.startswith(PREFIX) and name not in known and "_PORT_" not in name:
+        if name.startswith(PREFIX) and name not in known and not LINK.match(name):
             raise BadSetting(f"{name} is not a setting; docs/page.md lists them")
     try:
         return Settings()

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from gateway import keys
+from gateway import keys, settings
 from gateway import oidc as tokens
 from gateway.oidc import name_of
 from gateway.settings import Settings
@@ -492,3 +492,11 @@ def test_a_caller_has_the_subjects_name_of_64_printable_characters_at_most() -> 
         assert name_of(subject) == subject
     for subject in ("d" * 65, "do\nra", "x" * 100_000):
         assert len(name_of(subject)) <= 64 and name_of(subject).isprintable()
+
+
+def test_a_service_of_the_gateways_name_is_no_setting(monkeypatch) -> None:
+    """Kubernetes writes its address into each pod of the namespace."""
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8080_TCP_ADDR"):
+        monkeypatch.setenv(f"GATEWAY_{name}", "10.0.0.1")
+    monkeypatch.setenv("GATEWAY_PORT", "tcp://10.0.0.1:8081")
+    assert settings.read().port == 8080

@@ -973,6 +973,13 @@ def test_settings_are_read_or_refused_with_one_sentence(monkeypatch: pytest.Monk
         settings.read()
 
 
+def test_a_service_of_the_pages_name_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_7860_TCP_ADDR"):
+        monkeypatch.setenv(f"UI_{name}", "10.0.0.1")
+    monkeypatch.setenv("UI_PORT", "tcp://10.0.0.1:7861")
+    assert settings.read().port == 7860
+
+
 def test_help_answers_without_gradio() -> None:
     code = (
         "import sys; from gateway.ui.__main__ import ui\n"
