@@ -77,8 +77,22 @@ def bombs() -> Iterator[tuple[str, str, bytes]]:
     Image.new("L", (640, 480)).save(often, "JPEG", progressive=True)
     scans = often.getvalue()
     last = scans[scans.rindex(b"\xff\xc4") : -2]
-    yield "jpeg of 1000 scans", "media_scans", scans[:-2] + last * 1000 + scans[-2:]
-    yield "jpeg of segments", "media_scans", b"\xff\xd8" + b"\xff\xe0\0\2" * 20_000 + scans[2:]
+    yield "jpeg of 1000 scans", "media_parts", scans[:-2] + last * 1000 + scans[-2:]
+    yield "jpeg of segments", "media_parts", b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000 + scans[2:]
+    small = picture("PNG", (8, 8))
+    yield (
+        "png of chunks",
+        "media_parts",
+        small[:33] + png_chunk(b"teSt", b"") * 100_000 + small[33:],
+    )
+    for order, start in (("<", b"II*\0"), (">", b"MM\0*")):
+        tags = [(256, 64), (257, 64), (258, 8), (259, 1), (262, 1), (273, 200), (278, 1)]
+        entries = b"".join(
+            struct.pack(f"{order}HHII", tag, 4, 200_000 if tag == 273 else 1, value)
+            for tag, value in tags
+        )
+        ifd = struct.pack(f"{order}IH", 8, len(tags)) + entries
+        yield f"tiff of strips, {order}", "media_parts", start + ifd + b"\0" * 800_200
     gif = b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\x80\0\0" + b"\0" * 6
     yield (
         "gif 65535 x 65535",
