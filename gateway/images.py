@@ -59,6 +59,12 @@ MOST_PARTS = 100_000
 """Segments of a JPEG, chunks of a PNG, and strips or tiles of a TIFF. Pillow takes some 250 bytes
 and 6 microseconds for each, and a file has room for millions."""
 
+TEXT, PROGRAM = b"\xfe", b"\xff"
+"""Labels of a GIF's extensions."""
+
+MOST_TEXTS = 10_000
+"""Blocks of a GIF's texts."""
+
 OFFSETS = (273, 324)
 """Tags of a TIFF with the place of each strip and of each tile."""
 
@@ -115,10 +121,8 @@ def picture(content: bytes, settings: Settings) -> Picture:
     if image_format is None:
         raise unsupported()
     check_single(content, image_format)
-    if image_format == "JPEG":
-        check_scans(content)
-    if image_format == "TIFF":
-        check_strips(content)
+    if image_format in CHECKS:
+        CHECKS[image_format](content)
     try:
         image = Image.open(io.BytesIO(content), formats=[image_format])
         width, height = image.size
@@ -192,6 +196,41 @@ def check_scans(content: bytes) -> None:
     raise too_many_parts()
 
 
+def check_blocks(content: bytes) -> None:
+    """Refuse a GIF with a very long text before its first frame, walked as Pillow walks it: that
+    copies all of a text for each block that it adds."""
+    flags = int.from_bytes(content[10:11])
+    place = 13 + (6 << (flags & 7) if flags & 128 else 0)
+    parts = texts = 0
+
+    def block() -> bytes:
+        nonlocal place, parts
+        parts += 1
+        if parts > MOST_PARTS or texts > MOST_TEXTS:
+            raise too_many_parts()
+        size = int.from_bytes(content[place : place + 1])
+        place += 1 + size
+        return content[place - size : place]
+
+    while (begin := content[place : place + 1]) not in (b"", b",", b";"):
+        place += 1
+        if begin != b"!":
+            parts += 1
+            if parts > MOST_PARTS:
+                raise too_many_parts()
+            continue
+        label = content[place : place + 1]
+        place += 1
+        first = block()
+        texts += label == TEXT
+        if label == PROGRAM and first.startswith(b"NETSCAPE2.0"):
+            block()
+        if label == TEXT and not first:
+            continue
+        while block():
+            texts += label == TEXT
+
+
 def check_strips(content: bytes) -> None:
     """Refuse a TIFF with a long list of numbers: Pillow reads one of strips as it opens a file."""
     order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
@@ -230,6 +269,10 @@ def holds_archive(content: bytes) -> bool:
                 return True
         place = tail.rfind(ZIP_END, 0, place)
     return False
+
+
+CHECKS = {"GIF": check_blocks, "JPEG": check_scans, "TIFF": check_strips}
+"""What makes Pillow take very long is refused, by format; a PNG's chunks are counted elsewhere."""
 
 
 def png_end(content: bytes) -> int:

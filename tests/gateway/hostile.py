@@ -79,6 +79,17 @@ def bombs() -> Iterator[tuple[str, str, bytes]]:
     last = scans[scans.rindex(b"\xff\xc4") : -2]
     yield "jpeg of 1000 scans", "media_parts", scans[:-2] + last * 1000 + scans[-2:]
     yield "jpeg of segments", "media_parts", b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000 + scans[2:]
+    gif = picture("GIF", (8, 8))
+    at = gif.index(b",", 13 + (6 << (gif[10] & 7) if gif[10] & 128 else 0))
+    loop = b"!\xff\x0bNETSCAPE2.0\0\x01,\0"
+    for name, extension in (
+        ("texts", b"!\xfe\1x\0" * 10_002),
+        ("a text", b"!\xfe" + b"\1x" * 10_002 + b"\0"),
+        ("blocks", b"!\x01" + b"\1x" * 100_002 + b"\0"),
+        ("nothing", b"\0" * 100_002),
+        ("texts behind a hidden picture", loop + b"!\xfe\1x\0" * 10_002),
+    ):
+        yield f"gif of {name}", "media_parts", gif[:at] + extension + gif[at:]
     small = picture("PNG", (8, 8))
     yield (
         "png of chunks",
