@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -213,7 +215,7 @@ def test_who_holds_a_lock_leaves_those_who_are_clearing_it(client) -> None:
 
 
 def test_a_lock_is_cleared_only_of_a_holder_that_died_here(client) -> None:
-    pid = dead().split(":")[1]
+    pid = dead().split(":")[-2]
     for holder in (
         f"{tracking_lock.pid_namespace()}:{os.getpid()}:alive",
         f"elsewhere:{pid}:unknown",
@@ -268,6 +270,18 @@ def test_a_model_with_the_name_that_a_lock_needs_is_named(client) -> None:
     ):
         pass
     assert names(client) == {LOCK}
+
+
+def test_entries_that_come_and_go_without_a_holder_are_no_users_model(
+    client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.count()
+    monkeypatch.setattr(
+        client,
+        "get_registered_model",
+        lambda name: SimpleNamespace(tags={}, creation_timestamp=next(times)),
+    )
+    assert tracking_lock.tags_of(client, LOCK) == {}
 
 
 def test_who_lost_the_lock_does_not_take_it_from_the_next(client) -> None:
