@@ -96,8 +96,8 @@ def rows(path: Path, row_bytes: int) -> Iterator[Any]:
                     # Its content stands elsewhere, where a stream cannot go back to.
                     members[ending] = BadRow(
                         "unreadable",
-                        f"member {base[:80]!r} is a link or sparse; write the archive with "
-                        "tar --hard-dereference --dereference",
+                        f"member {base[:80]!r} is a link, a device or sparse; write the archive "
+                        "with tar --hard-dereference --dereference",
                     )
                 elif member.size > row_bytes or len(members) >= MOST_MEMBERS:
                     members[ending] = too_large(base)
