@@ -115,6 +115,7 @@ class Encoder:
             self.tokenizer = self.processor.tokenizer
         else:
             self.tokenizer = loaded
+        self.box_marks = box_marks(self.tokenizer)
         template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template
         self.chat_template = templates.pinned(
             chat_template or templates.default(template) or DEFAULT_CHAT_TEMPLATE
@@ -248,7 +249,7 @@ class Encoder:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """An answer's text, without what the chat template itself puts before an answer."""
-        return templates.without_preamble(text_of(self.tokenizer, tokens).strip(), self.preamble)
+        return templates.without_preamble(text_of(self, tokens).strip(), self.preamble)
 
     @functools.cached_property
     def preamble(self) -> str:
@@ -264,7 +265,7 @@ class Encoder:
         whole = self.render_turns([*messages, {"role": "assistant", "content": ANSWER}])
         before, mark, _ = whole.removeprefix(prompt).partition(ANSWER)
         tokens = self._tokens(before) if mark else []
-        return text_of(self.tokenizer, tokens).strip()
+        return text_of(self, tokens).strip()
 
     def collate(self, rows: Sequence[Row], *, answers: bool, side: str) -> dict[str, Tensor]:
         """Pad rows to one batch: (rows, tokens) tensors, labels where an answer token stands.
@@ -289,18 +290,22 @@ class Encoder:
         return batch
 
 
-def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+def box_marks(tokenizer: Any) -> dict[int, str]:
+    """The control tokens around boxes, by their IDs."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {n: token.content for n, token in added if BOX_MARKS.fullmatch(token.content)}
+
+
+def text_of(encoder: Encoder, tokens: Sequence[int]) -> str:
     """An answer's tokens as text, without control tokens but for those around boxes.
 
     The references of rows with boxes hold them, too.
     """
-    added = tokenizer.added_tokens_decoder.items()
-    marks = {n: token.content for n, token in added if BOX_MARKS.fullmatch(token.content)}
     return "".join(
         mark * len(list(run))
         if mark
-        else str(tokenizer.decode(list(run), skip_special_tokens=True))
-        for mark, run in groupby(tokens, marks.get)
+        else str(encoder.tokenizer.decode(list(run), skip_special_tokens=True))
+        for mark, run in groupby(tokens, encoder.box_marks.get)
     )
 
 
