@@ -143,11 +143,7 @@ class Admission:
     @asynccontextmanager
     async def video_slot(self) -> AsyncIterator[None]:
         """One of the videos that are decoded; a Problem of 429 if none is free in time."""
-        try:
-            async with asyncio.timeout(self.patience):
-                await self.decoders.acquire()
-        except TimeoutError:
-            raise self.overload() from None
+        await self.acquire(self.decoders)
         try:
             yield
         finally:
@@ -171,6 +167,14 @@ class Admission:
             if not self.of_caller[caller.name]:
                 del self.of_caller[caller.name]
 
+    async def acquire(self, places: asyncio.Semaphore) -> None:
+        """Acquire one of these places; a Problem of 429 if none is free in time."""
+        try:
+            async with asyncio.timeout(self.patience):
+                await places.acquire()
+        except TimeoutError:
+            raise self.overload() from None
+
     async def enter(self, exchange: Exchange) -> None:
         if not self.free.locked():
             await self.free.acquire()
@@ -181,10 +185,7 @@ class Admission:
         self.waiting += 1
         self.metrics.waiting.set(self.waiting)
         try:
-            async with asyncio.timeout(self.patience):
-                await self.free.acquire()
-        except TimeoutError:
-            raise self.overload() from None
+            await self.acquire(self.free)
         finally:
             self.waiting -= 1
             self.metrics.waiting.set(self.waiting)

@@ -109,10 +109,10 @@ def test_a_profile_that_is_not_in_unicode_is_refused_and_hides_no_other(
     assert listed.exit_code == 0, listed.output
     names = {line.partition(" ")[0] for line in listed.stdout.splitlines()}
     assert {"mine", "smoke-text"} <= names
-    shown = CliRunner().invoke(main, ["profiles", "mine"])
-    assert shown.exit_code == 2, shown.output
-    assert "lora_profiles/mine.yaml is not valid YAML: " in shown.stderr
-    assert len(shown.stderr.splitlines()) == 1
+    refused = CliRunner().invoke(main, ["profiles", "mine"])
+    assert refused.exit_code == 2, refused.output
+    assert "lora_profiles/mine.yaml is not valid YAML: " in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_the_version_is_the_packages() -> None:

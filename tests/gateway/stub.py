@@ -16,6 +16,9 @@ from typing import Any
 
 from aiohttp import web
 
+INTERNAL = "secret at 0x7f00 in the engine"
+"""Words of a server about itself, which no caller may read."""
+
 TOO_LONG = (
     "This model's maximum context length is 512 tokens. However, your prompt contains 9000 input "
     "tokens, which exceeds this limit even without any output tokens. Please reduce the length of "
@@ -133,7 +136,7 @@ class Stub:
         if fault in SHAPES and not body.get("stream"):
             return web.json_response({"choices": [SHAPES[fault]], "usage": self.usage(body)})
         if fault.startswith("status"):
-            words = TOO_LONG if fault == "status 400 long" else "secret at 0x7f00 in /root/vllm"
+            words = TOO_LONG if fault == "status 400 long" else INTERNAL
             status = int(fault.split()[1])
             if status == 302:
                 return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
@@ -220,10 +223,10 @@ class Stub:
             if index == 1 and fault == "cut clean":
                 return answer
             if index == 1 and fault == "error later":
-                await answer.write(self.error("secret at 0x7f00 in /root/vllm", 500))
+                await answer.write(self.error(INTERNAL, 500))
                 return answer
             if index == 1 and fault == "error beside a token":
-                await answer.write(event + self.error("secret at 0x7f00 in /root/vllm", 500))
+                await answer.write(event + self.error(INTERNAL, 500))
                 return answer
             if index == 1 and fault == "no reason":
                 await answer.write(event + b"data: [DONE]\n\n")

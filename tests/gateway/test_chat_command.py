@@ -73,8 +73,8 @@ def test_a_question_about_a_picture_must_not_hold_a_place_of_another(
 
 
 def test_a_prompt_without_a_place_for_a_question_is_announced() -> None:
-    said = opening({"id": "tiny-lora", "prompt": "Write it as LaTeX."}, "here")
-    assert said.startswith(
+    lines = opening({"id": "tiny-lora", "prompt": "Write it as LaTeX."}, "here")
+    assert lines.startswith(
         "tiny-lora at here: the prompt of its training, 'Write it as LaTeX.', has no place for a "
         "question, so that it takes the place of a first one\n"
     )

@@ -474,14 +474,14 @@ def racing(monkeypatch):
 def test_what_goes_while_it_is_listed_is_left_out(start, stub, png, racing, path) -> None:
     more = {"files": {"files": ("x", png)}} if path == "/jobs" else {"json": {}}
     with start() as gateway:
-        made = [gateway.client.post(path, **more).json()["id"] for _ in range(2)]
+        created = [gateway.client.post(path, **more).json()["id"] for _ in range(2)]
         if path == "/jobs":
-            for job in made:
+            for job in created:
                 wait_for(gateway, job)
         racing("of")
         answer = gateway.client.get(path)
     assert answer.status_code == 200, answer.text
-    assert [each["id"] for each in answer.json()[path[1:]]] == [max(made)]
+    assert [each["id"] for each in answer.json()[path[1:]]] == [max(created)]
 
 
 def test_a_folder_that_goes_while_all_are_swept_keeps_none_of_the_others(tmp_path, racing) -> None:

@@ -466,7 +466,7 @@ def derived(subject: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("d" * 64 + "1", "d" * 64 + "2"),
         ("d" * 64, "d" * 64 + "1"),
@@ -478,13 +478,13 @@ def derived(subject: str) -> str:
     ],
     ids=repr,
 )
-def test_two_subjects_are_two_callers(oidc, issuer, stub, one, other) -> None:
+def test_two_subjects_are_two_callers(oidc, issuer, stub, first, second) -> None:
     """What one of them keeps, the other must not find."""
-    session = oidc.client.post("/sessions", json={}, headers=bearer(issuer.token(sub=one)))
+    session = oidc.client.post("/sessions", json={}, headers=bearer(issuer.token(sub=first)))
     assert session.status_code == 201, session.text
     path = f"/sessions/{session.json()['id']}"
-    assert oidc.client.get(path, headers=bearer(issuer.token(sub=one))).status_code == 200
-    assert oidc.client.get(path, headers=bearer(issuer.token(sub=other))).status_code == 404
+    assert oidc.client.get(path, headers=bearer(issuer.token(sub=first))).status_code == 200
+    assert oidc.client.get(path, headers=bearer(issuer.token(sub=second))).status_code == 404
 
 
 def test_a_caller_has_the_subjects_name_of_64_printable_characters_at_most() -> None:

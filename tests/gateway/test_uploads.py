@@ -384,8 +384,8 @@ def test_the_size_is_that_which_pillow_shows(kind, turn) -> None:
     exif[images.ORIENTATION] = turn
     file = io.BytesIO()
     Image.new("RGB", (64, 48)).save(file, kind, exif=exif)
-    seen = images.picture(file.getvalue(), Settings())
-    assert (seen.width, seen.height) == ImageOps.exif_transpose(Image.open(file)).size
+    read = images.picture(file.getvalue(), Settings())
+    assert (read.width, read.height) == ImageOps.exif_transpose(Image.open(file)).size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

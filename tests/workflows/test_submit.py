@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -128,17 +129,21 @@ def test_a_recipe_that_no_image_holds_is_sent_with_the_workflow(
     assert "'mine':'mine-lora'" in file.read_text()
 
 
-def test_the_steps_of_a_sent_recipe_are_given_it(source: ModuleType, workplace: Path) -> None:
-    (workplace / "mine.yaml").write_text(MINE)
-    file, given = source.with_recipes(PIPELINE, ["profile=mine.yaml"])
-    words = [word for parameter in given for word in ("-p", parameter)]
-    printed = subprocess.run(
+def dry_run(file: Path, parameters: Sequence[str]) -> str:
+    """What a local run of a workflow prints that it would run."""
+    words = [word for parameter in parameters for word in ("-p", parameter)]
+    return subprocess.run(
         [sys.executable, "-m", "runner.run_local", file, "--dry-run", *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,
     ).stdout
+
+
+def test_the_steps_of_a_sent_recipe_are_given_it(source: ModuleType, workplace: Path) -> None:
+    (workplace / "mine.yaml").write_text(MINE)
+    printed = dry_run(*source.with_recipes(PIPELINE, ["profile=mine.yaml"]))
     for step in ("prepare-data", "train-qlora", "quality-gate"):
         command = printed.partition(f"{step}: ")[2].partition("--out-dir")[0]
         assert "--recipes 'mine:" in command
@@ -151,15 +156,7 @@ def test_a_recipe_with_dollars_arrives_as_it_was_written(
     columns = {"answer": "$${latex}$$", "question": "What is $(HF_HOME)?"}
     recipe = {**yaml.safe_load(MINE), "prepare": {"columns": columns}}
     (workplace / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    file, given = source.with_recipes(PIPELINE, ["profile=mine.yaml"])
-    words = [word for parameter in given for word in ("-p", parameter)]
-    printed = subprocess.run(
-        [sys.executable, "-m", "runner.run_local", file, "--dry-run", *words],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    printed = dry_run(*source.with_recipes(PIPELINE, ["profile=mine.yaml"]))
     command = shlex.split(printed.partition("prepare-data: ")[2].partition("train-qlora: ")[0])
     arrived = yaml.safe_load(command[command.index("--recipes") + 1])
     assert arrived["mine"]["prepare"]["columns"] == columns

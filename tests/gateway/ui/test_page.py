@@ -640,13 +640,17 @@ def test_a_follow_up_of_a_conversation_that_is_gone_is_kept_in_a_new_one(
     assert kept_turns(vision, shown[screen.session]) == ["and?"]
 
 
-def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
-    vision: Any, stub: Any, drawing_file: Path
-) -> None:
+def compare_screen() -> Any:
     import gradio as gr
 
     with gr.Blocks():
-        screen = compare.CompareScreen(cast(Any, Reached(cast(Any, None))), str)
+        return compare.CompareScreen(cast(Any, Reached(cast(Any, None))), str)
+
+
+def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
+    vision: Any, stub: Any, drawing_file: Path
+) -> None:
+    screen = compare_screen()
     box = {"text": "it", "files": [str(drawing_file)]}
     inputs = (box, ["base", "tiny-lora"], "spatial-boxes", "", False, "0" * 32)
     shown = shown_by(vision.url, screen, "on_compare", *inputs)
@@ -665,10 +669,7 @@ def test_a_comparison_and_a_vote_begin_a_conversation_that_is_gone_anew(
 def test_a_comparison_that_is_refused_leaves_no_conversation_behind(
     vision: Any, stub: Any, drawing_file: Path
 ) -> None:
-    import gradio as gr
-
-    with gr.Blocks():
-        screen = compare.CompareScreen(cast(Any, Reached(cast(Any, None))), str)
+    screen = compare_screen()
     box = {"text": "it", "files": [str(drawing_file)]}
     inputs = (box, ["base", "tiny-lora"], "no-task", "", False)
     refused = shown_by(vision.url, screen, "on_compare", *inputs, "")

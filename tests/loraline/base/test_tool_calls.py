@@ -205,10 +205,10 @@ def test_text_around_calls_is_compared_too() -> None:
     ],
 )
 def test_a_reference_with_its_calls_in_the_text_equals_the_same_answer(text: str) -> None:
-    made = Record((("user", "?"), ("assistant", text)), tools="[{}]")
-    assert calls.comparable_answer(text, made) == calls.reference(made)
+    record = Record((("user", "?"), ("assistant", text)), tools="[{}]")
+    assert calls.comparable_answer(text, record) == calls.reference(record)
     other = text.replace("Arlon", "Bouge").replace("helps", "fits")
-    assert calls.comparable_answer(other, made) != calls.reference(made)
+    assert calls.comparable_answer(other, record) != calls.reference(record)
     without_tools = Record((("user", "?"), ("assistant", text)))
     assert calls.reference(without_tools) == text
 
